@@ -1,0 +1,392 @@
+"""Every setting: its type, default, unit, and check. The only place where defaults live.
+
+A configuration comes from YAML files and `section.key=value` overrides, is validated as a whole,
+and is saved resolved (no value left to be chosen) with the run and inside each checkpoint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+
+from limner.errors import LimnerError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _yaml_no(value: Any) -> Any:
+    """YAML 1.1 reads an unquoted `no` as false; for precision the word is meant."""
+    return "no" if value is False or value is None else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Section):
+    dataset_name: str | None = None
+    """`emoji` or `shapes` (built in); None: the folder at `dataset_path`."""
+    dataset_path: str = "./data"
+    """Folder with metadata.json, metadata.jsonl, or picture + .txt pairs."""
+    image_size: PositiveInt = 64
+    """Side of the square training picture, pixels."""
+    num_samples: PositiveInt | None = None
+    """Use at most this many rows (a stable choice by hash); None: all."""
+    train_split: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of rows trained on, by a hash of each row's key; the rest is held out.
+    `emoji` and `shapes` have a split of their own and ignore it."""
+    subset: Literal["demo", "all"] = "all"
+    """Of `emoji`: about 330 pictures for the demo, or all of them."""
+    languages: tuple[str, ...] = ("en", "zh")
+    """Of `emoji`: the languages of the names."""
+    main_caption_share: Share = 0.5
+    """How often a row of several captions is trained with its first; the others share the rest."""
+    memory_mb: Annotated[int, Field(ge=0)] = 512
+    """Keep decoded pictures in shared memory if all fit in so many MiB; else decode each time."""
+    horizontal_flip: Share = 0.0
+    """Share of pictures mirrored in training. 0 by default: captions say left and right."""
+
+
+class ModelConfig(Section):
+    architecture: Annotated[Literal["modern", "dit"], BeforeValidator(_lower)] = "modern"
+    """`modern` (RMSNorm, rotary positions, SwiGLU, attends to text tokens) or `dit` (Peebles &
+    Xie 2022 as published: adaLN-Zero, the text as one vector)."""
+    hidden_size: PositiveInt = 384
+    """Width of the transformer."""
+    num_layers: PositiveInt = 8
+    num_heads: PositiveInt = 6
+    patch_size: PositiveInt | None = None
+    """Side of a patch in pixels (or latents); None: the one that gives 16 x 16 tokens."""
+    in_channels: PositiveInt | None = None
+    """Channels of what is denoised; None: 3, the colours of a picture."""
+    out_channels: PositiveInt | None = None
+    """Channels predicted; None: as many as `in_channels`."""
+    mlp_ratio: Positive = 4.0
+    """Width of the feed-forward part over `hidden_size` (SwiGLU takes 2/3 of it: equal cost)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout after attention and feed-forward; helps when pictures are few and passes many."""
+
+
+class VaeConfig(Section):
+    pretrained_model_name: str | None = None
+    """Autoencoder for latent space; None: pixel space."""
+    use_slicing: bool = False
+    """Decode one picture at a time to save memory."""
+
+
+class TextEncoderConfig(Section):
+    pretrained_model_name: str | None = None
+    """Pretrained text encoder; None: the built-in one, trained together with the model."""
+    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    """Byte-level BPE tokens learned from the captions, at most (256 of them are the bytes)."""
+    hidden_size: PositiveInt | None = None
+    """Width of the built-in encoder; None: that of the model, at most 384."""
+    num_layers: PositiveInt = 2
+    max_length: PositiveInt = 32
+    """Tokens per caption; longer ones are cut, and counted at the start of the run."""
+
+
+class TrainingConfig(Section):
+    output_dir: str = "./outputs"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    batch_size: PositiveInt = 32
+    """Pictures per forward pass (micro-batch) and process."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes per update."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate. Muon's update is scaled to AdamW's size, so that one number serves."""
+    num_epochs: Positive | None = None
+    """Passes over the training pictures."""
+    max_steps: PositiveInt | None = None
+    """Updates; wins over `num_epochs`."""
+    max_minutes: Positive | None = None
+    """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
+    save_steps: PositiveInt = 1000
+    checkpoints_total_limit: PositiveInt | None = 3
+    """Older checkpoints beyond this many are deleted after a new one is safe; None: keep all."""
+    logging_steps: PositiveInt = 10
+    heldout_steps: PositiveInt = 250
+    """Held-out loss every so many updates."""
+    heldout_pictures: PositiveInt = 64
+    """How many held-out (and as many trained) pictures the held-out loss looks at."""
+    preview_steps: PositiveInt = 500
+    """Preview pictures every so many updates."""
+    preview_prompts: tuple[str, ...] | None = None
+    """None: eight captions, half of them held out."""
+    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = (
+        "auto"
+    )
+    """`auto`: bf16 where the processor computes it in hardware, else none."""
+    max_grad_norm: Positive = 1.0
+    caption_dropout: Share = 0.1
+    """Share of pictures trained with an empty caption, for classifier-free guidance."""
+    use_ema: bool = True
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay per update of the averaged weights, once the run is long enough for it."""
+    ema_ramp: Positive = 0.05
+    """The average's half-life is at most this share of the pictures seen so far (EDM's warm-up)."""
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that load pictures; 0: the training process does."""
+    prefetch_factor: PositiveInt = 4
+    """Batches each of them keeps ready."""
+    compile_model: bool = True
+    """torch.compile the transformer blocks where a compiler is at hand."""
+    trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)
+
+
+class SchedulerConfig(Section):
+    objective: Literal["flow_matching", "diffusion"] | None = None
+    """How noise is added. None: `diffusion` if a beta or a diffusion-only prediction is given,
+    else `flow_matching`."""
+    num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
+    prediction_type: (
+        Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(_lower)]
+        | None
+    ) = None
+    """What the network predicts. None: `sample` (flow matching) or `epsilon` (diffusion)."""
+    beta_start: Positive | None = None
+    beta_end: Positive | None = None
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
+    """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
+    logit_mean: float | None = None
+    """Flow matching trains at times with logit(cleanness) ~ N(mean, std). None: by picture size,
+    -0.8 + ln(256 / image_size): small pictures need little noise to lose their content."""
+    logit_std: Positive = 1.0
+    uniform_share: Share = 0.1
+    """Share of the times drawn uniformly instead, so that no noise level is never trained."""
+
+
+class OptimizerConfig(Section):
+    type: Annotated[Literal["muon", "adamw"], BeforeValidator(_lower)] = "muon"
+    """`muon` for the matrices of the blocks with AdamW for the rest, or `adamw` for all."""
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    eps: Positive = 1e-8
+    muon_momentum: Share = 0.95
+
+
+class LrSchedulerConfig(Section):
+    type: Annotated[Literal["wsd", "constant", "linear", "cosine"], BeforeValidator(_lower)] = "wsd"
+    """`wsd`: warm up, stay, decay linearly to zero; or as diffusers names them."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    decay_share: Share = 0.3
+    """Of `wsd`: the last share of the run in which the rate falls to zero."""
+
+
+class SamplingConfig(Section):
+    scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++"] = "dpmsolver++"
+    num_inference_steps: PositiveInt = 20
+    guidance_scale: NonNegative = 3.0
+    """1: none; 2 to 5 follow the prompt more closely, at the cost of variety."""
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    """Noise levels (share of the whole) at which guidance acts."""
+    shift: Positive = 1.0
+    """Above 1: more of the steps at high noise."""
+
+
+class Config(Section):
+    """The whole configuration; build it with `load_config`, which checks it as a whole."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    vae: VaeConfig = VaeConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    training: TrainingConfig = TrainingConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """Read, override, check, and resolve a configuration.
+
+    Args:
+        source: a YAML file, a dictionary of sections, or None for the defaults.
+        overrides: `section.key=value` strings, the value in YAML.
+
+    Raises:
+        LimnerError: naming every wrong key, what is wrong with it, and what to do.
+    """
+    where, values = _read(source)
+    for text in overrides:
+        _override(values, text)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise LimnerError(_explain(where, [_sentence(e) for e in error.errors()])) from None
+    config = _resolve(config)
+    if problems := list(_problems(config)):
+        raise LimnerError(_explain(where, problems))
+    return config
+
+
+def known_keys() -> list[str]:
+    """Every key, as `section.key`."""
+    return [
+        f"{section}.{key}"
+        for section, field in Config.model_fields.items()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]
+    ]
+
+
+def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    if source is None:
+        return "configuration", {}
+    if isinstance(source, dict):
+        return "configuration", {
+            k: dict(v) if isinstance(v, dict) else v for k, v in source.items()
+        }
+    path = Path(source)
+    if not path.is_file():
+        raise LimnerError(f"no configuration file at {path.absolute()}; --config takes a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LimnerError(f"{path} is not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise LimnerError(
+            f"{path} holds a {type(values).__name__}; sections with keys were expected"
+        )
+    return str(path), values
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise LimnerError(f"'{text}' is not an override: write section.key=value")
+    if not isinstance(values.get(section), dict):
+        values[section] = {}
+    try:
+        values[section][name] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        values[section][name] = value
+
+
+def _sentence(error: Any) -> str:
+    # A union's or tuple's branch is part of pydantic's location; people know section.key only.
+    key = ".".join(str(part) for part in error["loc"][:2])
+    if error["type"] == "extra_forbidden":
+        candidates = known_keys() + list(Config.model_fields)
+        near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
+        name = key.rpartition(".")[2]
+        same = [k for k in candidates if k.rpartition(".")[2] == name]
+        return f"{key} is not a known key; did you mean {(same or near)[0]}?"
+    return (
+        f"{key}: {error['msg'].removeprefix('Input should be ')} expected, got {error['input']!r}"
+        if error["msg"].startswith("Input should be")
+        else f"{key}: {error['msg']}, got {error['input']!r}"
+    )
+
+
+def _explain(where: str, problems: list[str]) -> str:
+    return f"{where} cannot be used:\n" + "\n".join(f"  - {p}" for p in dict.fromkeys(problems))
+
+
+def _resolve(config: Config) -> Config:
+    """Choose every value that was left open, by rules that are stated beside each key."""
+    data, model, text, scheduler = config.data, config.model, config.text_encoder, config.scheduler
+    if scheduler.objective is None:
+        classic = scheduler.prediction_type in ("epsilon", "v_prediction") or any(
+            v is not None
+            for v in (scheduler.beta_start, scheduler.beta_end, scheduler.beta_schedule)
+        )
+        scheduler = _with(scheduler, objective="diffusion" if classic else "flow_matching")
+    flow = scheduler.objective == "flow_matching"
+    if scheduler.prediction_type is None:
+        scheduler = _with(scheduler, prediction_type="sample" if flow else "epsilon")
+    if flow and scheduler.logit_mean is None:
+        scheduler = _with(scheduler, logit_mean=round(-0.8 + math.log(256 / data.image_size), 2))
+    if not flow:
+        scheduler = _with(
+            scheduler,
+            beta_start=scheduler.beta_start or 1e-4,
+            beta_end=scheduler.beta_end or 0.02,
+            beta_schedule=scheduler.beta_schedule or "linear",
+        )
+    if model.patch_size is None:
+        model = _with(model, patch_size=max(1, data.image_size // 16))
+    if model.in_channels is None:
+        model = _with(model, in_channels=3)
+    if model.out_channels is None:
+        model = _with(model, out_channels=model.in_channels)
+    if text.hidden_size is None:
+        # As many heads of 64 as fit, so that any width of the model gives a valid encoder.
+        text = _with(text, hidden_size=max(64, min(384, model.hidden_size) // 64 * 64))
+    return config.model_copy(update={"model": model, "text_encoder": text, "scheduler": scheduler})
+
+
+def _with(section: Any, **values: Any) -> Any:
+    return section.model_copy(update=values)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """What each key allows by itself, but not together."""
+    data, model, scheduler = config.data, config.model, config.scheduler
+    if model.hidden_size % model.num_heads:
+        fits = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
+        near = sorted(fits, key=lambda h: abs(h - model.num_heads))[:2]
+        yield (
+            f"model.num_heads: {model.num_heads} heads do not divide model.hidden_size "
+            f"{model.hidden_size}; take {' or '.join(map(str, near))}"
+        )
+    elif model.architecture == "modern" and model.hidden_size // model.num_heads % 4:
+        yield (
+            f"model.num_heads: a head of width {model.hidden_size // model.num_heads} is not "
+            "divisible by 4, which rotary positions in two dimensions need; change num_heads"
+        )
+    elif model.architecture == "dit" and model.hidden_size % 4:
+        yield "model.hidden_size: must be divisible by 4 for sine-cosine positions"
+    patch = model.patch_size or 1
+    if data.image_size % patch:
+        lower = data.image_size // patch * patch
+        yield (
+            f"data.image_size: {data.image_size} is not divisible by model.patch_size {patch}; "
+            f"take {lower or patch} or {lower + patch}"
+        )
+    if config.vae.pretrained_model_name is None and model.in_channels != 3:
+        yield (
+            f"model.in_channels: {model.in_channels}, but pictures in pixel space have 3; set 3 "
+            "or leave it out, or name an autoencoder in vae.pretrained_model_name"
+        )
+    if model.out_channels != model.in_channels:
+        yield (
+            f"model.out_channels: {model.out_channels} must equal model.in_channels "
+            f"{model.in_channels}; leave it out"
+        )
+    flow_only, classic_only = ("velocity",), ("v_prediction",)
+    if scheduler.objective == "flow_matching" and scheduler.prediction_type in classic_only:
+        yield (
+            "scheduler.prediction_type: v_prediction belongs to scheduler.objective diffusion; "
+            "flow matching has velocity, sample, or epsilon"
+        )
+    if scheduler.objective == "diffusion" and scheduler.prediction_type in flow_only:
+        yield (
+            "scheduler.prediction_type: velocity belongs to scheduler.objective flow_matching; "
+            "diffusion has epsilon, v_prediction, or sample"
+        )
+    if scheduler.beta_start and scheduler.beta_end and scheduler.beta_start >= scheduler.beta_end:
+        yield "scheduler.beta_start: must be below scheduler.beta_end"
+    if config.sampling.guidance_interval[0] >= config.sampling.guidance_interval[1]:
+        yield "sampling.guidance_interval: the first must be below the second, as in [0.1, 0.9]"

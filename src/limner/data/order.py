@@ -1,0 +1,49 @@
+"""Who is seen when: the order of the pictures, as a function of (seed, image count) alone.
+
+Nothing here is stateful, so a run resumed at image count 12,800 sees what it would have seen, with
+any number of workers, processes, or pictures per micro-batch (EDM2, Karras et al. 2024, does so).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def seeded_generator(seed: int, *names: int | str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the names only, such as ("noise", 1234)."""
+    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def position_of(count: int, num_rows: int, seed: int) -> int:
+    """Which of `num_rows` rows is the `count`-th picture of the run; every pass is shuffled anew."""
+    epoch, place = divmod(count, num_rows)
+    return int(_shuffled(epoch, num_rows, seed)[place])
+
+
+@lru_cache(maxsize=2)
+def _shuffled(epoch: int, num_rows: int, seed: int) -> Tensor:
+    return torch.randperm(num_rows, generator=seeded_generator(seed, "order", epoch))
+
+
+class CountBatches:
+    """Endless micro-batches of image counts for one process, from `start` on.
+
+    Each update covers the next `batch_size * accumulation * processes` counts; the processes take
+    turns micro-batch by micro-batch, so the union over processes is always the same.
+    """
+
+    def __init__(self, start: int, batch_size: int, processes: int = 1, rank: int = 0) -> None:
+        self.start, self.batch_size = start, batch_size
+        self.processes, self.rank = processes, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.start + self.rank * self.batch_size
+        while True:
+            yield list(range(first, first + self.batch_size))
+            first += self.processes * self.batch_size

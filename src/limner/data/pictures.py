@@ -1,0 +1,160 @@
+"""Pictures in and out: any file to a square of uint8 RGB, and between that and tensors."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from limner.data.rows import PictureError
+
+Crop = Literal["center", "pad"]
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"}
+)
+"""File names that are looked at as pictures, in lower case."""
+
+_WHITE = (255, 255, 255)
+_REDUCING_GAP = 3.0
+"""From this factor above the target, Pillow averages boxes before it filters: fast, and within
+rounding of the filter alone (Pillow's own advice for the value)."""
+
+
+def decode(
+    picture: str | Path | bytes, image_size: int, crop: Crop = "center", name: str | None = None
+) -> np.ndarray:
+    """Any picture file, or its bytes, as a square: uint8 [image_size, image_size, 3], RGB.
+
+    The picture is turned as its EXIF says, laid on white where it is transparent, and scaled with
+    an antialiasing filter: "center" scales the shorter side to `image_size` and keeps the middle,
+    "pad" keeps the whole picture on a white square. Smaller pictures are enlarged. Of an animation
+    the first frame counts. Raises PictureError, which calls the picture `name` (or its path).
+    """
+    image = open_rgb(picture, name, shorter_side=image_size)
+    if crop == "pad":
+        return np.array(_pad(image, image_size))
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    # Cropping inside resize never makes the whole picture larger, however long and thin it is.
+    square = image.resize(
+        (image_size, image_size),
+        Image.Resampling.LANCZOS,
+        box=(left, top, left + side, top + side),
+        reducing_gap=_REDUCING_GAP,
+    )
+    return np.array(square)
+
+
+def open_rgb(
+    picture: str | Path | bytes, name: str | None = None, shorter_side: int | None = None
+) -> Image.Image:
+    """The picture upright, in RGB, on white; fully decoded, so that damage anywhere shows.
+
+    With `shorter_side` in pixels a big JPEG is decoded at a fraction of its size (never below
+    twice that side), which is several times faster. Raises PictureError.
+    """
+    name = name or ("the picture" if isinstance(picture, bytes) else str(picture))
+    try:
+        # Between Pillow's limit and twice that, it only warns: a camera of 100 megapixels is fine.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(
+                io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            ) as image:
+                if shorter_side is not None:
+                    image.draft(None, (2 * shorter_side, 2 * shorter_side))
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"{name}: the picture has more pixels than are safe to decode ({error}). "
+            "Scale it down, or take its row out."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{name}: {_what_it_is(picture)}. Replace it, or take its row out."
+        ) from error
+    except FileNotFoundError as error:
+        raise PictureError(
+            f"{name}: the picture file is not there. Put it back, or take its row out."
+        ) from error
+    except Exception as error:  # decoders answer damaged bytes with nearly any exception
+        raise PictureError(
+            f"{name}: the picture cannot be decoded ({error or type(error).__name__}): "
+            "the file is damaged or of a kind that is not supported. "
+            "Save it again as PNG or JPEG, or take its row out."
+        ) from error
+
+
+def to_tensor(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1]."""
+    return torch.as_tensor(pictures).movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_pil(pictures: torch.Tensor) -> Image.Image | list[Image.Image]:
+    """Float [3, H, W] in [-1, 1] to one RGB image, [B, 3, H, W] to a list of B.
+
+    Values outside are clamped; the rest is rounded to the nearest of the 256 levels, so that
+    `to_pil(to_tensor(picture))` is the same picture.
+    """
+    levels = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    arrays = levels.movedim(-3, -1).cpu().contiguous().numpy()
+    if arrays.ndim == 3:
+        return Image.fromarray(arrays)
+    return [Image.fromarray(array) for array in arrays]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (*_WHITE, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits (modes I;16 and I) scaled to 8: Pillow's `convert` would clip them."""
+    levels = np.asarray(image)
+    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("its levels are not 8 or 16 bits, so that white is not defined")
+    return Image.fromarray(np.round(levels / 257).astype(np.uint8))  # 65535 = 257 * 255
+
+
+def _pad(image: Image.Image, image_size: int) -> Image.Image:
+    scale = image_size / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
+    square = Image.new("RGB", (image_size, image_size), _WHITE)
+    square.paste(small, ((image_size - size[0]) // 2, (image_size - size[1]) // 2))
+    return square
+
+
+def _what_it_is(picture: str | Path | bytes) -> str:
+    """What a file that is no picture looks like, for its owner."""
+    if isinstance(picture, bytes):
+        start = picture[:512]
+    else:
+        with open(picture, "rb") as file:
+            start = file.read(512)
+    if not start:
+        return "the file is empty (0 bytes)"
+    if not any(start):
+        return "the file holds only zero bytes, as an interrupted download leaves it"
+    if start[4:8] == b"ftyp":
+        return "this is a HEIC, AVIF or video file, which is not supported: convert it to JPEG"
+    text = start.decode("utf-8", errors="replace").lstrip("\ufeff \r\n\t")
+    if "\ufffd" in text[:-1] or "\0" in text:
+        return "the file is not a picture of a kind that is supported (JPEG, PNG, WebP, GIF, ...)"
+    if "<svg" in text:
+        return "this is an SVG drawing: convert it to PNG"
+    if text.lower().startswith(("<!doctype html", "<html")):
+        return "this is a web page, saved in place of a picture"
+    return f"the file is text, not a picture: it begins with {text[:30]!r}"

@@ -1,0 +1,48 @@
+"""What a data set is: rows of (key, captions), and a way to load each row's picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from limner.errors import LimnerError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture and what it is called."""
+
+    key: str
+    """Stable identity within the data set (a relative path, a code point); hashed for the split."""
+    captions: tuple[str, ...]
+    """At least one; the first is the main caption, the others say the same in other words."""
+    held_out: bool | None = None
+    """Fixed by the data set, or None: decided by hash and `data.train_split`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that cannot be used, and why: counted and listed, never dropped in silence."""
+
+    key: str
+    reason: str
+
+
+class PictureError(LimnerError):
+    """A picture that cannot be decoded; the message names its row."""
+
+
+class PictureSet(Protocol):
+    """Anything that has rows and can load their pictures: emoji, shapes, a folder."""
+
+    name: str
+    description: str
+    """What the pictures are, what is held out, and by what rule: printed in the report."""
+    rows: list[Row]
+    refused: list[Refused]
+
+    def load(self, row: Row, image_size: int) -> np.ndarray:
+        """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
+        ...

@@ -1,0 +1,56 @@
+"""From the configuration to pictures and captions: which data set, and who is held out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from limner.config import Config
+from limner.data.examples import Pictures
+from limner.data.rows import PictureSet, Row
+from limner.data.split import split_rows
+from limner.errors import LimnerError
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split: what is trained on and what is only looked at."""
+
+    set: PictureSet
+    trained: Pictures
+    held_out: Pictures
+
+
+def open_picture_set(config: Config) -> PictureSet:
+    """The data set that `data.dataset_name` and `data.dataset_path` name."""
+    # Imported here so that a folder needs none of the built-in sets' packages, and the reverse.
+    name = (config.data.dataset_name or "").lower()
+    if name == "emoji":
+        from limner.data.emoji import EmojiPictures
+
+        return EmojiPictures(config.data.subset, config.data.languages)
+    if name == "shapes":
+        from limner.data.shapes import ShapesPictures
+
+        return ShapesPictures(config.data.num_samples or 4000)
+    if name in ("", "folder", "custom", "local"):
+        from limner.data.folders import FolderPictures
+
+        return FolderPictures(config.data.dataset_path)
+    raise LimnerError(
+        f"data.dataset_name: {config.data.dataset_name!r} is neither `emoji` nor `shapes`; for your "
+        "own folder leave it out and set data.dataset_path (data sets by Hub id are not read yet)"
+    )
+
+
+def open_data(config: Config) -> Data:
+    """The data set and its split."""
+    picture_set = open_picture_set(config)
+    trained, held_out = split_rows(
+        picture_set.rows, config.data.train_split, config.data.num_samples
+    )
+
+    def pictures(positions: list[int]) -> Pictures:
+        rows: list[Row] = [picture_set.rows[i] for i in positions]
+        return Pictures(picture_set, rows, config.data.image_size, config.data.memory_mb)
+
+    return Data(picture_set, pictures(trained), pictures(held_out))

@@ -1,0 +1,96 @@
+"""What the network predicts, and the loss."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from limner.diffusion.path import FlowPath, Path
+from limner.errors import LimnerError
+
+# Near the clean end of the flow path a velocity that follows from a predicted picture is divided by
+# almost nothing; JiT stops the divisor here (Li & He 2025, arXiv 2511.13720). A picture
+# that follows from predicted noise has the same trouble at the noisy end.
+MIN_DIVISOR = 0.05
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A path and the quantity that the network's output stands for.
+
+    Pictures, noise and outputs are [B, C, H, W]; timesteps are [B]. All is computed in float32,
+    also under autocast: the terms of a prediction nearly cancel where there is little noise.
+
+    Attributes:
+        path: how a picture turns into noise.
+        prediction_type: "sample" (x_0), "epsilon" (the noise; Ho et al. 2020),
+            "v_prediction" (alpha * noise - sigma * x_0; Salimans & Ho 2022, arXiv 2202.00512;
+            diffusion path only) or "velocity" (noise - x_0 = dx_t/ds; flow path only).
+
+    Raises:
+        LimnerError: `prediction_type` is not known, or means nothing on this path.
+    """
+
+    path: Path
+    prediction_type: str
+
+    def __post_init__(self) -> None:
+        is_flow = isinstance(self.path, FlowPath)
+        allowed = ("sample", "epsilon", "velocity" if is_flow else "v_prediction")
+        if self.prediction_type not in allowed:
+            raise LimnerError(
+                f"scheduler.prediction_type is {self.prediction_type!r}, which the "
+                f"{'flow' if is_flow else 'diffusion'} path cannot have; use one of "
+                f"{', '.join(allowed)}."
+            )
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = alpha * x_0 + sigma * noise, float32 [B, C, H, W]."""
+        alpha, sigma = self._alpha_sigma(timesteps)
+        return alpha * x0.float() + sigma * noise.float()
+
+    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a perfect network would put out, float32 [B, C, H, W]."""
+        x0, noise = x0.float(), noise.float()
+        if self.prediction_type == "sample":
+            return x0
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "velocity":
+            return noise - x0
+        alpha, sigma = self._alpha_sigma(timesteps)
+        return alpha * noise - sigma * x0
+
+    def to_x0(self, output: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean picture that the network's output amounts to, float32 [B, C, H, W].
+
+        Always affine in `output`. "epsilon" on the flow path cannot say anything about the picture
+        where there is none (alpha = 0), so there the divisor stops at `MIN_DIVISOR`, which draws
+        the answer towards the mean picture, 0.
+        """
+        output, x_t = output.float(), x_t.float()
+        alpha, sigma = self._alpha_sigma(timesteps)
+        if self.prediction_type == "sample":
+            return output
+        if self.prediction_type == "velocity":
+            return x_t - sigma * output
+        if self.prediction_type == "v_prediction":
+            return alpha * x_t - sigma * output
+        if isinstance(self.path, FlowPath):
+            alpha = alpha.clamp(min=MIN_DIVISOR)
+        return (x_t - sigma * output) / alpha
+
+    def loss(self, output: Tensor, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Mean squared error of each picture, float32 [B].
+
+        A flow network that predicts the picture is judged by the velocity that follows from it,
+        v = (x_t - x_0) / sigma, so the error is divided by sigma^2 (JiT, Li & He 2025).
+        """
+        error = (output.float() - self.target(x0, noise, timesteps)).square().mean(dim=(1, 2, 3))
+        if isinstance(self.path, FlowPath) and self.prediction_type == "sample":
+            return error / self.path.sigma(timesteps).float().clamp(min=MIN_DIVISOR).square()
+        return error
+
+    def _alpha_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, 1, 1, 1)
+        alpha = self.path.alpha(timesteps).float().reshape(shape)
+        return alpha, self.path.sigma(timesteps).float().reshape(shape)

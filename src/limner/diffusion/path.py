@@ -1,0 +1,215 @@
+"""How a picture turns into noise: x_t = alpha(t) * x_0 + sigma(t) * noise.
+
+Both paths measure time in `timesteps`, floats that grow with the noise: 0 is the (nearly) clean
+picture, `num_train_timesteps` is noise. The signal-to-noise ratio is given as
+lambda(t) = log(alpha / sigma), half the log of the usual ratio of variances, as DPM-Solver has it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import pi
+
+import torch
+from torch import Tensor
+
+from limner.errors import LimnerError
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """The straight line from picture to noise: with s = t / num_train_timesteps, (1 - s, s).
+
+    Rectified flow (Liu et al. 2022, arXiv 2209.03003), flow matching with the optimal-transport
+    path (Lipman et al. 2022, arXiv 2210.02747).
+
+    Attributes:
+        num_train_timesteps: the timestep of pure noise.
+        logit_mean: mean of logit(1 - s) in training. Note the sign: it speaks of how CLEAN a
+            picture is, so +1 trains mostly on clean ones, and JiT's P_mean of -0.8 mostly on noisy.
+        logit_std: standard deviation of that logit, above 0.
+        uniform_share: share of the training times drawn uniformly instead, 0 to 1.
+    """
+
+    num_train_timesteps: int = 1000
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    uniform_share: float = 0.0
+
+    def alpha(self, timesteps: Tensor) -> Tensor:
+        """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
+        return _like(timesteps, 1 - self._fraction(timesteps))
+
+    def sigma(self, timesteps: Tensor) -> Tensor:
+        """How much noise was added; the shape of `timesteps`, float32 (float64 if they are)."""
+        return _like(timesteps, self._fraction(timesteps))
+
+    def log_snr(self, timesteps: Tensor) -> Tensor:
+        """log(alpha / sigma): +inf at 0, -inf at `num_train_timesteps`."""
+        fraction = self._fraction(timesteps)
+        return _like(timesteps, torch.log1p(-fraction) - torch.log(fraction))
+
+    def ode_sigma(self, timesteps: Tensor) -> Tensor:
+        """The variable r in which the path's ODE reads dx/dr = (x - x_0) / r: here it is sigma."""
+        return self.sigma(timesteps)
+
+    def training_timesteps(self, u: Tensor) -> Tensor:
+        """Turns uniform numbers into times to train at.
+
+        The logit-normal distribution of Esser et al. 2024 (arXiv 2403.03206, section 3.1), mixed
+        with a uniform one. One number in, one time out: numbers that are evenly spread over (0, 1)
+        give times that are evenly spread over the distribution.
+
+        Args:
+            u: [B], uniform in (0, 1). Those below `uniform_share` give the uniform part.
+
+        Returns:
+            [B] of u's dtype, in [0, num_train_timesteps].
+        """
+        share = self.uniform_share
+        is_uniform = u < share
+        # Each part gets a number in (0, 1) of its own.
+        v = torch.where(is_uniform, u / share, (u - share) / (1 - share))
+        # The normal distribution is symmetric and logit(s) = -logit(1 - s), hence the minus.
+        logit_normal = torch.sigmoid(self.logit_std * torch.special.ndtri(v) - self.logit_mean)
+        return torch.where(is_uniform, v, logit_normal) * self.num_train_timesteps
+
+    def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:
+        """The times between which a solver steps.
+
+        Args:
+            num_inference_steps: n, at least 1.
+            shift: above 1 spends more of the steps on noisy pictures, as large pictures want;
+                s' = shift * s / (1 + (shift - 1) * s) (Esser et al. 2024, equation 23).
+
+        Returns:
+            float64 [n + 1] on the CPU, descending from `num_train_timesteps` to 0.
+        """
+        _check_steps(num_inference_steps)
+        if shift <= 0:
+            raise LimnerError(
+                f"The time shift is {shift}; it must be above 0 (1 leaves times alone)."
+            )
+        fraction = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+        return self.num_train_timesteps * shift * fraction / (1 + (shift - 1) * fraction)
+
+    def _fraction(self, timesteps: Tensor) -> Tensor:
+        return _precise(timesteps) / self.num_train_timesteps
+
+
+@dataclass(frozen=True)
+class DiffusionPath:
+    """The variance-preserving path of DDPM: alpha^2 + sigma^2 = 1, set by a schedule of betas.
+
+    Ho et al. 2020 (arXiv 2006.11239): alpha_t^2 = (1 - beta_0) ... (1 - beta_t), t = 0 .. T-1. The
+    schedules are those of diffusers' DDPMScheduler. At t = 0 the picture already bears one beta of
+    noise; the clean picture itself is t = -1, the empty product. Times between whole ones are
+    interpolated linearly in log-SNR; all below 0 are clean, and all above T-1 are T-1.
+
+    Attributes:
+        num_train_timesteps: T, the number of betas.
+        beta_start: the first beta, in (0, 1); "squaredcos_cap_v2" does not ask for it.
+        beta_end: the last beta, likewise.
+        beta_schedule: "linear" (DDPM), "scaled_linear" (linear in the square root, as in Stable
+            Diffusion) or "squaredcos_cap_v2" (cosine, Nichol & Dhariwal 2021, arXiv 2102.09672).
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        known = ("linear", "scaled_linear", "squaredcos_cap_v2")
+        if self.beta_schedule not in known:
+            raise LimnerError(
+                f"scheduler.beta_schedule is {self.beta_schedule!r}; use one of {', '.join(known)}."
+            )
+
+    def alpha(self, timesteps: Tensor) -> Tensor:
+        """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
+        return _like(timesteps, torch.sigmoid(2 * self._log_snr(timesteps)).sqrt())
+
+    def sigma(self, timesteps: Tensor) -> Tensor:
+        """How much noise was added; the shape of `timesteps`, float32 (float64 if they are)."""
+        return _like(timesteps, torch.sigmoid(-2 * self._log_snr(timesteps)).sqrt())
+
+    def log_snr(self, timesteps: Tensor) -> Tensor:
+        """log(alpha / sigma): +inf where the picture is clean."""
+        return _like(timesteps, self._log_snr(timesteps))
+
+    def ode_sigma(self, timesteps: Tensor) -> Tensor:
+        """The variable r in which the ODE reads d(x/alpha)/dr = (x/alpha - x_0) / r: sigma / alpha.
+
+        k-diffusion's and EDM's sigma (Karras et al. 2022, arXiv 2206.00364).
+        """
+        return _like(timesteps, torch.exp(-self._log_snr(timesteps)))
+
+    def training_timesteps(self, u: Tensor) -> Tensor:
+        """Turns uniform numbers u [B] in (0, 1) into the whole times 0 .. T-1, each as likely."""
+        last = self.num_train_timesteps - 1  # u * T can round up to T in float32
+        return (u * self.num_train_timesteps).floor().clamp(max=last)
+
+    def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:
+        """The times between which a solver steps, in "trailing" spacing and with a clean end.
+
+        Lin et al. 2023 (arXiv 2305.08891, table 2): the first is always T-1, the noisiest of all.
+
+        Args:
+            num_inference_steps: n, 1 to T.
+            shift: must be 1; only the flow path can be shifted.
+
+        Returns:
+            float64 [n + 1] on the CPU, descending whole numbers from T-1 to -1 (clean).
+        """
+        _check_steps(num_inference_steps)
+        if num_inference_steps > self.num_train_timesteps:
+            raise LimnerError(
+                f"num_inference_steps is {num_inference_steps}, but the beta schedule has only "
+                f"{self.num_train_timesteps} timesteps; ask for no more than that."
+            )
+        if shift != 1:
+            raise LimnerError(
+                f"The time shift is {shift}, but a beta schedule cannot be shifted; leave it at 1."
+            )
+        steps = torch.arange(num_inference_steps, -1, -1, dtype=torch.float64)
+        return torch.round(steps * (self.num_train_timesteps / num_inference_steps)) - 1
+
+    @cached_property
+    def _log_snr_table(self) -> Tensor:
+        """float64 [T]: log(alpha / sigma) of the whole timesteps."""
+        start, end, count = self.beta_start, self.beta_end, self.num_train_timesteps
+        if self.beta_schedule == "linear":
+            betas = torch.linspace(start, end, count, dtype=torch.float64)
+        elif self.beta_schedule == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+        else:
+            time = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+            alpha_bar = torch.cos((time + 0.008) / 1.008 * pi / 2) ** 2
+            betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+        log_alpha_squared = torch.log1p(-betas).cumsum(0)
+        return (log_alpha_squared - torch.log(-torch.expm1(log_alpha_squared))) / 2
+
+    def _log_snr(self, timesteps: Tensor) -> Tensor:
+        table = self._log_snr_table.to(_precise(timesteps))
+        position = _precise(timesteps).clamp(0, self.num_train_timesteps - 1)
+        low = position.floor().long()
+        high = position.ceil().long()
+        log_snr = torch.lerp(table[low], table[high], position - low)
+        return torch.where(timesteps < 0, torch.inf, log_snr)
+
+
+Path = FlowPath | DiffusionPath
+
+
+def _precise(timesteps: Tensor) -> Tensor:
+    # Differences such as 1 - alpha^2 want float64, which Apple's GPU does not have.
+    return timesteps.to(torch.float32 if timesteps.device.type == "mps" else torch.float64)
+
+
+def _like(timesteps: Tensor, values: Tensor) -> Tensor:
+    return values.to(torch.float64 if timesteps.dtype == torch.float64 else torch.float32)
+
+
+def _check_steps(num_inference_steps: int) -> None:
+    if num_inference_steps < 1:
+        raise LimnerError(f"num_inference_steps is {num_inference_steps}; it must be at least 1.")

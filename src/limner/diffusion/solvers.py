@@ -1,0 +1,174 @@
+"""From noise to a picture: solvers over a denoiser, in the manner of k-diffusion.
+
+Each solver takes
+    denoise(x, timestep) -> the clean picture x_0 that x, seen at that time, would become;
+    x: float32 [B, C, H, W], pure noise to begin with;
+    timesteps: float64 [n + 1], descending, from `path.inference_timesteps`;
+    noise(i) -> fresh normal noise like x for step i; only `ddpm` asks for it;
+    callback(i, x_0), called after the denoiser at each step i;
+and returns the picture at the last of the timesteps.
+
+All deterministic ones are one and the same step, `_step`, and differ in how well they guess the x_0
+to step towards. Coefficients are Python floats (float64), the state is float32.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Protocol
+
+from torch import Tensor
+
+from limner.diffusion.path import Path
+from limner.errors import LimnerError
+
+Denoiser = Callable[[Tensor, float], Tensor]
+Noise = Callable[[int], Tensor]
+Callback = Callable[[int, Tensor], None]
+
+
+class Solver(Protocol):
+    def __call__(
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        timesteps: Tensor,
+        path: Path,
+        noise: Noise | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor: ...
+
+
+def ddim(
+    denoise: Denoiser,
+    x: Tensor,
+    timesteps: Tensor,
+    path: Path,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """First order, deterministic (Song et al. 2020, arXiv 2010.02502, equation 12 with eta = 0).
+
+    Euler's method is the same step, so "euler" names this function too. With r = `path.ode_sigma`
+    the ODE is dy/dr = (y - x_0) / r, y being x on the flow path, x / alpha on the diffusion path.
+    Euler goes to y' = y + (r' - r) * (y - x_0) / r = x_0 + (r' / r) * (y - x_0): x_0 stays and the
+    noise shrinks by r' / r, which is `_step`.
+    """
+    times = timesteps.tolist()
+    for i in range(len(times) - 1):
+        x0 = denoise(x, times[i])
+        if callback is not None:
+            callback(i, x0)
+        x = _step(x, x0, timesteps[i : i + 2], path)
+    return x
+
+
+def heun(
+    denoise: Denoiser,
+    x: Tensor,
+    timesteps: Tensor,
+    path: Path,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Second order, two denoiser calls a step, one for the last.
+
+    Karras et al. 2022, arXiv 2206.00364, algorithm 1 in the variables of each path (see `ddim`).
+
+    Heun averages the slopes (y - x_0) / r and (y' - x_0') / r' at both ends of an Euler step. With
+    Euler's y' put in, the average is the slope of a step towards x_0 + (r / r') / 2 * (x_0' - x_0).
+
+    "squaredcos_cap_v2" begins in almost pure noise, where r / r' of a long step is in the hundreds
+    and multiplies the network's every error; take "dpmsolver++" there.
+    """
+    times = timesteps.tolist()
+    ode_sigma = path.ode_sigma(timesteps).tolist()
+    for i in range(len(times) - 1):
+        x0 = denoise(x, times[i])
+        if callback is not None:
+            callback(i, x0)
+        x_next = _step(x, x0, timesteps[i : i + 2], path)
+        if ode_sigma[i + 1] > 0:  # there is no slope at r' = 0, hence Euler
+            change = denoise(x_next, times[i + 1]) - x0
+            better = x0 + 0.5 * ode_sigma[i] / ode_sigma[i + 1] * change
+            x_next = _step(x, better, timesteps[i : i + 2], path)
+        x = x_next
+    return x
+
+
+def dpmsolver_pp_2m(
+    denoise: Denoiser,
+    x: Tensor,
+    timesteps: Tensor,
+    path: Path,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M): second order for one denoiser call a step.
+
+    Lu et al. 2022, arXiv 2211.01095, algorithm 2: x_0 is taken for a straight line in
+    `path.log_snr`, through this guess and the one before, and read off at the middle of the step.
+    First order at the first step, which has no guess before it, and at the last, whose middle lies
+    at infinity.
+    """
+    times = timesteps.tolist()
+    log_snr = path.log_snr(timesteps).tolist()
+    previous = x
+    for i in range(len(times) - 1):
+        x0 = denoise(x, times[i])
+        if callback is not None:
+            callback(i, x0)
+        better = x0
+        if 0 < i < len(times) - 2:
+            # On the flow path the first step began at -inf: the slope over it is 0.
+            slope = (x0 - previous) / (log_snr[i] - log_snr[i - 1])
+            better = x0 + 0.5 * (log_snr[i + 1] - log_snr[i]) * slope
+        x = _step(x, better, timesteps[i : i + 2], path)
+        previous = x0
+    return x
+
+
+def ddpm(
+    denoise: Denoiser,
+    x: Tensor,
+    timesteps: Tensor,
+    path: Path,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Ancestral sampling: each step draws from the Gaussian q(x_s | x_t, x_0), s < t.
+
+    Kingma et al. 2021 (arXiv 2107.00630, appendix A), for any path. On the diffusion path it is
+    DDPM's posterior with the lower of its two variances ("fixed_small").
+    """
+    if noise is None:
+        raise LimnerError("The solver 'ddpm' draws fresh noise at each step: pass `noise`.")
+    times = timesteps.tolist()
+    alpha, sigma = path.alpha(timesteps).tolist(), path.sigma(timesteps).tolist()
+    for i in range(len(times) - 1):
+        x0 = denoise(x, times[i])
+        if callback is not None:
+            callback(i, x0)
+        decay = alpha[i] / alpha[i + 1]
+        shrink = (sigma[i + 1] / sigma[i]) ** 2
+        fresh = 1 - decay**2 * shrink  # the share of x's noise variance that came between s and t
+        x = decay * shrink * x + alpha[i + 1] * fresh * x0
+        if sigma[i + 1] > 0:
+            x = x + sigma[i + 1] * sqrt(fresh) * noise(i)
+    return x
+
+
+def _step(x: Tensor, x0: Tensor, pair: Tensor, path: Path) -> Tensor:
+    """Moves x from the first time of the pair to the second; its x0 and its noise stay the same."""
+    alpha, alpha_next = path.alpha(pair).tolist()
+    sigma, sigma_next = path.sigma(pair).tolist()
+    ratio = sigma_next / sigma
+    return ratio * x + (alpha_next - ratio * alpha) * x0
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler": ddim,
+    "heun": heun,
+    "dpmsolver++": dpmsolver_pp_2m,
+}

@@ -1,0 +1,5 @@
+"""The one error that is meant for people: what is wrong, where, and what to do."""
+
+
+class LimnerError(ValueError):
+    """Bad input or an impossible request; the command line prints it without a traceback."""

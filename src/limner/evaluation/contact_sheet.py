@@ -1,0 +1,258 @@
+"""A labelled grid of pictures: what a run drew, with its prompts, on one sheet of paper."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, features
+
+from limner.errors import LimnerError
+
+MARGIN = 24  # pixels around the sheet
+GAP = 16  # pixels between neighbouring cells
+TEXT_GAP = 5  # pixels between a picture and its label
+LABEL_SIZE = 12  # font sizes in pixels
+SMALL_SIZE = 10
+HEADING_SIZE = 16
+TITLE_SIZE = 22
+MAX_LABEL_LINES = 4
+
+INK, SOFT_INK, FRAME = (28, 28, 30), (110, 110, 118), (222, 222, 226)
+
+# Pillow's own font has the letters of English only. These are looked for by name in the system's
+# font folders (Pillow knows those of Linux, macOS and Windows), the widest coverage last.
+SYSTEM_FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf"),
+    *("segoeui.ttf", "arial.ttf", "Arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf"),
+    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "AppleSDGothicNeo.ttc"),
+    *("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "simsun.ttc"),
+    *("NotoSansArabic-Regular.ttf", "Arial Unicode.ttf", "unifont.ttf"),
+)
+
+Font = ImageFont.FreeTypeFont
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    labels: Sequence[str],
+    columns: int | None = None,
+    title: str | None = None,
+    scale_to: int = 96,
+    truths: Sequence[Image.Image | None] | None = None,
+    groups: Sequence[str] | None = None,
+) -> Image.Image:
+    """Draws `pictures` in rows on white, each with its label underneath; returns an RGB picture.
+
+    `scale_to` is the side in pixels at which each picture is shown. `truths[i]`, where given, is
+    the real picture for `labels[i]`, drawn at half that size to the right and marked "real".
+    `groups[i]` is the heading that picture i stands under; neighbours with one heading share it.
+    A label that no font of this machine can draw becomes "#i", its place in `labels` from 0 (in a
+    run folder that is its place in samples.json). Raises LimnerError if the lengths differ.
+    """
+    for name, others in (("labels", labels), ("truths", truths), ("groups", groups)):
+        if others is not None and len(others) != len(pictures):
+            raise LimnerError(
+                f"contact_sheet: {len(pictures)} pictures but {len(others)} {name}; give one each."
+            )
+    truth_size = scale_to // 2
+    has_truths = truths is not None and any(truth is not None for truth in truths)
+    cell_width = scale_to + (truth_size + TEXT_GAP if has_truths else 0)
+    columns = columns or default_columns(len(pictures), cell_width)
+    width = 2 * MARGIN + columns * cell_width + (columns - 1) * GAP
+
+    texts = [label_text(label, i, LABEL_SIZE, cell_width) for i, label in enumerate(labels)]
+    label_line = line_height(font_for("Ag", LABEL_SIZE))
+    # Lay out first (where everything goes, how high the sheet is), then paint.
+    headings: list[tuple[int, int, list[str], Font]] = []
+    corners: list[tuple[int, int]] = []
+    y = MARGIN
+    for text, size in ((title, TITLE_SIZE),) if title else ():
+        lines, font = label_text(text, 0, size, width - 2 * MARGIN)
+        headings.append((MARGIN, y, lines, font))
+        y += len(lines) * line_height(font) + GAP
+    for heading, members in groupby(
+        range(len(pictures)), key=lambda i: groups[i] if groups else ""
+    ):
+        if heading:
+            lines, font = label_text(heading, 0, HEADING_SIZE, width - 2 * MARGIN)
+            headings.append((MARGIN, y, lines, font))
+            y += len(lines) * line_height(font) + GAP // 2
+        group = list(members)
+        for start in range(0, len(group), columns):
+            row = group[start : start + columns]
+            corners += [(MARGIN + k * (cell_width + GAP), y) for k in range(len(row))]
+            most_lines = max(len(texts[i][0]) for i in row)
+            y += scale_to + TEXT_GAP + most_lines * label_line + GAP
+    sheet = Image.new("RGB", (width, max(y - GAP, MARGIN) + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+
+    for x, top, lines, font in headings:
+        draw_lines(draw, (x, top), lines, font, INK)
+    for i, (x, top) in enumerate(corners):
+        paste_framed(sheet, draw, pictures[i], (x, top), scale_to)
+        lines, font = texts[i]
+        draw_lines(draw, (x, top + scale_to + TEXT_GAP), lines, font, INK)
+        truth = truths[i] if truths is not None else None
+        if truth is not None:
+            side = x + scale_to + TEXT_GAP
+            paste_framed(sheet, draw, truth, (side, top), truth_size)
+            small = font_for("real", SMALL_SIZE)
+            draw_lines(draw, (side, top + truth_size + 2), ["real"], small, SOFT_INK)
+    return sheet
+
+
+def save_contact_sheet(sheet: Image.Image, path: Path, labels: Sequence[str]) -> None:
+    """Saves as PNG with the prompts, whatever their script, in its text metadata ("prompts")."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "Limner")
+    info.add_itxt("prompts", json.dumps(list(labels), ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG", pnginfo=info, optimize=True)
+
+
+def default_columns(count: int, cell_width: int) -> int:
+    """As many as fit a sheet of about 1,000 pixels, and no more than there are pictures."""
+    return max(1, min(count, 1000 // (cell_width + GAP)))
+
+
+def paste_framed(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    picture: Image.Image,
+    corner: tuple[int, int],
+    size: int,
+) -> None:
+    """Fits `picture` into a square of `size` at `corner`, with a hairline frame around it.
+
+    The frame lies outside the picture and shows where it ends: a background that came out
+    slightly grey, or a white picture on the white sheet, would otherwise not be seen.
+    """
+    shown = fit(picture, size)
+    x, y = corner[0] + (size - shown.width) // 2, corner[1] + (size - shown.height) // 2
+    sheet.paste(shown, (x, y))
+    draw.rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=FRAME)
+
+
+def fit(picture: Image.Image, size: int) -> Image.Image:
+    """`picture` as RGB with its longer side `size`; transparency over white."""
+    if picture.mode in ("RGBA", "LA", "P", "PA"):
+        picture = picture.convert("RGBA")
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture)
+    picture = picture.convert("RGB")
+    longer = max(picture.size)
+    width, height = (max(1, round(side * size / longer)) for side in picture.size)
+    # Smooth: at three times its size a 32-pixel picture reads as a drawing, not as squares.
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+# ---- words -------------------------------------------------------------------------------------
+
+
+def label_text(label: str, number: int, size: int, width: int) -> tuple[list[str], Font]:
+    """Lines of at most `width` pixels for `label`, and the font that can draw them."""
+    text = " ".join(label.split()) or "(empty prompt)"
+    for candidate in (text, in_ascii(text), f"#{number}"):
+        font = font_for(candidate, size)
+        if font is not None:
+            return wrap(candidate, font, width), font
+    raise AssertionError("Pillow's own font draws ASCII")
+
+
+@lru_cache(maxsize=4096)
+def font_for(text: str, size: int) -> Font | None:
+    """The first font that has every character of `text` and can set them in order, or None."""
+    if needs_shaping(text) and not (features.check("raqm") and features.check("fribidi")):
+        return None  # Arabic letters side by side, from left to right, are not Arabic
+    for name in (None, *SYSTEM_FONTS):
+        font = open_font(name, size)
+        if font is not None and covers(font, text):
+            return font
+    return None
+
+
+@lru_cache(maxsize=256)
+def open_font(name: str | None, size: int) -> Font | None:
+    """The system's font file of that name, or None if it has none; name None: Pillow's own font."""
+    try:
+        font = ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
+    except OSError:
+        return None
+    return font if isinstance(font, Font) else None
+
+
+def covers(font: Font, text: str) -> bool:
+    """Whether `font` has a glyph of its own for each character of `text`."""
+    # A noncharacter is drawn as the font's box for "missing"; what looks like that is missing.
+    missing = bytes(font.getmask("\uffff"))
+    return all(
+        bytes(font.getmask(character)) != missing
+        for character in set(text)
+        if not character.isspace()
+    )
+
+
+def needs_shaping(text: str) -> bool:
+    """Whether letters join or marks combine (Arabic, Hebrew, Devanagari, Thai ...)."""
+    return any(
+        unicodedata.bidirectional(c) in ("R", "AL") or unicodedata.category(c) in ("Mn", "Mc")
+        for c in text
+    )
+
+
+def in_ascii(text: str) -> str:
+    """Accents dropped and curly punctuation straightened: "piñata" on a machine without fonts."""
+    text = text.translate(str.maketrans("‘’“”–—", "''\"\"--"))
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
+def wrap(text: str, font: Font, width: int) -> list[str]:
+    """Breaks at spaces, inside a word only where it alone is too wide (or has no spaces at all)."""
+    lines = [""]
+    for word in text.split():
+        candidate = f"{lines[-1]} {word}".strip()
+        if font.getlength(candidate) <= width:
+            lines[-1] = candidate
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+        if len(lines) > MAX_LABEL_LINES:
+            break
+    if len(lines) > MAX_LABEL_LINES:
+        last = lines[MAX_LABEL_LINES - 1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        lines = [*lines[: MAX_LABEL_LINES - 1], last.rstrip() + "..."]
+    return lines
+
+
+def line_height(font: Font | None) -> int:
+    """Pixels from one line to the next."""
+    if font is None:
+        return LABEL_SIZE + 4
+    ascent, descent = font.getmetrics()
+    return ascent + descent + 1
+
+
+def draw_lines(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    lines: list[str],
+    font: Font | None,
+    colour: tuple[int, int, int],
+) -> None:
+    x, y = corner
+    for line in lines:
+        draw.text((x, y), line, font=font, fill=colour)
+        y += line_height(font)

@@ -1,0 +1,79 @@
+"""A run folder read back: what `report.html` and other readers of a run start from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; empty where a file is missing."""
+
+    folder: Path
+    config: dict[str, Any]
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    results: dict[str, Any]
+    refused: list[dict[str, Any]]
+    previews: list[tuple[int, Path]]
+
+
+def read_run(folder: Path) -> Run:
+    """Reads all files of a run; a missing or half-written one counts as empty."""
+    log = read_lines(folder / "log.jsonl")
+    config_file = folder / "config.yaml"
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    shots = ((step_of(path), path) for path in (folder / "previews").glob("step-*.png"))
+    samples, results = read_json(folder / "samples.json"), read_json(folder / "results.json")
+    return Run(
+        folder=folder,
+        config=config if isinstance(config, dict) else {},
+        train=by_step(line for line in log if line.get("kind") == "train"),
+        heldout=by_step(line for line in log if line.get("kind") == "heldout"),
+        events=[line for line in log if line.get("kind") == "event"],
+        samples=samples if isinstance(samples, list) else [],
+        results=results if isinstance(results, dict) else {},
+        refused=read_lines(folder / "refused.jsonl"),
+        previews=sorted((step, path) for step, path in shots if step is not None),
+    )
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in `path`; a last line cut off by a killed run is skipped."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In order of steps; of steps done again after a resume, the last time counts."""
+    latest = {line["step"]: line for line in lines if "step" in line}
+    return [latest[step] for step in sorted(latest)]
+
+
+def step_of(preview: Path) -> int | None:
+    digits = preview.stem.removeprefix("step-")
+    return int(digits) if digits.isdigit() else None

@@ -1,0 +1,80 @@
+"""A prompt is drawn: words -> tokens -> noise from the seed -> solver steps -> picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from limner.config import Config, SamplingConfig
+from limner.diffusion.guidance import guided_denoiser
+from limner.diffusion.objective import Objective
+from limner.diffusion.path import DiffusionPath, FlowPath, Path
+from limner.diffusion.solvers import SOLVERS
+from limner.models.text_to_image import TextToImage
+from limner.text.tokenizer import CaptionTokenizer
+
+
+def build_objective(config: Config) -> Objective:
+    """The objective that a (resolved) configuration's scheduler section describes."""
+    s = config.scheduler
+    assert s.prediction_type is not None, "load_config resolves it"
+    path: Path
+    if s.objective == "flow_matching":
+        assert s.logit_mean is not None
+        path = FlowPath(s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share)
+    else:
+        assert s.beta_start and s.beta_end and s.beta_schedule
+        path = DiffusionPath(s.num_train_timesteps, s.beta_start, s.beta_end, s.beta_schedule)
+    return Objective(path, s.prediction_type)
+
+
+@torch.no_grad()
+def draw(
+    model: TextToImage,
+    objective: Objective,
+    tokenizer: CaptionTokenizer,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw one picture per (prompt, seed).
+
+    Each picture's noise comes from its own generator, so that it does not depend on what else is
+    in the batch.
+
+    Args:
+        height, width: in pixels.
+        dtype: float32, or bfloat16 to compute the network in under autocast (faster, and no longer
+            the same to 1/255 whatever the batch).
+
+    Returns:
+        [B, C, height, width] float32, about [-1, 1], on the model's device.
+    """
+    device = next(model.parameters()).device
+    path = objective.path
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (model.denoiser.in_channels, height, width)
+
+    def noise(_: int = 0) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        text = model.text_encoder(torch.stack([tokenizer(p) for p in prompts]).to(device))
+        null = model.text_encoder(tokenizer("")[None].to(device))
+    denoise = guided_denoiser(
+        model,
+        objective,
+        text,
+        null,
+        sampling.guidance_scale,
+        sampling.guidance_interval,
+        dtype,
+    )
+    timesteps = path.inference_timesteps(sampling.num_inference_steps, sampling.shift)
+    solver = SOLVERS[sampling.scheduler_type]
+    return solver(denoise, noise(), timesteps, path, noise)

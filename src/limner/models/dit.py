@@ -1,0 +1,167 @@
+"""The published Diffusion Transformer (Peebles & Xie 2022): the reference others compare with.
+
+adaLN-Zero blocks, LayerNorm, GELU, fixed sin-cos positions. Its class embedding becomes a vector
+of the text, which is all it sees of the words. Parameters carry the published names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limner.models.layers import TimestepEmbedder, unpatchify
+from limner.models.text_encoder import EncodedText
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).reshape(b, n, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class DiTBlock(nn.Module):
+    """A transformer block whose norms are shifted, scaled, and gated by the condition (adaLN-Zero,
+    figure 3 of the paper)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [B, N, D], condition c [B, D] -> [B, N, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        attended = self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + gate1[:, None] * self.dropout(attended)
+        fed = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x + gate2[:, None] * self.dropout(fed)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, in_channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class DiT(nn.Module):
+    """Predicts from a noisy picture, its noise level, and a text: `model(x, t, y)`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        text_width: int,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.hidden_size = hidden_size
+        self.x_embedder = PatchEmbed(in_channels, patch_size, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = nn.Linear(text_width, hidden_size)
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(num_layers)
+        )
+        self.final_layer = FinalLayer(hidden_size, patch_size, in_channels)
+        self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.initialise()
+
+    def forward(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
+        -> [B, C, H, W], the prediction."""
+        tokens = self.x_embedder(x) + self.positions(x.shape[-2], x.shape[-1], x.device)
+        c = self.t_embedder(t) + self.y_embedder(y.pooled())
+        for block in self.blocks:
+            tokens = block(tokens, c)
+        tokens = self.final_layer(tokens, c)
+        return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+
+    def positions(self, height: int, width: int, device: torch.device) -> Tensor:
+        key = (height, width, device)
+        if key not in self.tables:
+            p = self.patch_size
+            self.tables[key] = published_positions(height // p, width // p, self.hidden_size).to(
+                device
+            )
+        return self.tables[key]
+
+    def initialise(self) -> None:
+        """As published: Xavier for the layers, zero for every modulation and the last layer."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.y_embedder.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for modulation in [b.adaLN_modulation for b in self.blocks] + [
+            self.final_layer.adaLN_modulation
+        ]:
+            nn.init.zeros_(modulation[1].weight)
+            nn.init.zeros_(modulation[1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+
+
+def published_positions(height: int, width: int, hidden_size: int) -> Tensor:
+    """Sin-cos positions as the published code makes them, float64 inside: [H*W, D].
+
+    The first half of the features carries the column, the second the row.
+    """
+    quarter = hidden_size // 4
+    speeds = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    columns = torch.arange(width, dtype=torch.float64).repeat(height)
+    rows = torch.arange(height, dtype=torch.float64).repeat_interleave(width)
+    waves = [
+        wave(axis[:, None] * speeds) for axis in (columns, rows) for wave in (torch.sin, torch.cos)
+    ]
+    return torch.cat(waves, dim=-1).float()

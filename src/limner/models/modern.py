@@ -1,0 +1,170 @@
+"""The default architecture: a DiT with the parts that have since proved to learn faster.
+
+RMSNorm (Zhang & Sennrich 2019), queries and keys normalised (Henry et al. 2020), rotary positions
+in two dimensions (Su et al. 2021), SwiGLU (Shazeer 2020), one modulation for all blocks plus a
+table per block (adaLN-single, PixArt-alpha, Chen et al. 2023), and picture tokens that attend to
+[text ; picture] in one softmax while the text stays as it was encoded (PRX, Photoroom 2025): the
+words keep their order and number, and their keys and values need computing once per prompt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limner.models.layers import (
+    StackedLinear,
+    SwiGLU,
+    TimestepEmbedder,
+    grid_positions,
+    patchify,
+    swiglu_width,
+    unpatchify,
+)
+from limner.models.text_encoder import EncodedText
+
+
+class ModernBlock(nn.Module):
+    def __init__(
+        self, width: int, num_heads: int, text_width: int, mlp_ratio: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.qkv = StackedLinear(width, width, parts=3)
+        self.text_kv = StackedLinear(text_width, width, parts=2)
+        self.norm_q = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = SwiGLU(width, swiglu_width(width, mlp_ratio))
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, text: Tensor, mask: Tensor, rotation: Tensor
+    ) -> Tensor:
+        """x [B, N, D], modulation [B, 6, D], text [B, L, Dt], mask [B, 1, 1, L+N],
+        rotation [2, N, head width / 2] -> [B, N, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation)[
+            :, :, None
+        ].unbind(1)
+        attended = self.attention(
+            self.norm_attention(x) * (1 + scale1) + shift1, text, mask, rotation
+        )
+        x = x + gate1 * self.dropout(attended)
+        return x + gate2 * self.dropout(self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2))
+
+    def attention(self, x: Tensor, text: Tensor, mask: Tensor, rotation: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (self.heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        text_k, text_v = (self.heads(part) for part in self.text_kv(text).chunk(2, dim=-1))
+        q, k = rotate(self.norm_q(q), rotation), rotate(self.norm_k(k), rotation)
+        k = torch.cat([self.norm_k(text_k).to(k.dtype), k], dim=2)
+        v = torch.cat([text_v, v], dim=2)
+        attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+        return self.out(attended.transpose(1, 2).reshape(b, n, width))
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def rotation_table(height: int, width: int, head_width: int, theta: float = 100.0) -> Tensor:
+    """Cosines and sines that turn pairs of a head's features, [2, H*W, head_width / 2].
+
+    Half of the pairs turn with the row, half with the column (axial rotary positions). `theta` is
+    small because a picture is 16 units wide: the slowest pair turns about once in 600 units.
+    """
+    rows, columns = grid_positions(height, width)
+    pairs = head_width // 4
+    speeds = theta ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    angles = torch.cat([rows[:, None] * speeds, columns[:, None] * speeds], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn feature pairs (i, i + half) of x [B, heads, N, head width] by the table's angles."""
+    cosines, sines = rotation
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cosines - b * sines, a * sines + b * cosines], dim=-1).to(x.dtype)
+
+
+class ModernDiT(nn.Module):
+    """Predicts from a noisy picture, its noise level, and a text: `model(x, t, y)`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        text_width: int,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.head_width = hidden_size // num_heads
+        self.hidden_size = hidden_size
+        patch_width = in_channels * patch_size**2
+        self.patch_embedding = nn.Linear(patch_width, hidden_size)
+        self.time_embedding = TimestepEmbedder(hidden_size)
+        self.text_vector = nn.Linear(text_width, hidden_size)
+        self.modulation = nn.Linear(hidden_size, 6 * hidden_size)
+        self.blocks = nn.ModuleList(
+            ModernBlock(hidden_size, num_heads, text_width, mlp_ratio, dropout)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.RMSNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.last_modulation = nn.Linear(hidden_size, 2 * hidden_size)
+        self.last = nn.Linear(hidden_size, patch_width)
+        self.tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
+        # Every block starts as the identity and the whole as zero (adaLN-Zero): early training
+        # is then a plain regression onto the mean, which no learning rate upsets.
+        for layer in (self.modulation, self.last_modulation, self.last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.time_embedding.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.time_embedding.mlp[2].weight, std=0.02)
+
+    def forward(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
+        -> [B, C, H, W], the prediction."""
+        height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        positions, rotation = self.positions(height, width, x.device)
+        tokens = self.patch_embedding(patchify(x, self.patch_size)) + positions
+        condition = F.silu(self.time_embedding(t) + self.text_vector(y.pooled()))
+        modulation = self.modulation(condition).unflatten(-1, (6, -1))
+        mask = F.pad(y.mask, (0, height * width), value=True)[:, None, None]
+        for block in self.blocks:
+            tokens = block(tokens, modulation, y.tokens, mask, rotation)
+        shift, scale = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
+        tokens = self.last(self.norm(tokens) * (1 + scale) + shift)
+        return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+
+    def positions(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Absolute sin-cos positions [N, D], added once (rotary ones are only relative, and these
+        tell corners from the start, as in JiT), and the rotary table; kept per grid."""
+        key = (height, width, device)
+        if key not in self.tables:
+            absolute = sincos_positions(height, width, self.hidden_size)
+            rotation = rotation_table(height, width, self.head_width)
+            self.tables[key] = absolute.to(device), rotation.to(device)
+        return self.tables[key]
+
+
+def sincos_positions(height: int, width: int, hidden_size: int) -> Tensor:
+    """Fixed sin-cos positions in two dimensions, [H*W, D] (as ViT and DiT have them)."""
+    rows, columns = grid_positions(height, width)
+    quarter = hidden_size // 4
+    speeds = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+    waves = [
+        wave(axis[:, None] * speeds) for axis in (columns, rows) for wave in (torch.sin, torch.cos)
+    ]
+    table = torch.cat(waves, dim=-1)
+    return F.pad(table, (0, hidden_size - table.shape[-1])) / math.sqrt(2)

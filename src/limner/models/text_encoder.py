@@ -1,0 +1,77 @@
+"""The built-in text encoder: a small bidirectional transformer, trained together with the model.
+
+It needs no download and reads any language, for its tokens are bytes and the pairs that the
+captions taught (see `limner.text.tokenizer`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limner.models.layers import StackedLinear, SwiGLU, swiglu_width
+
+PAD = 0
+"""Token id of padding; every caption starts with another token, so none is empty."""
+
+
+class EncodedText(NamedTuple):
+    """Captions as the denoiser sees them."""
+
+    tokens: Tensor
+    """[B, L, D], one state per token."""
+    mask: Tensor
+    """[B, L] bool, False at padding."""
+
+    def pooled(self) -> Tensor:
+        """The mean state of each caption, [B, D]."""
+        weight = self.mask[..., None].to(self.tokens.dtype)
+        return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+class TextBlock(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.RMSNorm(width, eps=1e-6)
+        self.qkv = StackedLinear(width, width, parts=3)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGLU(width, swiglu_width(width, 4.0))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        b, length, width = x.shape
+        q, k, v = (
+            part.reshape(b, length, self.num_heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm_attention(x)).chunk(3, dim=-1)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        x = x + self.out(attended.transpose(1, 2).reshape(b, length, width))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class TextEncoder(nn.Module):
+    """Token ids [B, L] (padding = 0) -> EncodedText with states [B, L, width]."""
+
+    def __init__(self, vocab_size: int, max_length: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.zeros(max_length, width))
+        self.blocks = nn.ModuleList(TextBlock(width, width // 64) for _ in range(num_layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        nn.init.normal_(self.embedding.weight, std=0.5)
+        nn.init.normal_(self.positions, std=0.1)
+        for block in self.blocks:
+            nn.init.zeros_(block.out.weight)
+            nn.init.zeros_(block.mlp.out.weight)
+
+    def forward(self, ids: Tensor) -> EncodedText:
+        mask = ids != PAD
+        x = self.embedding(ids) + self.positions[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        return EncodedText(self.norm(x), mask)

@@ -1,0 +1,52 @@
+"""The whole model: a text encoder and a denoiser, called as `model(x, t, y)`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from limner.config import Config
+from limner.models.dit import DiT
+from limner.models.modern import ModernDiT
+from limner.models.text_encoder import EncodedText, TextEncoder
+
+ARCHITECTURES = {"modern": ModernDiT, "dit": DiT}
+
+
+class TextToImage(nn.Module):
+    """Text encoder and denoiser in one module: one state dict, one forward for data-parallel."""
+
+    def __init__(self, text_encoder: TextEncoder, denoiser: ModernDiT | DiT) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | EncodedText) -> Tensor:
+        """One prediction.
+
+        Args:
+            x: noisy pictures [B, C, H, W], float.
+            t: timesteps [B], 0 (clean) to 1000 (noise).
+            y: token ids [B, L] int64, or the text already encoded (sampling encodes once).
+
+        Returns:
+            [B, C, H, W]: what the objective's prediction type says, of x's shape.
+        """
+        return self.denoiser(x, t, y if isinstance(y, EncodedText) else self.text_encoder(y))
+
+
+def build_model(config: Config, vocab_size: int) -> TextToImage:
+    """The model that a (resolved) configuration describes, freshly initialised."""
+    model, text = config.model, config.text_encoder
+    assert model.patch_size and model.in_channels and text.hidden_size, "load_config resolves these"
+    denoiser = ARCHITECTURES[model.architecture](
+        in_channels=model.in_channels,
+        patch_size=model.patch_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        dropout=model.dropout,
+        text_width=text.hidden_size,
+    )
+    encoder = TextEncoder(vocab_size, text.max_length, text.hidden_size, text.num_layers)
+    return TextToImage(encoder, denoiser)

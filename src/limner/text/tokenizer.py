@@ -1,0 +1,69 @@
+"""Words to token ids: byte-level BPE learned from the captions, so that any language works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from limner.errors import LimnerError
+
+PAD, START = "<pad>", "<start>"
+
+
+class CaptionTokenizer:
+    """Captions to ids [L]: <start>, then tokens, padded with 0 to `max_length`.
+
+    Bytes are the base alphabet, so no text is unknown; case and Unicode forms are folded, so that
+    "Red Apple" and "red apple" are one prompt. The empty prompt is <start> alone, and is what the
+    model learns as "no caption" for classifier-free guidance.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    @classmethod
+    def learn(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> CaptionTokenizer:
+        """Learn at most `vocab_size` tokens from captions; the same captions, the same tokens."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[PAD, START],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(captions, trainer)
+        return cls(tokenizer, max_length)
+
+    def __call__(self, caption: str) -> Tensor:
+        """int64 [max_length]; a longer caption is cut (`length` says by how much)."""
+        ids = [1] + self.tokenizer.encode(caption).ids[: self.max_length - 1]
+        return torch.tensor(ids + [0] * (self.max_length - len(ids)))
+
+    def length(self, caption: str) -> int:
+        """Tokens the caption has, <start> included, before any cut."""
+        return 1 + len(self.tokenizer.encode(caption).ids)
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.tokenizer.to_str(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, max_length: int) -> CaptionTokenizer:
+        if not path.is_file():
+            raise LimnerError(f"{path} is missing: the checkpoint is not complete")
+        try:
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), max_length)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise LimnerError(f"{path} is not a tokenizer: {error}") from None

@@ -1,0 +1,205 @@
+"""A checkpoint is a folder that says everything about itself.
+
+    checkpoint-1000/
+      model.pt              weights as trained, {"text_encoder.*", "denoiser.*"}
+      ema.safetensors       averaged weights, the ones to draw with
+      optimizer.pt          state of each optimizer
+      training_state.json   step, images, seconds, and the schedule's fixed points
+      config.yaml           the resolved configuration
+      tokenizer.json        the words the text encoder knows
+
+It is written to a staging folder and renamed, so that a folder of that name is complete.
+Everything is read with `weights_only=True`, safetensors, or as plain text: nothing in it can run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+from limner.text.tokenizer import CaptionTokenizer
+
+FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", "tokenizer.json")
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class TrainingState:
+    """How far a run is. What can be computed from these is not stored."""
+
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    total_steps: int | None = None
+    """None while a run bounded by minutes has not fixed it yet."""
+    decay_start: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint folder; weights are read when asked for."""
+
+    folder: Path
+    config: Config
+    tokenizer: CaptionTokenizer
+    state: TrainingState
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Open a checkpoint folder, or the newest one of a run folder."""
+        folder = find_checkpoint(path)
+        config = load_config(folder / "config.yaml")
+        try:
+            state = TrainingState(**_read_json(folder / "training_state.json"))
+        except TypeError as error:
+            raise LimnerError(f"{folder / 'training_state.json'}: {error}") from None
+        tokenizer = CaptionTokenizer.load(folder / "tokenizer.json", config.text_encoder.max_length)
+        return cls(folder, config, tokenizer, state)
+
+    def load_weights(self, model: nn.Module, averaged: bool) -> None:
+        """Put the weights into the model; the averaged ones if asked and there."""
+        path = self.folder / "ema.safetensors"
+        if averaged and path.is_file():
+            try:
+                weights = load_file(path)
+            except SafetensorError as error:
+                raise LimnerError(f"{path} is damaged: {error}") from None
+        else:
+            path = self.folder / "model.pt"
+            weights = load_tensors(path)
+        _fit(model, weights, path)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return load_tensors(self.folder / "optimizer.pt")
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    averaged: nn.Module | None,
+    optimizers: dict[str, torch.optim.Optimizer],
+    tokenizer: CaptionTokenizer,
+    config: Config,
+    state: TrainingState,
+) -> Path:
+    """Write a checkpoint beside its place, then rename it there; an older one gives way last."""
+    staging = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    torch.save(model.state_dict(), staging / "model.pt")
+    if averaged is not None:
+        weights = {name: t.contiguous() for name, t in averaged.state_dict().items()}
+        save_file(weights, staging / "ema.safetensors")
+    torch.save({k: o.state_dict() for k, o in optimizers.items()}, staging / "optimizer.pt")
+    (staging / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    tokenizer.save(staging / "tokenizer.json")
+    (staging / "training_state.json").write_text(
+        json.dumps(asdict(state), indent=2), encoding="utf-8"
+    )
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(staging, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    if not run_folder.is_dir():
+        return []
+    numbered = [(NAME.fullmatch(p.name), p) for p in run_folder.iterdir() if p.is_dir()]
+    complete = [
+        (int(match[1]), path)
+        for match, path in numbered
+        if match and all((path / name).is_file() for name in FILES)
+    ]
+    return [path for _, path in sorted(complete)]
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint folder as given, or the newest of a run folder. Raises LimnerError."""
+    folder = Path(path)
+    if folder.is_file() and folder.name in (*FILES, "ema.safetensors"):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise LimnerError(
+            f"no checkpoint at {folder.absolute()}: give a run folder (outputs/demo) or one of its "
+            "checkpoint-<step> folders"
+        )
+    if not any((folder / name).is_file() for name in FILES) and (found := checkpoints(folder)):
+        return found[-1]
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise LimnerError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
+    return folder
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A .pt file, tensors and plain values only: a pickle that would run anything is refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LimnerError(
+            f"{path} is damaged, or holds more than weights and was refused: {reason}"
+        ) from None
+
+
+def check_same_model(saved: Config, asked: Config) -> None:
+    """Refuse to continue a checkpoint as another model, naming each setting that differs."""
+    differences = [
+        f"{section}.{key}: {there!r} in the checkpoint, {here!r} in the configuration"
+        for section in ("model", "text_encoder")
+        for (key, there), (_, here) in zip(
+            getattr(saved, section), getattr(asked, section), strict=True
+        )
+        if there != here and key != "dropout"
+    ]
+    if differences:
+        raise LimnerError(
+            "the checkpoint is of another model:\n"
+            + "\n".join(f"  - {d}" for d in differences)
+            + "\nset these as the checkpoint has them, or start a new run in another folder"
+        )
+
+
+def _fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    problems = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+        if name in weights
+        else f"{name}: not in the file"
+        for name, tensor in wanted.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ] + [f"{name}: not in the model" for name in weights if name not in wanted]
+    if problems:
+        more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise LimnerError(
+            f"{path} does not fit the model its config.yaml describes:\n"
+            + "\n".join(f"  - {p}" for p in problems[:5])
+            + more
+        )
+    model.load_state_dict(weights)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LimnerError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,81 @@
+"""Which processor to use, in which precision, and how fast it multiplies."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from limner.training.optimizer import fast_bfloat16
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto`: CUDA, then Apple's GPU, then the processor."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> str:
+    """A name for people, such as "NVIDIA H100" or "x86_64 processor, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """What the network is computed in; weights, their average, and sums stay float32."""
+    if wanted == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
+
+
+def why_not_compile(device: torch.device) -> str | None:
+    """None if torch.compile works here, else the reason, found by compiling something tiny."""
+    try:
+        torch.compile(lambda x: (x * 2 + 1).sum())(torch.ones(64, device=device))
+    except Exception as error:  # whatever a missing or broken compiler raises
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The best rate of a square matrix product here and now, FLOP/s; takes about half a second."""
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        with synchronised(device):
+            start = time.perf_counter()
+            a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+@contextlib.contextmanager
+def synchronised(device: torch.device) -> Iterator[None]:
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """FLOPs of training on one picture: a forward pass counted, times three for the backward.
+
+    Args:
+        inputs: of one picture, as the model takes them.
+    """
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(*inputs)
+    return 3.0 * counter.get_total_flops()

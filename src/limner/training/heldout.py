@@ -1,0 +1,80 @@
+"""The held-out loss: on a fixed grid of (noise level, noise), so that two numbers can be compared.
+
+The training loss hardly moves, for it averages over random noise levels; this one is measured at
+the same pictures, levels, and noise every time, and for as many trained pictures beside it, so that
+the gap says when the model starts to memorise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from limner.data.examples import Pictures
+from limner.data.order import seeded_generator
+from limner.data.pictures import to_tensor
+from limner.diffusion.objective import Objective
+from limner.text.tokenizer import CaptionTokenizer
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of num_train_timesteps."""
+
+
+@dataclass(frozen=True)
+class FixedGrid:
+    """Some pictures with their captions, to be looked at at every level."""
+
+    pictures: Tensor  # float32 [N, 3, S, S]
+    ids: Tensor  # int64 [N, L]
+
+    @classmethod
+    def of(cls, pictures: Pictures, tokenizer: CaptionTokenizer, count: int) -> FixedGrid | None:
+        """The first `count` rows by key hash order of the set; None if there are none."""
+        chosen = spread(len(pictures.rows), count)
+        if not chosen:
+            return None
+        loaded = [pictures.load_or_next(position) for position in chosen]
+        return cls(
+            torch.stack([to_tensor(pixels) for pixels, _, _ in loaded]),
+            torch.stack([tokenizer(row.captions[0]) for _, row, _ in loaded]),
+        )
+
+
+def spread(available: int, wanted: int) -> list[int]:
+    """At most `wanted` positions, evenly spread over `available`."""
+    count = min(available, wanted)
+    return [i * available // count for i in range(count)]
+
+
+@torch.no_grad()
+def loss_by_level(
+    model: nn.Module, objective: Objective, grid: FixedGrid, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Mean loss at each level, keyed by its timestep."""
+    losses: dict[str, float] = {}
+    for level in LEVELS:
+        timestep = round(level * objective.path.num_train_timesteps)
+        total = 0.0
+        for first in range(0, len(grid.pictures), batch_size):
+            picture = grid.pictures[first : first + batch_size].to(device)
+            ids = grid.ids[first : first + batch_size].to(device)
+            noise = torch.stack(
+                [
+                    torch.randn(
+                        picture.shape[1:],
+                        generator=seeded_generator(0, "held-out", first + i, timestep),
+                    )
+                    for i in range(len(picture))
+                ]
+            ).to(device)
+            t = torch.full((len(picture),), float(timestep), device=device)
+            output = model(objective.add_noise(picture, noise, t), t, ids)
+            total += float(objective.loss(output, picture, noise, t).sum())
+        losses[str(timestep)] = total / len(grid.pictures)
+    return losses
+
+
+def mean(losses: dict[str, float]) -> float:
+    return sum(losses.values()) / len(losses)

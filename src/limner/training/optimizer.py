@@ -1,0 +1,136 @@
+"""Muon for the matrices of the blocks, AdamW for everything else.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a
+matrix by the nearest orthogonal matrix, so that every direction learns at one rate. On this
+project's small data it learned several times as much per minute as AdamW (docs/recipe).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.config import Config
+from limner.models.layers import StackedLinear
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by Newton-Schulz, scaled to the size of an AdamW update.
+
+    Matrices of one shape are orthogonalised in one batched product, which is what makes it cheap
+    for small models. The update's root mean square is 0.2 for any shape, as in Moonlight (Liu et
+    al. 2025, equation 4), so that it shares AdamW's learning rate.
+
+    Args:
+        params: matrices, or groups with `params` and `parts`: each of a group's matrices is that
+            many stacked ones, orthogonalised apart.
+        lr: learning rate, above 0.
+        momentum: in [0, 1), Nesterov.
+        weight_decay: decoupled.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            for p in parameters:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for shape, members in _by_shape(parameters).items():
+                rows = shape[0] // group["parts"]
+                stacked = torch.stack([nesterov[i] for i in members]).reshape(-1, rows, shape[1])
+                update = orthogonalise(stacked).to(stacked.dtype).reshape(-1, *shape)
+                scale = 0.2 * max(rows, shape[1]) ** 0.5
+                torch._foreach_add_(
+                    [parameters[i] for i in members], list(update), alpha=-group["lr"] * scale
+                )
+
+
+def _by_shape(tensors: list[Tensor]) -> dict[tuple[int, int], list[int]]:
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, tensor in enumerate(tensors):
+        groups[tensor.shape[0], tensor.shape[1]].append(i)
+    return groups
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Push the singular values of each matrix [K, rows, columns] to about 1 (0.7 to 1.2).
+
+    Five steps of the quintic Newton-Schulz iteration with Jordan's coefficients, in bfloat16
+    where the processor multiplies it in hardware: it need not be exact.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.to(torch.bfloat16 if fast_bfloat16(matrices.device) else torch.float32)
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x if wide else x.mT
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers by name; together they own every parameter exactly once."""
+    settings, lr = config.optimizer, config.training.learning_rate
+    matrices: dict[int, list[Tensor]] = defaultdict(list)
+    if settings.type == "muon":
+        for name, module in model.named_modules():
+            # The blocks' matrices only: embeddings, modulation, first and last layers are tables or
+            # maps between unlike spaces, for which AdamW is the better (Jordan et al.).
+            if isinstance(module, nn.Linear) and "blocks." in name and "adaLN" not in name:
+                parts = module.parts if isinstance(module, StackedLinear) else 1
+                matrices[parts].append(module.weight)
+    taken = {id(p) for group in matrices.values() for p in group}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    decayed = [p for p in rest if p.ndim >= 2]
+    plain = [p for p in rest if p.ndim < 2]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=rest[0].device.type in ("cuda", "cpu"),
+        )
+    }
+    if matrices:
+        groups = [{"params": group, "parts": parts} for parts, group in sorted(matrices.items())]
+        optimizers["muon"] = Muon(groups, lr, settings.muon_momentum, settings.weight_decay)
+    return optimizers

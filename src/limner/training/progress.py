@@ -1,0 +1,201 @@
+"""What a person sees while a model learns: one live line, or plain lines without a screen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+ROOMY_WIDTH = 104  # columns from which the line has room for units and a bar beside all figures
+REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes time from training
+
+
+class Progress:
+    """Context manager around a training run; the trainer calls `update` after each step.
+
+    On a terminal it redraws one line (bar, step, pictures seen, speed, losses, time left). Anywhere
+    else (CI, a log file, a pipe) it prints a line with the same figures at most every `plain_every`
+    seconds. With `enabled` false (every process but the main one) it is silent.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        plain_every: float = 15.0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.enabled = enabled
+        self.plain_every = plain_every
+        self.console = console or Console(highlight=False)
+        self.clock = clock
+        is_screen = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.live = (
+            Live(console=self.console, auto_refresh=False) if enabled and is_screen else None
+        )
+        self.started = clock()
+        self.last_shown = -math.inf
+        self.unshown = ""
+
+    def __enter__(self) -> Progress:
+        self.started = self.clock()
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live is not None:
+            self.live.refresh()
+            self.live.stop()
+        elif self.unshown:
+            self._print(self.unshown)  # the last figures are the ones people look for
+            self.unshown = ""
+
+    def update(
+        self,
+        step: int,
+        total_steps: int | None,
+        images: int,
+        images_per_second: float | None,
+        loss: float | None,
+        heldout_loss: float | None,
+        seconds_left: float | None,
+    ) -> None:
+        """Shows where the run is. A figure that is not known yet is None and left out.
+
+        `total_steps` is None when time and not steps bounds the run; the bar then shows the share
+        of the time that has passed.
+        """
+        if not self.enabled:
+            return
+        now = self.clock()
+        figures = (step, total_steps, images, images_per_second, loss, heldout_loss, seconds_left)
+        if self.live is not None:
+            done = share_done(step, total_steps, now - self.started, seconds_left)
+            self.live.update(live_line(done, *figures, width=self.console.width))
+            if now - self.last_shown >= REFRESH_EVERY or step == total_steps:
+                self.live.refresh()
+                self.last_shown = now
+            return
+        self.unshown = plain_line(*figures)
+        if now - self.last_shown >= self.plain_every or step == total_steps:
+            self._print(self.unshown)
+            self.unshown = ""
+            self.last_shown = now
+
+    def message(self, text: str) -> None:
+        """Prints a line of its own (above the live one): a warning, a checkpoint, a preview."""
+        if self.enabled:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        # A Windows console or a log file may know only cp1252; "?" there is better than a crash.
+        encoding = self.console.encoding
+        text = text.encode(encoding, errors="replace").decode(encoding)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def plain_line(
+    step: int,
+    total_steps: int | None,
+    images: int,
+    images_per_second: float | None,
+    loss: float | None,
+    heldout_loss: float | None,
+    seconds_left: float | None,
+) -> str:
+    """One line with all figures, which can be read, searched and cut into columns:
+
+    `step    120/700 | 3,840 images | 63.0 images/s | loss 0.412 | held-out 0.523 | 4m12s left`
+    """
+    where = f"step {step:>6}" if total_steps is None else f"step {step:>6}/{total_steps}"
+    return " | ".join(
+        [where, *figures_in_words(images, images_per_second, loss, heldout_loss, seconds_left)]
+    )
+
+
+def figures_in_words(
+    images: int,
+    images_per_second: float | None,
+    loss: float | None,
+    heldout_loss: float | None,
+    seconds_left: float | None,
+    short: bool = False,
+) -> list[str]:
+    """Each figure with its name; the ones that are not known are left out."""
+    words = [f"{images:,} {'img' if short else 'images'}"]
+    if images_per_second is not None:
+        words.append(f"{images_per_second:.1f}{'/s' if short else ' images/s'}")
+    if loss is not None:
+        words.append(f"loss {loss:.3f}")
+    if heldout_loss is not None:
+        words.append(f"held-out {heldout_loss:.3f}")
+    if seconds_left is not None:
+        words.append(f"{format_duration(seconds_left)} left")
+    return words
+
+
+def live_line(
+    done: float | None,
+    step: int,
+    total_steps: int | None,
+    images: int,
+    images_per_second: float | None,
+    loss: float | None,
+    heldout_loss: float | None,
+    seconds_left: float | None,
+    width: int,
+) -> Table:
+    """The bar, which takes what room is left, between the step and the other figures."""
+    short = width < ROOMY_WIDTH
+    where = f"step {step}" if total_steps is None else f"step {step}/{total_steps}"
+    words = figures_in_words(images, images_per_second, loss, heldout_loss, seconds_left, short)
+    figures = ("  " if not short else " ").join(words)
+    line = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    room = width - len(where) - len(figures) - 3
+    line.add_column(no_wrap=True, style="bold")
+    cells: list[str | ProgressBar] = [where]
+    if room >= 6 and done is not None:  # a shorter bar says nothing: the figures come first
+        line.add_column(ratio=1)
+        cells.append(ProgressBar(total=1.0, completed=done, width=None))
+    line.add_column(no_wrap=True, overflow="ellipsis", justify="right")
+    line.add_row(*cells, figures)
+    return line
+
+
+def share_done(
+    step: int, total_steps: int | None, seconds: float, seconds_left: float | None
+) -> float | None:
+    """0 ... 1 by steps, else by time; None when neither end is known."""
+    if total_steps:
+        return min(step / total_steps, 1.0)
+    if seconds_left is not None and seconds + seconds_left > 0:
+        return seconds / (seconds + seconds_left)
+    return None
+
+
+def format_duration(seconds: float | None) -> str:
+    """42 -> "42s", 252 -> "4m12s", 3780 -> "1h03m", 187200 -> "2d04h"; unknown -> "?"."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    hours = round(seconds / 3600)
+    return f"{hours // 24}d{hours % 24:02d}h"

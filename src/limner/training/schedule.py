@@ -1,0 +1,40 @@
+"""What depends on the step is computed from the step: learning rate, and weight of the average."""
+
+from __future__ import annotations
+
+import math
+
+from limner.config import LrSchedulerConfig
+
+
+def learning_rate_share(
+    settings: LrSchedulerConfig, step: int, total_steps: int | None, decay_start: int | None
+) -> float:
+    """The learning rate of update `step` (counted from 0) over its peak, 0 to 1.
+
+    Args:
+        total_steps: updates in the whole run; None while a run bounded by minutes does not know yet.
+        decay_start: the first update of `wsd`'s decay; None as `total_steps`.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if total_steps is None or settings.type == "constant":
+        return 1.0
+    if settings.type == "wsd":
+        if decay_start is None or step < decay_start:
+            return 1.0
+        return max(0.0, (total_steps - step) / max(1, total_steps - decay_start))
+    left = (total_steps - step) / max(1, total_steps - settings.warmup_steps)
+    left = min(1.0, max(0.0, left))
+    return left if settings.type == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def ema_decay(images: int, batch_size: int, longest: float, ramp: float) -> float:
+    """How much of the average stays at an update after `images` pictures.
+
+    Its half-life grows with the run, up to `ramp` of the pictures seen (EDM, Karras et al. 2022,
+    `ema_rampup_ratio`), and ends at the decay per update `longest`: a short run is not averaged
+    with its own beginnings.
+    """
+    half_life = max(images * ramp, 1e-8)
+    return min(longest, 0.5 ** (batch_size / half_life))
