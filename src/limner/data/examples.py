@@ -6,7 +6,7 @@ here, in the loader's workers, each from (seed, count). The training loop adds n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,21 +43,23 @@ class Batch:
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
-        stacked = (
-            torch.stack([getattr(e, name) for e in examples])
-            for name in ("picture", "ids", "noise", "u")
+        return cls(
+            torch.stack([e.picture for e in examples]),
+            torch.stack([e.ids for e in examples]),
+            torch.stack([e.noise for e in examples]),
+            torch.stack([e.u for e in examples]),
+            tuple(refused for e in examples for refused in e.refused),
         )
-        return cls(*stacked, refused=tuple(r for e in examples for r in e.refused))
 
     def to(self, device: torch.device) -> Batch:
-        move = (
-            t.to(device, non_blocking=True) for t in (self.picture, self.ids, self.noise, self.u)
-        )
-        return Batch(*move, refused=self.refused)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        pinned = (t.pin_memory() for t in (self.picture, self.ids, self.noise, self.u))
-        return Batch(*pinned, refused=self.refused)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = move(self.picture), move(self.ids), move(self.noise), move(self.u)
+        return Batch(*tensors, refused=self.refused)
 
 
 class Pictures:
@@ -99,11 +101,8 @@ class Pictures:
             except PictureError as error:
                 self.state[place] = BAD
                 refused.append(Refused(self.rows[place].key, str(error)))
-        raise LimnerError(
-            f"none of the {len(self.rows)} pictures could be decoded; the last: {refused[-1].reason}"
-            if refused
-            else f"none of the {len(self.rows)} pictures could be decoded"
-        )
+        reason = f"; the last: {refused[-1].reason}" if refused else ""
+        raise LimnerError(f"none of the {len(self.rows)} pictures could be decoded{reason}")
 
 
 class TrainingExamples(Dataset[Example]):

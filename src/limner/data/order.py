@@ -21,7 +21,7 @@ def seeded_generator(seed: int, *names: int | str) -> torch.Generator:
 
 
 def position_of(count: int, num_rows: int, seed: int) -> int:
-    """Which of `num_rows` rows is the `count`-th picture of the run; every pass is shuffled anew."""
+    """Which of `num_rows` rows is the run's `count`-th picture; every pass is shuffled anew."""
     epoch, place = divmod(count, num_rows)
     return int(_shuffled(epoch, num_rows, seed)[place])
 

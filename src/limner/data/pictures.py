@@ -61,9 +61,10 @@ def open_rgb(
     """
     name = name or ("the picture" if isinstance(picture, bytes) else str(picture))
     try:
-        # Between Pillow's limit and twice that, it only warns: a camera of 100 megapixels is fine.
+        # Pillow warns of what it can still read, such as odd EXIF data or 100 megapixels: not news
+        # for every epoch. What it cannot read is an error below.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             with Image.open(
                 io.BytesIO(picture) if isinstance(picture, bytes) else picture
             ) as image:

@@ -81,10 +81,12 @@ def find_things(picture: np.ndarray) -> tuple[FoundThing, ...]:
             continue
         full = piece & (coverage >= 0.8 * coverage[piece].max())  # without the mixed edge
         colour = _nearest_colour(picture[full])
-        fits = [_fit(shape, own) for shape in SHAPES]
-        _, shape, side, x, y = max(fits)
+        rows, columns = np.nonzero(own)
+        top, left = max(rows.min() - 2, 0), max(columns.min() - 2, 0)  # room for other shapes
+        own = own[top : rows.max() + 3, left : columns.max() + 3]
+        _, shape, side, x, y = max(_fit(shape, own) for shape in SHAPES)
         size = min(SIZES, key=lambda name: abs(SIZES[name] - side / scale))
-        found = FoundThing(Thing(colour, shape, size), x / scale, y / scale)
+        found = FoundThing(Thing(colour, shape, size), (left + x) / scale, (top + y) / scale)
         things.append((own.sum(), found))
     things.sort(key=lambda pair: -pair[0])
     return tuple(found for _, found in things)

@@ -37,7 +37,7 @@ def open_picture_set(config: Config) -> PictureSet:
 
         return FolderPictures(config.data.dataset_path)
     raise LimnerError(
-        f"data.dataset_name: {config.data.dataset_name!r} is neither `emoji` nor `shapes`; for your "
+        f"data.dataset_name: {config.data.dataset_name!r} is neither emoji nor shapes; for your "
         "own folder leave it out and set data.dataset_path (data sets by Hub id are not read yet)"
     )
 

@@ -146,8 +146,7 @@ class DiffusionPath:
 
     def training_timesteps(self, u: Tensor) -> Tensor:
         """Turns uniform numbers u [B] in (0, 1) into the whole times 0 .. T-1, each as likely."""
-        last = self.num_train_timesteps - 1  # u * T can round up to T in float32
-        return (u * self.num_train_timesteps).floor().clamp(max=last)
+        return (u * self.num_train_timesteps).floor()
 
     def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:
         """The times between which a solver steps, in "trailing" spacing and with a clean end.

@@ -7,10 +7,11 @@ from html import escape
 
 Points = list[tuple[float, float]]
 
-WIDTH, HEIGHT = 640.0, 320.0
-TOP, BOTTOM, LEFT = 16.0, 46.0, 56.0
-LABEL_HEIGHT = 15.0  # distance between the names at the right end
-CHARACTER = 6.6  # mean width of a character at 12 px, to leave room for the names
+WIDTH, HEIGHT = 480.0, 290.0  # about its size on the page: its text is as large as the page's
+TOP, BOTTOM, LEFT = 12.0, 48.0, 56.0
+FONT_SIZE = 13.0
+LABEL_HEIGHT = 16.0  # distance between the names at the right end
+CHARACTER = 7.2  # mean width of a character, to leave room for the names
 
 # The page can set --chart-0 ...; these defaults can be told apart on white and on black, and by
 # people who do not see red and green (after Okabe and Ito, "Color universal design", 2008).
@@ -31,7 +32,7 @@ def line_chart(
     head = (
         f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor">'
+        f'font-family="system-ui, sans-serif" font-size="{FONT_SIZE:g}" fill="currentColor">'
         f"<title>{escape(title)}</title>"
     )
     if not pieces:
@@ -64,7 +65,7 @@ def line_chart(
         )
     for tick in nice_ticks(x_low, x_high):
         out.append(
-            f'<text x="{place_x(tick):.1f}" y="{HEIGHT - BOTTOM + 18:g}" text-anchor="middle" '
+            f'<text x="{place_x(tick):.1f}" y="{HEIGHT - BOTTOM + 19:g}" text-anchor="middle" '
             f'opacity="0.75">{format_tick(tick)}</text>'
         )
     out.append(

@@ -89,19 +89,25 @@ def measured(run: Run) -> str:
     results, cards = run.results, []
     recall = {k: v for k, v in results.get("recall", {}).items() if v.get("count")}
     for split, found in recall.items():
-        count, share = found["count"], found["at_1"]
-        low, high = wilson(share, count)
-        at_5 = f"; among the five nearest for {found['at_5']:.0%}" if "at_5" in found else ""
-        note = f"{round(share * count)} of {count}; 95% interval {low:.0%} to {high:.0%}{at_5}"
-        name = f"of the {split.replace(' ', '-')} prompts have their true picture as the nearest"
-        cards.append((name, f"{share:.0%}", note))
+        name = f"of {split.replace(' ', '-')} prompts have the true picture nearest"
+        note = of_count(found["at_1"], found["count"])
+        if "at_5" in found:
+            note += f"; among the five nearest: {found['at_5']:.0%}"
+        cards.append((name, f"{found['at_1']:.0%}", note))
+    checked = {k: v for k, v in results.get("checker", {}).items() if v.get("count")}
+    for split, found in checked.items():
+        name = f"of {split.replace(' ', '-')} prompts are drawn fully right"
+        parts = [f"{part} {share:.0%}" for part, share in found.get("by_part", {}).items()]
+        note = "; ".join([of_count(found["all_right"], found["count"]), ", ".join(parts)])
+        cards.append((name, f"{found['all_right']:.0%}", note.removesuffix("; ")))
+    main_cards = len(cards)
     speed = results.get("speed", {})
     if speed.get("images_per_second"):
         cards.append(("images per second", f"{speed['images_per_second']:.1f}", "while training"))
     if speed.get("mfu") is not None:
         peak = speed.get("matmul_peak_gflops")
-        of = f"of the {peak:,.0f} GFLOP/s measured here" if peak else "of the matmul peak"
-        cards.append(("model FLOPs utilisation (MFU)", f"{speed['mfu']:.0%}", of))
+        of = f"share of {peak:,.0f} GFLOP/s, the matmul peak measured here" if peak else ""
+        cards.append(("of peak speed (MFU)", f"{speed['mfu']:.0%}", of))
     if results.get("parameters"):
         size = results["parameters"]
         cards.append(("parameters", rounded(size), f"{size:,}"))
@@ -112,7 +118,7 @@ def measured(run: Run) -> str:
     if not cards:
         return ""
     shown = "".join(
-        f'<div class="{"wide" if k < len(recall) else "small"}"><dt>{escape(name)}</dt>'
+        f'<div class="{"wide" if k < main_cards else "small"}"><dt>{escape(name)}</dt>'
         f'<dd>{escape(value)}</dd><dd class="note">{escape(note)}</dd></div>'
         for k, (name, value, note) in enumerate(cards)
     )
@@ -123,6 +129,11 @@ def measured(run: Run) -> str:
             if results.get(name):
                 how += f" {label}: {escape(str(results[name]).rstrip('.'))}."
         how += "</p>"
+    if checked:
+        how += (
+            '<p class="note">A program reads each drawn picture back and compares it with its '
+            "prompt, part by part; fully right means in all parts.</p>"
+        )
     return f'<section aria-label="Figures"><dl class="figures">{shown}</dl>{how}</section>'
 
 
@@ -163,9 +174,12 @@ def sample_figure(folder: Path, sample: dict[str, Any]) -> str:
     rank = sample.get("rank")
     verdict = ""
     if rank == 1:
-        verdict = '<small class="nearest">✓ nearest</small>'
+        verdict = '<small class="good">✓ nearest</small>'
     elif rank is not None:
         verdict = f"<small>rank {escape(str(rank))}</small>"
+    elif sample.get("right") is not None:
+        right = '<small class="good">✓ right</small>'
+        verdict = right if sample["right"] else "<small>not fully right</small>"
     title = f' title="seed {escape(str(seed))}"' if seed is not None else ""
     words = escape(prompt) or "(empty prompt)"
     return (
@@ -200,16 +214,18 @@ def curves(run: Run) -> str:
     if not run.train and not run.heldout:
         return ""
     losses: dict[str, Points] = {
-        "training": evenly(smoothed(points(run.train, "loss")), MAX_POINTS),
+        "each step": evenly(smoothed(points(run.train, "loss")), MAX_POINTS),
         "held out": points(run.heldout, "loss"),
-        "trained, same noise": points(run.heldout, "train_loss"),
+        "trained": points(run.heldout, "train_loss"),
     }
     charts = [
         (
-            line_chart(losses, "Loss over pictures seen", "pictures seen", "loss", log_y=True),
-            "“training” is the loss of the training steps, smoothed. “held out” and “trained, same "
-            "noise” are both measured on one fixed grid of noise levels and noise: only these two "
-            "compare, and the gap between them is what was learned by heart.",
+            line_chart(
+                losses, "Loss over pictures seen", "pictures seen", "loss (log scale)", log_y=True
+            ),
+            "“each step” is the loss of the training steps, smoothed. “held out” and “trained” are "
+            "measured on pictures of either kind with one fixed grid of noise levels and noise: "
+            "compare these two. A gap that widens means learning by heart.",
         )
     ]
     levels: dict[str, Points] = {}
@@ -221,7 +237,7 @@ def curves(run: Run) -> str:
         title = "Held-out loss by noise level"
         charts.append(
             (
-                line_chart(levels, title, "pictures seen", "held-out loss", log_y=True),
+                line_chart(levels, title, "pictures seen", "loss (log scale)", log_y=True),
                 "t is the time of the noise: 0 is the clean picture, 1000 is noise alone. High t "
                 "is where the composition is decided, low t where the detail is.",
             )
@@ -295,6 +311,12 @@ def table(caption: str, values: dict[str, Any]) -> str:
     )
     head = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{head}<tbody>{rows}</tbody></table>"
+
+
+def of_count(share: float, count: int) -> str:
+    """0.9, 60 -> 54 of 60 (95% interval 80% to 95%)"""
+    low, high = wilson(share, count)
+    return f"{round(share * count)} of {count} (95% interval {low:.0%} to {high:.0%})"
 
 
 def rounded(count: float) -> str:

@@ -25,7 +25,9 @@ def build_objective(config: Config) -> Objective:
         assert s.logit_mean is not None
         path = FlowPath(s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share)
     else:
-        assert s.beta_start and s.beta_end and s.beta_schedule
+        assert s.beta_start
+        assert s.beta_end
+        assert s.beta_schedule
         path = DiffusionPath(s.num_train_timesteps, s.beta_start, s.beta_end, s.beta_schedule)
     return Objective(path, s.prediction_type)
 

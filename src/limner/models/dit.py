@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limner.models.layers import TimestepEmbedder, unpatchify
+from limner.models.layers import TimestepEmbedder, attend, unpatchify
 from limner.models.text_encoder import EncodedText
 
 
@@ -28,7 +28,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         return self.proj(attended.transpose(1, 2).reshape(b, n, width))
 
 
@@ -143,11 +143,10 @@ class DiT(nn.Module):
         nn.init.normal_(self.y_embedder.weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        for modulation in [b.adaLN_modulation for b in self.blocks] + [
-            self.final_layer.adaLN_modulation
-        ]:
-            nn.init.zeros_(modulation[1].weight)
-            nn.init.zeros_(modulation[1].bias)
+        for module in self.modules():
+            if isinstance(module, DiTBlock | FinalLayer):
+                for parameter in module.adaLN_modulation.parameters():
+                    nn.init.zeros_(parameter)
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.zeros_(self.final_layer.linear.bias)
 

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limner.models.layers import (
+    RMSNorm,
     StackedLinear,
     SwiGLU,
     TimestepEmbedder,
+    attend,
     grid_positions,
     patchify,
     swiglu_width,
@@ -33,13 +35,13 @@ class ModernBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm_attention = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_attention = RMSNorm(width, affine=False)
         self.qkv = StackedLinear(width, width, parts=3)
         self.text_kv = StackedLinear(text_width, width, parts=2)
-        self.norm_q = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.norm_q = RMSNorm(width // num_heads)
+        self.norm_k = RMSNorm(width // num_heads)
         self.out = nn.Linear(width, width, bias=False)
-        self.norm_mlp = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_mlp = RMSNorm(width, affine=False)
         self.mlp = SwiGLU(width, swiglu_width(width, mlp_ratio))
         self.modulation = nn.Parameter(torch.zeros(6, width))
         self.dropout = nn.Dropout(dropout)
@@ -65,7 +67,7 @@ class ModernBlock(nn.Module):
         q, k = rotate(self.norm_q(q), rotation), rotate(self.norm_k(k), rotation)
         k = torch.cat([self.norm_k(text_k).to(k.dtype), k], dim=2)
         v = torch.cat([text_v, v], dim=2)
-        attended = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+        attended = attend(q.to(v.dtype), k.to(v.dtype), v, mask)
         return self.out(attended.transpose(1, 2).reshape(b, n, width))
 
     def heads(self, x: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class ModernDiT(nn.Module):
             ModernBlock(hidden_size, num_heads, text_width, mlp_ratio, dropout)
             for _ in range(num_layers)
         )
-        self.norm = nn.RMSNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.norm = RMSNorm(hidden_size, affine=False)
         self.last_modulation = nn.Linear(hidden_size, 2 * hidden_size)
         self.last = nn.Linear(hidden_size, patch_width)
         self.tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}

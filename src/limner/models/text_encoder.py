@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from limner.models.layers import StackedLinear, SwiGLU, swiglu_width
+from limner.models.layers import RMSNorm, StackedLinear, SwiGLU, attend, swiglu_width
 
 PAD = 0
 """Token id of padding; every caption starts with another token, so none is empty."""
@@ -36,11 +35,13 @@ class TextBlock(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm_attention = nn.RMSNorm(width, eps=1e-6)
+        self.norm_attention = RMSNorm(width)
         self.qkv = StackedLinear(width, width, parts=3)
         self.out = nn.Linear(width, width, bias=False)
-        self.norm_mlp = nn.RMSNorm(width, eps=1e-6)
+        self.norm_mlp = RMSNorm(width)
         self.mlp = SwiGLU(width, swiglu_width(width, 4.0))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.mlp.out.weight)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         b, length, width = x.shape
@@ -48,7 +49,7 @@ class TextBlock(nn.Module):
             part.reshape(b, length, self.num_heads, -1).transpose(1, 2)
             for part in self.qkv(self.norm_attention(x)).chunk(3, dim=-1)
         )
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        attended = attend(q, k, v, mask[:, None, None, :])
         x = x + self.out(attended.transpose(1, 2).reshape(b, length, width))
         return x + self.mlp(self.norm_mlp(x))
 
@@ -62,12 +63,9 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.zeros(max_length, width))
         self.blocks = nn.ModuleList(TextBlock(width, width // 64) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.normal_(self.positions, std=0.1)
-        for block in self.blocks:
-            nn.init.zeros_(block.out.weight)
-            nn.init.zeros_(block.mlp.out.weight)
 
     def forward(self, ids: Tensor) -> EncodedText:
         mask = ids != PAD

@@ -37,7 +37,9 @@ class TextToImage(nn.Module):
 def build_model(config: Config, vocab_size: int) -> TextToImage:
     """The model that a (resolved) configuration describes, freshly initialised."""
     model, text = config.model, config.text_encoder
-    assert model.patch_size and model.in_channels and text.hidden_size, "load_config resolves these"
+    assert model.patch_size, "load_config resolves these"
+    assert model.in_channels
+    assert text.hidden_size
     denoiser = ARCHITECTURES[model.architecture](
         in_channels=model.in_channels,
         patch_size=model.patch_size,

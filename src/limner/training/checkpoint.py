@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def find_checkpoint(path: str | Path) -> Path:
             f"no checkpoint at {folder.absolute()}: give a run folder (outputs/demo) or one of its "
             "checkpoint-<step> folders"
         )
-    if not any((folder / name).is_file() for name in FILES) and (found := checkpoints(folder)):
+    if not (folder / "training_state.json").is_file() and (found := checkpoints(folder)):
         return found[-1]
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise LimnerError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
@@ -159,6 +160,16 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise LimnerError(
             f"{path} is damaged, or holds more than weights and was refused: {reason}"
         ) from None
+
+
+def resume_config(
+    resume: str | Path | None, config_file: Path | None, overrides: Sequence[str]
+) -> Config | None:
+    """The configuration to go on with when none was named: the checkpoint's own, overridden."""
+    if resume is None or config_file is not None:
+        return None
+    run = load_config(None, overrides).training.output_dir if str(resume) == "latest" else resume
+    return load_config(find_checkpoint(run) / "config.yaml", overrides)
 
 
 def check_same_model(saved: Config, asked: Config) -> None:

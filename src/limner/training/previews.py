@@ -34,7 +34,7 @@ def save_preview(
     config: Config,
     dtype: torch.dtype,
 ) -> None:
-    """Draw the prompts with seeds 0, 1, 2, ... in training's batch size and precision, as a sheet."""
+    """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's batches and precision."""
     size = config.data.image_size
     pictures = []
     for first in range(0, len(prompts), config.training.batch_size):

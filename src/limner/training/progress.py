@@ -164,7 +164,7 @@ def live_line(
     figures = ("  " if not short else " ").join(words)
     line = Table.grid(padding=(0, 1, 0, 0), expand=True)
     room = width - len(where) - len(figures) - 3
-    line.add_column(no_wrap=True, style="bold")
+    line.add_column(no_wrap=True, min_width=len(where), style="bold")
     cells: list[str | ProgressBar] = [where]
     if room >= 6 and done is not None:  # a shorter bar says nothing: the figures come first
         line.add_column(ratio=1)

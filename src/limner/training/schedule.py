@@ -13,7 +13,7 @@ def learning_rate_share(
     """The learning rate of update `step` (counted from 0) over its peak, 0 to 1.
 
     Args:
-        total_steps: updates in the whole run; None while a run bounded by minutes does not know yet.
+        total_steps: updates in the whole run; None while a run bounded by minutes has not fixed it.
         decay_start: the first update of `wsd`'s decay; None as `total_steps`.
     """
     if step < settings.warmup_steps:

@@ -1,0 +1,216 @@
+"""The command line: words to calls, nothing else. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from limner.errors import LimnerError
+
+SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. What people did wrong is said without a traceback."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    # `limner` alone decides what is told at debug level; libraries would drown it.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("limner").setLevel(options.log_level.upper())
+    try:
+        if options.run is _train:
+            options.overrides += _as_overrides(rest)
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.run(options)
+    except LimnerError as error:
+        print(f"limner: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("limner: interrupted; what was saved is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="limner",
+        description="Train your own text-to-image Diffusion Transformer, and draw with it.",
+    )
+    parser.set_defaults(log_level="info")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info",
+        help="debug shows shapes and ranges all the way through the model",
+    )  # fmt: skip
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo", parents=[common], help="learn from built-in pictures and draw, in ten minutes"
+    )
+    demo.add_argument("--minutes", type=_positive, default=10.0, help="for all of it (default 10)")
+    demo.add_argument("--output", default="outputs/demo", help="folder (default outputs/demo)")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train a model from a configuration",
+        epilog="Any key of the configuration can be set here: training.batch_size=16, or "
+        "--training.batch_size 16.",
+    )
+    train.add_argument("--config", type=Path, help="YAML file (default: every key's default)")
+    train.add_argument(
+        "--resume", metavar="CHECKPOINT", help="a checkpoint folder, or `latest` in the output_dir"
+    )
+    train.add_argument("overrides", nargs="*", metavar="section.key=value")
+    train.set_defaults(run=_train)
+
+    generate = commands.add_parser(
+        "generate", parents=[common], help="draw a picture from a prompt"
+    )
+    generate.add_argument("where", nargs="?", metavar="CHECKPOINT", help="run or checkpoint folder")
+    generate.add_argument("what", nargs="*", metavar="PROMPT", help="one picture each, in quotes")
+    generate.add_argument("--checkpoint", help="the same, as a flag")
+    generate.add_argument("--prompt", help="the same, as a flag")
+    generate.add_argument("--config", type=Path, help="not needed: a checkpoint carries its own")
+    generate.add_argument("--output", type=Path, default=Path("output.png"), help="PNG to write")
+    generate.add_argument("--num_inference_steps", type=int, help="network calls, about")
+    generate.add_argument("--guidance_scale", type=float, help="1: none; 2 to 5: closer to words")
+    generate.add_argument("--scheduler_type", choices=SOLVER_NAMES, help="the solver")
+    generate.add_argument("--height", type=int, help="pixels (default: as trained)")
+    generate.add_argument("--width", type=int, help="pixels (default: as trained)")
+    generate.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
+    generate.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    generate.set_defaults(run=_generate)
+
+    prepare = commands.add_parser(
+        "prepare", parents=[common], help="turn a COCO folder or any of ours into metadata.json"
+    )
+    prepare.add_argument(
+        "--type", choices=("coco", "custom"), default="custom", help="what the input is"
+    )
+    prepare.add_argument("--input", type=Path, required=True, help="folder to read")
+    prepare.add_argument("--output", type=Path, required=True, help="folder to write")
+    prepare.add_argument("--num_samples", type=int, help="at most so many pictures")
+    prepare.set_defaults(run=_prepare)
+
+    report = commands.add_parser(
+        "report", parents=[common], help="draw, measure, and write report.html for a run"
+    )
+    report.add_argument("run_folder", type=Path)
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from limner.demo import run_demo
+
+    run_demo(options.minutes, options.output)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from limner.config import load_config
+    from limner.evaluation.exam import examine, sentences
+    from limner.training.checkpoint import resume_config
+    from limner.training.trainer import Trainer
+
+    config = resume_config(options.resume, options.config, options.overrides) or load_config(
+        options.config, options.overrides
+    )
+    trainer = Trainer(config, resume=options.resume)
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        for sentence in sentences(examine(trainer.folder, config, trainer.data)):
+            print(sentence)
+        print(f"see {trainer.folder / 'report.html'}")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from limner.config import load_config
+    from limner.inference.generator import ImageGenerator
+
+    checkpoint = options.checkpoint or options.where
+    prompts = [*options.what, *([options.prompt] if options.prompt is not None else [])]
+    if options.checkpoint and options.where is not None:
+        prompts.insert(0, options.where)  # the only words without a flag are the prompt's
+    if checkpoint is None or not prompts:
+        raise LimnerError('a checkpoint and a prompt, please: limner generate outputs/demo "a cat"')
+    generator = ImageGenerator(
+        checkpoint,
+        options.scheduler_type,
+        options.device,
+        config=load_config(options.config) if options.config else None,
+    )
+    pictures = generator.generate_batch(
+        prompts,
+        options.num_inference_steps,
+        options.guidance_scale,
+        options.seed,
+        options.height,
+        options.width,
+    )
+    path: Path = options.output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
+        picture.save(numbered)
+        print(numbered)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from limner.data.prepare import prepare
+
+    prepared = prepare(options.type, options.input, options.output, options.num_samples)
+    print(f"{prepared.count} pictures in {options.output}")
+    if prepared.refused:
+        first = prepared.refused[0]
+        print(
+            f"{len(prepared.refused)} rows could not be used, all listed in "
+            f"{options.output / 'refused.json'}; the first: {first.key}: {first.reason}"
+        )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from limner.config import load_config
+    from limner.data.sources import open_data
+    from limner.evaluation.exam import examine, sentences
+
+    config = load_config(options.run_folder / "config.yaml")
+    for sentence in sentences(examine(options.run_folder, config, open_data(config))):
+        print(sentence)
+    print(options.run_folder / "report.html")
+
+
+def _as_overrides(rest: list[str]) -> list[str]:
+    """`--section.key value` and `--section.key=value` as `section.key=value`."""
+    overrides: list[str] = []
+    words = iter(rest)
+    for word in words:
+        name = word.removeprefix("--")
+        if not word.startswith("--") or "." not in name.partition("=")[0]:
+            raise LimnerError(f"'{word}' is not understood; settings are section.key=value")
+        if "=" not in name:
+            value = next(words, None)
+            if value is None:
+                raise LimnerError(f"'{word}' needs a value: {word} VALUE")
+            name += f"={value}"
+        overrides.append(name)
+    return overrides
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""`limner demo`: from nothing to a model that draws, in ten minutes, with everything to look at."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+from limner.evaluation.exam import examine, sentences
+from limner.training.device import choose_device
+from limner.training.trainer import Trainer
+
+FREE_PROMPTS = (
+    "a red apple",
+    "红苹果",
+    "thumbs up",
+    "拇指向上，较深肤色",
+    "a penguin",
+    "a yellow heart",
+    "rocket",
+    "",
+)
+PREVIEW_PROMPTS = (
+    "red apple",
+    "thumbs up, dark skin tone",
+    "panda",
+    "victory hand, light skin tone",
+    "astronaut, medium skin tone",
+    "sunflower",
+    "a red apple",
+    "红苹果",
+)
+DRAWING_SHARE, MOST_DRAWING = 0.12, 75.0
+"""Kept for drawing and measuring at the end: a share of the time, at most so many seconds."""
+
+
+def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config:
+    """Small enough for a laptop's processor; on a GPU the same minutes buy a larger model."""
+    train_minutes = minutes - min(minutes * DRAWING_SHARE, MOST_DRAWING / 60)
+    gpu = device.type == "cuda"
+    return load_config(
+        {
+            "data": {
+                "dataset_name": "emoji",
+                "subset": "demo",
+                "image_size": 64 if gpu else 32,
+            },
+            "model": {
+                "patch_size": 4,
+                "hidden_size": 384 if gpu else 256,
+                "num_layers": 8 if gpu else 6,
+                "num_heads": 6 if gpu else 4,
+            },
+            "text_encoder": {"max_length": 16},
+            "training": {
+                "output_dir": output_dir,
+                "device": device.type,
+                "max_minutes": round(train_minutes, 3),
+                "batch_size": 64 if gpu else 32,
+                "num_workers": 4 if gpu else 0,
+                "save_steps": 100_000,
+                "heldout_steps": 250,
+                "heldout_pictures": 32,
+                "preview_steps": 250,
+                "preview_prompts": PREVIEW_PROMPTS,
+            },
+            "sampling": {"num_inference_steps": 12, "guidance_scale": 2.0},
+        }
+    )
+
+
+def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
+    """Train on the built-in emoji for `minutes` in all, draw, measure, report."""
+    begin = time.perf_counter()
+    folder = Path(output_dir)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "log.jsonl").is_file():
+            raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
+        shutil.rmtree(folder)  # what an earlier demo drew would mix with this one
+    trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))
+    print(f"Limner demo: {trainer.data.set.description}", flush=True)
+    trainer.train()
+    command = f"limner demo --minutes {minutes:g}"
+    print("Drawing every prompt once, trained and held out, and measuring ...", flush=True)
+    results = examine(folder, trainer.config, trainer.data, FREE_PROMPTS, command=command)
+    print()
+    for sentence in sentences(results):
+        print(sentence)
+    print(f"(nearest by {results['distance']}, among {results['range']})")
+    print(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes in all. Look at")
+    for name in ("samples.png", "report.html"):
+        print(f"  {folder / name}")
+    print("and try")
+    print(f'  limner generate {output_dir} "a red apple" --seed 42')
+    print(f'  limner generate {output_dir} "红苹果" --seed 7 --output apple.png')
+    print("  limner train --config configs/train_config.yaml   # your own pictures")
+    return folder

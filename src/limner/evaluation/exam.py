@@ -1,0 +1,242 @@
+"""What a finished run can do: draw its prompts, measure, and write it all beside the run.
+
+Writes samples/, samples.json, samples.png, results.json, and report.html. The built-in data sets
+are measured too: emoji by recall (is the picture that the prompt names the nearest to what was
+drawn?), shapes by a checker that reads the picture back.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from limner.config import Config
+from limner.data.examples import Pictures
+from limner.data.shapes_checker import check
+from limner.data.sources import Data
+from limner.evaluation import recall
+from limner.evaluation.contact_sheet import contact_sheet, save_contact_sheet
+from limner.evaluation.report import write_report
+from limner.inference.generator import ImageGenerator
+from limner.training.device import choose_precision, describe
+from limner.training.heldout import spread
+from limner.training.runlog import read_log
+
+HEADINGS = {
+    "trained": "trained",
+    "held out": "never trained in this combination (beside it the real picture)",
+    "free": "other prompts",
+}
+PACKAGES = ("limner", "torch", "accelerate", "tokenizers", "numpy", "pillow")
+
+
+@dataclass
+class Drawing:
+    """A prompt, what was drawn for it, and what is known of the truth."""
+
+    prompt: str
+    seed: int
+    split: str
+    picture: Image.Image | None = None
+    truth: np.ndarray | None = None
+    rank: int | None = None
+    right: bool | None = None
+
+
+def examine(
+    run_folder: Path,
+    config: Config,
+    data: Data,
+    free_prompts: Sequence[str] = (),
+    most: int = 400,
+    shown: int = 48,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Draw up to `most` trained and `most` held-out captions and the free prompts; measure; report.
+
+    Args:
+        run_folder: whose newest checkpoint draws, with its own sampling settings.
+        shown: how many of each split are kept as pictures (spread evenly).
+
+    Returns:
+        What results.json holds.
+    """
+    generator = ImageGenerator(run_folder)
+    # Hundreds of pictures: in training's precision, as the previews are.
+    generator.dtype = choose_precision(config.training.mixed_precision, generator.device)
+    drawings = [
+        *_captions(data.trained, "trained", most),
+        *_captions(data.held_out, "held out", most),
+        *(Drawing(prompt, seed, "free") for seed, prompt in enumerate(free_prompts)),
+    ]
+    pictures = generator.generate_batch(
+        [d.prompt for d in drawings], seeds=[d.seed for d in drawings], batch_size=64
+    )
+    for drawing, picture in zip(drawings, pictures, strict=True):
+        drawing.picture = picture
+
+    results = _about(run_folder, config, data, generator)
+    if data.set.name == "emoji":
+        results |= _measure_recall(drawings, data)
+    elif data.set.name == "shapes":
+        results |= _measure_shapes(drawings)
+    results["command"] = command
+    _write(run_folder, results, _spread_over_splits(drawings, shown))
+    return results
+
+
+def _captions(pictures: Pictures, split: str, most: int) -> list[Drawing]:
+    return [
+        Drawing(
+            pictures.rows[i].captions[0], i, split, truth=pictures.load_or_next(i)[0].numpy().copy()
+        )
+        for i in spread(len(pictures.rows), most)
+    ]
+
+
+def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
+    """Rank each drawing's true picture among all pictures of the data set, trained or not."""
+    everything = [
+        pictures.load(i)
+        for pictures in (data.trained, data.held_out)
+        for i in range(len(pictures.rows))
+    ]
+    places: dict[str, int] = {
+        row.captions[0]: i for i, row in enumerate(data.trained.rows + data.held_out.rows)
+    }
+    known = [d for d in drawings if d.split != "free"]
+    drawn = torch.stack([torch.from_numpy(np.array(d.picture)) for d in known])
+    truth = [places[d.prompt] for d in known]
+    for drawing, rank in zip(
+        known, recall.ranks(drawn, truth, torch.stack(everything)), strict=True
+    ):
+        drawing.rank = rank
+    return {
+        "range": f"all {len(everything)} pictures: {data.set.description}",
+        "distance": recall.DISTANCE,
+        "recall": {
+            split: recall.summary([d.rank for d in known if d.split == split and d.rank])
+            for split in ("trained", "held out")
+            if any(d.split == split for d in known)
+        },
+    }
+
+
+def _measure_shapes(drawings: list[Drawing]) -> dict[str, Any]:
+    """Read each picture back and compare it with its caption, part by part."""
+    found: dict[str, list[dict[str, bool]]] = {"trained": [], "held out": []}
+    for drawing in drawings:
+        if drawing.split in found:
+            result = check(drawing.prompt, np.array(drawing.picture))
+            drawing.right = result.all_right
+            found[drawing.split].append(result.holds)
+    return {
+        "checker": {
+            split: {
+                "count": len(readings),
+                "all_right": _share([all(holds.values()) for holds in readings]),
+                "by_part": {
+                    part: _share([holds[part] for holds in readings if part in holds])
+                    for part in sorted({part for holds in readings for part in holds})
+                },
+            }
+            for split, readings in found.items()
+            if readings
+        }
+    }
+
+
+def _share(values: Sequence[bool]) -> float:
+    return round(sum(values) / len(values), 4)
+
+
+def _about(
+    run_folder: Path, config: Config, data: Data, generator: ImageGenerator
+) -> dict[str, Any]:
+    """How the numbers were made, so that they can be compared or refused."""
+    log = read_log(run_folder / "log.jsonl")
+    speed = [event for event in log if event["kind"] == "speed"]
+    trained = [event for event in log if event["kind"] == "train"]
+    keys = ("images_per_second", "mfu", "matmul_peak_gflops", "training_gflops_per_picture")
+    return {
+        "dataset": {"name": data.set.name, "description": data.set.description},
+        "parameters": sum(p.numel() for p in generator.model.parameters()),
+        "steps": trained[-1]["step"] if trained else 0,
+        "images": trained[-1]["images"] if trained else 0,
+        "minutes": round(trained[-1]["seconds"] / 60, 2) if trained else 0,
+        "speed": {key: speed[-1][key] for key in keys} if speed else {},
+        "device": describe(generator.device),
+        "sampling": generator.sampling.model_dump(mode="json")
+        | {"dtype": str(generator.dtype).removeprefix("torch.")},
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES},
+    }
+
+
+def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:
+    chosen: list[Drawing] = []
+    for split in HEADINGS:
+        own = [d for d in drawings if d.split == split]
+        chosen += [own[i] for i in spread(len(own), shown)]
+    return chosen
+
+
+def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -> None:
+    folder = run_folder / "samples"
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for number, d in enumerate(drawings):
+        assert d.picture is not None
+        d.picture.save(folder / f"{number:03d}.png")
+        line: dict[str, Any] = {"prompt": d.prompt, "seed": d.seed, "split": d.split}
+        line |= {"file": f"samples/{number:03d}.png", "truth": None, "rank": d.rank}
+        if d.right is not None:
+            line["right"] = d.right
+        if d.truth is not None:
+            Image.fromarray(d.truth).save(folder / f"{number:03d}-truth.png")
+            line["truth"] = f"samples/{number:03d}-truth.png"
+        lines.append(line)
+    _write_json(run_folder / "samples.json", lines)
+    _write_json(run_folder / "results.json", results)
+    sheet = contact_sheet(
+        [d.picture for d in drawings if d.picture],
+        [d.prompt for d in drawings],
+        truths=[
+            Image.fromarray(d.truth) if d.truth is not None and d.split == "held out" else None
+            for d in drawings
+        ],
+        groups=[HEADINGS[d.split] for d in drawings],
+    )
+    save_contact_sheet(sheet, run_folder / "samples.png", [d.prompt for d in drawings])
+    write_report(run_folder)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """The measured figures in words, one line each."""
+    said = []
+    for split, found in results.get("recall", {}).items():
+        right = round(found["at_1"] * found["count"])
+        said.append(
+            f"{split} prompts: {found['at_1']:.0%} ({right} of {found['count']}) have their true "
+            f"picture as the nearest; {found['at_5']:.0%} among the five nearest"
+        )
+    for split, found in results.get("checker", {}).items():
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in found["by_part"].items())
+        said.append(
+            f"{split} prompts: {found['all_right']:.0%} of {found['count']} drawn fully right "
+            f"({parts})"
+        )
+    return said

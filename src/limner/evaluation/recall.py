@@ -1,0 +1,44 @@
+"""Is the picture that a prompt names the one most like what was drawn? Recall in a range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SIDE = 16
+DISTANCE = f"root mean square over {SIDE} x {SIDE} pixels (area-averaged RGB)"
+
+
+def features(pictures: Tensor) -> Tensor:
+    """uint8 [N, S, S, 3] -> float32 [N, 3 * SIDE * SIDE]: what is seen from a little further away.
+
+    Averaging forgives a line that is one pixel off, which a person would not see either.
+    """
+    x = pictures.permute(0, 3, 1, 2).float() / 255
+    return F.adaptive_avg_pool2d(x, SIDE).flatten(1)
+
+
+def ranks(drawn: Tensor, truth: Sequence[int], range_pictures: Tensor) -> list[int]:
+    """Place of each drawing's true picture among all, by distance: 1 is the nearest.
+
+    Args:
+        drawn: uint8 [N, S, S, 3].
+        truth: for each, the position of its true picture in the range.
+        range_pictures: uint8 [M, S, S, 3]. Two equal pictures share the better place.
+    """
+    distances = torch.cdist(features(drawn), features(range_pictures))
+    own = distances[torch.arange(len(truth)), torch.tensor(truth)]
+    return (1 + (distances < own[:, None]).sum(dim=1)).tolist()
+
+
+def summary(ranks_of: Sequence[int]) -> dict[str, float]:
+    """Recall at 1 and at 5."""
+    count = len(ranks_of)
+    return {
+        "count": count,
+        "at_1": round(sum(r <= 1 for r in ranks_of) / count, 4),
+        "at_5": round(sum(r <= 5 for r in ranks_of) / count, 4),
+    }

@@ -1,0 +1,203 @@
+"""The eyes on a run: what is shown, logged, drawn, and measured while the model learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from limner.config import Config
+from limner.data.examples import warn_of_long_captions
+from limner.data.rows import Refused
+from limner.data.sources import Data
+from limner.diffusion.objective import Objective
+from limner.errors import LimnerError
+from limner.models.text_to_image import TextToImage
+from limner.text.tokenizer import CaptionTokenizer
+from limner.training import device as devices
+from limner.training.budget import Budget
+from limner.training.heldout import FixedGrid, loss_by_level, mean
+from limner.training.previews import preview_prompts, save_preview
+from limner.training.progress import Progress
+from limner.training.runlog import RunLog
+
+
+class Watch:
+    """Context manager around the loop. Looks at the averaged weights; changes nothing.
+
+    Only the main process says, draws, or writes anything.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        tokenizer: CaptionTokenizer,
+        objective: Objective,
+        averaged: TextToImage,
+        dtype: torch.dtype,
+        accelerator: Accelerator,
+        budget: Budget,
+    ) -> None:
+        self.config, self.data, self.tokenizer = config, data, tokenizer
+        self.objective, self.averaged, self.dtype = objective, averaged, dtype
+        self.accelerator, self.budget, self.state = accelerator, budget, budget.state
+        self.folder = Path(config.training.output_dir)
+        self.main = accelerator.is_main_process
+        self.log = RunLog(self.folder, accelerator, self.state.step)
+        self.progress = Progress(enabled=self.main)
+        self.heldout_loss: float | None = None
+        self.loss_sum = torch.zeros((), device=accelerator.device)
+        self.norm_sum, self.steps = torch.zeros_like(self.loss_sum), 0
+
+    def __enter__(self) -> Watch:
+        if self.main:
+            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            self.accelerator.init_trackers("tensorboard")
+        self.progress.__enter__()
+        self.hello()
+        if self.main:
+            count = self.config.training.heldout_pictures
+            self.grids = {
+                "": FixedGrid.of(self.data.held_out, self.tokenizer, count),
+                "train_": FixedGrid.of(self.data.trained, self.tokenizer, count),
+            }
+            trained, held_out = self.data.trained.rows, self.data.held_out.rows
+            self.prompts = preview_prompts(self.config, trained, held_out)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+        self.accelerator.end_training()
+
+    def hello(self) -> None:
+        million = sum(p.numel() for p in self.averaged.parameters()) / 1e6
+        precision = str(self.dtype).removeprefix("torch.")
+        self.event(
+            f"{million:.1f}M parameters on {devices.describe(self.accelerator.device)} in "
+            f"{precision}; {len(self.data.trained.rows):,} pictures to learn from, "
+            f"{len(self.data.held_out.rows):,} held out"
+        )
+        if self.state.step:
+            self.event(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
+        if new := self.log.refuse(self.data.set.refused):
+            first = f"{new[0].key}: {new[0].reason}"
+            self.event(f"{len(new)} rows cannot be used (see refused.jsonl), the first {first}")
+        if sentence := warn_of_long_captions(self.data.trained.rows, self.tokenizer):
+            self.event(sentence)
+
+    def event(self, message: str) -> None:
+        """Say something worth keeping, on the screen and in the log."""
+        seconds = round(self.budget.elapsed(), 2)
+        self.log.write("event", self.state.step, seconds=seconds, message=message)
+        self.progress.message(message)
+
+    def refused(self, rows: Iterable[Refused]) -> None:
+        for row in self.log.refuse(rows):
+            self.event(f"a picture was passed over: {row.reason}")
+
+    def step_done(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
+        """After each update; what is due by the step's number is written."""
+        # Summed where they are: reading them would wait for the device at every step.
+        self.loss_sum, self.norm_sum, self.steps = (
+            self.loss_sum + loss,
+            self.norm_sum + norm,
+            self.steps + 1,
+        )
+        settings, step, last = self.config.training, self.state.step, self.budget.finished()
+        if step % settings.logging_steps == 0 or last:
+            self.write_losses(learning_rate)
+        if not self.main:
+            return
+        if step % settings.heldout_steps == 0 or last:
+            self.write_heldout()
+        if step % settings.preview_steps == 0 or last:
+            self.write_preview()
+
+    def write_losses(self, learning_rate: float) -> None:
+        state, budget, settings = self.state, self.budget, self.config.training
+        sums = torch.stack([self.loss_sum, self.norm_sum.to(self.loss_sum)]) / self.steps
+        loss, norm = self.accelerator.reduce(sums, "mean").tolist()
+        speed = budget.images_per_second(self.steps)
+        self.loss_sum, self.norm_sum, self.steps = self.loss_sum * 0, self.norm_sum * 0, 0
+        if not math.isfinite(loss):
+            raise LimnerError(
+                f"the loss is {loss} at step {state.step}: try a lower training.learning_rate "
+                f"(now {settings.learning_rate:g}) or training.mixed_precision bf16 or no; "
+                f"the last checkpoint in {self.folder} is as it was"
+            )
+        self.log.write(
+            "train",
+            state.step,
+            images=state.images,
+            seconds=round(state.seconds, 3),
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=learning_rate,
+            images_per_second=round(speed, 2),
+        )
+        left = budget.seconds_left()
+        self.progress.update(
+            state.step, state.total_steps, state.images, speed, loss, self.heldout_loss, left
+        )
+
+    def write_heldout(self) -> None:
+        values: dict[str, Any] = {}
+        device, batch_size = self.accelerator.device, self.config.training.batch_size
+        for prefix, grid in self.grids.items():
+            if grid is not None:
+                with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    losses = loss_by_level(self.averaged, self.objective, grid, batch_size, device)
+                values |= {f"{prefix}loss": mean(losses), f"{prefix}loss_by_level": losses}
+        self.heldout_loss = values.get("loss")
+        state = self.state
+        self.log.write(
+            "heldout", state.step, images=state.images, seconds=round(state.seconds, 3), **values
+        )
+
+    def write_preview(self) -> None:
+        path = self.folder / "previews" / f"step-{self.state.step:06d}.png"
+        save_preview(
+            path,
+            self.averaged,
+            self.objective,
+            self.tokenizer,
+            self.prompts,
+            self.config,
+            self.dtype,
+        )
+
+    def write_speed(self) -> None:
+        """At the end: images/s, and the share of what a matrix product reaches on this device."""
+        if not self.main:
+            return
+        device, size = self.accelerator.device, self.config.data.image_size
+        picture = torch.zeros(1, self.averaged.denoiser.in_channels, size, size, device=device)
+        ids = self.tokenizer("")[None].to(device)
+        flops = devices.training_flops(self.averaged, (picture, torch.ones(1, device=device), ids))
+        speed = self.budget.images_per_second(len(self.budget.step_seconds))
+        peak = devices.matmul_peak(device, self.dtype)
+        mfu = speed * flops / peak / self.accelerator.num_processes
+        precision = str(self.dtype).removeprefix("torch.")
+        self.log.write(
+            "speed",
+            self.state.step,
+            images_per_second=round(speed, 2),
+            mfu=round(mfu, 4),
+            matmul_peak_gflops=round(peak / 1e9, 1),
+            training_gflops_per_picture=round(flops / 1e9, 3),
+        )
+        self.event(
+            f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s that a {precision} "
+            "matrix product reaches here"
+        )

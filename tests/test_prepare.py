@@ -1,0 +1,223 @@
+"""COCO or any folder becomes images/ and metadata.json: whole or not at all, with nothing lost."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import limner.data.prepare
+from limner.data.folders import FolderPictures
+from limner.data.prepare import prepare
+from limner.errors import LimnerError
+
+
+def noise(path: Path, seed: int, kind: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(kind).save(path)
+
+
+def beside(folder: Path, name: str, caption: str) -> Path:
+    (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return folder / name
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """a.jpg and b.png good, c.webp of another kind, d.png with transparency, e.jpg truncated."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for seed, name in enumerate(["a.jpg", "b.png", "c.webp", "e.jpg"]):
+        noise(beside(folder, name, f"picture {name[0]}"), seed)
+    noise(beside(folder, "d.png", "红苹果"), 9, "LA")
+    (folder / "e.jpg").write_bytes((folder / "e.jpg").read_bytes()[:-200])
+    return folder
+
+
+def captions_json(rows: list[tuple[int, str, list[str]]]) -> str:
+    return json.dumps(
+        {
+            "images": [{"id": number, "file_name": name} for number, name, _ in rows],
+            "annotations": [
+                {"id": 10 * number + i, "image_id": number, "caption": text}
+                for number, _, texts in rows
+                for i, text in enumerate(texts)
+            ],
+        }
+    )
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    noise(folder / "train2017/000000000009.jpg", 0)
+    noise(folder / "train2017/000000000025.jpg", 1)
+    noise(folder / "val2017/000000000009.jpg", 2)
+    train = [
+        (9, "000000000009.jpg", ["A dog. ", "A brown dog.", "A dog."]),
+        (25, "000000000025.jpg", ["A cat."]),
+        (30, "000000000030.jpg", ["Gone."]),
+        (31, "000000000025.jpg", []),
+        (32, "../../outside.jpg", ["Hostile."]),
+    ]
+    (folder / "annotations/captions_train2017.json").write_text(captions_json(train))
+    val = [(9, "000000000009.jpg", ["A bird."])]
+    (folder / "annotations/captions_val2017.json").write_text(captions_json(val))
+    (folder / "annotations/instances_val2017.json").write_text("not read")
+    noise(tmp_path / "outside.jpg", 3)
+    return folder
+
+
+def test_custom_copies_good_files_and_writes_the_others_anew(source: Path, tmp_path: Path):
+    output = tmp_path / "new" / "data"
+    prepared = prepare("custom", source, output)
+    assert json.loads((output / "metadata.json").read_text(encoding="utf-8")) == [
+        {"image": "images/image_000001.jpg", "text": "picture a"},
+        {"image": "images/image_000002.png", "text": "picture b"},
+        {"image": "images/image_000003.png", "text": "picture c"},
+        {"image": "images/image_000004.png", "text": "红苹果"},
+    ]
+    for new, old in (("image_000001.jpg", "a.jpg"), ("image_000002.png", "b.png")):
+        assert (output / "images" / new).read_bytes() == (source / old).read_bytes()
+    assert Image.open(output / "images/image_000004.png").mode == "RGB"
+    before, after = FolderPictures(source), FolderPictures(output)
+    kept = [row for row in before.rows if row.key != "e.jpg"]
+    for old, new in zip(kept, after.rows, strict=True):
+        assert np.array_equal(before.load(old, 10), after.load(new, 10))
+
+    assert prepared.count == 4
+    assert [row.key for row in prepared.refused] == ["e.jpg"]
+    [refused] = json.loads((output / "refused.json").read_text(encoding="utf-8"))
+    assert refused["key"] == "e.jpg"
+    assert refused["reason"].startswith("the picture cannot be decoded")
+    assert sorted(path.name for path in output.parent.iterdir()) == ["data"]
+
+
+def test_coco_keeps_every_caption_and_names_what_it_refuses(coco: Path, tmp_path: Path):
+    prepared = prepare("coco", coco, tmp_path / "data")
+    rows = FolderPictures(tmp_path / "data").rows
+    assert [row.captions for row in rows] == [("A dog.", "A brown dog."), ("A cat.",), ("A bird.",)]
+    texts = [row["text"] for row in json.loads((tmp_path / "data/metadata.json").read_text())]
+    assert texts == [["A dog.", "A brown dog."], "A cat.", "A bird."]
+    first = (coco / "train2017/000000000009.jpg").read_bytes()
+    assert (tmp_path / "data/images/image_000001.jpg").read_bytes() == first
+    last = (coco / "val2017/000000000009.jpg").read_bytes()
+    assert (tmp_path / "data/images/image_000003.jpg").read_bytes() == last
+    reasons = " | ".join(f"{row.key}: {row.reason}" for row in prepared.refused)
+    for wanted in (
+        "train2017/000000000030.jpg: captions_train2017.json, image 30: the picture file is not",
+        'image 31: the list under "text" is empty',
+        "image 32: the path leads out of the folder",
+        "image 9: the same picture and text",
+    ):
+        assert wanted in reasons
+    assert len(prepared.refused) == 4
+
+
+def test_coco_takes_the_captions_file_itself(coco: Path, tmp_path: Path):
+    inside = prepare("coco", coco / "annotations/captions_val2017.json", tmp_path / "one")
+    noise(tmp_path / "flat/x.jpg", 0)
+    (tmp_path / "flat/captions.json").write_text(captions_json([(1, "x.jpg", ["A dog."])]))
+    flat = prepare("coco", tmp_path / "flat/captions.json", tmp_path / "two")
+    assert (inside.count, flat.count) == (1, 1)
+
+
+def test_num_samples_counts_good_pictures_and_more_of_them_only_adds(tmp_path: Path):
+    for i in range(12):
+        noise(tmp_path / f"mine/{i}.png", i)
+        beside(tmp_path / "mine", f"{i}.png", str(i))
+    (tmp_path / "mine/3.png").write_bytes(b"")
+    texts = []
+    for count in (5, 11, 50):
+        assert prepare("custom", tmp_path / "mine", tmp_path / f"{count}", count).count == min(
+            count, 11
+        )
+        rows = json.loads((tmp_path / f"{count}/metadata.json").read_text())
+        texts.append([row["text"] for row in rows])
+    assert texts[0] == texts[1][:5] != ["0", "1", "10", "11", "2"]
+    assert texts[1] == texts[2]
+
+
+def test_an_output_in_use_is_left_as_it_is(source: Path, tmp_path: Path):
+    for output in (source, source / "a.jpg"):
+        with pytest.raises(LimnerError, match=r"exists already.*choose another --output"):
+            prepare("custom", source, output)
+    (tmp_path / "empty").mkdir()
+    assert prepare("custom", source, tmp_path / "empty").count == 4
+
+
+def test_a_killed_run_leaves_nothing_half_made_and_the_next_one_works(
+    source: Path, tmp_path: Path, monkeypatch
+):
+    output = tmp_path / "data"
+    copy = limner.data.prepare._copy
+
+    def dies(path: Path, key: str, staging: Path, number: int) -> str:
+        if number == 3:
+            raise KeyboardInterrupt
+        return copy(path, key, staging, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(limner.data.prepare, "_copy", dies)
+        # kill -9 runs no clean-up either
+        patched.setattr(limner.data.prepare.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("custom", source, output)
+    assert not output.exists()
+    [unfinished] = tmp_path.glob(".data*")
+    (unfinished / "images/image_000099.jpg").touch()
+    prepare("custom", source, output)
+    assert len(list((output / "images").iterdir())) == 4
+    assert not unfinished.exists()
+
+
+def test_a_full_disk_is_an_error_for_people(source: Path, tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(LimnerError, match=r"data could not be written: No space left.*free space"):
+        prepare("custom", source, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_progress_reaches_the_end(source: Path, tmp_path: Path):
+    seen = []
+    prepare("custom", source, tmp_path / "data", on_progress=lambda *done: seen.append(done))
+    assert seen == [(i, 5) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[]", "is not a COCO captions file"),
+        ('{"images": []}', r"not a COCO captions file: 'annotations'.*must hold"),
+        ('{"images": [{"id": 1}], "annotations": []}', "not a COCO captions file: 'file_name'"),
+        ('{"images": [], "annotations": []}', "the metadata has no rows"),
+        ("{", r"captions_x\.json, line 1, column 2"),
+    ],
+)
+def test_bad_coco_files_say_what_is_wrong(tmp_path: Path, text, wanted):
+    (tmp_path / "captions_x.json").write_text(text)
+    with pytest.raises(LimnerError, match=f"(?s){wanted}"):
+        prepare("coco", tmp_path, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
+    with pytest.raises(LimnerError, match=r"no annotations/captions_\*\.json.*give the folder"):
+        prepare("coco", source, tmp_path / "data")
+    with pytest.raises(LimnerError, match=r"no folder .*gone .*--input"):
+        prepare("coco", tmp_path / "gone", tmp_path / "data")
+    with pytest.raises(LimnerError, match="it must be coco or custom"):
+        prepare("COCO", source, tmp_path / "data")
+    with pytest.raises(LimnerError, match="--num_samples is 0"):
+        prepare("custom", source, tmp_path / "data", 0)
+    for path in source.glob("*.*g"):
+        path.write_bytes(b"")
+    (source / "c.webp").unlink()
+    with pytest.raises(LimnerError, match=r"(?s)no usable row of 5.*4 x the file is empty"):
+        prepare("custom", source, tmp_path / "data")

@@ -1,0 +1,140 @@
+"""What a training run shows: one live line on a terminal, sparse plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from limner.training.progress import Progress, format_duration, share_done
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def plain_console() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=False, width=80), out
+
+
+def train(progress: Progress, clock: Clock, steps: int, total: int | None) -> None:
+    """One step a second, 32 pictures each."""
+    for step in range(1, steps + 1):
+        clock.now += 1
+        left = float(total - step) if total else None
+        progress.update(step, total, 32 * step, 32.0, 1 / step, None if step < 5 else 0.5234, left)
+
+
+def test_the_plain_line_tells_all() -> None:
+    console, out = plain_console()
+    with Progress(console=console) as progress:
+        progress.update(120, 700, 3840, 63.0, 0.412, 0.523, 252.0)
+    assert out.getvalue().rstrip("\n") == (
+        "step    120/700 | 3,840 images | 63.0 images/s | loss 0.412 | held-out 0.523 | 4m12s left"
+    )
+
+
+def test_plain_lines_come_at_most_every_plain_every_seconds_and_the_last_step_always() -> None:
+    console, out = plain_console()
+    clock = Clock()
+    with Progress(console=console, plain_every=15, clock=clock) as progress:
+        train(progress, clock, steps=40, total=40)
+    shown = [int(step) for step in re.findall(r"step +(\d+)/40", out.getvalue())]
+    assert shown == [1, 16, 31, 40]
+
+
+def test_the_last_figures_of_a_run_that_time_or_an_error_ended_are_shown() -> None:
+    console, out = plain_console()
+    clock = Clock()
+
+    def interrupted() -> None:
+        with Progress(console=console, clock=clock) as progress:
+            train(progress, clock, steps=12, total=None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].split(" | ") == ["step      1", "32 images", "32.0 images/s", "loss 1.000"]
+    assert lines[1].startswith("step     12 | 384 images")
+
+
+def test_messages_are_printed_as_they_are() -> None:
+    console, out = plain_console()
+    with Progress(console=console) as progress:
+        progress.message("[red]saved[/red] " + "x" * 100)  # no markup, no line breaks put in
+    assert out.getvalue() == "[red]saved[/red] " + "x" * 100 + "\n"
+
+
+def test_a_console_that_lacks_the_letters_does_not_end_the_run() -> None:
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, encoding="cp1252")
+    with Progress(console=Console(file=out, force_terminal=True, width=100)) as progress:
+        progress.update(1, 2, 32, 1.0, 0.5, 0.5, 1.0)
+        progress.message("preview of 红苹果")
+    out.flush()
+    assert b"preview of ???" in raw.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_line_fits_its_terminal(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    clock = Clock()
+    with Progress(console=console, clock=clock) as progress:
+        train(progress, clock, steps=20, total=40)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", out.getvalue()).replace("\r", "\n").split("\n")
+    shown = [line for line in lines if "step" in line]
+    assert len(shown) >= 20
+    assert max(map(len, shown)) <= width
+    assert "step 20/40" in shown[-1]
+    if width >= 80:
+        for figure in ("640 im", "32.0", "loss 0.050", "held-out 0.523", "20s left"):
+            assert figure in shown[-1]
+    assert ("━" in shown[-1]) == (width > 60)
+
+
+def test_only_the_main_process_speaks() -> None:
+    for is_terminal in (False, True):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=is_terminal)
+        with Progress(enabled=False, console=console) as progress:
+            progress.update(1, 1, 32, 1.0, 0.5, 0.5, 0.0)
+            progress.message("hello")
+        assert out.getvalue() == ""
+
+
+def test_the_bar_follows_steps_or_else_time() -> None:
+    assert share_done(25, 100, 1.0, 999.0) == 0.25
+    assert share_done(25, None, 30.0, 90.0) == 0.25
+    assert share_done(25, None, 30.0, None) is None
+    assert share_done(130, 100, 1.0, None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (252, "4m12s"),
+        (3599.7, "1h00m"),
+        (3780, "1h03m"),
+        (86399, "1d00h"),
+        (187200, "2d04h"),
+        (None, "?"),
+        (math.nan, "?"),
+        (math.inf, "?"),
+        (-5, "?"),
+    ],
+)
+def test_durations(seconds: float | None, words: str) -> None:
+    assert format_duration(seconds) == words

@@ -1,0 +1,316 @@
+"""The report: all figures, nothing from outside, harmless whatever the captions, always written."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from limner.errors import LimnerError
+from limner.evaluation.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
+from limner.evaluation.report import evenly, picture, wilson, write_report
+
+HOSTILE = '<script>alert("1")</script> & "quotes" <img src=x onerror=alert(1)>'
+VOID = {"meta", "img", "br", "line", "polyline", "circle"}
+
+
+class Reader(HTMLParser):
+    """Checks that every tag is closed in order, and gathers what would be loaded and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.handlers: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
+        self.handlers += [k for k, _ in attrs if k.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def read(path: Path) -> Reader:
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def noise(path: Path, side: int = 32) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run as the trainer and the demo leave it."""
+    samples = []
+    for k, split in enumerate(("trained", "held out", "free")):
+        noise(tmp_path / f"samples/{k:03d}.png")
+        truth = None if split == "free" else f"samples/{k:03d}-truth.png"
+        if truth:
+            noise(tmp_path / truth)
+        prompt = (HOSTILE, "thumbs up: dark skin tone", "红苹果")[k]
+        samples.append(
+            {"prompt": prompt, "seed": k, "file": f"samples/{k:03d}.png", "split": split}
+            | {"truth": truth, "rank": (1, 3, None)[k]}
+        )
+    write_json(tmp_path / "samples.json", samples)
+    for step in range(0, 1001, 50):
+        noise(tmp_path / f"previews/step-{step:06d}.png", 8)
+    lines: list[dict[str, Any]] = [
+        {"kind": "event", "step": 0, "seconds": 1.0, "message": f"torch.compile is off {HOSTILE}"}
+    ]
+    for step in range(10, 1001, 10):
+        lines.append({"kind": "train", "step": step, "images": 32 * step, "loss": 1 / step})
+        lines[-1] |= {"seconds": step / 2, "images_per_second": 64.0}
+        if step % 100 == 0:
+            lines.append({"kind": "heldout", "step": step, "images": 32 * step, "loss": 2 / step})
+            lines[-1] |= {"train_loss": 1 / step, "loss_by_level": {"100": 0.9, "900": 0.2}}
+    text = "\n".join(json.dumps(line) for line in lines)
+    (tmp_path / "log.jsonl").write_text(text + '\n{"kind": "tra', encoding="utf-8")
+    config = {"data": {"dataset_name": "emoji <b>"}, "training": {"batch_size": 32, "seed": 7}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    write_json(tmp_path / "refused.jsonl", {"key": "broken.jpg", "reason": "truncated file"})
+    results = {
+        "range": "all 306 pictures of hands",
+        "distance": "mean squared difference at 32 pixels",
+        "recall": {
+            "trained": {"count": 60, "at_1": 0.9, "at_5": 0.95},
+            "held out": {"count": 36, "at_1": 25 / 36, "at_5": 0.75},
+        },
+        "speed": {"images_per_second": 63.14, "mfu": 0.381, "matmul_peak_gflops": 212.4},
+        "device": "CPU, 2 cores",
+        "parameters": 7612416,
+        "minutes": 8.1,
+        "versions": {"torch": "2.13.0"},
+        "sampling": {"scheduler_type": "dpmsolver++", "num_inference_steps": 16},
+        "command": "limner demo --minutes 10",
+    }
+    write_json(tmp_path / "results.json", results)
+    return tmp_path
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_every_section_shows_its_figures(run_folder: Path) -> None:
+    path = write_report(run_folder)
+    assert path == run_folder / "report.html"
+    words = read(path).words
+    for figure in (
+        *("7.61M", "7,612,416", "8m06s", "CPU, 2 cores", "32,000 pictures in 1,000 steps"),
+        *("90%", "54 of 60 (95% interval 80% to 95%); among the five nearest: 95%"),
+        *("69%", "25 of 36", "all 306 pictures of hands", "mean squared difference at 32"),
+        *("63.1", "38%", "212 GFLOP/s", "0.002"),
+        *("dpmsolver++", "num inference steps 16"),
+        *("thumbs up: dark skin tone", "红苹果", "nearest", "rank 3", "real"),
+        *("step 0", "step 1,000", "32,000 pictures seen"),
+        *("held out", "t = 100", "t = 900", "torch.compile is off"),
+        *("batch_size", "seed", "2.13.0", "broken.jpg", "truncated file"),
+        "limner demo --minutes 10",
+    ):
+        assert figure in words, figure
+
+
+def test_pictures_that_a_checker_read_back_show_what_it_found(run_folder: Path) -> None:
+    found = {"count": 50, "all_right": 0.92, "by_part": {"colour": 0.98, "place": 0.94}}
+    write_json(run_folder / "results.json", {"checker": {"held out": found}})
+    sample = {"prompt": "a red square", "file": "samples/000.png", "split": "held out"}
+    write_json(run_folder / "samples.json", [sample | {"right": r} for r in (True, False, False)])
+    words = read(write_report(run_folder)).words
+    for figure in ("92%", "46 of 50 (95% interval 81% to 97%); colour 98%, place 94%"):
+        assert figure in words
+    assert words.count("✓ right") == 1
+    assert words.count("not fully right") == 2
+    assert "nearest" not in words
+
+
+def test_it_is_one_file_that_loads_nothing(run_folder: Path) -> None:
+    path = write_report(run_folder)
+    page = read(path)
+    assert len(page.loads) == 3 + 2 + 8  # drawn, real, previews: the first, the last, 6 between
+    assert all(source.startswith("data:image/") for source in page.loads)
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|<link|<script|<iframe", text)
+    for sign in ('<html lang="en">', '<meta charset="utf-8">', 'name="viewport"', "color-scheme"):
+        assert sign in text
+
+
+def test_hostile_captions_are_text(run_folder: Path) -> None:
+    page = read(write_report(run_folder))
+    assert page.words.count(HOSTILE) == 2  # the prompt and the event, word for word
+    assert "script" not in page.tags
+    assert page.handlers == []
+    assert "emoji <b>: from words to pictures" in page.words
+
+
+@pytest.mark.parametrize(
+    "missing", ["log.jsonl", "config.yaml", "samples.json", "results.json", "refused.jsonl"]
+)
+def test_a_missing_or_broken_file_leaves_out_its_part_only(run_folder: Path, missing: str) -> None:
+    whole = read(write_report(run_folder)).words
+    for damage in ("broken", "missing"):
+        if damage == "broken" and missing != "config.yaml":
+            (run_folder / missing).write_text('{"half', encoding="utf-8")
+        else:
+            (run_folder / missing).unlink()
+        words = read(write_report(run_folder)).words
+        assert len(words) < len(whole)
+        if missing != "results.json":
+            assert "25 of 36" in words
+        if missing == "config.yaml":
+            break
+
+
+def test_an_empty_run_folder_has_a_report_and_no_folder_is_an_error(tmp_path: Path) -> None:
+    page = read(write_report(tmp_path))
+    assert page.loads == []
+    assert "h1" in page.tags
+    assert "h2" not in page.tags
+    with pytest.raises(LimnerError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_pictures_that_are_gone_or_no_pictures_are_said_to_be_missing(run_folder: Path) -> None:
+    (run_folder / "samples/000.png").unlink()
+    (run_folder / "samples/001.png").write_text("not a picture")
+    page = read(write_report(run_folder))
+    assert page.words.count("missing") == 2
+    assert len(page.loads) == 3 + 2 + 8 - 2
+
+
+def test_a_resumed_run_is_drawn_once(run_folder: Path) -> None:
+    whole = (run_folder / "log.jsonl").read_text(encoding="utf-8")
+    before = write_report(run_folder).read_text(encoding="utf-8")
+    again = [line for line in whole.splitlines() if '"train"' in line and '"step": 500' in line]
+    again += [line for line in whole.splitlines() if '"heldout"' in line]
+    log = "\n".join([whole.rsplit("\n", 1)[0], *again])
+    (run_folder / "log.jsonl").write_text(log, encoding="utf-8")
+    assert write_report(run_folder).read_text(encoding="utf-8") == before
+
+
+def test_losses_that_are_not_numbers_do_not_stop_the_report(run_folder: Path) -> None:
+    with (run_folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        for loss in ("NaN", "null", "Infinity"):
+            log.write(f'\n{{"kind": "train", "step": 2000, "images": 64000, "loss": {loss}}}')
+        log.write('\n{"kind": "heldout", "step": 2000, "images": 64000, "loss": null}')
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text)
+    assert "0.002" in text
+
+
+def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
+    noise(tmp_path / "large.png", 600)
+    tag = picture(tmp_path, "large.png", "", longest_side=100)
+    data = re.search(r"data:(image/\w+);base64,([^\"]+)", tag)
+    assert data is not None
+    assert data[1] == "image/jpeg"
+    with Image.open(io.BytesIO(base64.b64decode(data[2]))) as image:
+        assert max(image.size) == 100
+
+
+def test_evenly_keeps_both_ends() -> None:
+    assert evenly(list(range(15)), 8) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert evenly([1, 2], 8) == [1, 2]
+
+
+def test_wilson_interval_as_published() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, 15 of 148, 0 of 20.
+    for hits, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)):
+        assert wilson(hits / count, count) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+# ---- charts ------------------------------------------------------------------------------------
+
+
+def lines_in(svg: str) -> list[list[tuple[float, float]]]:
+    root = ElementTree.fromstring(svg)  # also: it is well-formed XML
+    return [
+        [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]  # type: ignore[misc]
+        for line in root.iter("{http://www.w3.org/2000/svg}polyline")
+    ]
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_larger_values_stand_higher_and_later_ones_further_right(log_y: bool) -> None:
+    values = [0.01, 0.5, 3.0, 40.0]
+    curve = [(float(10**k), value) for k, value in enumerate(values)]
+    (points,) = lines_in(line_chart({"loss": curve}, "t", "x", "y", log_y))
+    xs, ys = zip(*points, strict=True)
+    assert list(xs) == sorted(set(xs))
+    assert list(ys) == sorted(set(ys), reverse=True)
+    assert 0 < min(xs) < max(xs) < WIDTH
+    assert 0 < min(ys) < max(ys) < HEIGHT
+    drops = [(b - a) for a, b in pairwise(ys)]
+    ratios = [math.log(b / a) for a, b in pairwise(values)]
+    steps = [drop / ratio for drop, ratio in zip(drops, ratios, strict=True)]
+    assert (max(steps) - min(steps) < 0.1) == log_y  # equal ratios are equal distances
+
+
+def test_what_cannot_be_drawn_is_a_gap() -> None:
+    curve = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.5), (4, math.inf), (5, 1.0), (6, 0.0)]
+    assert [len(run) for run in lines_in(line_chart({"a": curve}, "", "", "", True))] == [2, 1, 1]
+    assert [len(run) for run in lines_in(line_chart({"a": curve}, "", "", ""))] == [2, 1, 2]
+
+
+def test_empty_and_constant_curves() -> None:
+    for nothing in ({}, {"a": []}, {"a": [(0.0, math.nan)]}):
+        svg = line_chart(nothing, "t", "x", "y")
+        assert "no data yet" in svg
+        assert lines_in(svg) == []
+    for log_y in (False, True):
+        (points,) = lines_in(line_chart({"a": [(0, 3.0), (1, 3.0)]}, "t", "x", "y", log_y))
+        assert points[0][1] == points[1][1]
+    assert len(lines_in(line_chart({"a": [(5, 0.0)]}, "t", "x", "y"))) == 1
+
+
+@pytest.mark.parametrize("end", [0.5, 1.5])  # all names wanted at the bottom, at the top
+def test_a_chart_has_its_names_escaped_apart_and_inside(end: float) -> None:
+    curves = {f"<{k}>": [(0, 1.0), (1, end + k / 1000)] for k in range(6)}
+    root = ElementTree.fromstring(line_chart(curves, "<title> & more", "x", "y"))
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "<title> & more"
+    names = [
+        (float(text.attrib["y"]), text.text)
+        for group in root.iter("{http://www.w3.org/2000/svg}g")
+        for text in group.iter("{http://www.w3.org/2000/svg}text")
+    ]
+    heights = sorted(y for y, _ in names)
+    assert {name for _, name in names} == set(curves)
+    assert min(b - a for a, b in pairwise(heights)) >= 15
+    assert 0 < heights[0] < heights[-1] < HEIGHT
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert nice_ticks(0, 22400) == [0, 5000, 10000, 15000, 20000]
+    assert nice_ticks(0.31, 0.47) == pytest.approx([0.35, 0.4, 0.45])
+    assert log_ticks(0.15, 3.0) == pytest.approx([0.2, 0.5, 1, 2])
+    assert log_ticks(0.4, 0.9) == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
