@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from limner import __version__
 from limner.config import Config
 from limner.data.examples import Pictures
 from limner.data.shapes_checker import check
@@ -36,7 +37,7 @@ HEADINGS = {
     "held out": "never trained in this combination (beside it the real picture)",
     "free": "other prompts",
 }
-PACKAGES = ("limner", "torch", "accelerate", "tokenizers", "numpy", "pillow")
+PACKAGES = ("torch", "accelerate", "tokenizers", "numpy", "pillow")
 
 
 @dataclass
@@ -177,7 +178,7 @@ def _about(
         "device": describe(generator.device),
         "sampling": generator.sampling.model_dump(mode="json")
         | {"dtype": str(generator.dtype).removeprefix("torch.")},
-        "versions": {"python": platform.python_version()}
+        "versions": {"limner": __version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,9 @@ class CaptionTokenizer:
     def learn(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> CaptionTokenizer:
         """Learn at most `vocab_size` tokens from captions; the same captions, the same tokens."""
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -44,17 +47,20 @@ class CaptionTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(captions, trainer)
-        return cls(tokenizer, max_length)
+        tokenizer.train_from_iterator(map(_encodable, captions), trainer)
+        # Left as added tokens they would be found inside captions, and a "<pad>" that somebody
+        # wrote would hide a word.
+        plain = json.loads(tokenizer.to_str()) | {"added_tokens": []}
+        return cls(Tokenizer.from_str(json.dumps(plain)), max_length)
 
     def __call__(self, caption: str) -> Tensor:
         """int64 [max_length]; a longer caption is cut (`length` says by how much)."""
-        ids = [1] + self.tokenizer.encode(caption).ids[: self.max_length - 1]
+        ids = [1] + self.tokenizer.encode(_encodable(caption)).ids[: self.max_length - 1]
         return torch.tensor(ids + [0] * (self.max_length - len(ids)))
 
     def length(self, caption: str) -> int:
         """Tokens the caption has, <start> included, before any cut."""
-        return 1 + len(self.tokenizer.encode(caption).ids)
+        return 1 + len(self.tokenizer.encode(_encodable(caption)).ids)
 
     def save(self, path: Path) -> None:
         path.write_text(self.tokenizer.to_str(), encoding="utf-8")
@@ -67,3 +73,8 @@ class CaptionTokenizer:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), max_length)
         except Exception as error:  # tokenizers raises plain Exception
             raise LimnerError(f"{path} is not a tokenizer: {error}") from None
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair, which JSON and command lines can bring in, is no character: "?"."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
