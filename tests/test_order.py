@@ -96,12 +96,18 @@ def test_order_depends_on_seed_and_count_and_not_on_who_asked_before() -> None:
 
 @pytest.mark.parametrize("start", [0, 24])
 def test_any_number_of_processes_covers_the_same_counts_in_each_update(start: int) -> None:
-    for processes, batch_size, accumulation in [(1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2), (4, 2, 1)]:
+    for processes, batch_size, accumulation in [
+        (1, 8, 1),
+        (1, 4, 2),
+        (2, 4, 1),
+        (2, 2, 2),
+        (4, 2, 1),
+    ]:
         ranks = [iter(CountBatches(start, batch_size, processes, r)) for r in range(processes)]
         for update in range(3):
-            batches = [b for rank in ranks for b in islice(rank, accumulation)]
+            counts = [c for rank in ranks for batch in islice(rank, accumulation) for c in batch]
             first = start + 8 * update
-            assert sorted(sum(batches, [])) == list(range(first, first + 8))
+            assert sorted(counts) == list(range(first, first + 8))
 
 
 def test_generators_of_other_names_or_seeds_share_nothing() -> None:
@@ -164,9 +170,7 @@ def test_noise_levels_are_spread_evenly() -> None:
 def test_captions_are_chosen_and_dropped_in_their_shares() -> None:
     data = examples(Squares(5), caption_dropout=0.2, main_caption_share=0.5)
     captions = [said(data[count], data) for count in range(2000)]
-    shares = {
-        word: sum(c.startswith(word) for c in captions) / len(captions) for word in CAPTIONS
-    }
+    shares = {word: sum(c.startswith(word) for c in captions) / len(captions) for word in CAPTIONS}
     assert captions.count("") / len(captions) == pytest.approx(0.2, abs=0.03)
     assert shares["main"] == pytest.approx(0.8 * 0.5, abs=0.04)
     assert shares["second"] == pytest.approx(0.8 * 0.25, abs=0.03)

@@ -10,7 +10,13 @@ import torch
 from limner.errors import LimnerError
 from limner.text.tokenizer import CaptionTokenizer
 
-CAPTIONS = ["a red apple", "a green apple", "two red apples", "红苹果", "thumbs up, dark skin tone"] * 3
+CAPTIONS = [
+    "a red apple",
+    "a green apple",
+    "two red apples",
+    "红苹果",
+    "thumbs up, dark skin tone",
+] * 3
 WRITINGS = [
     "a red apple",
     "红苹果と林檎",

@@ -98,17 +98,14 @@ def to_tensor(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(pictures).movedim(-1, -3).float() / 127.5 - 1
 
 
-def to_pil(pictures: torch.Tensor) -> Image.Image | list[Image.Image]:
-    """Float [3, H, W] in [-1, 1] to one RGB image, [B, 3, H, W] to a list of B.
+def to_pil(pictures: torch.Tensor) -> list[Image.Image]:
+    """Float [B, 3, H, W] in [-1, 1] to B RGB images.
 
     Values outside are clamped; the rest is rounded to the nearest of the 256 levels, so that
     `to_pil(to_tensor(picture))` is the same picture.
     """
     levels = ((pictures.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    arrays = levels.movedim(-3, -1).cpu().contiguous().numpy()
-    if arrays.ndim == 3:
-        return Image.fromarray(arrays)
-    return [Image.fromarray(array) for array in arrays]
+    return [Image.fromarray(array) for array in levels.movedim(-3, -1).cpu().contiguous().numpy()]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -134,15 +134,13 @@ class DiT(nn.Module):
 
     def initialise(self) -> None:
         """As published: Xavier for the layers, zero for every modulation and the last layer."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and "t_embedder" not in name:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.y_embedder.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
         for module in self.modules():
             if isinstance(module, DiTBlock | FinalLayer):
                 for parameter in module.adaLN_modulation.parameters():

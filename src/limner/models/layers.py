@@ -57,7 +57,11 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, width: int, frequencies: int = 256) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        first, last = nn.Linear(frequencies, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+        for layer in (first, last):  # as published
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Timesteps [B], 0 (clean) to 1000 (noise), whole or not -> [B, width]."""

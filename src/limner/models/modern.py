@@ -131,8 +131,6 @@ class ModernDiT(nn.Module):
         for layer in (self.modulation, self.last_modulation, self.last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.time_embedding.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.time_embedding.mlp[2].weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts

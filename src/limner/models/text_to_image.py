@@ -9,7 +9,7 @@ from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
 from limner.models.text_encoder import EncodedText, TextEncoder
 
-ARCHITECTURES = {"modern": ModernDiT, "dit": DiT}
+ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "dit": DiT}
 
 
 class TextToImage(nn.Module):

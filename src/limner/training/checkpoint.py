@@ -34,6 +34,7 @@ from limner.errors import LimnerError
 from limner.text.tokenizer import CaptionTokenizer
 
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", "tokenizer.json")
+AVERAGED = "ema.safetensors"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -72,7 +73,7 @@ class Checkpoint:
 
     def load_weights(self, model: nn.Module, averaged: bool) -> None:
         """Put the weights into the model; the averaged ones if asked and there."""
-        path = self.folder / "ema.safetensors"
+        path = self.folder / AVERAGED
         if averaged and path.is_file():
             try:
                 weights = load_file(path)
@@ -83,27 +84,54 @@ class Checkpoint:
             weights = load_tensors(path)
         _fit(model, weights, path)
 
-    def optimizer_state(self) -> dict[str, Any]:
-        return load_tensors(self.folder / "optimizer.pt")
+    def load_optimizers(self, optimizers: dict[str, Any]) -> None:
+        """Put the state of each optimizer (and of fp16's loss scaler) back where it came from."""
+        path = self.folder / "optimizer.pt"
+        saved = load_tensors(path)
+        for name, optimizer in optimizers.items():
+            if name == "scaler" and name not in saved:
+                continue  # of a run in another precision; the scale finds its size in a few updates
+            groups = getattr(optimizer, "param_groups", [])
+            settings = [{k: v for k, v in g.items() if k != "params"} for g in groups]
+            try:
+                optimizer.load_state_dict(saved[name])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise LimnerError(
+                    f"{path} does not fit the {name} optimizer of this configuration; "
+                    f"optimizer.type is {self.config.optimizer.type!r} in the checkpoint"
+                ) from None
+            # torch takes betas, weight decay, ... from the file too; what is asked for now counts.
+            for group, asked in zip(getattr(optimizer, "param_groups", []), settings, strict=True):
+                group.update(asked)
 
 
 def save_checkpoint(
     folder: Path,
     model: nn.Module,
     averaged: nn.Module | None,
-    optimizers: dict[str, torch.optim.Optimizer],
+    optimizers: dict[str, Any],
     tokenizer: CaptionTokenizer,
     config: Config,
     state: TrainingState,
 ) -> Path:
-    """Write a checkpoint beside its place, then rename it there; an older one gives way last."""
+    """Write a checkpoint beside its place, then rename it there; an older one gives way last.
+
+    Raises:
+        LimnerError: the folder is there and is something else than a checkpoint.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not _can_be_replaced(folder):
+        raise LimnerError(
+            f"{folder} is there already and is no checkpoint, so it is not replaced by one: name a "
+            "folder that does not exist yet"
+        )
     staging = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     torch.save(model.state_dict(), staging / "model.pt")
     if averaged is not None:
         weights = {name: t.contiguous() for name, t in averaged.state_dict().items()}
-        save_file(weights, staging / "ema.safetensors")
+        save_file(weights, staging / AVERAGED)
     torch.save({k: o.state_dict() for k, o in optimizers.items()}, staging / "optimizer.pt")
     (staging / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     tokenizer.save(staging / "tokenizer.json")
@@ -117,6 +145,14 @@ def save_checkpoint(
     os.replace(staging, folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _can_be_replaced(folder: Path) -> bool:
+    """Whether it holds a checkpoint, or what is left of one, and nothing else of value."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return "training_state.json" in names or names <= {*FILES, AVERAGED}
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -135,7 +171,7 @@ def checkpoints(run_folder: Path) -> list[Path]:
 def find_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder as given, or the newest of a run folder. Raises LimnerError."""
     folder = Path(path)
-    if folder.is_file() and folder.name in (*FILES, "ema.safetensors"):
+    if folder.is_file() and folder.name in (*FILES, AVERAGED):
         folder = folder.parent
     if not folder.is_dir():
         raise LimnerError(
@@ -152,7 +188,7 @@ def find_checkpoint(path: str | Path) -> Path:
 def load_tensors(path: Path) -> dict[str, Any]:
     """A .pt file, tensors and plain values only: a pickle that would run anything is refused."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -160,6 +196,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise LimnerError(
             f"{path} is damaged, or holds more than weights and was refused: {reason}"
         ) from None
+    if not isinstance(loaded, dict):
+        raise LimnerError(f"{path} holds a {type(loaded).__name__}, and no weights by name")
+    return loaded
 
 
 def resume_config(

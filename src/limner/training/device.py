@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +40,20 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         return torch.bfloat16 if fast_bfloat16(device) else torch.float32
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step frees, for the next step to use; on Linux only.
+
+    glibc gives large blocks back to the system and the system must then clear each of their pages
+    again: measured on two cores at 30,000 page faults and 0.05 of 0.3 s per training step.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library, such as musl
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest
 
 
 def why_not_compile(device: torch.device) -> str | None:

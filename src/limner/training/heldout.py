@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from limner.data.examples import Pictures
 from limner.data.order import seeded_generator
 from limner.data.pictures import to_tensor
+from limner.data.rows import PictureError, Refused
 from limner.diffusion.objective import Objective
 from limner.text.tokenizer import CaptionTokenizer
 
@@ -30,16 +31,21 @@ class FixedGrid:
     ids: Tensor  # int64 [N, L]
 
     @classmethod
-    def of(cls, pictures: Pictures, tokenizer: CaptionTokenizer, count: int) -> FixedGrid | None:
-        """The first `count` rows by key hash order of the set; None if there are none."""
-        chosen = spread(len(pictures.rows), count)
-        if not chosen:
-            return None
-        loaded = [pictures.load_or_next(position) for position in chosen]
-        return cls(
-            torch.stack([to_tensor(pixels) for pixels, _, _ in loaded]),
-            torch.stack([tokenizer(row.captions[0]) for _, row, _ in loaded]),
-        )
+    def of(
+        cls, pictures: Pictures, tokenizer: CaptionTokenizer, count: int
+    ) -> tuple[FixedGrid | None, list[Refused]]:
+        """At most `count` pictures, evenly spread over the rows (None if there are no good ones),
+        and the rows among them that cannot be decoded and are left out."""
+        good: list[tuple[Tensor, Tensor]] = []
+        refused: list[Refused] = []
+        for position in spread(len(pictures.rows), count):
+            row = pictures.rows[position]
+            try:
+                good.append((to_tensor(pictures.load(position)), tokenizer(row.captions[0])))
+            except PictureError as error:
+                refused.append(Refused(row.key, str(error)))
+        grid = cls(*(torch.stack(column) for column in zip(*good, strict=True))) if good else None
+        return grid, refused
 
 
 def spread(available: int, wanted: int) -> list[int]:

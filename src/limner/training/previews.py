@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from limner.config import Config
 from limner.data.pictures import to_pil
@@ -36,7 +37,7 @@ def save_preview(
 ) -> None:
     """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's batches and precision."""
     size = config.data.image_size
-    pictures = []
+    pictures: list[Image.Image] = []
     for first in range(0, len(prompts), config.training.batch_size):
         some = prompts[first : first + config.training.batch_size]
         seeds = range(first, first + len(some))

@@ -65,6 +65,7 @@ class Trainer:
         self.folder = Path(config.training.output_dir)
         self.accelerator = _accelerator(config)
         self.device = self.accelerator.device
+        devices.keep_freed_memory()
         self.dtype = devices.choose_precision(config.training.mixed_precision, self.device)
         self.objective = build_objective(config)
         self.data = open_data(config)
@@ -93,9 +94,7 @@ class Trainer:
         if checkpoint:
             checkpoint.load_weights(model, averaged=False)
             checkpoint.load_weights(self.averaged, averaged=True)
-            saved = checkpoint.optimizer_state()
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(saved[name])
+            checkpoint.load_optimizers(self.stateful())
         self.bare_model = model
         self.model = self.accelerator.prepare_model(model)
 
@@ -222,7 +221,7 @@ class Trainer:
                 path,
                 self.bare_model,
                 averaged,
-                self.optimizers,
+                self.stateful(),
                 self.tokenizer,
                 self.config,
                 self.state,
@@ -231,6 +230,10 @@ class Trainer:
         return path
 
     # Small parts
+
+    def stateful(self) -> dict[str, Any]:
+        """What remembers something from update to update, besides the weights."""
+        return {**self.optimizers, **({"scaler": self.scaler} if self.scaler else {})}
 
     def seed_dropout(self, micro: int) -> None:
         """The masks, too, are a function of the image count; no stream is used twice."""
@@ -286,6 +289,12 @@ def _accelerator(config: Config) -> Accelerator:
 
 def _find_resume(resume: str | Path | None, folder: Path) -> Checkpoint | None:
     if resume is None:
+        if earlier := checkpoints(folder):
+            # Two runs in one folder: the newest checkpoint would be whichever went on for longer.
+            raise LimnerError(
+                f"{earlier[-1]} is of an earlier run: go on from it with --resume latest, or give "
+                "this run another training.output_dir"
+            )
         return None
     if str(resume) == "latest":
         if not checkpoints(folder):

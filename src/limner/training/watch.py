@@ -63,10 +63,10 @@ class Watch:
         self.hello()
         if self.main:
             count = self.config.training.heldout_pictures
-            self.grids = {
-                "": FixedGrid.of(self.data.held_out, self.tokenizer, count),
-                "train_": FixedGrid.of(self.data.trained, self.tokenizer, count),
-            }
+            self.grids: dict[str, FixedGrid | None] = {}
+            for prefix, pictures in (("", self.data.held_out), ("train_", self.data.trained)):
+                self.grids[prefix], refused = FixedGrid.of(pictures, self.tokenizer, count)
+                self.refused(refused)
             trained, held_out = self.data.trained.rows, self.data.held_out.rows
             self.prompts = preview_prompts(self.config, trained, held_out)
         return self
@@ -115,7 +115,8 @@ class Watch:
             self.steps + 1,
         )
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
-        if step % settings.logging_steps == 0 or last:
+        # Also before a checkpoint: a run resumed there then averages over the same updates.
+        if step % settings.logging_steps == 0 or step % settings.save_steps == 0 or last:
             self.write_losses(learning_rate)
         if not self.main:
             return
@@ -129,12 +130,15 @@ class Watch:
         sums = torch.stack([self.loss_sum, self.norm_sum.to(self.loss_sum)]) / self.steps
         loss, norm = self.accelerator.reduce(sums, "mean").tolist()
         speed = budget.images_per_second(self.steps)
-        self.loss_sum, self.norm_sum, self.steps = self.loss_sum * 0, self.norm_sum * 0, 0
-        if not math.isfinite(loss):
+        self.loss_sum, self.norm_sum = torch.zeros_like(sums)
+        self.steps = 0
+        # In fp16 the scaler skips the updates whose gradients overflow; elsewhere they break all.
+        if not math.isfinite(loss + (norm if self.dtype != torch.float16 else 0.0)):
             raise LimnerError(
-                f"the loss is {loss} at step {state.step}: try a lower training.learning_rate "
-                f"(now {settings.learning_rate:g}) or training.mixed_precision bf16 or no; "
-                f"the last checkpoint in {self.folder} is as it was"
+                f"the loss is {loss:g} and its gradient {norm:g} at step {state.step}: "
+                f"try a lower training.learning_rate (now {settings.learning_rate:g}) or "
+                "training.mixed_precision bf16 or no; the last checkpoint in "
+                f"{self.folder} is as it was"
             )
         self.log.write(
             "train",
@@ -142,7 +146,7 @@ class Watch:
             images=state.images,
             seconds=round(state.seconds, 3),
             loss=loss,
-            grad_norm=norm,
+            grad_norm=norm if math.isfinite(norm) else None,  # infinity is no JSON
             learning_rate=learning_rate,
             images_per_second=round(speed, 2),
         )
@@ -180,6 +184,9 @@ class Watch:
     def write_speed(self) -> None:
         """At the end: images/s, and the share of what a matrix product reaches on this device."""
         if not self.main:
+            return
+        if not self.budget.step_seconds:
+            self.event("nothing is left to do: this run has had all its steps or minutes")
             return
         device, size = self.accelerator.device, self.config.data.image_size
         picture = torch.zeros(1, self.averaged.denoiser.in_channels, size, size, device=device)
