@@ -1,7 +1,6 @@
 """Drawing: the same picture from the same words and seed, whatever is drawn beside it."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from limner.training.trainer import Trainer
 
 OBJECTIVES = {
     "flow": ["scheduler.objective=flow_matching"],
-    "flow, dit": ["scheduler.prediction_type=velocity", "model.architecture=dit"],
+    "flow, velocity": ["scheduler.prediction_type=velocity", "model.architecture=dit"],
     "diffusion": ["scheduler.objective=diffusion"],
     "diffusion, cosine": [
         "scheduler.beta_schedule=squaredcos_cap_v2",
@@ -25,5 +24,125 @@ OBJECTIVES = {
         "model.architecture=dit",
     ],
 }
-PROMPTS = ["a large red square", "", "红苹果", "two blue circles", "a large red square"]
+PROMPTS = ["a large red square", "", "红苹果", "two small blue circles", "a large red square"]
 SEEDS = [3, 3, 0, 11, 4]
+
+
+@pytest.fixture
+def generator(tiny_config: Callable[..., Config]) -> Callable[..., ImageGenerator]:
+    """A checkpoint with a few updates, so that its pictures depend on their words and noise."""
+
+    def build(objective: str = "flow", scheduler_type: str | None = None) -> ImageGenerator:
+        trainer = Trainer(
+            tiny_config(
+                *OBJECTIVES[objective],
+                "training.max_steps=40",
+                "training.learning_rate=5e-3",
+                "training.heldout_steps=1000",
+                "training.save_steps=1000",
+                "sampling.num_inference_steps=6",
+            )
+        )
+        trainer.train()
+        return ImageGenerator(trainer.folder, scheduler_type=scheduler_type, device="cpu")
+
+    return build
+
+
+def levels(pictures: Sequence[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_picture_depends_on_its_prompt_and_seed_alone(
+    objective: str, generator: Callable[..., ImageGenerator]
+) -> None:
+    drawer = generator(objective)
+    for name in SOLVERS:
+        drawer.sampling = drawer.sampling.model_copy(update={"scheduler_type": name})
+        together = levels(drawer.generate_batch(PROMPTS, seeds=SEEDS))
+        torch.manual_seed(99)  # what else happens in the program does not matter
+        assert np.array_equal(levels(drawer.generate_batch(PROMPTS, seeds=SEEDS)), together)
+        for batch_size in (1, 2, 3):
+            drawn = levels(drawer.generate_batch(PROMPTS, seeds=SEEDS, batch_size=batch_size))
+            assert abs(drawn - together).max() <= 1
+        turned = levels(drawer.generate_batch(PROMPTS[::-1], seeds=SEEDS[::-1]))[::-1]
+        assert abs(turned - together).max() <= 1
+        alone = levels([drawer.generate(PROMPTS[3], seed=SEEDS[3])])[0]
+        assert abs(alone - together[3]).max() <= 1
+
+        # There is something to see, and it does depend on words and seeds.
+        assert together.std(axis=(1, 2, 3)).min() > 10
+        for other in range(1, 5):
+            assert abs(together[0] - together[other]).mean() > 1
+
+
+def test_solvers_differ_and_ddim_is_euler(generator: Callable[..., ImageGenerator]) -> None:
+    drawer = generator()
+    drawn = {}
+    for name in SOLVERS:
+        drawer.sampling = drawer.sampling.model_copy(update={"scheduler_type": name})
+        drawn[name] = levels([drawer.generate("a red circle", seed=1)])[0]
+    assert np.array_equal(drawn["ddim"], drawn["euler"])
+    for a, b in (("ddim", "heun"), ("ddim", "dpmsolver++"), ("ddim", "ddpm")):
+        assert abs(drawn[a] - drawn[b]).mean() > 0.3
+
+
+def test_the_generator_takes_the_names_of_the_faq(generator: Callable[..., ImageGenerator]) -> None:
+    folder = generator().config.training.output_dir
+    drawer = ImageGenerator(folder, scheduler_type="ddim", device=torch.device("cpu"))
+    picture = drawer.generate("a red circle", num_inference_steps=3, guidance_scale=2.0, seed=42)
+    assert picture.size == (16, 16)
+    assert picture.mode == "RGB"
+    assert drawer.generate("", height=24, width=8).size == (8, 24)
+    one_seed = levels(drawer.generate_batch(["a red circle"] * 2, seeds=42))
+    assert np.array_equal(one_seed[0], one_seed[1])
+
+    plain, guided = (drawer.generate("a red circle", guidance_scale=g) for g in (1.0, 6.0))
+    assert abs(levels([plain]) - levels([guided])).mean() > 1
+    fast = ImageGenerator(folder, "ddim", "cpu", dtype="bfloat16").generate("a red circle")
+    slow = drawer.generate("a red circle")
+    assert 0 < abs(levels([fast]) - levels([slow])).mean() < 10
+
+
+def test_what_cannot_be_drawn_says_why(generator: Callable[..., ImageGenerator]) -> None:
+    drawer = generator()
+    folder = drawer.config.training.output_dir
+    with pytest.raises(LimnerError, match=r"'plms' is not known; take one of ddpm, ddim, "):
+        ImageGenerator(folder, scheduler_type="plms")
+    with pytest.raises(LimnerError, match="num_inference_steps is 0; it must be at least 1"):
+        drawer.generate("a red circle", num_inference_steps=0)
+    with pytest.raises(LimnerError, match=r"--height 18 is not a multiple .* 4; take 16"):
+        drawer.generate("a red circle", height=18)
+    with pytest.raises(LimnerError, match="2 prompts need as many seeds, or one; got 3"):
+        drawer.generate_batch(["a", "b"], seeds=[1, 2, 3])
+    if not torch.cuda.is_available():
+        with pytest.raises(LimnerError, match=r"device cuda: torch .* finds none"):
+            ImageGenerator(folder, device="cuda")
+
+
+def test_each_picture_starts_from_the_noise_of_its_seed(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    trainer = Trainer(config)
+    seen: list[torch.Tensor] = []
+
+    def solver(denoise: object, x: torch.Tensor, *_: object) -> torch.Tensor:
+        seen.append(x)
+        return x
+
+    monkeypatch.setitem(SOLVERS, config.sampling.scheduler_type, solver)
+    draw(
+        trainer.averaged,
+        build_objective(config),
+        trainer.tokenizer,
+        ["a", "b", "c"],
+        [5, 6, 5],
+        config.sampling,
+        8,
+        16,
+    )
+    for noise, seed in zip(seen[0], (5, 6, 5), strict=True):
+        expected = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(noise, expected)

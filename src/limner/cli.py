@@ -24,8 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("limner").setLevel(options.log_level.upper())
     try:
+        # argparse ends a list of words at the first flag; those after it are the same list's.
+        flags = [word for word in rest if word.startswith("-")]
         if options.run is _train:
-            options.overrides += _as_overrides(rest)
+            options.overrides = _as_overrides(rest)
+        elif options.run is _generate and not flags:
+            options.what += rest
         elif rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         options.run(options)
@@ -62,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         parents=[common],
         help="train a model from a configuration",
+        usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
         epilog="Any key of the configuration can be set here: training.batch_size=16, or "
         "--training.batch_size 16.",
     )
@@ -69,7 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", metavar="CHECKPOINT", help="a checkpoint folder, or `latest` in the output_dir"
     )
-    train.add_argument("overrides", nargs="*", metavar="section.key=value")
     train.set_defaults(run=_train)
 
     generate = commands.add_parser(
@@ -189,19 +193,22 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _as_overrides(rest: list[str]) -> list[str]:
-    """`--section.key value` and `--section.key=value` as `section.key=value`."""
+    """`--section.key value`, `--section.key=value`, and `section.key=value` as the last."""
     overrides: list[str] = []
     words = iter(rest)
     for word in words:
-        name = word.removeprefix("--")
-        if not word.startswith("--") or "." not in name.partition("=")[0]:
-            raise LimnerError(f"'{word}' is not understood; settings are section.key=value")
-        if "=" not in name:
-            value = next(words, None)
-            if value is None:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if "." not in name or not (equals or word.startswith("--")):
+            raise LimnerError(
+                f"'{word}' is not understood; settings are section.key=value, flags are in "
+                "limner train --help"
+            )
+        if not equals:
+            following = next(words, None)
+            if following is None:
                 raise LimnerError(f"'{word}' needs a value: {word} VALUE")
-            name += f"={value}"
-        overrides.append(name)
+            value = following
+        overrides.append(f"{name}={value}")
     return overrides
 
 

@@ -8,18 +8,35 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from limner.config_checks import problems
 from limner.errors import LimnerError
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+
+def _no_truth(value: Any) -> Any:
+    """pydantic takes true for 1, and YAML reads an unquoted `yes` or `on` as true."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "Input should be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
+PositiveInt = Annotated[Whole, Field(gt=0)]
+Count = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+PositiveShare = Annotated[Number, Field(gt=0, le=1)]
+BelowOne = Annotated[Number, Field(ge=0, lt=1)]
+Beta = Annotated[Number, Field(gt=0, lt=1)]
 
 
 def _lower(value: Any) -> Any:
@@ -46,7 +63,7 @@ class DataConfig(Section):
     """Side of the square training picture, pixels."""
     num_samples: PositiveInt | None = None
     """Use at most this many rows (a stable choice by hash); None: all."""
-    train_split: Annotated[float, Field(gt=0, le=1)] = 0.95
+    train_split: PositiveShare = 0.95
     """Share of rows trained on, by a hash of each row's key; the rest is held out.
     `emoji` and `shapes` have a split of their own and ignore it."""
     subset: Literal["demo", "all"] = "all"
@@ -55,7 +72,7 @@ class DataConfig(Section):
     """Of `emoji`: the languages of the names."""
     main_caption_share: Share = 0.5
     """How often a row of several captions is trained with its first; the others share the rest."""
-    memory_mb: Annotated[int, Field(ge=0)] = 512
+    memory_mb: Count = 512
     """Keep decoded pictures in shared memory if all fit in so many MiB; else decode each time."""
     horizontal_flip: Share = 0.0
     """Share of pictures mirrored in training. 0 by default: captions say left and right."""
@@ -68,7 +85,9 @@ class ModelConfig(Section):
     hidden_size: PositiveInt = 384
     """Width of the transformer."""
     num_layers: PositiveInt = 8
+    """Transformer blocks."""
     num_heads: PositiveInt = 6
+    """Attention heads; they divide `hidden_size` between them."""
     patch_size: PositiveInt | None = None
     """Side of a patch in pixels (or latents); None: the one that gives 16 x 16 tokens."""
     in_channels: PositiveInt | None = None
@@ -77,7 +96,7 @@ class ModelConfig(Section):
     """Channels predicted; None: as many as `in_channels`."""
     mlp_ratio: Positive = 4.0
     """Width of the feed-forward part over `hidden_size` (SwiGLU takes 2/3 of it: equal cost)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: BelowOne = 0.0
     """Dropout after attention and feed-forward; helps when pictures are few and passes many."""
 
 
@@ -91,19 +110,23 @@ class VaeConfig(Section):
 class TextEncoderConfig(Section):
     pretrained_model_name: str | None = None
     """Pretrained text encoder; None: the built-in one, trained together with the model."""
-    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    vocab_size: Annotated[Whole, Field(ge=300)] = 4096
     """Byte-level BPE tokens learned from the captions, at most (256 of them are the bytes)."""
     hidden_size: PositiveInt | None = None
     """Width of the built-in encoder; None: that of the model, at most 384."""
     num_layers: PositiveInt = 2
+    """Transformer blocks of the built-in encoder."""
     max_length: PositiveInt = 32
     """Tokens per caption; longer ones are cut, and counted at the start of the run."""
 
 
 class TrainingConfig(Section):
     output_dir: str = "./outputs"
-    seed: Annotated[int, Field(ge=0)] = 0
+    """The run's folder: checkpoints, log, previews, report."""
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    """Of everything random: first weights, order, captions, noise, noise levels, dropout."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """`auto`: CUDA, then Apple's GPU, then the processor."""
     batch_size: PositiveInt = 32
     """Pictures per forward pass (micro-batch) and process."""
     gradient_accumulation_steps: PositiveInt = 1
@@ -117,9 +140,11 @@ class TrainingConfig(Section):
     max_minutes: Positive | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
     save_steps: PositiveInt = 1000
+    """A checkpoint every so many updates, and at the end."""
     checkpoints_total_limit: PositiveInt | None = 3
     """Older checkpoints beyond this many are deleted after a new one is safe; None: keep all."""
     logging_steps: PositiveInt = 10
+    """Training loss, gradient norm, and speed every so many updates, as means over them."""
     heldout_steps: PositiveInt = 250
     """Held-out loss every so many updates."""
     heldout_pictures: PositiveInt = 64
@@ -133,40 +158,47 @@ class TrainingConfig(Section):
     )
     """`auto`: bf16 where the processor computes it in hardware, else none."""
     max_grad_norm: Positive = 1.0
+    """The gradient is scaled down to this L2 norm where it is longer."""
     caption_dropout: Share = 0.1
     """Share of pictures trained with an empty caption, for classifier-free guidance."""
     use_ema: bool = True
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    """Decay per update of the averaged weights, once the run is long enough for it."""
+    """Keep an average of the weights over time, and draw with it."""
+    ema_decay: BelowOne = 0.9999
+    """BelowOne per update of the averaged weights, once the run is long enough for it."""
     ema_ramp: Positive = 0.05
     """The average's half-life is at most this share of the pictures seen so far (EDM's warm-up)."""
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    num_workers: Count = 2
     """Processes that load pictures; 0: the training process does."""
     prefetch_factor: PositiveInt = 4
     """Batches each of them keeps ready."""
     compile_model: bool = True
     """torch.compile the transformer blocks where a compiler is at hand."""
     trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)
+    """Where figures go besides log.jsonl."""
 
 
 class SchedulerConfig(Section):
     objective: Literal["flow_matching", "diffusion"] | None = None
     """How noise is added. None: `diffusion` if a beta or a diffusion-only prediction is given,
     else `flow_matching`."""
-    num_train_timesteps: Annotated[int, Field(ge=2)] = 1000
+    num_train_timesteps: Annotated[Whole, Field(ge=2)] = 1000
+    """The timestep of pure noise; 0 is the clean picture."""
     prediction_type: (
         Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(_lower)]
         | None
     ) = None
     """What the network predicts. None: `sample` (flow matching) or `epsilon` (diffusion)."""
-    beta_start: Positive | None = None
-    beta_end: Positive | None = None
+    beta_start: Beta | None = None
+    """Variance of the noise that the first timestep adds."""
+    beta_end: Beta | None = None
+    """Variance of the noise that the last timestep adds."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
     """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
-    logit_mean: float | None = None
+    logit_mean: Number | None = None
     """Flow matching trains at times with logit(cleanness) ~ N(mean, std). None: by picture size,
     -0.8 + ln(256 / image_size): small pictures need little noise to lose their content."""
     logit_std: Positive = 1.0
+    """Spread of these times."""
     uniform_share: Share = 0.1
     """Share of the times drawn uniformly instead, so that no noise level is never trained."""
 
@@ -175,22 +207,29 @@ class OptimizerConfig(Section):
     type: Annotated[Literal["muon", "adamw"], BeforeValidator(_lower)] = "muon"
     """`muon` for the matrices of the blocks with AdamW for the rest, or `adamw` for all."""
     weight_decay: NonNegative = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.99)
+    """Decoupled, of matrices and embeddings."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
+    """Of AdamW."""
     eps: Positive = 1e-8
-    muon_momentum: Share = 0.95
+    """Of AdamW."""
+    muon_momentum: BelowOne = 0.95
+    """Of Muon (Nesterov)."""
 
 
 class LrSchedulerConfig(Section):
     type: Annotated[Literal["wsd", "constant", "linear", "cosine"], BeforeValidator(_lower)] = "wsd"
     """`wsd`: warm up, stay, decay linearly to zero; or as diffusers names them."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    warmup_steps: Count = 50
+    """Updates over which the rate rises to its peak."""
     decay_share: Share = 0.3
     """Of `wsd`: the last share of the run in which the rate falls to zero."""
 
 
 class SamplingConfig(Section):
     scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++"] = "dpmsolver++"
+    """The solver."""
     num_inference_steps: PositiveInt = 20
+    """Steps of the solver; more are better and slower."""
     guidance_scale: NonNegative = 3.0
     """1: none; 2 to 5 follow the prompt more closely, at the cost of variety."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
@@ -236,8 +275,8 @@ def load_config(
     except ValidationError as error:
         raise LimnerError(_explain(where, [_sentence(e) for e in error.errors()])) from None
     config = _resolve(config)
-    if problems := list(_problems(config)):
-        raise LimnerError(_explain(where, problems))
+    if found := list(problems(config)):
+        raise LimnerError(_explain(where, found))
     return config
 
 
@@ -254,9 +293,7 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
     if source is None:
         return "configuration", {}
     if isinstance(source, dict):
-        return "configuration", {
-            k: dict(v) if isinstance(v, dict) else v for k, v in source.items()
-        }
+        return "configuration", _sections(source)
     path = Path(source)
     if not path.is_file():
         raise LimnerError(f"no configuration file at {path.absolute()}; --config takes a YAML file")
@@ -268,7 +305,14 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
         raise LimnerError(
             f"{path} holds a {type(values).__name__}; sections with keys were expected"
         )
-    return str(path), values
+    return str(path), _sections(values)
+
+
+def _sections(values: dict[Any, Any]) -> dict[Any, Any]:
+    """A copy to override. A section whose keys are all commented out is None in YAML: it is {}."""
+    return {
+        k: dict(v) if isinstance(v, dict) else {} if v is None else v for k, v in values.items()
+    }
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -284,24 +328,35 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[section][name] = value
 
 
+PLAIN_WORDS = {
+    "model": "a section with keys",
+    "invalid": "words as keys",
+    "tuple": "a list",
+    "missing": "more values",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "words",
+}
+"""What pydantic's types are to people who write YAML, by the first word of its error type."""
+
+
 def _sentence(error: Any) -> str:
     # A union's or tuple's branch is part of pydantic's location; people know section.key only.
     key = ".".join(str(part) for part in error["loc"][:2])
     if error["type"] == "extra_forbidden":
-        candidates = known_keys() + list(Config.model_fields)
+        candidates = known_keys() if "." in key else known_keys() + list(Config.model_fields)
         near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
         name = key.rpartition(".")[2]
         same = [k for k in candidates if k.rpartition(".")[2] == name]
         return f"{key} is not a known key; did you mean {(same or near)[0]}?"
-    return (
-        f"{key}: {error['msg'].removeprefix('Input should be ')} expected, got {error['input']!r}"
-        if error["msg"].startswith("Input should be")
-        else f"{key}: {error['msg']}, got {error['input']!r}"
-    )
+    kind = error["type"].partition("_")[0]
+    expected = PLAIN_WORDS.get(kind, error["msg"].removeprefix("Input should be "))
+    return f"{key}: {expected} expected, got {error['input']!r}"
 
 
-def _explain(where: str, problems: list[str]) -> str:
-    return f"{where} cannot be used:\n" + "\n".join(f"  - {p}" for p in dict.fromkeys(problems))
+def _explain(where: str, sentences: list[str]) -> str:
+    return f"{where} cannot be used:\n" + "\n".join(f"  - {s}" for s in dict.fromkeys(sentences))
 
 
 def _resolve(config: Config) -> Config:
@@ -339,54 +394,3 @@ def _resolve(config: Config) -> Config:
 
 def _with(section: Any, **values: Any) -> Any:
     return section.model_copy(update=values)
-
-
-def _problems(config: Config) -> Iterator[str]:
-    """What each key allows by itself, but not together."""
-    data, model, scheduler = config.data, config.model, config.scheduler
-    if model.hidden_size % model.num_heads:
-        fits = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
-        near = sorted(fits, key=lambda h: abs(h - model.num_heads))[:2]
-        yield (
-            f"model.num_heads: {model.num_heads} heads do not divide model.hidden_size "
-            f"{model.hidden_size}; take {' or '.join(map(str, near))}"
-        )
-    elif model.architecture == "modern" and model.hidden_size // model.num_heads % 4:
-        yield (
-            f"model.num_heads: a head of width {model.hidden_size // model.num_heads} is not "
-            "divisible by 4, which rotary positions in two dimensions need; change num_heads"
-        )
-    elif model.architecture == "dit" and model.hidden_size % 4:
-        yield "model.hidden_size: must be divisible by 4 for sine-cosine positions"
-    patch = model.patch_size or 1
-    if data.image_size % patch:
-        lower = data.image_size // patch * patch
-        yield (
-            f"data.image_size: {data.image_size} is not divisible by model.patch_size {patch}; "
-            f"take {lower or patch} or {lower + patch}"
-        )
-    if config.vae.pretrained_model_name is None and model.in_channels != 3:
-        yield (
-            f"model.in_channels: {model.in_channels}, but pictures in pixel space have 3; set 3 "
-            "or leave it out, or name an autoencoder in vae.pretrained_model_name"
-        )
-    if model.out_channels != model.in_channels:
-        yield (
-            f"model.out_channels: {model.out_channels} must equal model.in_channels "
-            f"{model.in_channels}; leave it out"
-        )
-    flow_only, classic_only = ("velocity",), ("v_prediction",)
-    if scheduler.objective == "flow_matching" and scheduler.prediction_type in classic_only:
-        yield (
-            "scheduler.prediction_type: v_prediction belongs to scheduler.objective diffusion; "
-            "flow matching has velocity, sample, or epsilon"
-        )
-    if scheduler.objective == "diffusion" and scheduler.prediction_type in flow_only:
-        yield (
-            "scheduler.prediction_type: velocity belongs to scheduler.objective flow_matching; "
-            "diffusion has epsilon, v_prediction, or sample"
-        )
-    if scheduler.beta_start and scheduler.beta_end and scheduler.beta_start >= scheduler.beta_end:
-        yield "scheduler.beta_start: must be below scheduler.beta_end"
-    if config.sampling.guidance_interval[0] >= config.sampling.guidance_interval[1]:
-        yield "sampling.guidance_interval: the first must be below the second, as in [0.1, 0.9]"

@@ -48,7 +48,7 @@ class ImageGenerator:
             check_same_model(opened.config, config)
         self.config, self.tokenizer = opened.config, opened.tokenizer
         self.sampling = _sampling(self.config.sampling, scheduler_type=scheduler_type)
-        self.device = choose_device("auto") if device is None else torch.device(device)
+        self.device = choose_device(str(device or "auto"))
         self.dtype = DTYPES[dtype]
         self.objective = build_objective(self.config)
         model = build_model(self.config, self.tokenizer.vocab_size)

@@ -14,16 +14,22 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from limner.errors import LimnerError
 from limner.training.optimizer import fast_bfloat16
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto`: CUDA, then Apple's GPU, then the processor."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """`auto`: CUDA, then Apple's GPU, then the processor. Raises LimnerError for one not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device("cuda" if here["cuda"] else "mps" if here["mps"] else "cpu")
+    device = torch.device(wanted)
+    if not here.get(device.type, True):
+        raise LimnerError(
+            f"device {wanted}: torch {torch.__version__} finds none on this machine; take auto or "
+            "cpu, or install the torch that is built for it"
+        )
+    return device
 
 
 def describe(device: torch.device) -> str:

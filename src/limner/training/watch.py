@@ -20,11 +20,12 @@ from limner.errors import LimnerError
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training import device as devices
+from limner.training.advice import Measurement, advise
 from limner.training.budget import Budget
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.previews import preview_prompts, save_preview
 from limner.training.progress import Progress
-from limner.training.runlog import RunLog
+from limner.training.runlog import RunLog, read_log
 
 
 class Watch:
@@ -52,6 +53,7 @@ class Watch:
         self.log = RunLog(self.folder, accelerator, self.state.step)
         self.progress = Progress(enabled=self.main)
         self.heldout_loss: float | None = None
+        self.verdict = ""
         self.loss_sum = torch.zeros((), device=accelerator.device)
         self.norm_sum, self.steps = torch.zeros_like(self.loss_sum), 0
 
@@ -168,6 +170,12 @@ class Watch:
         self.log.write(
             "heldout", state.step, images=state.images, seconds=round(state.seconds, 3), **values
         )
+        measured = [e for e in read_log(self.log.path) if e["kind"] == "heldout" and "loss" in e]
+        advice = advise([Measurement(e["step"], e["loss"], e["train_loss"]) for e in measured])
+        verdict = advice.partition(":")[0] if advice else ""
+        if advice and verdict != self.verdict:
+            self.event(advice)
+        self.verdict = verdict
 
     def write_preview(self) -> None:
         path = self.folder / "previews" / f"step-{self.state.step:06d}.png"

@@ -1,0 +1,98 @@
+"""What each key of the configuration allows by itself, but not together with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from limner.config import Config
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Each impossible combination of a resolved configuration: its key, what is wrong, the fix."""
+    yield from _model_problems(config)
+    yield from _scheduler_problems(config)
+    training, guidance_interval = config.training, config.sampling.guidance_interval
+    counted = training.max_steps or training.num_epochs
+    if training.max_minutes and not counted and config.lr_scheduler.type in ("linear", "cosine"):
+        yield (
+            f"lr_scheduler.type: {config.lr_scheduler.type} falls over a known number of steps, "
+            "and training.max_minutes alone does not say how many there will be; take wsd or "
+            "constant, or set training.max_steps or training.num_epochs"
+        )
+    if guidance_interval[0] >= guidance_interval[1]:
+        yield "sampling.guidance_interval: the first must be below the second, as in [0.1, 0.9]"
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    if model.hidden_size % model.num_heads:
+        fits = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
+        near = sorted(fits, key=lambda h: abs(h - model.num_heads))[:2]
+        yield (
+            f"model.num_heads: {model.num_heads} heads do not divide model.hidden_size "
+            f"{model.hidden_size}; take {' or '.join(map(str, near))}"
+        )
+    elif model.architecture == "modern" and model.hidden_size // model.num_heads % 4:
+        yield (
+            f"model.num_heads: a head of width {model.hidden_size // model.num_heads} is not "
+            "divisible by 4, which rotary positions in two dimensions need; change num_heads"
+        )
+    elif model.architecture == "dit" and model.hidden_size % 4:
+        yield "model.hidden_size: must be divisible by 4 for sine-cosine positions"
+    patch = model.patch_size or 1
+    if data.image_size % patch:
+        lower = data.image_size // patch * patch
+        yield (
+            f"data.image_size: {data.image_size} is not divisible by model.patch_size {patch}; "
+            f"take {lower or patch} or {lower + patch}"
+        )
+    if config.vae.pretrained_model_name is None and model.in_channels != 3:
+        yield (
+            f"model.in_channels: {model.in_channels}, but pictures in pixel space have 3; set 3 "
+            "or leave it out, or name an autoencoder in vae.pretrained_model_name"
+        )
+    if model.out_channels != model.in_channels:
+        yield (
+            f"model.out_channels: {model.out_channels} must equal model.in_channels "
+            f"{model.in_channels}; leave it out"
+        )
+
+
+def _scheduler_problems(config: Config) -> Iterator[str]:
+    scheduler, sampling = config.scheduler, config.sampling
+    betas = ("beta_start", "beta_end", "beta_schedule")
+    if scheduler.objective == "flow_matching":
+        for key in betas:
+            if getattr(scheduler, key) is not None:
+                yield (
+                    f"scheduler.{key}: belongs to scheduler.objective diffusion, and it is set to "
+                    "flow_matching; leave one of the two out"
+                )
+        if scheduler.prediction_type == "v_prediction":
+            yield (
+                "scheduler.prediction_type: v_prediction belongs to scheduler.objective diffusion; "
+                "flow matching has velocity, sample, or epsilon"
+            )
+        return
+    if scheduler.prediction_type == "velocity":
+        yield (
+            "scheduler.prediction_type: velocity belongs to scheduler.objective flow_matching; "
+            "diffusion has epsilon, v_prediction, or sample"
+        )
+    if scheduler.logit_mean is not None:
+        yield "scheduler.logit_mean: belongs to scheduler.objective flow_matching; leave it out"
+    start, end = scheduler.beta_start, scheduler.beta_end
+    if start and end and start >= end:
+        yield f"scheduler.beta_start: {start:g} must be below scheduler.beta_end {end:g}"
+    if sampling.shift != 1:
+        yield (
+            f"sampling.shift: {sampling.shift:g}, but a schedule of betas cannot be shifted; "
+            "leave it at 1, or set scheduler.objective to flow_matching"
+        )
+    if sampling.num_inference_steps > scheduler.num_train_timesteps:
+        yield (
+            f"sampling.num_inference_steps: {sampling.num_inference_steps} is more than "
+            f"scheduler.num_train_timesteps {scheduler.num_train_timesteps}; take fewer"
+        )
