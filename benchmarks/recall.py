@@ -40,8 +40,6 @@ def main() -> None:
         base = demo_config(10.0, folder, torch.device("cpu")).model_dump(mode="json")
         base["training"] |= {"max_minutes": None, "max_steps": options.steps, "trackers": ["none"]}
         base["training"] |= {"heldout_steps": 10**6, "preview_steps": 10**6}
-        # What the demo leaves to be derived follows from the overrides, not from the demo.
-        base["scheduler"]["logit_mean"] = None
         trainer = Trainer(load_config(base, options.overrides))
         trainer.train()
         results = examine(Path(folder), trainer.config, trainer.data)

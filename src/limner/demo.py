@@ -47,10 +47,10 @@ def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config
             "data": {
                 "dataset_name": "emoji",
                 "subset": "demo",
-                "image_size": 64 if gpu else 32,
+                "image_size": 64,
             },
             "model": {
-                "patch_size": 4,
+                "patch_size": 4 if gpu else 8,
                 "hidden_size": 384 if gpu else 256,
                 "num_layers": 8 if gpu else 6,
                 "num_heads": 6 if gpu else 4,
