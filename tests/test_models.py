@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from limner.config import Config
 from limner.models.dit import DiT
-from limner.models.layers import attend, grid_positions, patchify, swiglu_width, unpatchify
+from limner.models.layers import attend, grid_positions, patchify, unpatchify
 from limner.models.modern import ModernBlock, ModernDiT, rotate, rotation_table
 from limner.models.text_encoder import EncodedText, TextEncoder
 from limner.models.text_to_image import TextToImage, build_model
@@ -276,11 +276,6 @@ def test_modern_block_is_its_equations() -> None:
         angles = axial_angles(2, 3, WIDTH // HEADS)
         expected = modern_block(weights, x[i].double(), modulation[i].double(), words, angles)
         torch.testing.assert_close(result[i].double(), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_swiglu_costs_what_a_plain_feed_forward_does() -> None:
-    for width in (384, 768):
-        assert 3 * swiglu_width(width, 4.0) == pytest.approx(2 * 4 * width, rel=0.02)
 
 
 # Pieces of both

@@ -238,11 +238,13 @@ def test_a_broken_picture_is_passed_over_and_moves_no_other(num_workers: int) ->
         refused += batch.refused
         for i in range(5):
             expected = good[first + i]
-            if shown(expected) in (3, 4):  # the next good row stands in
-                picture, _, _ = good.pictures.load_or_next(5)
-                assert torch.equal(batch.picture[i], to_tensor(picture))
+            if shown(expected) in (3, 4):  # the next good row stands in, with its own caption
+                assert torch.equal(batch.picture[i], to_tensor(good.pictures.load(5)))
+                caption = said(expected, good).split()[0]
+                assert torch.equal(batch.ids[i], bad.tokenizer(f"{caption} 5"))
             else:
                 assert torch.equal(batch.picture[i], expected.picture)
+                assert torch.equal(batch.ids[i], expected.ids)
             assert torch.equal(batch.noise[i], expected.noise)
             assert batch.u[i] == expected.u
     assert {row.key for row in refused} == {"3", "4"}

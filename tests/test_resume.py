@@ -29,7 +29,8 @@ EVERYTHING_RANDOM = [
 RUNS = {
     "float32": [],
     "bfloat16": ["training.mixed_precision=bf16"],
-    "float16": ["training.mixed_precision=fp16"],  # has a loss scale to remember
+    # Has a loss scale to remember; trained on nearly clean pictures, whose gradients overflow it.
+    "float16": ["training.mixed_precision=fp16", "scheduler.logit_mean=2"],
     "published": [
         "model.architecture=dit",
         "optimizer.type=adamw",
@@ -145,6 +146,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert differing(whole / "checkpoint-6", broken / "checkpoint-6") == []
     assert logged(broken) == logged(whole)
     assert len({event["loss"] for event in losses(whole)}) >= 4
+    if kind == "float16":  # was found to be too large and halved, which must not be forgotten
+        assert contents(broken / "checkpoint-3")["/optimizer/scaler/scale"] < 2**16
 
 
 def test_a_run_goes_on_with_other_workers_from_a_named_checkpoint_in_another_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,10 @@ SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What people did wrong is said without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Prompts may hold letters that the code page of a Windows console does not have.
+            stream.reconfigure(errors="replace")
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     logging.basicConfig(
@@ -35,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except LimnerError as error:
         print(f"limner: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk that is full, a folder that may not be written, ...
+        reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        print(f"limner: {reason}; check the path, the space, and your permissions", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("limner: interrupted; what was saved is kept", file=sys.stderr)
@@ -90,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--scheduler_type", choices=SOLVER_NAMES, help="the solver")
     generate.add_argument("--height", type=int, help="pixels (default: as trained)")
     generate.add_argument("--width", type=int, help="pixels (default: as trained)")
-    generate.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
+    generate.add_argument(
+        "--seed", type=_seed, default=0, help="same seed, same picture (default 0)"
+    )
     generate.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
     generate.set_defaults(run=_generate)
 
@@ -137,8 +148,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from PIL import Image
+
     from limner.config import load_config
     from limner.inference.generator import ImageGenerator
+    from limner.training.debug import log_shapes
 
     checkpoint = options.checkpoint or options.where
     prompts = [*options.what, *([options.prompt] if options.prompt is not None else [])]
@@ -146,12 +160,17 @@ def _generate(options: argparse.Namespace) -> None:
         prompts.insert(0, options.where)  # the only words without a flag are the prompt's
     if checkpoint is None or not prompts:
         raise LimnerError('a checkpoint and a prompt, please: limner generate outputs/demo "a cat"')
+    path: Path = options.output
+    if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
+        raise LimnerError(f"--output {path} is no name of a picture file, such as apple.png")
     generator = ImageGenerator(
         checkpoint,
         options.scheduler_type,
         options.device,
         config=load_config(options.config) if options.config else None,
     )
+    if options.log_level == "debug":
+        log_shapes(generator.model)
     pictures = generator.generate_batch(
         prompts,
         options.num_inference_steps,
@@ -160,7 +179,6 @@ def _generate(options: argparse.Namespace) -> None:
         options.height,
         options.width,
     )
-    path: Path = options.output
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
@@ -185,9 +203,15 @@ def _report(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.data.sources import open_data
     from limner.evaluation.exam import examine, sentences
+    from limner.evaluation.run_folder import read_run
 
     config = load_config(options.run_folder / "config.yaml")
-    for sentence in sentences(examine(options.run_folder, config, open_data(config))):
+    earlier = read_run(options.run_folder)
+    free = [sample["prompt"] for sample in earlier.samples if sample["split"] == "free"]
+    results = examine(
+        options.run_folder, config, open_data(config), free, command=earlier.results.get("command")
+    )
+    for sentence in sentences(results):
         print(sentence)
     print(options.run_folder / "report.html")
 
@@ -210,6 +234,13 @@ def _as_overrides(rest: list[str]) -> list[str]:
             value = following
         overrides.append(f"{name}={value}")
     return overrides
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2^63 - 1")
+    return value
 
 
 def _positive(text: str) -> float:

@@ -73,12 +73,20 @@ def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config
     )
 
 
+def _is_demo(folder: Path) -> bool:
+    """Whether what is there may go: a run that previews these prompts, and nobody's own."""
+    try:
+        return load_config(folder / "config.yaml").training.preview_prompts == PREVIEW_PROMPTS
+    except LimnerError:
+        return False
+
+
 def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
     """Train on the built-in emoji for `minutes` in all, draw, measure, report."""
     begin = time.perf_counter()
     folder = Path(output_dir)
     if folder.exists() and any(folder.iterdir()):
-        if not (folder / "log.jsonl").is_file():
+        if not _is_demo(folder):
             raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
         shutil.rmtree(folder)  # what an earlier demo drew would mix with this one
     trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))

@@ -22,6 +22,7 @@ from PIL import Image
 from limner import __version__
 from limner.config import Config
 from limner.data.examples import Pictures
+from limner.data.rows import PictureError
 from limner.data.shapes_checker import check
 from limner.data.sources import Data
 from limner.evaluation import recall
@@ -97,11 +98,17 @@ def examine(
 
 def _captions(pictures: Pictures, split: str, most: int) -> list[Drawing]:
     return [
-        Drawing(
-            pictures.rows[i].captions[0], i, split, truth=pictures.load_or_next(i)[0].numpy().copy()
-        )
+        Drawing(pictures.rows[i].captions[0], i, split, truth=_truth(pictures, i))
         for i in spread(len(pictures.rows), most)
     ]
+
+
+def _truth(pictures: Pictures, position: int) -> np.ndarray | None:
+    """None for a picture that cannot be decoded: its caption can be drawn all the same."""
+    try:
+        return pictures.load(position).numpy().copy()
+    except PictureError:
+        return None
 
 
 def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:

@@ -89,8 +89,8 @@ class ImageGenerator:
         """
         size = self.config.data.image_size
         height, width = (
-            self._check_size("height", height or size),
-            self._check_size("width", width or size),
+            self._check_size("height", size if height is None else height),
+            self._check_size("width", size if width is None else width),
         )
         sampling = _sampling(
             self.sampling, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
@@ -136,4 +136,6 @@ def _sampling(base: SamplingConfig, **changes: Any) -> SamplingConfig:
         raise LimnerError(
             f"num_inference_steps is {given['num_inference_steps']}; it must be at least 1"
         )
+    if not given.get("guidance_scale", 1) >= 0:
+        raise LimnerError(f"guidance_scale is {given['guidance_scale']}; it must be 0 or more")
     return base.model_copy(update=given)

@@ -168,6 +168,16 @@ def checkpoints(run_folder: Path) -> list[Path]:
     return [path for _, path in sorted(complete)]
 
 
+def newest_checkpoint(run_folder: Path) -> Path:
+    """What `--resume latest` means. Raises LimnerError."""
+    if not (found := checkpoints(run_folder)):
+        raise LimnerError(
+            f"--resume latest: no checkpoint in {run_folder.absolute()}; start without --resume, "
+            "or set training.output_dir to the run's folder"
+        )
+    return found[-1]
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder as given, or the newest of a run folder. Raises LimnerError."""
     folder = Path(path)
@@ -207,8 +217,9 @@ def resume_config(
     """The configuration to go on with when none was named: the checkpoint's own, overridden."""
     if resume is None or config_file is not None:
         return None
-    run = load_config(None, overrides).training.output_dir if str(resume) == "latest" else resume
-    return load_config(find_checkpoint(run) / "config.yaml", overrides)
+    if str(resume) == "latest":
+        resume = newest_checkpoint(Path(load_config(None, overrides).training.output_dir))
+    return load_config(find_checkpoint(resume) / "config.yaml", overrides)
 
 
 def check_same_model(saved: Config, asked: Config) -> None:

@@ -37,6 +37,7 @@ from limner.training.checkpoint import (
     TrainingState,
     check_same_model,
     checkpoints,
+    newest_checkpoint,
     save_checkpoint,
 )
 from limner.training.debug import log_shapes
@@ -296,14 +297,7 @@ def _find_resume(resume: str | Path | None, folder: Path) -> Checkpoint | None:
                 "this run another training.output_dir"
             )
         return None
-    if str(resume) == "latest":
-        if not checkpoints(folder):
-            raise LimnerError(
-                f"--resume latest: no checkpoint in {folder.absolute()}; start without --resume, "
-                "or set training.output_dir to the run's folder"
-            )
-        return Checkpoint.open(folder)
-    return Checkpoint.open(resume)
+    return Checkpoint.open(newest_checkpoint(folder) if str(resume) == "latest" else resume)
 
 
 def _check_supported(config: Config) -> None:

@@ -1,0 +1,98 @@
+"""How long a run goes on: updates, passes, or minutes."""
+
+import json
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from limner.config import Config
+from limner.training import budget as budget_module
+from limner.training.budget import Budget
+from limner.training.checkpoint import TrainingState, checkpoints
+from limner.training.runlog import read_log
+from limner.training.trainer import Trainer
+
+
+def run_on_a_clock(
+    config: Config,
+    seconds_per_step: Callable[[int], float],
+    monkeypatch: pytest.MonkeyPatch,
+    state: TrainingState | None = None,
+) -> TrainingState:
+    now, state = 0.0, state or TrainingState()
+    monkeypatch.setattr(budget_module.time, "perf_counter", lambda: now)
+    one_process: Any = SimpleNamespace(num_processes=1)
+    budget = Budget(config, state, one_process, num_rows=50)
+    while not budget.finished():
+        now += seconds_per_step(state.step)
+        budget.step_done(seconds_per_step(state.step))
+    return state
+
+
+def test_minutes_bound_a_run_and_its_decay_ends_with_them(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("training.max_steps=null", "training.max_minutes=2")
+
+    # The first update compiles, which says nothing about the speed of the others.
+    state = run_on_a_clock(config, lambda step: 30.0 if step == 0 else 0.5, monkeypatch)
+    assert 110 < state.seconds <= 121
+    assert state.step == state.total_steps
+    assert state.decay_start is not None
+    decay_seconds = 0.5 * (state.step - state.decay_start)
+    assert decay_seconds == pytest.approx(0.3 * 120, abs=1.5)
+
+    # A machine that slows down stops late, but not much.
+    late = run_on_a_clock(config, lambda step: 0.5 if step < 180 else 2.0, monkeypatch)
+    assert late.total_steps is not None
+    assert late.step < late.total_steps
+    assert 120 < late.seconds < 120 * 1.15 + 2.5
+
+    # Resumed in the decay, it goes on to the same end.
+    half = TrainingState(200, 800, 100.0, total_steps=240, decay_start=168)
+    again = run_on_a_clock(config, lambda step: 0.1, monkeypatch, half)
+    assert (again.step, again.total_steps, again.decay_start) == (240, 240, 168)
+
+
+def test_a_run_of_minutes_decays_to_its_end(tiny_config: Callable[..., Config]) -> None:
+    trainer = Trainer(
+        tiny_config(
+            "training.max_steps=null",
+            "training.max_minutes=0.02",
+            "training.save_steps=100000",
+            "training.heldout_steps=100000",
+        )
+    )
+    trainer.train()
+    (last,) = checkpoints(trainer.folder)
+    state = json.loads((last / "training_state.json").read_text(encoding="utf-8"))
+    assert state["step"] > 5
+    assert state["total_steps"] >= state["step"] > state["decay_start"] > 0
+    log = read_log(trainer.folder / "log.jsonl")
+    rates = [event["learning_rate"] for event in log if event["kind"] == "train"]
+    assert rates[state["decay_start"] - 1] == 1e-3
+    assert rates[-1] < 0.9e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (["training.max_steps=null", "training.num_epochs=2"], math.ceil(2 * 50 / 4)),
+        (["training.max_steps=null", "training.num_epochs=0.5"], math.ceil(0.5 * 50 / 4)),
+        (["training.max_steps=null"], 1250),  # 100 passes if nothing is said
+        (["training.max_steps=9", "training.num_epochs=2"], 9),
+        (["training.max_steps=null", "training.num_epochs=4", "training.batch_size=16"], 13),
+    ],
+)
+def test_steps_and_epochs_bound_a_run(
+    settings: list[str],
+    steps: int,
+    tiny_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = run_on_a_clock(tiny_config(*settings), lambda step: 0.1, monkeypatch)
+    assert state.step == state.total_steps == steps
+    assert state.decay_start == steps - round(0.3 * steps)

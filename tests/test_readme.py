@@ -1,0 +1,149 @@
+"""What the README says to type works as typed; its names exist; both languages agree."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from limner.cli import _as_overrides, _parser
+from limner.config import Config, known_keys, load_config
+from limner.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+DOCUMENTS = (*READMES, "CHANGELOG.md", "CONTRIBUTING.md")
+SCRIPTS = {"train.py": "train", "inference.py": "generate", "prepare_data.py": "prepare"}
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """(language, content) of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text(name), re.MULTILINE | re.DOTALL)
+
+
+def limner_words(line: str) -> list[list[str]]:
+    """The words after `limner` of each limner command in a line of a shell."""
+    commands: list[list[str]] = [[]]
+    for word in shlex.split(line, comments=True):
+        if word in ("&&", ";", "|", "||"):
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    found = []
+    for words in commands:
+        if words[:1] == ["limner"]:
+            found.append(words[1:])
+        elif words[:1] == ["python"] and words[1].startswith("src/scripts/"):
+            assert (ROOT / words[1]).is_file()
+            found.append([SCRIPTS[Path(words[1]).name], *words[2:]])
+    return found
+
+
+def shown_commands() -> list[list[str]]:
+    lines = [
+        line
+        for name in DOCUMENTS
+        for language, content in blocks(name)
+        if language in ("bash", "sh", "console")
+        for line in content.splitlines()
+    ]
+    # And those in running text, and in the comments of the configurations.
+    lines += [
+        found
+        for name in DOCUMENTS
+        for found in re.findall(r"`(limner [^`]+)`", text(name).replace("\n", " "))
+    ]
+    for path in (ROOT / "configs").glob("*.yaml"):
+        comment = path.read_text(encoding="utf-8").partition("\ndata:")[0]
+        lines += re.findall(r"limner [a-z]+ --config \S+", comment)
+    return [words for line in lines for words in limner_words(line)]
+
+
+def test_every_shown_command_is_understood() -> None:
+    commands = shown_commands()
+    assert {words[0] for words in commands} >= {"demo", "train", "generate", "prepare"}
+    for words in commands:
+        if len(words) == 1 and words[0] != "demo":
+            continue  # a command's name in running text
+        if words == ["prepare", "--type", "coco"]:
+            continue  # the rest of it is the reader's
+        options, rest = _parser().parse_known_args(words)
+        if words[0] == "train":
+            assert options.config is None or (ROOT / options.config).is_file(), words
+            load_config(options.config and ROOT / options.config, _as_overrides(rest))
+        else:
+            assert rest == [], words
+
+
+def test_both_languages_show_the_same_code() -> None:
+    english, chinese = (blocks(name) for name in READMES)
+    assert english == chinese
+    assert len(english) >= 4
+
+
+@pytest.mark.parametrize("mark", ["run", "test"])
+def test_the_newcomers_commands_are_marked_once_in_each(mark: str) -> None:
+    commands = []
+    for name in READMES:
+        found = re.findall(rf"<!-- newcomer: {mark} -->\n```bash\n(.*?)\n```", text(name))
+        assert len(found) == text(name).count(f"<!-- newcomer: {mark} -->") == 1
+        commands += found
+    assert commands[0] == commands[1]
+    needed = re.findall(r"-r (\S+)", commands[0])
+    assert needed
+    for name in needed:
+        assert (ROOT / name).is_file()
+    assert ("limner demo" if mark == "run" else "pytest") in commands[0]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_key_that_is_named_exists(name: str) -> None:
+    sections = "|".join(Config.model_fields)
+    files = r"(?!py\b|pt\b|json|safetensors|yaml|md\b)"
+    # Not within a path such as inference/sampling.py.
+    named = set(re.findall(rf"(?<![\w/.])((?:{sections})\.{files}\w+)", text(name)))
+    assert named <= set(known_keys())
+    if name in READMES:
+        assert "training.num_epochs" in named
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_file_that_is_linked_is_there(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text(name))
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert missing == []
+
+
+def test_the_python_that_is_shown_draws(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(
+        tiny_config("training.max_steps=1", f"training.output_dir={tmp_path}/outputs/demo")
+    ).train()
+    monkeypatch.chdir(tmp_path)
+    programs = [content for language, content in blocks("README.md") if language == "python"]
+    assert programs
+    for program in programs:
+        exec(program, {})
+    assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_no_figure_is_still_to_be_filled_in(name: str) -> None:
+    assert re.findall(r"@@\w*@@|TODO|XXX", text(name)) == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_map_of_the_source_is_true(name: str) -> None:
+    (tree,) = [content for _, content in blocks(name) if content.startswith("src/limner/\n")]
+    lines = tree.splitlines()[1:]
+    inside = [word for line in lines if line.startswith("  ") for word in line.split()]
+    named = [w for w in inside if re.fullmatch(r"[a-z]+(/|\.py)", w)]
+    assert {"config.py", "data/", "models/", "diffusion/", "training/", "cli.py"} <= set(named)
+    for word in named:
+        assert (ROOT / "src" / "limner" / word).exists(), word
