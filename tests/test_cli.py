@@ -326,6 +326,10 @@ def test_several_prompts_are_numbered_pictures(
     assert np.abs(drawn[1] - np.array(alone)).max() <= 1
     assert np.array_equal(drawn[0], drawn[3])
     assert not np.array_equal(drawn[0], drawn[1])
+    flags = ["--checkpoint", str(run / "outputs"), "--seed", "5", "--output", str(paths[0])]
+    assert main(["generate", *flags, *prompts[:2]]) == 0
+    again = [np.array(Image.open(tmp_path / f"a-0-{number}.png")) for number in range(2)]
+    assert np.abs(again - np.array(drawn[:2])).max() <= 1
 
 
 def test_letters_that_the_screen_does_not_have_are_no_error(

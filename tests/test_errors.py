@@ -327,6 +327,10 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         ([], 'limner generate outputs/demo "a cat"'),
         (["a", "--height", "18"], "--height 18 is not a multiple of the model's patch size 4"),
         (["a", "--width", "0"], "--width 0 is not a multiple of the model's patch size 4; take 4"),
+        (
+            ["a", "--height", "0"],
+            "--height 0 is not a multiple of the model's patch size 4; take 4",
+        ),
         (["a", "--height", "-4"], "--height -4 is not a multiple"),
         (["a", "--num_inference_steps", "0"], "num_inference_steps is 0; it must be at least 1"),
         (["a", "--guidance_scale", "-1"], "guidance_scale is -1.0; it must be 0 or more"),
