@@ -34,10 +34,10 @@ def measure(words: list[str]) -> dict[str, float]:
     """Seconds of a step (median of 20 after 5), and what the processor's matrix product reaches."""
     import torch
 
+    from limner import device as devices
     from limner.config import load_config
     from limner.demo import demo_config
     from limner.models import layers
-    from limner.training import device as devices
     from limner.training.trainer import Trainer
 
     if "flash" in words:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from limner import device as devices
 from limner.config import Config, load_config
-from limner.training import device as devices
 
 # The tensors of these tests are so small that handing them to threads costs more than it saves.
 torch.set_num_threads(1)

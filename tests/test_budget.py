@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from limner.checkpoint import TrainingState, checkpoints
 from limner.config import Config
 from limner.training import budget as budget_module
 from limner.training.budget import Budget
-from limner.training.checkpoint import TrainingState, checkpoints
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
 

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from limner.config import Config, load_config
-from limner.errors import LimnerError
-from limner.inference.generator import ImageGenerator
-from limner.models.text_to_image import build_model
-from limner.text.tokenizer import CaptionTokenizer
-from limner.training import checkpoint as checkpoint_module
-from limner.training.checkpoint import (
+from limner import checkpoint as checkpoint_module
+from limner.checkpoint import (
     FILES,
     Checkpoint,
     TrainingState,
@@ -27,6 +22,11 @@ from limner.training.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+from limner.inference.generator import ImageGenerator
+from limner.models.text_to_image import build_model
+from limner.text.tokenizer import CaptionTokenizer
 from limner.training.optimizer import build_optimizers
 from limner.training.trainer import Trainer
 

@@ -15,12 +15,12 @@ from conftest import TINY
 from PIL import Image
 
 import limner
+from limner import device as devices
+from limner.checkpoint import checkpoints
 from limner.cli import SOLVER_NAMES, main
 from limner.config import load_config
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.training import device as devices
-from limner.training.checkpoint import checkpoints
 from limner.training.runlog import read_log
 
 SCRIPTS = Path(__file__).parents[1] / "src" / "scripts"
@@ -317,8 +317,8 @@ def test_several_prompts_are_numbered_pictures(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = ["two blue squares", "three red crosses", "", "two blue squares"]
-    words = [str(run / "outputs"), prompts[0], "--seed", "5", "--output", str(tmp_path / "a.png")]
-    assert main(["generate", *words, *prompts[1:]]) == 0
+    words = [str(run / "outputs"), *prompts, "--seed", "5", "--output", str(tmp_path / "a.png")]
+    assert main(["generate", *words]) == 0
     paths = [tmp_path / f"a-{number}.png" for number in range(4)]
     assert capsys.readouterr().out.split() == [str(path) for path in paths]
     drawn = [np.array(Image.open(path)).astype(int) for path in paths]
@@ -326,10 +326,29 @@ def test_several_prompts_are_numbered_pictures(
     assert np.abs(drawn[1] - np.array(alone)).max() <= 1
     assert np.array_equal(drawn[0], drawn[3])
     assert not np.array_equal(drawn[0], drawn[1])
-    flags = ["--checkpoint", str(run / "outputs"), "--seed", "5", "--output", str(paths[0])]
-    assert main(["generate", *flags, *prompts[:2]]) == 0
-    again = [np.array(Image.open(tmp_path / f"a-0-{number}.png")) for number in range(2)]
-    assert np.abs(again - np.array(drawn[:2])).max() <= 1
+
+
+def test_prompts_keep_their_order_wherever_the_flags_are(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, flags = str(run / "outputs"), ["--seed", "5", "--output", str(tmp_path / "a.png")]
+    asked: list[list[str]] = []
+
+    def draw(self: limner.ImageGenerator, prompts: list[str], *_: object) -> list[Image.Image]:
+        asked.append(prompts)
+        return [Image.new("RGB", (4, 4)) for _ in prompts]
+
+    monkeypatch.setattr(limner.ImageGenerator, "generate_batch", draw)
+    for words in (
+        [outputs, "one", "two", "three", *flags],
+        [outputs, "one", *flags, "two", "three"],
+        [outputs, *flags, "one", "two", "three"],
+        ["--checkpoint", outputs, *flags, "one", "two", "three"],
+        ["one", "two", "--checkpoint", outputs, *flags, "three"],
+        ["--checkpoint", outputs, "one", "two", *flags, "--prompt", "three"],
+    ):
+        assert main(["generate", *words]) == 0
+    assert asked == [["one", "two", "three"]] * 6
 
 
 def test_letters_that_the_screen_does_not_have_are_no_error(

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageFont
 
 from limner.errors import LimnerError
-from limner.evaluation import contact_sheet as module
-from limner.evaluation.contact_sheet import (
+from limner.inference import contact_sheet as module
+from limner.inference.contact_sheet import (
     GAP,
     MARGIN,
     TEXT_GAP,

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import nn
 
 import limner.training.trainer
+from limner import device as devices
+from limner.checkpoint import checkpoints
 from limner.config import Config, known_keys, load_config
 from limner.data.sources import open_data
+from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
-from limner.inference.sampling import build_objective
 from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage, build_model
-from limner.training import device as devices
 from limner.training.budget import Budget
-from limner.training.checkpoint import checkpoints
 from limner.training.optimizer import build_optimizers
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer

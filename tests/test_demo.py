@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from limner import demo
+from limner import device as devices
+from limner.checkpoint import checkpoints
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.sources import Data, open_data
 from limner.errors import LimnerError
 from limner.evaluation import exam, recall
 from limner.inference.generator import ImageGenerator
-from limner.training import device as devices
-from limner.training.checkpoint import checkpoints
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
 

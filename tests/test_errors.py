@@ -11,11 +11,11 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+from limner import device as devices
+from limner.checkpoint import checkpoints
 from limner.cli import main
 from limner.config import load_config
 from limner.data.sources import open_data
-from limner.training import device as devices
-from limner.training.checkpoint import checkpoints
 
 Fails = Callable[..., str]
 

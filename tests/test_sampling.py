@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from limner.config import Config
+from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.inference.sampling import build_objective, draw
+from limner.inference.sampling import draw
 from limner.training.trainer import Trainer
 
 OBJECTIVES = {

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from limner import device as devices
+from limner.checkpoint import checkpoints, load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.training import device as devices
-from limner.training.checkpoint import checkpoints, load_tensors
 from limner.training.runlog import read_log
 from limner.training.schedule import ema_decay
 from limner.training.trainer import Trainer

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from limner import device as devices
 from limner.config import Config
-from limner.training import device as devices
 from limner.training.heldout import FixedGrid, loss_by_level, mean, spread
 from limner.training.runlog import RunLog, read_log
 from limner.training.schedule import learning_rate_share

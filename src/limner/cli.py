@@ -131,9 +131,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from limner.checkpoint import resume_config
     from limner.config import load_config
     from limner.evaluation.exam import examine, sentences
-    from limner.training.checkpoint import resume_config
     from limner.training.trainer import Trainer
 
     config = resume_config(options.resume, options.config, options.overrides) or load_config(
@@ -151,8 +151,8 @@ def _generate(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from limner.config import load_config
+    from limner.debug import log_shapes
     from limner.inference.generator import ImageGenerator
-    from limner.training.debug import log_shapes
 
     checkpoint = options.checkpoint or options.where
     prompts = [*options.what, *([options.prompt] if options.prompt is not None else [])]

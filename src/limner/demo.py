@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from limner.config import Config, load_config
+from limner.device import choose_device
 from limner.errors import LimnerError
 from limner.evaluation.exam import examine, sentences
-from limner.training.device import choose_device
 from limner.training.trainer import Trainer
 
 FREE_PROMPTS = (

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from limner.diffusion.path import FlowPath, Path
+from limner.config import Config
+from limner.diffusion.path import DiffusionPath, FlowPath, Path
 from limner.errors import LimnerError
 
 # Near the clean end of the flow path a velocity that follows from a predicted picture is divided by
@@ -94,3 +95,19 @@ class Objective:
         shape = (-1, 1, 1, 1)
         alpha = self.path.alpha(timesteps).float().reshape(shape)
         return alpha, self.path.sigma(timesteps).float().reshape(shape)
+
+
+def build_objective(config: Config) -> Objective:
+    """The objective that a (resolved) configuration's scheduler section describes."""
+    s = config.scheduler
+    assert s.prediction_type is not None, "load_config resolves it"
+    path: Path
+    if s.objective == "flow_matching":
+        assert s.logit_mean is not None
+        path = FlowPath(s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share)
+    else:
+        assert s.beta_start
+        assert s.beta_end
+        assert s.beta_schedule
+        path = DiffusionPath(s.num_train_timesteps, s.beta_start, s.beta_end, s.beta_schedule)
+    return Objective(path, s.prediction_type)

@@ -25,11 +25,11 @@ from limner.data.examples import Pictures
 from limner.data.rows import PictureError
 from limner.data.shapes_checker import check
 from limner.data.sources import Data
+from limner.device import choose_precision, describe
 from limner.evaluation import recall
-from limner.evaluation.contact_sheet import contact_sheet, save_contact_sheet
 from limner.evaluation.report import write_report
+from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
-from limner.training.device import choose_precision, describe
 from limner.training.heldout import spread
 from limner.training.runlog import read_log
 

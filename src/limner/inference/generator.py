@@ -9,14 +9,15 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from limner.checkpoint import Checkpoint, check_same_model
 from limner.config import Config, SamplingConfig
 from limner.data.pictures import to_pil
+from limner.device import choose_device
+from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.inference.sampling import build_objective, draw
+from limner.inference.sampling import draw
 from limner.models.text_to_image import build_model
-from limner.training.checkpoint import Checkpoint, check_same_model
-from limner.training.device import choose_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

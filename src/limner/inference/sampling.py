@@ -7,29 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from limner.config import Config, SamplingConfig
+from limner.config import SamplingConfig
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import DiffusionPath, FlowPath, Path
 from limner.diffusion.solvers import SOLVERS
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
-
-
-def build_objective(config: Config) -> Objective:
-    """The objective that a (resolved) configuration's scheduler section describes."""
-    s = config.scheduler
-    assert s.prediction_type is not None, "load_config resolves it"
-    path: Path
-    if s.objective == "flow_matching":
-        assert s.logit_mean is not None
-        path = FlowPath(s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share)
-    else:
-        assert s.beta_start
-        assert s.beta_end
-        assert s.beta_schedule
-        path = DiffusionPath(s.num_train_timesteps, s.beta_start, s.beta_end, s.beta_schedule)
-    return Objective(path, s.prediction_type)
 
 
 @torch.no_grad()

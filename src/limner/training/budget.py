@@ -9,8 +9,8 @@ import time
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from limner.checkpoint import TrainingState
 from limner.config import Config
-from limner.training.checkpoint import TrainingState
 
 LATE = 1.15
 """A run that was promised minutes stops at this share of them even if steps are left."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.config import Config
+from limner.device import fast_bfloat16
 from limner.models.layers import StackedLinear
 
 
@@ -90,16 +91,6 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x if wide else x.mT
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
 
 
 def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.Optimizer]:

@@ -11,7 +11,7 @@ from limner.config import Config
 from limner.data.pictures import to_pil
 from limner.data.rows import Row
 from limner.diffusion.objective import Objective
-from limner.evaluation.contact_sheet import contact_sheet
+from limner.inference.contact_sheet import contact_sheet
 from limner.inference.sampling import draw
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer

@@ -21,18 +21,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from limner.config import Config
-from limner.data.examples import Batch, TrainingExamples
-from limner.data.order import CountBatches, seeded_generator
-from limner.data.rows import Refused
-from limner.data.sources import open_data
-from limner.errors import LimnerError
-from limner.inference.sampling import build_objective
-from limner.models.text_to_image import build_model
-from limner.text.tokenizer import CaptionTokenizer
-from limner.training import device as devices
-from limner.training.budget import Budget
-from limner.training.checkpoint import (
+from limner import device as devices
+from limner.checkpoint import (
     Checkpoint,
     TrainingState,
     check_same_model,
@@ -40,7 +30,17 @@ from limner.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from limner.training.debug import log_shapes
+from limner.config import Config
+from limner.data.examples import Batch, TrainingExamples
+from limner.data.order import CountBatches, seeded_generator
+from limner.data.rows import Refused
+from limner.data.sources import open_data
+from limner.debug import log_shapes
+from limner.diffusion.objective import build_objective
+from limner.errors import LimnerError
+from limner.models.text_to_image import build_model
+from limner.text.tokenizer import CaptionTokenizer
+from limner.training.budget import Budget
 from limner.training.optimizer import build_optimizers
 from limner.training.schedule import ema_decay, learning_rate_share
 from limner.training.watch import Watch

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from limner import device as devices
 from limner.config import Config
 from limner.data.examples import warn_of_long_captions
 from limner.data.rows import Refused
@@ -19,7 +20,6 @@ from limner.diffusion.objective import Objective
 from limner.errors import LimnerError
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training import device as devices
 from limner.training.advice import Measurement, advise
 from limner.training.budget import Budget
 from limner.training.heldout import FixedGrid, loss_by_level, mean
