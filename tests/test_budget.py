@@ -1,5 +1,6 @@
 """How long a run goes on: updates, passes, or minutes."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def run_on_a_clock(
     state: TrainingState | None = None,
 ) -> TrainingState:
     now, state = 0.0, state or TrainingState()
-    monkeypatch.setattr(budget_module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(budget_module, "time", SimpleNamespace(perf_counter=lambda: now))
     one_process: Any = SimpleNamespace(num_processes=1)
     budget = Budget(config, state, one_process, num_rows=50)
     while not budget.finished():
@@ -57,7 +58,12 @@ def test_minutes_bound_a_run_and_its_decay_ends_with_them(
     assert (again.step, again.total_steps, again.decay_start) == (240, 240, 168)
 
 
-def test_a_run_of_minutes_decays_to_its_end(tiny_config: Callable[..., Config]) -> None:
+def test_a_run_of_minutes_decays_to_its_end(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()  # a twentieth of a second at each look, however busy the machine is
+    clock = SimpleNamespace(perf_counter=lambda: 0.05 * next(ticks))
+    monkeypatch.setattr(budget_module, "time", clock)
     trainer = Trainer(
         tiny_config(
             "training.max_steps=null",
