@@ -324,7 +324,7 @@ def test_several_prompts_are_numbered_pictures(
     drawn = [np.array(Image.open(path)).astype(int) for path in paths]
     alone = limner.ImageGenerator(run / "outputs").generate(prompts[1], seed=5)
     assert np.abs(drawn[1] - np.array(alone)).max() <= 1
-    assert np.array_equal(drawn[0], drawn[3])
+    assert np.abs(drawn[0] - drawn[3]).max() <= 1
     assert not np.array_equal(drawn[0], drawn[1])
 
 

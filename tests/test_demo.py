@@ -110,7 +110,7 @@ def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> 
     for split in ("trained", "held out"):
         at_1, count = found[split]["at_1"], found[split]["count"]
         right = round(at_1 * count)
-        assert f"{split} prompts: {at_1:.0%} ({right} of {count}) have their true picture" in said
+        assert f"{split} prompts: {at_1:.1%} ({right} of {count}) have their true picture" in said
     assert recall.DISTANCE in said
     assert str(folder / "samples.png") in said
     assert str(folder / "report.html") in said
@@ -300,7 +300,7 @@ def test_a_perfect_model_gets_full_marks_and_a_blank_one_none(
     assert found["trained"]["at_1"] == 1.0
     assert found["held out"]["at_1"] < 0.1
     said = exam.sentences({"recall": found})
-    assert said[0].startswith(f"trained prompts: 100% ({found['trained']['count']} of ")
+    assert said[0].startswith(f"trained prompts: 100.0% ({found['trained']['count']} of ")
     assert len(said) == 2
 
 
@@ -326,5 +326,5 @@ def test_shapes_are_read_back_by_the_checker(
     count = found["trained"]["count"]
     assert found["trained"]["all_right"] == pytest.approx((count // 2) / count, abs=1e-4)
     sentence = exam.sentences({"checker": found})[0]
-    assert sentence.startswith(f"trained prompts: {found['trained']['all_right']:.0%} of {count} ")
+    assert sentence.startswith(f"trained prompts: {found['trained']['all_right']:.1%} of {count} ")
     assert f"colour {found['trained']['by_part']['colour']:.0%}" in sentence

@@ -238,13 +238,13 @@ def sentences(results: dict[str, Any]) -> list[str]:
     for split, found in results.get("recall", {}).items():
         right = round(found["at_1"] * found["count"])
         said.append(
-            f"{split} prompts: {found['at_1']:.0%} ({right} of {found['count']}) have their true "
-            f"picture as the nearest; {found['at_5']:.0%} among the five nearest"
+            f"{split} prompts: {found['at_1']:.1%} ({right} of {found['count']}) have their true "
+            f"picture as the nearest; {found['at_5']:.1%} among the five nearest"
         )
     for split, found in results.get("checker", {}).items():
         parts = ", ".join(f"{part} {share:.0%}" for part, share in found["by_part"].items())
         said.append(
-            f"{split} prompts: {found['all_right']:.0%} of {found['count']} drawn fully right "
+            f"{split} prompts: {found['all_right']:.1%} of {found['count']} drawn fully right "
             f"({parts})"
         )
     return said
