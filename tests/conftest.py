@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from limner import device as devices
+from limner.cli import main
 from limner.config import Config, load_config
 
 # The tensors of these tests are so small that handing them to threads costs more than it saves.
@@ -43,12 +44,28 @@ TINY = [
 
 
 @pytest.fixture
-def tiny_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+def tiny_config(tmp_path: Path, quick_end: None) -> Callable[..., Config]:
     """tiny_config("section.key=value", ...): seconds of training, into `tmp_path / "run"`."""
-    # Each run ends by measuring the processor, which takes longer than the run.
-    monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
 
     def build(*overrides: str) -> Config:
         return load_config(None, [*TINY, f"training.output_dir='{tmp_path / 'run'}'", *overrides])
 
     return build
+
+
+@pytest.fixture
+def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run ends by measuring the processor, which takes longer than these runs."""
+    monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.yaml and, in outputs/, what `limner train` made of it; only to be read."""
+    folder = tmp_path_factory.mktemp("trained")
+    output = f"training.output_dir='{folder / 'outputs'}'"
+    (folder / "tiny.yaml").write_text(load_config(None, [*TINY, output]).to_yaml(), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        assert main(["train", "--config", str(folder / "tiny.yaml")]) == 0
+    return folder

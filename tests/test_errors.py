@@ -11,7 +11,6 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from limner import device as devices
 from limner.checkpoint import checkpoints
 from limner.cli import main
 from limner.config import load_config
@@ -20,19 +19,13 @@ from limner.data.sources import open_data
 Fails = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+pytestmark = pytest.mark.usefixtures("quick_end")
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def outputs(trained: Path) -> Path:
     """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("errors") / "outputs"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
-        assert main(["train", *TINY, f"training.output_dir={folder}"]) == 0
-    return folder
+    return trained / "outputs"
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""Drawing: words, flags, and Python calls give the pictures that they say, again and again."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import limner
+from limner.cli import SOLVER_NAMES, main
+from limner.diffusion.solvers import SOLVERS
+from limner.errors import LimnerError
+
+
+@pytest.fixture
+def generate(trained: Path, tmp_path: Path) -> Callable[..., np.ndarray]:
+    """generate(*words): the pixels of the picture that `limner generate` draws with these."""
+
+    def draw(*words: str) -> np.ndarray:
+        path = tmp_path / "drawn.png"
+        assert main(["generate", *words, "--output", str(path)]) == 0
+        pixels = np.array(Image.open(path))
+        path.unlink()
+        return pixels
+
+    return draw
+
+
+# limner generate
+
+
+def test_words_and_flags_draw_the_same(trained: Path, generate: Callable[..., np.ndarray]) -> None:
+    outputs, prompt = str(trained / "outputs"), "a small red circle at the top left"
+    expected = generate(outputs, prompt, "--seed", "1")
+    assert expected.shape == (16, 16, 3)
+    for words in (
+        ["--seed", "1", outputs, prompt],
+        [outputs, "--seed", "1", prompt],
+        ["--checkpoint", outputs, "--prompt", prompt, "--seed", "1"],
+        ["--checkpoint", outputs, prompt, "--seed=1"],
+        [str(trained / "outputs" / "checkpoint-6"), prompt, "--seed", "1"],
+        [outputs, prompt, "--seed", "1", "--config", str(trained / "tiny.yaml")],
+        [outputs, prompt, "--seed", "1", "--device", "cpu", "--scheduler_type", "dpmsolver++"],
+        [outputs, prompt, "--seed", "1", "--num_inference_steps", "2", "--guidance_scale", "3"],
+    ):
+        assert np.array_equal(generate(*words), expected), words
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("", ["--seed", "2"]),
+        ("", ["--num_inference_steps", "5"]),
+        ("", ["--guidance_scale", "1"]),
+        ("", ["--scheduler_type", "ddpm"]),
+        ("checkpoint-3", []),
+    ],
+)
+def test_every_flag_changes_the_picture(
+    where: str, words: list[str], trained: Path, generate: Callable[..., np.ndarray]
+) -> None:
+    prompt = ["--prompt", "two blue squares", "--seed", "1"]
+    expected = generate("--checkpoint", str(trained / "outputs"), *prompt)
+    other = generate("--checkpoint", str(trained / "outputs" / where), *prompt, *words)
+    assert not np.array_equal(other, expected)
+
+
+def test_the_same_seed_gives_the_same_file(trained: Path, tmp_path: Path) -> None:
+    files = []
+    for number, seed in enumerate(["42", "42", "43"]):
+        files.append(tmp_path / f"{number}.png")
+        words = [str(trained / "outputs"), "a large green cross in the center", "--seed", seed]
+        assert main(["generate", *words, "--output", str(files[-1])]) == 0
+    first, again, other = (path.read_bytes() for path in files)
+    assert first == again != other
+
+
+def test_size_flags_are_pixels(trained: Path, generate: Callable[..., np.ndarray]) -> None:
+    picture = generate(str(trained / "outputs"), "a", "--height", "8", "--width", "32")
+    assert picture.shape == (8, 32, 3)
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "红苹果", "пятно", "🍎", "x" * 500])
+def test_any_words_give_a_picture(
+    prompt: str, trained: Path, generate: Callable[..., np.ndarray]
+) -> None:
+    assert generate(str(trained / "outputs"), prompt).shape == (16, 16, 3)
+    assert generate("--checkpoint", str(trained / "outputs"), "--prompt", prompt).shape == (
+        16,
+        16,
+        3,
+    )
+
+
+def test_several_prompts_are_numbered_pictures(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["two blue squares", "three red crosses", "", "two blue squares"]
+    words = [str(trained / "outputs"), *prompts, "--seed", "5", "--output", str(tmp_path / "a.png")]
+    assert main(["generate", *words]) == 0
+    paths = [tmp_path / f"a-{number}.png" for number in range(4)]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    drawn = [np.array(Image.open(path)).astype(int) for path in paths]
+    alone = limner.ImageGenerator(trained / "outputs").generate(prompts[1], seed=5)
+    assert np.abs(drawn[1] - np.array(alone)).max() <= 1
+    assert np.abs(drawn[0] - drawn[3]).max() <= 1
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_prompts_keep_their_order_wherever_the_flags_are(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, flags = str(trained / "outputs"), ["--seed", "5", "--output", str(tmp_path / "a.png")]
+    asked: list[list[str]] = []
+
+    def draw(self: limner.ImageGenerator, prompts: list[str], *_: object) -> list[Image.Image]:
+        asked.append(prompts)
+        return [Image.new("RGB", (4, 4)) for _ in prompts]
+
+    monkeypatch.setattr(limner.ImageGenerator, "generate_batch", draw)
+    for words in (
+        [outputs, "one", "two", "three", *flags],
+        [outputs, "one", *flags, "two", "three"],
+        [outputs, *flags, "one", "two", "three"],
+        ["--checkpoint", outputs, *flags, "one", "two", "three"],
+        ["one", "two", "--checkpoint", outputs, *flags, "three"],
+        ["--checkpoint", outputs, "one", "two", *flags, "--prompt", "three"],
+    ):
+        assert main(["generate", *words]) == 0
+    assert asked == [["one", "two", "three"]] * 6
+
+
+def test_letters_that_the_screen_does_not_have_are_no_error(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # as on Windows
+    monkeypatch.setattr(sys, "stdout", screen)
+    path = tmp_path / "红苹果.png"
+    assert main(["generate", str(trained / "outputs"), "红苹果", "--output", str(path)]) == 0
+    assert path.is_file()
+    screen.flush()
+    assert screen.buffer.getvalue().strip().endswith(b"???.png")  # type: ignore[attr-defined]
+
+
+# The Python interface
+
+
+def test_the_generator_takes_a_solver_by_name(trained: Path) -> None:
+    drawn = {
+        name: np.array(
+            limner.ImageGenerator(trained / "outputs", scheduler_type=name).generate("a")
+        )
+        for name in ("ddpm", "ddim", "euler")
+    }
+    assert limner.ImageGenerator(trained / "outputs", "ddim").sampling.scheduler_type == "ddim"
+    assert not np.array_equal(drawn["ddpm"], drawn["ddim"])
+    with pytest.raises(LimnerError, match="'plms' is not known; take one of ddpm, ddim, euler"):
+        limner.ImageGenerator(trained / "outputs", scheduler_type="plms")
+    assert tuple(SOLVERS) == SOLVER_NAMES
+
+
+def test_a_batch_is_its_pictures(trained: Path) -> None:
+    generator = limner.ImageGenerator(trained / "outputs")
+    prompts, seeds = ["a red circle", "two blue squares", ""], [3, 4, 5]
+    batch = generator.generate_batch(prompts, seeds=seeds, num_inference_steps=3)
+    assert [picture.size for picture in batch] == [(16, 16)] * 3
+    for prompt, seed, picture in zip(prompts, seeds, batch, strict=True):
+        alone = generator.generate(prompt, num_inference_steps=3, seed=seed)
+        assert np.abs(np.array(picture).astype(int) - np.array(alone)).max() <= 1
+    with pytest.raises(LimnerError, match="3 prompts need as many seeds, or one; got 2"):
+        generator.generate_batch(prompts, seeds=[1, 2])
+
+
+def test_the_documented_names_train_save_and_draw(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limner import ImageGenerator, Trainer, load_config
+
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(load_config(trained / "tiny.yaml", ["training.output_dir=run"]))
+    trainer.save_checkpoint("./outputs/final")
+    names = {path.name for path in (tmp_path / "outputs" / "final").iterdir()}
+    assert {"model.pt", "optimizer.pt", "training_state.json", "config.yaml"} <= names
+    trainer.save_checkpoint("./outputs/final")  # again, in its place
+    assert ImageGenerator("./outputs/final").generate("a").size == (16, 16)
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["final"]
+    assert set(limner.__all__) >= {"Trainer", "ImageGenerator", "load_config", "LimnerError"}
+    with pytest.raises(AttributeError, match="no attribute 'Trainor'"):
+        limner.Trainor  # noqa: B018
