@@ -61,7 +61,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep what a step frees, for the next step to use; on Linux only.
 
     glibc gives large blocks back to the system and the system must then clear each of their pages
-    again: measured on two cores at 30,000 page faults and 0.05 of 0.3 s per training step.
+    again: 30,000 page faults per step of the demo, 1.08 times the time (benchmarks/step_cost.py).
     """
     if sys.platform != "linux":
         return

@@ -111,8 +111,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """
     if q.device.type != "cpu" or k.shape[2] > SHORT:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # The processor's flash kernel took a third of a training step at 64 tokens, nearly all in its
-    # backward; products this short fit the cache anyway, and the softmax fuses when compiled.
+    # With the processor's flash kernel a training step at 64 tokens takes 1.29 times as long, for
+    # its slow backward (benchmarks/step_cost.py); products this short fit the cache anyway, and the
+    # softmax fuses when compiled.
     scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
