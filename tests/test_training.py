@@ -12,30 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import events, messages, trained
 
 from limner import device as devices
 from limner.checkpoint import checkpoints, load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.training.runlog import read_log
 from limner.training.schedule import ema_decay
 from limner.training.trainer import Trainer
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_log(folder / "log.jsonl") if event["kind"] == kind]
-
-
-def messages(folder: Path) -> list[str]:
-    return [event["message"] for event in events(folder, "event")]
-
-
-def trained(config: Config) -> Trainer:
-    trainer = Trainer(config)
-    trainer.train()
-    return trainer
-
 
 # Learning
 

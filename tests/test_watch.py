@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import events, messages, trained
 
 from limner import device as devices
 from limner.config import Config
@@ -17,21 +18,6 @@ from limner.training.heldout import FixedGrid, loss_by_level, mean, spread
 from limner.training.runlog import RunLog, read_log
 from limner.training.schedule import learning_rate_share
 from limner.training.trainer import Trainer
-
-
-def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [event for event in read_log(folder / "log.jsonl") if event["kind"] == kind]
-
-
-def messages(folder: Path) -> list[str]:
-    return [event["message"] for event in events(folder, "event")]
-
-
-def trained(config: Config) -> Trainer:
-    trainer = Trainer(config)
-    trainer.train()
-    return trainer
-
 
 # Measuring
 
