@@ -60,11 +60,11 @@ def shown(example: Example) -> int:
 
 
 def said(example: Example, data: TrainingExamples) -> str:
-    return data.tokenizer.tokenizer.decode([i for i in example.ids.tolist() if i > 1]).strip()
+    return data.captions.tokenizer.decode([i for i in example.text.tolist() if i > 1]).strip()
 
 
 def same(a: Example, b: Example) -> bool:
-    names = ("picture", "ids", "noise", "u")
+    names = ("picture", "text", "noise", "u")
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
@@ -201,7 +201,7 @@ def test_turning_on_one_thing_changes_nothing_else() -> None:
             assert torch.equal(a.noise, other.noise)
             assert a.u == other.u
         assert torch.equal(a.picture, b.picture)
-        assert torch.equal(a.ids, c.ids)
+        assert torch.equal(a.text, c.text)
         dropped += said(b, dropping) == ""
         assert said(b, dropping) in ("", said(a, plain))
         flipped += torch.equal(a.picture.flip(-1), c.picture)
@@ -241,10 +241,10 @@ def test_a_broken_picture_is_passed_over_and_moves_no_other(num_workers: int) ->
             if shown(expected) in (3, 4):  # the next good row stands in, with its own caption
                 assert torch.equal(batch.picture[i], to_tensor(good.pictures.load(5)))
                 caption = said(expected, good).split()[0]
-                assert torch.equal(batch.ids[i], bad.tokenizer(f"{caption} 5"))
+                assert torch.equal(batch.text[i], bad.captions(f"{caption} 5"))
             else:
                 assert torch.equal(batch.picture[i], expected.picture)
-                assert torch.equal(batch.ids[i], expected.ids)
+                assert torch.equal(batch.text[i], expected.text)
             assert torch.equal(batch.noise[i], expected.noise)
             assert batch.u[i] == expected.u
     assert {row.key for row in refused} == {"3", "4"}
@@ -256,5 +256,5 @@ def test_a_broken_picture_is_passed_over_and_moves_no_other(num_workers: int) ->
 def test_no_good_picture_at_all_is_an_error() -> None:
     data = examples(Squares(3, broken=(0, 1, 2)))
     for _ in range(2):  # also when all are already known to be bad
-        with pytest.raises(LimnerError, match="none of the 3 pictures could be decoded"):
+        with pytest.raises(LimnerError, match="none of the 3 pictures could be used"):
             data[0]

@@ -40,7 +40,7 @@ def test_the_held_out_loss_is_the_same_whenever_and_however_it_is_measured(
     grid, refused = FixedGrid.of(trainer.data.trained, trainer.tokenizer, 7)
     assert grid is not None
     assert refused == []
-    assert len(grid.pictures) == len(grid.ids) == 7
+    assert len(grid.pictures) == len(grid.texts) == 7
 
     def measure(model: Any, batch_size: int) -> dict[str, float]:
         return loss_by_level(model, trainer.objective, grid, batch_size, torch.device("cpu"))

@@ -6,7 +6,7 @@
       optimizer.pt          state of each optimizer
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
-      tokenizer.json        the words the text encoder knows
+      tokenizer.json        the words the built-in text encoder knows
 
 It is written to a staging folder and renamed, so that a folder of that name is complete.
 Everything is read with `weights_only=True`, safetensors, or as plain text: nothing in it can run.
@@ -33,7 +33,8 @@ from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.text.tokenizer import CaptionTokenizer
 
-FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", "tokenizer.json")
+FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml")
+TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -56,7 +57,8 @@ class Checkpoint:
 
     folder: Path
     config: Config
-    tokenizer: CaptionTokenizer
+    tokenizer: CaptionTokenizer | None
+    """None: captions are read by a pretrained text encoder."""
     state: TrainingState
 
     @classmethod
@@ -68,7 +70,11 @@ class Checkpoint:
             state = TrainingState(**_read_json(folder / "training_state.json"))
         except TypeError as error:
             raise LimnerError(f"{folder / 'training_state.json'}: {error}") from None
-        tokenizer = CaptionTokenizer.load(folder / "tokenizer.json", config.text_encoder.max_length)
+        tokenizer = None
+        if config.text_encoder.pretrained_model_name is None:
+            assert config.text_encoder.max_length
+            length = config.text_encoder.max_length
+            tokenizer = CaptionTokenizer.load(folder / TOKENIZER, length)
         return cls(folder, config, tokenizer, state)
 
     def load_weights(self, model: nn.Module, averaged: bool) -> None:
@@ -110,7 +116,7 @@ def save_checkpoint(
     model: nn.Module,
     averaged: nn.Module | None,
     optimizers: dict[str, Any],
-    tokenizer: CaptionTokenizer,
+    tokenizer: CaptionTokenizer | None,
     config: Config,
     state: TrainingState,
 ) -> Path:
@@ -134,7 +140,8 @@ def save_checkpoint(
         save_file(weights, staging / AVERAGED)
     torch.save({k: o.state_dict() for k, o in optimizers.items()}, staging / "optimizer.pt")
     (staging / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    tokenizer.save(staging / "tokenizer.json")
+    if tokenizer is not None:
+        tokenizer.save(staging / TOKENIZER)
     (staging / "training_state.json").write_text(
         json.dumps(asdict(state), indent=2), encoding="utf-8"
     )
@@ -152,7 +159,7 @@ def _can_be_replaced(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    return "training_state.json" in names or names <= {*FILES, AVERAGED}
+    return "training_state.json" in names or names <= {*FILES, AVERAGED, TOKENIZER}
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -222,15 +229,21 @@ def resume_config(
     return load_config(find_checkpoint(resume) / "config.yaml", overrides)
 
 
+MAY_DIFFER = ("dropout", "pretrained_model_name", "use_slicing", "use_tiling")
+"""What changes no weight's meaning; of pretrained parts the fingerprint counts, not the place."""
+OPEN = ("fingerprint", "patch_size", "in_channels", "out_channels", "max_length")
+"""What a configuration may leave to the pretrained parts."""
+
+
 def check_same_model(saved: Config, asked: Config) -> None:
     """Refuse to continue a checkpoint as another model, naming each setting that differs."""
     differences = [
         f"{section}.{key}: {there!r} in the checkpoint, {here!r} in the configuration"
-        for section in ("model", "text_encoder")
+        for section in ("model", "text_encoder", "vae")
         for (key, there), (_, here) in zip(
             getattr(saved, section), getattr(asked, section), strict=True
         )
-        if there != here and key != "dropout"
+        if there != here and key not in MAY_DIFFER and not (key in OPEN and here is None)
     ]
     if differences:
         raise LimnerError(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from limner.config import Config
 
 SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++")
 
@@ -31,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # argparse ends a list of words at the first flag; those after it are the same list's.
         flags = [word for word in rest if word.startswith("-")]
-        if options.run is _train:
+        if options.run in (_train, _precompute, _estimate, _train_autoencoder):
             options.overrides = _as_overrides(rest)
         elif options.run is _generate and not flags:
             options.what += rest
@@ -102,8 +107,42 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--seed", type=_seed, default=0, help="same seed, same picture (default 0)"
     )
+    generate.add_argument("--vae", help="where the autoencoder is now, if it was moved")
+    generate.add_argument("--text_encoder", help="where the text encoder is now, if it was moved")
     generate.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
     generate.set_defaults(run=_generate)
+
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("where", nargs="?", type=Path, metavar="CONFIG", help="YAML file")
+    configured.add_argument("--config", type=Path, help="the same, as a flag")
+    usage = "[CONFIG] [section.key=value ...]"
+    precompute = commands.add_parser(
+        "precompute",
+        parents=[common, configured],
+        help="compute latents and text embeddings now; training would do it at its start",
+        usage=f"limner precompute {usage}",
+        epilog="Start it several times, on several GPUs, and the work is shared.",
+    )
+    precompute.set_defaults(run=_precompute)
+
+    estimate = commands.add_parser(
+        "estimate",
+        parents=[common, configured],
+        help="parameters, memory, disk, and time of a run, before it",
+        usage=f"limner estimate {usage} [--json]",
+    )
+    estimate.add_argument("--json", action="store_true", help="the same for programs")
+    estimate.set_defaults(run=_estimate)
+
+    autoencoder = commands.add_parser(
+        "train-autoencoder",
+        parents=[common, configured],
+        help="fit a small autoencoder to your own pictures, for training in its latents",
+        usage=f"limner train-autoencoder {usage} --output FOLDER",
+        epilog="Its keys are autoencoder.*; then train with vae.pretrained_model_name=FOLDER.",
+    )
+    autoencoder.add_argument("--output", type=Path, required=True, help="folder to write")
+    autoencoder.set_defaults(run=_train_autoencoder)
 
     prepare = commands.add_parser(
         "prepare", parents=[common], help="turn a COCO folder or any of ours into metadata.json"
@@ -168,6 +207,8 @@ def _generate(options: argparse.Namespace) -> None:
         options.scheduler_type,
         options.device,
         config=load_config(options.config) if options.config else None,
+        vae=options.vae,
+        text_encoder=options.text_encoder,
     )
     if options.log_level == "debug":
         log_shapes(generator.model)
@@ -184,6 +225,42 @@ def _generate(options: argparse.Namespace) -> None:
         numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
         picture.save(numbered)
         print(numbered)
+
+
+def _configured(options: argparse.Namespace) -> Config:
+    from limner.config import load_config
+
+    path: Path | None = options.config or options.where
+    overrides = list(options.overrides)
+    if path is not None and "=" in str(path) and not path.exists():
+        overrides.insert(0, str(path))  # `limner estimate section.key=value` without a file
+        path = None
+    return load_config(path, overrides)
+
+
+def _precompute(options: argparse.Namespace) -> None:
+    from limner.training.inputs import precompute
+
+    precompute(_configured(options), print)
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from limner.training.estimate import estimate
+
+    found = estimate(_configured(options))
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=1))
+        return
+    for line in found.lines():
+        print(line)
+
+
+def _train_autoencoder(options: argparse.Namespace) -> None:
+    from limner.training.autoencoder import train_autoencoder
+
+    config = _configured(options)
+    results = train_autoencoder(config, config.autoencoder, options.output)
+    print(json.dumps(results, indent=1))
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ and is saved resolved (no value left to be chosen) with the run and inside each 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from limner.config_checks import problems
+from limner.config_checks import misfits, problems
+from limner.config_errors import explain, sentence
 from limner.errors import LimnerError
 
 
@@ -103,7 +103,11 @@ class VaeConfig(Section):
     pretrained_model_name: str | None = None
     """Autoencoder for latent space; None: pixel space."""
     use_slicing: bool = False
-    """Decode one picture at a time to save memory."""
+    """Encode and decode one picture at a time to save memory; the pictures are the same."""
+    use_tiling: bool = False
+    """Work on big pictures strip by strip to save device memory; the pictures are the same."""
+    fingerprint: str | None = None
+    """Hash of its weights. A checkpoint's configuration holds it, and other weights are refused."""
 
 
 class TextEncoderConfig(Section):
@@ -115,8 +119,11 @@ class TextEncoderConfig(Section):
     """Width of the built-in encoder; None: that of the model, at most 384."""
     num_layers: PositiveInt = 2
     """Transformer blocks of the built-in encoder."""
-    max_length: PositiveInt = 32
-    """Tokens per caption; longer ones are cut, and counted at the start of the run."""
+    max_length: PositiveInt | None = None
+    """Tokens per caption; longer ones are cut, and counted at the start of the run. None: 32, or
+    for a pretrained encoder 128 and at most what it can read (CLIP: 77)."""
+    fingerprint: str | None = None
+    """Hash of a pretrained one's weights, kept and checked as that of the autoencoder is."""
 
 
 class TrainingConfig(Section):
@@ -170,6 +177,9 @@ class TrainingConfig(Section):
     """Processes that load pictures; 0: the training process does."""
     prefetch_factor: PositiveInt = 4
     """Batches each of them keeps ready."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks' activations again in the backward pass instead of keeping them: less
+    memory, about a third more time (`limner estimate` says when it is needed)."""
     compile_model: bool = True
     """torch.compile the transformer blocks where a compiler is at hand."""
     trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)
@@ -238,6 +248,13 @@ class SamplingConfig(Section):
     """Above 1: more of the steps at high noise."""
 
 
+class CacheConfig(Section):
+    folder: str = "./cache"
+    """Where latents and text embeddings are kept, computed once; runs share it."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """In which precision they are kept."""
+
+
 class Config(Section):
     """The whole configuration; build it with `load_config`, which checks it as a whole."""
 
@@ -250,6 +267,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
     sampling: SamplingConfig = SamplingConfig()
+    cache: CacheConfig = CacheConfig()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -273,10 +291,12 @@ def load_config(
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise LimnerError(_explain(where, [_sentence(e) for e in error.errors()])) from None
+        sections = list(Config.model_fields)
+        said = [sentence(e, known_keys(), sections) for e in error.errors()]
+        raise LimnerError(explain(where, said)) from None
     config = _resolve(config)
     if found := list(problems(config)):
-        raise LimnerError(_explain(where, found))
+        raise LimnerError(explain(where, found))
     return config
 
 
@@ -328,42 +348,9 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[section][name] = value
 
 
-PLAIN_WORDS = {
-    "model": "a section with keys",
-    "invalid": "words as keys",
-    "tuple": "a list",
-    "missing": "more values",
-    "too": "fewer values",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "words",
-}
-"""What pydantic's types are to people who write YAML, by the first word of its error type."""
-
-
-def _sentence(error: Any) -> str:
-    # A union's or tuple's branch is part of pydantic's location; people know section.key only.
-    key = ".".join(str(part) for part in error["loc"][:2])
-    if error["type"] == "extra_forbidden":
-        sections = list(Config.model_fields) if "." not in key else []
-        candidates = sections if isinstance(error["input"], dict) else known_keys() + sections
-        near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
-        name = key.rpartition(".")[2]
-        same = [k for k in candidates if k.rpartition(".")[2] == name]
-        return f"{key} is not a known key; did you mean {(same or near)[0]}?"
-    kind = error["type"].partition("_")[0]
-    expected = PLAIN_WORDS.get(kind, error["msg"].removeprefix("Input should be "))
-    return f"{key}: {expected} expected, got {error['input']!r}"
-
-
-def _explain(where: str, sentences: list[str]) -> str:
-    return f"{where} cannot be used:\n" + "\n".join(f"  - {s}" for s in dict.fromkeys(sentences))
-
-
 def _resolve(config: Config) -> Config:
     """Choose every value that was left open, by rules that are stated beside each key."""
-    data, model, text, scheduler = config.data, config.model, config.text_encoder, config.scheduler
+    model, text, scheduler = config.model, config.text_encoder, config.scheduler
     if scheduler.objective is None:
         classic = scheduler.prediction_type in ("epsilon", "v_prediction") or any(
             v is not None
@@ -382,16 +369,61 @@ def _resolve(config: Config) -> Config:
             beta_end=scheduler.beta_end or 0.02,
             beta_schedule=scheduler.beta_schedule or "linear",
         )
-    if model.patch_size is None:
-        model = _with(model, patch_size=max(1, data.image_size // 16))
-    if model.in_channels is None:
-        model = _with(model, in_channels=3)
-    if model.out_channels is None:
-        model = _with(model, out_channels=model.in_channels)
     if text.hidden_size is None:
         # As many heads of 64 as fit, so that any width of the model gives a valid encoder.
         text = _with(text, hidden_size=max(64, min(384, model.hidden_size) // 64 * 64))
-    return config.model_copy(update={"model": model, "text_encoder": text, "scheduler": scheduler})
+    if text.pretrained_model_name is None and text.max_length is None:
+        text = _with(text, max_length=32)
+    config = config.model_copy(update={"text_encoder": text, "scheduler": scheduler})
+    if config.vae.pretrained_model_name is None:
+        return _with(config, model=_fit_model(config, channels=3, downsampling=1))
+    return config
+
+
+def _fit_model(config: Config, channels: int, downsampling: int) -> ModelConfig:
+    model = config.model
+    side = config.data.image_size // downsampling
+    in_channels = model.in_channels or channels
+    return _with(
+        model,
+        patch_size=model.patch_size or max(1, side // 16),
+        in_channels=in_channels,
+        out_channels=model.out_channels or in_channels,
+    )
+
+
+def complete(
+    config: Config,
+    channels: int = 3,
+    downsampling: int = 1,
+    vae_fingerprint: str | None = None,
+    max_length: int | None = None,
+    text_fingerprint: str | None = None,
+) -> Config:
+    """Choose what only the pretrained parts can tell, and check the configuration against them.
+
+    Args:
+        channels, downsampling: of the autoencoder's latents; 3 and 1 in pixel space.
+        max_length: tokens that the pretrained text encoder reads; None for the built-in one.
+        vae_fingerprint, text_fingerprint: hashes of the weights that were found.
+
+    Raises:
+        LimnerError: naming each key that does not fit the parts.
+    """
+    config = config.model_copy(
+        update={
+            "model": _fit_model(config, channels, downsampling),
+            "vae": _with(config.vae, fingerprint=vae_fingerprint),
+            "text_encoder": _with(
+                config.text_encoder,
+                max_length=max_length or config.text_encoder.max_length,
+                fingerprint=text_fingerprint,
+            ),
+        }
+    )
+    if found := [*problems(config), *misfits(config, channels, downsampling)]:
+        raise LimnerError(explain("configuration", found))
+    return config
 
 
 def _with(section: Any, **values: Any) -> Any:

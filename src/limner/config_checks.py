@@ -41,6 +41,8 @@ def _model_problems(config: Config) -> Iterator[str]:
         )
     elif model.architecture == "dit" and model.hidden_size % 4:
         yield "model.hidden_size: must be divisible by 4 for sine-cosine positions"
+    if config.vae.pretrained_model_name is not None:
+        return  # the autoencoder decides what fits: see `misfits`
     patch = model.patch_size or 1
     if data.image_size % patch:
         lower = data.image_size // patch * patch
@@ -48,16 +50,43 @@ def _model_problems(config: Config) -> Iterator[str]:
             f"data.image_size: {data.image_size} is not divisible by model.patch_size {patch}; "
             f"take {lower or patch} or {lower + patch}"
         )
-    if config.vae.pretrained_model_name is None and model.in_channels != 3:
+    if model.in_channels != 3:
         yield (
             f"model.in_channels: {model.in_channels}, but pictures in pixel space have 3; set 3 "
             "or leave it out, or name an autoencoder in vae.pretrained_model_name"
         )
+    yield from _other_channels_out(config)
+
+
+def _other_channels_out(config: Config) -> Iterator[str]:
+    model = config.model
     if model.out_channels != model.in_channels:
         yield (
             f"model.out_channels: {model.out_channels} must equal model.in_channels "
             f"{model.in_channels}; leave it out"
         )
+
+
+def misfits(config: Config, channels: int, downsampling: int) -> Iterator[str]:
+    """What of a completed configuration does not fit its autoencoder's latents."""
+    name = config.vae.pretrained_model_name
+    if name is None:
+        return
+    size, model = config.data.image_size, config.model
+    whole = downsampling * (model.patch_size or 1)
+    if size % whole:
+        lower = size // whole * whole
+        yield (
+            f"data.image_size: {size} is not divisible by {whole}, the {downsampling} times that "
+            f"{name} makes pictures smaller times model.patch_size {model.patch_size}; take "
+            f"{lower or whole} or {lower + whole}"
+        )
+    if model.in_channels != channels:
+        yield (
+            f"model.in_channels: {model.in_channels}, but the latents of {name} have {channels}; "
+            f"set {channels} or leave it out"
+        )
+    yield from _other_channels_out(config)
 
 
 def _scheduler_problems(config: Config) -> Iterator[str]:

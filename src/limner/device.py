@@ -47,6 +47,17 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32" and not "torch.float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def part_precision(dtype: torch.dtype) -> torch.dtype:
+    """What pretrained parts compute in beside a model in `dtype`: never float16, in which the
+    activations of some autoencoders and text encoders are too large for a number."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":

@@ -26,6 +26,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from limner.data.fingerprints import Fingerprints
 from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
 
@@ -120,6 +121,10 @@ class EmojiPictures:
         square = Image.new("RGB", (image_size, image_size), "white")
         square.paste(drawn, ((image_size - drawn.width) // 2, (image_size - drawn.height) // 2))
         return np.array(square)
+
+    def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
+        """The hash of each row's drawing, uint8 [N, 16]."""
+        return known.of_files([self._folder / f"{row.key}.svg" for row in rows])
 
 
 def held_out_tone(subject: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,26 +18,45 @@ from limner.data.order import position_of, seeded_generator
 from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError, PictureSet, Refused, Row
 from limner.errors import LimnerError
-from limner.text.tokenizer import CaptionTokenizer
+from limner.text.frozen import FrozenText
+from limner.text.words import stack
 
-UNSEEN, KEPT, BAD = 0, 1, 2
+UNSEEN, KEPT = 0, 1
+
+
+class Source(Protocol):
+    """Pictures of some rows as the model learns them: decoded, or their stored latents."""
+
+    rows: Sequence[Row]
+
+    def tensor(self, position: int, flipped: bool = False) -> Tensor:
+        """float32 [C, h, w], about [-1, 1] or of standard deviation 1. Raises PictureError."""
+        ...
+
+
+class Captions(Protocol):
+    """What turns one caption into what the model's text encoder reads."""
+
+    def __call__(self, caption: str) -> Tensor | FrozenText:
+        """Token ids [L], or the states of a pretrained encoder. Raises PictureError."""
+        ...
 
 
 @dataclass(frozen=True)
 class Example:
     """What the objective needs of one picture; `Batch` is the same, stacked."""
 
-    picture: Tensor  # float32 [3, S, S] in [-1, 1]
-    ids: Tensor  # int64 [L], token ids of the caption (of the empty one if it was dropped)
-    noise: Tensor  # float32 [3, S, S], standard normal
+    picture: Tensor  # float32 [C, h, w]: pixels in [-1, 1], or latents
+    text: Tensor | FrozenText  # of its caption (of the empty one if it was dropped)
+    noise: Tensor  # float32 [C, h, w], standard normal
     u: Tensor  # float32 [], uniform in (0, 1): the objective turns it into a timestep
-    refused: tuple[Refused, ...] = ()  # rows met on the way that could not be decoded
+    refused: tuple[Refused, ...] = ()  # rows met on the way that could not be used
 
 
 @dataclass(frozen=True)
 class Batch:
     picture: Tensor
-    ids: Tensor
+    text: Tensor | FrozenText
     noise: Tensor
     u: Tensor
     refused: tuple[Refused, ...]
@@ -45,32 +65,31 @@ class Batch:
     def of(cls, examples: Sequence[Example]) -> Batch:
         return cls(
             torch.stack([e.picture for e in examples]),
-            torch.stack([e.ids for e in examples]),
+            stack([e.text for e in examples]),  # type: ignore[arg-type]
             torch.stack([e.noise for e in examples]),
             torch.stack([e.u for e in examples]),
             tuple(refused for e in examples for refused in e.refused),
         )
 
     def to(self, device: torch.device) -> Batch:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda part: part.pin_memory())
 
-    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = move(self.picture), move(self.ids), move(self.noise), move(self.u)
-        return Batch(*tensors, refused=self.refused)
+    def _each(self, move: Callable[[Any], Any]) -> Batch:
+        parts = move(self.picture), move(self.text), move(self.noise), move(self.u)
+        return Batch(*parts, refused=self.refused)
 
 
 class Pictures:
     """Decoded pictures of some rows, kept in shared memory if they fit.
 
-    Each is decoded when first asked for, by whichever worker is asked. A row that cannot be decoded
-    is remembered, and the next good one in the list stands in, so the others keep their places.
+    Each is decoded when first asked for, by whichever worker is asked.
     """
 
     def __init__(
-        self, picture_set: PictureSet, rows: list[Row], image_size: int, memory_mb: int
+        self, picture_set: PictureSet, rows: Sequence[Row], image_size: int, memory_mb: int
     ) -> None:
         self.set, self.rows, self.image_size = picture_set, rows, image_size
         self.state = torch.full((len(rows),), UNSEEN, dtype=torch.uint8).share_memory_()
@@ -89,52 +108,66 @@ class Pictures:
             self.state[position] = KEPT
         return picture
 
-    def load_or_next(self, position: int) -> tuple[Tensor, Row, tuple[Refused, ...]]:
-        """The picture of a row, or of the first good one after it, with what was newly refused."""
-        refused: list[Refused] = []
-        for offset in range(len(self.rows)):
-            place = (position + offset) % len(self.rows)
-            if self.state[place] == BAD:
-                continue
-            try:
-                return self.load(place), self.rows[place], tuple(refused)
-            except PictureError as error:
-                self.state[place] = BAD
-                refused.append(Refused(self.rows[place].key, str(error)))
-        reason = f"; the last: {refused[-1].reason}" if refused else ""
-        raise LimnerError(f"none of the {len(self.rows)} pictures could be decoded{reason}")
+    def tensor(self, position: int, flipped: bool = False) -> Tensor:
+        """float32 [3, S, S] in [-1, 1]. Raises PictureError."""
+        picture = to_tensor(self.load(position))
+        return picture.flip(-1) if flipped else picture
 
 
 class TrainingExamples(Dataset[Example]):
-    """Examples by image count: `examples[count]`, the same whoever asks and whenever."""
+    """Examples by image count: `examples[count]`, the same whoever asks and whenever.
+
+    A row that cannot be used is remembered, and the next good one in the list stands in, so that
+    the others keep their places.
+    """
 
     def __init__(
         self,
-        pictures: Pictures,
-        tokenizer: CaptionTokenizer,
+        pictures: Source,
+        captions: Captions,
         seed: int,
         caption_dropout: float,
         main_caption_share: float,
         horizontal_flip: float,
     ) -> None:
-        self.pictures, self.tokenizer, self.seed = pictures, tokenizer, seed
+        self.pictures, self.captions, self.seed = pictures, captions, seed
         self.caption_dropout = caption_dropout
         self.main_caption_share = main_caption_share
         self.horizontal_flip = horizontal_flip
+        self.bad = torch.zeros(len(pictures.rows), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, count: int) -> Example:
-        position = position_of(count, len(self.pictures.rows), self.seed)
-        pixels, row, refused = self.pictures.load_or_next(position)
-        picture = to_tensor(pixels)
         # A fixed number of draws in a fixed order: a setting that is off still takes its number, so
         # that turning one on changes nothing else.
         generator = seeded_generator(self.seed, "example", count)
         u, drop, caption, flip = torch.rand(4, generator=generator).unbind()
-        if flip < self.horizontal_flip:
-            picture = picture.flip(-1)
-        words = "" if drop < self.caption_dropout else self.choose(row.captions, float(caption))
+        picture, text, refused = self.load_or_next(
+            position_of(count, len(self.pictures.rows), self.seed),
+            bool(flip < self.horizontal_flip),
+            None if drop < self.caption_dropout else float(caption),
+        )
         noise = torch.randn(picture.shape, generator=generator)
-        return Example(picture, self.tokenizer(words), noise, u, refused)
+        return Example(picture, text, noise, u, refused)
+
+    def load_or_next(
+        self, position: int, flipped: bool, caption: float | None
+    ) -> tuple[Tensor, Tensor | FrozenText, tuple[Refused, ...]]:
+        """Picture and text of a row, or of the first good one after it, and what was refused."""
+        refused: list[Refused] = []
+        rows = self.pictures.rows
+        for offset in range(len(rows)):
+            place = (position + offset) % len(rows)
+            if self.bad[place]:
+                continue
+            row = rows[place]
+            words = "" if caption is None else self.choose(row.captions, caption)
+            try:
+                return self.pictures.tensor(place, flipped), self.captions(words), tuple(refused)
+            except PictureError as error:
+                self.bad[place] = True
+                refused.append(Refused(row.key, str(error)))
+        reason = f"; the last: {refused[-1].reason}" if refused else ""
+        raise LimnerError(f"none of the {len(rows)} pictures could be used{reason}")
 
     def choose(self, captions: tuple[str, ...], u: float) -> str:
         if len(captions) == 1 or u < self.main_caption_share:
@@ -143,7 +176,15 @@ class TrainingExamples(Dataset[Example]):
         return captions[1 + min(int(others * (len(captions) - 1)), len(captions) - 2)]
 
 
-def warn_of_long_captions(rows: list[Row], tokenizer: CaptionTokenizer) -> str | None:
+class CutsCaptions(Protocol):
+    """A tokenizer that reads at most so many tokens of a caption."""
+
+    max_length: int
+
+    def length(self, caption: str) -> int: ...
+
+
+def warn_of_long_captions(rows: Sequence[Row], tokenizer: CutsCaptions) -> str | None:
     """A sentence about main captions that are cut, if there are any (a sample of 2,000 rows)."""
     sample = rows[:: max(1, len(rows) // 2000)]
     cut = sum(tokenizer.length(row.captions[0]) > tokenizer.max_length for row in sample)

@@ -9,13 +9,14 @@ import json
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from limner.data import pictures
+from limner.data.fingerprints import Fingerprints
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 
@@ -69,6 +70,10 @@ class FolderPictures:
     def load(self, row: Row, image_size: int) -> np.ndarray:
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
         return pictures.decode(self.folder / row.key, image_size, self.crop, name=row.key)
+
+    def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
+        """The hash of each row's picture file, uint8 [N, 16]."""
+        return known.of_files([self.folder / row.key for row in rows])
 
 
 def read_folder(folder: Path) -> tuple[str, list[Row], list[Refused]]:

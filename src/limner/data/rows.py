@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from limner.data.fingerprints import Fingerprints
 from limner.errors import LimnerError
 
 
@@ -45,4 +47,8 @@ class PictureSet(Protocol):
 
     def load(self, row: Row, image_size: int) -> np.ndarray:
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
+        ...
+
+    def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
+        """What each row's picture is made from, hashed: uint8 [N, 16], other if that changes."""
         ...

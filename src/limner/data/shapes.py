@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -28,6 +29,7 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
+from limner.data.fingerprints import Fingerprints, digest
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 
@@ -117,6 +119,11 @@ class ShapesPictures:
     def load(self, row: Row, image_size: int) -> np.ndarray:
         """The picture, uint8 [image_size, image_size, 3], the same at every call."""
         return draw(parse(row.captions[0]), image_size, int(row.key.rsplit("-", 1)[1]))
+
+    def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
+        """The hash of what each picture is drawn from, uint8 [N, 16]."""
+        hashes = (digest("shapes 1", row.captions[0], row.key) for row in rows)
+        return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 16)
 
 
 def captions(scene: Scene) -> tuple[str, str]:

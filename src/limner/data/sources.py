@@ -49,8 +49,11 @@ def open_data(config: Config) -> Data:
         picture_set.rows, config.data.train_split, config.data.num_samples
     )
 
+    # In latent space the pictures are seen once; what is read again and again are their latents.
+    memory_mb = 0 if config.vae.pretrained_model_name else config.data.memory_mb
+
     def pictures(positions: list[int]) -> Pictures:
         rows: list[Row] = [picture_set.rows[i] for i in positions]
-        return Pictures(picture_set, rows, config.data.image_size, config.data.memory_mb)
+        return Pictures(picture_set, rows, config.data.image_size, memory_mb)
 
     return Data(picture_set, pictures(trained), pictures(held_out))

@@ -40,10 +40,7 @@ def guided_denoiser(
         denoise(x [B, C, H, W], timestep) -> x_0, float32 [B, C, H, W].
     """
     low, high = (share * objective.path.num_train_timesteps for share in guidance_interval)
-    both_texts = EncodedText(
-        torch.cat([text.tokens, null_text.tokens.expand_as(text.tokens)]),
-        torch.cat([text.mask, null_text.mask.expand_as(text.mask)]),
-    )
+    both_texts = text.followed_by(null_text)
 
     def predict_x0(x: Tensor, timestep: float, y: EncodedText) -> Tensor:
         t = torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)

@@ -25,7 +25,7 @@ from limner.data.examples import Pictures
 from limner.data.rows import PictureError
 from limner.data.shapes_checker import check
 from limner.data.sources import Data
-from limner.device import choose_precision, describe
+from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
 from limner.evaluation.report import write_report
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
@@ -72,9 +72,10 @@ def examine(
     Returns:
         What results.json holds.
     """
-    generator = ImageGenerator(run_folder)
     # Hundreds of pictures: in training's precision, as the previews are.
-    generator.dtype = choose_precision(config.training.mixed_precision, generator.device)
+    device = choose_device("auto")
+    dtype = choose_precision(config.training.mixed_precision, device)
+    generator = ImageGenerator(run_folder, device=device, dtype=name_of(dtype))
     drawings = [
         *_captions(data.trained, "trained", most),
         *_captions(data.held_out, "held out", most),
@@ -184,7 +185,7 @@ def _about(
         "speed": {key: speed[-1][key] for key in keys} if speed else {},
         "device": describe(generator.device),
         "sampling": generator.sampling.model_dump(mode="json")
-        | {"dtype": str(generator.dtype).removeprefix("torch.")},
+        | {"dtype": name_of(generator.dtype)},
         "versions": {"limner": __version__, "python": platform.python_version()}
         | {package: version(package) for package in PACKAGES},
     }

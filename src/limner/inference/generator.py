@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -12,12 +12,15 @@ from PIL import Image
 from limner.checkpoint import Checkpoint, check_same_model
 from limner.config import Config, SamplingConfig
 from limner.data.pictures import to_pil
-from limner.device import choose_device
+from limner.device import choose_device, part_precision
 from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.sampling import draw
+from limner.models.parts import open_parts
+from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
+from limner.text.tokenizer import CaptionTokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,8 +32,10 @@ class ImageGenerator:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
         scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++; None: as configured.
         device: "cuda", "mps", "cpu", a torch.device, or None: the best there is.
-        dtype: "float32" draws the same picture (to 1/255) whatever the batch; "bfloat16" is faster.
+        dtype: "float32" draws the same picture (to 1/255) whatever the batch; "bfloat16" or
+            "float16" is faster.
         config: only checked against the checkpoint's, for the habit of passing one.
+        vae, text_encoder: where the pretrained parts are now, if not where they were in training.
 
     Raises:
         LimnerError: no or an incomplete checkpoint, an unknown solver, or another model.
@@ -41,18 +46,30 @@ class ImageGenerator:
         checkpoint: str | Path,
         scheduler_type: str | None = None,
         device: str | torch.device | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: str = "float32",
         config: Config | None = None,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
     ) -> None:
         opened = Checkpoint.open(checkpoint)
         if config is not None:
             check_same_model(opened.config, config)
-        self.config, self.tokenizer = opened.config, opened.tokenizer
+        parts = open_parts(_moved(opened.config, vae=vae, text_encoder=text_encoder))
+        self.config, self.space = parts.config, parts.space
         self.sampling = _sampling(self.config.sampling, scheduler_type=scheduler_type)
         self.device = choose_device(str(device or "auto"))
         self.dtype = DTYPES[dtype]
         self.objective = build_objective(self.config)
-        model = build_model(self.config, self.tokenizer.vocab_size)
+        part_dtype = part_precision(self.dtype)
+        self.words: CaptionTokenizer | PretrainedText
+        if parts.reader is not None:
+            self.words, text_size = parts.reader, parts.reader.width
+            parts.reader.load(self.device, part_dtype)
+        else:
+            assert opened.tokenizer is not None
+            self.words, text_size = opened.tokenizer, opened.tokenizer.vocab_size
+        self.space.load(self.device, part_dtype)
+        model = build_model(self.config, text_size)
         opened.load_weights(model, averaged=True)
         self.model = model.to(self.device).eval()
 
@@ -104,25 +121,36 @@ class ImageGenerator:
             drawn = draw(
                 self.model,
                 self.objective,
-                self.tokenizer,
+                self.words,
                 prompts[first : first + batch_size],
                 each[first : first + batch_size],
                 sampling,
-                height,
-                width,
+                height // self.space.downsampling,
+                width // self.space.downsampling,
                 self.dtype,
             )
-            pictures += to_pil(drawn)
+            pictures += to_pil(self.space.decode(drawn))
         return pictures
 
     def _check_size(self, name: str, value: int) -> int:
-        patch = self.config.model.patch_size or 1
+        patch = (self.config.model.patch_size or 1) * self.space.downsampling
         if value < patch or value % patch:
             near = max(patch, round(value / patch) * patch)
             raise LimnerError(
-                f"--{name} {value} is not a multiple of the model's patch size {patch}; take {near}"
+                f"--{name} {value} is not a multiple of {patch}, the pixels of one of the model's "
+                f"patches; take {near}"
             )
         return value
+
+
+def _moved(config: Config, **places: str | Path | None) -> Config:
+    """The configuration with pretrained parts looked for where they are now."""
+    changes = {
+        section: getattr(config, section).model_copy(update={"pretrained_model_name": str(place)})
+        for section, place in places.items()
+        if place is not None
+    }
+    return config.model_copy(update=changes)
 
 
 def _sampling(base: SamplingConfig, **changes: Any) -> SamplingConfig:

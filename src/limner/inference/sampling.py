@@ -1,4 +1,4 @@
-"""A prompt is drawn: words -> tokens -> noise from the seed -> solver steps -> picture."""
+"""A prompt is drawn: words -> tokens -> noise from the seed -> solver steps -> latents."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS
 from limner.models.text_to_image import TextToImage
-from limner.text.tokenizer import CaptionTokenizer
+from limner.text.words import Words
 
 
 @torch.no_grad()
 def draw(
     model: TextToImage,
     objective: Objective,
-    tokenizer: CaptionTokenizer,
+    words: Words,
     prompts: Sequence[str],
     seeds: Sequence[int],
     sampling: SamplingConfig,
@@ -33,7 +33,8 @@ def draw(
     in the batch.
 
     Args:
-        height, width: in pixels.
+        words: turns the prompts into what the model's text encoder reads.
+        height, width: of what is denoised: pixels, or latents.
         dtype: float32, or bfloat16 to compute the network in under autocast (faster, and no longer
             the same to 1/255 whatever the batch).
 
@@ -48,9 +49,10 @@ def draw(
     def noise(_: int = 0) -> Tensor:
         return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
+    y = words.encode([*prompts, ""]).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        text = model.text_encoder(torch.stack([tokenizer(p) for p in prompts]).to(device))
-        null = model.text_encoder(tokenizer("")[None].to(device))
+        encoded = model.text_encoder(y)
+    text, null = encoded.rows(slice(None, -1)), encoded.rows(slice(-1, None))
     denoise = guided_denoiser(
         model,
         objective,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limner.models.layers import TimestepEmbedder, attend, unpatchify
+from limner.models.layers import TimestepEmbedder, attend, run_blocks, unpatchify
 from limner.models.text_encoder import EncodedText
 
 
@@ -102,6 +102,7 @@ class DiT(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.patch_size = patch_size
+        self.gradient_checkpointing = False
         self.hidden_size = hidden_size
         self.x_embedder = PatchEmbed(in_channels, patch_size, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -118,8 +119,7 @@ class DiT(nn.Module):
         -> [B, C, H, W], the prediction."""
         tokens = self.x_embedder(x) + self.positions(x.shape[-2], x.shape[-1], x.device)
         c = self.t_embedder(t) + self.y_embedder(y.pooled())
-        for block in self.blocks:
-            tokens = block(tokens, c)
+        tokens = run_blocks(self.blocks, tokens, c, recompute=self.gradient_checkpointing)
         tokens = self.final_layer(tokens, c)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 

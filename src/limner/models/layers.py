@@ -7,9 +7,22 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 SHORT = 512
 """Keys up to which a processor attends faster by plain products than by its flash kernel."""
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
+    """x through each block in turn, each seeing the others besides.
+
+    With `recompute` only what goes into a block is kept for the backward pass, which computes the
+    rest again (Chen et al. 2016, arXiv 1604.06174).
+    """
+    recompute = recompute and torch.is_grad_enabled()
+    for block in blocks:
+        x = checkpoint(block, x, *others, use_reentrant=False) if recompute else block(x, *others)
+    return x
 
 
 class StackedLinear(nn.Linear):

@@ -23,6 +23,7 @@ from limner.models.layers import (
     attend,
     grid_positions,
     patchify,
+    run_blocks,
     swiglu_width,
     unpatchify,
 )
@@ -111,6 +112,7 @@ class ModernDiT(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.patch_size = patch_size
+        self.gradient_checkpointing = False
         self.head_width = hidden_size // num_heads
         self.hidden_size = hidden_size
         patch_width = in_channels * patch_size**2
@@ -141,8 +143,11 @@ class ModernDiT(nn.Module):
         condition = F.silu(self.time_embedding(t) + self.text_vector(y.pooled()))
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         mask = F.pad(y.mask, (0, height * width), value=True)[:, None, None]
-        for block in self.blocks:
-            tokens = block(tokens, modulation, y.tokens, mask, rotation)
+        tokens = run_blocks(
+            self.blocks,
+            *(tokens, modulation, y.tokens, mask, rotation),
+            recompute=self.gradient_checkpointing,
+        )
         shift, scale = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
         tokens = self.last(self.norm(tokens) * (1 + scale) + shift)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])

@@ -24,11 +24,31 @@ class EncodedText(NamedTuple):
     """[B, L, D], one state per token."""
     mask: Tensor
     """[B, L] bool, False at padding."""
+    vector: Tensor | None = None
+    """[B, D], the encoder's own summary of each caption, if it has one."""
 
     def pooled(self) -> Tensor:
-        """The mean state of each caption, [B, D]."""
+        """Each caption as one vector [B, D]: the encoder's, else the mean state."""
+        if self.vector is not None:
+            return self.vector
         weight = self.mask[..., None].to(self.tokens.dtype)
         return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def rows(self, which: slice) -> EncodedText:
+        """Some of the captions."""
+        vector = None if self.vector is None else self.vector[which]
+        return EncodedText(self.tokens[which], self.mask[which], vector)
+
+    def followed_by(self, other: EncodedText) -> EncodedText:
+        """These captions, then as many times another one (or as many others)."""
+        vector = None
+        if self.vector is not None and other.vector is not None:
+            vector = torch.cat([self.vector, other.vector.expand_as(self.vector)])
+        return EncodedText(
+            torch.cat([self.tokens, other.tokens.expand_as(self.tokens)]),
+            torch.cat([self.mask, other.mask.expand_as(self.mask)]),
+            vector,
+        )
 
 
 class TextBlock(nn.Module):

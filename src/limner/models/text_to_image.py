@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from limner.config import Config
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
+from limner.models.pretrained_text import TextAdapter
 from limner.models.text_encoder import EncodedText, TextEncoder
+from limner.text.frozen import FrozenText
 
 ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "dit": DiT}
 
@@ -15,18 +17,19 @@ ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "d
 class TextToImage(nn.Module):
     """Text encoder and denoiser in one module: one state dict, one forward for data-parallel."""
 
-    def __init__(self, text_encoder: TextEncoder, denoiser: ModernDiT | DiT) -> None:
+    def __init__(self, text_encoder: TextEncoder | TextAdapter, denoiser: ModernDiT | DiT) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.denoiser = denoiser
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | EncodedText) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | FrozenText | EncodedText) -> Tensor:
         """One prediction.
 
         Args:
-            x: noisy pictures [B, C, H, W], float.
+            x: noisy pictures or latents [B, C, H, W], float.
             t: timesteps [B], 0 (clean) to 1000 (noise).
-            y: token ids [B, L] int64, or the text already encoded (sampling encodes once).
+            y: what the text encoder reads: token ids [B, L] int64, or what a pretrained encoder
+                made of the captions; or the text already encoded (sampling encodes once).
 
         Returns:
             [B, C, H, W]: what the objective's prediction type says, of x's shape.
@@ -34,8 +37,13 @@ class TextToImage(nn.Module):
         return self.denoiser(x, t, y if isinstance(y, EncodedText) else self.text_encoder(y))
 
 
-def build_model(config: Config, vocab_size: int) -> TextToImage:
-    """The model that a (resolved) configuration describes, freshly initialised."""
+def build_model(config: Config, text_size: int) -> TextToImage:
+    """The model that a (complete) configuration describes, freshly initialised.
+
+    Args:
+        text_size: tokens that the built-in text encoder knows, or the width of a pretrained one's
+            states.
+    """
     model, text = config.model, config.text_encoder
     assert model.patch_size, "load_config resolves these"
     assert model.in_channels
@@ -50,5 +58,11 @@ def build_model(config: Config, vocab_size: int) -> TextToImage:
         dropout=model.dropout,
         text_width=text.hidden_size,
     )
-    encoder = TextEncoder(vocab_size, text.max_length, text.hidden_size, text.num_layers)
+    denoiser.gradient_checkpointing = config.training.gradient_checkpointing
+    encoder: TextEncoder | TextAdapter
+    if text.pretrained_model_name is not None:
+        encoder = TextAdapter(text_size, text.hidden_size)
+    else:
+        assert text.max_length
+        encoder = TextEncoder(text_size, text.max_length, text.hidden_size, text.num_layers)
     return TextToImage(encoder, denoiser)

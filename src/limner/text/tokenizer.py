@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ class CaptionTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(map(_encodable, captions), trainer)
+        tokenizer.train_from_iterator(map(encodable, captions), trainer)
         # Left as added tokens they would be found inside captions, and a "<pad>" that somebody
         # wrote would hide a word.
         plain = json.loads(tokenizer.to_str()) | {"added_tokens": []}
@@ -55,12 +55,16 @@ class CaptionTokenizer:
 
     def __call__(self, caption: str) -> Tensor:
         """int64 [max_length]; a longer caption is cut (`length` says by how much)."""
-        ids = [1] + self.tokenizer.encode(_encodable(caption)).ids[: self.max_length - 1]
+        ids = [1] + self.tokenizer.encode(encodable(caption)).ids[: self.max_length - 1]
         return torch.tensor(ids + [0] * (self.max_length - len(ids)))
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """int64 [B, max_length]: several captions, as the model takes them."""
+        return torch.stack([self(caption) for caption in captions])
 
     def length(self, caption: str) -> int:
         """Tokens the caption has, <start> included, before any cut."""
-        return 1 + len(self.tokenizer.encode(_encodable(caption)).ids)
+        return 1 + len(self.tokenizer.encode(encodable(caption)).ids)
 
     def save(self, path: Path) -> None:
         path.write_text(self.tokenizer.to_str(), encoding="utf-8")
@@ -75,6 +79,6 @@ class CaptionTokenizer:
             raise LimnerError(f"{path} is not a tokenizer: {error}") from None
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Half of a surrogate pair, which JSON and command lines can bring in, is no character: "?"."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

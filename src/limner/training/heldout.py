@@ -8,16 +8,17 @@ the gap says when the model starts to memorise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limner.data.examples import Pictures
+from limner.data.examples import Captions, Source
 from limner.data.order import seeded_generator
-from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError, Refused
 from limner.diffusion.objective import Objective
-from limner.text.tokenizer import CaptionTokenizer
+from limner.text.frozen import FrozenText
+from limner.text.words import some, stack
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of num_train_timesteps."""
@@ -27,25 +28,26 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 class FixedGrid:
     """Some pictures with their captions, to be looked at at every level."""
 
-    pictures: Tensor  # float32 [N, 3, S, S]
-    ids: Tensor  # int64 [N, L]
+    pictures: Tensor  # float32 [N, C, h, w]
+    texts: Tensor | FrozenText  # of N captions
 
     @classmethod
     def of(
-        cls, pictures: Pictures, tokenizer: CaptionTokenizer, count: int
+        cls, pictures: Source, captions: Captions, count: int
     ) -> tuple[FixedGrid | None, list[Refused]]:
         """At most `count` pictures, evenly spread over the rows (None if there are no good ones),
-        and the rows among them that cannot be decoded and are left out."""
-        good: list[tuple[Tensor, Tensor]] = []
+        and the rows among them that cannot be used and are left out."""
+        good: list[tuple[Tensor, Any]] = []
         refused: list[Refused] = []
         for position in spread(len(pictures.rows), count):
             row = pictures.rows[position]
             try:
-                good.append((to_tensor(pictures.load(position)), tokenizer(row.captions[0])))
+                good.append((pictures.tensor(position), captions(row.captions[0])))
             except PictureError as error:
                 refused.append(Refused(row.key, str(error)))
-        grid = cls(*(torch.stack(column) for column in zip(*good, strict=True))) if good else None
-        return grid, refused
+        if not good:
+            return None, refused
+        return cls(torch.stack([p for p, _ in good]), stack([t for _, t in good])), refused
 
 
 def spread(available: int, wanted: int) -> list[int]:
@@ -65,7 +67,7 @@ def loss_by_level(
         total = 0.0
         for first in range(0, len(grid.pictures), batch_size):
             picture = grid.pictures[first : first + batch_size].to(device)
-            ids = grid.ids[first : first + batch_size].to(device)
+            text = some(grid.texts, slice(first, first + batch_size)).to(device)
             noise = torch.stack(
                 [
                     torch.randn(
@@ -76,7 +78,7 @@ def loss_by_level(
                 ]
             ).to(device)
             t = torch.full((len(picture),), float(timestep), device=device)
-            output = model(objective.add_noise(picture, noise, t), t, ids)
+            output = model(objective.add_noise(picture, noise, t), t, text)
             total += float(objective.loss(output, picture, noise, t).sum())
         losses[str(timestep)] = total / len(grid.pictures)
     return losses

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import shutil
 import time
@@ -38,9 +39,11 @@ from limner.data.sources import open_data
 from limner.debug import log_shapes
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
+from limner.models.parts import open_parts
 from limner.models.text_to_image import build_model
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.budget import Budget
+from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
 from limner.training.schedule import ema_decay, learning_rate_share
 from limner.training.watch import Watch
@@ -61,8 +64,8 @@ class Trainer:
     """
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
-        _check_supported(config)
-        self.config = config
+        self.parts = open_parts(config)
+        self.config = config = self.parts.config
         self.folder = Path(config.training.output_dir)
         self.accelerator = _accelerator(config)
         self.device = self.accelerator.device
@@ -76,15 +79,13 @@ class Trainer:
             check_same_model(checkpoint.config, config)
             self.tokenizer, self.state = checkpoint.tokenizer, checkpoint.state
         else:
-            self.tokenizer = CaptionTokenizer.learn(
-                (c for row in self.data.trained.rows for c in row.captions),
-                config.text_encoder.vocab_size,
-                config.text_encoder.max_length,
-            )
-            self.state = TrainingState()
+            self.tokenizer, self.state = self.learn_words(), TrainingState()
 
         torch.manual_seed(config.training.seed)
-        model = build_model(config, self.tokenizer.vocab_size).to(self.device)
+        self.reader = self.parts.reader or self.tokenizer
+        assert self.reader is not None
+        text_size = getattr(self.reader, "vocab_size", 0) or self.reader.width
+        model = build_model(config, text_size).to(self.device)
         # Drawing and the held-out loss use this copy, which is never compiled: their batches have
         # other shapes, each of which would be compiled anew.
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
@@ -99,10 +100,25 @@ class Trainer:
         self.bare_model = model
         self.model = self.accelerator.prepare_model(model)
 
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """Pictures or latents, words or states; those of pretrained parts are computed when first
+        asked for, and kept (see `limner.training.inputs`)."""
+        return open_inputs(
+            self.config,
+            self.data,
+            self.parts,
+            self.tokenizer,
+            self.device,
+            self.dtype,
+            self.accelerator.print,
+        )
+
     def train(self) -> TrainingState:
         """Run to the end; checkpoints, previews, and logs appear in the run's folder."""
         settings, state = self.config.training, self.state
-        budget = Budget(self.config, state, self.accelerator, len(self.data.trained.rows))
+        inputs = self.inputs  # made before the clock of the run starts
+        budget = Budget(self.config, state, self.accelerator, len(inputs.trained.rows))
         with self.watch(budget) as watch:
             self.compile(watch)
             batches = self.batches()
@@ -123,8 +139,10 @@ class Trainer:
     def watch(self, budget: Budget) -> Watch:
         return Watch(
             self.config,
-            self.data,
-            self.tokenizer,
+            self.data.set,
+            self.inputs,
+            self.parts,
+            self.reader,
             self.objective,
             self.averaged,
             self.dtype,
@@ -142,8 +160,9 @@ class Trainer:
         if reason := devices.why_not_compile(self.device):
             watch.event(f"torch.compile is off, the run is slower for it: {reason}")
             return
-        for block in [*self.bare_model.denoiser.blocks, *self.bare_model.text_encoder.blocks]:
-            block.compile()
+        for part in (self.bare_model.denoiser, self.bare_model.text_encoder):
+            for block in getattr(part, "blocks", []):
+                block.compile()
 
     def set_learning_rate(self) -> float:
         state = self.state
@@ -187,11 +206,11 @@ class Trainer:
         return total, norm, refused
 
     def loss(self, batch: Batch) -> Tensor:
-        """From a picture to its loss: noised at its time, predicted, compared."""
+        """From a picture (or its latents) to its loss: noised at its time, predicted, compared."""
         timesteps = self.objective.path.training_timesteps(batch.u)
         x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
         with self.autocast():
-            output = self.model(x_t, timesteps, batch.ids)
+            output = self.model(x_t, timesteps, batch.text)
         return self.objective.loss(output, batch.picture, batch.noise, timesteps).mean()
 
     @torch.no_grad()
@@ -232,6 +251,15 @@ class Trainer:
 
     # Small parts
 
+    def learn_words(self) -> CaptionTokenizer | None:
+        """The built-in tokenizer, from the trained captions."""
+        text = self.config.text_encoder
+        if self.parts.reader is not None:
+            return None
+        assert text.max_length
+        captions = (c for row in self.data.trained.rows for c in row.captions)
+        return CaptionTokenizer.learn(captions, text.vocab_size, text.max_length)
+
     def stateful(self) -> dict[str, Any]:
         """What remembers something from update to update, besides the weights."""
         return {**self.optimizers, **({"scaler": self.scaler} if self.scaler else {})}
@@ -250,8 +278,8 @@ class Trainer:
         """The batches from here on, loaded ahead by the workers."""
         settings = self.config.training
         examples = TrainingExamples(
-            self.data.trained,
-            self.tokenizer,
+            self.inputs.trained,
+            self.inputs.words,
             settings.seed,
             settings.caption_dropout,
             self.config.data.main_caption_share,
@@ -298,12 +326,3 @@ def _find_resume(resume: str | Path | None, folder: Path) -> Checkpoint | None:
             )
         return None
     return Checkpoint.open(newest_checkpoint(folder) if str(resume) == "latest" else resume)
-
-
-def _check_supported(config: Config) -> None:
-    for section in ("vae", "text_encoder"):
-        if getattr(config, section).pretrained_model_name is not None:
-            raise LimnerError(
-                f"{section}.pretrained_model_name: pretrained parts cannot be used yet; set it to "
-                "null to train in pixel space with the built-in text encoder"
-            )

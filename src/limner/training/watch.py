@@ -14,15 +14,17 @@ from accelerate import Accelerator
 from limner import device as devices
 from limner.config import Config
 from limner.data.examples import warn_of_long_captions
-from limner.data.rows import Refused
-from limner.data.sources import Data
+from limner.data.rows import PictureSet, Refused
 from limner.diffusion.objective import Objective
 from limner.errors import LimnerError
+from limner.models.parts import Parts
+from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.advice import Measurement, advise
 from limner.training.budget import Budget
 from limner.training.heldout import FixedGrid, loss_by_level, mean
+from limner.training.inputs import Inputs
 from limner.training.previews import preview_prompts, save_preview
 from limner.training.progress import Progress
 from limner.training.runlog import RunLog, read_log
@@ -37,15 +39,18 @@ class Watch:
     def __init__(
         self,
         config: Config,
-        data: Data,
-        tokenizer: CaptionTokenizer,
+        picture_set: PictureSet,
+        inputs: Inputs,
+        parts: Parts,
+        reader: CaptionTokenizer | PretrainedText,
         objective: Objective,
         averaged: TextToImage,
         dtype: torch.dtype,
         accelerator: Accelerator,
         budget: Budget,
     ) -> None:
-        self.config, self.data, self.tokenizer = config, data, tokenizer
+        self.config, self.set, self.inputs = config, picture_set, inputs
+        self.space, self.reader = parts.space, reader
         self.objective, self.averaged, self.dtype = objective, averaged, dtype
         self.accelerator, self.budget, self.state = accelerator, budget, budget.state
         self.folder = Path(config.training.output_dir)
@@ -64,12 +69,12 @@ class Watch:
         self.progress.__enter__()
         self.hello()
         if self.main:
-            count = self.config.training.heldout_pictures
+            inputs, count = self.inputs, self.config.training.heldout_pictures
             self.grids: dict[str, FixedGrid | None] = {}
-            for prefix, pictures in (("", self.data.held_out), ("train_", self.data.trained)):
-                self.grids[prefix], refused = FixedGrid.of(pictures, self.tokenizer, count)
+            for prefix, pictures in (("", inputs.held_out), ("train_", inputs.trained)):
+                self.grids[prefix], refused = FixedGrid.of(pictures, inputs.words, count)
                 self.refused(refused)
-            trained, held_out = self.data.trained.rows, self.data.held_out.rows
+            trained, held_out = inputs.trained.rows, inputs.held_out.rows
             self.prompts = preview_prompts(self.config, trained, held_out)
         return self
 
@@ -87,15 +92,15 @@ class Watch:
         precision = str(self.dtype).removeprefix("torch.")
         self.event(
             f"{million:.1f}M parameters on {devices.describe(self.accelerator.device)} in "
-            f"{precision}; {len(self.data.trained.rows):,} pictures to learn from, "
-            f"{len(self.data.held_out.rows):,} held out"
+            f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
+            f"{len(self.inputs.held_out.rows):,} held out"
         )
         if self.state.step:
             self.event(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
-        if new := self.log.refuse(self.data.set.refused):
+        if new := self.log.refuse(self.set.refused):
             first = f"{new[0].key}: {new[0].reason}"
             self.event(f"{len(new)} rows cannot be used (see refused.jsonl), the first {first}")
-        if sentence := warn_of_long_captions(self.data.trained.rows, self.tokenizer):
+        if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
             self.event(sentence)
 
     def event(self, message: str) -> None:
@@ -183,7 +188,8 @@ class Watch:
             path,
             self.averaged,
             self.objective,
-            self.tokenizer,
+            self.inputs.words,
+            self.space,
             self.prompts,
             self.config,
             self.dtype,
@@ -196,10 +202,11 @@ class Watch:
         if not self.budget.step_seconds:
             self.event("nothing is left to do: this run has had all its steps or minutes")
             return
-        device, size = self.accelerator.device, self.config.data.image_size
-        picture = torch.zeros(1, self.averaged.denoiser.in_channels, size, size, device=device)
-        ids = self.tokenizer("")[None].to(device)
-        flops = devices.training_flops(self.averaged, (picture, torch.ones(1, device=device), ids))
+        device, space = self.accelerator.device, self.space
+        side = self.config.data.image_size // space.downsampling
+        picture = torch.zeros(1, space.channels, side, side, device=device)
+        text = self.inputs.words.encode([""]).to(device)
+        flops = devices.training_flops(self.averaged, (picture, torch.ones(1, device=device), text))
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = devices.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes

@@ -1,0 +1,163 @@
+"""What it saves to encode pictures and captions once, instead of at each step.
+
+    python benchmarks/latents_once.py
+
+Trains configs/latents.yaml with an autoencoder of the Stable Diffusion 1.5 shape and a text encoder
+of the CLIP ViT-B/32 shape, both full-size and randomly initialised (it costs the same), on made-up
+JPEGs of 500 pixels. Measured in one run: a step from the store; a step that encodes its pictures
+and captions first, as tutorial code does, with the encoders in float32 and in training's precision;
+and the share of a step that is spent waiting for data. Results are kept in
+benchmarks/results/latents_once.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from made_up import clip_text_folder, jpeg_folder, sd15_autoencoder_folder
+
+from limner import device as devices
+from limner.config import Config, load_config
+from limner.data.pictures import decode, to_tensor
+from limner.training.trainer import Trainer
+
+RESULTS = Path(__file__).parent / "results" / "latents_once.json"
+CONFIG = Path(__file__).parent.parent / "configs" / "latents.yaml"
+
+
+def configured(folder: Path, batch_size: int) -> Config:
+    """The reference configuration with local parts, and data to go with it."""
+    return load_config(
+        CONFIG,
+        [
+            f"data.dataset_path='{jpeg_folder(folder / 'data', count=8 * batch_size, side=500)}'",
+            f"vae.pretrained_model_name='{sd15_autoencoder_folder(folder / 'vae')}'",
+            f"text_encoder.pretrained_model_name='{clip_text_folder(folder / 'clip')}'",
+            f"cache.folder='{folder / 'cache'}'",
+            f"training.output_dir='{folder / 'run'}'",
+            f"training.batch_size={batch_size}",
+            "training.trackers=[none]",
+        ],
+    )
+
+
+def median_seconds(do: Callable[[], object], times: int, first: int) -> float:
+    """Seconds of one call, the median of `times` after `first` that do not count."""
+    seconds = []
+    for _ in range(first + times):
+        start = time.perf_counter()
+        do()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[first:])
+
+
+def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
+    """Seconds of a step, and the share of them spent waiting for the batch."""
+    batches, waited = trainer.batches(), list[float]()
+
+    class Timed:
+        def __iter__(self) -> Timed:
+            return self
+
+        def __next__(self) -> object:
+            start = time.perf_counter()
+            batch = next(batches)
+            waited.append(time.perf_counter() - start)
+            return batch
+
+    timed = Timed()
+    seconds = median_seconds(lambda: trainer.step(timed), steps, 5)  # type: ignore[arg-type]
+    return seconds, statistics.median(waited[5:]) / seconds
+
+
+def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> float:
+    """Seconds of a step that decodes, encodes, and then learns."""
+    space, reader = trainer.parts.space, trainer.parts.reader
+    assert reader is not None
+    space.load(trainer.device, dtype)
+    reader.load(trainer.device, dtype)
+    rows, size = trainer.data.trained.rows, trainer.config.data.image_size
+    batch = next(trainer.batches())
+    folder = Path(trainer.config.data.dataset_path)
+
+    def step() -> None:
+        some = rows[: trainer.config.training.batch_size]
+        pixels = torch.stack([to_tensor(decode(folder / row.key, size)) for row in some])
+        with torch.no_grad():
+            latents = space.encode(pixels.to(trainer.device))
+            text = reader.encode([row.captions[0] for row in some])
+        assert latents.shape == batch.picture.shape
+        encoded = type(batch)(latents.cpu(), text, batch.noise, batch.u, ())
+        trainer.step(iter([encoded]))
+
+    seconds = median_seconds(step, steps, 1)
+    space.unload()
+    reader.unload()
+    return seconds
+
+
+class Silent:
+    def event(self, message: str) -> None:
+        print(message)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--batch_size", type=int, default=8)
+    options.add_argument("--folder", type=Path, help="kept; default: a temporary one")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        config = configured(folder, given.batch_size)
+        start = time.perf_counter()
+        trainer = Trainer(config)
+        trainer.inputs  # noqa: B018  computed here
+        once = time.perf_counter() - start
+        trainer.compile(Silent())  # type: ignore[arg-type]
+        stored, waiting = from_the_store(trainer, 20)
+        each = {
+            name: encoding_each_step(trainer, dtype, 2)
+            for name, dtype in (("float32", torch.float32), ("training's", trainer.dtype))
+        }
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        count = len(trainer.data.trained.rows) + len(trainer.data.held_out.rows)
+    size = given.batch_size
+    print(f"computed once: {count} pictures in {once:.0f} s")
+    print(f"from the store: {size / stored:.2f} pictures/s, {waiting:.1%} of it waiting for data")
+    for name, seconds in each.items():
+        print(
+            f"encoding at each step, encoders in {name} precision: {size / seconds:.2f} "
+            f"pictures/s, so the store makes it {seconds / stored:.1f} times as fast"
+        )
+    found = {
+        "date": datetime.date.today().isoformat(),
+        "machine": devices.describe(trainer.device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "batch_size": size,
+        "precision": devices.name_of(trainer.dtype),
+        "seconds_to_compute_once": round(once, 1),
+        "pictures": count,
+        "step_from_store": round(stored, 4),
+        "share_waiting": round(waiting, 4),
+        "step_encoding": {name: round(seconds, 4) for name, seconds in each.items()},
+        "ratio": {name: round(seconds / stored, 2) for name, seconds in each.items()},
+        "peak_mib": round(peak),
+    }
+    RESULTS.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

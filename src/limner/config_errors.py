@@ -1,0 +1,40 @@
+"""What is wrong with a configuration, in words for people who write YAML."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+PLAIN_WORDS = {
+    "model": "a section with keys",
+    "invalid": "words as keys",
+    "tuple": "a list",
+    "missing": "more values",
+    "too": "fewer values",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "words",
+}
+"""What pydantic's types are to people who write YAML, by the first word of its error type."""
+
+
+def sentence(error: Any, known_keys: list[str], sections: list[str]) -> str:
+    """One of pydantic's errors, with the nearest known key for one that is not known."""
+    # A union's or tuple's branch is part of pydantic's location; people know section.key only.
+    key = ".".join(str(part) for part in error["loc"][:2])
+    if error["type"] == "extra_forbidden":
+        sections = sections if "." not in key else []
+        candidates = sections if isinstance(error["input"], dict) else known_keys + sections
+        near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
+        name = key.rpartition(".")[2]
+        same = [k for k in candidates if k.rpartition(".")[2] == name]
+        return f"{key} is not a known key; did you mean {(same or near)[0]}?"
+    kind = error["type"].partition("_")[0]
+    expected = PLAIN_WORDS.get(kind, error["msg"].removeprefix("Input should be "))
+    return f"{key}: {expected} expected, got {error['input']!r}"
+
+
+def explain(where: str, sentences: list[str]) -> str:
+    """The whole message: where the configuration came from, and each thing wrong, once."""
+    return f"{where} cannot be used:\n" + "\n".join(f"  - {s}" for s in dict.fromkeys(sentences))

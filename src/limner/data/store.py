@@ -1,0 +1,246 @@
+"""Values that were computed once, found by what they were computed from.
+
+    cache/latents-3fa1b2c4d5e6/
+      key.json                     how the values were made: which weights, size, precision, ...
+      shard-<hash>.safetensors     ids [N, 16], starts [N + 1], values [sum of counts, ...]
+
+A row is found by its id, the hash of the content it was made from: a data set that grows needs only
+its new rows, equal pictures are kept once, and a picture that changes is another row. A folder is
+for one key. Shards are memory-mapped, and what was read does not stay in memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.data.fingerprints import DIGEST, digest
+from limner.errors import LimnerError
+
+Key = Mapping[str, str | int | float | bool | None]
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+GIVE_BACK_AFTER = 64 * 2**20
+"""Bytes read after which the mapped pages are given back; the system's cache still has them."""
+
+
+@dataclass
+class Shard:
+    """One file: where its values begin, and where each row's begin among them."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    starts: np.ndarray  # int64 [N + 1]
+    mapped: tuple[mmap.mmap, Tensor] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"mapped": None}  # a worker maps the file for itself
+
+    def values(self) -> Tensor:
+        if self.mapped is None:
+            with open(self.path, "rb") as file:
+                # Private, and never written to: torch wants memory that it could write.
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            count = int(np.prod(self.shape))
+            flat = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset)
+            self.mapped = memory, flat.view(self.shape)
+        return self.mapped[1]
+
+    def give_back(self) -> None:
+        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapped[0].madvise(mmap.MADV_DONTNEED)
+
+
+class Store:
+    """Rows of [count, ...] values by id. Open one with `Store.open`, fill it with `fill`.
+
+    Attributes:
+        folder: where the shards are.
+        longest: the largest count of any row.
+        events: what people should know of the opening: shards that were damaged.
+    """
+
+    def __init__(self, folder: Path, key: Key) -> None:
+        self.folder, self.key = folder, dict(key)
+        self.events: list[str] = []
+        self.refresh()
+
+    @classmethod
+    def open(cls, parent: Path, name: str, key: Key) -> Store:
+        """The store for a key, in `parent / name-<hash of the key>`; made if it is not there.
+
+        Raises:
+            LimnerError: the folder's key.json says something else than its name: somebody changed
+                it or copied another one in. It is not used.
+        """
+        folder = parent / f"{name}-{_hash_of(key)}"
+        file = folder / "key.json"
+        if not file.exists():
+            if any(folder.glob("shard-*")):
+                raise LimnerError(_unusable(folder, "its key.json is missing"))
+            folder.mkdir(parents=True, exist_ok=True)
+            staging = folder / f".key.{os.getpid()}"
+            staging.write_text(json.dumps(dict(key), indent=1), encoding="utf-8")
+            os.replace(staging, file)
+        found = _read_key(file)
+        if found is None:
+            raise LimnerError(_unusable(folder, "its key.json is damaged"))
+        if differences := _differences(found, key):
+            raise LimnerError(_unusable(folder, differences))
+        return cls(folder, key)
+
+    def refresh(self) -> None:
+        """Look at the folder anew."""
+        self.shards: list[Shard] = []
+        self.refused: dict[bytes, str] = {}
+        ids, counts = [np.zeros((0, DIGEST), dtype=np.uint8)], [np.zeros(0, dtype=np.int64)]
+        for path in sorted(self.folder.glob("shard-*.safetensors")):
+            opened = self._open_shard(path)
+            if opened is None:
+                continue
+            shard, shard_ids, refused = opened
+            self.shards.append(shard)
+            self.refused |= {bytes.fromhex(id): reason for id, reason in refused.items()}
+            ids.append(shard_ids)
+            counts.append(np.diff(shard.starts))
+        self.ids, self.counts = np.concatenate(ids), np.concatenate(counts)
+        self.firsts = np.cumsum([0, *(len(shard.starts) - 1 for shard in self.shards)]).tolist()
+        keys = _keys(self.ids)
+        self.order = np.argsort(keys, kind="stable")
+        self.keys = keys[self.order]
+        self.longest = int(self.counts.max(initial=0))
+        self.bytes_read = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """uint8 [N, 16] -> position of each row, int64 [N]; -1: not there, or refused."""
+        places = self._places(ids)
+        places[(places >= 0) & (self.counts[places] == 0)] = -1
+        return places
+
+    def missing(self, ids: np.ndarray) -> np.ndarray:
+        """Indices of the ids that were never computed, each content once, in order: int64 [M]."""
+        lacking = np.flatnonzero(self._places(ids) < 0)
+        if not len(lacking):
+            return lacking
+        halves = np.ascontiguousarray(ids[lacking]).view("<u8")
+        order = np.lexsort(halves.T)  # stable: of equal contents the first comes first
+        again = (halves[order][1:] == halves[order][:-1]).all(axis=1)
+        return np.sort(lacking[order[np.concatenate([[True], ~again])]])
+
+    def reason(self, id: bytes) -> str | None:
+        """Why a row was refused when it was computed; None if it was not."""
+        return self.refused.get(id)
+
+    def read(self, position: int) -> Tensor:
+        """A row's values [count, ...], a copy, in the store's precision."""
+        number = bisect.bisect_right(self.firsts, position) - 1
+        shard = self.shards[number]
+        row = position - self.firsts[number]
+        values = shard.values()[int(shard.starts[row]) : int(shard.starts[row + 1])].clone()
+        self.bytes_read += values.nbytes
+        if self.bytes_read > GIVE_BACK_AFTER:
+            self.bytes_read = 0
+            for shard in self.shards:
+                shard.give_back()
+        return values
+
+    def other_keys(self) -> list[str]:
+        """A sentence for each store of the same name that is not this one: what differs."""
+        name = self.folder.name.rpartition("-")[0]
+        sentences = []
+        for folder in sorted(self.folder.parent.glob(f"{name}-*")):
+            found = _read_key(folder / "key.json")
+            if folder != self.folder and found is not None:
+                differences = _differences(found, self.key)
+                sentences.append(f"{folder} is there and is not used: {differences}")
+        return sentences
+
+    def _places(self, ids: np.ndarray) -> np.ndarray:
+        if not len(self.ids) or not len(ids):
+            return np.full(len(ids), -1, dtype=np.int64)
+        at = np.searchsorted(self.keys, _keys(ids)).clip(max=len(self.keys) - 1)
+        places = self.order[at]
+        places[(self.ids[places] != ids).any(axis=1)] = -1
+        return places
+
+    def _open_shard(self, path: Path) -> tuple[Shard, np.ndarray, dict[str, str]] | None:
+        """The shard, its ids, and its refused rows; None (and an event) for a damaged one."""
+        try:
+            with open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+                about, begin = json.loads(header["__metadata__"]["about"]), 8 + size
+
+                def array(name: str, dtype: str) -> np.ndarray:
+                    first, last = header[name]["data_offsets"]
+                    file.seek(begin + first)
+                    return np.frombuffer(file.read(last - first), dtype=dtype)
+
+                starts = array("starts", "<i8")
+                ids = array("ids", "u1").reshape(-1, DIGEST)
+                values = header["values"]
+                end = begin + max(tensor["data_offsets"][1] for n, tensor in header.items()
+                                  if n != "__metadata__")  # fmt: skip
+                if os.fstat(file.fileno()).st_size != end or len(starts) != len(ids) + 1:
+                    raise ValueError("its length is not what it says")
+            if differences := _differences(about["key"], self.key):
+                raise ValueError(f"it belongs to another store: {differences}")
+            shard = Shard(
+                path,
+                begin + values["data_offsets"][0],
+                tuple(values["shape"]),
+                DTYPES[values["dtype"]],
+                starts,
+            )
+            return shard, ids, about["refused"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            aside = path.with_suffix(".damaged")
+            os.replace(path, aside)
+            self.events.append(
+                f"{path} cannot be used ({error}); it was moved to {aside.name} and its rows are "
+                "computed anew"
+            )
+            return None
+
+
+def _hash_of(key: Key) -> str:
+    return digest(json.dumps(dict(key), sort_keys=True)).hex()[:12]
+
+
+def _keys(ids: np.ndarray) -> np.ndarray:
+    """The first eight bytes of each id as a number, to sort by."""
+    return np.ascontiguousarray(ids[:, :8]).view("<u8")[:, 0]
+
+
+def _read_key(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in dict.fromkeys([*here, *there])
+        if there.get(name) != here.get(name)
+    )
+
+
+def _unusable(folder: Path, why: str) -> str:
+    return f"{folder} is not a store that can be used: {why}; delete the folder, or move it away"

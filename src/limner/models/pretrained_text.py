@@ -1,0 +1,200 @@
+"""Captions read by a pretrained encoder: CLIP, the T5 family, BERT-like ones, language models."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.config import TextEncoderConfig
+from limner.errors import LimnerError
+from limner.models.hub import find_folder
+from limner.models.layers import RMSNorm
+from limner.models.text_encoder import EncodedText
+from limner.text.frozen import FrozenText
+from limner.text.tokenizer import encodable
+
+KEY = "text_encoder.pretrained_model_name"
+USUAL_LENGTH = 128
+TOWERS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel", "siglip2": "Siglip2TextModel"}
+"""The text halves of models of pictures and text, by model type; they end in a summary state."""
+
+
+class PretrainedText:
+    """A text encoder of transformers; only its configuration and tokenizer are read until `load`.
+
+    Raises:
+        LimnerError: it cannot be had, cannot be read, or reads fewer tokens than were asked for.
+
+    Attributes:
+        width: of its states.
+        max_length: tokens read of a caption, special ones included.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        assert config.pretrained_model_name is not None
+        self.folder = find_folder(config.pretrained_model_name, KEY, subfolder="text_encoder")
+        transformers = _transformers()
+        self.settings = self._read(transformers.AutoConfig)
+        beside = self.folder.parent / "tokenizer"
+        has_own = any(self.folder.glob("*token*")) or any(self.folder.glob("*vocab*"))
+        place = beside if beside.is_dir() and not has_own else self.folder
+        self.tokenizer = self._read(transformers.AutoTokenizer, place)
+        kind = self.settings.model_type.removesuffix("_text_model")
+        self.tower = TOWERS.get(kind)
+        inner = getattr(self.settings, "text_config", None) or self.settings
+        inner = getattr(inner, "encoder", None) or inner  # T5Gemma has one for each half
+        self.width = int(getattr(inner, "hidden_size", None) or inner.d_model)
+        limits = [
+            self.tokenizer.model_max_length,
+            getattr(inner, "max_position_embeddings", None) or 10**9,
+        ]
+        most = min(limits)
+        if config.max_length is not None and config.max_length > most:
+            raise LimnerError(
+                f"text_encoder.max_length: {config.max_length}, but {self.folder} reads at most "
+                f"{most} tokens; take {most} or leave it out"
+            )
+        self.max_length = config.max_length or min(USUAL_LENGTH, most)
+        self.model: Any = None
+        self.loaded: tuple[torch.device, torch.dtype] | None = None
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Put the weights on the device, in `dtype` (float32 or bfloat16)."""
+        if self.loaded == (device, dtype):
+            return
+        transformers = _transformers()
+        settings, family = self.settings, transformers.AutoModel
+        if self.tower:
+            settings, family = None, getattr(transformers, self.tower)
+        elif type(settings) in transformers.AutoModelForTextEncoding._model_mapping:
+            family = transformers.AutoModelForTextEncoding
+            settings.is_encoder_decoder = False  # T5Gemma's encoder insists on it
+        model, info = self._read(
+            family,
+            dtype=dtype,
+            output_loading_info=True,
+            **({"config": settings} if settings else {}),
+        )
+        # BERT's pooler is trained for another task, is often left out, and is not used here.
+        if missing := [name for name in info["missing_keys"] if "pooler" not in name]:
+            raise LimnerError(
+                f"{KEY}: {self.folder} lacks {len(missing)} weights of a {family.__name__}, such "
+                f"as {sorted(missing)[0]}; it is not complete, or of another kind"
+            )
+        if getattr(model.config, "is_encoder_decoder", False):
+            model = model.get_encoder()
+        model = getattr(model, "language_model", model)
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.loaded = device, dtype
+
+    def unload(self) -> None:
+        """Give its memory back."""
+        self.model = self.loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def length(self, caption: str) -> int:
+        """Tokens the caption has, special ones included, before any cut."""
+        return len(self.tokenizer(encodable(caption), verbose=False)["input_ids"])
+
+    def encode(self, captions: Sequence[str]) -> FrozenText:
+        """B captions, padded to the longest of them: a FrozenText in float32 on the device."""
+        rows = self.rows(captions)
+        assert self.loaded
+        return FrozenText.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])
+
+    @torch.no_grad()
+    def rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """Of each caption its states [l, D] and its vector [D], float32 on the processor.
+
+        The vector is the encoder's own summary where it has one (CLIP), the state of the last token
+        for a language model that reads from left to right, and else the mean of the states.
+        """
+        assert self.loaded, "load() comes first"
+        read = self.tokenizer(
+            [encodable(caption) for caption in captions],
+            truncation=True,
+            max_length=self.max_length,
+            padding=False,
+        )["input_ids"]
+        # Some language models have no token at all for the empty caption.
+        read = [ids or [self._some_token()] for ids in read]
+        longest = max(map(len, read))
+        padding = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([row + [padding] * (longest - len(row)) for row in read])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in read])
+        device = self.loaded[0]
+        output = self.model(input_ids=ids.to(device), attention_mask=mask.to(device))
+        states = output.last_hidden_state.float().cpu()
+        rows = []
+        for i, row in enumerate(read):
+            own = states[i, : len(row)].clone()
+            if self.tower:
+                vector = output.pooler_output[i].float().cpu()
+            else:
+                vector = own[-1].clone() if self._reads_forward() else own.mean(dim=0)
+            rows.append((own, vector))
+        return rows
+
+    def _reads_forward(self) -> bool:
+        known = _transformers().AutoModelForTextEncoding._model_mapping
+        return type(self.settings) not in known and not self.settings.is_encoder_decoder
+
+    def _some_token(self) -> int:
+        tokens = self.tokenizer
+        known = (tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id, 0)
+        return next(token for token in known if token is not None)
+
+    def _read(self, family: Any, folder: Any = None, **options: Any) -> Any:
+        folder = folder or self.folder
+        logging = _transformers().utils.logging
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # it would list the other half of a model that has two
+        logging.disable_progress_bar()
+        try:
+            return family.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **options
+            )
+        except Exception as error:  # damaged, foreign, or unknown: nearly any exception
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
+            raise LimnerError(f"{KEY}: {folder} cannot be loaded: {reason}") from None
+        finally:
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+
+
+class TextAdapter(nn.Module):
+    """What of the model reads frozen states: FrozenText -> EncodedText of the model's text width.
+
+    Each state is normalised first, for language models have tokens hundreds of times as long as
+    others (Sun et al. 2024, "Massive activations", arXiv 2402.17762).
+    """
+
+    def __init__(self, states_width: int, width: int) -> None:
+        super().__init__()
+        self.norm_states = RMSNorm(states_width)
+        self.states = nn.Linear(states_width, width)
+        self.norm_vector = RMSNorm(states_width)
+        self.vector = nn.Linear(states_width, width)
+
+    def forward(self, text: FrozenText) -> EncodedText:
+        dtype = self.states.weight.dtype
+        tokens = self.states(self.norm_states(text.states.to(dtype)))
+        vector = self.vector(self.norm_vector(text.vector.to(dtype)))
+        return EncodedText(tokens, text.mask, vector)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise LimnerError(
+            f'{KEY} needs the package transformers: pip install "limner[pretrained]"'
+        ) from None
+    return transformers

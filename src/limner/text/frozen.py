@@ -1,0 +1,40 @@
+"""Captions as a pretrained encoder has read them: what is computed once and never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class FrozenText(NamedTuple):
+    """Captions as a pretrained encoder has read them, of any float dtype."""
+
+    states: Tensor
+    """[B, L, D], one state per token, zero at padding."""
+    mask: Tensor
+    """[B, L] bool, False at padding."""
+    vector: Tensor
+    """[B, D], the encoder's own summary of each caption, or the mean of its states."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> FrozenText:
+        return FrozenText(*(part.to(device, non_blocking=non_blocking) for part in self))
+
+    def pin_memory(self) -> FrozenText:
+        return FrozenText(*(part.pin_memory() for part in self))
+
+    @classmethod
+    def stack(cls, rows: Sequence[tuple[Tensor, Tensor]], length: int) -> FrozenText:
+        """Captions of different lengths, padded to one.
+
+        Args:
+            rows: of each caption its states [l, D], l at most `length`, and its vector [D].
+        """
+        states = torch.zeros(len(rows), length, rows[0][0].shape[-1], dtype=rows[0][0].dtype)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, (row, _) in enumerate(rows):
+            states[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        return cls(states, mask, torch.stack([vector for _, vector in rows]))
