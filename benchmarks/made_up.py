@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ def sd15_autoencoder_folder(folder: Path) -> Path:
 
     if not folder.exists():
         torch.manual_seed(0)
-        AutoencoderKL(
+        model: Any = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -24,7 +25,8 @@ def sd15_autoencoder_folder(folder: Path) -> Path:
             latent_channels=4,
             sample_size=512,
             scaling_factor=0.18215,
-        ).save_pretrained(folder)
+        )
+        model.save_pretrained(folder)
     return folder
 
 

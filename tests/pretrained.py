@@ -97,7 +97,7 @@ def _tokenizer(folder: Path, begin: str | None, end: str | None, pad: str | None
 
 
 def tiny_clip(folder: Path, whole: bool = False) -> Path:
-    """CLIPTextModel of width 16 that reads 24 tokens; `whole`: with its other half, as published."""
+    """CLIPTextModel of width 16 that reads 24 tokens; `whole`: with its other half."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
     size = _tokenizer(folder, "<s>", "</s>", "</s>", 24)
@@ -109,9 +109,10 @@ def tiny_clip(folder: Path, whole: bool = False) -> Path:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "max_position_embeddings": 24,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 1,
+        "bos_token_id": 1,
+        "eos_token_id": 0,  # the padding token comes first in the vocabulary, and is this one
+        "pad_token_id": 0,
+        "initializer_factor": 8.0,  # or the words would hardly count
     }
     if whole:
         sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}

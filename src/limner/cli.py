@@ -256,11 +256,11 @@ def _estimate(options: argparse.Namespace) -> None:
 
 
 def _train_autoencoder(options: argparse.Namespace) -> None:
-    from limner.training.autoencoder import train_autoencoder
+    from limner.training.autoencoder import sentences, train_autoencoder
 
-    config = _configured(options)
-    results = train_autoencoder(config, config.autoencoder, options.output)
-    print(json.dumps(results, indent=1))
+    results = train_autoencoder(_configured(options), options.output)
+    for sentence in sentences(results, options.output):
+        print(sentence)
 
 
 def _prepare(options: argparse.Namespace) -> None:

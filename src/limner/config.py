@@ -255,6 +255,33 @@ class CacheConfig(Section):
     """In which precision they are kept."""
 
 
+class AutoencoderConfig(Section):
+    """Of `limner train-autoencoder`; the rest is as for training (data, seed, device, output)."""
+
+    latent_channels: PositiveInt = 4
+    """Numbers per latent. More are closer to the picture and harder to draw."""
+    downsampling: Literal[2, 4, 8, 16] = 4
+    """Pixels per latent, in each direction."""
+    base_channels: Annotated[Whole, Field(ge=8, multiple_of=8)] = 16
+    """Channels at full size; twice as many at each halving. Most of the time goes there."""
+    layers_per_block: PositiveInt = 1
+    """Residual blocks per size."""
+    crop: PositiveInt = 64
+    """Side of the squares cut from pictures to learn from, pixels."""
+    batch_size: PositiveInt = 16
+    """Squares per update."""
+    learning_rate: Positive = 2e-3
+    """Peak learning rate of Muon (convolutions) and AdamW (the rest)."""
+    max_minutes: Positive = 15.0
+    """Wall-clock bound; the rate falls to zero over the last 40 % of it."""
+    max_steps: PositiveInt | None = None
+    """Updates at most."""
+    kl_weight: NonNegative = 1e-4
+    """Of the KL divergence of the latents from a normal distribution, per latent number."""
+    edge_weight: NonNegative = 0.25
+    """Of the error of differences between neighbours, at three scales, beside that of pixels."""
+
+
 class Config(Section):
     """The whole configuration; build it with `load_config`, which checks it as a whole."""
 
@@ -268,6 +295,7 @@ class Config(Section):
     lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
     sampling: SamplingConfig = SamplingConfig()
     cache: CacheConfig = CacheConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

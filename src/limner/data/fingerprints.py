@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,11 +50,16 @@ class Fingerprints:
     def of_files(self, files: Sequence[Path]) -> np.ndarray:
         """The hash of each file's content, uint8 [N, 16]; zeros for one that cannot be read."""
         entries = np.zeros(len(files), dtype=ENTRY)
-        for i, file in enumerate(files):
+        for number, file in enumerate(files):
             absolute = os.path.abspath(file)
             with contextlib.suppress(OSError):
                 found = os.stat(absolute)
-                entries[i] = (digest(absolute), found.st_size, found.st_mtime_ns, bytes(DIGEST))
+                entries[number] = (
+                    digest(absolute),
+                    found.st_size,
+                    found.st_mtime_ns,
+                    bytes(DIGEST),
+                )
         there = entries["path"] != np.zeros(1, ENTRY)["path"]
         unread = there & ~self._recall(entries)
         places = np.flatnonzero(unread)
@@ -108,7 +114,7 @@ def _content(file: Path) -> bytes:
         return bytes(DIGEST)
 
 
-def _hasher() -> hashlib._Hash:
+def _hasher() -> Any:
     return hashlib.blake2b(digest_size=DIGEST)
 
 

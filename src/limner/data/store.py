@@ -181,7 +181,10 @@ class Store:
         """The shard, its ids, and its refused rows; None (and an event) for a damaged one."""
         try:
             with open(path, "rb") as file:
+                whole = os.fstat(file.fileno()).st_size
                 size = int.from_bytes(file.read(8), "little")
+                if size > whole:
+                    raise ValueError("its length is not what it says")
                 header = json.loads(file.read(size))
                 about, begin = json.loads(header["__metadata__"]["about"]), 8 + size
 
@@ -195,7 +198,7 @@ class Store:
                 values = header["values"]
                 end = begin + max(tensor["data_offsets"][1] for n, tensor in header.items()
                                   if n != "__metadata__")  # fmt: skip
-                if os.fstat(file.fileno()).st_size != end or len(starts) != len(ids) + 1:
+                if whole != end or len(starts) != len(ids) + 1:
                     raise ValueError("its length is not what it says")
             if differences := _differences(about["key"], self.key):
                 raise ValueError(f"it belongs to another store: {differences}")

@@ -166,10 +166,10 @@ def _read_batches(partial: Path) -> Iterator[bytes]:
     if not partial.exists():
         return
     with open(partial, "r+b") as file:
-        end = 0
+        end, whole = 0, os.fstat(file.fileno()).st_size
         while len(head := file.read(8 + DIGEST)) == 8 + DIGEST:
-            batch = file.read(int.from_bytes(head[:8], "little"))
-            if _checksum(batch) != head[8:]:
+            length = int.from_bytes(head[:8], "little")
+            if length > whole - file.tell() or _checksum(batch := file.read(length)) != head[8:]:
                 break
             end = file.tell()
             yield batch

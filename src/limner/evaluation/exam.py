@@ -120,7 +120,7 @@ def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
         for i in range(len(pictures.rows))
     ]
     places: dict[str, int] = {
-        row.captions[0]: i for i, row in enumerate(data.trained.rows + data.held_out.rows)
+        row.captions[0]: i for i, row in enumerate([*data.trained.rows, *data.held_out.rows])
     }
     known = [d for d in drawings if d.split != "free"]
     drawn = torch.stack([torch.from_numpy(np.array(d.picture)) for d in known])

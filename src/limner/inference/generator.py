@@ -63,13 +63,13 @@ class ImageGenerator:
         part_dtype = part_precision(self.dtype)
         self.words: CaptionTokenizer | PretrainedText
         if parts.reader is not None:
-            self.words, text_size = parts.reader, parts.reader.width
             parts.reader.load(self.device, part_dtype)
+            self.words = parts.reader
         else:
             assert opened.tokenizer is not None
-            self.words, text_size = opened.tokenizer, opened.tokenizer.vocab_size
+            self.words = opened.tokenizer
         self.space.load(self.device, part_dtype)
-        model = build_model(self.config, text_size)
+        model = build_model(self.config, self.words.text_size)
         opened.load_weights(model, averaged=True)
         self.model = model.to(self.device).eval()
 

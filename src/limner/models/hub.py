@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from limner.errors import LimnerError
 
@@ -54,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix == kind or path.suffix in texts)
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, Any]:
     """The part's config.json. Raises LimnerError."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))

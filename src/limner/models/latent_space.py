@@ -54,7 +54,7 @@ class LatentSpace:
         assert config.pretrained_model_name is not None
         self.use_slicing, self.use_tiling = config.use_slicing, config.use_tiling
         self.folder = find_folder(config.pretrained_model_name, KEY, subfolder="vae")
-        self.settings: dict[str, Any] = read_config(self.folder)
+        self.settings = read_config(self.folder)
         self.class_name = self.settings.get("_class_name")
         if self.class_name not in FAMILIES:
             raise LimnerError(

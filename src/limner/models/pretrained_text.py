@@ -62,6 +62,11 @@ class PretrainedText:
         self.model: Any = None
         self.loaded: tuple[torch.device, torch.dtype] | None = None
 
+    @property
+    def text_size(self) -> int:
+        """What the model must know of it: how wide the states are."""
+        return self.width
+
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Put the weights on the device, in `dtype` (float32 or bfloat16)."""
         if self.loaded == (device, dtype):
@@ -163,6 +168,8 @@ class PretrainedText:
         except Exception as error:  # damaged, foreign, or unknown: nearly any exception
             lines = str(error).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__
+            if "ignore_mismatched_sizes" in reason:  # it points to a report that is not shown here
+                reason = "its weights have other shapes than its config.json says"
             raise LimnerError(f"{KEY}: {folder} cannot be loaded: {reason}") from None
         finally:
             logging.set_verbosity(level)

@@ -31,13 +31,13 @@ def in_strips(model: nn.Module, rows: int = ROWS) -> Iterator[None]:
         for kind, strips in kinds:
             if isinstance(module, kind):
                 plain = module.forward
-                module.forward = _replacement(module, plain, strips, rows)  # type: ignore[assignment]
+                module.forward = _replacement(module, plain, strips, rows)
                 changed.append(module)
     # What has weights and works on each place by itself (diffusers' RMSNorm of AutoencoderDC).
     for module in model.modules():
         if type(module).__name__ == "RMSNorm":
             plain = module.forward
-            module.forward = _replacement(module, plain, _pointwise, rows)  # type: ignore[assignment]
+            module.forward = _replacement(module, plain, _pointwise, rows)
             changed.append(module)
     try:
         yield

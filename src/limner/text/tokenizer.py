@@ -31,6 +31,11 @@ class CaptionTokenizer:
     def vocab_size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    @property
+    def text_size(self) -> int:
+        """What the model's own text encoder must know of it: how many tokens there are."""
+        return self.vocab_size
+
     @classmethod
     def learn(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> CaptionTokenizer:
         """Learn at most `vocab_size` tokens from captions; the same captions, the same tokens."""

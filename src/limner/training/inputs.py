@@ -148,7 +148,7 @@ def stored_latents(
         space.load(device, dtype)
         pictures = list(threads.map(picture, indices))
         good = [p for p in pictures if isinstance(p, Tensor)]
-        latents = iter(encode_within_memory(space, good, device) if good else [])
+        latents = iter(encode_within_memory(space, good, device) if good else torch.empty(0))
         return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in pictures]
 
     side = size // space.downsampling
@@ -171,7 +171,7 @@ def stored_latents(
     for source in both:
         for position in np.flatnonzero(source.positions < 0):
             reason = store.reason(source.ids[position].tobytes()) or "its latents are missing"
-            data.set.refused.append(Refused(source.rows[position].key, reason))
+            data.set.refused.append(Refused(source.rows[int(position)].key, reason))
     return both
 
 

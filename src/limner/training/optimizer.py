@@ -26,8 +26,8 @@ class Muon(torch.optim.Optimizer):
     al. 2025, equation 4), so that it shares AdamW's learning rate.
 
     Args:
-        params: matrices, or groups with `params` and `parts`: each of a group's matrices is that
-            many stacked ones, orthogonalised apart.
+        params: matrices and convolutions, or groups with `params` and `parts`: each of a group's
+            matrices is that many stacked ones, orthogonalised apart.
         lr: learning rate, above 0.
         momentum: in [0, 1), Nesterov.
         weight_decay: decoupled.
@@ -60,18 +60,22 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for shape, members in _by_shape(parameters).items():
                 rows = shape[0] // group["parts"]
-                stacked = torch.stack([nesterov[i] for i in members]).reshape(-1, rows, shape[1])
+                stacked = torch.stack([nesterov[i].reshape(shape) for i in members])
+                stacked = stacked.reshape(-1, rows, shape[1])
                 update = orthogonalise(stacked).to(stacked.dtype).reshape(-1, *shape)
                 scale = 0.2 * max(rows, shape[1]) ** 0.5
                 torch._foreach_add_(
-                    [parameters[i] for i in members], list(update), alpha=-group["lr"] * scale
+                    [parameters[i] for i in members],
+                    [u.reshape(parameters[i].shape) for i, u in zip(members, update, strict=True)],
+                    alpha=-group["lr"] * scale,
                 )
 
 
 def _by_shape(tensors: list[Tensor]) -> dict[tuple[int, int], list[int]]:
+    """Which tensors are matrices of one shape; a convolution's is [out, in x height x width]."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, tensor in enumerate(tensors):
-        groups[tensor.shape[0], tensor.shape[1]].append(i)
+        groups[tensor.shape[0], tensor[0].numel()].append(i)
     return groups
 
 

@@ -40,6 +40,7 @@ from limner.debug import log_shapes
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.models.parts import open_parts
+from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.budget import Budget
@@ -82,10 +83,10 @@ class Trainer:
             self.tokenizer, self.state = self.learn_words(), TrainingState()
 
         torch.manual_seed(config.training.seed)
-        self.reader = self.parts.reader or self.tokenizer
-        assert self.reader is not None
-        text_size = getattr(self.reader, "vocab_size", 0) or self.reader.width
-        model = build_model(config, text_size).to(self.device)
+        reader = self.parts.reader or self.tokenizer
+        assert reader is not None
+        self.reader: PretrainedText | CaptionTokenizer = reader
+        model = build_model(config, reader.text_size).to(self.device)
         # Drawing and the held-out loss use this copy, which is never compiled: their batches have
         # other shapes, each of which would be compiled anew.
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)

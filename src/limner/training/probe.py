@@ -1,0 +1,197 @@
+"""A short run that is measured: what `limner estimate` knows of memory and time.
+
+    python -m limner.training.probe < request.json
+
+It is a process of its own, so that its memory is its own and running out of it harms nobody. It
+does what training does, with compiling, the held-out loss, a preview, and a checkpoint; pictures
+and captions that would have to be encoded first are made up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.config import Config, load_config
+from limner.data.rows import Row
+from limner.data.stored import StoredCaptions
+from limner.device import part_precision
+from limner.models.latent_space import LatentSpace
+from limner.text.frozen import FrozenText
+from limner.text.words import stack
+from limner.training.inputs import Inputs
+from limner.training.runlog import read_log
+from limner.training.trainer import Trainer
+
+STEPS = 10
+SAMPLE = 200
+"""Captions that are looked at for the longest."""
+
+
+class MadeUpLatents:
+    """A `Source` of noise."""
+
+    def __init__(self, rows: Sequence[Row], shape: tuple[int, ...]) -> None:
+        self.rows = rows
+        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def tensor(self, position: int, flipped: bool = False) -> Tensor:
+        return self.noise.clone()
+
+
+class MadeUpCaptions(StoredCaptions):
+    """Captions as long as the longest, read by nobody."""
+
+    def __init__(self, length: int, width: int, dtype: torch.dtype) -> None:
+        self.length = length
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(length, width, generator=generator).to(dtype)
+        self.one = FrozenText(states, torch.ones(length, dtype=torch.bool), states[0])
+
+    def __call__(self, caption: str) -> FrozenText:
+        return self.one
+
+    def encode(self, captions: Sequence[str]) -> FrozenText:
+        batch = stack([self.one for _ in captions])
+        assert isinstance(batch, FrozenText)
+        return batch
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Train for a few steps; what that took."""
+    with tempfile.TemporaryDirectory() as folder:
+        short = {
+            "training": {
+                "output_dir": folder,
+                "max_steps": STEPS,
+                "max_minutes": None,
+                "num_epochs": None,
+                "logging_steps": STEPS,
+                "save_steps": 10**9,
+                "heldout_steps": 10**9,
+                "preview_steps": 10**9,
+                "num_workers": 0,
+                "trackers": ("none",),
+            },
+            "sampling": {"num_inference_steps": 2},
+        }
+        config = config.model_copy(
+            update={
+                section: getattr(config, section).model_copy(update=changes)
+                for section, changes in short.items()
+            }
+        )
+        trainer = Trainer(config)
+        trainer.inputs = made_up_inputs(trainer)
+        cuda = trainer.device.type == "cuda"
+        trainer.train()
+        (speed,) = (e for e in read_log(Path(folder) / "log.jsonl") if e["kind"] == "speed")
+        weights = list(trainer.bare_model.parameters())
+        states = [
+            value
+            for optimizer in trainer.optimizers.values()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        checkpoint = sum(f.stat().st_size for f in Path(folder).glob("checkpoint-*/*"))
+        peak = torch.cuda.max_memory_reserved(trainer.device) if cuda else peak_resident()
+        denoiser = sum(p.numel() for p in trainer.bare_model.denoiser.parameters())
+        return {
+            "batch_size": config.training.batch_size,
+            "seconds_per_step": config.training.batch_size / speed["images_per_second"],
+            "share_of_matmul_peak": speed["mfu"],
+            "gflops_per_picture": speed["training_gflops_per_picture"],
+            "peak_bytes": peak,
+            "parameters": sum(p.numel() for p in weights),
+            "denoiser_parameters": denoiser,
+            "weight_bytes": sum(p.nbytes for p in weights),
+            "optimizer_bytes": sum(value.nbytes for value in states),
+            "checkpoint_bytes": checkpoint,
+            "trained": len(trainer.data.trained.rows),
+            "held_out": len(trainer.data.held_out.rows),
+            "captions": len({c for r in trainer.data.set.rows for c in r.captions}),
+            **encoding(trainer),
+        }
+
+
+def made_up_inputs(trainer: Trainer) -> Inputs:
+    """The trainer's inputs, made up where they would have to be computed first."""
+    config, parts, data = trainer.config, trainer.parts, trainer.data
+    trained: Any = data.trained
+    held_out: Any = data.held_out
+    if isinstance(parts.space, LatentSpace):
+        side = config.data.image_size // parts.space.downsampling
+        shape = (parts.space.channels, side, side)
+        trained = MadeUpLatents(data.trained.rows, shape)
+        held_out = MadeUpLatents(data.held_out.rows, shape)
+    words: Any = trainer.tokenizer
+    if parts.reader is not None:
+        rows = data.trained.rows
+        sample = [c for r in rows[:: max(1, len(rows) // SAMPLE)] for c in r.captions]
+        longest = max(min(parts.reader.length(c), parts.reader.max_length) for c in sample)
+        words = MadeUpCaptions(longest, parts.reader.width, getattr(torch, config.cache.dtype))
+    return Inputs(trained, held_out, words)
+
+
+def encoding(trainer: Trainer) -> dict[str, float]:
+    """Seconds that a picture and a caption take to encode once, and the bytes they are kept in."""
+    config, parts = trainer.config, trainer.parts
+    dtype = part_precision(trainer.dtype)
+    stored: torch.dtype = getattr(torch, config.cache.dtype)
+    found: dict[str, float] = {}
+    if isinstance(parts.space, LatentSpace):
+        size = config.data.image_size
+        side = size // parts.space.downsampling
+        parts.space.load(trainer.device, dtype)
+        found["latent_bytes"] = parts.space.channels * side * side * stored.itemsize
+        found["seconds_per_picture"] = _seconds(
+            lambda: parts.space.encode(torch.zeros(1, 3, size, size, device=trainer.device)).cpu()
+        )
+        parts.space.unload()
+    if parts.reader is not None:
+        caption = trainer.data.trained.rows[0].captions[0]
+        parts.reader.load(trainer.device, dtype)
+        length = min(parts.reader.length(caption), parts.reader.max_length) + 1
+        found["caption_bytes"] = length * parts.reader.width * stored.itemsize
+        found["seconds_per_caption"] = _seconds(lambda: parts.reader.rows([caption]))
+        parts.reader.unload()
+    return found
+
+
+def _seconds(do: Any) -> float:
+    do()
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start
+
+
+def peak_resident() -> int:
+    """The most memory this process has had, bytes."""
+    import psutil
+
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def main() -> None:
+    found = measure(load_config(json.load(sys.stdin)))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
