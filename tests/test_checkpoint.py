@@ -73,7 +73,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_what_is_saved_is_what_is_loaded(saved: Saved, tmp_path: Path) -> None:
     folder = saved.save(tmp_path / "checkpoint-7")
-    assert {path.name for path in folder.iterdir()} == {*FILES, "ema.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, "tokenizer.json", "ema.safetensors"}
     assert {"model.pt", "optimizer.pt", "training_state.json"} <= set(FILES)
     opened = Checkpoint.open(folder)
     assert opened.config == saved.config
@@ -143,7 +143,7 @@ def test_saving_again_replaces_a_checkpoint(saved: Saved, tmp_path: Path) -> Non
     (folder / "notes.txt").write_text("left behind", encoding="utf-8")
     saved.save(folder, averaged=False)
     assert Checkpoint.open(folder).state.step == 8
-    assert {path.name for path in folder.iterdir()} == set(FILES)
+    assert {path.name for path in folder.iterdir()} == {*FILES, "tokenizer.json"}
     assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == ["final"]
 
 

@@ -11,15 +11,18 @@ import torch
 import yaml
 from contract import SHOWN, TUTORIAL, contract_keys, shows
 from PIL import Image
+from pretrained import tiny_autoencoder, tiny_t5
 from torch import nn
 
 from limner import device as devices
-from limner.config import Config, known_keys, load_config
+from limner.config import Config, VaeConfig, known_keys, load_config
 from limner.data.sources import open_data
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
+from limner.models.latent_space import LatentSpace
 from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage, build_model
+from limner.text.frozen import FrozenText
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -207,25 +210,39 @@ def test_dropout_is_noise_in_training_only(architecture: str, tiny_config: Build
 
 
 @shows("vae.pretrained_model_name", "text_encoder.pretrained_model_name")
-@pytest.mark.parametrize("section", ["vae", "text_encoder"])
-def test_pretrained_parts_load_and_training_says_that_they_are_not_there(
-    section: str, tiny_config: Build
+def test_pretrained_parts_are_what_is_drawn_in_and_read_with(
+    tiny_config: Build, tmp_path: Path
 ) -> None:
-    config = tiny_config(f"{section}.pretrained_model_name=some/model")
-    assert getattr(config, section).pretrained_model_name == "some/model"
-    with pytest.raises(
-        LimnerError, match=rf"{section}\.pretrained_model_name: .*cannot be used yet"
-    ):
-        Trainer(config)
+    vae, text = tiny_autoencoder(tmp_path / "vae"), tiny_t5(tmp_path / "t5")
+    trainer = Trainer(
+        tiny_config(
+            f"vae.pretrained_model_name='{vae}'",
+            f"text_encoder.pretrained_model_name='{text}'",
+            f"cache.folder='{tmp_path / 'cache'}'",
+        )
+    )
+    batch = next(trainer.batches())
+    assert batch.picture.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
+    assert isinstance(batch.text, FrozenText)
+    assert batch.text.states.shape[-1] == 16
+    assert torch.isfinite(trainer.loss(batch))
 
 
 @shows("vae.use_slicing")
-def test_slicing_is_accepted_where_there_is_nothing_to_slice(tiny_config: Build) -> None:
-    plain, sliced = (
-        Trainer(tiny_config(f"vae.use_slicing={value}")) for value in ("false", "true")
-    )
-    batch = next(plain.batches())
-    assert torch.equal(plain.loss(batch), sliced.loss(batch))
+def test_slicing_decodes_one_picture_at_a_time(tmp_path: Path) -> None:
+    folder = str(tiny_autoencoder(tmp_path / "vae"))
+    decoded = []
+    for slicing, expected in ((False, [3]), (True, [1, 1, 1])):
+        space = LatentSpace(VaeConfig(pretrained_model_name=folder, use_slicing=slicing))
+        space.load(torch.device("cpu"), torch.float32)
+        sizes: list[int] = []
+        space.model.decoder.register_forward_pre_hook(
+            lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0]))
+        )
+        latents = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        decoded.append(space.decode(latents))
+        assert sizes == expected
+    assert torch.allclose(*decoded, atol=1e-5)
 
 
 # scheduler

@@ -188,9 +188,12 @@ def test_a_configuration_that_cannot_be_read_is_named(fails: Fails, tmp_path: Pa
 
 
 @pytest.mark.parametrize("section", ["vae", "text_encoder"])
-def test_pretrained_parts_are_refused_with_the_key(section: str, train: Fails) -> None:
-    said = train(f"{section}.pretrained_model_name=some/model")
-    assert f"{section}.pretrained_model_name" in said
+def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
+    section: str, train: Fails
+) -> None:
+    said = train(f"{section}.pretrained_model_name=./some/model")
+    assert f"{section}.pretrained_model_name: './some/model' is no folder" in said
+    assert "HF_ENDPOINT" in said
     assert "set it to null" in said
 
 
@@ -318,11 +321,17 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
     ("words", "said"),
     [
         ([], 'limner generate outputs/demo "a cat"'),
-        (["a", "--height", "18"], "--height 18 is not a multiple of the model's patch size 4"),
-        (["a", "--width", "0"], "--width 0 is not a multiple of the model's patch size 4; take 4"),
+        (
+            ["a", "--height", "18"],
+            "--height 18 is not a multiple of 4, the pixels of one of the model's patches",
+        ),
+        (
+            ["a", "--width", "0"],
+            "--width 0 is not a multiple of 4, the pixels of one of the model's patches; take 4",
+        ),
         (
             ["a", "--height", "0"],
-            "--height 0 is not a multiple of the model's patch size 4; take 4",
+            "--height 0 is not a multiple of 4, the pixels of one of the model's patches; take 4",
         ),
         (["a", "--height", "-4"], "--height -4 is not a multiple"),
         (["a", "--num_inference_steps", "0"], "num_inference_steps is 0; it must be at least 1"),

@@ -115,7 +115,7 @@ def test_every_parameter_has_one_owner(
     config = tiny_config(
         f"optimizer.type={kind}", f"model.architecture={architecture}", "optimizer.weight_decay=0.1"
     )
-    model = build_model(config, vocab_size=300)
+    model = build_model(config, text_size=300)
     optimizers = build_optimizers(model, config)
     owned = [p for o in optimizers.values() for g in o.param_groups for p in g["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
@@ -140,7 +140,7 @@ def test_every_parameter_has_one_owner(
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_gains_and_biases_do_not_decay(kind: str, tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(f"optimizer.type={kind}", "optimizer.weight_decay=0.1")
-    for optimizer in build_optimizers(build_model(config, vocab_size=300), config).values():
+    for optimizer in build_optimizers(build_model(config, text_size=300), config).values():
         for group in optimizer.param_groups:
             for p in group["params"]:
                 assert group["weight_decay"] == (0.1 if p.ndim >= 2 else 0.0)

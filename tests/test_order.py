@@ -137,7 +137,7 @@ def test_an_example_is_the_same_in_any_worker_and_any_order() -> None:
     )
     for first, batch in zip((8, 12, 16, 20), loader, strict=False):
         wanted = Batch.of(expected[first : first + 4])
-        for name in ("picture", "ids", "noise", "u"):
+        for name in ("picture", "text", "noise", "u"):
             assert torch.equal(getattr(batch, name), getattr(wanted, name))
 
 

@@ -163,8 +163,9 @@ def _fit(
         loss_sum = torch.zeros((), device=device)
         while True:
             elapsed = time.perf_counter() - began
-            done = max(elapsed / seconds, step / settings.max_steps if settings.max_steps else 0.0)
-            if done >= 1:
+            # With a number of steps the rate follows these, so that a seeded run repeats itself.
+            done = step / settings.max_steps if settings.max_steps else elapsed / seconds
+            if done >= 1 or elapsed >= seconds:
                 break
             share = min(1.0, (step + 1) / WARM_UP) * min(1.0, (1 - done) / DECAY_SHARE)
             for optimizer in optimizers:
@@ -193,7 +194,7 @@ def _fit(
             if step % 20 == 0:
                 speed = step * settings.batch_size / (time.perf_counter() - began)
                 mean, loss_sum = float(loss_sum) / 20, torch.zeros_like(loss_sum)
-                images, left = step * settings.batch_size, elapsed / done * (1 - done)
+                images, left = step * settings.batch_size, elapsed / max(done, 1e-9) * (1 - done)
                 progress.update(step, settings.max_steps, images, speed, mean, None, left)
     return averaged, step
 

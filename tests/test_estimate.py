@@ -1,0 +1,146 @@
+"""What a run will take, before it is started: exact where it can be, measured where it must be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pretrained
+import pytest
+from runs import trained
+
+from limner.cli import main
+from limner.config import Config
+from limner.errors import LimnerError
+from limner.training import estimate as estimates
+from limner.training.estimate import GIB, advise, estimate, length_of, line, pictures_in_memory
+
+Build = Callable[..., Config]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe's processor is measured for half a second; these tests look at other figures."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_the_counts_are_those_of_the_real_run(
+    tiny_config: Build, tmp_path: Path, short: None
+) -> None:
+    config = tiny_config("training.max_steps=1000", "training.gradient_accumulation_steps=2")
+    found = estimate(config)
+    assert not (tmp_path / "run").exists()  # the probe leaves nothing in the run's folder
+    trainer = trained(tiny_config("training.save_steps=6"))
+    parameters = list(trainer.bare_model.parameters())
+    assert found.parameters == sum(p.numel() for p in parameters)
+    assert found.weights == found.averaged == found.gradients == 4 * found.parameters
+    states = [s for o in trainer.optimizers.values() for s in o.state.values()]
+    held = sum(v.nbytes for state in states for v in state.values() if hasattr(v, "nbytes"))
+    assert found.optimizer == held
+    files = sum(f.stat().st_size for f in (trainer.folder / "checkpoint-6").iterdir())
+    assert found.checkpoint == pytest.approx(files, rel=0.02)
+    assert (found.batch_size, found.effective_batch, found.steps) == (4, 8, 1000)
+    assert found.seconds == pytest.approx(1000 * 8 / found.pictures_per_second)
+    assert found.peak > found.weights + found.averaged + found.gradients + found.optimizer
+    assert found.advice == ()
+    assert found.cache == found.seconds_to_encode == 0
+    said = "\n".join(found.lines())
+    for name in ("parameters", "memory", "activations", "disk", "time", "1,000 steps"):
+        assert name in said
+
+
+def test_in_latent_space_the_cache_is_counted_and_nothing_is_encoded(
+    tiny_config: Build, tmp_path: Path, short: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = pretrained.tiny_autoencoder(tmp_path / "vae")
+    text = pretrained.tiny_clip(tmp_path / "clip")
+    config = tiny_config(
+        "model.patch_size=2",
+        f"vae.pretrained_model_name='{vae}'",
+        f"text_encoder.pretrained_model_name='{text}'",
+        "text_encoder.max_length=null",
+        f"cache.folder='{tmp_path / 'cache'}'",
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), "utf-8")
+    assert main(["estimate", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    latents, captions = 24 * 4 * 4 * 4 * 2, 48 * 25 * 16 * 2  # numbers of two bytes
+    assert found["cache"] == pytest.approx(latents + captions, rel=0.1)
+    assert found["seconds_to_encode"] > 0
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_cannot_run_says_why(tiny_config: Build, tmp_path: Path, short: None) -> None:
+    config = tiny_config(
+        "data.dataset_name=null", "data.num_samples=null", f"data.dataset_path='{tmp_path}/none'"
+    )
+    with pytest.raises(LimnerError, match=r"a short run of this configuration failed: .*none"):
+        estimate(config)
+
+
+def measured(batch_size: int, **values: float) -> dict[str, Any]:
+    return {"batch_size": batch_size, **values}
+
+
+def test_two_measurements_give_what_is_fixed_and_what_a_picture_adds() -> None:
+    small, large = measured(8, peak_bytes=1000.0), measured(16, peak_bytes=1400.0)
+    assert line(small, large, "peak_bytes") == (600, 50)
+    assert line(large, large, "peak_bytes") == (1400, 0)  # a batch of one: nothing to compare
+    assert line(measured(1, peak_bytes=9.0), measured(2, peak_bytes=8.0), "peak_bytes") == (8, 0)
+
+
+def test_advice_keeps_the_effective_batch(tiny_config: Build) -> None:
+    settings = ["training.batch_size=24", "training.gradient_accumulation_steps=2"]
+    config = tiny_config(*settings, "training.mixed_precision=bf16")
+    assert advise(config, GIB, GIB / 100, 2 * GIB) == []
+    (said,) = advise(config, GIB, GIB / 10, 2 * GIB)  # 0.8 GiB of room: eight pictures
+    assert "training.batch_size=8 training.gradient_accumulation_steps=6 fits" in said
+    assert "the same effective batch of 48" in said
+    both = advise(config, GIB, GIB / 10, 2 * GIB, (GIB, GIB / 40))
+    assert "gradient_checkpointing=true brings the peak to 1.60 GiB, which is enough" in both[0]
+    (none,) = advise(config, 3 * GIB, GIB, 2 * GIB)
+    assert "even one picture at a time needs 4.00 GiB" in none
+
+
+def test_the_length_of_a_run_is_counted_as_the_run_counts_it(tiny_config: Build) -> None:
+    def length(*settings: str) -> tuple[int | None, float]:
+        base = ["training.max_steps=null", "training.batch_size=10"]
+        return length_of(tiny_config(*base, *settings), 95, 0.5)
+
+    assert length("training.num_epochs=2") == (19, 9.5)
+    assert length("training.num_epochs=2", "training.gradient_accumulation_steps=2") == (10, 10.0)
+    assert length("training.max_steps=7") == (7, 3.5)
+    assert length("training.max_minutes=1") == (120, 60)
+    assert length("training.max_minutes=1", "training.max_steps=1000") == (1000, 60)
+    assert length() == (950, 475.0)
+
+
+def test_pictures_are_counted_where_they_are_kept(tiny_config: Build) -> None:
+    assert pictures_in_memory(tiny_config(), 100) == 100 * 3 * 16 * 16
+    assert pictures_in_memory(tiny_config("data.memory_mb=0"), 100) == 0
+    assert pictures_in_memory(tiny_config("vae.pretrained_model_name=some/vae"), 100) == 0
+
+
+def test_a_probe_that_runs_out_of_memory_is_tried_with_fewer_pictures(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def probe(config: Config) -> dict[str, Any]:
+        asked.append(config.training.batch_size)
+        if config.training.batch_size > 4:
+            raise MemoryError
+        return measured(config.training.batch_size)
+
+    monkeypatch.setattr(estimates, "probe", probe)
+    small, large = estimates.probe_twice(tiny_config("training.batch_size=64"))
+    assert asked == [32, 8, 2, 1]
+    assert (small["batch_size"], large["batch_size"]) == (1, 2)
+
+    def never(config: Config) -> dict[str, Any]:
+        raise MemoryError
+
+    monkeypatch.setattr(estimates, "probe", never)
+    with pytest.raises(LimnerError, match="not even one picture at a time fits"):
+        estimates.probe_twice(tiny_config("training.batch_size=64"))
