@@ -57,7 +57,7 @@ def rows_per_second(store: Store, count: int) -> float:
 
 
 def loaded_per_second(store: Store, batches: int, workers: int) -> float:
-    """Through worker processes, in batches of 256; the first ones, while they start, do not count."""
+    """Through worker processes, in batches of 256; the first of them do not count."""
     random = np.random.default_rng(2).integers(0, len(store), (batches + 20, 256)).tolist()
     loader: DataLoader[torch.Tensor] = DataLoader(
         Rows(store), batch_sampler=random, num_workers=workers

@@ -13,7 +13,8 @@ from limner.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
-DOCUMENTS = (*READMES, "CHANGELOG.md", "CONTRIBUTING.md")
+RUNS = sorted(f"docs/runs/{path.name}" for path in (ROOT / "docs" / "runs").glob("*.md"))
+DOCUMENTS = (*READMES, "CHANGELOG.md", "CONTRIBUTING.md", *RUNS)
 SCRIPTS = {"train.py": "train", "inference.py": "generate", "prepare_data.py": "prepare"}
 
 
@@ -60,7 +61,7 @@ def shown_commands() -> list[list[str]]:
     ]
     for path in (ROOT / "configs").glob("*.yaml"):
         comment = path.read_text(encoding="utf-8").partition("\ndata:")[0]
-        lines += re.findall(r"limner [a-z]+ --config \S+", comment)
+        lines += re.findall(r"limner (?:[a-z]+ --config|estimate) \S+", comment)
     return [words for line in lines for words in limner_words(line)]
 
 
@@ -73,9 +74,10 @@ def test_every_shown_command_is_understood() -> None:
         if words == ["prepare", "--type", "coco"]:
             continue  # the rest of it is the reader's
         options, rest = _parser().parse_known_args(words)
-        if words[0] == "train":
-            assert options.config is None or (ROOT / options.config).is_file(), words
-            load_config(options.config and ROOT / options.config, _as_overrides(rest))
+        if words[0] in ("train", "precompute", "estimate", "train-autoencoder"):
+            configuration = options.config or getattr(options, "where", None)
+            assert configuration is None or (ROOT / configuration).is_file(), words
+            load_config(configuration and ROOT / configuration, _as_overrides(rest))
         else:
             assert rest == [], words
 
@@ -115,7 +117,8 @@ def test_every_key_that_is_named_exists(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_file_that_is_linked_is_there(name: str) -> None:
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text(name))
-    missing = [link for link in links if not (ROOT / link).exists()]
+    folder = (ROOT / name).parent
+    missing = [link for link in links if not (folder / link).exists()]
     assert missing == []
 
 

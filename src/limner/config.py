@@ -256,7 +256,8 @@ class CacheConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    """Of `limner train-autoencoder`; the rest is as for training (data, seed, device, output)."""
+    """Of `limner train-autoencoder`; `data`, the seed, device, and precision of `training`, and
+    `optimizer.type` are as for training."""
 
     latent_channels: PositiveInt = 4
     """Numbers per latent. More are closer to the picture and harder to draw."""
@@ -271,7 +272,7 @@ class AutoencoderConfig(Section):
     batch_size: PositiveInt = 16
     """Squares per update."""
     learning_rate: Positive = 2e-3
-    """Peak learning rate of Muon (convolutions) and AdamW (the rest)."""
+    """Peak learning rate of Muon (convolutions) and AdamW (the rest, or all)."""
     max_minutes: Positive = 15.0
     """Wall-clock bound; the rate falls to zero over the last 40 % of it."""
     max_steps: PositiveInt | None = None
