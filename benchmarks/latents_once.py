@@ -41,7 +41,7 @@ def configured(folder: Path, batch_size: int) -> Config:
     return load_config(
         CONFIG,
         [
-            f"data.dataset_path='{jpeg_folder(folder / 'data', count=8 * batch_size, side=500)}'",
+            f"data.dataset_path='{jpeg_folder(folder / 'data', count=3 * batch_size, side=500)}'",
             f"vae.pretrained_model_name='{sd15_autoencoder_folder(folder / 'vae')}'",
             f"text_encoder.pretrained_model_name='{clip_text_folder(folder / 'clip')}'",
             f"cache.folder='{folder / 'cache'}'",
@@ -77,8 +77,8 @@ def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
             return batch
 
     timed = Timed()
-    seconds = median_seconds(lambda: trainer.step(timed), steps, 5)  # type: ignore[arg-type]
-    return seconds, statistics.median(waited[5:]) / seconds
+    seconds = median_seconds(lambda: trainer.step(timed), steps, 3)  # type: ignore[arg-type]
+    return seconds, statistics.median(waited[3:]) / seconds
 
 
 def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> float:
@@ -101,7 +101,7 @@ def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> floa
         encoded = type(batch)(latents.cpu(), text, batch.noise, batch.u, ())
         trainer.step(iter([encoded]))
 
-    seconds = median_seconds(step, steps, 1)
+    seconds = median_seconds(step, steps, 0)
     space.unload()
     reader.unload()
     return seconds
@@ -114,7 +114,7 @@ class Silent:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--batch_size", type=int, default=8)
+    options.add_argument("--batch_size", type=int, default=32)
     options.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,7 +125,7 @@ def main() -> None:
         trainer.inputs  # noqa: B018  computed here
         once = time.perf_counter() - start
         trainer.compile(Silent())  # type: ignore[arg-type]
-        stored, waiting = from_the_store(trainer, 20)
+        stored, waiting = from_the_store(trainer, 8)
         each = {
             name: encoding_each_step(trainer, dtype, 2)
             for name, dtype in (("float32", torch.float32), ("training's", trainer.dtype))

@@ -122,25 +122,41 @@ def test_pictures_are_counted_where_they_are_kept(tiny_config: Build) -> None:
     assert pictures_in_memory(tiny_config("vae.pretrained_model_name=some/vae"), 100) == 0
 
 
-def test_a_probe_that_runs_out_of_memory_is_tried_with_fewer_pictures(
-    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fits", "free", "asked"),
+    [
+        (64, 1000, [32, 64]),  # room for all: the batch itself is measured
+        (64, 70, [32, 16]),  # twice the memory of half of it would not leave a margin
+        (4, 1000, [32, 8, 2, 1]),  # memory runs out, and what follows is extrapolated
+    ],
+)
+def test_a_probe_never_asks_for_more_memory_than_there_is(
+    fits: int,
+    free: int,
+    asked: list[int],
+    tiny_config: Build,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = []
+    found = []
 
     def probe(config: Config) -> dict[str, Any]:
-        asked.append(config.training.batch_size)
-        if config.training.batch_size > 4:
+        found.append(config.training.batch_size)
+        if config.training.batch_size > fits:
             raise MemoryError
-        return measured(config.training.batch_size)
+        return measured(config.training.batch_size, peak_bytes=config.training.batch_size)
 
     monkeypatch.setattr(estimates, "probe", probe)
-    small, large = estimates.probe_twice(tiny_config("training.batch_size=64"))
-    assert asked == [32, 8, 2, 1]
-    assert (small["batch_size"], large["batch_size"]) == (1, 2)
+    small, large = estimates.probe_twice(tiny_config("training.batch_size=64"), free)
+    assert found == asked
+    assert (small["batch_size"], large["batch_size"]) == tuple(sorted(asked[-2:]))
 
+
+def test_a_model_that_is_too_large_for_anything_says_so(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(config: Config) -> dict[str, Any]:
         raise MemoryError
 
     monkeypatch.setattr(estimates, "probe", never)
     with pytest.raises(LimnerError, match="not even one picture at a time fits"):
-        estimates.probe_twice(tiny_config("training.batch_size=64"))
+        estimates.probe_twice(tiny_config("training.batch_size=64"), 1000)

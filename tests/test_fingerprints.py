@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limner.data import fingerprints
-from limner.data.fingerprints import Fingerprints, digest
+from limner import fingerprints
+from limner.fingerprints import Fingerprints, digest
 
 LONG_AGO = 1_700_000_000
 

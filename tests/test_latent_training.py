@@ -144,6 +144,8 @@ def test_a_run_is_not_resumed_with_another_autoencoder(
     folder = trained(build()).folder
     with pytest.raises(LimnerError, match=r"vae\.fingerprint: .* in the checkpoint"):
         Trainer(build(f"vae.pretrained_model_name='{other}'"), resume=folder / "checkpoint-3")
+    with pytest.raises(LimnerError, match=r"text_encoder\.pretrained_model_name: .* None in the"):
+        Trainer(build("text_encoder.max_length=24", text=None), resume=folder / "checkpoint-3")
 
 
 def test_the_checkpoint_says_what_it_needs_and_holds_no_tokenizer(build: Build) -> None:

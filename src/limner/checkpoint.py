@@ -229,10 +229,16 @@ def resume_config(
     return load_config(find_checkpoint(resume) / "config.yaml", overrides)
 
 
-MAY_DIFFER = ("dropout", "pretrained_model_name", "use_slicing", "use_tiling")
-"""What changes no weight's meaning; of pretrained parts the fingerprint counts, not the place."""
+MAY_DIFFER = ("dropout", "use_slicing", "use_tiling")
+"""What changes no weight's meaning."""
 OPEN = ("fingerprint", "patch_size", "in_channels", "out_channels", "max_length")
 """What a configuration may leave to the pretrained parts."""
+
+
+def _differs(key: str, there: Any, here: Any) -> bool:
+    if key == "pretrained_model_name":  # where a part is may change, whether there is one may not
+        return (there is None) != (here is None)
+    return there != here and key not in MAY_DIFFER and not (key in OPEN and here is None)
 
 
 def check_same_model(saved: Config, asked: Config) -> None:
@@ -243,7 +249,7 @@ def check_same_model(saved: Config, asked: Config) -> None:
         for (key, there), (_, here) in zip(
             getattr(saved, section), getattr(asked, section), strict=True
         )
-        if there != here and key not in MAY_DIFFER and not (key in OPEN and here is None)
+        if _differs(key, there, here)
     ]
     if differences:
         raise LimnerError(

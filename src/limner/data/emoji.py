@@ -26,9 +26,9 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from limner.data.fingerprints import Fingerprints
 from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
+from limner.fingerprints import Fingerprints
 
 SKIN_TONES = {
     "1f3fb": "light skin tone",

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limner.data import pictures
-from limner.data.fingerprints import Fingerprints
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
+from limner.fingerprints import Fingerprints
 
 LAYOUTS = """\
   1. metadata.json: [{"image": "images/image_000001.jpg", "text": "a red apple"}, ...]

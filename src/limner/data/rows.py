@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from limner.data.fingerprints import Fingerprints
 from limner.errors import LimnerError
+from limner.fingerprints import Fingerprints
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
-from limner.data.fingerprints import Fingerprints, digest
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
+from limner.fingerprints import Fingerprints, digest
 
 GRID = 32
 """Sizes and places below are in units of 1/32 of the picture's side."""

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner.data.fingerprints import DIGEST, digest
 from limner.errors import LimnerError
+from limner.fingerprints import DIGEST, digest
 
 Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

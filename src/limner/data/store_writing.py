@@ -25,9 +25,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from limner.data.fingerprints import DIGEST
 from limner.data.store import Store
 from limner.errors import LimnerError
+from limner.fingerprints import DIGEST
 
 Make = Callable[[list[int]], list[Tensor | str]]
 NOT_FINITE = (

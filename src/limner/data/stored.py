@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner.data.fingerprints import digest
 from limner.data.rows import PictureError, Row
 from limner.data.store import Store
+from limner.fingerprints import digest
 from limner.text.frozen import FrozenText
 from limner.text.words import stack
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limner.config import Config, complete
-from limner.data.fingerprints import Fingerprints, digest
 from limner.errors import LimnerError
+from limner.fingerprints import Fingerprints, digest
 from limner.models.hub import weight_files
 from limner.models.latent_space import LatentSpace, PixelSpace
 from limner.models.pretrained_text import PretrainedText

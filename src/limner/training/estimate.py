@@ -91,7 +91,7 @@ class Estimate:
 
 
 def estimate(config: Config) -> Estimate:
-    """Measure short runs at a fourth and at half of the batch, and draw the line through them.
+    """Measure short runs, at half of the batch and at all of it if there is room for that.
 
     Raises:
         LimnerError: the run could not even start, with its reason.
@@ -100,12 +100,12 @@ def estimate(config: Config) -> Estimate:
     device = devices.choose_device(config.training.device)
     dtype = devices.choose_precision(config.training.mixed_precision, device)
     batch_size = config.training.batch_size
-    small, large = probe_twice(config)
+    free = free_memory(device)
+    small, large = probe_twice(config, free)
     fixed, per_picture = line(small, large, "peak_bytes")
     fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
     step_fixed, step_per_picture = line(small, large, "seconds_per_step")
     step = max(step_fixed + step_per_picture * batch_size, large["seconds_per_step"])
-    free = free_memory(device)
     weights = large["weight_bytes"]
     known = 2 * weights + weights + large["optimizer_bytes"]
     steps, seconds = length_of(config, large["trained"], step)
@@ -216,25 +216,31 @@ def length_of(config: Config, rows: int, step: float) -> tuple[int | None, float
     return steps, min(steps * seconds, bound)
 
 
-def probe_twice(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measurements at a fourth and half of the batch; smaller ones where memory runs out."""
-    half = max(1, config.training.batch_size // 2)
+def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measurements at half of the batch and at all of it; at smaller ones where memory is short.
+
+    Args:
+        free: bytes; the whole batch is only tried if twice the half's memory fits well into them.
+    """
+    batch = config.training.batch_size
+    size = max(1, batch // 2)
     while True:
         try:
-            large = probe(_with_training(config, batch_size=half))
-            small = large
-            if half > 1:
-                small = probe(_with_training(config, batch_size=max(1, half // 2)))
-            elif config.training.batch_size > 1:
-                small, large = large, probe(_with_training(config, batch_size=2))
-            return small, large
+            first = probe(_with_training(config, batch_size=size))
+            break
         except MemoryError:
-            if half == 1:
+            if size == 1:
                 raise LimnerError(
                     "not even one picture at a time fits into memory: take a smaller "
                     "model.hidden_size or model.num_layers"
                 ) from None
-            half = max(1, half // 4)
+            size = max(1, size // 4)
+    roomy = size == max(1, batch // 2) and 2 * first["peak_bytes"] <= free * MARGIN
+    other = batch if roomy else max(1, size // 2)
+    if other == size:
+        return first, first
+    second = probe(_with_training(config, batch_size=other))
+    return (second, first) if other < size else (first, second)
 
 
 def probe(config: Config) -> dict[str, Any]:

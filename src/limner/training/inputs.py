@@ -19,7 +19,6 @@ from torch import Tensor
 
 from limner.config import Config
 from limner.data.examples import Source
-from limner.data.fingerprints import Fingerprints
 from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError, Refused, Row
 from limner.data.sources import Data, open_data
@@ -27,6 +26,7 @@ from limner.data.store import Store
 from limner.data.store_writing import check_space, fill
 from limner.data.stored import StoredCaptions, StoredLatents, caption_id, mirrored, packed
 from limner.device import choose_device, choose_precision, name_of, part_precision
+from limner.fingerprints import Fingerprints
 from limner.models.latent_space import LatentSpace
 from limner.models.parts import Parts, open_parts
 from limner.models.pretrained_text import PretrainedText
