@@ -82,6 +82,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest
 
 
+def give_back_freed_memory() -> None:
+    """The opposite, once: before something large is loaded that training does not need."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def why_not_compile(device: torch.device) -> str | None:
     """None if torch.compile works here, else the reason, found by compiling something tiny."""
     try:

@@ -24,13 +24,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, digest
 
 Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-GIVE_BACK_AFTER = 64 * 2**20
-"""Bytes read after which the mapped pages are given back; the system's cache still has them."""
+GIVE_BACK_AFTER = 32 * 2**20
+"""Bytes mapped after which they are given back; the system's cache still has them."""
+MAPPED_AT_ONCE = 2**18
+"""Bytes that the system maps around a place that is read, at most about."""
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Store:
         """Look at the folder anew."""
         self.shards: list[Shard] = []
         self.refused: dict[bytes, str] = {}
-        ids, counts = [np.zeros((0, DIGEST), dtype=np.uint8)], [np.zeros(0, dtype=np.int64)]
+        ids, counts = [np.zeros((0, DIGEST), dtype=np.uint8)], [np.zeros(0, dtype=np.int32)]
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             opened = self._open_shard(path)
             if opened is None:
@@ -113,14 +116,15 @@ class Store:
             self.shards.append(shard)
             self.refused |= {bytes.fromhex(id): reason for id, reason in refused.items()}
             ids.append(shard_ids)
-            counts.append(np.diff(shard.starts))
+            counts.append(np.diff(shard.starts).astype(np.int32))
         self.ids, self.counts = np.concatenate(ids), np.concatenate(counts)
         self.firsts = np.cumsum([0, *(len(shard.starts) - 1 for shard in self.shards)]).tolist()
         keys = _keys(self.ids)
-        self.order = np.argsort(keys, kind="stable")
+        self.order = np.argsort(keys, kind="stable").astype(np.int32)  # two billion rows
         self.keys = keys[self.order]
         self.longest = int(self.counts.max(initial=0))
         self.bytes_read = 0
+        give_back_freed_memory()  # the pieces that were joined above
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,7 +155,7 @@ class Store:
         shard = self.shards[number]
         row = position - self.firsts[number]
         values = shard.values()[int(shard.starts[row]) : int(shard.starts[row + 1])].clone()
-        self.bytes_read += values.nbytes
+        self.bytes_read += max(values.nbytes, MAPPED_AT_ONCE)
         if self.bytes_read > GIVE_BACK_AFTER:
             self.bytes_read = 0
             for shard in self.shards:
@@ -173,7 +177,7 @@ class Store:
         if not len(self.ids) or not len(ids):
             return np.full(len(ids), -1, dtype=np.int64)
         at = np.searchsorted(self.keys, _keys(ids)).clip(max=len(self.keys) - 1)
-        places = self.order[at]
+        places = self.order[at].astype(np.int64)
         places[(self.ids[places] != ids).any(axis=1)] = -1
         return places
 
