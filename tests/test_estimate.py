@@ -160,3 +160,24 @@ def test_a_model_that_is_too_large_for_anything_says_so(
     monkeypatch.setattr(estimates, "probe", never)
     with pytest.raises(LimnerError, match="not even one picture at a time fits"):
         estimates.probe_twice(tiny_config("training.batch_size=64"), 1000)
+
+
+def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(config: Config) -> dict[str, Any]:
+        size = config.training.batch_size
+        each = 10 if config.training.gradient_checkpointing else 100
+        counts = dict.fromkeys(
+            ("parameters", "denoiser_parameters", "weight_bytes", "optimizer_bytes", "trained",
+             "held_out", "captions", "checkpoint_bytes"), 10,
+        )  # fmt: skip
+        times = {"seconds_per_step": 1.0, "gflops_per_picture": 1.0, "share_of_matmul_peak": 0.3}
+        return measured(size, peak_bytes=1000 + each * size, **counts, **times)
+
+    monkeypatch.setattr(estimates, "probe", probe)
+    monkeypatch.setattr(estimates, "free_memory", lambda device: 1400)
+    found = estimate(tiny_config("training.batch_size=64"))
+    assert found.peak == 1000 + 100 * 64
+    assert "gradient_checkpointing=true brings the peak" in found.advice[0]
+    assert "training.batch_size=2 training.gradient_accumulation_steps=32 fits" in found.advice[1]

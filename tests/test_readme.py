@@ -108,7 +108,7 @@ def test_every_key_that_is_named_exists(name: str) -> None:
     sections = "|".join(Config.model_fields)
     files = r"(?!py\b|pt\b|json|safetensors|yaml|md\b)"
     # Not within a path such as inference/sampling.py.
-    named = set(re.findall(rf"(?<![\w/.])((?:{sections})\.{files}\w+)", text(name)))
+    named = set(re.findall(rf"(?<![\w/.-])((?:{sections})\.{files}\w+)", text(name)))
     assert named <= set(known_keys())
     if name in READMES:
         assert "training.num_epochs" in named

@@ -305,6 +305,28 @@ def test_a_full_disk_keeps_what_is_finished(
         check_space(tmp_path, 2**60)
 
 
+def test_values_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    rows: list[torch.Tensor | str] = [torch.zeros(1, 2), torch.zeros(1, 2).half()]
+    with pytest.raises(LimnerError, match="values of different kinds cannot share"):
+        fill(Store.open(tmp_path, "latents", KEY), ids_of(2), lambda _: rows, 8, 8)
+
+
+def test_a_shard_that_cannot_be_opened_now_is_not_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = filled(tmp_path).folder
+    before = contents(folder)
+
+    def busy(*_: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", busy)
+    with pytest.raises(LimnerError, match=r"cannot be read: Too many open files"):
+        Store(folder, KEY)
+    monkeypatch.undo()
+    assert contents(folder) == before
+
+
 def test_an_error_in_making_is_not_swallowed(tmp_path: Path) -> None:
     def make(indices: list[int]) -> list[torch.Tensor | str]:
         raise RuntimeError("out of coffee")

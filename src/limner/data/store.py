@@ -12,6 +12,7 @@ for one key. Shards are memory-mapped, and what was read does not stay in memory
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import mmap
 import os
@@ -214,9 +215,12 @@ class Store:
                 starts,
             )
             return shard, ids, about["refused"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:  # not the shard's fault: permissions, too many files, a network
+            raise LimnerError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError) as error:
             aside = path.with_suffix(".damaged")
-            os.replace(path, aside)
+            with contextlib.suppress(FileNotFoundError):  # another process has done it
+                os.replace(path, aside)
             self.events.append(
                 f"{path} cannot be used ({error}); it was moved to {aside.name} and its rows are "
                 "computed anew"

@@ -130,7 +130,8 @@ def _compute(
     batch_size: int,
     count: Callable[[int], None],
 ) -> None:
-    partial = target.with_suffix(".partial")
+    # Of one batch size: a release that takes another starts the chunk anew.
+    partial = target.with_suffix(f".{batch_size}.partial")
     batches = list(_read_batches(partial))
     for done in range(len(batches)):
         count(len(chunk[done * batch_size :][:batch_size]))
@@ -144,7 +145,8 @@ def _compute(
             os.fsync(file.fileno())
             count(len(indices))
     _write_shard(store, ids, batches, target)
-    partial.unlink()
+    for leftover in store.folder.glob(f"{target.stem}.*partial"):
+        leftover.unlink()
 
 
 def _packed(rows: list[Tensor | str]) -> bytes:
@@ -157,6 +159,8 @@ def _packed(rows: list[Tensor | str]) -> bytes:
         counts.append(0 if isinstance(row, str) else len(row))
         if isinstance(row, Tensor):
             values.append(row.contiguous().cpu())
+    if len(kinds := {(value.dtype, value.shape[1:]) for value in values}) > 1:
+        raise LimnerError(f"values of different kinds cannot share a store: {kinds}")
     tensors = {"counts": torch.tensor(counts)} | ({"values": torch.cat(values)} if values else {})
     return safetensors.torch.save(tensors, {"reasons": json.dumps(reasons)})
 
@@ -189,17 +193,19 @@ def _write_shard(store: Store, ids: np.ndarray, batches: list[bytes], target: Pa
         id.tobytes().hex(): reason for id, reason in zip(ids, reasons, strict=True) if reason
     }
     staging = target.with_suffix(".writing")
-    safetensors.torch.save_file(
+    # As bytes, written here: the library's own writing reports a full disk as something else.
+    shard = safetensors.torch.save(
         {
             "ids": torch.from_numpy(ids.copy()),
             "starts": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
             "values": torch.cat(values) if values else torch.zeros(0),
         },
-        staging,
         # One entry: the order of several is not the same every time.
         {"about": json.dumps({"key": store.key, "refused": refused})},
     )
-    with open(staging, "r+b") as file:
+    with open(staging, "wb") as file:
+        file.write(shard)
+        file.flush()
         os.fsync(file.fileno())
     os.replace(staging, target)
 

@@ -113,7 +113,7 @@ def estimate(config: Config) -> Estimate:
     short = None
     if peak > free * MARGIN and not config.training.gradient_checkpointing:
         short = line(
-            *probe_twice(_with_training(config, gradient_checkpointing=True)), "peak_bytes"
+            *probe_twice(_with_training(config, gradient_checkpointing=True), free), "peak_bytes"
         )
     rows = large["trained"] * (2 if config.data.horizontal_flip else 1) + large["held_out"]
     return Estimate(
