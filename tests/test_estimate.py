@@ -177,7 +177,7 @@ def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
 
     monkeypatch.setattr(estimates, "probe", probe)
     monkeypatch.setattr(estimates, "free_memory", lambda device: 1400)
-    found = estimate(tiny_config("training.batch_size=64"))
+    found = estimate(tiny_config("training.batch_size=64", "data.memory_mb=0"))
     assert found.peak == 1000 + 100 * 64
     assert "gradient_checkpointing=true brings the peak" in found.advice[0]
     assert "training.batch_size=2 training.gradient_accumulation_steps=32 fits" in found.advice[1]
