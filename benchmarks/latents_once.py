@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from made_up import clip_text_folder, jpeg_folder, sd15_autoencoder_folder
 from limner import device as devices
 from limner.config import Config, load_config
 from limner.data.pictures import decode, to_tensor
+from limner.training.probe import peak_resident
 from limner.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "latents_once.json"
@@ -130,7 +130,7 @@ def main() -> None:
             name: encoding_each_step(trainer, dtype, 2)
             for name, dtype in (("float32", torch.float32), ("training's", trainer.dtype))
         }
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_resident() / 2**20
         count = len(trainer.data.trained.rows) + len(trainer.data.held_out.rows)
     size = given.batch_size
     print(f"computed once: {count} pictures in {once:.0f} s")

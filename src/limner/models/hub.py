@@ -15,7 +15,6 @@ TEXTS = ("*.json", "*.txt", "*.model")
 """Configurations, tokenizers, vocabularies."""
 NEVER = (
     "*.fp16.*",
-    "*.non_ema.*",
     "*non_ema*",
     "consolidated*",
     "flax_*",

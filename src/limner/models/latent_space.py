@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.config import VaeConfig
+from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
 from limner.models.hub import find_folder, read_config
 from limner.models.strips import in_strips
@@ -77,6 +78,7 @@ class LatentSpace:
                 f'{KEY} needs the package diffusers: pip install "limner[pretrained]"'
             ) from None
         family = getattr(diffusers, str(self.class_name))
+        give_back_freed_memory()  # what training has freed is not added to what is loaded now
         try:
             model, info = family.from_pretrained(
                 self.folder,
@@ -102,8 +104,7 @@ class LatentSpace:
         """Give its memory back."""
         self.model = self.loaded = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_freed_memory()
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.config import TextEncoderConfig
+from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
 from limner.models.hub import find_folder
 from limner.models.layers import RMSNorm
@@ -100,8 +101,7 @@ class PretrainedText:
         """Give its memory back."""
         self.model = self.loaded = None
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_freed_memory()
 
     def length(self, caption: str) -> int:
         """Tokens the caption has, special ones included, before any cut."""

@@ -200,8 +200,8 @@ def _fit(
 
 
 def _optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions between many channels (see benchmarks/README.md for what it is
-    worth), AdamW for the rest; or AdamW for all, as `optimizer.type` says."""
+    """Muon for the convolutions between many channels and AdamW for the rest, or AdamW for all, as
+    `optimizer.type` says."""
     learning_rate = config.autoencoder.learning_rate
     convolutions = [
         module.weight

@@ -12,7 +12,7 @@ from torch import Tensor
 from limner.config import Config
 from limner.data.pictures import to_pil
 from limner.data.rows import Row
-from limner.device import give_back_freed_memory, part_precision
+from limner.device import part_precision
 from limner.diffusion.objective import Objective
 from limner.inference.contact_sheet import contact_sheet
 from limner.inference.sampling import draw
@@ -61,11 +61,7 @@ def decode_within_memory(
     needs more memory than training did.
     """
 
-    if isinstance(space, PixelSpace):
-        return latents.cpu()
-
     def decode(device: torch.device) -> Tensor:
-        give_back_freed_memory()
         space.load(device, dtype)
         return torch.cat([space.decode(one[None].to(device)).cpu() for one in latents])
 
