@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def median_seconds(do: Callable[[], object], times: int, first: int) -> float:
 
 def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
     """Seconds of a step, and the share of them spent waiting for the batch."""
-    batches, waited = trainer.batches(), list[float]()
+    batches, waited = trainer.load(), list[float]()
 
     class Timed:
         def __iter__(self) -> Timed:
@@ -77,7 +78,8 @@ def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
             return batch
 
     timed = Timed()
-    seconds = median_seconds(lambda: trainer.step(timed), steps, 3)  # type: ignore[arg-type]
+    trainer.batches = timed  # type: ignore[assignment]
+    seconds = median_seconds(lambda: trainer.step(), steps, 3)
     return seconds, statistics.median(waited[3:]) / seconds
 
 
@@ -88,18 +90,19 @@ def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> floa
     space.load(trainer.device, dtype)
     reader.load(trainer.device, dtype)
     rows, size = trainer.data.trained.rows, trainer.config.data.image_size
-    batch = next(trainer.batches())
+    batch = next(trainer.load())
     folder = Path(trainer.config.data.dataset_path)
 
     def step() -> None:
-        some = rows[: trainer.config.training.batch_size]
+        some = rows[: trainer.config.training.micro_batch_size]
         pixels = torch.stack([to_tensor(decode(folder / row.key, size)) for row in some])
         with torch.no_grad():
             latents = space.encode(pixels.to(trainer.device))
             text = reader.encode([row.captions[0] for row in some])
         assert latents.shape == batch.picture.shape
-        encoded = type(batch)(latents.cpu(), text, batch.noise, batch.u, ())
-        trainer.step(iter([encoded]))
+        encoded = replace(batch, picture=latents.cpu(), text=text)
+        trainer.batches = iter([encoded])
+        trainer.step()
 
     seconds = median_seconds(step, steps, 0)
     space.unload()

@@ -50,10 +50,10 @@ def measure(words: list[str]) -> dict[str, float]:
         base["training"]["trackers"] = ["none"]
         trainer = Trainer(load_config(base, overrides))
         trainer.compile(_Silent())  # type: ignore[arg-type]
-        batches, seconds = trainer.batches(), []
+        trainer.batches, seconds = trainer.load(), []
         for _ in range(25):
             start = time.perf_counter()
-            trainer.step(batches)
+            trainer.step()
             seconds.append(time.perf_counter() - start)
     peak = devices.matmul_peak(torch.device("cpu"), trainer.dtype)
     return {"step": statistics.median(seconds[5:]), "peak_gflops": peak / 1e9}

@@ -16,6 +16,7 @@ from limner import checkpoint as checkpoint_module
 from limner.checkpoint import (
     FILES,
     Checkpoint,
+    Contents,
     TrainingState,
     checkpoints,
     find_checkpoint,
@@ -44,8 +45,7 @@ class Saved:
         self.state = TrainingState(7, 28, 1.5, 100, 70)
 
     def save(self, folder: Path, averaged: bool = True) -> Path:
-        return save_checkpoint(
-            folder,
+        contents = Contents.of(
             self.model,
             self.averaged if averaged else None,
             self.optimizers,
@@ -53,6 +53,7 @@ class Saved:
             self.config,
             self.state,
         )
+        return save_checkpoint(folder, contents)
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_the_data_set_is_the_one_that_is_named(folder: Path, tiny_config: Build)
 @pytest.mark.parametrize("size", [8, 24])
 def test_pictures_are_trained_at_image_size(size: int, tiny_config: Build) -> None:
     trainer = Trainer(tiny_config(f"data.image_size={size}"))
-    batch = next(trainer.batches())
+    batch = next(trainer.load())
     assert batch.picture.shape == batch.noise.shape == (4, 3, size, size)
 
 
@@ -221,7 +221,7 @@ def test_pretrained_parts_are_what_is_drawn_in_and_read_with(
             f"cache.folder='{tmp_path / 'cache'}'",
         )
     )
-    batch = next(trainer.batches())
+    batch = next(trainer.load())
     assert batch.picture.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
     assert isinstance(batch.text, FrozenText)
     assert batch.text.states.shape[-1] == 16

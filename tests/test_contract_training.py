@@ -56,7 +56,7 @@ def test_the_seed_decides_the_weights_and_what_is_seen(tiny_config: Build) -> No
     first, again, other = (Trainer(tiny_config(f"training.seed={seed}")) for seed in (3, 3, 4))
     for trainer, same in ((again, True), (other, False)):
         weights = (t.bare_model.denoiser.patch_embedding.weight for t in (first, trainer))
-        batch, expected = next(trainer.batches()), next(first.batches())
+        batch, expected = next(trainer.load()), next(first.load())
         assert torch.equal(*weights) is same
         for name in ("picture", "noise", "u"):
             assert torch.equal(getattr(batch, name), getattr(expected, name)) is same
@@ -123,7 +123,7 @@ def test_the_network_computes_in_the_precision_asked_for(
     seen = []
     layer = trainer.bare_model.denoiser.blocks[0].out
     layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
-    loss = trainer.loss(next(trainer.batches()))
+    loss = trainer.loss(next(trainer.load()))
     assert (seen, loss.dtype) == ([expected], torch.float32)
     assert {p.dtype for p in trainer.bare_model.parameters()} == {torch.float32}
 
@@ -142,7 +142,7 @@ def test_a_gradient_longer_than_max_grad_norm_is_cut_to_it(tiny_config: Build) -
             )
 
         trainer.optimizers["adamw"].register_step_pre_hook(measure)
-        _, norm, _ = trainer.step(trainer.batches())
+        _, norm, _ = trainer.step(trainer.load())
         lengths[limit] = (used[0], float(norm))
     assert lengths[1e-3][0] == pytest.approx(1e-3, rel=1e-3)
     assert lengths[1e9][0] == pytest.approx(lengths[1e9][1], rel=1e-5)

@@ -97,7 +97,7 @@ def test_it_trains_and_draws(
     assert generator.generate("", height=24, width=16).size == (16, 24)
     channels = {"vae": 4, "16": 16, "dc": 8, None: 3}[vae]
     assert generator.config.model.in_channels == channels
-    batch = next(trainer.batches())
+    batch = next(trainer.load())
     side = 16 // (4 if vae else 1)
     assert batch.picture.shape == batch.noise.shape == (4, channels, side, side)
 

@@ -47,7 +47,7 @@ from limner import Trainer, load_config
 torch.set_num_threads(1)
 trainer = Trainer(load_config(sys.argv[1]))
 step = trainer.step
-trainer.step = lambda batches: time.sleep(0.1) or step(batches)
+trainer.step = lambda say: time.sleep(0.1) or step(say)
 trainer.train()
 """
 
@@ -61,11 +61,11 @@ def run(config: Config, resume: str | Path | None = None, steps: int | None = No
     trainer = Trainer(config, resume=resume)
     update, done = trainer.step, []
 
-    def step(batches: Any) -> Any:
+    def step(say: Any) -> Any:
         if len(done) == steps:
             raise Interrupted
         done.append(True)
-        return update(batches)
+        return update(say)
 
     trainer.step = step  # type: ignore[method-assign]
     if steps is None:

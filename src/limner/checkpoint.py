@@ -7,20 +7,19 @@
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
+      manifest.json         size and checksum of each of these, written last
 
-It is written to a staging folder and renamed, so that a folder of that name is complete.
+How it reaches the disk is in `limner.checkpoint_writing`; what does not verify is not opened.
 Everything is read with `weights_only=True`, safetensors, or as plain text: nothing in it can run.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import pickle
 import re
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from limner.checkpoint_writing import (
+    MANIFEST,
+    damage,
+    replaceable,
+    written_whole,
+)
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.text.tokenizer import CaptionTokenizer
 
-FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml")
+FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
 TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
 NAME = re.compile(r"checkpoint-(\d+)")
+
+log = logging.getLogger("limner")
 
 
 @dataclass
@@ -49,6 +56,29 @@ class TrainingState:
     total_steps: int | None = None
     """None while a run bounded by minutes has not fixed it yet."""
     decay_start: int | None = None
+    pieces: int = 1
+    """Parts that each micro-batch is cut into since memory ran out (see training/update.py)."""
+    skipped: int = 0
+    """Updates left out because their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    rolled_back_at: int | None = None
+    """Step at which the weights last went back to a checkpoint, too many being skipped in a row."""
+
+    @classmethod
+    def read(cls, path: Path) -> TrainingState:
+        """Raises LimnerError if it is anything else than such a state."""
+        values = _read_json(path)
+        whole = {f.name for f in fields(cls)} - {"seconds"}
+        for name, value in values.items() if isinstance(values, dict) else ():
+            optional = value is None and name in ("total_steps", "decay_start", "rolled_back_at")
+            kinds = int if name in whole else (int, float)
+            good = isinstance(value, kinds) and not isinstance(value, bool) and value >= 0
+            if not (optional or (good and value < 2**63)):
+                raise LimnerError(f"{path}: {name} is {value!r}, not a number from 0 on")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise LimnerError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -66,10 +96,9 @@ class Checkpoint:
         """Open a checkpoint folder, or the newest one of a run folder."""
         folder = find_checkpoint(path)
         config = load_config(folder / "config.yaml")
-        try:
-            state = TrainingState(**_read_json(folder / "training_state.json"))
-        except TypeError as error:
-            raise LimnerError(f"{folder / 'training_state.json'}: {error}") from None
+        if problem := damage(folder, names=()):
+            raise LimnerError(f"{folder} is damaged: {problem}")
+        state = TrainingState.read(folder / "training_state.json")
         tokenizer = None
         if config.text_encoder.pretrained_model_name is None:
             assert config.text_encoder.max_length
@@ -77,22 +106,34 @@ class Checkpoint:
             tokenizer = CaptionTokenizer.load(folder / TOKENIZER, length)
         return cls(folder, config, tokenizer, state)
 
+    def pictures_per_update(self) -> int:
+        """As the run was when it was saved (0 before its first step)."""
+        return self.state.images // max(1, self.state.step)
+
     def load_weights(self, model: nn.Module, averaged: bool) -> None:
         """Put the weights into the model; the averaged ones if asked and there."""
         path = self.folder / AVERAGED
         if averaged and path.is_file():
+            self.verify(path)
             try:
                 weights = load_file(path)
             except SafetensorError as error:
                 raise LimnerError(f"{path} is damaged: {error}") from None
         else:
             path = self.folder / "model.pt"
+            self.verify(path)
             weights = load_tensors(path)
         _fit(model, weights, path)
+
+    def verify(self, path: Path) -> None:
+        """Raises LimnerError if the file is not what was written."""
+        if problem := damage(self.folder, names=(path.name,)):
+            raise LimnerError(f"{self.folder} is damaged: {problem}")
 
     def load_optimizers(self, optimizers: dict[str, Any]) -> None:
         """Put the state of each optimizer (and of fp16's loss scaler) back where it came from."""
         path = self.folder / "optimizer.pt"
+        self.verify(path)
         saved = load_tensors(path)
         for name, optimizer in optimizers.items():
             if name == "scaler" and name not in saved:
@@ -111,82 +152,120 @@ class Checkpoint:
                 group.update(asked)
 
 
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    averaged: nn.Module | None,
-    optimizers: dict[str, Any],
-    tokenizer: CaptionTokenizer | None,
-    config: Config,
-    state: TrainingState,
-) -> Path:
-    """Write a checkpoint beside its place, then rename it there; an older one gives way last.
+@dataclass(frozen=True)
+class Contents:
+    """What is to be saved: state dicts as they are, or copies that training no longer changes."""
+
+    model: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None
+    optimizers: dict[str, Any]
+    tokenizer: CaptionTokenizer | None
+    config: Config
+    state: TrainingState
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        averaged: nn.Module | None,
+        optimizers: dict[str, Any],
+        tokenizer: CaptionTokenizer | None,
+        config: Config,
+        state: TrainingState,
+    ) -> Contents:
+        return cls(
+            model.state_dict(),
+            averaged.state_dict() if averaged is not None else None,
+            {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            tokenizer,
+            config,
+            replace(state),
+        )
+
+    def copied(self) -> Contents:
+        """The same in memory of its own, on the host."""
+        tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
+        return replace(self, **{name: _copied(value) for name, value in tensors.items()})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def save_checkpoint(folder: Path, contents: Contents) -> Path:
+    """Write a checkpoint, whole and durable, or leave what was there.
 
     Raises:
         LimnerError: the folder is there and is something else than a checkpoint.
+        OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    if folder.exists() and not _can_be_replaced(folder):
-        raise LimnerError(
-            f"{folder} is there already and is no checkpoint, so it is not replaced by one: name a "
-            "folder that does not exist yet"
+    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER)))
+    with written_whole(folder) as staging:
+        torch.save(contents.model, staging / "model.pt")
+        if contents.averaged is not None:
+            weights = {name: t.contiguous() for name, t in contents.averaged.items()}
+            save_file(weights, staging / AVERAGED)
+        torch.save(contents.optimizers, staging / "optimizer.pt")
+        (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
+        if contents.tokenizer is not None:
+            contents.tokenizer.save(staging / TOKENIZER)
+        (staging / "training_state.json").write_text(
+            json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
         )
-    staging = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    torch.save(model.state_dict(), staging / "model.pt")
-    if averaged is not None:
-        weights = {name: t.contiguous() for name, t in averaged.state_dict().items()}
-        save_file(weights, staging / AVERAGED)
-    torch.save({k: o.state_dict() for k, o in optimizers.items()}, staging / "optimizer.pt")
-    (staging / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save(staging / TOKENIZER)
-    (staging / "training_state.json").write_text(
-        json.dumps(asdict(state), indent=2), encoding="utf-8"
-    )
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(staging, folder)
-    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def _can_be_replaced(folder: Path) -> bool:
-    """Whether it holds a checkpoint, or what is left of one, and nothing else of value."""
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return "training_state.json" in names or names <= {*FILES, AVERAGED, TOKENIZER}
-
-
 def checkpoints(run_folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The finished checkpoints of a run, oldest first."""
+    return [p for p in _numbered(run_folder) if all((p / name).is_file() for name in FILES)]
+
+
+def _numbered(run_folder: Path) -> list[Path]:
     if not run_folder.is_dir():
         return []
-    numbered = [(NAME.fullmatch(p.name), p) for p in run_folder.iterdir() if p.is_dir()]
-    complete = [
-        (int(match[1]), path)
-        for match, path in numbered
-        if match and all((path / name).is_file() for name in FILES)
-    ]
-    return [path for _, path in sorted(complete)]
+    named = [(NAME.fullmatch(p.name), p) for p in run_folder.iterdir() if p.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+
+def newest_good(
+    run_folder: Path, names: tuple[str, ...] | None = None
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that verifies, and why newer ones were passed over.
+
+    Args:
+        names: files whose checksums are compared; None: all. (See `damage`.)
+    """
+    passed_over: list[str] = []
+    for path in reversed(_numbered(run_folder)):
+        missing = [name for name in FILES if not (path / name).is_file()]
+        problem = f"{', '.join(missing)} missing" if missing else damage(path, names)
+        if problem is None:
+            return path, passed_over
+        passed_over.append(f"{path.name} was passed over: {problem}")
+    return None, passed_over
 
 
 def newest_checkpoint(run_folder: Path) -> Path:
     """What `--resume latest` means. Raises LimnerError."""
-    if not (found := checkpoints(run_folder)):
+    found, passed_over = newest_good(run_folder)
+    for sentence in passed_over:
+        log.warning("%s", sentence)
+    if found is None:
+        reasons = "".join(f"\n  - {sentence}" for sentence in passed_over)
         raise LimnerError(
             f"--resume latest: no checkpoint in {run_folder.absolute()}; start without --resume, "
-            "or set training.output_dir to the run's folder"
+            f"or set training.output_dir to the run's folder{reasons}"
         )
-    return found[-1]
+    return found
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder as given, or the newest of a run folder. Raises LimnerError."""
+    """A checkpoint folder as given, or the newest good one of a run folder. Raises LimnerError."""
     folder = Path(path)
     if folder.is_file() and folder.name in (*FILES, AVERAGED):
         folder = folder.parent
@@ -195,8 +274,16 @@ def find_checkpoint(path: str | Path) -> Path:
             f"no checkpoint at {folder.absolute()}: give a run folder (outputs/demo) or one of its "
             "checkpoint-<step> folders"
         )
-    if not (folder / "training_state.json").is_file() and (found := checkpoints(folder)):
-        return found[-1]
+    if not (folder / "training_state.json").is_file():
+        found, passed_over = newest_good(folder, (AVERAGED, "model.pt"))
+        for sentence in passed_over:
+            log.warning("%s", sentence)
+        if found is not None:
+            return found
+        if passed_over:
+            raise LimnerError(
+                f"{folder} has no good checkpoint:\n  - " + "\n  - ".join(passed_over)
+            )
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise LimnerError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
     return folder
@@ -216,17 +303,6 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise LimnerError(f"{path} holds a {type(loaded).__name__}, and no weights by name")
     return loaded
-
-
-def resume_config(
-    resume: str | Path | None, config_file: Path | None, overrides: Sequence[str]
-) -> Config | None:
-    """The configuration to go on with when none was named: the checkpoint's own, overridden."""
-    if resume is None or config_file is not None:
-        return None
-    if str(resume) == "latest":
-        resume = newest_checkpoint(Path(load_config(None, overrides).training.output_dir))
-    return load_config(find_checkpoint(resume) / "config.yaml", overrides)
 
 
 MAY_DIFFER = ("dropout", "use_slicing", "use_tiling")

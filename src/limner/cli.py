@@ -170,9 +170,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from limner.checkpoint import resume_config
     from limner.config import load_config
     from limner.evaluation.exam import examine, sentences
+    from limner.training.resume import resume_config
     from limner.training.trainer import Trainer
 
     config = resume_config(options.resume, options.config, options.overrides) or load_config(

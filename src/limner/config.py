@@ -69,6 +69,12 @@ class DataConfig(Section):
     """Of `emoji`: about 330 pictures for the demo, or all of them."""
     languages: tuple[str, ...] = ("en", "zh")
     """Of `emoji`: the languages of the names."""
+    check_pictures: bool = True
+    """Decode every picture of a folder once before the first step (of many pictures, only those
+    that are new: `cache.folder` remembers), so that bad ones change the order of none. false: bad
+    ones are found on the way, and the next in the list stands in."""
+    refused_limit: Share = 0.5
+    """The run ends when more than this share of the rows cannot be used; they are listed."""
     main_caption_share: Share = 0.5
     """How often a row of several captions is trained with its first; the others share the rest."""
     memory_mb: Count = 512
@@ -133,10 +139,14 @@ class TrainingConfig(Section):
     """Of everything random: first weights, order, captions, noise, noise levels, dropout."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """`auto`: CUDA, then Apple's GPU, then the processor."""
-    batch_size: PositiveInt = 32
-    """Pictures per forward pass (micro-batch) and process."""
+    batch_size: Literal["auto"] | PositiveInt = 32
+    """Pictures per forward pass (micro-batch) and process. `auto`: the largest power of two that
+    fits into 90 % of the free memory, and into `effective_batch_size` (256 without it)."""
     gradient_accumulation_steps: PositiveInt = 1
     """Forward passes per update."""
+    effective_batch_size: PositiveInt | None = None
+    """Pictures per update, over all processes and forward passes: `gradient_accumulation_steps`
+    follows from it, so that a run learns the same whatever machine it is on."""
     learning_rate: Positive = 1e-3
     """Peak learning rate. Muon's update is scaled to AdamW's size, so that one number serves."""
     num_epochs: Positive | None = None
@@ -145,10 +155,16 @@ class TrainingConfig(Section):
     """Updates; wins over `num_epochs`."""
     max_minutes: Positive | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
+    resume: Literal["auto", "no"] = "auto"
+    """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
+    that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""
     save_steps: PositiveInt = 1000
     """A checkpoint every so many updates, and at the end."""
     checkpoints_total_limit: PositiveInt | None = 3
     """Older checkpoints beyond this many are deleted after a new one is safe; None: keep all."""
+    save_errors: Literal["continue", "stop"] = "continue"
+    """When a checkpoint cannot be written (a full disk, ...): `continue` with the last good one and
+    try again at the next save, or `stop`. At the end of the run it is an error either way."""
     logging_steps: PositiveInt = 10
     """Training loss, gradient norm, and speed every so many updates, as means over them."""
     heldout_steps: PositiveInt = 250
@@ -184,6 +200,12 @@ class TrainingConfig(Section):
     """torch.compile the transformer blocks where a compiler is at hand."""
     trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)
     """Where figures go besides log.jsonl."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """`batch_size` as a number, once training/batch_size.py has settled what is `auto`."""
+        assert self.batch_size != "auto"
+        return self.batch_size
 
 
 class SchedulerConfig(Section):

@@ -14,6 +14,14 @@ def problems(config: Config) -> Iterator[str]:
     yield from _model_problems(config)
     yield from _scheduler_problems(config)
     training, guidance_interval = config.training, config.sampling.guidance_interval
+    whole, accumulation = training.effective_batch_size, training.gradient_accumulation_steps
+    size = 1 if training.batch_size == "auto" else training.batch_size
+    if whole and whole % (size * accumulation):
+        yield (
+            f"training.effective_batch_size: {whole} pictures are no whole number of times "
+            f"training.batch_size {training.batch_size} x gradient_accumulation_steps "
+            f"{accumulation}; leave gradient_accumulation_steps out, it follows"
+        )
     counted = training.max_steps or training.num_epochs
     if training.max_minutes and not counted and config.lr_scheduler.type in ("linear", "cosine"):
         yield (

@@ -91,6 +91,17 @@ def give_back_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the processor."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    # The processor's allocator and Apple's have no type of their own; cuBLAS has its own words.
+    said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+    return any(words in str(error) for words in said)
+
+
 def why_not_compile(device: torch.device) -> str | None:
     """None if torch.compile works here, else the reason, found by compiling something tiny."""
     try:

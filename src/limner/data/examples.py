@@ -6,7 +6,7 @@ here, in the loader's workers, each from (seed, count). The training loop adds n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError, PictureSet, Refused, Row
 from limner.errors import LimnerError
 from limner.text.frozen import FrozenText
-from limner.text.words import stack
+from limner.text.words import some, stack
 
 UNSEEN, KEPT = 0, 1
 
@@ -50,6 +50,7 @@ class Example:
     text: Tensor | FrozenText  # of its caption (of the empty one if it was dropped)
     noise: Tensor  # float32 [C, h, w], standard normal
     u: Tensor  # float32 [], uniform in (0, 1): the objective turns it into a timestep
+    dropout_seed: Tensor  # int32 []: of this picture's dropout masks
     refused: tuple[Refused, ...] = ()  # rows met on the way that could not be used
 
 
@@ -59,6 +60,7 @@ class Batch:
     text: Tensor | FrozenText
     noise: Tensor
     u: Tensor
+    dropout_seed: Tensor
     refused: tuple[Refused, ...]
 
     @classmethod
@@ -68,6 +70,7 @@ class Batch:
             stack([e.text for e in examples]),  # type: ignore[arg-type]
             torch.stack([e.noise for e in examples]),
             torch.stack([e.u for e in examples]),
+            torch.stack([e.dropout_seed for e in examples]),
             tuple(refused for e in examples for refused in e.refused),
         )
 
@@ -78,8 +81,30 @@ class Batch:
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, move: Callable[[Any], Any]) -> Batch:
-        parts = move(self.picture), move(self.text), move(self.noise), move(self.u)
-        return Batch(*parts, refused=self.refused)
+        return Batch(
+            move(self.picture),
+            move(self.text),
+            move(self.noise),
+            move(self.u),
+            move(self.dropout_seed),
+            self.refused,
+        )
+
+    def __len__(self) -> int:
+        return len(self.u)
+
+    def pieces(self, count: int) -> Iterator[Batch]:
+        """The batch cut into `count` parts, or into single pictures if there are fewer."""
+        size = -(-len(self) // count)
+        for first in range(0, len(self), size):
+            which = slice(first, first + size)
+            yield self._each(
+                lambda part, which=which: (
+                    part[which]  # type: ignore[misc]
+                    if isinstance(part, Tensor)
+                    else some(part, which)
+                )
+            )
 
 
 class Pictures:
@@ -147,7 +172,8 @@ class TrainingExamples(Dataset[Example]):
             None if drop < self.caption_dropout else float(caption),
         )
         noise = torch.randn(picture.shape, generator=generator)
-        return Example(picture, text, noise, u, refused)
+        dropout_seed = torch.randint(-(2**31), 2**31, (), generator=generator).to(torch.int32)
+        return Example(picture, text, noise, u, dropout_seed, refused)
 
     def load_or_next(
         self, position: int, flipped: bool, caption: float | None
@@ -162,7 +188,10 @@ class TrainingExamples(Dataset[Example]):
             row = rows[place]
             words = "" if caption is None else self.choose(row.captions, caption)
             try:
-                return self.pictures.tensor(place, flipped), self.captions(words), tuple(refused)
+                picture = self.pictures.tensor(place, flipped)
+                if not torch.isfinite(picture).all():
+                    raise PictureError(f"{row.key}: it holds numbers that are none (NaN)")
+                return picture, self.captions(words), tuple(refused)
             except PictureError as error:
                 self.bad[place] = True
                 refused.append(Refused(row.key, str(error)))

@@ -26,6 +26,9 @@ LAYOUTS = """\
      with the columns file_name and text (Hugging Face imagefolder)
   3. apple.jpg with its caption in apple.txt beside it, in any subfolder"""
 
+MOST_CHARACTERS = 10_000
+"""Of a caption; a longer one is a mistake, and slow to read at every pass."""
+
 _ALSO_CALLED = {
     "image": ("file_name", "filename", "image_path", "img", "path", "file", "picture"),
     "file_name": ("image", "filename", "image_path", "img", "path", "file", "picture"),
@@ -41,6 +44,8 @@ class Entry(NamedTuple):
     """Where it stands, for people: "metadata.json, row 3"."""
     image: Any
     text: Any
+    fault: str | None = None
+    """What is wrong with the row as a whole."""
 
 
 class FolderPictures:
@@ -71,6 +76,9 @@ class FolderPictures:
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
         return pictures.decode(self.folder / row.key, image_size, self.crop, name=row.key)
 
+    def path(self, row: Row) -> Path:
+        return self.folder / row.key
+
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """The hash of each row's picture file, uint8 [N, 16]."""
         return known.of_files([self.folder / row.key for row in rows])
@@ -99,7 +107,10 @@ def collect(entries: Iterable[Entry], folder: Path) -> tuple[list[Row], list[Ref
     captions: dict[str, list[str]] = {}
     refused = []
     listing = Listing(folder)
-    for place, image, text in entries:
+    for place, image, text, fault in entries:
+        if fault:
+            refused.append(Refused(place, fault))
+            continue
         key, reason = _check_path(image, listing)
         texts = text if isinstance(text, list) else [text]
         if not texts:
@@ -166,6 +177,11 @@ def _check_caption(caption: object) -> str | None:
         return f"the caption is {repr(caption)[:40]}, not text"
     if not caption.strip():
         return "the caption is empty"
+    if len(caption) > MOST_CHARACTERS:
+        return (
+            f"the caption has {len(caption):,} characters, more than the {MOST_CHARACTERS:,} that "
+            "any caption has: is it the right text?"
+        )
     return None if _is_unicode(caption) else "the caption is not valid Unicode (UTF-8)"
 
 
@@ -188,32 +204,33 @@ def _metadata_json(path: Path) -> Iterator[Entry]:
             'It must be [{"image": "images/image_000001.jpg", "text": "a red apple"}, ...].'
         )
     for number, row in enumerate(data, start=1):
-        place = f"{path.name}, row {number}"
-        _require_keys(row, "image", path, f"row {number}")
-        yield Entry(place, row["image"], row["text"])
+        yield _entry(f"{path.name}, row {number}", row, "image")
 
 
 def _metadata_jsonl(path: Path) -> Iterator[Entry]:
     # Not splitlines(): captions may hold other line separators, such as U+2028, as they are.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            row = parse_json(line, path, first_line=number)
-            _require_keys(row, "file_name", path, f"line {number}")
-            yield Entry(f"{path.name}, line {number}", row["file_name"], row["text"])
+            place = f"{path.name}, line {number}"
+            try:
+                yield _entry(place, parse_json(line, path, first_line=number), "file_name")
+            except LimnerError as error:
+                yield Entry(place, None, None, str(error))
 
 
 def _metadata_csv(path: Path) -> Iterator[Entry]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        _require_keys(dict.fromkeys(reader.fieldnames or ()), "file_name", path, "the first line")
         for row in reader:
-            place = f"line {reader.line_num}"
+            place = f"{path.name}, line {reader.line_num}"
             if reader.restkey in row:
-                raise LimnerError(
-                    f"{path}, {place}: there are more cells than columns. "
+                fault = (
+                    "there are more cells than columns. "
                     'A text that holds a comma needs quotes: "a red, ripe apple".'
                 )
-            yield Entry(f"{path.name}, {place}", row["file_name"], row["text"])
+                yield Entry(place, None, None, fault)
+            else:
+                yield _entry(place, row, "file_name")
     except csv.Error as error:
         raise LimnerError(
             f"{path}, after line {reader.line_num}: this is not valid CSV: {error}. "
@@ -254,19 +271,19 @@ def _captions_beside(folder: Path) -> tuple[list[Entry], list[Refused]]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte-order mark. Raises LimnerError."""
+    """A UTF-8 file, with or without a byte-order mark. Raises LimnerError.
+
+    Bytes that are not UTF-8 become lone surrogates, by which the rows that hold them are known.
+    """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise LimnerError(
-            f"{path}, line {line}: byte 0x{byte:02x} is not UTF-8. Save the file as UTF-8."
-        ) from error
+        data = path.read_bytes()
     except OSError as error:
         raise LimnerError(
             f"{path} cannot be read: {error.strerror or error}. Check its permissions."
         ) from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise LimnerError(f"{path} is UTF-16. Save the file as UTF-8.")
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
@@ -276,31 +293,32 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         stands = text[error.pos :].split("\n")[0][:40]
         before = text[: error.pos].rstrip()[-20:].split("\n")[-1]
+        not_utf8 = "" if _is_unicode(text) else " It is not UTF-8 either: save the file as UTF-8."
         raise LimnerError(
             f"{path}, line {error.lineno + first_line - 1}, column {error.colno}: this is not "
             f"valid JSON: {error.msg}; there stands {stands or 'the end of the text'!r}, after "
-            f"{before!r}. Look there for a missing or extra comma, quote or bracket."
+            f"{before!r}. Look there for a missing or extra comma, quote or bracket.{not_utf8}"
         ) from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise LimnerError(f"{path}, line {first_line}: {error}") from error
     except RecursionError as error:
         raise LimnerError(f"{path}: the JSON is nested too deeply. Write a flat list.") from error
 
 
-def _require_keys(row: object, image_key: str, path: Path, place: str) -> None:
+def _entry(place: str, row: object, image_key: str) -> Entry:
+    """A row of metadata, or what is wrong with it."""
     if not isinstance(row, dict):
-        raise LimnerError(
-            f'{path}, {place}: {_kind(row)} stands where {{"{image_key}": ..., "text": ...}} '
-            "should. Write each row in that form."
-        )
+        fault = f'{_kind(row)} stands where {{"{image_key}": ..., "text": ...}} should'
+        return Entry(place, None, None, fault)
     for key in (image_key, "text"):
         if key not in row:
             found = [str(name) for name in row]
             nearest = [name for name in found if name.lower() in (key, *_ALSO_CALLED[key])]
             nearest = nearest or difflib.get_close_matches(key, found, n=1)
-            fix = f'Rename "{nearest[0]}" to "{key}".' if nearest else f'Add "{key}".'
-            raise LimnerError(
-                f'{path}, {place}: there is no "{key}"; found: '
-                f"{', '.join(map(repr, found)) or 'nothing'}. {fix}"
-            )
+            fix = f'rename "{nearest[0]}" to "{key}"' if nearest else f'add "{key}"'
+            names = ", ".join(ascii(name)[:40] for name in found[:10]) or "nothing"
+            return Entry(place, None, None, f'there is no "{key}"; found: {names}: {fix}')
+    return Entry(place, row[image_key], row["text"])
 
 
 def _kind(data: object) -> str:

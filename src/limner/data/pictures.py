@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import time
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,10 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"}
 )
 """File names that are looked at as pictures, in lower case."""
+
+_MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
+"""Errors of reading that another try may not meet, as on a network drive."""
+RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
 
 _WHITE = (255, 255, 255)
 _REDUCING_GAP = 3.0
@@ -52,12 +58,16 @@ def decode(
 
 
 def open_rgb(
-    picture: str | Path | bytes, name: str | None = None, shorter_side: int | None = None
+    picture: str | Path | bytes,
+    name: str | None = None,
+    shorter_side: int | None = None,
+    retries: int = 2,
 ) -> Image.Image:
     """The picture upright, in RGB, on white; fully decoded, so that damage anywhere shows.
 
     With `shorter_side` in pixels a big JPEG is decoded at a fraction of its size (never below
-    twice that side), which is several times faster. Raises PictureError.
+    twice that side), which is several times faster. Where the disk or the network fails, it is
+    tried `retries` times more. Raises PictureError.
     """
     name = name or ("the picture" if isinstance(picture, bytes) else str(picture))
     try:
@@ -85,12 +95,26 @@ def open_rgb(
         raise PictureError(
             f"{name}: the picture file is not there. Put it back, or take its row out."
         ) from error
-    except Exception as error:  # decoders answer damaged bytes with nearly any exception
+    except OSError as error:
+        if error.errno is None:  # a decoder's own words
+            raise _undecodable(name, error) from error
+        if retries and error.errno in _MAY_PASS:
+            time.sleep(RETRY_AFTER / retries)
+            return open_rgb(picture, name, shorter_side, retries - 1)
         raise PictureError(
-            f"{name}: the picture cannot be decoded ({error or type(error).__name__}): "
-            "the file is damaged or of a kind that is not supported. "
-            "Save it again as PNG or JPEG, or take its row out."
+            f"{name}: the file cannot be read ({error.strerror}). Check the disk and the "
+            "permissions, or take its row out."
         ) from error
+    except Exception as error:  # decoders answer damaged bytes with nearly any exception
+        raise _undecodable(name, error) from error
+
+
+def _undecodable(name: str, error: Exception) -> PictureError:
+    return PictureError(
+        f"{name}: the picture cannot be decoded ({str(error) or type(error).__name__}): "
+        "the file is damaged or of a kind that is not supported. "
+        "Save it again as PNG or JPEG, or take its row out."
+    )
 
 
 def to_tensor(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -47,6 +48,10 @@ class PictureSet(Protocol):
 
     def load(self, row: Row, image_size: int) -> np.ndarray:
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
+        ...
+
+    def path(self, row: Row) -> Path | None:
+        """The file that the row's picture is read from, if it is of the user's own making."""
         ...
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:

@@ -120,6 +120,9 @@ class ShapesPictures:
         """The picture, uint8 [image_size, image_size, 3], the same at every call."""
         return draw(parse(row.captions[0]), image_size, int(row.key.rsplit("-", 1)[1]))
 
+    def path(self, row: Row) -> None:
+        """Nothing that could be damaged."""
+
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """The hash of what each picture is drawn from, uint8 [N, 16]."""
         hashes = (digest("shapes 1", row.captions[0], row.key) for row in rows)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from limner.config import Config
+from limner.data.checked import take_out_bad
 from limner.data.examples import Pictures
 from limner.data.rows import PictureSet, Row
 from limner.data.split import split_rows
@@ -42,9 +44,15 @@ def open_picture_set(config: Config) -> PictureSet:
     )
 
 
-def open_data(config: Config) -> Data:
-    """The data set and its split."""
+def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
+    """The data set, without what cannot be used, and its split.
+
+    Args:
+        say: takes lines for people, while many pictures are checked.
+    """
     picture_set = open_picture_set(config)
+    if config.data.check_pictures:
+        take_out_bad(picture_set, config, say)
     trained, held_out = split_rows(
         picture_set.rows, config.data.train_split, config.data.num_samples
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limner.models.dropout import PictureDropout
 from limner.models.layers import TimestepEmbedder, attend, run_blocks, unpatchify
 from limner.models.text_encoder import EncodedText
 
@@ -53,7 +54,7 @@ class DiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = PictureDropout(dropout)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x [B, N, D], condition c [B, D] -> [B, N, D]."""
@@ -61,7 +62,7 @@ class DiTBlock(nn.Module):
         attended = self.attn(modulate(self.norm1(x), shift1, scale1))
         x = x + gate1[:, None] * self.dropout(attended)
         fed = self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return x + gate2[:, None] * self.dropout(fed)
+        return x + gate2[:, None] * self.dropout(fed, salt=1)
 
 
 class FinalLayer(nn.Module):

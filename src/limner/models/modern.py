@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limner.models.dropout import PictureDropout
 from limner.models.layers import (
     RMSNorm,
     StackedLinear,
@@ -45,7 +46,7 @@ class ModernBlock(nn.Module):
         self.norm_mlp = RMSNorm(width, affine=False)
         self.mlp = SwiGLU(width, swiglu_width(width, mlp_ratio))
         self.modulation = nn.Parameter(torch.zeros(6, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = PictureDropout(dropout)
 
     def forward(
         self, x: Tensor, modulation: Tensor, text: Tensor, mask: Tensor, rotation: Tensor
@@ -59,7 +60,8 @@ class ModernBlock(nn.Module):
             self.norm_attention(x) * (1 + scale1) + shift1, text, mask, rotation
         )
         x = x + gate1 * self.dropout(attended)
-        return x + gate2 * self.dropout(self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2))
+        fed = self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.dropout(fed, salt=1)
 
     def attention(self, x: Tensor, text: Tensor, mask: Tensor, rotation: Tensor) -> Tensor:
         b, n, width = x.shape

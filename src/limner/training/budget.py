@@ -32,7 +32,9 @@ class Budget:
         self.decay_share = config.lr_scheduler.decay_share
         self.seconds = settings.max_minutes * 60 if settings.max_minutes else None
         self.images_per_step = (
-            settings.batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
+            settings.micro_batch_size
+            * settings.gradient_accumulation_steps
+            * accelerator.num_processes
         )
         self.begin = time.perf_counter() - state.seconds
         self.step_seconds: list[float] = []

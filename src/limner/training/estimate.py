@@ -15,6 +15,7 @@ import torch
 from limner import device as devices
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.training.batch_size import settle_batch
 from limner.training.progress import format_duration
 
 MARGIN = 0.9
@@ -97,9 +98,10 @@ def estimate(config: Config) -> Estimate:
         LimnerError: the run could not even start, with its reason.
     """
     began = time.perf_counter()
+    config = settle_batch(config, processes=1)
     device = devices.choose_device(config.training.device)
     dtype = devices.choose_precision(config.training.mixed_precision, device)
-    batch_size = config.training.batch_size
+    batch_size = config.training.micro_batch_size
     free = free_memory(device)
     small, large = probe_twice(config, free)
     fixed, per_picture = line(small, large, "peak_bytes")
@@ -169,7 +171,7 @@ def advise(
         checkpointed: the same two with gradient checkpointing, if that was measured.
     """
     batch, accumulation = (
-        config.training.batch_size,
+        config.training.micro_batch_size,
         config.training.gradient_accumulation_steps,
     )
     room = free * MARGIN
@@ -205,7 +207,7 @@ def advise(
 def length_of(config: Config, rows: int, step: float) -> tuple[int | None, float]:
     """Updates and seconds of the run, by the rules of training/budget.py."""
     settings = config.training
-    pictures = settings.batch_size * settings.gradient_accumulation_steps
+    pictures = settings.micro_batch_size * settings.gradient_accumulation_steps
     seconds = step * settings.gradient_accumulation_steps
     steps = settings.max_steps
     if steps is None and (settings.num_epochs or not settings.max_minutes):
@@ -216,13 +218,21 @@ def length_of(config: Config, rows: int, step: float) -> tuple[int | None, float
     return steps, min(steps * seconds, bound)
 
 
+def probe_sizes(
+    config: Config, sizes: tuple[int, int], free: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measurements at the smaller and the larger of two micro-batches, or where they do not fit."""
+    changed = {"batch_size": max(sizes), "effective_batch_size": None}
+    return probe_twice(_with_training(config, **changed), free)
+
+
 def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measurements at half of the batch and at all of it; at smaller ones where memory is short.
 
     Args:
         free: bytes; the whole batch is only tried if twice the half's memory fits well into them.
     """
-    batch = config.training.batch_size
+    batch = config.training.micro_batch_size
     size = max(1, batch // 2)
     while True:
         try:

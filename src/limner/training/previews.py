@@ -43,8 +43,8 @@ def save_preview(
     """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's batches and precision."""
     side = config.data.image_size // space.downsampling
     pictures: list[Image.Image] = []
-    for first in range(0, len(prompts), config.training.batch_size):
-        some = prompts[first : first + config.training.batch_size]
+    for first in range(0, len(prompts), config.training.micro_batch_size):
+        some = prompts[first : first + config.training.micro_batch_size]
         seeds = range(first, first + len(some))
         drawn = draw(model, objective, words, some, seeds, config.sampling, side, side, dtype)
         pictures += to_pil(decode_within_memory(space, drawn, part_precision(dtype)))

@@ -79,6 +79,8 @@ def measure(config: Config) -> dict[str, Any]:
                 "heldout_steps": 10**9,
                 "preview_steps": 10**9,
                 "num_workers": 0,
+                "effective_batch_size": None,
+                "resume": "no",
                 "trackers": ("none",),
             },
             "sampling": {"num_inference_steps": 2},
@@ -94,7 +96,7 @@ def measure(config: Config) -> dict[str, Any]:
         cuda = trainer.device.type == "cuda"
         trainer.train()
         (speed,) = (e for e in read_log(Path(folder) / "log.jsonl") if e["kind"] == "speed")
-        weights = list(trainer.bare_model.parameters())
+        weights = list(trainer.model.parameters())
         states = [
             value
             for optimizer in trainer.optimizers.values()
@@ -104,10 +106,10 @@ def measure(config: Config) -> dict[str, Any]:
         ]
         checkpoint = sum(f.stat().st_size for f in Path(folder).glob("checkpoint-*/*"))
         peak = torch.cuda.max_memory_reserved(trainer.device) if cuda else peak_resident()
-        denoiser = sum(p.numel() for p in trainer.bare_model.denoiser.parameters())
+        denoiser = sum(p.numel() for p in trainer.model.denoiser.parameters())
         return {
-            "batch_size": config.training.batch_size,
-            "seconds_per_step": config.training.batch_size / speed["images_per_second"],
+            "batch_size": config.training.micro_batch_size,
+            "seconds_per_step": config.training.micro_batch_size / speed["images_per_second"],
             "share_of_matmul_peak": speed["mfu"],
             "gflops_per_picture": speed["training_gflops_per_picture"],
             "peak_bytes": peak,

@@ -1,8 +1,14 @@
-"""What a run leaves behind in words and numbers: log.jsonl, the tracker, and refused.jsonl."""
+"""What a run leaves behind in words and numbers: log.jsonl, the tracker, and refused.jsonl.
+
+A disk that is full does not end a run for the sake of its log: lines wait in memory until they can
+be written.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +17,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from limner.data.rows import Refused
+
+MOST_WAITING = 10_000
+"""Lines that wait for a disk; the oldest are given up beyond that."""
 
 
 class RunLog:
@@ -24,39 +33,76 @@ class RunLog:
         self.accelerator = accelerator
         self.path = folder / "log.jsonl"
         self.refused_path = folder / "refused.jsonl"
-        self.refused: set[str] = set()
+        self.refused_rows: set[Refused] = set()
+        self.waiting: dict[Path, list[Any]] = {}
+        self.tracking = False
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = [e for e in read_log(self.path) if e["step"] <= resumed_at] if resumed_at else []
-            _write_lines(self.path, kept, "w")
-            _write_lines(self.refused_path, (), "w")
+            if resumed_at:
+                self.forget_after(resumed_at)
+            else:
+                _rewrite(self.path, ())
+            _rewrite(self.refused_path, ())
+
+    def forget_after(self, step: int) -> None:
+        """Take out what was logged later than this step."""
+        if self.accelerator.is_main_process:
+            self.waiting.pop(self.path, None)
+            _rewrite(self.path, [e for e in read_log(self.path) if e["step"] <= step])
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         if not self.accelerator.is_main_process:
             return
-        _write_lines(self.path, [{"kind": kind, "step": step, **values}], "a")
+        self._append(self.path, [{"kind": kind, "step": step, **values}])
         numbers = {f"{kind}/{k}": v for k, v in _flat(values) if isinstance(v, int | float)}
-        if numbers:
-            self.accelerator.log(numbers, step=step)
+        if numbers and self.tracking:
+            try:
+                self.accelerator.log(numbers, step=step)
+            except Exception as error:  # each tracker has errors of its own
+                self.tracking = False
+                _complain(f"the tracker fails and is left out from here on: {error}")
+
+    def start_trackers(self) -> None:
+        self.accelerator.init_trackers("tensorboard")
+        self.tracking = True
 
     def refuse(self, rows: Iterable[Refused]) -> list[Refused]:
         """List rows that cannot be used, each once; returns those that are new."""
-        new = [row for row in rows if row.key not in self.refused]
-        self.refused.update(row.key for row in new)
+        new = [row for row in rows if row not in self.refused_rows]
+        self.refused_rows.update(new)
         if new and self.accelerator.is_main_process:
-            _write_lines(self.refused_path, [asdict(row) for row in new], "a")
+            self._append(self.refused_path, [asdict(row) for row in new])
         return new
+
+    def _append(self, path: Path, objects: list[Any]) -> None:
+        lines = [*self.waiting.pop(path, []), *objects]
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(_lines(lines))
+        except OSError as error:
+            if path not in self.waiting:
+                _complain(f"{path} cannot be written now ({error.strerror}); its lines wait")
+            self.waiting[path] = lines[-MOST_WAITING:]
+
+
+def list_refused(folder: Path, rows: Iterable[Refused]) -> None:
+    """Write refused.jsonl if there is anything to list."""
+    if rows := list(rows):
+        folder.mkdir(parents=True, exist_ok=True)
+        _rewrite(folder / "refused.jsonl", [asdict(row) for row in rows])
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log.jsonl; a last line that a crash cut short is left out."""
     events = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except json.JSONDecodeError:
-                break
+                continue
+            if isinstance(event, dict) and {"kind", "step"} <= event.keys():
+                events.append(event)
     return events
 
 
@@ -68,6 +114,17 @@ def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
             yield key, value
 
 
-def _write_lines(path: Path, objects: Iterable[Any], mode: str) -> None:
-    with path.open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(o, ensure_ascii=False) + "\n" for o in objects)
+def _rewrite(path: Path, objects: Iterable[Any]) -> None:
+    """Whole or not at all, as a kill in the middle would lose what was logged."""
+    staging = path.with_name(f".{path.name}.writing")
+    with staging.open("w", encoding="utf-8") as file:
+        file.writelines(_lines(objects))
+    os.replace(staging, path)
+
+
+def _lines(objects: Iterable[Any]) -> list[str]:
+    return [json.dumps(o, ensure_ascii=False) + "\n" for o in objects]
+
+
+def _complain(sentence: str) -> None:
+    print(f"limner: {sentence}", file=sys.stderr, flush=True)

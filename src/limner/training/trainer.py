@@ -10,30 +10,30 @@ import contextlib
 import copy
 import functools
 import logging
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from limner import device as devices
 from limner.checkpoint import (
     Checkpoint,
+    Contents,
     TrainingState,
-    check_same_model,
     checkpoints,
-    newest_checkpoint,
     save_checkpoint,
 )
+from limner.checkpoint_writing import damage, finish_interrupted
 from limner.config import Config
+from limner.data.checked import check_share_refused
 from limner.data.examples import Batch, TrainingExamples
-from limner.data.order import CountBatches, seeded_generator
+from limner.data.order import CountBatches
 from limner.data.rows import Refused
 from limner.data.sources import open_data
 from limner.debug import log_shapes
@@ -41,13 +41,32 @@ from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.models.parts import open_parts
 from limner.models.pretrained_text import PretrainedText
-from limner.models.text_to_image import build_model
+from limner.models.text_to_image import TextToImage, build_model
 from limner.text.tokenizer import CaptionTokenizer
+from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
+from limner.training.diagnosis import diagnose
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
+from limner.training.parallel import any_process
+from limner.training.resume import find_resume
+from limner.training.runlog import list_refused
+from limner.training.saving import Saver
 from limner.training.schedule import ema_decay, learning_rate_share
+from limner.training.stopping import (
+    StopOnSignal,
+    Stopped,
+    leave_ctrl_c_to_the_main_process,
+    quiet_about_workers,
+)
+from limner.training.update import HalfDone, Update, Updated, stateful
 from limner.training.watch import Watch
+
+MOST_SKIPPED = 10
+"""Updates in a row without a finite number before the weights go back to a checkpoint."""
+PEACE = 1000
+"""Updates after which they may go back once more."""
+MOST_WORKER_DEATHS = 5
 
 log = logging.getLogger("limner")
 
@@ -57,49 +76,55 @@ class Trainer:
 
     Args:
         config: from `load_config`.
-        resume: a checkpoint folder, or "latest" for the newest in `training.output_dir`.
+        resume: a checkpoint folder, "latest" for the newest in `training.output_dir`, "auto" for
+            that if it is of the same run, or "no"; None: what `training.resume` says.
 
     Raises:
         LimnerError: for bad data, a missing or foreign checkpoint, or settings that need parts
             which are not there.
     """
 
+    half_done_at: int | None = None
+
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
         self.parts = open_parts(config)
-        self.config = config = self.parts.config
-        self.folder = Path(config.training.output_dir)
         self.accelerator = _accelerator(config)
+        config = self.parts.config
+        self.folder = Path(config.training.output_dir)
+        if self.accelerator.is_main_process:
+            finish_interrupted(self.folder)
+        self.accelerator.wait_for_everyone()
+        checkpoint, self.passed_over = find_resume(resume, config)
+        self.config = config = self.settled(config, checkpoint)
         self.device = self.accelerator.device
         devices.keep_freed_memory()
         self.dtype = devices.choose_precision(config.training.mixed_precision, self.device)
         self.objective = build_objective(config)
-        self.data = open_data(config)
+        self.data = open_data(config, self.accelerator.print)
+        list_refused(self.folder, self.data.set.refused)  # before their number may end the run
+        check_share_refused(len(self.data.set.refused), len(self.data.set.rows), config)
+        self.tokenizer = checkpoint.tokenizer if checkpoint else self.learn_words()
+        self.state = checkpoint.state if checkpoint else TrainingState()
 
-        checkpoint = _find_resume(resume, self.folder)
-        if checkpoint:
-            check_same_model(checkpoint.config, config)
-            self.tokenizer, self.state = checkpoint.tokenizer, checkpoint.state
-        else:
-            self.tokenizer, self.state = self.learn_words(), TrainingState()
-
-        torch.manual_seed(config.training.seed)
         reader = self.parts.reader or self.tokenizer
         assert reader is not None
         self.reader: PretrainedText | CaptionTokenizer = reader
-        model = build_model(config, reader.text_size).to(self.device)
+        self.model = self.fresh_model()
         # Drawing and the held-out loss use this copy, which is never compiled: their batches have
         # other shapes, each of which would be compiled anew.
-        self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
-        self.optimizers = build_optimizers(model, config)
-        self.scaler = (
-            torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.update = Update(
+            self.model,
+            self.objective,
+            build_optimizers(self.model, config),
+            torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None,
+            config,
+            self.state,
+            self.device,
+            self.dtype,
         )
         if checkpoint:
-            checkpoint.load_weights(model, averaged=False)
-            checkpoint.load_weights(self.averaged, averaged=True)
-            checkpoint.load_optimizers(self.stateful())
-        self.bare_model = model
-        self.model = self.accelerator.prepare_model(model)
+            self.restore(checkpoint)
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -116,26 +141,58 @@ class Trainer:
         )
 
     def train(self) -> TrainingState:
-        """Run to the end; checkpoints, previews, and logs appear in the run's folder."""
+        """Run to the end; checkpoints, previews, and logs appear in the run's folder.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM came; the run is saved and can go on.
+            LimnerError: the run cannot go on, for the reason it gives.
+        """
         settings, state = self.config.training, self.state
         inputs = self.inputs  # made before the clock of the run starts
         budget = Budget(self.config, state, self.accelerator, len(inputs.trained.rows))
-        with self.watch(budget) as watch:
+        with (
+            StopOnSignal() as stop,
+            self.watch(budget) as watch,
+            self.saver(watch) as saver,
+            self.loading(),
+        ):
             self.compile(watch)
-            batches = self.batches()
             while not budget.finished():
                 start = time.perf_counter()
                 learning_rate = self.set_learning_rate()
-                loss, norm, refused = self.step(batches)
-                self.update_average(budget.images_per_step)
+                try:
+                    updated, refused = self.step(watch.event)
+                except HalfDone:
+                    self.repeat(saver, watch)
+                    continue
+                if not updated.skipped:
+                    self.update_average(budget.images_per_step)
                 budget.step_done(time.perf_counter() - start)
 
                 watch.refused(refused)
-                watch.step_done(loss, norm, learning_rate)
-                if state.step % settings.save_steps == 0 or budget.finished():
-                    self.save_numbered()
+                watch.step_done(updated, learning_rate)
+                saver.poll()
+                if state.skipped_in_a_row == MOST_SKIPPED:
+                    self.roll_back(saver, watch)
+                stopping = any_process(stop.name is not None)
+                if state.step % settings.save_steps == 0 or budget.finished() or stopping:
+                    self.save_numbered(saver)
+                if stopping:
+                    break
+            saver.wait()
+            if saver.failed:
+                raise LimnerError(f"{saver.failed}. Make room, and run the same command again.")
+            if not budget.finished():
+                raise Stopped(
+                    f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
+                    f"in {self.folder}; the same command goes on from there"
+                )
             watch.write_speed()
         return state
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return self.update.optimizers
 
     def watch(self, budget: Budget) -> Watch:
         return Watch(
@@ -149,19 +206,20 @@ class Trainer:
             self.dtype,
             self.accelerator,
             budget,
+            self.passed_over,
         )
 
     def compile(self, watch: Watch) -> None:
         """Compile each kind of block once; its instances share the code."""
         if log.isEnabledFor(logging.DEBUG):
-            log_shapes(self.bare_model)  # compiled code has no place for its hooks
+            log_shapes(self.model)  # compiled code has no place for its hooks
             return
         if not self.config.training.compile_model:
             return
         if reason := devices.why_not_compile(self.device):
             watch.event(f"torch.compile is off, the run is slower for it: {reason}")
             return
-        for part in (self.bare_model.denoiser, self.bare_model.text_encoder):
+        for part in (self.model.denoiser, self.model.text_encoder):
             for block in getattr(part, "blocks", []):
                 block.compile()
 
@@ -170,49 +228,18 @@ class Trainer:
         rate = self.config.training.learning_rate * learning_rate_share(
             self.config.lr_scheduler, state.step, state.total_steps, state.decay_start
         )
-        for optimizer in self.optimizers.values():
+        for optimizer in self.update.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
         return rate
 
-    def step(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor, list[Refused]]:
-        """One update of the weights.
-
-        Returns:
-            The mean loss and the gradient's norm, not waited for, and rows that were refused.
-        """
-        self.model.train()
-        total, refused = torch.zeros((), device=self.device), list[Refused]()
-        accumulation = self.config.training.gradient_accumulation_steps
-        for micro in range(accumulation):
-            batch = next(batches).to(self.device)
-            refused += batch.refused
-            self.seed_dropout(micro)
-            last = micro == accumulation - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.loss(batch) / accumulation
-                (self.scaler.scale(loss) if self.scaler else loss).backward()
-            total += loss.detach()
-        if self.scaler:
-            for optimizer in self.optimizers.values():
-                self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.training.max_grad_norm
-        )
-        for optimizer in self.optimizers.values():
-            self.scaler.step(optimizer) if self.scaler else optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.scaler:
-            self.scaler.update()
-        return total, norm, refused
-
-    def loss(self, batch: Batch) -> Tensor:
-        """From a picture (or its latents) to its loss: noised at its time, predicted, compared."""
-        timesteps = self.objective.path.training_timesteps(batch.u)
-        x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
-        with self.autocast():
-            output = self.model(x_t, timesteps, batch.text)
-        return self.objective.loss(output, batch.picture, batch.noise, timesteps).mean()
+    def step(self, say: Callable[[str], None] = print) -> tuple[Updated, list[Refused]]:
+        """One update of the weights, and the rows that were refused on the way to it."""
+        batches = self.next_batches(say)
+        updated = self.update(batches, say)
+        if updated.skipped:
+            self.last_bad = batches[0]
+        return updated, [row for batch in batches for row in batch.refused]
 
     @torch.no_grad()
     def update_average(self, images_per_step: int) -> None:
@@ -222,35 +249,126 @@ class Trainer:
             images = self.state.images + images_per_step
             decay = ema_decay(images, images_per_step, settings.ema_decay, settings.ema_ramp)
         averaged = [p.detach() for p in self.averaged.parameters()]
-        torch._foreach_lerp_(
-            averaged, [p.detach() for p in self.bare_model.parameters()], 1 - decay
+        torch._foreach_lerp_(averaged, [p.detach() for p in self.model.parameters()], 1 - decay)
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Weights, their average, and the optimizers from a checkpoint, or as at the start."""
+        if checkpoint:
+            checkpoint.load_weights(self.model, averaged=False)
+            checkpoint.load_weights(self.averaged, averaged=True)
+            checkpoint.load_optimizers(stateful(self.update))
+            return
+        fresh = self.fresh_model().state_dict()
+        self.model.load_state_dict(fresh)
+        self.averaged.load_state_dict(fresh)
+        for optimizer in self.update.optimizers.values():
+            optimizer.state.clear()
+
+    def last_good(self, saver: Saver) -> Checkpoint | None:
+        """The newest checkpoint that verifies and was saved while all was well."""
+        saver.wait()
+        self.accelerator.wait_for_everyone()
+        for path in reversed(checkpoints(self.folder)):
+            if damage(path) is None:
+                checkpoint = Checkpoint.open(path)
+                if not checkpoint.state.skipped_in_a_row:
+                    return checkpoint
+        return None
+
+    def repeat(self, saver: Saver, watch: Watch) -> None:
+        """Memory ran out while the weights were half changed: go back, and do the steps again."""
+        state = self.state
+        if self.half_done_at is not None and state.step <= self.half_done_at:
+            raise LimnerError(
+                f"memory ran out twice in the optimizer's part of step {state.step + 1}: take a "
+                "smaller model, or another machine; the last checkpoint is as it was"
+            )
+        self.half_done_at = state.step
+        checkpoint = self.last_good(saver)
+        self.restore(checkpoint)
+        before = checkpoint.state if checkpoint else TrainingState(total_steps=state.total_steps)
+        state.step, state.images, state.skipped = before.step, before.images, before.skipped
+        watch.forget_after(state.step)
+        watch.event(
+            f"memory ran out while the weights were being changed in step {self.half_done_at + 1}; "
+            f"what followed step {state.step} is done again"
+        )
+        self.batches = self.load()
+
+    def roll_back(self, saver: Saver, watch: Watch) -> None:
+        """Too many updates without a finite number: older weights once, then a diagnosis.
+
+        The pictures that led there are not taken again, as Chowdhery et al. 2022 (PaLM, section
+        5.1) did with the batches around a spike: the image count goes on from where it is.
+        """
+        state = self.state
+        if state.rolled_back_at is not None and state.step - state.rolled_back_at < PEACE:
+            reason = diagnose(
+                self.model, self.update.loss, self.last_bad.to(self.device), self.dtype
+            )
+            raise LimnerError(
+                f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number, "
+                f"again after going back to a checkpoint at step {state.rolled_back_at}: {reason} "
+                f"The last good checkpoint in {self.folder} is as it was."
+            )
+        checkpoint = self.last_good(saver)
+        self.restore(checkpoint)
+        state.rolled_back_at, state.skipped_in_a_row = state.step, 0
+        where = checkpoint.folder.name if checkpoint else "its beginning"
+        watch.event(
+            f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number: the "
+            f"weights are those of {where} again, and the pictures that led here are passed over"
         )
 
-    def save_numbered(self) -> None:
-        self.save_checkpoint(self.folder / f"checkpoint-{self.state.step}")
-        limit = self.config.training.checkpoints_total_limit
-        if self.accelerator.is_main_process and limit:
-            for old in checkpoints(self.folder)[:-limit]:
-                shutil.rmtree(old)
+    def saver(self, watch: Watch) -> Saver:
+        settings = self.config.training
+        limit, stop = settings.checkpoints_total_limit, settings.save_errors == "stop"
+        return Saver(limit, stop, watch.event)
+
+    def save_numbered(self, saver: Saver) -> None:
+        if self.accelerator.is_main_process:
+            saver.save(self.folder / f"checkpoint-{self.state.step}", self.contents())
 
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write everything needed to draw, resume, or share to a folder, whole or not at all."""
         path = Path(folder)
         if self.accelerator.is_main_process:
-            averaged = self.averaged if self.config.training.use_ema else None
-            save_checkpoint(
-                path,
-                self.bare_model,
-                averaged,
-                self.stateful(),
-                self.tokenizer,
-                self.config,
-                self.state,
-            )
+            save_checkpoint(path, self.contents())
         self.accelerator.wait_for_everyone()
         return path
 
+    def contents(self) -> Contents:
+        averaged = self.averaged if self.config.training.use_ema else None
+        parts = self.model, averaged, stateful(self.update)
+        return Contents.of(*parts, self.tokenizer, self.config, self.state)
+
     # Small parts
+
+    def settled(self, config: Config, checkpoint: Checkpoint | None) -> Config:
+        """The configuration with its batch as numbers: the checkpoint's, if `auto` found them."""
+        earlier = checkpoint.config.training if checkpoint else None
+
+        def fits(config: Config) -> int:
+            if earlier:
+                return earlier.micro_batch_size
+            found = [pictures_that_fit(config) if self.accelerator.is_main_process else 0]
+            several = self.accelerator.num_processes > 1
+            return (broadcast_object_list(found) if several else found)[0]
+
+        processes = self.accelerator.num_processes
+        config = settle_batch(config, processes, fits)
+        if checkpoint and (state := checkpoint.state).step:
+            if config.training.batch_size != checkpoint.config.training.batch_size:
+                state.pieces = 1
+            size = config.training.micro_batch_size * processes
+            now = size * config.training.gradient_accumulation_steps
+            before = checkpoint.pictures_per_update()
+            if before != now:
+                self.passed_over.append(
+                    f"an update takes {now} pictures from here on, and took {before} before: it is "
+                    "no longer the same run (training.effective_batch_size keeps it)"
+                )
+        return config
 
     def learn_words(self) -> CaptionTokenizer | None:
         """The built-in tokenizer, from the trained captions."""
@@ -261,21 +379,37 @@ class Trainer:
         captions = (c for row in self.data.trained.rows for c in row.captions)
         return CaptionTokenizer.learn(captions, text.vocab_size, text.max_length)
 
-    def stateful(self) -> dict[str, Any]:
-        """What remembers something from update to update, besides the weights."""
-        return {**self.optimizers, **({"scaler": self.scaler} if self.scaler else {})}
+    def fresh_model(self) -> TextToImage:
+        """A function of the seed: every process of a run builds the same."""
+        torch.manual_seed(self.config.training.seed)
+        return build_model(self.config, self.reader.text_size).to(self.device)
 
-    def seed_dropout(self, micro: int) -> None:
-        """The masks, too, are a function of the image count; no stream is used twice."""
-        if self.config.model.dropout:
-            rank = self.accelerator.process_index
-            names = ("dropout", self.state.images, micro, rank)
-            torch.manual_seed(seeded_generator(self.config.training.seed, *names).initial_seed())
+    def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:
+        """The micro-batches of the next update; the same again if a worker dies over them."""
+        for _ in range(MOST_WORKER_DEATHS):
+            try:
+                accumulation = self.config.training.gradient_accumulation_steps
+                return [next(self.batches) for _ in range(accumulation)]
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                say(f"a process that loads pictures died and is replaced ({reason})")
+                self.batches = self.load()
+        raise LimnerError(
+            f"processes that load pictures died {MOST_WORKER_DEATHS} times in step "
+            f"{self.state.step + 1} ({reason}); if memory is short set training.num_workers=0"
+        )
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        self.batches = self.load()
+        try:
+            yield
+        finally:
+            self.batches = iter(())  # ends the workers
 
-    def batches(self) -> Iterator[Batch]:
+    def load(self) -> Iterator[Batch]:
         """The batches from here on, loaded ahead by the workers."""
         settings = self.config.training
         examples = TrainingExamples(
@@ -288,7 +422,7 @@ class Trainer:
         )
         counts = CountBatches(
             self.state.images,
-            settings.batch_size,
+            settings.micro_batch_size,
             self.accelerator.num_processes,
             self.accelerator.process_index,
         )
@@ -299,8 +433,10 @@ class Trainer:
             prefetch_factor=settings.prefetch_factor if settings.num_workers else None,
             collate_fn=Batch.of,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_ctrl_c_to_the_main_process,
         )
-        return iter(loader)
+        with quiet_about_workers():
+            return iter(loader)
 
 
 def _accelerator(config: Config) -> Accelerator:
@@ -315,15 +451,3 @@ def _accelerator(config: Config) -> Accelerator:
         log_with=trackers or None,
         project_dir=config.training.output_dir,
     )
-
-
-def _find_resume(resume: str | Path | None, folder: Path) -> Checkpoint | None:
-    if resume is None:
-        if earlier := checkpoints(folder):
-            # Two runs in one folder: the newest checkpoint would be whichever went on for longer.
-            raise LimnerError(
-                f"{earlier[-1]} is of an earlier run: go on from it with --resume latest, or give "
-                "this run another training.output_dir"
-            )
-        return None
-    return Checkpoint.open(newest_checkpoint(folder) if str(resume) == "latest" else resume)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,21 +13,22 @@ from accelerate import Accelerator
 
 from limner import device as devices
 from limner.config import Config
+from limner.data.checked import check_share_refused
 from limner.data.examples import warn_of_long_captions
 from limner.data.rows import PictureSet, Refused
 from limner.diffusion.objective import Objective
-from limner.errors import LimnerError
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.advice import Measurement, advise
+from limner.training.advice import Measurement, Spikes, advise
 from limner.training.budget import Budget
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
 from limner.training.previews import preview_prompts, save_preview
 from limner.training.progress import Progress
 from limner.training.runlog import RunLog, read_log
+from limner.training.update import Updated
 
 
 class Watch:
@@ -48,6 +49,7 @@ class Watch:
         dtype: torch.dtype,
         accelerator: Accelerator,
         budget: Budget,
+        passed_over: Sequence[str] = (),
     ) -> None:
         self.config, self.set, self.inputs = config, picture_set, inputs
         self.space, self.reader = parts.space, reader
@@ -57,15 +59,18 @@ class Watch:
         self.main = accelerator.is_main_process
         self.log = RunLog(self.folder, accelerator, self.state.step)
         self.progress = Progress(enabled=self.main)
+        self.passed_over = passed_over
         self.heldout_loss: float | None = None
         self.verdict = ""
-        self.loss_sum = torch.zeros((), device=accelerator.device)
-        self.norm_sum, self.steps = torch.zeros_like(self.loss_sum), 0
+        self.loss_sum = self.norm_sum = 0.0
+        self.steps = self.skipped = 0
+        logged = [e["loss"] for e in read_log(self.log.path) if e["kind"] == "train"]
+        self.spikes = Spikes([loss for loss in logged if loss is not None])
 
     def __enter__(self) -> Watch:
         if self.main:
             (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-            self.accelerator.init_trackers("tensorboard")
+            self.log.start_trackers()
         self.progress.__enter__()
         self.hello()
         if self.main:
@@ -95,11 +100,16 @@ class Watch:
             f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
             f"{len(self.inputs.held_out.rows):,} held out"
         )
+        for news in self.passed_over:
+            self.event(news)
+        if self.state.pieces > 1:
+            self.event(f"each micro-batch goes through the model in {self.state.pieces} parts")
         if self.state.step:
             self.event(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
         if new := self.log.refuse(self.set.refused):
             first = f"{new[0].key}: {new[0].reason}"
             self.event(f"{len(new)} rows cannot be used (see refused.jsonl), the first {first}")
+        check_share_refused(len(self.set.refused), len(self.set.rows), self.config)
         if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
             self.event(sentence)
 
@@ -112,15 +122,31 @@ class Watch:
     def refused(self, rows: Iterable[Refused]) -> None:
         for row in self.log.refuse(rows):
             self.event(f"a picture was passed over: {row.reason}")
+            late, early = len(self.log.refused_rows), len(self.set.refused)
+            check_share_refused(max(late, early), len(self.set.rows), self.config)
 
-    def step_done(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
+    def forget_after(self, step: int) -> None:
+        """The run went back to this step: what was logged since then did not happen."""
+        self.log.forget_after(step)
+        self.loss_sum = self.norm_sum = 0.0
+        self.steps = self.skipped = 0
+
+    def step_done(self, updated: Updated, learning_rate: float) -> None:
         """After each update; what is due by the step's number is written."""
-        # Summed where they are: reading them would wait for the device at every step.
-        self.loss_sum, self.norm_sum, self.steps = (
-            self.loss_sum + loss,
-            self.norm_sum + norm,
-            self.steps + 1,
-        )
+        if updated.skipped:
+            self.skipped += 1
+            if self.state.skipped_in_a_row == 1:
+                self.event(
+                    f"step {self.state.step} is left out: its loss is {updated.loss:g} and its "
+                    f"gradient's norm {updated.norm:g} (training stops after "
+                    "too many of these in a row)"
+                )
+        else:
+            self.loss_sum, self.norm_sum = (
+                self.loss_sum + updated.loss,
+                self.norm_sum + updated.norm,
+            )
+            self.steps += 1
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
         # Also before a checkpoint: a run resumed there then averages over the same updates.
         if step % settings.logging_steps == 0 or step % settings.save_steps == 0 or last:
@@ -133,38 +159,44 @@ class Watch:
             self.write_preview()
 
     def write_losses(self, learning_rate: float) -> None:
-        state, budget, settings = self.state, self.budget, self.config.training
-        sums = torch.stack([self.loss_sum, self.norm_sum.to(self.loss_sum)]) / self.steps
-        loss, norm = self.accelerator.reduce(sums, "mean").tolist()
-        speed = budget.images_per_second(self.steps)
-        self.loss_sum, self.norm_sum = torch.zeros_like(sums)
-        self.steps = 0
-        # In fp16 the scaler skips the updates whose gradients overflow; elsewhere they break all.
-        if not math.isfinite(loss + (norm if self.dtype != torch.float16 else 0.0)):
-            raise LimnerError(
-                f"the loss is {loss:g} and its gradient {norm:g} at step {state.step}: "
-                f"try a lower training.learning_rate (now {settings.learning_rate:g}) or "
-                "training.mixed_precision bf16 or no; the last checkpoint in "
-                f"{self.folder} is as it was"
-            )
+        state, budget = self.state, self.budget
+        sums = torch.tensor(
+            [self.loss_sum, self.norm_sum, self.steps, self.skipped],
+            dtype=torch.float64,
+            device=self.accelerator.device if self.accelerator.device.type == "cuda" else "cpu",
+        )
+        loss_sum, norm_sum, steps, skipped = self.accelerator.reduce(sums, "mean").tolist()
+        loss, norm = (loss_sum / steps, norm_sum / steps) if steps else (math.nan, math.nan)
+        speed = budget.images_per_second(round(steps + skipped))
+        self.loss_sum = self.norm_sum = 0.0
+        self.steps = self.skipped = 0
         self.log.write(
             "train",
             state.step,
             images=state.images,
             seconds=round(state.seconds, 3),
-            loss=loss,
-            grad_norm=norm if math.isfinite(norm) else None,  # infinity is no JSON
+            loss=loss if math.isfinite(loss) else None,  # JSON has no NaN and no infinity
+            grad_norm=norm if math.isfinite(norm) else None,
             learning_rate=learning_rate,
             images_per_second=round(speed, 2),
+            **({"skipped": round(skipped)} if skipped else {}),
         )
+        if spike := self.spikes.see(loss, state.step):
+            self.event(spike)
         left = budget.seconds_left()
         self.progress.update(
-            state.step, state.total_steps, state.images, speed, loss, self.heldout_loss, left
+            state.step,
+            state.total_steps,
+            state.images,
+            speed,
+            loss if math.isfinite(loss) else None,
+            self.heldout_loss,
+            left,
         )
 
     def write_heldout(self) -> None:
         values: dict[str, Any] = {}
-        device, batch_size = self.accelerator.device, self.config.training.batch_size
+        device, batch_size = self.accelerator.device, self.config.training.micro_batch_size
         for prefix, grid in self.grids.items():
             if grid is not None:
                 with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -1,0 +1,72 @@
+"""How many pictures go through the model at once, where the configuration leaves that open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from limner.config import Config
+from limner.errors import LimnerError
+
+MOST = 256
+"""Pictures per update of `auto` where nothing else bounds them: more learn less per picture."""
+MARGIN = 0.9
+"""Share of the free memory that `auto` takes."""
+SMALL, LARGE = 4, 8
+"""Micro-batches whose memory is measured: it is a line in their size."""
+
+
+def settle_batch(
+    config: Config, processes: int, fits: Callable[[Config], int] | None = None
+) -> Config:
+    """The configuration with its micro-batch and accumulation as numbers.
+
+    Args:
+        fits: how many pictures fit into memory at once; measured if asked for.
+
+    Raises:
+        LimnerError: the effective batch cannot be divided as asked.
+    """
+    settings = config.training
+    whole = settings.effective_batch_size
+    if whole and whole % processes:
+        raise LimnerError(
+            f"training.effective_batch_size: {whole} pictures cannot be shared by {processes} "
+            "processes; take a multiple of their number"
+        )
+    size = settings.batch_size
+    if size == "auto":
+        most = whole // processes if whole else MOST
+        room = min(most, (fits or pictures_that_fit)(config))
+        size = 2 ** (room.bit_length() - 1)
+        while most % size:
+            size //= 2
+    changes: dict[str, int] = {"batch_size": size}
+    if whole:
+        if whole % (size * processes):
+            raise LimnerError(
+                f"training.effective_batch_size: {whole} pictures are no whole number of "
+                f"micro-batches of training.batch_size {size}"
+                + (f" in {processes} processes" if processes > 1 else "")
+                + "; change one of the two, or set training.batch_size=auto"
+            )
+        changes["gradient_accumulation_steps"] = whole // (size * processes)
+    return config.model_copy(update={"training": settings.model_copy(update=changes)})
+
+
+def pictures_that_fit(config: Config) -> int:
+    """Measured by two short runs in processes of their own. Raises LimnerError if not even one."""
+    from limner.device import choose_device
+    from limner.training.estimate import free_memory, line, pictures_in_memory, probe_sizes
+
+    free = free_memory(choose_device(config.training.device))
+    small, large = probe_sizes(config, (LARGE, SMALL), free)
+    fixed, per_picture = line(small, large, "peak_bytes")
+    fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
+    fits = int((free * MARGIN - fixed) / per_picture) if per_picture else MOST
+    if fits < 1:
+        raise LimnerError(
+            f"training.batch_size: even one picture at a time needs "
+            f"{(fixed + per_picture) / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free: take a "
+            "smaller model or training.gradient_checkpointing=true (see limner estimate)"
+        )
+    return fits

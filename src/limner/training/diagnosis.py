@@ -1,0 +1,119 @@
+"""Which tensor went wrong first: what a run says before it stops on numbers that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.data.examples import Batch
+from limner.device import name_of
+
+
+def diagnose(
+    model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch, dtype: torch.dtype
+) -> str:
+    """Sentences for people: the first tensor that is not finite, and what to try.
+
+    Looks at weights, then at the batch, then at each layer's output in the order of computation,
+    then at each gradient in the order of the backward pass. Leaves no gradients behind.
+
+    Args:
+        model: the network, not compiled or compiled block by block.
+        loss_of: losses [B] of a batch, through `model`.
+        batch: one that went wrong, on the model's device.
+    """
+    where = _first(model, loss_of, batch)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return f"{where}. Try {', '.join(_remedies(where, dtype))}."
+
+
+def _first(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -> str:
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter):
+            return f"the weight {name} {_shape(parameter)} itself is {_what(parameter)}"
+    for name in ("picture", "noise", "u"):
+        if not _finite(part := getattr(batch, name)):
+            return f"the batch's {name} {_shape(part)} is {_what(part)}"
+    found: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            hooks.append(module.register_forward_hook(_watch(name, found)))
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            loss = loss_of(batch)
+            if found:
+                return found[0]
+            if not _finite(loss):
+                return f"the loss is {_what(loss)} although every layer's output is finite"
+            loss.mean().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        return found[0]
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not _finite(parameter.grad):
+            return f"the gradient of {name} {_shape(parameter)} is {_what(parameter.grad)}"
+    return "computed once more, in the same way, every number is finite: the fault does not repeat"
+
+
+def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if found or not isinstance(output, Tensor):
+            return
+        kind = type(module).__name__
+        if not _finite(output):
+            sizes = [f"{t.abs().max().item():.3g}" for t in inputs if _real(t) and t.numel()]
+            found.append(
+                f"the first to go wrong is the output of {name} ({kind}, {_shape(output)} in "
+                f"{name_of(output.dtype)}): it is {_what(output)}, from inputs up to "
+                f"{', '.join(sizes) or 'nothing'}"
+            )
+        elif output.requires_grad:
+
+            def look(gradient: Tensor) -> None:
+                if not found and not _finite(gradient):
+                    found.append(
+                        "the first to go wrong is, in the backward pass, the gradient of the "
+                        f"output of {name} ({kind}, {_shape(gradient)}): it is {_what(gradient)}"
+                    )
+
+            output.register_hook(look)
+
+    return hook
+
+
+def _remedies(where: str, dtype: torch.dtype) -> list[str]:
+    if "batch's" in where:
+        return ["limner precompute into a new cache.folder", "other pictures"]
+    said = ["a lower training.learning_rate", "a lower training.max_grad_norm"]
+    if dtype == torch.float16:
+        return ["training.mixed_precision=bf16 or no (float16 ends at 65,504)", *said]
+    if dtype == torch.bfloat16:
+        said.append("training.mixed_precision=no, to see whether precision is the cause")
+    if "weight" in where:
+        said.insert(0, "going on from an older checkpoint with --resume")
+    return said
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _what(tensor: Tensor) -> str:
+    nans, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    counts = [f"{n:,} {word}" for n, word in ((nans, "NaN"), (infinite, "infinite")) if n]
+    return f"{' and '.join(counts)} of {tensor.numel():,}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,61 @@
+"""What the processes of one run say to each other: gradients, and whether all went well.
+
+Gradients are averaged after the backward pass, by us, and not during it by DistributedDataParallel:
+only then can a process whose memory ran out say so, and all repeat the step in smaller parts. (It
+costs the overlap of communication with the backward pass.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET = 2**24
+"""Numbers that are sent together, 64 MiB."""
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the processes."""
+    if not _several():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    for bucket in _buckets(gradients):
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def any_process(here: bool) -> bool:
+    """Whether it is so in any process of the run; every process must ask."""
+    if not _several():
+        return here
+    flag = torch.tensor([here], dtype=torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_on_hosts())
+    return bool(flag.item())
+
+
+@lru_cache(maxsize=1)
+def _on_hosts() -> dist.ProcessGroup | None:
+    """A way to talk that waits for no GPU."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,0 +1,102 @@
+"""Where a run begins: at nothing, or at a checkpoint that verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from limner.checkpoint import (
+    Checkpoint,
+    check_same_model,
+    checkpoints,
+    find_checkpoint,
+    newest_checkpoint,
+    newest_good,
+)
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+
+SAME_RUN = {
+    "data": ("memory_mb", "check_pictures", "refused_limit"),
+    "training": (
+        *("output_dir", "device", "batch_size", "gradient_accumulation_steps"),
+        *("effective_batch_size", "resume", "save_steps", "checkpoints_total_limit"),
+        *("save_errors", "logging_steps", "heldout_steps", "heldout_pictures", "preview_steps"),
+        *("preview_prompts", "num_workers", "prefetch_factor", "gradient_checkpointing"),
+        *("compile_model", "trackers"),
+    ),
+    "vae": ("pretrained_model_name", "use_slicing", "use_tiling"),
+    "text_encoder": ("pretrained_model_name",),
+}
+"""Keys that may change and it is still the same run: what is learned does not depend on them (the
+fingerprints say whether pretrained parts are the same ones)."""
+UNRELATED = ("sampling", "cache", "autoencoder")
+"""Sections that training does not depend on."""
+
+
+def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from (None: begin), and what was passed over on the way to it.
+
+    Args:
+        resume: a checkpoint folder, "latest", "auto", "no", or None: what the configuration says.
+        config: complete; its output_dir is looked into.
+
+    Raises:
+        LimnerError: it is not there, does not verify, is of another model, or of another run.
+    """
+    folder = Path(config.training.output_dir)
+    wanted = str(config.training.resume if resume is None else resume)
+    if wanted == "no":
+        if earlier := checkpoints(folder):
+            # Two runs in one folder: the newest would be whichever went on for longer.
+            raise LimnerError(
+                f"{earlier[-1]} is of an earlier run: go on from it with --resume latest, or give "
+                "this run another training.output_dir"
+            )
+        return None, []
+    if wanted not in ("auto", "latest"):
+        return _opened(find_checkpoint(wanted), config), []
+    found, passed_over = newest_good(folder)
+    if found is None:
+        if wanted == "latest" or passed_over:
+            newest_checkpoint(folder)  # raises, with all reasons
+        return None, []
+    checkpoint = _opened(found, config, auto=wanted == "auto")
+    return checkpoint, passed_over
+
+
+def _opened(folder: Path, config: Config, auto: bool = False) -> Checkpoint:
+    checkpoint = Checkpoint.open(folder)
+    if auto and (different := differences(checkpoint.config, config)):
+        raise LimnerError(
+            f"{folder} is of an earlier run with other settings:\n"
+            + "\n".join(f"  - {d}" for d in different)
+            + "\ngive this run another training.output_dir, or go on from there with these "
+            "settings: --resume latest"
+        )
+    check_same_model(checkpoint.config, config)
+    return checkpoint
+
+
+def differences(saved: Config, asked: Config) -> list[str]:
+    """What makes the two configurations different runs, in words."""
+    return [
+        f"{section}.{key}: {there!r} there, {here!r} here"
+        for section in type(saved).model_fields
+        if section not in UNRELATED
+        for (key, there), (_, here) in zip(
+            getattr(saved, section), getattr(asked, section), strict=True
+        )
+        if there != here and key not in SAME_RUN.get(section, ())
+    ]
+
+
+def resume_config(
+    resume: str | Path | None, config_file: Path | None, overrides: Sequence[str]
+) -> Config | None:
+    """The configuration to go on with when none was named: the checkpoint's own, overridden."""
+    if resume in (None, "auto", "no") or config_file is not None:
+        return None
+    if str(resume) == "latest":
+        resume = newest_checkpoint(Path(load_config(None, overrides).training.output_dir))
+    return load_config(find_checkpoint(str(resume)) / "config.yaml", overrides)

@@ -1,0 +1,75 @@
+"""Asked to stop: the step at hand is finished and saved, and running the command again goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from limner.errors import LimnerError
+
+EXIT_CODE = 75
+"""Of a run that was asked to stop and can go on (BSD's EX_TEMPFAIL: "try again later")."""
+
+
+class Stopped(LimnerError):
+    """The run was asked to stop, and is saved."""
+
+
+class StopOnSignal:
+    """Context manager: SIGINT (Ctrl-C) and SIGTERM set `signal`, the loop looks at it.
+
+    A second one ends the process at once: the system's own handling is back in place after the
+    first, so that it works even where the program is stuck. Checkpoints are written whole or not
+    at all, so that nothing is harmed.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        """Of the signal that came, such as "SIGTERM"."""
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():  # only there it is allowed
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._asked)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        for every in self.before:
+            signal.signal(every, signal.SIG_DFL)
+
+
+def leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    """For the loader's workers: Ctrl-C reaches all processes of a terminal, and one decides.
+    (SIGTERM is how the loader itself ends them.)"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def quiet_about_workers() -> Iterator[None]:
+    """torch would raise in the midst of whatever runs when one of the loader's workers dies; asked
+    for its next batch the loader says so too, and there it can be helped."""
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if number is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, before or signal.SIG_DFL)

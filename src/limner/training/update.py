@@ -1,0 +1,178 @@
+"""One update of the weights: forward, loss, backward, and what may go wrong on the way.
+
+If memory runs out, the same pictures are taken again in smaller parts: the gradient is a sum over
+pictures, so that only rounding changes. If the loss or the gradient is no finite number, the
+weights stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.checkpoint import TrainingState
+from limner.config import Config
+from limner.data.examples import Batch
+from limner.device import give_back_freed_memory, is_out_of_memory
+from limner.diffusion.objective import Objective
+from limner.errors import LimnerError
+from limner.models.dropout import seed_dropout
+from limner.training.parallel import any_process, average_gradients
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What came of an update."""
+
+    loss: float
+    """Mean over this process's pictures."""
+    norm: float
+    """L2 norm of the whole gradient, before clipping."""
+    skipped: bool
+    """The weights are as they were: the loss or the gradient was not finite."""
+
+
+class HalfDone(Exception):
+    """Memory ran out while the weights were being changed: they must come from a checkpoint."""
+
+
+class Update:
+    """What turns batches into a change of the weights.
+
+    Args:
+        model: computes in `dtype` under autocast; its parameters are float32.
+        optimizers: step one after the other.
+        scaler: of float16's gradients, or None.
+        state: its `pieces` says in how many parts each batch goes through the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizers: dict[str, torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler | None,
+        config: Config,
+        state: TrainingState,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.objective = model, objective
+        self.optimizers, self.scaler = optimizers, scaler
+        self.max_grad_norm = config.training.max_grad_norm
+        self.dropout = config.model.dropout > 0
+        self.state, self.device, self.dtype = state, device, dtype
+
+    def __call__(self, batches: Sequence[Batch], say: Callable[[str], None] = print) -> Updated:
+        """One update from these micro-batches.
+
+        Raises:
+            LimnerError: not even one picture fits into memory.
+            HalfDone: see there.
+        """
+        loss = self.gradients_within_memory(batches, say)
+        average_gradients(self.model.parameters())
+        if self.scaler:
+            for optimizer in self.optimizers.values():
+                self.scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+        skipped = any_process(not self.is_good(loss, norm))
+        if not skipped or self.scaler:  # a scaler leaves such an update out itself, and learns
+            self.change_weights()
+        self.forget_gradients()
+        self.state.skipped += skipped
+        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
+        return Updated(loss, norm, skipped)
+
+    def is_good(self, loss: float, norm: float) -> bool:
+        # In float16 gradients overflow until the scaler has found its scale: nothing is wrong.
+        searching = self.scaler is not None and self.scaler.get_scale() > 1
+        return math.isfinite(loss) and (math.isfinite(norm) or searching)
+
+    def gradients_within_memory(
+        self, batches: Sequence[Batch], say: Callable[[str], None]
+    ) -> float:
+        """Fill the parameters' gradients; the mean loss. In smaller parts if memory runs out."""
+        while True:
+            loss, reason = math.nan, ""
+            try:
+                loss = float(self.gradients(batches))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+            # Outside of the handler, which keeps all that the failed pass had computed.
+            if not any_process(bool(reason)):
+                return loss
+            self.forget_gradients()
+            give_back_freed_memory()
+            largest = max(len(batch) for batch in batches)
+            if self.state.pieces >= largest:
+                raise LimnerError(
+                    f"memory ran out with one picture at a time ({reason}): take a smaller model, "
+                    "training.gradient_checkpointing=true, or training.mixed_precision=bf16 "
+                    "(limner estimate says what fits)"
+                )
+            self.state.pieces *= 2
+            size = -(-largest // self.state.pieces)
+            say(
+                f"memory ran out at step {self.state.step + 1} ({reason or 'in another process'}); "
+                f"from here on {size} pictures at a time, the update stays that of "
+                f"{sum(map(len, batches))}"
+            )
+
+    def gradients(self, batches: Sequence[Batch]) -> Tensor:
+        """Add each part's share to the gradients; the mean loss, not waited for."""
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        pictures = sum(map(len, batches))
+        for batch in batches:
+            for piece in batch.pieces(self.state.pieces):
+                loss = self.loss(piece.to(self.device)).sum() / pictures
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
+                total += loss.detach()
+        return total
+
+    def loss(self, batch: Batch) -> Tensor:
+        """From pictures (or latents) to their losses [B]: noised at their times, predicted,
+        compared."""
+        if self.dropout:
+            seed_dropout(self.model, batch.dropout_seed)
+        timesteps = self.objective.path.training_timesteps(batch.u)
+        x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
+        with self.autocast():
+            output = self.model(x_t, timesteps, batch.text)
+        return self.objective.loss(output, batch.picture, batch.noise, timesteps)
+
+    def change_weights(self) -> None:
+        short = False
+        try:
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer) if self.scaler else optimizer.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            short = True
+        if any_process(short):
+            self.forget_gradients()
+            give_back_freed_memory()
+            raise HalfDone
+        if self.scaler:
+            self.scaler.update()
+
+    def forget_gradients(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def stateful(update: Update) -> dict[str, Any]:
+    """What remembers something from update to update, besides the weights."""
+    return {**update.optimizers, **({"scaler": update.scaler} if update.scaler else {})}
