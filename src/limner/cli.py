@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except LimnerError as error:
         print(f"limner: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except OSError as error:  # a disk that is full, a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         print(f"limner: {reason}; check the path, the space, and your permissions", file=sys.stderr)
@@ -82,11 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         help="train a model from a configuration",
         usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
         epilog="Any key of the configuration can be set here: training.batch_size=16, or "
-        "--training.batch_size 16.",
+        "--training.batch_size 16. Ctrl-C or SIGTERM: the step is finished, all is saved, exit "
+        "code 75; the same command goes on. A second one ends at once.",
     )
     train.add_argument("--config", type=Path, help="YAML file (default: every key's default)")
     train.add_argument(
-        "--resume", metavar="CHECKPOINT", help="a checkpoint folder, or `latest` in the output_dir"
+        "--resume",
+        metavar="CHECKPOINT",
+        help="a checkpoint folder, `latest` in the output_dir, "
+        "or `no`; by default a run of the same settings goes on by itself",
     )
     train.set_defaults(run=_train)
 

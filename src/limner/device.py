@@ -7,14 +7,16 @@ import ctypes
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from limner.errors import LimnerError
+
+T = TypeVar("T")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -100,6 +102,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     # The processor's allocator and Apple's have no type of their own; cuBLAS has its own words.
     said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
     return any(words in str(error) for words in said)
+
+
+def in_parts_that_fit(size: int, do: Callable[[int], T]) -> T:
+    """`do(size)`, or with half of that, and half again, until memory suffices for it."""
+    while True:
+        with contextlib.suppress(_Again):
+            try:
+                return do(size)
+            except Exception as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                raise _Again from None
+        give_back_freed_memory()
+        size = max(1, size // 2)
+
+
+class _Again(Exception):
+    """Leaves the handler, and with it what the failed attempt had in memory."""
 
 
 def why_not_compile(device: torch.device) -> str | None:

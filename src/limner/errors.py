@@ -3,3 +3,6 @@
 
 class LimnerError(ValueError):
     """Bad input or an impossible request; the command line prints it without a traceback."""
+
+    exit_code = 2
+    """Of the command that it ends."""

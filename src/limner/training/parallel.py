@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from limner.errors import LimnerError
 
 BUCKET = 2**24
 """Numbers that are sent together, 64 MiB."""
@@ -25,7 +28,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     for bucket in _buckets(gradients):
         flat = torch.cat([g.reshape(-1) for g in bucket])
-        dist.all_reduce(flat)
+        _all_reduce(flat)
         flat /= dist.get_world_size()
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -47,8 +50,19 @@ def any_process(here: bool) -> bool:
     if not _several():
         return here
     flag = torch.tensor([here], dtype=torch.int32)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_on_hosts())
+    _all_reduce(flag, op=dist.ReduceOp.MAX, group=_on_hosts())
     return bool(flag.item())
+
+
+def _all_reduce(tensor: Tensor, **how: Any) -> None:
+    try:
+        dist.all_reduce(tensor, **how)
+    except RuntimeError as error:
+        raise LimnerError(
+            "another process of this run has ended, so this one cannot go on "
+            f"({' '.join(str(error).split())[:160]}); start all of them again, and the run goes "
+            "on from its last checkpoint"
+        ) from error
 
 
 @lru_cache(maxsize=1)

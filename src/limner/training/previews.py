@@ -12,7 +12,7 @@ from torch import Tensor
 from limner.config import Config
 from limner.data.pictures import to_pil
 from limner.data.rows import Row
-from limner.device import part_precision
+from limner.device import in_parts_that_fit, is_out_of_memory, part_precision
 from limner.diffusion.objective import Objective
 from limner.inference.contact_sheet import contact_sheet
 from limner.inference.sampling import draw
@@ -40,14 +40,20 @@ def save_preview(
     config: Config,
     dtype: torch.dtype,
 ) -> None:
-    """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's batches and precision."""
+    """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's precision and batches,
+    or in smaller ones if memory is short."""
     side = config.data.image_size // space.downsampling
-    pictures: list[Image.Image] = []
-    for first in range(0, len(prompts), config.training.micro_batch_size):
-        some = prompts[first : first + config.training.micro_batch_size]
-        seeds = range(first, first + len(some))
-        drawn = draw(model, objective, words, some, seeds, config.sampling, side, side, dtype)
-        pictures += to_pil(decode_within_memory(space, drawn, part_precision(dtype)))
+
+    def pictures_of(at_once: int) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
+        for first in range(0, len(prompts), at_once):
+            some = prompts[first : first + at_once]
+            seeds = range(first, first + len(some))
+            drawn = draw(model, objective, words, some, seeds, config.sampling, side, side, dtype)
+            pictures += to_pil(decode_within_memory(space, drawn, part_precision(dtype)))
+        return pictures
+
+    pictures = in_parts_that_fit(config.training.micro_batch_size, pictures_of)
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, prompts).save(path)
 
@@ -67,7 +73,9 @@ def decode_within_memory(
 
     try:
         return decode(latents.device)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         space.unload()
         return decode(torch.device("cpu"))
     finally:

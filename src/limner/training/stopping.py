@@ -11,12 +11,12 @@ from typing import Any
 
 from limner.errors import LimnerError
 
-EXIT_CODE = 75
-"""Of a run that was asked to stop and can go on (BSD's EX_TEMPFAIL: "try again later")."""
-
 
 class Stopped(LimnerError):
     """The run was asked to stop, and is saved."""
+
+    exit_code = 75
+    """BSD's EX_TEMPFAIL: try again later, and the run goes on."""
 
 
 class StopOnSignal:

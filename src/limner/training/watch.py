@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -154,9 +155,24 @@ class Watch:
         if not self.main:
             return
         if step % settings.heldout_steps == 0 or last:
-            self.write_heldout()
+            self.try_to(self.write_heldout, "the held-out loss was not measured")
         if step % settings.preview_steps == 0 or last:
-            self.write_preview()
+            self.try_to(self.write_preview, "the preview was not drawn")
+
+    def try_to(self, do: Callable[[], None], otherwise: str) -> None:
+        """A full disk or memory costs a look at the run, not the run."""
+        reason = ""
+        try:
+            do()
+        except OSError as error:
+            reason = str(error)
+        except Exception as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if reason:
+            devices.give_back_freed_memory()
+            self.event(f"{otherwise}: {reason}; training goes on")
 
     def write_losses(self, learning_rate: float) -> None:
         state, budget = self.state, self.budget
@@ -196,11 +212,11 @@ class Watch:
 
     def write_heldout(self) -> None:
         values: dict[str, Any] = {}
-        device, batch_size = self.accelerator.device, self.config.training.micro_batch_size
+        batch_size = self.config.training.micro_batch_size
         for prefix, grid in self.grids.items():
             if grid is not None:
-                with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    losses = loss_by_level(self.averaged, self.objective, grid, batch_size, device)
+                measure = functools.partial(self.losses_of, grid)
+                losses = devices.in_parts_that_fit(batch_size, measure)
                 values |= {f"{prefix}loss": mean(losses), f"{prefix}loss_by_level": losses}
         self.heldout_loss = values.get("loss")
         state = self.state
@@ -213,6 +229,11 @@ class Watch:
         if advice and verdict != self.verdict:
             self.event(advice)
         self.verdict = verdict
+
+    def losses_of(self, grid: FixedGrid, batch_size: int) -> dict[str, float]:
+        device = self.accelerator.device
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return loss_by_level(self.averaged, self.objective, grid, batch_size, device)
 
     def write_preview(self) -> None:
         path = self.folder / "previews" / f"step-{self.state.step:06d}.png"
