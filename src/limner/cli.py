@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # argparse ends a list of words at the first flag; those after it are the same list's.
         flags = [word for word in rest if word.startswith("-")]
-        if options.run in (_train, _precompute, _estimate, _train_autoencoder):
+        if options.run in (_train, _precompute, _estimate, _train_autoencoder, _doctor):
             options.overrides = _as_overrides(rest)
         elif options.run is _generate and not flags:
             options.what += rest
         elif rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        options.run(options)
+        return options.run(options) or 0
     except LimnerError as error:
         print(f"limner: {error}", file=sys.stderr)
         return error.exit_code
@@ -53,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("limner: interrupted; what was saved is kept", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,6 +146,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     autoencoder.add_argument("--output", type=Path, required=True, help="folder to write")
     autoencoder.set_defaults(run=_train_autoencoder)
+
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[common, configured],
+        help="what is wrong with this machine for a run, and the command that mends it",
+        usage=f"limner doctor {usage} [--json]",
+        epilog="Exit code 1 if something is to be mended.",
+    )
+    doctor.add_argument("--json", action="store_true", help="the same for programs")
+    doctor.set_defaults(run=_doctor)
 
     prepare = commands.add_parser(
         "prepare", parents=[common], help="turn a COCO folder or any of ours into metadata.json"
@@ -257,6 +266,20 @@ def _estimate(options: argparse.Namespace) -> None:
         return
     for line in found.lines():
         print(line)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from limner.doctor import examine, lines
+
+    findings = examine(_configured(options))
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        for line in lines(findings):
+            print(line)
+    return 1 if any(finding.verdict == "fail" for finding in findings) else 0
 
 
 def _train_autoencoder(options: argparse.Namespace) -> None:

@@ -81,9 +81,7 @@ def uninterrupted(config: Config, processes: int) -> float:
     return time.monotonic() - began
 
 
-def killed(
-    config: Config, kills: int, processes: int, seed: int, longest: float
-) -> dict[str, Any]:
+def killed(config: Config, kills: int, processes: int, seed: int, longest: float) -> dict[str, Any]:
     """Run it to its end through as many deaths; what happened.
 
     Args:
