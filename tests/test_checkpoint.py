@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from limner import checkpoint as checkpoint_module
+from limner import checkpoint_writing
 from limner.checkpoint import (
     FILES,
     Checkpoint,
@@ -23,6 +24,7 @@ from limner.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
+from limner.checkpoint_writing import MANIFEST
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
@@ -180,7 +182,11 @@ class Payload:
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
 @pytest.mark.parametrize("name", ["model.pt", "optimizer.pt"])
 def test_a_payload_is_refused_and_not_run(
-    name: str, kind: str, tiny_config: Callable[..., Config], tmp_path: Path
+    name: str,
+    kind: str,
+    tiny_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config()
     folder = Saved(config).save(Path(config.training.output_dir) / "checkpoint-7")
@@ -190,6 +196,9 @@ def test_a_payload_is_refused_and_not_run(
         torch.save(evil, folder / name)
     else:
         (folder / name).write_bytes(pickle.dumps(evil, protocol=2))
+    monkeypatch.setattr(checkpoint_writing, "_is_complete", lambda path: True)
+    (folder / MANIFEST).unlink()
+    checkpoint_writing.seal(folder)  # a stranger can write a manifest, too
     with pytest.raises(LimnerError, match=rf"{name} is damaged, or holds more than weights"):
         Trainer(config, resume="latest")
     assert not victim.exists()

@@ -55,7 +55,7 @@ def test_files_and_lines_appear_where_and_when_they_should(
 def test_the_seed_decides_the_weights_and_what_is_seen(tiny_config: Build) -> None:
     first, again, other = (Trainer(tiny_config(f"training.seed={seed}")) for seed in (3, 3, 4))
     for trainer, same in ((again, True), (other, False)):
-        weights = (t.bare_model.denoiser.patch_embedding.weight for t in (first, trainer))
+        weights = (t.model.denoiser.patch_embedding.weight for t in (first, trainer))
         batch, expected = next(trainer.load()), next(first.load())
         assert torch.equal(*weights) is same
         for name in ("picture", "noise", "u"):
@@ -67,8 +67,8 @@ def test_an_update_is_of_batch_size_times_accumulation_pictures(tiny_config: Bui
     sizes = ["training.batch_size=3", "training.gradient_accumulation_steps=4"]
     trainer = Trainer(tiny_config(*sizes, "training.max_steps=2"))
     seen = []
-    loss = trainer.loss
-    trainer.loss = lambda batch: seen.append(len(batch.picture)) or loss(batch)  # type: ignore
+    loss = trainer.update.loss
+    trainer.update.loss = lambda batch: seen.append(len(batch)) or loss(batch)  # type: ignore
     state = trainer.train()
     assert seen == [3] * 8
     assert state.images == 24
@@ -121,11 +121,11 @@ def test_the_network_computes_in_the_precision_asked_for(
     fast = devices.fast_bfloat16(torch.device("cpu"))
     expected = dtype or (torch.bfloat16 if fast else torch.float32)
     seen = []
-    layer = trainer.bare_model.denoiser.blocks[0].out
+    layer = trainer.model.denoiser.blocks[0].out
     layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
-    loss = trainer.loss(next(trainer.load()))
+    loss = trainer.update.loss(next(trainer.load()))
     assert (seen, loss.dtype) == ([expected], torch.float32)
-    assert {p.dtype for p in trainer.bare_model.parameters()} == {torch.float32}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
 @shows("training.max_grad_norm")
@@ -142,8 +142,8 @@ def test_a_gradient_longer_than_max_grad_norm_is_cut_to_it(tiny_config: Build) -
             )
 
         trainer.optimizers["adamw"].register_step_pre_hook(measure)
-        _, norm, _ = trainer.step(trainer.load())
-        lengths[limit] = (used[0], float(norm))
+        trainer.batches = trainer.load()
+        lengths[limit] = (used[0], trainer.step()[0].norm)
     assert lengths[1e-3][0] == pytest.approx(1e-3, rel=1e-3)
     assert lengths[1e9][0] == pytest.approx(lengths[1e9][1], rel=1e-5)
     assert lengths[1e-3][1] == pytest.approx(lengths[1e9][1], rel=1e-5)  # logged before the cut
@@ -154,13 +154,13 @@ def test_a_gradient_longer_than_max_grad_norm_is_cut_to_it(tiny_config: Build) -
 def test_the_average_follows_the_weights_at_its_decay(tiny_config: Build) -> None:
     def average(*settings: str) -> tuple[Trainer, list[torch.Tensor]]:
         trainer = Trainer(tiny_config("training.max_steps=1", "training.ema_ramp=1000", *settings))
-        before = [p.detach().clone() for p in trainer.bare_model.parameters()]
+        before = [p.detach().clone() for p in trainer.model.parameters()]
         trainer.train()
         return trainer, before
 
     for decay in (0.0, 0.5, 0.9):
         trainer, before = average(f"training.ema_decay={decay}")
-        weights, averaged = trainer.bare_model.parameters(), trainer.averaged.parameters()
+        weights, averaged = trainer.model.parameters(), trainer.averaged.parameters()
         for old, new, mean in zip(before, weights, averaged, strict=True):
             torch.testing.assert_close(mean, decay * old + (1 - decay) * new.detach())
         assert (trainer.folder / "checkpoint-1" / "ema.safetensors").is_file()
@@ -169,7 +169,7 @@ def test_the_average_follows_the_weights_at_its_decay(tiny_config: Build) -> Non
                 file.unlink()
             checkpoint.rmdir()
     off, _ = average("training.use_ema=false", "training.ema_decay=0.9")
-    for new, mean in zip(off.bare_model.parameters(), off.averaged.parameters(), strict=True):
+    for new, mean in zip(off.model.parameters(), off.averaged.parameters(), strict=True):
         torch.testing.assert_close(mean, new.detach())
     assert not (off.folder / "checkpoint-1" / "ema.safetensors").exists()
 
@@ -189,7 +189,7 @@ def test_workers_and_what_they_keep_ready_reach_the_loader(
     batches = []
     for workers in (0, 1):
         settings = [f"training.num_workers={workers}", "training.prefetch_factor=3"]
-        batches.append(next(Trainer(tiny_config(*settings)).batches()))
+        batches.append(next(Trainer(tiny_config(*settings)).load()))
     assert asked == [(0, None), (1, 3)]
     assert torch.equal(batches[0].picture, batches[1].picture)
 
@@ -205,7 +205,7 @@ def test_compile_model_compiles_each_block_or_none(
     assert compiled == []
     there = "training.output_dir='{}'".format(Path(tiny_config().training.output_dir) / "other")
     trainer = train(tiny_config("training.max_steps=1", "training.compile_model=true", there))
-    model = trainer.bare_model
+    model = trainer.model
     assert compiled == [*model.denoiser.blocks, *model.text_encoder.blocks]
 
 

@@ -120,6 +120,7 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(
 ) -> None:
     folder = own_folder(tmp_path / "data", broken=broken)
     settings = ["training.max_steps=8", f"training.num_workers={workers}", "data.train_split=1"]
+    settings += ["data.check_pictures=false", "data.refused_limit=1"]  # met on the way
     words = [*TINY, f"training.output_dir={tmp_path / 'run'}", *using(folder), *settings]
     assert main(["train", *words]) == 0
     listed = [
@@ -134,7 +135,8 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(
 
 def test_held_out_pictures_may_be_broken_too(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "data")
-    words = [*TINY, *using(folder), "data.train_split=0.6"]
+    words = [*TINY, *using(folder), "data.train_split=0.6", "data.check_pictures=false"]
+    words.append("data.refused_limit=1")
     held_out = [row.key for row in open_data(load_config(None, words)).held_out.rows]
     assert held_out
     for key in held_out:
@@ -228,7 +230,7 @@ def test_a_folder_that_cannot_be_made_is_named(train: Fails, fails: Fails, outpu
 
 
 def test_a_new_run_does_not_mix_with_an_old_one(train: Fails, run: Path) -> None:
-    said = train(f"training.output_dir={run}")
+    said = train(f"training.output_dir={run}", "training.seed=7")
     assert str(run / "checkpoint-6") in said
     assert "--resume latest" in said
 

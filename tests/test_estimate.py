@@ -31,7 +31,7 @@ def test_the_counts_are_those_of_the_real_run(
     found = estimate(config)
     assert not (tmp_path / "run").exists()  # the probe leaves nothing in the run's folder
     trainer = trained(tiny_config("training.save_steps=6"))
-    parameters = list(trainer.bare_model.parameters())
+    parameters = list(trainer.model.parameters())
     assert found.parameters == sum(p.numel() for p in parameters)
     assert found.weights == found.averaged == found.gradients == 4 * found.parameters
     states = [s for o in trainer.optimizers.values() for s in o.state.values()]

@@ -96,7 +96,9 @@ def test_a_caption_file_of_another_encoding_is_refused_with_its_line(tmp_path: P
     (tmp_path / "bad.txt").write_bytes(b"first\n\xe4pfel")
     [refused] = FolderPictures(tmp_path).refused
     assert refused.key == "bad.png"
-    assert re.search(r"bad\.txt, line 2: byte 0xe4 is not UTF-8\. Save", refused.reason)
+    assert re.search(
+        r"bad\.txt: the caption's line 2: byte 0xe4 is not UTF-8\. Save", refused.reason
+    )
 
 
 def test_rows_of_one_picture_are_merged_in_order(folder: Path):
@@ -215,10 +217,10 @@ def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
         ('{"images": [], "annotations": []}', ["'annotations'", "limner prepare --type coco"]),
         ('"x"', ["'x', not a list"]),
         ("[]", ["has no rows"]),
-        ('[{"image": "images/a.png", "text": "x"}, 3]', ["row 2", "'3' stands where"]),
-        ('[{"image": "images/a.png", "caption": "x"}]', ["row 1", 'Rename "caption" to "text"']),
-        ('[{"imagee": "images/a.png", "text": "x"}]', ["row 1", 'Rename "imagee" to "image"']),
-        ('[{"image": "images/a.png"}]', ["row 1", "found: 'image'", 'Add "text"']),
+        ("[3]", ["row 1", "'3' stands where"]),
+        ('[{"image": "images/a.png", "caption": "x"}]', ["row 1", "Rename 'caption' to 'text'"]),
+        ('[{"imagee": "images/a.png", "text": "x"}]', ["row 1", "Rename 'imagee' to 'image'"]),
+        ('[{"image": "images/a.png"}]', ["row 1", "found 'image'", "Add 'text'"]),
     ],
 )
 def test_metadata_that_cannot_be_read_says_where_and_what_to_do(folder: Path, text, wanted):
@@ -232,16 +234,20 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
     (folder / "metadata.csv").write_text(
         "file_name,text\nimages/a.png,red, ripe\n", encoding="utf-8"
     )
-    assert re.search(r"metadata\.csv, line 2: .*more cells.*quotes", error_of(folder))
+    assert re.search(r"more cells.*quotes.*; first: metadata\.csv, line 2", error_of(folder))
     (folder / "metadata.csv").write_text("image,text\nimages/a.png,red\n", encoding="utf-8")
-    assert 'the first line: there is no "file_name"' in error_of(folder)
+    assert "the first line: there is no 'file_name'" in error_of(folder)
     (folder / "metadata.csv").write_text('file_name,text\nimages/a.png,"red\n', encoding="utf-8")
     assert re.search(r"metadata\.csv, after line 1: .*not valid CSV.*not closed", error_of(folder))
     good = '{"file_name": "images/a.png", "text": "x"}\n'
     (folder / "metadata.jsonl").write_text(good + "\n{oops}", encoding="utf-8")
-    assert "metadata.jsonl, line 3, column 2" in error_of(folder)
-    (folder / "metadata.jsonl").write_bytes(good.encode() + b'{"file_name": "\xe4"}')
-    assert "line 2: byte 0xe4 is not UTF-8" in error_of(folder)
+    [refused] = FolderPictures(folder).refused
+    assert refused.key == "metadata.jsonl, line 3"
+    assert "line 3, column 2: this is not valid JSON" in refused.reason
+    bad = b'{"file_name": "images/a.png", "text": "\xe4"}'
+    (folder / "metadata.jsonl").write_bytes(good.encode() + bad)
+    [refused] = FolderPictures(folder).refused
+    assert re.search(r"line 2: the caption's line 1: byte 0xe4 is not UTF-8", refused.reason)
 
 
 def test_where_no_row_is_usable_the_reasons_are_counted(folder: Path):

@@ -172,7 +172,7 @@ def test_a_second_run_computes_nothing(
     again = Trainer(build(f"training.output_dir='{tmp_path / 'second'}'", "training.seed=5"))
     assert isinstance(again.inputs.trained, StoredLatents)
     assert isinstance(again.inputs.words, StoredCaptions)
-    next(again.batches())
+    next(again.load())
     assert capsys.readouterr().out == ""
 
 

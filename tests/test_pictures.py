@@ -174,7 +174,7 @@ def test_what_is_no_picture_is_named_with_the_reason_and_the_fix(tmp_path: Path,
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
     with pytest.raises(PictureError, match=r"gone\.png: the picture file is not there"):
         decode(tmp_path / "gone.png", 16)
-    with pytest.raises(PictureError, match=r"^x\.png: .*cannot be decoded"):
+    with pytest.raises(PictureError, match=r"^x\.png: the file cannot be read"):
         decode(tmp_path, 16, name="x.png")
 
 

@@ -226,10 +226,28 @@ def test_settings_of_the_optimizer_can_change_on_resume(tiny_config: Callable[..
     assert all(state["momentum"].any() for state in muon.state.values())
 
 
+def test_the_same_command_goes_on(tiny_config: Callable[..., Config]) -> None:
+    whole = run(elsewhere(tiny_config(), "whole"))
+    folder = run(tiny_config(), steps=4)
+    # What nothing learned depends on may change.
+    run(tiny_config("training.num_workers=1", "training.logging_steps=1", "data.memory_mb=0"))
+    assert differing(whole / "checkpoint-6", folder / "checkpoint-6") == []
+    assert logged(folder) == logged(whole)
+
+
 def test_two_runs_do_not_share_a_folder(tiny_config: Callable[..., Config]) -> None:
     run(tiny_config())
-    with pytest.raises(LimnerError, match=r"checkpoint-6 is of an earlier run.*--resume latest"):
-        Trainer(tiny_config())
+    with pytest.raises(LimnerError) as error:
+        Trainer(tiny_config("training.learning_rate=2e-3", "data.horizontal_flip=0.5"))
+    said = str(error.value)
+    assert "checkpoint-6 is of an earlier run with other settings" in said
+    assert "training.learning_rate: 0.001 there, 0.002 here" in said
+    assert "data.horizontal_flip: 0.0 there, 0.5 here" in said
+    assert "--resume latest" in said
+    with pytest.raises(LimnerError, match=r"checkpoint-6 is of an earlier run: .*--resume latest"):
+        Trainer(tiny_config("training.resume=no"))
+    with pytest.raises(LimnerError, match=r"checkpoint-6 is of an earlier run: .*--resume latest"):
+        Trainer(tiny_config(), resume="no")
 
 
 def test_what_cannot_be_resumed_says_why(

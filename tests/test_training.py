@@ -1,12 +1,10 @@
 """A run from its configuration to its folder: what it learns, and what it survives."""
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from PIL import Image
 from runs import events, messages, trained
 
 from limner import device as devices
-from limner.checkpoint import checkpoints, load_tensors
+from limner.checkpoint import load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
@@ -63,7 +61,7 @@ def test_gradients_are_clipped_and_their_true_norm_logged(
     update, norms = trainer.optimizers["adamw"].step, []
 
     def step() -> None:
-        gradients = [p.grad for p in trainer.bare_model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
         update()
 
@@ -78,7 +76,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(
 ) -> None:
     config = tiny_config("training.ema_decay=0.9", "training.ema_ramp=0.8")
     trainer = Trainer(config)
-    expected = {k: v.clone() for k, v in trainer.bare_model.state_dict().items()}
+    expected = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     update, count = trainer.update_average, 0
 
     def update_average(images_per_step: int) -> None:
@@ -86,7 +84,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(
         count += 4
         decay = ema_decay(count, 4, 0.9, 0.8)
         assert 0.1 < decay <= 0.9
-        for name, weights in trainer.bare_model.state_dict().items():
+        for name, weights in trainer.model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * weights
         update(images_per_step)
 
@@ -105,7 +103,7 @@ def test_looking_at_a_run_does_not_change_it(tiny_config: Callable[..., Config])
         "training.logging_steps=5",
         f"training.output_dir='{rarely.training.output_dir}-2'",
     )
-    a, b = trained(rarely).bare_model.state_dict(), trained(often).bare_model.state_dict()
+    a, b = trained(rarely).model.state_dict(), trained(often).model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -140,26 +138,6 @@ def test_two_processes_make_the_updates_of_one(
 
 
 # What goes wrong
-
-
-@pytest.mark.parametrize("logging_steps", [1, 100])
-def test_a_loss_that_is_no_number_ends_the_run_and_spoils_no_checkpoint(
-    logging_steps: int, tiny_config: Callable[..., Config]
-) -> None:
-    trainer = Trainer(tiny_config(f"training.logging_steps={logging_steps}"))
-    loss = trainer.loss
-
-    def broken(batch: Any) -> torch.Tensor:
-        return loss(batch) * (math.nan if trainer.state.step == 3 else 1.0)
-
-    trainer.loss = broken  # type: ignore[method-assign]
-    found_at = 4 if logging_steps == 1 else 6
-    with pytest.raises(LimnerError, match=rf"loss is nan .* at step {found_at}: try a lower"):
-        trainer.train()
-    (kept,) = checkpoints(trainer.folder)
-    assert kept.name == "checkpoint-3"
-    weights = load_tensors(kept / "model.pt")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.fixture
@@ -198,6 +176,7 @@ def test_bad_pictures_are_listed_once_and_kill_nothing(
         "training.save_steps=8",
         f"training.num_workers={num_workers}",
         f"training.heldout_pictures={heldout_pictures}",
+        "data.check_pictures=false",  # they are met on the way
     ]
     config = tiny_config(*settings, "data.train_split=1")
     folder = trained(config).folder

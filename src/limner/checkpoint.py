@@ -97,7 +97,7 @@ class Checkpoint:
         folder = find_checkpoint(path)
         config = load_config(folder / "config.yaml")
         if problem := damage(folder, names=()):
-            raise LimnerError(f"{folder} is damaged: {problem}")
+            raise LimnerError(f"the checkpoint is damaged: {folder / problem}")
         state = TrainingState.read(folder / "training_state.json")
         tokenizer = None
         if config.text_encoder.pretrained_model_name is None:
@@ -128,7 +128,7 @@ class Checkpoint:
     def verify(self, path: Path) -> None:
         """Raises LimnerError if the file is not what was written."""
         if problem := damage(self.folder, names=(path.name,)):
-            raise LimnerError(f"{self.folder} is damaged: {problem}")
+            raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")
 
     def load_optimizers(self, optimizers: dict[str, Any]) -> None:
         """Put the state of each optimizer (and of fp16's loss scaler) back where it came from."""

@@ -155,7 +155,7 @@ class TrainingConfig(Section):
     """Updates; wins over `num_epochs`."""
     max_minutes: Positive | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
-    resume: Literal["auto", "no"] = "auto"
+    resume: Annotated[Literal["auto", "no"], BeforeValidator(_yaml_no)] = "auto"
     """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
     that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""
     save_steps: PositiveInt = 1000
@@ -343,7 +343,9 @@ def load_config(
         config = Config.model_validate(values)
     except ValidationError as error:
         sections = list(Config.model_fields)
-        said = [sentence(e, known_keys(), sections) for e in error.errors()]
+        # Of a key that takes a word or a number, what is said is what is wrong with the number.
+        wrong = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")]
+        said = [sentence(e, known_keys(), sections) for e in wrong]
         raise LimnerError(explain(where, said)) from None
     config = _resolve(config)
     if found := list(problems(config)):

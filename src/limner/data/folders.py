@@ -109,7 +109,7 @@ def collect(entries: Iterable[Entry], folder: Path) -> tuple[list[Row], list[Ref
     listing = Listing(folder)
     for place, image, text, fault in entries:
         if fault:
-            refused.append(Refused(place, fault))
+            refused.append(Refused(place, f"{place}: {fault}"))
             continue
         key, reason = _check_path(image, listing)
         texts = text if isinstance(text, list) else [text]
@@ -182,7 +182,18 @@ def _check_caption(caption: object) -> str | None:
             f"the caption has {len(caption):,} characters, more than the {MOST_CHARACTERS:,} that "
             "any caption has: is it the right text?"
         )
-    return None if _is_unicode(caption) else "the caption is not valid Unicode (UTF-8)"
+    return _not_unicode(caption)
+
+
+def _not_unicode(caption: str) -> str | None:
+    for place, letter in enumerate(caption):
+        if "\ud800" <= letter <= "\udfff":
+            line = caption.count("\n", 0, place) + 1
+            if letter < "\udc80" or letter > "\udcff":  # an escape of JSON's, not read_text's
+                return "the caption is not valid Unicode (half of a surrogate pair)"
+            byte = ord(letter) - 0xDC00
+            return f"the caption's line {line}: byte 0x{byte:02x} is not UTF-8. Save it as UTF-8."
+    return None
 
 
 def _is_unicode(text: str) -> bool:
@@ -221,6 +232,9 @@ def _metadata_jsonl(path: Path) -> Iterator[Entry]:
 def _metadata_csv(path: Path) -> Iterator[Entry]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
+        missing = _missing_key(dict.fromkeys(reader.fieldnames or ()), "file_name")
+        if missing:
+            raise LimnerError(f"{path}, the first line: {missing}")
         for row in reader:
             place = f"{path.name}, line {reader.line_num}"
             if reader.restkey in row:
@@ -310,15 +324,22 @@ def _entry(place: str, row: object, image_key: str) -> Entry:
     if not isinstance(row, dict):
         fault = f'{_kind(row)} stands where {{"{image_key}": ..., "text": ...}} should'
         return Entry(place, None, None, fault)
+    if missing := _missing_key(row, image_key):
+        return Entry(place, None, None, missing)
+    return Entry(place, row[image_key], row["text"])
+
+
+def _missing_key(row: dict[Any, Any], image_key: str) -> str | None:
+    """What key a row lacks, and which of those that it has is meant."""
     for key in (image_key, "text"):
         if key not in row:
             found = [str(name) for name in row]
             nearest = [name for name in found if name.lower() in (key, *_ALSO_CALLED[key])]
             nearest = nearest or difflib.get_close_matches(key, found, n=1)
-            fix = f'rename "{nearest[0]}" to "{key}"' if nearest else f'add "{key}"'
+            fix = f"Rename {nearest[0]!a} to '{key}'." if nearest else f"Add '{key}'."
             names = ", ".join(ascii(name)[:40] for name in found[:10]) or "nothing"
-            return Entry(place, None, None, f'there is no "{key}"; found: {names}: {fix}')
-    return Entry(place, row[image_key], row["text"])
+            return f"there is no '{key}'; found {names}. {fix}"
+    return None
 
 
 def _kind(data: object) -> str:
