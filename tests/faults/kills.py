@@ -40,7 +40,7 @@ CLOCK = ("seconds", "images_per_second", "mfu")
 """Logged figures that no two runs share."""
 
 
-def start(config_file: Path, processes: int) -> list[BaseProcess]:
+def start(config_file: Path, processes: int, resume: str | None = None) -> list[BaseProcess]:
     """The processes of a run, on their way."""
     context = multiprocessing.get_context(FORKS)
     if FORKS == "forkserver":  # which has imported torch once for all the lives to come
@@ -48,19 +48,21 @@ def start(config_file: Path, processes: int) -> list[BaseProcess]:
     port = _free_port()
     lives = []
     for rank in range(processes):
-        life = context.Process(target=live, args=(str(config_file), rank, processes, port))
+        life = context.Process(target=live, args=(str(config_file), rank, processes, port, resume))
         life.start()
         lives.append(life)
     return lives
 
 
-def live(config_file: str, rank: int, processes: int, port: int) -> None:
+def live(config_file: str, rank: int, processes: int, port: int, resume: str | None) -> None:
     """What `limner train --config FILE` does, but for the report at the end."""
     if processes > 1:
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "OMP_NUM_THREADS": "1",  # else accelerate gives each process all cores
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
@@ -68,13 +70,13 @@ def live(config_file: str, rank: int, processes: int, port: int) -> None:
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
         devices.matmul_peak = lambda device, dtype: 1e12
-        Trainer(load_config(config_file)).train()
+        Trainer(load_config(config_file), resume=resume).train()
 
 
 def uninterrupted(config: Config, processes: int) -> float:
     """Run it to its end; the seconds that took."""
     began = time.monotonic()
-    for life in start(_written(config), processes):
+    for life in start(written(config), processes):
         life.join()
         if life.exitcode != 0:
             raise SystemExit(f"the uninterrupted run ended with {life.exitcode}")
@@ -89,7 +91,7 @@ def killed(config: Config, kills: int, processes: int, seed: int, longest: float
     """
     choose = random.Random(seed)
     folder = Path(config.training.output_dir)
-    config_file = _written(config)
+    config_file = written(config)
     found: dict[str, Any] = {"kills": 0, "while saving": 0, "lives without a new checkpoint": 0}
     steps = []
     for _ in range(kills):
@@ -172,7 +174,7 @@ def _saving(folder: Path) -> bool:
     return folder.is_dir() and any(path.name.startswith(".checkpoint") for path in folder.iterdir())
 
 
-def _written(config: Config) -> Path:
+def written(config: Config) -> Path:
     path = Path(config.training.output_dir).with_suffix(".yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config.to_yaml(), encoding="utf-8")

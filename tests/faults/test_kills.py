@@ -1,0 +1,127 @@
+"""The short form of `python tests/faults/kills.py`, and what else two processes must keep."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kills
+import pytest
+import torch
+
+from limner.checkpoint import checkpoints, load_tensors
+from limner.checkpoint_writing import damage
+from limner.config import Config
+from limner.training.runlog import read_log
+
+SPAN = {1: (0.6, 3), 2: (1.5, 1)}
+"""By processes: the longest life in seconds, and how many there are."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    processes: int, tmp_path: Path
+) -> None:
+    longest, deaths = SPAN[processes]
+    found = kills.harness(tmp_path, deaths, processes, seed=0, steps=40, longest=longest)
+    assert found["different"] == []
+
+
+def test_the_comparison_sees_a_single_bit(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        kills.uninterrupted(kills.small_run(tmp_path / name, 5, "training.num_workers=0"), 1)
+    assert kills.differences(tmp_path / "a", tmp_path / "b") == []
+    path = tmp_path / "b" / "checkpoint-5" / "model.pt"
+    weights = load_tensors(path)
+    last = weights["denoiser.last.bias"]
+    last[0] = torch.nextafter(last[0], last[0] + 1)
+    torch.save(weights, path)
+    assert kills.differences(tmp_path / "a", tmp_path / "b") == ["/model/denoiser.last.bias"]
+
+
+def test_one_process_goes_on_as_two_and_two_as_one(tmp_path: Path) -> None:
+    # Without Muon, which makes a full step of a gradient that is rounding alone.
+    settings = (
+        "training.gradient_accumulation_steps=1",
+        "optimizer.type=adamw",
+        "training.batch_size=4",
+        "training.effective_batch_size=8",
+        "lr_scheduler.type=constant",  # the only one that does not depend on the length
+        "training.num_workers=0",
+    )
+    alone = kills.small_run(tmp_path / "alone", 15, *settings)
+    kills.uninterrupted(alone, 1)
+    for steps, processes in ((5, 1), (10, 2), (15, 1)):
+        config = kills.small_run(tmp_path / "mixed", steps, *settings)
+        for life in kills.start(kills.written(config), processes, "latest" if steps > 5 else None):
+            life.join()
+            assert life.exitcode == 0
+    assert [c.name for c in checkpoints(tmp_path / "mixed")] == [
+        f"checkpoint-{n}" for n in (5, 10, 15)
+    ]
+    one, other = (
+        load_tensors(tmp_path / name / "checkpoint-15" / "model.pt") for name in ("alone", "mixed")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, atol=2e-5, rtol=1e-4)
+    said = [e.get("message", "") for e in read_log(tmp_path / "mixed" / "log.jsonl")]
+    assert not any("no longer the same run" in message for message in said)
+
+
+# Signals
+
+
+def started(config: Config, *words: str) -> subprocess.Popen[str]:
+    """`limner train` of the configuration, once it has taken a step."""
+    file = kills.written(config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "limner", "train", "--config", str(file), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as kills.live: more threads round otherwise
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+    log = Path(config.training.output_dir) / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not any(e["kind"] == "train" for e in read_log(log)):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
+    name: str, tmp_path: Path, quick_end: None
+) -> None:
+    kills.uninterrupted(kills.small_run(tmp_path / "whole", 300), 1)
+    config = kills.small_run(tmp_path / "asked", 300, "training.save_steps=1000")
+    process = started(config)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert f"stopped by {name} after step" in said
+    assert "the same command goes on" in said
+    (saved,) = checkpoints(tmp_path / "asked")
+    assert f"step {saved.name.partition('-')[2]}," in said
+    for life in kills.start(kills.written(config), 1):
+        life.join()
+        assert life.exitcode == 0
+    # The log's windows are others, for the run was cut elsewhere.
+    assert set(kills.differences(tmp_path / "whole", tmp_path / "asked")) <= {"log.jsonl"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
+def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path: Path) -> None:
+    config = kills.small_run(tmp_path / "run", 10_000, "training.batch_size=64")
+    process = started(config)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGTERM, 75)  # 75: the step was done before the second
+    for path in checkpoints(tmp_path / "run"):
+        assert damage(path) is None
