@@ -41,7 +41,7 @@ def _first(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -
     found: list[str] = []
     hooks = []
     for name, module in model.named_modules():
-        if not any(True for _ in module.children()):
+        if name:
             hooks.append(module.register_forward_hook(_watch(name, found)))
     try:
         with torch.compiler.set_stance("force_eager"):
@@ -67,7 +67,13 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
         if found or not isinstance(output, Tensor):
             return
         kind = type(module).__name__
-        if not _finite(output):
+        if any(not _finite(t) for t in inputs if isinstance(t, Tensor)):
+            parent = name.rpartition(".")[0] or "the model"
+            found.append(
+                f"the first to go wrong is computed in {parent}, between its layers, and goes "
+                f"into {name} ({kind})"
+            )
+        elif not _finite(output):
             sizes = [f"{t.abs().max().item():.3g}" for t in inputs if _real(t) and t.numel()]
             found.append(
                 f"the first to go wrong is the output of {name} ({kind}, {_shape(output)} in "

@@ -157,6 +157,7 @@ class Trainer:
             self.loading(),
         ):
             self.compile(watch)
+            due = False
             while not budget.finished():
                 start = time.perf_counter()
                 learning_rate = self.set_learning_rate()
@@ -175,8 +176,11 @@ class Trainer:
                 if state.skipped_in_a_row == MOST_SKIPPED:
                     self.roll_back(saver, watch)
                 stopping = any_process(stop.name is not None)
-                if state.step % settings.save_steps == 0 or budget.finished() or stopping:
+                due = due or state.step % settings.save_steps == 0
+                # While updates are left out older checkpoints are what helps: none is pruned.
+                if (due and not state.skipped_in_a_row) or budget.finished() or stopping:
                     self.save_numbered(saver)
+                    due = False
                 if stopping:
                     break
             saver.wait()

@@ -1,0 +1,224 @@
+"""Losses and gradients that are no numbers: left out, rolled back once, and explained."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from runs import events, messages
+from test_resume import differing, elsewhere, run
+
+from limner.checkpoint import checkpoints, load_tensors
+from limner.config import Config
+from limner.errors import LimnerError
+from limner.training.advice import Spikes
+from limner.training.diagnosis import diagnose
+from limner.training.trainer import Trainer
+from limner.training.update import Update
+
+Build = Callable[..., Config]
+
+
+def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> Trainer:
+    """The loss or its gradient is no number at these steps (counted from 0)."""
+    loss = trainer.update.loss
+
+    def spoilt(batch: Any) -> torch.Tensor:
+        losses = loss(batch)
+        if steps(trainer.state.step):
+            if how == "gradient":
+                losses.register_hook(lambda gradient: gradient * math.inf)
+            else:
+                return losses * float(how)
+        return losses
+
+    trainer.update.loss = spoilt  # type: ignore[method-assign]
+    return trainer
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_an_update_that_is_no_number_is_left_out_and_counted(
+    precision: str, how: str, tiny_config: Build
+) -> None:
+    config = tiny_config(f"training.mixed_precision={precision}", "scheduler.logit_mean=0")
+    trainer = spoil(Trainer(config), lambda step: step == 3, how)
+    before: list[dict[str, torch.Tensor]] = []
+    step = trainer.step
+
+    def watched(say: Any) -> Any:
+        before.append({n: t.clone() for n, t in trainer.model.state_dict().items()})
+        return step(say)
+
+    trainer.step = watched  # type: ignore[method-assign]
+    trainer.train()
+    assert all(torch.equal(before[3][name], before[4][name]) for name in before[3])
+    assert not all(torch.equal(before[4][name], before[5][name]) for name in before[4])
+    logged = events(trainer.folder, "train")
+    if precision == "fp16" and how == "gradient":  # which the loss scaler takes for its own work
+        assert trainer.state.skipped == 0
+        return
+    assert trainer.state.skipped == 1
+    assert [e["step"] for e in logged if e["loss"] is None] == [4]
+    assert [e.get("skipped") for e in logged] == [None, None, None, 1, None, None]
+    assert any(m.startswith("step 4 is left out: its loss is ") for m in messages(trainer.folder))
+
+
+def test_the_left_out_are_not_in_the_mean(tiny_config: Build) -> None:
+    whole = run(elsewhere(tiny_config(), "whole"))
+    first = [e["loss"] for e in events(whole, "train")][:2]
+    trainer = spoil(Trainer(tiny_config("training.logging_steps=3")), lambda step: step == 2, "nan")
+    trainer.train()
+    (line, _) = events(trainer.folder, "train")
+    assert line["loss"] == pytest.approx(sum(first) / 2)
+    assert line["skipped"] == 1
+
+
+def test_a_run_with_an_update_left_out_resumes_exactly(tiny_config: Build) -> None:
+    config = tiny_config()
+    whole = spoil(Trainer(elsewhere(config, "whole")), lambda step: step in (2, 4), "nan")
+    whole.train()
+    first = spoil(Trainer(config), lambda step: step == 2, "nan")
+    first.train()
+    (first.folder / "checkpoint-6" / "manifest.json").unlink()
+    again = spoil(Trainer(config), lambda step: step == 4, "nan")
+    assert (again.state.step, again.state.skipped) == (4, 1)  # the save waited for a good one
+    again.train()
+    assert differing(whole.folder / "checkpoint-6", again.folder / "checkpoint-6") == []
+
+
+@pytest.mark.parametrize("first", [4, 0])
+def test_many_in_a_row_roll_back_once_and_the_run_goes_on(first: int, tiny_config: Build) -> None:
+    config = tiny_config("training.max_steps=18")
+    # Good again after ten, as where a stretch of pictures was the cause.
+    trainer = spoil(Trainer(config), lambda step: first <= step < first + 10, "nan")
+    trainer.train()
+    (said,) = [m for m in messages(trainer.folder) if "10 updates in a row" in m]
+    assert ("checkpoint-3 again" if first else "its beginning again") in said
+    assert trainer.state.rolled_back_at == first + 10
+    assert trainer.state.skipped == 10
+    assert checkpoints(trainer.folder)[-1].name == "checkpoint-18"
+    weights = load_tensors(trainer.folder / "checkpoint-18" / "model.pt")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_the_weights_go_back_to_those_of_the_checkpoint(tiny_config: Build) -> None:
+    trainer = spoil(Trainer(tiny_config("training.max_steps=14")), lambda s: 4 <= s < 14, "nan")
+    trainer.train()
+    ended, good = (load_tensors(trainer.folder / f"checkpoint-{n}" / "model.pt") for n in (14, 3))
+    assert all(torch.equal(ended[name], good[name]) for name in good)
+
+
+def test_a_second_time_the_run_ends_with_a_diagnosis(tiny_config: Build) -> None:
+    trainer = Trainer(tiny_config("training.max_steps=100"))
+    layer = trainer.model.denoiser.blocks[1].mlp
+    layer.register_forward_hook(
+        lambda module, inputs, output: output * (math.nan if trainer.state.step >= 4 else 1)
+    )
+    with pytest.raises(LimnerError) as error:
+        trainer.train()
+    said = str(error.value)
+    assert "again after going back to a checkpoint at step 14" in said
+    assert "the first to go wrong is the output of denoiser.blocks.1.mlp" in said
+    assert "a lower training.learning_rate" in said
+    assert trainer.state.step == 24
+    good = load_tensors(trainer.folder / "checkpoint-3" / "model.pt")
+    assert all(tensor.isfinite().all() for tensor in good.values())
+
+
+# The diagnosis
+
+
+@pytest.fixture
+def parts(tiny_config: Build) -> tuple[Update, Any]:
+    trainer = Trainer(tiny_config())
+    batches = trainer.load()
+    batch = next(batches)
+    for _ in range(2):  # a fresh model's last layer is zero, and stops every gradient
+        trainer.batches = trainer.load()
+        trainer.set_learning_rate()
+        trainer.step()
+    return trainer.update, batch
+
+
+def said_of(update: Update, batch: Any) -> str:
+    return diagnose(update.model, update.loss, batch, torch.float32)
+
+
+def test_it_names_a_weight(parts: tuple[Update, Any]) -> None:
+    update, batch = parts
+    with torch.no_grad():
+        update.model.denoiser.blocks[0].out.weight[3, 5] = math.inf  # type: ignore[union-attr, index]
+    said = said_of(update, batch)
+    assert "the weight denoiser.blocks.0.out.weight [64, 64] itself is 1 infinite of 4,096" in said
+    assert "older checkpoint" in said
+
+
+def test_it_names_the_layer_whose_output_goes_wrong_first(parts: tuple[Update, Any]) -> None:
+    update, batch = parts
+    with torch.no_grad():
+        update.model.denoiser.blocks[1].mlp.out.weight.fill_(3e38)  # type: ignore[union-attr, index]
+    said = said_of(update, batch)
+    assert "the first to go wrong is the output of denoiser.blocks.1.mlp.out (Linear" in said
+    assert "from inputs up to" in said
+
+
+def test_it_names_the_gradient_that_goes_wrong_first(parts: tuple[Update, Any]) -> None:
+    update, batch = parts
+    layer = update.model.denoiser.blocks[0].mlp.out  # type: ignore[union-attr, index]
+    layer.register_forward_hook(
+        lambda module, inputs, output: output.register_hook(lambda g: g * math.nan) and None
+    )
+    said = said_of(update, batch)
+    assert "in the backward pass" in said
+    assert "denoiser.blocks.0" in said
+    assert all(p.grad is None for p in update.model.parameters())
+
+
+def test_it_names_the_data(parts: tuple[Update, Any]) -> None:
+    update, batch = parts
+    batch.picture[1, 0, 3, 3] = math.nan
+    assert "the batch's picture [4, 3, 16, 16] is 1 NaN of 3,072" in said_of(update, batch)
+
+
+def test_it_says_when_the_fault_does_not_repeat(parts: tuple[Update, Any]) -> None:
+    assert "the fault does not repeat" in said_of(*parts)
+
+
+def test_float16_is_told_of_its_range(parts: tuple[Update, Any]) -> None:
+    update, batch = parts
+    assert "bf16 or no (float16 ends at 65,504)" in diagnose(
+        update.model, update.loss, batch, torch.float16
+    )
+
+
+# Spikes
+
+
+def test_a_jump_of_the_loss_is_told_once() -> None:
+    spikes = Spikes()
+    noise = torch.Generator().manual_seed(0)
+    quiet = [1 + 0.05 * float(torch.randn((), generator=noise)) for _ in range(300)]
+    assert [spikes.see(loss, n) for n, loss in enumerate(quiet)] == [None] * 300
+    said = spikes.see(2.5, 300)
+    assert said is not None
+    assert "jumped to 2.5 at step 300, from about 1" in said
+    assert spikes.see(2.6, 301) is None  # still up
+    assert spikes.see(1.0, 302) is None
+    assert spikes.see(3.0, 303) is not None
+    assert spikes.see(math.nan, 304) is None
+
+
+def test_a_falling_loss_and_a_short_history_are_no_spikes() -> None:
+    spikes = Spikes()
+    assert all(spikes.see(1 / (1 + n), n) is None for n in range(100))
+    few = Spikes([1.0] * 5)
+    assert few.see(100.0, 6) is None
+
+
+def test_a_run_warns_of_a_jump(tiny_config: Build) -> None:
+    trainer = spoil(Trainer(tiny_config("training.max_steps=16")), lambda step: step == 14, "50")
+    trainer.train()
+    (said,) = [m for m in messages(trainer.folder) if "the loss jumped" in m]
+    assert "at step 15" in said
