@@ -344,7 +344,11 @@ def load_config(
     except ValidationError as error:
         sections = list(Config.model_fields)
         # Of a key that takes a word or a number, what is said is what is wrong with the number.
-        wrong = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")]
+        wrong = [
+            e
+            for e in error.errors()
+            if not any(str(part).startswith("literal[") for part in e["loc"][2:])
+        ]
         said = [sentence(e, known_keys(), sections) for e in wrong]
         raise LimnerError(explain(where, said)) from None
     config = _resolve(config)

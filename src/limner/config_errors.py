@@ -29,10 +29,11 @@ def sentence(error: Any, known_keys: list[str], sections: list[str]) -> str:
         near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
         name = key.rpartition(".")[2]
         same = [k for k in candidates if k.rpartition(".")[2] == name]
-        return f"{key} is not a known key; did you mean {(same or near)[0]}?"
+        meant = f"; did you mean {(same or near)[0]}?" if same or near else ""
+        return f"{ascii(key) if not key.isprintable() else key} is not a known key{meant}"
     kind = error["type"].partition("_")[0]
     expected = PLAIN_WORDS.get(kind, error["msg"].removeprefix("Input should be "))
-    return f"{key}: {expected} expected, got {error['input']!r}"
+    return f"{key or 'the whole'}: {expected} expected, got {error['input']!r}"
 
 
 def explain(where: str, sentences: list[str]) -> str:

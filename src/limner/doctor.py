@@ -339,7 +339,9 @@ def data(config: Config) -> Iterator[Finding]:
         found = open_picture_set(config)
     except (LimnerError, ImportError) as error:
         first, *more = str(error).splitlines()
-        yield Finding("data", "fail", first, " ".join(more) or None)
+        default = config.data == type(config.data)()  # nobody has named any data yet
+        how = "limner doctor CONFIG looks at your data; limner demo needs none"
+        yield Finding("data", "warn" if default else "fail", first, " ".join(more) or how)
         return
     refused = len(found.refused)
     yield Finding(

@@ -1,0 +1,186 @@
+"""`limner doctor`: what it sees, what it says, and the command that mends it."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+
+from limner import device as devices
+from limner import doctor
+from limner.cli import main
+from limner.config import Config
+from limner.doctor import Finding, examine, gpu_findings, lines
+
+Build = Callable[..., Config]
+
+
+def named(findings: list[Finding], name: str) -> list[Finding]:
+    return [finding for finding in findings if finding.name == name]
+
+
+def test_a_machine_on_which_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, f"training.output_dir={tmp_path}"]
+    assert main(["doctor", *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = {"python", "packages", "device", "precision", "compile", "memory", "disk", "data"}
+    assert {f["name"] for f in found} >= names
+    assert {f["verdict"] for f in found} <= {"pass", "warn"}
+    assert main(["doctor", *words]) == 0
+    said = capsys.readouterr().out
+    assert "24 pictures with captions in shapes" in said
+    assert "0 to mend" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_to_be_mended_is_said_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"training.output_dir={tmp_path}", "data.dataset_name=null"]
+    assert main(["doctor", *words, f"data.dataset_path={tmp_path / 'nowhere'}"]) == 1
+    said = capsys.readouterr().out
+    assert f"fail  data         there is no folder {tmp_path / 'nowhere'}" in said
+    assert "1 to mend" in said
+
+
+@pytest.mark.parametrize(
+    ("gpus", "driver", "torch_cuda", "sees", "wanted", "verdict", "seen", "fix"),
+    [
+        ([], None, None, False, "auto", None, "", ""),
+        ([], None, None, False, "cuda", "fail", "neither the driver nor torch", "device=auto"),
+        (["RTX 4090"], "12.8", "12.8", True, "auto", "pass", "RTX 4090; torch is built", ""),
+        (
+            *(["RTX 4090"], "12.9", None, False, "auto", "fail"),
+            *("this torch (2.13.0) is built without CUDA", "torch --index-url * /whl/cu128"),
+        ),
+        (
+            *(["RTX 2080"], "12.6", "13.0", False, "auto", "fail"),
+            *("runs CUDA up to 12.6, torch is built for 13.0", "update the NVIDIA driver * /cu126"),
+        ),
+        (["A100"], "13.0", "12.8", False, "auto", "fail", "finds none", "restart the machine"),
+    ],
+)
+def test_gpu_driver_and_torch_are_held_against_each_other(
+    gpus: list[str],
+    driver: str | None,
+    torch_cuda: str | None,
+    sees: bool,
+    wanted: str,
+    verdict: str | None,
+    seen: str,
+    fix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = list(gpu_findings(gpus, driver, torch_cuda, sees, "2.13.0", wanted))
+    assert [f.verdict for f in found] == ([verdict] if verdict else [])
+    for finding in found:
+        assert seen in finding.seen
+        assert all(part in (finding.fix or "") for part in fix.replace("* ", "").split(" /"))
+
+
+def test_hidden_gpus_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (found,) = gpu_findings(["A100"], "13.0", "12.8", False, "2.13.0", "auto")
+    assert "CUDA_VISIBLE_DEVICES is ''" in found.seen
+    assert found.fix == "unset CUDA_VISIBLE_DEVICES"
+
+
+def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer(command: list[str], **_: Any) -> Any:
+        table = "| NVIDIA-SMI 570.1   Driver Version: 570.1   CUDA Version: 12.8  |"
+        said = "NVIDIA H100\n" if len(command) > 1 else table
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert doctor.nvidia_smi() == (["NVIDIA H100"], "12.8")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert doctor.nvidia_smi() == ([], None)
+
+
+def test_a_package_that_is_old_or_missing(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+
+    def other(name: str) -> str:
+        if name == "safetensors":
+            return "0.1"
+        if name == "tokenizers":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", other)
+    said = "\n".join(lines(list(doctor.packages(tiny_config()))))
+    assert "safetensors is 0.1, >=0.5 is needed" in said
+    assert 'pip install "safetensors>=0.5"' in said
+    assert "tokenizers is missing" in said
+    assert "torch" not in said
+
+
+def test_a_disk_that_is_full_slow_or_not_ours(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(".")
+
+    def found(free: float, speed: Any) -> list[str]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(free)))
+        monkeypatch.setattr(doctor, "write_speed", speed)
+        return [finding.verdict for finding in doctor.disk(tiny_config())]
+
+    def denied(_: Path) -> float:
+        raise PermissionError(13, "Permission denied")
+
+    assert found(90e9, lambda _: 1e9) == ["pass", "pass"]
+    assert found(3e9, lambda _: 1e6) == ["warn", "warn"]
+    assert found(5e8, denied) == ["fail", "fail"]
+
+
+def test_precision_that_the_machine_does_not_have(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(devices, "why_not_compile", lambda device: "no compiler")
+    found = list(doctor.precision(tiny_config("training.mixed_precision=bf16")))
+    assert [f.verdict for f in found] == ["warn", "warn"]
+    assert found[0].fix == "set training.mixed_precision=auto"
+    assert "no compiler" in found[1].seen
+    (first, _) = doctor.precision(tiny_config("training.mixed_precision=fp16"))
+    assert first.verdict == "warn"
+
+
+def test_the_hub_that_does_not_answer(tiny_config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    config = tiny_config("vae.pretrained_model_name=someone/autoencoder")
+    (found,) = doctor.pretrained(config)
+    assert found.verdict == "fail"
+    assert (
+        "someone/autoencoder is to be downloaded; http://127.0.0.1:9 does not answer" in found.seen
+    )
+    assert "HF_ENDPOINT=https://hf-mirror.com" in (found.fix or "")
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def test_a_local_folder_needs_no_hub(tiny_config: Build, tmp_path: Path) -> None:
+    (found,) = doctor.pretrained(tiny_config(f"vae.pretrained_model_name='{tmp_path}'"))
+    assert found.verdict == "pass"
+
+
+def test_a_check_that_fails_hides_no_other(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Config) -> Any:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(doctor, "CHECKS", (broken, doctor.python))
+    first, *others = examine(tiny_config())
+    assert (first.name, first.verdict) == ("broken", "warn")
+    assert "no such thing" in first.seen
+    assert named(others, "python")
