@@ -14,7 +14,8 @@ from limner.training.trainer import Trainer
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 RUNS = sorted(f"docs/runs/{path.name}" for path in (ROOT / "docs" / "runs").glob("*.md"))
-DOCUMENTS = (*READMES, "CHANGELOG.md", "CONTRIBUTING.md", *RUNS)
+GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = (*READMES, *GUIDES, "CHANGELOG.md", "CONTRIBUTING.md", *RUNS)
 SCRIPTS = {"train.py": "train", "inference.py": "generate", "prepare_data.py": "prepare"}
 
 

@@ -26,10 +26,9 @@ from limner.checkpoint import (
     Checkpoint,
     Contents,
     TrainingState,
-    checkpoints,
     save_checkpoint,
 )
-from limner.checkpoint_writing import damage, finish_interrupted
+from limner.checkpoint_writing import finish_interrupted
 from limner.config import Config
 from limner.data.checked import check_share_refused
 from limner.data.examples import Batch, TrainingExamples
@@ -45,10 +44,10 @@ from limner.models.text_to_image import TextToImage, build_model
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
-from limner.training.diagnosis import diagnose
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
 from limner.training.parallel import any_process
+from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
 from limner.training.resume import find_resume
 from limner.training.runlog import list_refused
 from limner.training.saving import Saver
@@ -62,10 +61,6 @@ from limner.training.stopping import (
 from limner.training.update import HalfDone, Update, Updated, stateful
 from limner.training.watch import Watch
 
-MOST_SKIPPED = 10
-"""Updates in a row without a finite number before the weights go back to a checkpoint."""
-PEACE = 1000
-"""Updates after which they may go back once more."""
 MOST_WORKER_DEATHS = 5
 
 log = logging.getLogger("limner")
@@ -84,6 +79,7 @@ class Trainer:
             which are not there.
     """
 
+    batches: Iterator[Batch]
     half_done_at: int | None = None
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
@@ -164,7 +160,7 @@ class Trainer:
                 try:
                     updated, refused = self.step(watch.event)
                 except HalfDone:
-                    self.repeat(saver, watch)
+                    repeat(self, saver, watch)
                     continue
                 if not updated.skipped:
                     self.update_average(budget.images_per_step)
@@ -174,7 +170,7 @@ class Trainer:
                 watch.step_done(updated, learning_rate)
                 saver.poll()
                 if state.skipped_in_a_row == MOST_SKIPPED:
-                    self.roll_back(saver, watch)
+                    roll_back(self, saver, watch)
                 stopping = any_process(stop.name is not None)
                 due = due or state.step % settings.save_steps == 0
                 # While updates are left out older checkpoints are what helps: none is pruned.
@@ -267,62 +263,6 @@ class Trainer:
         self.averaged.load_state_dict(fresh)
         for optimizer in self.update.optimizers.values():
             optimizer.state.clear()
-
-    def last_good(self, saver: Saver) -> Checkpoint | None:
-        """The newest checkpoint that verifies and was saved while all was well."""
-        saver.wait()
-        self.accelerator.wait_for_everyone()
-        for path in reversed(checkpoints(self.folder)):
-            if damage(path) is None:
-                checkpoint = Checkpoint.open(path)
-                if not checkpoint.state.skipped_in_a_row:
-                    return checkpoint
-        return None
-
-    def repeat(self, saver: Saver, watch: Watch) -> None:
-        """Memory ran out while the weights were half changed: go back, and do the steps again."""
-        state = self.state
-        if self.half_done_at is not None and state.step <= self.half_done_at:
-            raise LimnerError(
-                f"memory ran out twice in the optimizer's part of step {state.step + 1}: take a "
-                "smaller model, or another machine; the last checkpoint is as it was"
-            )
-        self.half_done_at = state.step
-        checkpoint = self.last_good(saver)
-        self.restore(checkpoint)
-        before = checkpoint.state if checkpoint else TrainingState(total_steps=state.total_steps)
-        state.step, state.images, state.skipped = before.step, before.images, before.skipped
-        watch.forget_after(state.step)
-        watch.event(
-            f"memory ran out while the weights were being changed in step {self.half_done_at + 1}; "
-            f"what followed step {state.step} is done again"
-        )
-        self.batches = self.load()
-
-    def roll_back(self, saver: Saver, watch: Watch) -> None:
-        """Too many updates without a finite number: older weights once, then a diagnosis.
-
-        The pictures that led there are not taken again, as Chowdhery et al. 2022 (PaLM, section
-        5.1) did with the batches around a spike: the image count goes on from where it is.
-        """
-        state = self.state
-        if state.rolled_back_at is not None and state.step - state.rolled_back_at < PEACE:
-            reason = diagnose(
-                self.model, self.update.loss, self.last_bad.to(self.device), self.dtype
-            )
-            raise LimnerError(
-                f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number, "
-                f"again after going back to a checkpoint at step {state.rolled_back_at}: {reason} "
-                f"The last good checkpoint in {self.folder} is as it was."
-            )
-        checkpoint = self.last_good(saver)
-        self.restore(checkpoint)
-        state.rolled_back_at, state.skipped_in_a_row = state.step, 0
-        where = checkpoint.folder.name if checkpoint else "its beginning"
-        watch.event(
-            f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number: the "
-            f"weights are those of {where} again, and the pictures that led here are passed over"
-        )
 
     def saver(self, watch: Watch) -> Saver:
         settings = self.config.training

@@ -1,0 +1,95 @@
+"""What a checkpoint every minute costs the default model: `python benchmarks/saving.py`.
+
+Trains for some minutes on the built-in shapes at 64 pixels (384 wide, 8 layers, 256 tokens, batch
+32) and saves every 60 seconds. The cost is what saving holds the loop up (the copy of the weights,
+and waiting for a checkpoint before if that is still on its way) plus how much slower steps are
+while the thread writes, synced and verified, than the median of those while it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from limner.checkpoint import save_checkpoint
+from limner.config import load_config
+from limner.device import describe
+from limner.training.saving import Saver
+from limner.training.trainer import Trainer
+
+EVERY = 60.0  # seconds
+
+
+def measure(minutes: float, folder: Path) -> dict[str, Any]:
+    config = load_config(
+        {
+            "data": {"dataset_name": "shapes", "num_samples": 2000},
+            "training": {"output_dir": str(folder), "trackers": ["none"], "num_workers": 0},
+        }
+    )
+    trainer = Trainer(config)
+    trainer.compile(_Silent())  # type: ignore[arg-type]
+    trainer.batches = trainer.load()
+    trainer.set_learning_rate()
+    for _ in range(5):
+        trainer.step()
+
+    def say(sentence: str) -> None:
+        raise SystemExit(sentence)
+
+    quiet, writing, stalls = list[float](), list[float](), list[float]()
+    with Saver(3, True, say) as saver:
+        began, due, number = time.perf_counter(), EVERY / 2, 0
+        while (now := time.perf_counter() - began) < minutes * 60:
+            if now >= due:
+                number, due = number + 1, due + EVERY
+                trainer.state.step = number
+                start = time.perf_counter()
+                saver.save(folder / f"checkpoint-{number}", trainer.contents())
+                stalls.append(time.perf_counter() - start)
+            busy = saver.pending is not None  # so that the step in which it ends counts, too
+            start = time.perf_counter()
+            trainer.step()
+            (writing if busy else quiet).append(time.perf_counter() - start)
+            saver.poll()
+        total = time.perf_counter() - began
+    usual = statistics.median(quiet)
+    slower = sum(seconds - usual for seconds in writing)
+    start = time.perf_counter()
+    path = save_checkpoint(folder / "checkpoint-0", trainer.contents())
+    waited = time.perf_counter() - start
+    return {
+        "machine": describe(trainer.device),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "checkpoint_mb": round(sum(f.stat().st_size for f in path.iterdir()) / 1e6, 1),
+        "saves": len(stalls),
+        "seconds": round(total, 1),
+        "step_seconds": round(usual, 3),
+        "loop_held_up_per_save": round(statistics.mean(stalls), 3),
+        "steps_while_writing": len(writing),
+        "slower_steps_per_save": round(slower / len(stalls), 3),
+        "share_of_the_time": round((sum(stalls) + slower) / total, 4),
+        "seconds_if_training_waited": round(waited, 3),
+        "share_if_training_waited": round(waited / EVERY, 4),
+    }
+
+
+class _Silent:
+    def event(self, message: str) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=6)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        print(json.dumps(measure(parser.parse_args().minutes, Path(folder)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
