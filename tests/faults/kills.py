@@ -44,7 +44,9 @@ def start(config_file: Path, processes: int, resume: str | None = None) -> list[
     """The processes of a run, on their way."""
     context = multiprocessing.get_context(FORKS)
     if FORKS == "forkserver":  # which has imported torch once for all the lives to come
-        context.set_forkserver_preload(["limner.training.trainer", "limner.data.shapes"])
+        context.set_forkserver_preload(
+            ["limner.training.trainer", "limner.data.shapes", "torch._dynamo"]
+        )
     port = _free_port()
     lives = []
     for rank in range(processes):
@@ -66,6 +68,9 @@ def live(config_file: str, rank: int, processes: int, port: int, resume: str | N
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    if "fork" in multiprocessing.get_all_start_methods():
+        # As in any program; else the loader's workers would be started as this process was.
+        multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
@@ -231,14 +236,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--longest", type=float, default=2.0, help="seconds of a life at most")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--longest", type=float, default=1.5, help="seconds of a life at most")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = harness(Path(folder), **vars(options))
     print(json.dumps(found, indent=1))
     if found["different"] or found["kills"] < options.kills:
         raise SystemExit("the run was changed by being killed, or ended before it had been")
+    if found["lives without a new checkpoint"] > options.kills / 2 or not found["while saving"]:
+        raise SystemExit("most lives were too short to show anything: give a larger --longest")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from limner.checkpoint_writing import damage
 from limner.config import Config
 from limner.training.runlog import read_log
 
-SPAN = {1: (0.6, 3), 2: (1.5, 1)}
+SPAN = {1: (1.5, 4), 2: (3.0, 2)}
 """By processes: the longest life in seconds, and how many there are."""
 
 
