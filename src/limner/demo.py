@@ -12,6 +12,7 @@ from limner.config import Config, load_config
 from limner.device import choose_device
 from limner.errors import LimnerError
 from limner.evaluation.exam import examine, sentences
+from limner.training.stopping import Stopped
 from limner.training.trainer import Trainer
 
 FREE_PROMPTS = (
@@ -91,7 +92,13 @@ def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
         shutil.rmtree(folder)  # what an earlier demo drew would mix with this one
     trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))
     print(f"Limner demo: {trainer.data.set.description}", flush=True)
-    trainer.train()
+    try:
+        trainer.train()
+    except Stopped as stopped:
+        raise Stopped(
+            f"the demo was stopped; what it learned is in {folder} and can draw, and limner demo "
+            "begins anew"
+        ) from stopped
     command = f"limner demo --minutes {minutes:g}"
     print("Drawing every prompt once, trained and held out, and measuring ...", flush=True)
     results = examine(folder, trainer.config, trainer.data, FREE_PROMPTS, command=command)

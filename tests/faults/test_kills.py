@@ -98,8 +98,8 @@ def started(config: Config, *words: str) -> subprocess.Popen[str]:
 def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     name: str, tmp_path: Path, quick_end: None
 ) -> None:
-    kills.uninterrupted(kills.small_run(tmp_path / "whole", 300), 1)
-    config = kills.small_run(tmp_path / "asked", 300, "training.save_steps=1000")
+    kills.uninterrupted(kills.small_run(tmp_path / "whole", 120), 1)
+    config = kills.small_run(tmp_path / "asked", 120, "training.save_steps=1000")
     process = started(config)
     process.send_signal(getattr(signal, name))
     _, said = process.communicate(timeout=60)

@@ -25,7 +25,13 @@ from limner.data.examples import Pictures
 from limner.data.rows import PictureError
 from limner.data.shapes_checker import check
 from limner.data.sources import Data
-from limner.device import choose_device, choose_precision, describe, name_of
+from limner.device import (
+    choose_device,
+    choose_precision,
+    describe,
+    in_parts_that_fit,
+    name_of,
+)
 from limner.evaluation import recall
 from limner.evaluation.report import write_report
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
@@ -81,8 +87,9 @@ def examine(
         *_captions(data.held_out, "held out", most),
         *(Drawing(prompt, seed, "free") for seed, prompt in enumerate(free_prompts)),
     ]
-    pictures = generator.generate_batch(
-        [d.prompt for d in drawings], seeds=[d.seed for d in drawings], batch_size=64
+    prompts, seeds = [d.prompt for d in drawings], [d.seed for d in drawings]
+    pictures = in_parts_that_fit(
+        64, lambda size: generator.generate_batch(prompts, seeds=seeds, batch_size=size)
     )
     for drawing, picture in zip(drawings, pictures, strict=True):
         drawing.picture = picture

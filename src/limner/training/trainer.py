@@ -90,7 +90,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             finish_interrupted(self.folder)
         self.accelerator.wait_for_everyone()
-        checkpoint, self.passed_over = find_resume(resume, config)
+        checkpoint, self.news = find_resume(resume, config)
         self.config = config = self.settled(config, checkpoint)
         self.device = self.accelerator.device
         devices.keep_freed_memory()
@@ -206,7 +206,7 @@ class Trainer:
             self.dtype,
             self.accelerator,
             budget,
-            self.passed_over,
+            self.news,
         )
 
     def compile(self, watch: Watch) -> None:
@@ -300,7 +300,11 @@ class Trainer:
             return (broadcast_object_list(found) if several else found)[0]
 
         processes = self.accelerator.num_processes
+        auto = config.training.batch_size == "auto"
         config = settle_batch(config, processes, fits)
+        if auto:
+            size = config.training.micro_batch_size
+            self.news.append(f"training.batch_size: {size} pictures at a time, as auto chose")
         if checkpoint and (state := checkpoint.state).step:
             if config.training.batch_size != checkpoint.config.training.batch_size:
                 state.pieces = 1
@@ -308,7 +312,7 @@ class Trainer:
             now = size * config.training.gradient_accumulation_steps
             before = checkpoint.pictures_per_update()
             if before != now:
-                self.passed_over.append(
+                self.news.append(
                     f"an update takes {now} pictures from here on, and took {before} before: it is "
                     "no longer the same run (training.effective_batch_size keeps it)"
                 )

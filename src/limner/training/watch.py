@@ -50,7 +50,7 @@ class Watch:
         dtype: torch.dtype,
         accelerator: Accelerator,
         budget: Budget,
-        passed_over: Sequence[str] = (),
+        news: Sequence[str] = (),
     ) -> None:
         self.config, self.set, self.inputs = config, picture_set, inputs
         self.space, self.reader = parts.space, reader
@@ -60,7 +60,7 @@ class Watch:
         self.main = accelerator.is_main_process
         self.log = RunLog(self.folder, accelerator, self.state.step)
         self.progress = Progress(enabled=self.main)
-        self.passed_over = passed_over
+        self.news = news
         self.heldout_loss: float | None = None
         self.verdict = ""
         self.loss_sum = self.norm_sum = 0.0
@@ -101,8 +101,8 @@ class Watch:
             f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
             f"{len(self.inputs.held_out.rows):,} held out"
         )
-        for news in self.passed_over:
-            self.event(news)
+        for line in self.news:
+            self.event(line)
         if self.state.pieces > 1:
             self.event(f"each micro-batch goes through the model in {self.state.pieces} parts")
         if self.state.step:
