@@ -123,7 +123,8 @@ def _load(path: Path) -> np.ndarray:
         known = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return np.zeros(0, dtype=ENTRY)
-    return known if known.dtype == ENTRY and known.ndim == 1 else np.zeros(0, dtype=ENTRY)
+    good = isinstance(known, np.ndarray) and known.dtype == ENTRY and known.ndim == 1
+    return known if good else np.zeros(0, dtype=ENTRY)
 
 
 def _keys(paths: np.ndarray) -> np.ndarray:

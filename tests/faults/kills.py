@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--longest", type=float, default=1.5, help="seconds of a life at most")
+    parser.add_argument("--longest", type=float, default=3.0, help="seconds of a life at most")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = harness(Path(folder), **vars(options))

@@ -154,7 +154,11 @@ def _read(path: Path) -> set[bytes]:
         signatures = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return set()
-    if signatures.dtype != np.uint8 or signatures.ndim != 2 or signatures.shape[1] != DIGEST:
+    if not (
+        isinstance(signatures, np.ndarray)  # a zip file is none
+        and signatures.dtype == np.uint8
+        and signatures.shape[1:] == (DIGEST,)
+    ):
         return set()
     whole = signatures.tobytes()
     return {whole[i : i + DIGEST] for i in range(0, len(whole), DIGEST)}

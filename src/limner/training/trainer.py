@@ -97,7 +97,8 @@ class Trainer:
         self.dtype = devices.choose_precision(config.training.mixed_precision, self.device)
         self.objective = build_objective(config)
         self.data = open_data(config, self.accelerator.print)
-        list_refused(self.folder, self.data.set.refused)  # before their number may end the run
+        if self.accelerator.is_main_process:  # before their number may end the run
+            list_refused(self.folder, self.data.set.refused)
         check_share_refused(len(self.data.set.refused), len(self.data.set.rows), config)
         self.tokenizer = checkpoint.tokenizer if checkpoint else self.learn_words()
         self.state = checkpoint.state if checkpoint else TrainingState()
