@@ -185,6 +185,7 @@ def test_a_killed_process_leaves_a_run_that_can_go_on(tiny_config: Callable[...,
 def test_micro_batches_add_up_to_the_same_update(tiny_config: Callable[..., Config]) -> None:
     # Without Muon, which makes a full step of a gradient that is rounding alone.
     settings = ["training.max_steps=3", "training.caption_dropout=0.3", "optimizer.type=adamw"]
+    settings.append("model.dropout=0.2")  # whose masks are the pictures', not the batch's
     whole = tiny_config(*settings, "training.batch_size=8")
     halves = elsewhere(whole, "halves", batch_size=4, gradient_accumulation_steps=2)
     a, b = run(whole), run(halves)

@@ -120,6 +120,7 @@ def test_two_processes_make_the_updates_of_one(
 ) -> None:
     # Without Muon, which makes a full step of a gradient that is rounding alone.
     settings = ["optimizer.type=adamw", "training.caption_dropout=0.3", "training.max_steps=3"]
+    settings.append("model.dropout=0.2")  # whose masks are the pictures', not the batch's
     one = trained(tiny_config(*settings, "training.batch_size=8")).folder
     two = tmp_path / "two"
     config = tiny_config(*settings, "training.batch_size=4", f"training.output_dir='{two}'")

@@ -103,6 +103,8 @@ def killed(config: Config, kills: int, processes: int, seed: int, longest: float
         before = _newest(folder)
         lives = start(config_file, processes)
         aimed = choose.random() < 0.5
+        if processes > 1:  # one that is killed before they have met leaves the other waiting there
+            _wait_until_they_met(folder / "log.jsonl", time.time(), lives)
         deadline = time.monotonic() + choose.uniform(0.05, longest)
         while time.monotonic() < deadline and all(life.is_alive() for life in lives):
             if aimed and _saving(folder) and _newest(folder) > before:
@@ -127,6 +129,14 @@ def killed(config: Config, kills: int, processes: int, seed: int, longest: float
             raise SystemExit(f"the last life ended with {life.exitcode}")
     found["checkpoints at the kills"] = [steps[0], steps[-1]] if steps else []
     return found
+
+
+def _wait_until_they_met(log: Path, since: float, lives: list[BaseProcess]) -> None:
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.stat().st_mtime > since) and time.monotonic() < deadline:
+        if not all(life.is_alive() for life in lives):
+            raise SystemExit("a process ended by itself before the run began")
+        time.sleep(0.01)
 
 
 def differences(first: Path, second: Path) -> list[str]:
