@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=6)
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        print(json.dumps(measure(parser.parse_args().minutes, Path(folder)), indent=1))
+        found = {"date": date.today().isoformat()}
+        found |= measure(parser.parse_args().minutes, Path(folder))
+    print(text := json.dumps(found, indent=1))
+    (Path(__file__).parent / "results" / "saving.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
