@@ -1,5 +1,6 @@
 """Memory that runs out: forward, backward, optimizer, held-out loss, preview, save."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from limner.device import in_parts_that_fit, is_out_of_memory
 from limner.errors import LimnerError
 from limner.inference import sampling
 from limner.models.dropout import PictureDropout, keep_mask, seed_dropout
-from limner.training import heldout, previews, watch
+from limner.training import heldout, previews, saving, watch
 from limner.training.batch_size import settle_batch
 from limner.training.trainer import Trainer
 
@@ -205,6 +206,23 @@ def test_what_is_saved_is_what_was_when_saving_began(tiny_config: Build) -> None
     assert all(torch.equal(contents.model[name], before[name]) for name in before)
     assert not all(torch.equal(t, before[n]) for n, t in trainer.model.state_dict().items())
     assert contents.state.images == 0
+
+
+def test_a_slow_disk_saves_the_weights_of_their_step(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(elsewhere(tiny_config(), "whole"))
+    trainer, save = Trainer(tiny_config()), saving.save_checkpoint
+
+    def slow(folder: Path, contents: Contents) -> Path:
+        while folder.name == "checkpoint-3" and trainer.state.step < 5:
+            time.sleep(0.01)
+        return save(folder, contents)
+
+    monkeypatch.setattr(saving, "save_checkpoint", slow)
+    trainer.train()
+    for name in ("checkpoint-3", "checkpoint-6"):
+        assert differing(whole / name, trainer.folder / name) == []
 
 
 def test_parts_that_fit() -> None:
