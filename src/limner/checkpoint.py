@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from limner.checkpoint_writing import (
     MANIFEST,
+    NAME,
     damage,
     replaceable,
     written_whole,
@@ -41,7 +41,6 @@ from limner.text.tokenizer import CaptionTokenizer
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
 TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
-NAME = re.compile(r"checkpoint-(\d+)")
 
 log = logging.getLogger("limner")
 

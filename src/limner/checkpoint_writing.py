@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from limner.errors import LimnerError
 
 MANIFEST = "manifest.json"
 """Written last: {"files": {name: {"bytes": ..., "sha256": ...}}}."""
+NAME = re.compile(r"checkpoint-(\d+)")
 EDITABLE = "config.yaml"
 """What people may change in a finished checkpoint; its own reader checks it."""
 
@@ -151,6 +153,8 @@ def finish_interrupted(run_folder: Path) -> None:
         name, dot, state = path.name.removeprefix(".").rpartition(".")
         if not (path.name.startswith(".") and dot and path.is_dir()):
             continue
+        if not NAME.fullmatch(name):
+            continue  # somebody else's, such as a .git.old where a run writes into a home folder
         if state == "old" and not path.with_name(name).exists() and damage(path) is None:
             os.replace(path, path.with_name(name))
         elif state in ("old", "writing", "deleted"):

@@ -107,19 +107,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def in_parts_that_fit(size: int, do: Callable[[int], T]) -> T:
     """`do(size)`, or with half of that, and half again, until memory suffices for it."""
     while True:
-        with contextlib.suppress(_Again):
-            try:
-                return do(size)
-            except Exception as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                raise _Again from None
+        try:
+            return do(size)
+        except Exception as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # Outside of the handler, which keeps what the failed attempt had in memory.
         give_back_freed_memory()
-        size = max(1, size // 2)
-
-
-class _Again(Exception):
-    """Leaves the handler, and with it what the failed attempt had in memory."""
+        size //= 2
 
 
 def why_not_compile(device: torch.device) -> str | None:

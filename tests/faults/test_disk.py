@@ -229,9 +229,11 @@ def test_a_kill_between_the_two_renames_loses_neither(
         place.rename(folder / ".checkpoint-6.old")
     if killed_after == "nothing moved":
         (folder / ".checkpoint-6.writing").mkdir()
+    (folder / ".git.old").mkdir()  # not ours
     if killed_after == "all moved":
         (folder / ".checkpoint-6.old").mkdir()
     checkpoint_writing.finish_interrupted(folder)
+    assert (folder / ".git.old").is_dir()
     assert damage(place) is None
     assert not list(folder.glob(".checkpoint*"))
 

@@ -29,6 +29,8 @@ def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> 
         if steps(trainer.state.step):
             if how == "gradient":
                 losses.register_hook(lambda gradient: gradient * math.inf)
+            elif how == "loss alone":
+                return losses + math.inf
             else:
                 return losses * float(how)
         return losses
@@ -37,7 +39,7 @@ def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> 
     return trainer
 
 
-@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient", "loss alone"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_an_update_that_is_no_number_is_left_out_and_counted(
     precision: str, how: str, tiny_config: Build

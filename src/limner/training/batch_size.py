@@ -9,8 +9,6 @@ from limner.errors import LimnerError
 
 MOST = 256
 """Pictures per update of `auto` where nothing else bounds them: more learn less per picture."""
-MARGIN = 0.9
-"""Share of the free memory that `auto` takes."""
 SMALL, LARGE = 4, 8
 """Micro-batches whose memory is measured: it is a line in their size."""
 
@@ -56,7 +54,7 @@ def settle_batch(
 def pictures_that_fit(config: Config) -> int:
     """Measured by two short runs in processes of their own. Raises LimnerError if not even one."""
     from limner.device import choose_device
-    from limner.training.estimate import free_memory, line, pictures_in_memory, probe_sizes
+    from limner.training.estimate import MARGIN, free_memory, line, pictures_in_memory, probe_sizes
 
     free = free_memory(choose_device(config.training.device))
     small, large = probe_sizes(config, (LARGE, SMALL), free)

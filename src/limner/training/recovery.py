@@ -44,7 +44,8 @@ def repeat(trainer: Trainer, saver: Saver, watch: Watch) -> None:
     checkpoint = last_good(trainer, saver)
     trainer.restore(checkpoint)
     before = checkpoint.state if checkpoint else TrainingState(total_steps=state.total_steps)
-    state.step, state.images, state.skipped = before.step, before.images, before.skipped
+    for name in ("step", "images", "skipped", "skipped_in_a_row", "rolled_back_at"):
+        setattr(state, name, getattr(before, name))
     watch.forget_after(state.step)
     watch.event(
         f"memory ran out while the weights were being changed in step {trainer.half_done_at + 1}; "

@@ -55,21 +55,15 @@ class Saver:
         """Start to write a checkpoint; what training changes from now on is not in it."""
         self.wait()
         try:
-            copy = contents.copied()
+            copy: Contents | None = contents.copied()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            # No room for a copy: training waits until the weights themselves are written.
-            future: Future[None] = Future()
-            try:
-                self._write(folder, contents)
-                future.set_result(None)
-            except Exception as failure:
-                future.set_exception(failure)
-            self.pending = folder, future
+            copy = None
+        # Without room for a copy the weights themselves are written, and training waits for that.
+        self.pending = folder, self.threads.submit(self._write, folder, copy or contents)
+        if copy is None:
             self.wait()
-            return
-        self.pending = folder, self.threads.submit(self._write, folder, copy)
 
     def poll(self) -> None:
         """Look at the result of what has been written by now. Raises LimnerError (see the class)"""

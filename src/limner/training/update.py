@@ -82,8 +82,10 @@ class Update:
                 self.scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
         skipped = any_process(not self.is_good(loss, norm))
-        if not skipped or self.scaler:  # a scaler leaves such an update out itself, and learns
+        if not skipped:
             self.change_weights()
+        if self.scaler:  # which learns from updates that were left out, too
+            self.scaler.update()
         self.forget_gradients()
         self.state.skipped += skipped
         self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
@@ -162,8 +164,6 @@ class Update:
             self.forget_gradients()
             give_back_freed_memory()
             raise HalfDone
-        if self.scaler:
-            self.scaler.update()
 
     def forget_gradients(self) -> None:
         for optimizer in self.optimizers.values():
