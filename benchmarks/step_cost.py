@@ -37,11 +37,11 @@ def measure(words: list[str]) -> dict[str, float]:
     from limner import device as devices
     from limner.config import load_config
     from limner.demo import demo_config
-    from limner.models import layers
+    from limner.models import attention
     from limner.training.trainer import Trainer
 
     if "flash" in words:
-        layers.SHORT = 0
+        attention.SHORT = 0
     if "give-back" in words:
         devices.keep_freed_memory = lambda: None
     overrides = [word for word in words if "=" in word]

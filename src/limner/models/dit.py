@@ -6,12 +6,14 @@ of the text, which is all it sees of the words. Parameters carry the published n
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from limner.models.attention import attend
 from limner.models.dropout import PictureDropout
-from limner.models.layers import TimestepEmbedder, attend, run_blocks, unpatchify
+from limner.models.layers import TimestepEmbedder, run_blocks, unpatchify
 from limner.models.text_encoder import EncodedText
 
 
@@ -33,6 +35,16 @@ class Attention(nn.Module):
         return self.proj(attended.transpose(1, 2).reshape(b, n, width))
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form (Hendrycks & Gimpel 2016), as published: 0.5 x (1 + tanh(u)).
+
+    Written as x sigmoid(2u), which is the same, and which a processor computes in half the time.
+    """
+    wide = x.float()
+    u = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+    return (wide * torch.sigmoid(2 * u)).to(x.dtype)
+
+
 class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -40,7 +52,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class DiTBlock(nn.Module):

@@ -6,11 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-
-SHORT = 512
-"""Keys up to which a processor attends faster by plain products than by its flash kernel."""
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
@@ -114,20 +110,3 @@ def unpatchify(tokens: Tensor, patch_size: int, height: int, width: int) -> Tens
     b, p = tokens.shape[0], patch_size
     x = tokens.reshape(b, height // p, width // p, p, p, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, height, width)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention: q [B, heads, N, D], k and v [B, heads, M, D] -> [B, heads, N, D].
-
-    Args:
-        mask: bool, broadcastable to [B, heads, N, M]; False is not attended to.
-    """
-    if q.device.type != "cpu" or k.shape[2] > SHORT:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # With the processor's flash kernel a training step at 64 tokens takes 1.29 times as long, for
-    # its slow backward (benchmarks/step_cost.py); products this short fit the cache anyway, and the
-    # softmax fuses when compiled.
-    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(dim=-1).to(v.dtype) @ v

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limner.models.attention import attend
 from limner.models.dropout import PictureDropout
 from limner.models.layers import (
     RMSNorm,
     StackedLinear,
     SwiGLU,
     TimestepEmbedder,
-    attend,
     grid_positions,
     patchify,
     run_blocks,

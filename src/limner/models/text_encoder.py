@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from limner.models.layers import RMSNorm, StackedLinear, SwiGLU, attend, swiglu_width
+from limner.models.attention import attend
+from limner.models.layers import RMSNorm, StackedLinear, SwiGLU, swiglu_width
 
 PAD = 0
 """Token id of padding; every caption starts with another token, so none is empty."""

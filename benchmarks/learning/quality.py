@@ -1,0 +1,126 @@
+"""How good a model is at a moment of its training, by measures that need no choice of objective."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.config import SamplingConfig
+from limner.data.order import seeded_generator
+from limner.data.pictures import to_pil
+from limner.diffusion.objective import Objective
+from limner.diffusion.path import FlowPath
+from limner.evaluation import efficientnet, recall
+from limner.evaluation.kernel_distance import kernel_distance
+from limner.inference.sampling import draw
+from limner.models.text_to_image import TextToImage
+from limner.training.heldout import LEVELS, FixedGrid, spread
+from limner.training.trainer import Trainer
+
+TRAINED = 130
+"""Trained prompts that are drawn; of the held-out ones all."""
+AT_ONCE = 32
+
+
+def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
+    """Recall among all pictures, kernel distance to the held-out ones, and denoising error."""
+    trained, held_out = trainer.data.trained, trainer.data.held_out
+    some = spread(len(trained.rows), TRAINED)
+    drawn_trained = drawn(trainer, model, [trained.rows[i].captions[0] for i in some])
+    drawn_held_out = drawn(trainer, model, [row.captions[0] for row in held_out.rows])
+    everything = torch.stack([p.load(i) for p in (trained, held_out) for i in range(len(p.rows))])
+    real = everything[len(trained.rows) :]
+    places = range(len(trained.rows), len(everything))
+    return {
+        "trained": recall.summary(recall.ranks(drawn_trained, some, everything)),
+        "held_out": recall.summary(recall.ranks(drawn_held_out, list(places), everything)),
+        "kernel_distance": round(1000 * kernel_distance(seen(drawn_held_out), seen(real)), 3),
+        "held_out_error": round(held_out_error(trainer, model), 5),
+    }
+
+
+def floor(trainer: Trainer) -> float:
+    """The kernel distance of as many trained pictures from the held-out ones: real from real."""
+    trained, held_out = trainer.data.trained, trainer.data.held_out
+    some = spread(len(trained.rows), len(held_out.rows))
+    a = torch.stack([trained.load(i) for i in some])
+    b = torch.stack([held_out.load(i) for i in range(len(held_out.rows))])
+    return round(1000 * kernel_distance(seen(a), seen(b)), 3)
+
+
+def drawn(trainer: Trainer, model: TextToImage, prompts: list[str]) -> Tensor:
+    """uint8 [N, S, S, 3], the i-th from seed i."""
+    sampling: SamplingConfig = trainer.config.sampling
+    side = trainer.config.data.image_size
+    pictures = []
+    for first in range(0, len(prompts), AT_ONCE):
+        part = prompts[first : first + AT_ONCE]
+        seeds = list(range(first, first + len(part)))
+        made = draw(
+            model,
+            trainer.objective,
+            trainer.reader,
+            part,
+            seeds,
+            sampling,
+            side,
+            side,
+            torch.bfloat16,
+        )
+        pictures += [torch.from_numpy(np.array(picture)) for picture in to_pil(made)]
+    return torch.stack(pictures)
+
+
+@functools.cache
+def network() -> efficientnet.EfficientNetLite0:
+    return efficientnet.open_network()
+
+
+def seen(pictures: Tensor) -> Tensor:
+    return efficientnet.features(network(), pictures)
+
+
+@torch.no_grad()
+def held_out_error(trainer: Trainer, model: TextToImage, count: int = 64) -> float:
+    """Mean of |x_0 predicted - x_0|^2 / sigma^2 on a fixed grid, in terms of the straight path.
+
+    The same pictures, noise, and signal-to-noise ratios for every objective: a noise schedule of
+    betas is asked at the timestep that has the ratio, with its picture scaled as it expects it.
+    """
+    grid, _ = FixedGrid.of(trainer.data.held_out, trainer.inputs.words, count)
+    assert grid is not None
+    assert isinstance(grid.texts, Tensor)
+    objective: Objective = trainer.objective
+    path, total = objective.path, 0.0
+    for level in LEVELS:
+        t = timestep_of(objective, level)
+        picture = grid.pictures
+        noise = torch.stack(
+            [
+                torch.randn(
+                    picture.shape[1:], generator=seeded_generator(0, "error", i, int(1000 * level))
+                )
+                for i in range(len(picture))
+            ]
+        )
+        timesteps = torch.full((len(picture),), t)
+        x_t = objective.add_noise(picture, noise, timesteps)
+        output = model(x_t, timesteps, grid.texts)
+        error = (objective.to_x0(output, x_t, timesteps) - picture).square().mean()
+        total += float(error) / level**2
+    assert path is not None
+    return total / len(LEVELS)
+
+
+def timestep_of(objective: Objective, level: float) -> float:
+    """The timestep at which noise over picture is level / (1 - level)."""
+    path = objective.path
+    if isinstance(path, FlowPath):
+        return level * path.num_train_timesteps
+    wanted = np.log((1 - level) / level)
+    table = path.log_snr(torch.arange(path.num_train_timesteps, dtype=torch.float64)).numpy()
+    return float(np.interp(-wanted, -table, np.arange(len(table))))

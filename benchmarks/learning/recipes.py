@@ -1,0 +1,152 @@
+"""What is compared: recipes as overrides of one base, each with a reason.
+
+The data, the text encoder, the size (within 10 %), the batch, and the processor time are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "data": {"dataset_name": "emoji", "subset": "all", "image_size": 64},
+    "model": {"patch_size": 8, "hidden_size": 256, "num_layers": 6, "num_heads": 4},
+    "text_encoder": {"max_length": 20},
+    "training": {
+        "device": "cpu",
+        "batch_size": 32,
+        "num_workers": 0,
+        "save_steps": 500,
+        "checkpoints_total_limit": 1,
+        "heldout_steps": 100_000,
+        "preview_steps": 100_000,
+        "trackers": ["none"],
+    },
+    "sampling": {"num_inference_steps": 10, "guidance_scale": 2.0},
+}
+"""3,953 emoji with English and Chinese names, 259 held out; 64 tokens; about 8M parameters."""
+
+PUBLISHED = (
+    "model.architecture=dit",
+    "model.hidden_size=224",  # its blocks have a modulation each: this width has our size
+    "text_encoder.hidden_size=256",
+    "scheduler.prediction_type=epsilon",
+    "optimizer.type=adamw",
+    "optimizer.betas=[0.9, 0.999]",
+    "training.learning_rate=1e-4",
+    "lr_scheduler.type=constant",
+    "lr_scheduler.warmup_steps=0",
+    "training.max_grad_norm=1e9",
+    "training.ema_decay=0.9999",
+    "training.ema_ramp=1e9",
+    "training.mixed_precision=no",
+    "training.compile_model=false",
+    "sampling.num_inference_steps=20",
+)
+CLASS_CONDITIONAL = (
+    "scheduler.prediction_type=velocity",
+    "scheduler.logit_mean=0",
+    "scheduler.uniform_share=0",
+    "optimizer.type=adamw",
+    "optimizer.betas=[0.9, 0.95]",
+    "lr_scheduler.type=constant",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One line of the table.
+
+    Args:
+        why: what it is, for the table.
+        overrides: of `BASE`, as on the command line.
+        minutes: of processor time (all threads together), compilation included.
+        marks: minutes at which it is measured besides its end; only a run without a decay of its
+            learning rate says something before its end.
+        seeds: one run each.
+        experiment: the name of a change of code in experiments.py.
+        weights: which are measured, `averaged` or `last` or both.
+    """
+
+    why: str
+    overrides: Sequence[str] = ()
+    minutes: float = 10
+    marks: Sequence[float] = ()
+    seeds: Sequence[int] = (0,)
+    experiment: str | None = None
+    weights: Sequence[str] = ("averaged",)
+
+
+@dataclass
+class Group:
+    """A table of the report."""
+
+    title: str
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+
+
+def adamw(rate: float, seeds: Sequence[int]) -> Recipe:
+    return Recipe(
+        f"(b) modern blocks, velocity, logit-normal times, AdamW at {rate:g}, bf16, compiled",
+        (*CLASS_CONDITIONAL, f"training.learning_rate={rate}"),
+        minutes=30,
+        marks=(3, 7.5, 15),
+        seeds=seeds,
+    )
+
+
+BASELINES = {
+    "published": Recipe(
+        "(a) DiT as published: epsilon, 1,000 linear betas, AdamW at 1e-4, EMA 0.9999, fp32",
+        PUBLISHED,
+        minutes=60,
+        marks=(15, 30),
+        weights=("averaged", "last"),
+    ),
+    "class-conditional 3e-4": adamw(3e-4, (0,)),
+    "class-conditional 1e-3": adamw(1e-3, (0,)),
+    "class-conditional 3e-3": adamw(3e-3, (0,)),
+}
+DEFAULT = {
+    f"default, {minutes:g} min": Recipe("Limner's defaults", minutes=minutes, seeds=(0, 1, 2))
+    for minutes in (3, 6, 15)
+}
+
+
+def alone(**changes: str) -> dict[str, Recipe]:
+    """One change each of the defaults, for ten minutes."""
+    return {name: Recipe(name, overrides.split()) for name, overrides in changes.items()}
+
+
+ABLATIONS = {
+    "default": Recipe("Limner's defaults", seeds=(0, 1, 2)),
+    "predict velocity": Recipe("", ["scheduler.prediction_type=velocity"]),
+    "predict noise": Recipe(
+        "", ["scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"]
+    ),
+    "times: mean 0": Recipe("", ["scheduler.logit_mean=0"]),
+    "times: mean -0.6": Recipe("", ["scheduler.logit_mean=-0.6"]),
+    "times: mean -1.8": Recipe("", ["scheduler.logit_mean=-1.8"]),
+    "times: spread 1.4": Recipe("", ["scheduler.logit_std=1.4"]),
+    "times: none uniform": Recipe("", ["scheduler.uniform_share=0"]),
+    "dit blocks": Recipe(
+        "", ["model.architecture=dit", "model.hidden_size=224", "text_encoder.hidden_size=256"]
+    ),
+    "AdamW 1e-3": Recipe("", ["optimizer.type=adamw"]),
+    "AdamW 3e-3": Recipe("", ["optimizer.type=adamw", "training.learning_rate=3e-3"]),
+    "rate 5e-4": Recipe("", ["training.learning_rate=5e-4"]),
+    "rate 2e-3": Recipe("", ["training.learning_rate=2e-3"]),
+    "rate 4e-3": Recipe("", ["training.learning_rate=4e-3"]),
+    "no decay": Recipe("", ["lr_scheduler.type=constant"]),
+    "decay over 60 %": Recipe("", ["lr_scheduler.decay_share=0.6"]),
+    "cosine": Recipe("", ["lr_scheduler.type=cosine"]),
+    "no averaging": Recipe("", ["training.use_ema=false"]),
+    "averaging over 15 %": Recipe("", ["training.ema_ramp=0.15"]),
+    "batch 16": Recipe("", ["training.batch_size=16"]),
+    "batch 64": Recipe("", ["training.batch_size=64"]),
+    "first caption only": Recipe("", ["data.main_caption_share=1"]),
+    "dropout 0.1": Recipe("", ["model.dropout=0.1"]),
+    "text encoder: 1 layer": Recipe("", ["text_encoder.num_layers=1"]),
+    "text encoder: 4 layers": Recipe("", ["text_encoder.num_layers=4"]),
+}
