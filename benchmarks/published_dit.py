@@ -66,7 +66,7 @@ class PublishedDiT(nn.Module):
         for module in (*self.blocks, self):
             layers = [module.adaln] if isinstance(module, Block) else [self.last_adaln]
             for layer in layers:
-                nn.init.zeros_(layer[1].weight)  # type: ignore[index, arg-type]
+                nn.init.zeros_(layer[1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:

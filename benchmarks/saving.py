@@ -44,7 +44,7 @@ def measure(minutes: float, folder: Path) -> dict[str, Any]:
         raise SystemExit(sentence)
 
     quiet, writing, stalls = list[float](), list[float](), list[float]()
-    with Saver(3, True, say) as saver:
+    with Saver(3, lambda: None, True, say) as saver:
         began, due, number = time.perf_counter(), EVERY / 2, 0
         while (now := time.perf_counter() - began) < minutes * 60:
             if now >= due:

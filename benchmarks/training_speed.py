@@ -1,9 +1,9 @@
 """Pictures per second of training, against the published DiT's step, in one run.
 
-    python benchmarks/training_speed.py                 # this machine's processor, 384 x 8, 256 tokens
+    python benchmarks/training_speed.py                 # the processor: 384 x 8, 256 tokens
     python benchmarks/training_speed.py --device cuda   # four sizes at 256 and 1,024 tokens
 
-Each variant is a process of its own; turns alternate and the best of each counts. For each: pictures
+Each variant is a process of its own; turns alternate and the best of each counts. Told are pictures
 per second, the share of what a matrix product reaches here in the same precision (MFU; FLOPs of one
 forward pass as torch counts them, attention included, times three), seconds until the first step is
 done (compiling), and peak memory. Results: benchmarks/results/training_speed-<device>.json.

@@ -32,3 +32,14 @@ def test_getting_worse_at_everything_is_not_memorising():
 
 def test_one_bad_measurement_is_no_verdict():
     assert advise(curve([9, 5, 3, 2, 2.6], [9, 5, 3, 2, 1.9])) is None
+
+
+def test_it_is_told_at_which_noise_it_got_worse():
+    heldout = [{"100": 1.0, "900": 5.0}, {"100": 1.0, "900": 3.0}, *[{"100": 1.5, "900": 2.9}] * 3]
+    history = [
+        Measurement(100 * i, sum(levels.values()) / 2, 4.0 - i, levels)
+        for i, levels in enumerate(heldout)
+    ]
+    said = advise(history)
+    assert said is not None
+    assert "worse at timestep 100 of 1000" in said

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limner.config import Config
-from limner.models.dit import DiT
-from limner.models.layers import attend, grid_positions, patchify, unpatchify
+from limner.models.attention import attend
+from limner.models.dit import DiT, gelu
+from limner.models.layers import grid_positions, patchify, unpatchify
 from limner.models.modern import ModernBlock, ModernDiT, rotate, rotation_table
 from limner.models.text_encoder import EncodedText, TextEncoder
 from limner.models.text_to_image import TextToImage, build_model
@@ -292,6 +293,29 @@ def test_attend_is_the_attention_of_torch(dtype: torch.dtype) -> None:
         result = attend(q.to(dtype), k.to(dtype), v.to(dtype), allowed)
         assert result.dtype == dtype
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attend_has_the_gradients_of_torch(masked: bool) -> None:
+    given = [randn(2, 3, n, 8, seed=n) for n in (5, 9, 9)]
+    mask = torch.rand(2, 1, 1, 9, generator=seeded(3)) < 0.6 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    wanted = []
+    for attention in (F.scaled_dot_product_attention, attend):
+        parts = [part.clone().requires_grad_() for part in given]
+        (attention(*parts, mask) * randn(2, 3, 5, 8, seed=7)).sum().backward()
+        wanted.append([part.grad for part in parts])
+    torch.testing.assert_close(wanted[1], wanted[0], atol=1e-5, rtol=1e-5)
+
+
+def test_gelu_is_the_published_one_compiled_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.linspace(-8, 8, 1001)
+    expected = F.gelu(x.double(), approximate="tanh").float()
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda answer=compiling: answer)
+        torch.testing.assert_close(gelu(x), expected, atol=1e-6, rtol=1e-5)
+        assert gelu(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_patches_are_those_of_a_convolution_and_can_be_put_back() -> None:

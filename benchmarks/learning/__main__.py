@@ -18,12 +18,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from recipes import ABLATIONS, BASELINES, DEFAULT, Recipe
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning.jsonl"
 RUNS = Path("outputs/learning")
-ALL: dict[str, Recipe] = {**ABLATIONS, **DEFAULT, **BASELINES}
+ALL: dict[str, Recipe] = {
+    **BASELINES,
+    **DEFAULT,
+    **{name: recipe for group in ABLATIONS.values() for name, recipe in group.items()},
+}
 
 
 def main() -> None:
@@ -44,6 +49,9 @@ def main() -> None:
         return
     if not options.table:
         work(options.words, options.seeds, options.jobs)
+    from tables import write
+
+    write(read(), RESULTS.parent)
 
 
 def folder_of(name: str, seed: int) -> Path:
@@ -51,7 +59,7 @@ def folder_of(name: str, seed: int) -> Path:
     return RUNS / f"{safe}-{seed}"
 
 
-def read() -> list[dict[str, object]]:
+def read() -> list[dict[str, Any]]:
     if not RESULTS.exists():
         return []
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]

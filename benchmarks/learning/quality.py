@@ -21,8 +21,10 @@ from limner.models.text_to_image import TextToImage
 from limner.training.heldout import LEVELS, FixedGrid, spread
 from limner.training.trainer import Trainer
 
-TRAINED = 130
-"""Trained prompts that are drawn; of the held-out ones all."""
+TRAINED = 148
+"""Trained prompts that are drawn, one picture each."""
+PER_PROMPT = 4
+"""Pictures of each held-out prompt."""
 AT_ONCE = 32
 
 
@@ -31,13 +33,14 @@ def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
     trained, held_out = trainer.data.trained, trainer.data.held_out
     some = spread(len(trained.rows), TRAINED)
     drawn_trained = drawn(trainer, model, [trained.rows[i].captions[0] for i in some])
-    drawn_held_out = drawn(trainer, model, [row.captions[0] for row in held_out.rows])
+    prompts = [row.captions[0] for row in held_out.rows] * PER_PROMPT
+    drawn_held_out = drawn(trainer, model, prompts)
     everything = torch.stack([p.load(i) for p in (trained, held_out) for i in range(len(p.rows))])
     real = everything[len(trained.rows) :]
-    places = range(len(trained.rows), len(everything))
+    places = list(range(len(trained.rows), len(everything))) * PER_PROMPT
     return {
         "trained": recall.summary(recall.ranks(drawn_trained, some, everything)),
-        "held_out": recall.summary(recall.ranks(drawn_held_out, list(places), everything)),
+        "held_out": recall.summary(recall.ranks(drawn_held_out, places, everything)),
         "kernel_distance": round(1000 * kernel_distance(seen(drawn_held_out), seen(real)), 3),
         "held_out_error": round(held_out_error(trainer, model), 5),
     }

@@ -6,13 +6,13 @@ The data, the text encoder, the size (within 10 %), the batch, and the processor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 BASE: dict[str, Any] = {
-    "data": {"dataset_name": "emoji", "subset": "all", "image_size": 64},
+    "data": {"dataset_name": "emoji", "subset": "demo", "image_size": 64},
     "model": {"patch_size": 8, "hidden_size": 256, "num_layers": 6, "num_heads": 4},
-    "text_encoder": {"max_length": 20},
+    "text_encoder": {"max_length": 16},
     "training": {
         "device": "cpu",
         "batch_size": 32,
@@ -25,7 +25,7 @@ BASE: dict[str, Any] = {
     },
     "sampling": {"num_inference_steps": 10, "guidance_scale": 2.0},
 }
-"""3,953 emoji with English and Chinese names, 259 held out; 64 tokens; about 8M parameters."""
+"""335 emoji with English and Chinese names, 39 of them held out; 64 tokens; about 8M parameters."""
 
 PUBLISHED = (
     "model.architecture=dit",
@@ -78,14 +78,6 @@ class Recipe:
     weights: Sequence[str] = ("averaged",)
 
 
-@dataclass
-class Group:
-    """A table of the report."""
-
-    title: str
-    recipes: dict[str, Recipe] = field(default_factory=dict)
-
-
 def adamw(rate: float, seeds: Sequence[int]) -> Recipe:
     return Recipe(
         f"(b) modern blocks, velocity, logit-normal times, AdamW at {rate:g}, bf16, compiled",
@@ -114,39 +106,73 @@ DEFAULT = {
 }
 
 
-def alone(**changes: str) -> dict[str, Recipe]:
-    """One change each of the defaults, for ten minutes."""
-    return {name: Recipe(name, overrides.split()) for name, overrides in changes.items()}
+def change(*overrides: str, experiment: str | None = None) -> Recipe:
+    """One change of the defaults, for ten minutes."""
+    return Recipe("", overrides, experiment=experiment)
 
 
-ABLATIONS = {
-    "default": Recipe("Limner's defaults", seeds=(0, 1, 2)),
-    "predict velocity": Recipe("", ["scheduler.prediction_type=velocity"]),
-    "predict noise": Recipe(
-        "", ["scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"]
-    ),
-    "times: mean 0": Recipe("", ["scheduler.logit_mean=0"]),
-    "times: mean -0.6": Recipe("", ["scheduler.logit_mean=-0.6"]),
-    "times: mean -1.8": Recipe("", ["scheduler.logit_mean=-1.8"]),
-    "times: spread 1.4": Recipe("", ["scheduler.logit_std=1.4"]),
-    "times: none uniform": Recipe("", ["scheduler.uniform_share=0"]),
-    "dit blocks": Recipe(
-        "", ["model.architecture=dit", "model.hidden_size=224", "text_encoder.hidden_size=256"]
-    ),
-    "AdamW 1e-3": Recipe("", ["optimizer.type=adamw"]),
-    "AdamW 3e-3": Recipe("", ["optimizer.type=adamw", "training.learning_rate=3e-3"]),
-    "rate 5e-4": Recipe("", ["training.learning_rate=5e-4"]),
-    "rate 2e-3": Recipe("", ["training.learning_rate=2e-3"]),
-    "rate 4e-3": Recipe("", ["training.learning_rate=4e-3"]),
-    "no decay": Recipe("", ["lr_scheduler.type=constant"]),
-    "decay over 60 %": Recipe("", ["lr_scheduler.decay_share=0.6"]),
-    "cosine": Recipe("", ["lr_scheduler.type=cosine"]),
-    "no averaging": Recipe("", ["training.use_ema=false"]),
-    "averaging over 15 %": Recipe("", ["training.ema_ramp=0.15"]),
-    "batch 16": Recipe("", ["training.batch_size=16"]),
-    "batch 64": Recipe("", ["training.batch_size=64"]),
-    "first caption only": Recipe("", ["data.main_caption_share=1"]),
-    "dropout 0.1": Recipe("", ["model.dropout=0.1"]),
-    "text encoder: 1 layer": Recipe("", ["text_encoder.num_layers=1"]),
-    "text encoder: 4 layers": Recipe("", ["text_encoder.num_layers=4"]),
+ABLATIONS: dict[str, dict[str, Recipe]] = {
+    "": {"default": Recipe("Limner's defaults", seeds=(0, 1, 2))},
+    "What is predicted, and at which noise": {
+        "predict velocity": change("scheduler.prediction_type=velocity"),
+        "predict noise": change(
+            "scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"
+        ),
+        "times: mean 0": change("scheduler.logit_mean=0"),
+        "times: mean -0.6": change("scheduler.logit_mean=-0.6"),
+        "times: mean -1.8": change("scheduler.logit_mean=-1.8"),
+        "times: spread 0.7": change("scheduler.logit_std=0.7"),
+        "times: spread 1.4": change("scheduler.logit_std=1.4"),
+        "times: none uniform": change("scheduler.uniform_share=0"),
+        "two noise levels per picture": change(experiment="two_noise_levels"),
+        "contrastive": change(experiment="contrastive"),
+    },
+    "The network": {
+        "dit blocks": change(
+            "model.architecture=dit", "model.hidden_size=224", "text_encoder.hidden_size=256"
+        ),
+        "value residual": change(experiment="value_residual"),
+        "text as one vector": change(experiment="text_as_vector"),
+        "text as tokens only": change(experiment="text_as_tokens"),
+        "text encoder of 1 layer": change("text_encoder.num_layers=1"),
+        "text encoder of 4 layers": change("text_encoder.num_layers=4"),
+        "self-alignment": change(experiment="self_alignment"),
+    },
+    "The optimizer": {
+        "AdamW 1e-3": change("optimizer.type=adamw"),
+        "AdamW 3e-3": change("optimizer.type=adamw", "training.learning_rate=3e-3"),
+        "schedule-free AdamW 3e-3": change(
+            "optimizer.type=adamw",
+            "training.learning_rate=3e-3",
+            "lr_scheduler.type=constant",
+            experiment="schedule_free",
+        ),
+        "rate 5e-4": change("training.learning_rate=5e-4"),
+        "rate 2e-3": change("training.learning_rate=2e-3"),
+        "rate 4e-3": change("training.learning_rate=4e-3"),
+        "AdamW's part x 3": change(experiment="adamw_rate_3"),
+        "AdamW's part / 3": change(experiment="adamw_rate_third"),
+        "Muon: 3 iterations": change(experiment="muon_3_iterations"),
+        "Muon: Polar Express, 4 iterations": change(experiment="polar_express_4"),
+        "NorMuon": change(experiment="normuon"),
+        "cautious Muon": change(experiment="cautious"),
+        "momentum 0.9": change("optimizer.muon_momentum=0.9"),
+        "weight decay 0.1": change("optimizer.weight_decay=0.1"),
+    },
+    "The schedule": {
+        "no decay": change("lr_scheduler.type=constant"),
+        "decay over 60 %": change("lr_scheduler.decay_share=0.6"),
+        "cosine": change("lr_scheduler.type=cosine"),
+        "no averaging": change("training.use_ema=false"),
+        "averaging over 15 %": change("training.ema_ramp=0.15"),
+        "batch 16": change("training.batch_size=16"),
+        "batch 64": change("training.batch_size=64"),
+        "half the batch at first": change(experiment="small_batches_first"),
+    },
+    "The data": {
+        "first caption only": change("data.main_caption_share=1"),
+        "caption dropout 0.2": change("training.caption_dropout=0.2"),
+        "dropout 0.1": change("model.dropout=0.1"),
+        "non-leaky augmentation": change(experiment="augmented"),
+    },
 }

@@ -162,6 +162,8 @@ class TrainingConfig(Section):
     """A checkpoint every so many updates, and at the end."""
     checkpoints_total_limit: PositiveInt | None = 3
     """Older checkpoints beyond this many are deleted after a new one is safe; None: keep all."""
+    keep_best: bool = True
+    """A checkpoint whenever the held-out loss is the lowest so far, too; the best one stays."""
     save_errors: Literal["continue", "stop"] = "continue"
     """When a checkpoint cannot be written (a full disk, ...): `continue` with the last good one and
     try again at the next save, or `stop`. At the end of the run it is an error either way."""

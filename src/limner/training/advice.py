@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 WINDOW = 50
 """Logged losses that a new one is compared with."""
@@ -19,6 +20,22 @@ class Measurement(NamedTuple):
     heldout: float
     trained: float
     """The same loss on pictures that were trained on, at the same levels and noise."""
+    by_level: Mapping[str, float] = MappingProxyType({})
+    """The held-out loss at each timestep, if that is known."""
+
+
+def measurements(events: Iterable[Mapping[str, Any]]) -> list[Measurement]:
+    """The held-out losses of a log, oldest first."""
+    return [
+        Measurement(e["step"], e["loss"], e.get("train_loss", math.nan), e["loss_by_level"])
+        for e in events
+        if e["kind"] == "heldout" and "loss" in e
+    ]
+
+
+def best_of(history: Sequence[Measurement]) -> Measurement | None:
+    """The lowest held-out loss; None without any."""
+    return min(history, key=lambda m: m.heldout, default=None)
 
 
 def advise(history: Sequence[Measurement]) -> str | None:
@@ -36,15 +53,24 @@ def advise(history: Sequence[Measurement]) -> str | None:
             f"below the {first.trained:.3g} of step {first.step}; try another "
             "training.learning_rate, and see whether captions and pictures belong together"
         )
-    best = min(history, key=lambda m: m.heldout)
+    best = best_of(history)
+    assert best
     worse = all(m.step > best.step and m.heldout > 1.02 * best.heldout for m in recent)
     if worse and recent[-1].trained < best.trained:
         return (
             f"memorising: the held-out loss was best at step {best.step} ({best.heldout:.3g}) and "
-            f"is {recent[-1].heldout:.3g} now, while trained pictures still get better; more "
-            "pictures, model.dropout, or a shorter run would help"
+            f"is {recent[-1].heldout:.3g} now{_where(best, recent[-1])}, while trained pictures "
+            "still get better; more pictures, model.dropout, or a shorter run would help"
         )
     return None
+
+
+def _where(best: Measurement, now: Measurement) -> str:
+    """At which noise it got worse, unless everywhere."""
+    worse = [t for t, loss in now.by_level.items() if loss > 1.02 * best.by_level.get(t, math.inf)]
+    if not worse or len(worse) == len(now.by_level):
+        return ""
+    return f", worse at timestep{'s' * (len(worse) > 1)} {', '.join(worse)} of 1000"
 
 
 class Spikes:

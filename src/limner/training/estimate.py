@@ -135,7 +135,7 @@ def estimate(config: Config) -> Estimate:
         peak=peak,
         free=free,
         checkpoint=large["checkpoint_bytes"],
-        checkpoints_kept=config.training.checkpoints_total_limit,
+        checkpoints_kept=_kept(config),
         cache=round(
             rows * large.get("latent_bytes", 0) + large["captions"] * large.get("caption_bytes", 0)
         ),
@@ -290,3 +290,9 @@ def pictures_in_memory(config: Config, rows: int) -> int:
 
 def _with_training(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+
+
+def _kept(config: Config) -> int | None:
+    """Checkpoints on the disk at the end, the one of the lowest held-out loss among them."""
+    limit = config.training.checkpoints_total_limit
+    return limit + 1 if limit and config.training.keep_best else limit

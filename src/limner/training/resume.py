@@ -21,7 +21,14 @@ SAME_RUN = {
     "training": (
         *("output_dir", "device", "batch_size", "gradient_accumulation_steps"),
         *("effective_batch_size", "resume", "save_steps", "checkpoints_total_limit"),
-        *("save_errors", "logging_steps", "heldout_steps", "heldout_pictures", "preview_steps"),
+        *(
+            "keep_best",
+            "save_errors",
+            "logging_steps",
+            "heldout_steps",
+            "heldout_pictures",
+            "preview_steps",
+        ),
         *("preview_prompts", "num_workers", "prefetch_factor", "gradient_checkpointing"),
         *("compile_model", "trackers"),
     ),

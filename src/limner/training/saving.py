@@ -22,13 +22,20 @@ class Saver:
     Args:
         keep: of the numbered checkpoints, as many of the newest; None: all. Older ones go only
             after a new one is durable.
+        best: the step of a checkpoint that stays whatever its age, or None.
         stop_on_error: raise when a checkpoint could not be written; else say so and go on, which
             leaves the run with its last good checkpoint.
         say: takes a sentence for people.
     """
 
-    def __init__(self, keep: int | None, stop_on_error: bool, say: Callable[[str], None]) -> None:
-        self.keep, self.stop_on_error, self.say = keep, stop_on_error, say
+    def __init__(
+        self,
+        keep: int | None,
+        best: Callable[[], int | None],
+        stop_on_error: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.keep, self.best, self.stop_on_error, self.say = keep, best, stop_on_error, say
         self.threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: tuple[Path, Future[None]] | None = None
         self.failed: str | None = None
@@ -92,5 +99,7 @@ class Saver:
     def _write(self, folder: Path, contents: Contents) -> None:
         save_checkpoint(folder, contents)
         if self.keep:
+            best = f"checkpoint-{self.best()}"
             for old in checkpoints(folder.parent)[: -self.keep]:
-                remove(old)
+                if old.name != best:
+                    remove(old)

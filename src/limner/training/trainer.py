@@ -174,6 +174,7 @@ class Trainer:
                     roll_back(self, saver, watch)
                 stopping = any_process(stop.name is not None)
                 due = due or state.step % settings.save_steps == 0
+                due = due or (settings.keep_best and watch.best_step() == state.step)
                 # While updates are left out older checkpoints are what helps: none is pruned.
                 if (due and not state.skipped_in_a_row) or budget.finished() or stopping:
                     self.save_numbered(saver)
@@ -188,6 +189,7 @@ class Trainer:
                     f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
                     f"in {self.folder}; the same command goes on from there"
                 )
+            watch.point_to_the_best()
             watch.write_speed()
         return state
 
@@ -268,7 +270,8 @@ class Trainer:
     def saver(self, watch: Watch) -> Saver:
         settings = self.config.training
         limit, stop = settings.checkpoints_total_limit, settings.save_errors == "stop"
-        return Saver(limit, stop, watch.event)
+        best = watch.best_step if settings.keep_best else lambda: None
+        return Saver(limit, best, stop, watch.event)
 
     def save_numbered(self, saver: Saver) -> None:
         if self.accelerator.is_main_process:

@@ -18,12 +18,14 @@ from limner.data.checked import check_share_refused
 from limner.data.examples import warn_of_long_captions
 from limner.data.rows import PictureSet, Refused
 from limner.diffusion.objective import Objective
+from limner.evaluation.memorisation import COPIES
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.advice import Measurement, Spikes, advise
+from limner.training.advice import Spikes, advise, best_of, measurements
 from limner.training.budget import Budget
+from limner.training.copies import copying
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
 from limner.training.previews import preview_prompts, save_preview
@@ -65,7 +67,9 @@ class Watch:
         self.verdict = ""
         self.loss_sum = self.norm_sum = 0.0
         self.steps = self.skipped = 0
-        logged = [e["loss"] for e in read_log(self.log.path) if e["kind"] == "train"]
+        events = read_log(self.log.path)
+        self.best = best_of(measurements(events))
+        logged = [e["loss"] for e in events if e["kind"] == "train"]
         self.spikes = Spikes([loss for loss in logged if loss is not None])
 
     def __enter__(self) -> Watch:
@@ -126,9 +130,14 @@ class Watch:
             late, early = len(self.log.refused_rows), len(self.set.refused)
             check_share_refused(max(late, early), len(self.set.rows), self.config)
 
+    def best_step(self) -> int | None:
+        """The step of the lowest held-out loss so far."""
+        return self.best.step if self.best else None
+
     def forget_after(self, step: int) -> None:
         """The run went back to this step: what was logged since then did not happen."""
         self.log.forget_after(step)
+        self.best = best_of(measurements(read_log(self.log.path)))
         self.loss_sum = self.norm_sum = 0.0
         self.steps = self.skipped = 0
 
@@ -149,8 +158,9 @@ class Watch:
             )
             self.steps += 1
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
-        # Also before a checkpoint: a run resumed there then averages over the same updates.
-        if step % settings.logging_steps == 0 or step % settings.save_steps == 0 or last:
+        # Also where a checkpoint may be: a run resumed there then averages over the same updates.
+        every = settings.logging_steps, settings.save_steps, settings.heldout_steps
+        if last or any(step % steps == 0 for steps in every):
             self.write_losses(learning_rate)
         if not self.main:
             return
@@ -223,12 +233,39 @@ class Watch:
         self.log.write(
             "heldout", state.step, images=state.images, seconds=round(state.seconds, 3), **values
         )
-        measured = [e for e in read_log(self.log.path) if e["kind"] == "heldout" and "loss" in e]
-        advice = advise([Measurement(e["step"], e["loss"], e["train_loss"]) for e in measured])
+        measured = measurements(read_log(self.log.path))
+        self.best = best_of(measured)
+        advice = advise(measured)
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
             self.event(advice)
+            if verdict == "memorising":
+                self.try_to(self.look_for_copies, "copies were not looked for")
         self.verdict = verdict
+
+    def point_to_the_best(self) -> None:
+        """At the end: where to draw from, if the last weights are clearly not the best ones."""
+        last = self.heldout_loss
+        if not self.main or not self.best or not last or last <= 1.02 * self.best.heldout:
+            return
+        best = self.folder / f"checkpoint-{self.best.step}"
+        if best.is_dir():
+            self.event(
+                f"the held-out loss was lowest at step {self.best.step} ({self.best.heldout:.3g}; "
+                f"{last:.3g} now): compare what limner generate draws from {best} with the last"
+            )
+
+    def look_for_copies(self) -> None:
+        """Say how near drawings of held-out captions are to trained pictures."""
+        ratio = copying(
+            self.averaged, self.objective, self.inputs, self.config.sampling, self.dtype
+        )
+        self.log.write("copies", self.state.step, ratio=round(ratio, 4))
+        told = "they are copies" if ratio < COPIES else "they are not copies"
+        self.event(
+            f"drawings of held-out captions are {ratio:.2f} times as far from the nearest trained "
+            f"picture as held-out pictures are: {told}"
+        )
 
     def losses_of(self, grid: FixedGrid, batch_size: int) -> dict[str, float]:
         device = self.accelerator.device

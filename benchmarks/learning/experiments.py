@@ -1,0 +1,418 @@
+"""Ideas that need a change of code: each function makes it, in the process of one run.
+
+What wins moves into src/limner and leaves this file; what did not win stays, so that the table of
+what did not help can be made again.
+"""
+
+# mypy: ignore-errors
+# Methods are replaced here, which no type says.
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limner.diffusion.objective import Objective
+from limner.models import modern
+from limner.models.layers import patchify, run_blocks, unpatchify
+from limner.models.text_encoder import EncodedText
+from limner.training import optimizer, trainer, update
+
+
+def adamw_rate_3() -> None:
+    """What Muon does not train (embeddings, modulation, first and last layer) at three times the
+    rate."""
+    _scale_adamw(3.0)
+
+
+def adamw_rate_third() -> None:
+    _scale_adamw(1 / 3)
+
+
+def _scale_adamw(factor: float) -> None:
+    before = trainer.Trainer.set_learning_rate
+
+    def set_learning_rate(self: trainer.Trainer) -> float:
+        rate = before(self)
+        for group in self.optimizers["adamw"].param_groups:
+            group["lr"] = rate * factor
+        return rate
+
+    trainer.Trainer.set_learning_rate = set_learning_rate
+
+
+def muon_3_iterations() -> None:
+    """Newton-Schulz stops after three of its five iterations."""
+    full = optimizer.orthogonalise
+    optimizer.orthogonalise = lambda matrices: full(matrices, 3)
+
+
+def polar_express_4() -> None:
+    """Amsel et al. 2025 (arXiv 2505.16932): other coefficients for each of four iterations."""
+    coefficients = (
+        (8.2873, -23.5959, 17.3004),
+        (4.1071, -2.9478, 0.5448),
+        (3.9487, -2.9089, 0.5518),
+        (3.3184, -2.4885, 0.5100),
+    )
+
+    def orthogonalise(matrices: Tensor) -> Tensor:
+        x = matrices.to(torch.bfloat16)
+        wide = x.shape[1] <= x.shape[2]
+        x = x if wide else x.mT
+        x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.01 + 1e-7)
+        for a, b, c in coefficients:
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x if wide else x.mT
+
+    optimizer.orthogonalise = orthogonalise
+
+
+def normuon() -> None:
+    """Li et al. 2025 (arXiv 2510.05491): each neuron's update divided by the root of its mean
+    square over time, the whole scaled back to its size."""
+    full = optimizer.orthogonalise
+    memory: dict[tuple[int, ...], Tensor] = {}
+
+    def orthogonalise(matrices: Tensor) -> Tensor:
+        update = full(matrices).float()
+        key = tuple(matrices.shape)
+        squares = update.square().mean(dim=-1, keepdim=True)
+        memory[key] = memory.get(key, squares).lerp(squares, 0.05)
+        scaled = update / (memory[key].sqrt() + 1e-8)
+        size = update.norm(dim=(1, 2), keepdim=True)
+        return scaled * (size / (scaled.norm(dim=(1, 2), keepdim=True) + 1e-8))
+
+    optimizer.orthogonalise = orthogonalise
+
+
+def cautious() -> None:
+    """Liang et al. 2024 (arXiv 2411.16085): no weight moves against its present gradient."""
+    before = optimizer.Muon.step
+
+    def step(self: optimizer.Muon, closure: None = None) -> None:
+        parameters = [
+            p for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        old = [p.detach().clone() for p in parameters]
+        before(self)
+        with torch.no_grad():
+            for p, was in zip(parameters, old, strict=True):
+                moved = p - was
+                agrees = (moved * p.grad < 0).float()
+                p.copy_(was + moved * agrees / agrees.mean().clamp(min=0.1))
+
+    optimizer.Muon.step = step
+
+
+class ScheduleFreeAdamW(torch.optim.AdamW):
+    """Defazio et al. 2024 (arXiv 2405.15682), algorithm 1, with y in the model."""
+
+    beta = 0.9
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["sum"] = group.get("sum", 0.0) + group["lr"] ** 2
+            share = group["lr"] ** 2 / max(group["sum"], 1e-20)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["z"], state["x"] = p.clone(), p.clone()
+                    state["v"] = torch.zeros_like(p)
+                second = group["betas"][1]
+                state["v"].lerp_(p.grad.square(), 1 - second)
+                size = (state["v"] / (1 - second ** group["k"])).sqrt() + group["eps"]
+                state["z"].addcdiv_(p.grad, size, value=-group["lr"])
+                state["x"].lerp_(state["z"], share)
+                p.copy_(state["z"].lerp(state["x"], self.beta))
+
+
+def schedule_free() -> None:
+    """The averaged weights are those that the method keeps itself."""
+    torch.optim.AdamW = ScheduleFreeAdamW
+    optimizer.torch.optim.AdamW = lambda *a, fused=None, **k: ScheduleFreeAdamW(*a, **k)
+
+    @torch.no_grad()
+    def update_average(self: trainer.Trainer, images_per_step: int) -> None:
+        states = self.optimizers["adamw"].state
+        for averaged, p in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            averaged.copy_(states[p]["x"] if p in states else p)
+
+    trainer.Trainer.update_average = update_average
+
+
+def contrastive() -> None:
+    """Stoica et al. 2025 (arXiv 2506.05350): away from another picture's target, at 0.05."""
+    before = Objective.loss
+
+    def loss(self: Objective, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        other = before(self, output, x0.roll(1, 0), noise.roll(1, 0), t)
+        if not output.requires_grad:
+            return before(self, output, x0, noise, t)
+        return before(self, output, x0, noise, t) - 0.05 * other
+
+    Objective.loss = loss
+
+
+def small_batches_first() -> None:
+    """Half the batch in the first 40 % of the minutes: more updates while they are coarse."""
+    before = trainer.Trainer.next_batches
+
+    def next_batches(self: trainer.Trainer, say: Any = print) -> list[Any]:
+        batches = before(self, say)
+        minutes = self.config.training.max_minutes or 0
+        if self.state.seconds < 0.4 * 60 * minutes:
+            batches = [next(iter(batch.pieces(2))) for batch in batches]
+        return batches
+
+    trainer.Trainer.next_batches = next_batches
+
+
+def augmented() -> None:
+    """Non-leaky augmentation (Karras et al. 2022, appendix F): at 0.15, pictures are mirrored,
+    scaled, turned, or shifted, and the model is told how; at sampling it is told nothing."""
+    told: dict[str, Tensor] = {}
+    build = modern.ModernDiT.__init__
+    embed = modern.ModernDiT.forward
+    before = update.Update.loss
+
+    def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        self.told = nn.Linear(6, self.hidden_size, bias=False)
+        nn.init.zeros_(self.told.weight)
+
+    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        how = told.get("how")
+        if how is None or len(how) != len(x) or not self.training:
+            return embed(self, x, t, y)
+        hook = self.time_embedding.register_forward_hook(lambda _m, _i, out: out + self.told(how))
+        try:
+            return embed(self, x, t, y)
+        finally:
+            hook.remove()
+
+    def loss(self: update.Update, batch: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
+        picture, told["how"] = transformed(batch.picture, generator)
+        object.__setattr__(batch, "picture", picture)
+        return before(self, batch)
+
+    modern.ModernDiT.__init__ = init
+    modern.ModernDiT.forward = forward
+    update.Update.loss = loss
+
+
+def transformed(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count = len(pictures)
+    on = (torch.rand(count, 4, generator=generator) < 0.15).float()
+    normal = torch.randn(count, 4, generator=generator)
+    flip = 1 - 2 * on[:, 0]
+    scale = 2 ** (0.2 * normal[:, 0] * on[:, 1])
+    angle = torch.pi * 0.15 * normal[:, 1] * on[:, 2]
+    shift = 0.125 * normal[:, 2:4] * on[:, 3:]
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    matrix = torch.stack(
+        [
+            torch.stack([cos * flip, -sin, shift[:, 0]], -1),
+            torch.stack([sin * flip, cos, shift[:, 1]], -1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
+    moved = F.grid_sample(pictures - 1, grid, align_corners=False) + 1  # white outside
+    changed = (on.sum(dim=1) > 0)[:, None, None, None]
+    how = torch.stack(
+        [
+            on[:, 0],
+            scale.log2() * 5,
+            angle.cos() - 1,
+            angle.sin(),
+            shift[:, 0] * 8,
+            shift[:, 1] * 8,
+        ],
+        -1,
+    )
+    return torch.where(changed, moved, pictures), how
+
+
+def two_noise_levels() -> None:
+    """A quarter of the tokens at another noise level, each modulated by its own (Self-Flow, 2026,
+    without its teacher)."""
+    plain = modern.ModernDiT.forward
+    second: dict[str, Tensor] = {}
+
+    def loss(self: update.Update, batch: Any) -> Tensor:
+        path = self.objective.path
+        generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
+        u = torch.rand(len(batch.u), generator=generator).clamp(1e-6, 1 - 1e-6)
+        t, other = path.training_timesteps(batch.u), path.training_timesteps(u)
+        patch = self.model.denoiser.patch_size
+        side = batch.picture.shape[-1] // patch
+        chosen = torch.rand(len(u), side * side, generator=generator) < 0.25
+        pixels = (
+            chosen.view(-1, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+        )
+        add = self.objective.add_noise
+        x_t = torch.where(
+            pixels, add(batch.picture, batch.noise, other), add(batch.picture, batch.noise, t)
+        )
+        second.update(t=other, chosen=chosen)
+        with self.autocast():
+            output = self.model(x_t, t, batch.text)
+        second.clear()
+        error = (output.float() - batch.picture).square().mean(dim=1, keepdim=True)
+        weights = [path.sigma(time).float().clamp(min=0.05).square() for time in (t, other)]
+        weight = torch.where(pixels, *(w[:, None, None, None] for w in reversed(weights)))
+        return (error / weight).mean(dim=(1, 2, 3))
+
+    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        if not second:
+            return plain(self, x, t, y)
+        height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        positions, rotation = self.positions(height, width, x.device)
+        tokens = self.patch_embedding(patchify(x, self.patch_size)) + positions
+        conditions = [
+            F.silu(self.time_embedding(time) + self.text_vector(y.pooled()))
+            for time in (t, second["t"])
+        ]
+        chosen = second["chosen"][:, :, None]
+        a, b = (self.modulation(c).unflatten(-1, (6, -1)) for c in conditions)
+        modulation = torch.where(chosen[:, None], b[:, :, None], a[:, :, None])  # [B, 6, N, D]
+        mask = F.pad(y.mask, (0, height * width), value=True)[:, None, None]
+        tokens = run_blocks(
+            self.blocks, *(tokens, modulation, y.tokens, mask, rotation), recompute=False
+        )
+        a, b = (self.last_modulation(c)[:, None] for c in conditions)
+        shift, scale = torch.where(chosen, b, a).chunk(2, dim=-1)
+        return unpatchify(
+            self.last(self.norm(tokens) * (1 + scale) + shift), self.patch_size, *x.shape[-2:]
+        )
+
+    def block(
+        self: modern.ModernBlock,
+        x: Tensor,
+        modulation: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        rotation: Tensor,
+    ) -> Tensor:
+        table = self.modulation[:, None] if modulation.ndim == 4 else self.modulation
+        m = modulation + table
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            m.unbind(1) if modulation.ndim == 4 else m[:, :, None].unbind(1)
+        )
+        x = x + gate1 * self.attention(
+            self.norm_attention(x) * (1 + scale1) + shift1, text, mask, rotation
+        )
+        return x + gate2 * self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2)
+
+    update.Update.loss = loss
+    modern.ModernDiT.forward = forward
+    modern.ModernBlock.forward = block
+
+
+def self_alignment() -> None:
+    """SRA (2025, arXiv 2505.02831): the second block's tokens, through a small head, resemble the
+    fourth block's of the averaged model at less noise; weight 0.2, one more forward pass."""
+    before = update.Update.loss
+    build = trainer.Trainer.__init__
+    seen: dict[str, Tensor] = {}
+    teacher: list[Any] = []
+
+    def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        teacher.append(self.averaged)
+        hidden = self.model.denoiser.hidden_size
+        head = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        teacher.append(head)
+        self.optimizers["adamw"].add_param_group({"params": list(head.parameters())})
+        blocks = self.model.denoiser.blocks
+
+        def watched(given: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
+            student = given is blocks
+            for i, one in enumerate(given):
+                x = one(x, *others)
+                if i == (1 if student else 3):
+                    seen["student" if student else "teacher"] = x
+            return x
+
+        modern.run_blocks = watched
+
+    def loss(self: update.Update, batch: Any) -> Tensor:
+        main = before(self, batch)
+        path = self.objective.path
+        t = path.training_timesteps(batch.u)
+        less = (t - 0.1 * path.num_train_timesteps).clamp(min=1.0)
+        x = self.objective.add_noise(batch.picture, batch.noise, less)
+        with torch.no_grad(), self.autocast():
+            teacher[0](x, less, batch.text)
+        with self.autocast():
+            guess = teacher[1](seen["student"])
+        alike = F.cosine_similarity(guess.float(), seen["teacher"].float(), dim=-1)
+        return main + 0.2 * (1 - alike).mean(dim=1)
+
+    trainer.Trainer.__init__ = init
+    update.Update.loss = loss
+
+
+def value_residual() -> None:
+    """Zhou et al. 2024 (arXiv 2410.17897): each block's values are mixed half with the first's."""
+    first: list[Tensor] = []
+
+    def mixed(
+        self: modern.ModernBlock, x: Tensor, text: Tensor, mask: Tensor, rotation: Tensor
+    ) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (self.heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        if self.is_first:
+            first[:] = [v]
+        else:
+            v = 0.5 * (v + first[0])
+        text_k, text_v = (self.heads(part) for part in self.text_kv(text).chunk(2, dim=-1))
+        q, k = modern.rotate(self.norm_q(q), rotation), modern.rotate(self.norm_k(k), rotation)
+        k = torch.cat([self.norm_k(text_k).to(k.dtype), k], dim=2)
+        v = torch.cat([text_v, v], dim=2)
+        attended = modern.attend(q.to(v.dtype), k.to(v.dtype), v, mask)
+        return self.out(attended.transpose(1, 2).reshape(b, n, width))
+
+    build = modern.ModernDiT.__init__
+
+    def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        for i, one in enumerate(self.blocks):
+            one.is_first = i == 0
+
+    modern.ModernDiT.__init__ = init
+    modern.ModernBlock.attention = mixed
+
+
+def text_as_vector() -> None:
+    """The words reach the picture only as one vector, as a class does."""
+    forward = modern.ModernDiT.forward
+
+    def pooled(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        one = y.pooled()
+        alone = EncodedText(torch.zeros_like(y.tokens[:, :1]), torch.ones_like(y.mask[:, :1]), one)
+        return forward(self, x, t, alone)
+
+    modern.ModernDiT.forward = pooled
+
+
+def text_as_tokens() -> None:
+    """The words reach the picture only as tokens that it attends to."""
+    build = modern.ModernDiT.__init__
+
+    def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        nn.init.zeros_(self.text_vector.weight)
+        nn.init.zeros_(self.text_vector.bias)
+        self.text_vector.requires_grad_(False)
+
+    modern.ModernDiT.__init__ = init

@@ -1,0 +1,106 @@
+"""A run that gets worse keeps its best checkpoint, says so, and says whether it copies."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from runs import events, messages, trained
+
+from limner.config import Config
+from limner.training import watch
+from limner.training.copies import copying
+from limner.training.trainer import Trainer
+from limner.training.watch import Watch
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, heldout: list[float]) -> None:
+    """The held-out losses of a run, in their order; trained ones fall."""
+    given, falling = iter(heldout), iter(range(100, 0, -1))
+
+    def losses_of(self: Watch, grid: object, batch_size: int) -> dict[str, float]:
+        is_heldout = grid is self.grids[""]
+        return {"500": next(given) if is_heldout else float(next(falling))}
+
+    monkeypatch.setattr(Watch, "losses_of", losses_of)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("checkpoint-*")}
+
+
+def run(tiny_config: Callable[..., Config], *overrides: str) -> Path:
+    config = tiny_config(
+        "training.max_steps=12",
+        "training.heldout_steps=2",
+        "training.save_steps=100",
+        "training.checkpoints_total_limit=1",
+        *overrides,
+    )
+    return trained(config).folder
+
+
+def test_the_best_checkpoint_stays(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, [9, 5, 6, 7, 8, 9])
+    folder = run(tiny_config)
+    assert names(folder) == {"checkpoint-4", "checkpoint-12"}
+    assert any("lowest at step 4 (5; 9 now)" in said for said in messages(folder))
+
+
+def test_a_run_that_gets_better_keeps_only_the_newest(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, [9, 8, 7, 6, 5, 4])
+    folder = run(tiny_config)
+    assert names(folder) == {"checkpoint-12"}
+    assert not any("lowest" in said for said in messages(folder))
+
+
+def test_the_best_is_found_again_after_a_resume(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, [9, 5, 6, 7, 8, 9])
+    run(tiny_config, "training.max_steps=6")
+    planned(monkeypatch, [7, 8, 9])
+    config = tiny_config(
+        "training.max_steps=12",
+        "training.heldout_steps=2",
+        "training.save_steps=100",
+        "training.checkpoints_total_limit=1",
+    )
+    trainer = Trainer(config, resume="latest")
+    trainer.train()
+    assert names(trainer.folder) == {"checkpoint-4", "checkpoint-12"}
+
+
+def test_it_can_be_turned_off(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, [9, 5, 6, 7, 8, 9])
+    assert names(run(tiny_config, "training.keep_best=false")) == {"checkpoint-12"}
+
+
+def test_a_run_that_memorises_looks_for_copies_once(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch, [9, 5, 6, 7, 8, 9])
+    monkeypatch.setattr(watch, "copying", lambda *parts: 0.2)
+    folder = run(tiny_config)
+    assert [event["ratio"] for event in events(folder, "copies")] == [0.2]
+    assert any("0.20 times as far" in said and "are copies" in said for said in messages(folder))
+
+
+def test_copies_are_found(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trained(tiny_config("data.train_split=0.5"))
+    parts = trainer.averaged, trainer.objective, trainer.inputs, trainer.config.sampling
+    honest = copying(*parts, torch.float32)
+    one = trainer.inputs.trained.tensor(0)
+    monkeypatch.setattr(
+        "limner.training.copies.draw",
+        lambda model, objective, words, prompts, *rest: one[None].repeat(len(prompts), 1, 1, 1),
+    )
+    assert copying(*parts, torch.float32) < 1e-3 < honest
