@@ -1,9 +1,10 @@
-"""Are the estimates true? Three sizes: what `limner estimate` says, and what a run then shows.
+"""Are the estimates true? What `limner estimate` says of some sizes, and what a run then shows.
 
     python benchmarks/estimates.py
 
-Each run is of 20 steps, in a process of its own, with everything that training does. Results are
-kept in benchmarks/results/estimates.json.
+Each run is of 20 steps, in a process of its own, with everything that training does. The first
+size is then doubled in width, depth, and tokens, and halved in pictures, one at a time: what that
+costs, against what was predicted. Results are kept in benchmarks/results/estimates.json.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ COMMON = [
     "training.trackers=[none]",
     "sampling.num_inference_steps=4",
 ]
-SIZES = {
-    "256 x 6, 64 tokens, batch 32": [
-        "model.hidden_size=256", "model.num_layers=6", "model.num_heads=4", "model.patch_size=8",
-        "training.batch_size=32",
-    ],
-    "384 x 8, 256 tokens, batch 16": ["model.patch_size=4", "training.batch_size=16"],
-    "768 x 12, 64 tokens, batch 16": [
-        "model.hidden_size=768", "model.num_layers=12", "model.num_heads=12",
-        "model.patch_size=8", "training.batch_size=16",
-    ],
-}  # fmt: skip
+SMALL = {"model.hidden_size": 256, "model.num_layers": 6, "model.num_heads": 4}
+SMALL |= {"model.patch_size": 8, "training.batch_size": 32}
+LARGE = {"model.hidden_size": 768, "model.num_layers": 12, "model.num_heads": 12}
+SIZES: dict[str, dict[str, int]] = {
+    "256 x 6, 64 tokens, batch 32": SMALL,
+    "twice the width": SMALL | {"model.hidden_size": 512, "model.num_heads": 8},
+    "twice the depth": SMALL | {"model.num_layers": 12},
+    "121 tokens (1.89 times)": SMALL | {"data.image_size": 88},
+    "half the pictures": SMALL | {"data.num_samples": 168},
+    "384 x 8, 256 tokens, batch 16": {"model.patch_size": 4, "training.batch_size": 16},
+    "768 x 12, 64 tokens, batch 16": LARGE | {"model.patch_size": 8, "training.batch_size": 16},
+}
 
 
 def run(overrides: list[str]) -> dict[str, Any]:
@@ -51,10 +53,12 @@ def run(overrides: list[str]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(None, [*overrides, f"training.output_dir='{folder}'"])
-        Trainer(config).train()
+        trainer = Trainer(config)
+        trainer.train()
         (speed,) = (e for e in read_log(Path(folder) / "log.jsonl") if e["kind"] == "speed")
-    seconds = config.training.batch_size / speed["images_per_second"]
-    return {"peak": peak_resident(), "seconds_per_step": seconds}
+    seconds = config.training.micro_batch_size / speed["images_per_second"]
+    pictures = len(trainer.data.trained.rows)
+    return {"peak": peak_resident(), "seconds_per_step": seconds, "pictures": pictures}
 
 
 def main() -> None:
@@ -64,16 +68,19 @@ def main() -> None:
     from limner.config import load_config
     from limner.training.estimate import estimate
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, words in SIZES.items():
-        overrides = [*COMMON, *words]
+        overrides = [*COMMON, *(f"{key}={value}" for key, value in words.items())]
         found = estimate(load_config(None, overrides))
         command = [sys.executable, __file__, *overrides]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         real = json.loads(output.splitlines()[-1])
         step = found.batch_size / found.pictures_per_second
+        first = next(iter(rows.values()), None)
         rows[name] = {
             "parameters": found.parameters,
+            "gflops_per_picture": round(found.gflops_per_picture, 3),
+            "pictures": real["pictures"],
             "peak_estimated_mib": round(found.peak / 2**20),
             "peak_measured_mib": round(real["peak"] / 2**20),
             "peak_ratio": round(found.peak / real["peak"], 3),
@@ -82,6 +89,14 @@ def main() -> None:
             "step_ratio": round(step / real["seconds_per_step"], 3),
             "probe_seconds": round(found.probe_seconds, 1),
         }
+        if first:
+            for key in (
+                "gflops_per_picture",
+                "step_estimated",
+                "step_measured",
+                "peak_measured_mib",
+            ):
+                rows[name][f"{key}_to_first"] = round(rows[name][key] / first[key], 2)
         print(name, rows[name], flush=True)
     date = datetime.date.today().isoformat()
     RESULTS.write_text(json.dumps({"date": date, "sizes": rows}, indent=1), encoding="utf-8")
