@@ -395,6 +395,36 @@ def self_alignment() -> None:
     update.Update.loss = loss
 
 
+def routed() -> None:
+    """TREAD (Krause et al. 2025, arXiv 2501.04765): half of the tokens pass by the middle blocks,
+    except in the last tenth of the minutes."""
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    plain = modern.run_blocks
+    place: list[trainer.Trainer] = []
+    build = trainer.Trainer.__init__
+
+    def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        place.append(self)
+
+    def run(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
+        state, minutes = place[0].state, place[0].config.training.max_minutes or 0
+        if not blocks.training or state.seconds > 0.9 * 60 * minutes:
+            return plain(blocks, x, *others, recompute=recompute)
+        modulation, text, mask, rotation = others
+        count = x.shape[1]
+        generator = torch.Generator().manual_seed(state.step)
+        kept = torch.randperm(count, generator=generator)[: count // 2].sort().values
+        x = plain(blocks[:1], x, *others, recompute=recompute)
+        fewer = mask[..., : mask.shape[-1] - count // 2], rotation[:, kept]
+        some = plain(blocks[1:-1], x[:, kept], modulation, text, *fewer, recompute=recompute)
+        x = x.index_copy(1, kept, some)
+        return plain(blocks[-1:], x, *others, recompute=recompute)
+
+    trainer.Trainer.__init__ = init
+    modern.run_blocks = run
+
+
 def value_residual() -> None:
     """Zhou et al. 2024 (arXiv 2410.17897): each block's values are mixed half with the first's."""
     first: list[Tensor] = []

@@ -106,9 +106,9 @@ DEFAULT = {
 }
 
 
-def change(*overrides: str, experiment: str | None = None) -> Recipe:
+def change(*overrides: str, experiment: str | None = None, minutes: float = 10) -> Recipe:
     """One change of the defaults, for ten minutes."""
-    return Recipe("", overrides, experiment=experiment)
+    return Recipe("", overrides, minutes, experiment=experiment)
 
 
 ABLATIONS: dict[str, dict[str, Recipe]] = {
@@ -171,6 +171,24 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "batch 16": change("training.batch_size=16"),
         "batch 64": change("training.batch_size=64"),
         "half the batch at first": change(experiment="small_batches_first"),
+    },
+    "At 128 pixels (patches of 16)": {
+        f"128 pixels, times: mean {mean:g}": change(
+            "data.image_size=128", "model.patch_size=16", f"scheduler.logit_mean={mean}"
+        )
+        for mean in (-0.5, -1.2, -1.9)
+    },
+    "At 1,024 tokens (patches of 2, width 128)": {
+        name: change(
+            *("model.patch_size=2", "model.hidden_size=128", "model.num_heads=2"),
+            "text_encoder.hidden_size=128",
+            experiment=experiment,
+            minutes=30,
+        )
+        for name, experiment in (
+            ("1,024 tokens", None),
+            ("1,024 tokens, half routed past", "routed"),
+        )
     },
     "The data": {
         "first caption only": change("data.main_caption_share=1"),
