@@ -1,0 +1,76 @@
+"""The learning benchmark compares what it says it compares."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import experiments
+import pytest
+import recipes
+import tables
+
+from limner.config import load_config
+from limner.models.text_to_image import build_model
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+EVERY: dict[str, recipes.Recipe] = {
+    **recipes.BASELINES,
+    **recipes.DEFAULT,
+    **{name: recipe for group in recipes.ABLATIONS.values() for name, recipe in group.items()},
+}
+
+
+def parameters(recipe: recipes.Recipe) -> int:
+    model = build_model(load_config(recipes.BASE, recipe.overrides), text_size=2000)
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_recipe_is_a_configuration(name: str) -> None:
+    recipe = EVERY[name]
+    load_config(recipes.BASE, recipe.overrides)
+    assert recipe.experiment is None or callable(getattr(experiments, recipe.experiment))
+    assert recipe.overrides or recipe.experiment or "default" in name
+
+
+def test_no_recipe_is_lost_under_the_name_of_another() -> None:
+    groups = [recipes.BASELINES, recipes.DEFAULT, *recipes.ABLATIONS.values()]
+    assert len(EVERY) == sum(map(len, groups))
+
+
+def test_the_baselines_have_the_size_of_the_default() -> None:
+    own = parameters(recipes.DEFAULT["default, 15 min"])
+    for name, recipe in recipes.BASELINES.items():
+        assert parameters(recipe) == pytest.approx(own, rel=0.1), name
+
+
+def line(recipe: str, seed: int, minutes: float, at_5: float) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "minutes": minutes,
+        "weights": "averaged",
+        "steps": 100 * minutes,
+        "trained": {"at_1": 0.5, "at_5": 0.75},
+        "held_out": {"at_1": 0.25, "at_5": at_5},
+        "kernel_distance": 300.0 + seed,
+        "held_out_error": 0.2,
+    }
+
+
+def test_tables_tell_medians_and_ranges(tmp_path: Path) -> None:
+    lines = [line("default, 6 min", seed, 6, 0.5 + seed / 10) for seed in range(3)]
+    tables.write([*lines, line("published", 0, 60, 0.0)], tmp_path)
+    text = (tmp_path / "learning.md").read_text(encoding="utf-8")
+    assert "| default, 6 min (3 seeds) | 6 | 600 |" in text
+    assert "0.25 / 0.60 (0.50-0.70) | 301 (300-302) |" in text
+    assert "| published | 60 | 6,000 | 0.50 / 0.75 | 0.25 / 0.00 | 300 | 0.200 |" in text
+    drawn = (tmp_path / "learning-recall.svg").read_text(encoding="utf-8")
+    assert "published" in drawn
+    assert "default" in drawn
+
+
+def test_the_results_kept_are_those_of_recipes_that_are_there() -> None:
+    kept = BENCHMARKS / "results" / "learning.jsonl"
+    found = [json.loads(text) for text in kept.read_text(encoding="utf-8").splitlines()]
+    assert {result["recipe"] for result in found} <= set(EVERY)
