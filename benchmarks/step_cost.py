@@ -1,10 +1,12 @@
-"""What a training step costs on this machine, and what each measure against waste saves.
+"""What a training step costs on this machine, what each measure against waste saves, and where
+the time of a run goes.
 
     python benchmarks/step_cost.py
 
 Each variant is the demo's training step in a process of its own, the best of two turns (the
-machine may be busy in one); the ratio is against the first. Results are kept in
-benchmarks/results/step_cost.json.
+machine may be busy in one); the ratio is against the first. Then the demo's model and the default
+one train for some steps with everything that `limner train` does, pictures being in memory, and
+each part of the loop is timed. Results are kept in benchmarks/results/step_cost.json.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "step_cost.json"
 VARIANTS = {
@@ -28,6 +31,15 @@ VARIANTS = {
     "AdamW for all": ["optimizer.type=adamw"],
     "dit as published": ["model.architecture=dit"],
 }
+
+LOOPS: dict[str, tuple[int, list[str]]] = {
+    "demo": (60, []),
+    "384 x 8, 256 tokens": (
+        30,
+        ["model.hidden_size=384", "model.num_layers=8", "model.num_heads=6", "model.patch_size=4"],
+    ),
+}
+"""Steps, and overrides of the demo's configuration."""
 
 
 def measure(words: list[str]) -> dict[str, float]:
@@ -59,6 +71,72 @@ def measure(words: list[str]) -> dict[str, float]:
     return {"step": statistics.median(seconds[5:]), "peak_gflops": peak / 1e9}
 
 
+PARTS = {
+    "loading a batch": ("Trainer", "next_batches"),
+    "forward and backward": ("Update", "gradients"),
+    "clipping and the optimizer": ("Update", "__call__"),
+    "the average of the weights": ("Trainer", "update_average"),
+}
+
+
+def where_time_goes(words: list[str], steps: int) -> dict[str, float]:
+    """Shares of the loop's time after the first pictures were decoded and the model compiled."""
+    from limner.config import load_config
+    from limner.demo import demo_config
+    from limner.training.trainer import Trainer
+    from limner.training.update import Update
+    from limner.training.watch import Watch
+
+    spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    marks: list[tuple[float, dict[str, float]]] = []
+    owners = {"Trainer": Trainer, "Update": Update}
+
+    def timed(name: str, owner: Any, method: str) -> None:
+        before = getattr(owner, method)
+
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return before(*arguments, **named)
+            finally:
+                spent[name] += time.perf_counter() - start
+
+        setattr(owner, method, wrapper)
+
+    for name, (owner, method) in PARTS.items():
+        timed(name, owners[owner], method)
+    step_done = Watch.step_done
+
+    def marked(self: Watch, *arguments: Any) -> None:
+        step_done(self, *arguments)
+        if self.state.step in (warm, steps):
+            marks.append((time.perf_counter(), dict(spent)))
+
+    setattr(Watch, "step_done", marked)  # noqa: B010 (mypy would not have it otherwise)
+    with tempfile.TemporaryDirectory() as folder:
+        base = demo_config(10.0, folder, torch_cpu()).model_dump(mode="json")
+        base["training"] |= {"trackers": ["none"], "max_minutes": None, "max_steps": steps + 1}
+        base["training"] |= {"heldout_steps": 10**6, "preview_steps": 10**6, "keep_best": False}
+        trainer = Trainer(load_config(base, words))
+        rows, size = len(trainer.data.trained.rows), trainer.config.training.micro_batch_size
+        warm = -(-rows // size) + 2  # each picture has been decoded by then
+        trainer.train()
+    (begin, before), (end, after) = marks
+    shares = {name: (after[name] - before[name]) / (end - begin) for name in PARTS}
+    shares["clipping and the optimizer"] -= shares["forward and backward"]
+    return {
+        "a step in seconds": (end - begin) / (steps - warm),
+        **shares,
+        "the rest": 1 - sum(shares.values()),
+    }
+
+
+def torch_cpu() -> Any:
+    import torch
+
+    return torch.device("cpu")
+
+
 class _Silent:
     def event(self, message: str) -> None:
         print(message, file=sys.stderr)
@@ -66,23 +144,36 @@ class _Silent:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[2:])))
+        steps = int(sys.argv[1])
+        found = where_time_goes(sys.argv[2:], steps) if steps else measure(sys.argv[2:])
+        print(json.dumps(found))
         return
     best: dict[str, dict[str, float]] = {}
     for _ in range(2):
         for name, words in VARIANTS.items():
-            command = [sys.executable, __file__, "--measure", *words]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found = json.loads(output.splitlines()[-1])
+            found = asked(0, words)
             if name not in best or found["step"] < best[name]["step"]:
                 best[name] = found
     first = best["as it is"]["step"]
     for name, found in best.items():
         found["ratio"] = round(found["step"] / first, 2)
         print(f"{name:36s} {found['step'] * 1000:7.0f} ms  x {found['ratio']:.2f}")
+    loops = {name: asked(steps, words) for name, (steps, words) in LOOPS.items()}
+    for name, shares in loops.items():
+        said = ", ".join(
+            f"{part} {share:.1%}" for part, share in shares.items() if "seconds" not in part
+        )
+        print(f"{name}: {shares['a step in seconds']:.3f} s a step: {said}")
     RESULTS.parent.mkdir(exist_ok=True)
-    date = datetime.date.today().isoformat()
-    RESULTS.write_text(json.dumps({"date": date, "variants": best}, indent=1), encoding="utf-8")
+    kept = {"date": datetime.date.today().isoformat(), "variants": best, "loops": loops}
+    RESULTS.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
+def asked(steps: int, words: list[str]) -> dict[str, float]:
+    """What a process of its own finds."""
+    command = [sys.executable, __file__, str(steps), *words]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 if __name__ == "__main__":
