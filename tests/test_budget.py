@@ -24,7 +24,7 @@ def run_on_a_clock(
     state: TrainingState | None = None,
 ) -> TrainingState:
     now, state = 0.0, state or TrainingState()
-    monkeypatch.setattr(budget_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(budget_module, "clock", lambda: now)
     one_process: Any = SimpleNamespace(num_processes=1)
     budget = Budget(config, state, one_process, num_rows=50)
     while not budget.finished():
@@ -62,8 +62,7 @@ def test_a_run_of_minutes_decays_to_its_end(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()  # a twentieth of a second at each look, however busy the machine is
-    clock = SimpleNamespace(perf_counter=lambda: 0.05 * next(ticks))
-    monkeypatch.setattr(budget_module, "time", clock)
+    monkeypatch.setattr(budget_module, "clock", lambda: 0.05 * next(ticks))
     trainer = Trainer(
         tiny_config(
             "training.max_steps=null",

@@ -40,7 +40,11 @@ def test_files_and_lines_appear_where_and_when_they_should(
     where = f"training.output_dir='{tmp_path / 'there' / 'run'}'"
     trainer = train(
         tiny_config(
-            where, "training.max_steps=7", "training.save_steps=4", "training.logging_steps=2"
+            where,
+            "training.max_steps=7",
+            "training.save_steps=4",
+            "training.logging_steps=2",
+            "training.heldout_steps=100",  # which may save, too
         )
     )
     assert [path.name for path in checkpoints(tmp_path / "there" / "run")] == [

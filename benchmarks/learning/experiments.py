@@ -181,6 +181,28 @@ def schedule_free() -> None:
     trainer.Trainer.update_average = update_average
 
 
+def preconditioned() -> None:
+    """The network puts out F, and x_0 = c_skip x_t + c_out F with the coefficients of Karras et al.
+    2022 (equation 7, table 1) for the straight path: F's target has variance 1 at every noise."""
+    data = 0.5  # standard deviation of pictures
+
+    def coefficients(self: Objective, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self._alpha_sigma(t)
+        square = (alpha * data) ** 2 + sigma**2
+        return alpha * data**2 / square, sigma * data / square.sqrt()
+
+    def to_x0(self: Objective, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        skip, out = coefficients(self, t)
+        return skip * x_t.float() + out * output.float()
+
+    def loss(self: Objective, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        skip, out = coefficients(self, t)
+        target = (x0.float() - skip * self.add_noise(x0, noise, t)) / out
+        return (output.float() - target).square().mean(dim=(1, 2, 3))
+
+    Objective.to_x0, Objective.loss = to_x0, loss
+
+
 def contrastive() -> None:
     """Stoica et al. 2025 (arXiv 2506.05350): away from another picture's target, at 0.05."""
     before = Objective.loss

@@ -115,6 +115,20 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
     "": {"default": Recipe("Limner's defaults", seeds=(0, 1, 2))},
     "What is predicted, and at which noise": {
         "predict velocity": change("scheduler.prediction_type=velocity"),
+        "velocity, times: mean 0": change(
+            "scheduler.prediction_type=velocity", "scheduler.logit_mean=0"
+        ),
+        "velocity, times: mean -0.6": change(
+            "scheduler.prediction_type=velocity", "scheduler.logit_mean=-0.6"
+        ),
+        **{
+            f"preconditioned, times: mean {mean:g}": change(
+                "scheduler.prediction_type=velocity",
+                f"scheduler.logit_mean={mean}",
+                experiment="preconditioned",
+            )
+            for mean in (-1.2, -0.6, 0)
+        },
         "predict noise": change(
             "scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"
         ),
