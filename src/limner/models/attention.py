@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHORT = 768
-"""Keys up to which a processor attends by plain products. They are faster than torch's flash kernel
-at any length (twice at 600 keys, 1.2 times at 1,000), but keep all weights for the backward pass."""
+"""Keys up to which a processor attends by plain products.
+
+They are faster than torch's flash kernel at any length (twice at 600 keys, 1.2 times at 1,000), but
+keep all weights for the backward pass.
+"""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
