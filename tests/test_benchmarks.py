@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ablations
 import experiments
 import pytest
 import recipes
@@ -16,7 +17,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 EVERY: dict[str, recipes.Recipe] = {
     **recipes.BASELINES,
     **recipes.DEFAULT,
-    **{name: recipe for group in recipes.ABLATIONS.values() for name, recipe in group.items()},
+    **ablations.WAY,
+    **{name: recipe for group in ablations.ABLATIONS.values() for name, recipe in group.items()},
 }
 
 
@@ -34,7 +36,7 @@ def test_every_recipe_is_a_configuration(name: str) -> None:
 
 
 def test_no_recipe_is_lost_under_the_name_of_another() -> None:
-    groups = [recipes.BASELINES, recipes.DEFAULT, *recipes.ABLATIONS.values()]
+    groups = [recipes.BASELINES, recipes.DEFAULT, ablations.WAY, *ablations.ABLATIONS.values()]
     assert len(EVERY) == sum(map(len, groups))
 
 

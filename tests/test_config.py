@@ -135,9 +135,27 @@ def test_a_configuration_cannot_be_changed_by_accident() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ([], 4e-3),
+        (["model.hidden_size=64", "model.num_heads=1"], 4e-3),
+        (["model.hidden_size=1024", "model.num_heads=16"], 2e-3),
+        (["optimizer.type=adamw"], 1e-3),
+        (["optimizer.type=adamw", "model.hidden_size=1024", "model.num_heads=16"], 5e-4),
+        (["training.learning_rate=3e-2", "model.hidden_size=1024", "model.num_heads=16"], 3e-2),
+    ],
+)
+def test_the_learning_rate_follows_the_optimizer_and_the_width(
+    overrides: list[str], rate: float
+) -> None:
+    base = {"model": {"hidden_size": 256, "num_heads": 4}}
+    assert load_config(base, overrides).training.learning_rate == rate
+
+
+@pytest.mark.parametrize(
     ("given", "objective", "prediction"),
     [
-        ({}, "flow_matching", "sample"),
+        ({}, "flow_matching", "velocity"),
         ({"prediction_type": "sample"}, "flow_matching", "sample"),
         ({"prediction_type": "velocity"}, "flow_matching", "velocity"),
         ({"objective": "flow_matching", "prediction_type": "Epsilon"}, "flow_matching", "epsilon"),

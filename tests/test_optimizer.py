@@ -82,6 +82,45 @@ def test_stacked_parts_are_separate_matrices() -> None:
     torch.testing.assert_close(stacked, torch.cat(parts))
 
 
+@pytest.mark.usefixtures("precise")
+def test_between_its_turns_a_matrix_keeps_its_direction() -> None:
+    shapes = [(16, 24)] * 5
+    lazy, eager = parameters(*shapes), parameters(*shapes)
+    ours, full = Muon(lazy, 0.1, period=3), Muon(eager, 0.1)
+    moves: dict[str, list[list[Tensor]]] = {"lazy": [], "eager": []}
+    for step in range(9):
+        for name, optimizer, matrices in (("lazy", ours, lazy), ("eager", full, eager)):
+            before = [p.detach().clone() for p in matrices]
+            run(optimizer, [(p, 10 * step + i) for i, p in enumerate(matrices)], steps=1)
+            moves[name].append([b - p.detach() for b, p in zip(before, matrices, strict=True)])
+    turns = [
+        [i for i in range(5) if torch.allclose(lazily[i], eagerly[i], atol=1e-6)]
+        for lazily, eagerly in zip(moves["lazy"], moves["eager"], strict=True)
+    ]
+    # All at first; then each at every third update, and some at each.
+    assert turns == [[0, 1, 2, 3, 4], *[[0, 3], [1, 4], [2]] * 2, [0, 3], [1, 4]]
+    for i in range(5):
+        for now, (before, after) in enumerate(pairwise(moves["lazy"])):
+            same = torch.allclose(before[i], after[i], atol=1e-6)
+            assert same == (i not in turns[now + 1])
+
+
+@pytest.mark.usefixtures("precise")
+def test_a_lazy_muon_goes_on_as_it_would_have() -> None:
+    straight, stopped = parameters(*SHAPES * 2), parameters(*SHAPES * 2)
+    numbered = [list(enumerate(p)) for p in (straight, stopped)]
+    one, other = Muon(straight, 0.1, period=4), Muon(stopped, 0.1, period=4)
+    for step in range(11):
+        if step == 6:
+            saved = other.state_dict()
+            other = Muon(stopped, 0.1, period=4)
+            other.load_state_dict(saved)
+        for optimizer, pairs in zip((one, other), numbered, strict=True):
+            run(optimizer, [(p, 10 * step + i) for i, p in pairs], steps=1)
+    for a, b in zip(straight, stopped, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonalise_keeps_directions_and_evens_out_strengths(shape: tuple[int, int]) -> None:
     # Strengths from 1 to 30: the ten-thousandth part of the whole would need more iterations.

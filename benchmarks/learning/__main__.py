@@ -20,13 +20,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recipes import ABLATIONS, BASELINES, DEFAULT, Recipe
+from ablations import ABLATIONS, WAY
+from recipes import BASELINES, DEFAULT, Recipe
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning.jsonl"
 RUNS = Path("outputs/learning")
 ALL: dict[str, Recipe] = {
     **BASELINES,
     **DEFAULT,
+    **WAY,
     **{name: recipe for group in ABLATIONS.values() for name, recipe in group.items()},
 }
 

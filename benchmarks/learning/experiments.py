@@ -71,39 +71,6 @@ def polar_express_4() -> None:
     optimizer.orthogonalise = orthogonalise
 
 
-def muon_every_2() -> None:
-    """Each matrix is orthogonalised at every second step only; between, its last update again."""
-    _lazy(2)
-
-
-def muon_every_4() -> None:
-    _lazy(4)
-
-
-def muon_every_2_of_3_iterations() -> None:
-    muon_3_iterations()
-    _lazy(2)
-
-
-def _lazy(period: int) -> None:
-    full = optimizer.orthogonalise
-    kept: dict[tuple[int, ...], tuple[int, Tensor]] = {}
-
-    def orthogonalise(matrices: Tensor) -> Tensor:
-        key = tuple(matrices.shape)
-        if key not in kept:
-            kept[key] = 0, full(matrices)
-            return kept[key][1]
-        time, update = kept[key]
-        due = slice((time + 1) % period, None, period)
-        update = update.clone()
-        update[due] = full(matrices[due])
-        kept[key] = time + 1, update
-        return update
-
-    optimizer.orthogonalise = orthogonalise
-
-
 def normuon() -> None:
     """Li et al. 2025 (arXiv 2510.05491): each neuron's update divided by the root of its mean
     square over time, the whole scaled back to its size."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from recipes import ABLATIONS, BASELINES, DEFAULT
+from ablations import ABLATIONS, WAY
+from recipes import BASELINES, DEFAULT
 
 from limner.evaluation.curves import Points, line_chart
 
@@ -33,6 +34,7 @@ def write(lines: Iterable[Line], folder: Path) -> None:
         groups[line["recipe"], line["minutes"], line["weights"]].append(line)
     text = "## Against the baselines\n\n" + HEAD
     text += rows(groups, [*BASELINES, *DEFAULT])
+    text += "\n## The way to the defaults, ten minutes each\n\n" + HEAD + rows(groups, WAY)
     text += "\n## One change each of the defaults, ten minutes\n"
     for title, recipes in ABLATIONS.items():
         if found := rows(groups, recipes):

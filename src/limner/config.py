@@ -147,8 +147,9 @@ class TrainingConfig(Section):
     effective_batch_size: PositiveInt | None = None
     """Pictures per update, over all processes and forward passes: `gradient_accumulation_steps`
     follows from it, so that a run learns the same whatever machine it is on."""
-    learning_rate: Positive = 1e-3
-    """Peak learning rate. Muon's update is scaled to AdamW's size, so that one number serves."""
+    learning_rate: Positive | None = None
+    """Peak learning rate, of all parameters: Muon's update is scaled to AdamW's size. None: 4e-3
+    with Muon and 1e-3 with AdamW, times the root of 256 / hidden_size in wider models."""
     num_epochs: Positive | None = None
     """Passes over the training pictures."""
     max_steps: PositiveInt | None = None
@@ -220,7 +221,7 @@ class SchedulerConfig(Section):
         Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(_lower)]
         | None
     ) = None
-    """What the network predicts. None: `sample` (flow matching) or `epsilon` (diffusion)."""
+    """What the network predicts. None: `velocity` (flow matching) or `epsilon` (diffusion)."""
     beta_start: Beta | None = None
     """Variance of the noise that the first timestep adds."""
     beta_end: Beta | None = None
@@ -229,8 +230,8 @@ class SchedulerConfig(Section):
     """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
     logit_mean: Number | None = None
     """Flow matching trains at times with logit(cleanness) ~ N(mean, std): below 0 mostly on noisy
-    pictures, where what is where is decided. None: -1.2, the best of those tried
-    (benchmarks/README.md)."""
+    pictures, where what is where is decided. None: -1.2, the best of those tried (docs/recipe.md).
+    """
     logit_std: Positive = 1.0
     """Spread of these times."""
     uniform_share: Share = 0.1
@@ -248,6 +249,9 @@ class OptimizerConfig(Section):
     """Of AdamW."""
     muon_momentum: BelowOne = 0.95
     """Of Muon (Nesterov)."""
+    muon_period: PositiveInt = 4
+    """Muon orthogonalises each matrix at one update in so many, and goes on in the direction found
+    last at the others: momentum turns slowly, and orthogonalising is a third of a small step."""
 
 
 class LrSchedulerConfig(Section):
@@ -418,7 +422,7 @@ def _resolve(config: Config) -> Config:
         scheduler = _with(scheduler, objective="diffusion" if classic else "flow_matching")
     flow = scheduler.objective == "flow_matching"
     if scheduler.prediction_type is None:
-        scheduler = _with(scheduler, prediction_type="sample" if flow else "epsilon")
+        scheduler = _with(scheduler, prediction_type="velocity" if flow else "epsilon")
     if flow and scheduler.logit_mean is None:
         scheduler = _with(scheduler, logit_mean=-1.2)
     if not flow:
@@ -433,7 +437,14 @@ def _resolve(config: Config) -> Config:
         text = _with(text, hidden_size=max(64, min(384, model.hidden_size) // 64 * 64))
     if text.pretrained_model_name is None and text.max_length is None:
         text = _with(text, max_length=32)
-    config = config.model_copy(update={"text_encoder": text, "scheduler": scheduler})
+    training = config.training
+    if training.learning_rate is None:
+        peak = 4e-3 if config.optimizer.type == "muon" else 1e-3
+        rate = peak * min(1.0, 256 / model.hidden_size) ** 0.5
+        training = _with(training, learning_rate=float(f"{rate:.2g}"))
+    config = config.model_copy(
+        update={"text_encoder": text, "scheduler": scheduler, "training": training}
+    )
     if config.vae.pretrained_model_name is None:
         return _with(config, model=_fit_model(config, channels=3, downsampling=1))
     return config

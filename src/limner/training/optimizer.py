@@ -31,6 +31,8 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate, above 0.
         momentum: in [0, 1), Nesterov.
         weight_decay: decoupled.
+        period: each matrix is orthogonalised at one update in so many, and goes on in the direction
+            found last at the others.
     """
 
     def __init__(
@@ -39,8 +41,15 @@ class Muon(torch.optim.Optimizer):
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        period: int = 1,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "period": period,
+            "parts": 1,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -60,15 +69,32 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             for shape, members in _by_shape(parameters).items():
                 rows = shape[0] // group["parts"]
-                stacked = torch.stack([nesterov[i].reshape(shape) for i in members])
-                stacked = stacked.reshape(-1, rows, shape[1])
-                update = orthogonalise(stacked).to(stacked.dtype).reshape(-1, *shape)
-                scale = 0.2 * max(rows, shape[1]) ** 0.5
+                due = [i for i in members if self._is_due(parameters[i], i, group["period"])]
+                if due:
+                    stacked = torch.stack([nesterov[i].reshape(shape) for i in due])
+                    found = orthogonalise(stacked.reshape(-1, rows, shape[1])).reshape(-1, *shape)
+                    for i, direction in zip(due, found, strict=True):
+                        kept = direction.reshape(parameters[i].shape)
+                        self.state[parameters[i]]["direction"] = kept
                 torch._foreach_add_(
                     [parameters[i] for i in members],
-                    [u.reshape(parameters[i].shape) for i, u in zip(members, update, strict=True)],
-                    alpha=-group["lr"] * scale,
+                    [self.state[parameters[i]]["direction"] for i in members],
+                    alpha=-group["lr"] * 0.2 * max(rows, shape[1]) ** 0.5,
                 )
+
+    def _is_due(self, p: Tensor, number: int, period: int) -> bool:
+        """Whether a matrix is orthogonalised now; counts the updates until the next time.
+
+        The first wait is another for each matrix, so that every update turns to some of them and
+        all updates take as long.
+        """
+        state = self.state[p]
+        if "direction" not in state:
+            state["wait"] = number % period
+            return True
+        due = state["wait"] == 0
+        state["wait"] = period - 1 if due else min(state["wait"], period) - 1
+        return due
 
 
 def _by_shape(tensors: list[Tensor]) -> dict[tuple[int, int], list[int]]:
@@ -100,6 +126,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.Optimizer]:
     """The optimizers by name; together they own every parameter exactly once."""
     settings, lr = config.optimizer, config.training.learning_rate
+    assert lr is not None, "load_config resolves it"
     matrices: dict[int, list[Tensor]] = defaultdict(list)
     if settings.type == "muon":
         for name, module in model.named_modules():
@@ -126,5 +153,7 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
     }
     if matrices:
         groups = [{"params": group, "parts": parts} for parts, group in sorted(matrices.items())]
-        optimizers["muon"] = Muon(groups, lr, settings.muon_momentum, settings.weight_decay)
+        optimizers["muon"] = Muon(
+            groups, lr, settings.muon_momentum, settings.weight_decay, settings.muon_period
+        )
     return optimizers

@@ -228,7 +228,9 @@ class Trainer:
 
     def set_learning_rate(self) -> float:
         state = self.state
-        rate = self.config.training.learning_rate * learning_rate_share(
+        peak = self.config.training.learning_rate
+        assert peak is not None, "load_config resolves it"
+        rate = peak * learning_rate_share(
             self.config.lr_scheduler, state.step, state.total_steps, state.decay_start
         )
         for optimizer in self.update.optimizers.values():

@@ -1,0 +1,142 @@
+"""Changes of the defaults, ten minutes each: how they were found, and what each part is worth."""
+
+from __future__ import annotations
+
+from recipes import Recipe
+
+
+def change(*overrides: str, experiment: str | None = None, minutes: float = 10) -> Recipe:
+    return Recipe("", overrides, minutes, experiment=experiment)
+
+
+def step(
+    prediction: str, rate: str, period: int, *overrides: str, experiment: str | None = None
+) -> Recipe:
+    """All that the defaults of the day were, said out: the defaults move on."""
+    return change(
+        f"scheduler.prediction_type={prediction}",
+        f"training.learning_rate={rate}",
+        f"optimizer.muon_period={period}",
+        *overrides,
+        experiment=experiment,
+    )
+
+
+WAY: dict[str, Recipe] = {
+    "first defaults": step("sample", "1e-3", 1),
+    "velocity": step("velocity", "1e-3", 1),
+    "velocity, times: mean -0.6": step("velocity", "1e-3", 1, "scheduler.logit_mean=-0.6"),
+    "velocity, times: mean 0": step("velocity", "1e-3", 1, "scheduler.logit_mean=0"),
+    **{
+        f"preconditioned, times: mean {mean:g}": step(
+            "velocity", "1e-3", 1, f"scheduler.logit_mean={mean}", experiment="preconditioned"
+        )
+        for mean in (-0.6, 0)
+    },
+    "velocity, rate 2e-3": step("velocity", "2e-3", 1),
+    "velocity, AdamW 1e-3": step("velocity", "1e-3", 1, "optimizer.type=adamw"),
+    "velocity, Muon every 4th step": step("velocity", "1e-3", 4),
+    **{
+        f"velocity, rate 4e-3, Muon every 4th step{more}": step("velocity", "4e-3", 4, *overrides)
+        for more, overrides in (
+            ("", ()),
+            (", batch 16", ("training.batch_size=16",)),
+            (", times: mean -0.6", ("scheduler.logit_mean=-0.6",)),
+            (", decay over 60 %", ("lr_scheduler.decay_share=0.6",)),
+        )
+    },
+    "velocity, rate 8e-3, Muon every 8th step": step("velocity", "8e-3", 8),
+    "velocity, rate 8e-3, Muon every 8th step, batch 16": step(
+        "velocity", "8e-3", 8, "training.batch_size=16"
+    ),
+}
+"""One seed each, in the order in which they were tried."""
+
+PICTURE = "scheduler.prediction_type=sample"
+ADAMW = "optimizer.type=adamw"
+
+ABLATIONS: dict[str, dict[str, Recipe]] = {
+    "": {"default": Recipe("Limner's defaults", seeds=(0, 1, 2))},
+    "What is predicted, and at which noise": {
+        "predict the picture": change(PICTURE),
+        "predict noise": change(
+            "scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"
+        ),
+        "times: mean -1.8": change("scheduler.logit_mean=-1.8"),
+        "times: spread 0.7": change("scheduler.logit_std=0.7"),
+        "times: spread 1.4": change("scheduler.logit_std=1.4"),
+        "times: none uniform": change("scheduler.uniform_share=0"),
+        "two noise levels per picture": change(experiment="two_noise_levels"),
+        "contrastive": change(experiment="contrastive"),
+    },
+    "The optimizer": {
+        "AdamW 1e-3": change(ADAMW),
+        "AdamW 2e-3": change(ADAMW, "training.learning_rate=2e-3"),
+        "AdamW 4e-3": change(ADAMW, "training.learning_rate=4e-3"),
+        "schedule-free AdamW 3e-3": change(
+            ADAMW,
+            "training.learning_rate=3e-3",
+            "lr_scheduler.type=constant",
+            experiment="schedule_free",
+        ),
+        "rate 3e-3": change("training.learning_rate=3e-3"),
+        "rate 6e-3": change("training.learning_rate=6e-3"),
+        "Muon at every step": change("optimizer.muon_period=1"),
+        "Muon every 2nd step": change("optimizer.muon_period=2"),
+        "Muon every 8th step": change("optimizer.muon_period=8"),
+        "Muon: 3 iterations": change(experiment="muon_3_iterations"),
+        "Muon: Polar Express, 4 iterations": change(experiment="polar_express_4"),
+        "AdamW's part x 3": change(experiment="adamw_rate_3"),
+        "AdamW's part / 3": change(experiment="adamw_rate_third"),
+        "NorMuon at every step": change("optimizer.muon_period=1", experiment="normuon"),
+        "cautious Muon": change(experiment="cautious"),
+        "momentum 0.9": change("optimizer.muon_momentum=0.9"),
+        "weight decay 0.1": change("optimizer.weight_decay=0.1"),
+    },
+    "The schedule": {
+        "no decay": change("lr_scheduler.type=constant"),
+        "cosine": change("lr_scheduler.type=cosine"),
+        "no averaging": change("training.use_ema=false"),
+        "averaging over 15 %": change("training.ema_ramp=0.15"),
+        "batch 64": change("training.batch_size=64"),
+        "half the batch at first": change(experiment="small_batches_first"),
+    },
+    "The network": {
+        "dit blocks": change(
+            "model.architecture=dit", "model.hidden_size=224", "text_encoder.hidden_size=256"
+        ),
+        "value residual": change(experiment="value_residual"),
+        "text as one vector": change(experiment="text_as_vector"),
+        "text as tokens only": change(experiment="text_as_tokens"),
+        "text encoder of 1 layer": change("text_encoder.num_layers=1"),
+        "text encoder of 4 layers": change("text_encoder.num_layers=4"),
+        "self-alignment": change(experiment="self_alignment"),
+    },
+    "The data": {
+        "first caption only": change("data.main_caption_share=1"),
+        "caption dropout 0.2": change("training.caption_dropout=0.2"),
+        "dropout 0.1": change("model.dropout=0.1"),
+        "non-leaky augmentation": change(experiment="augmented"),
+    },
+    "At 128 pixels (patches of 16: 768 numbers each, three times the width)": {
+        name: change("data.image_size=128", "model.patch_size=16", *overrides)
+        for name, overrides in (
+            ("128 pixels", ()),
+            ("128 pixels, predict the picture", (PICTURE,)),
+            ("128 pixels, times: mean -0.5", ("scheduler.logit_mean=-0.5",)),
+            ("128 pixels, times: mean -1.9", ("scheduler.logit_mean=-1.9",)),
+        )
+    },
+    "At 1,024 tokens (patches of 2, width 128)": {
+        name: change(
+            *("model.patch_size=2", "model.hidden_size=128", "model.num_heads=2"),
+            "text_encoder.hidden_size=128",
+            experiment=experiment,
+            minutes=30,
+        )
+        for name, experiment in (
+            ("1,024 tokens", None),
+            ("1,024 tokens, half routed past", "routed"),
+        )
+    },
+}
