@@ -42,9 +42,13 @@ WAY: dict[str, Recipe] = {
             ("", ()),
             (", batch 16", ("training.batch_size=16",)),
             (", times: mean -0.6", ("scheduler.logit_mean=-0.6",)),
+            (", times: mean 0", ("scheduler.logit_mean=0",)),
             (", decay over 60 %", ("lr_scheduler.decay_share=0.6",)),
         )
     },
+    "velocity, rate 4e-3, Muon every 4th step, times: mean -0.6, AdamW's part / 3": step(
+        "velocity", "4e-3", 4, "scheduler.logit_mean=-0.6", experiment="adamw_rate_third"
+    ),
     "velocity, rate 8e-3, Muon every 8th step": step("velocity", "8e-3", 8),
     "velocity, rate 8e-3, Muon every 8th step, batch 16": step(
         "velocity", "8e-3", 8, "training.batch_size=16"
