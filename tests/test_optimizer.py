@@ -119,6 +119,9 @@ def test_a_lazy_muon_goes_on_as_it_would_have() -> None:
             run(optimizer, [(p, 10 * step + i) for i, p in pairs], steps=1)
     for a, b in zip(straight, stopped, strict=True):
         assert torch.equal(a, b)
+    for state in one.state.values():  # nothing but its own is kept, and saved
+        direction = state["direction"]
+        assert direction.untyped_storage().nbytes() == direction.nbytes
 
 
 @pytest.mark.parametrize("shape", SHAPES)

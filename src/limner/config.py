@@ -230,8 +230,7 @@ class SchedulerConfig(Section):
     """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
     logit_mean: Number | None = None
     """Flow matching trains at times with logit(cleanness) ~ N(mean, std): below 0 mostly on noisy
-    pictures, where what is where is decided. None: -1.2, the best of those tried (docs/recipe.md).
-    """
+    pictures, where what is where is decided. None: -1.2."""
     logit_std: Positive = 1.0
     """Spread of these times."""
     uniform_share: Share = 0.1

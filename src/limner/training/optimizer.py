@@ -74,7 +74,8 @@ class Muon(torch.optim.Optimizer):
                     stacked = torch.stack([nesterov[i].reshape(shape) for i in due])
                     found = orthogonalise(stacked.reshape(-1, rows, shape[1])).reshape(-1, *shape)
                     for i, direction in zip(due, found, strict=True):
-                        kept = direction.reshape(parameters[i].shape)
+                        # A copy: a view would keep, and save, the directions of all the others.
+                        kept = direction.reshape(parameters[i].shape).clone()
                         self.state[parameters[i]]["direction"] = kept
                 torch._foreach_add_(
                     [parameters[i] for i in members],
