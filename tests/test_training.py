@@ -32,7 +32,7 @@ def test_four_pictures_are_learned_by_heart(
         "data.num_samples=4",
         "data.main_caption_share=1",
         "training.batch_size=8",
-        "training.max_steps=600",
+        "training.max_steps=1000",
         "training.caption_dropout=0",
         "training.save_steps=1000",
         "training.logging_steps=20",
@@ -42,7 +42,7 @@ def test_four_pictures_are_learned_by_heart(
     )
     trainer = trained(config)
     losses = [event["loss"] for event in events(trainer.folder, "train")]
-    assert losses[-1] < 0.03 * losses[0]
+    assert losses[-1] < 0.02 * losses[0]
 
     pictures = trainer.data.trained
     prompts = [row.captions[0] for row in pictures.rows]
