@@ -95,8 +95,22 @@ def test_the_learning_rate_warms_up_and_falls_as_asked(
     trainer = train(tiny_config(*settings, "training.learning_rate=2e-3"))
     rates = [line["learning_rate"] for line in logged(trainer)]
     assert rates == pytest.approx([2e-3 * share for share in shares])
-    for optimizer in trainer.optimizers.values():
-        assert {group["lr"] for group in optimizer.param_groups} == {rates[-1]}
+    peaks = {
+        name: {group["lr"] for group in optimizer.param_groups}
+        for name, optimizer in trainer.optimizers.items()
+    }
+    assert peaks == {"muon": {rates[-1]}, "adamw": {0.33 * rates[-1]}}
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("muon", 0.25), ("adamw", 1)])
+def test_adamw_has_its_share_of_the_rate_beside_muon_and_all_of_it_alone(
+    optimizer: str, share: float, tiny_config: Build
+) -> None:
+    settings = [f"optimizer.type={optimizer}", "optimizer.adamw_rate_share=0.25"]
+    trainer = train(tiny_config(*settings, "lr_scheduler.type=constant", "training.max_steps=2"))
+    rate = logged(trainer)[-1]["learning_rate"]
+    groups = trainer.optimizers["adamw"].param_groups
+    assert {group["lr"] for group in groups} == {share * rate}
 
 
 @shows("training.num_epochs")

@@ -15,8 +15,10 @@ def step(
     """All that the defaults of the day were, said out: the defaults move on."""
     return change(
         f"scheduler.prediction_type={prediction}",
+        "scheduler.logit_mean=-1.2",
         f"training.learning_rate={rate}",
         f"optimizer.muon_period={period}",
+        "optimizer.adamw_rate_share=1",
         *overrides,
         experiment=experiment,
     )
@@ -47,7 +49,7 @@ WAY: dict[str, Recipe] = {
         )
     },
     "velocity, rate 4e-3, Muon every 4th step, times: mean -0.6, AdamW's part / 3": step(
-        "velocity", "4e-3", 4, "scheduler.logit_mean=-0.6", experiment="adamw_rate_third"
+        "velocity", "4e-3", 4, "scheduler.logit_mean=-0.6", "optimizer.adamw_rate_share=0.33"
     ),
     "velocity, rate 8e-3, Muon every 8th step": step("velocity", "8e-3", 8),
     "velocity, rate 8e-3, Muon every 8th step, batch 16": step(
@@ -66,7 +68,8 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "predict noise": change(
             "scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"
         ),
-        "times: mean -1.8": change("scheduler.logit_mean=-1.8"),
+        "times: mean -1.2": change("scheduler.logit_mean=-1.2"),
+        "times: mean 0": change("scheduler.logit_mean=0"),
         "times: spread 0.7": change("scheduler.logit_std=0.7"),
         "times: spread 1.4": change("scheduler.logit_std=1.4"),
         "times: none uniform": change("scheduler.uniform_share=0"),
@@ -90,8 +93,8 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "Muon every 8th step": change("optimizer.muon_period=8"),
         "Muon: 3 iterations": change(experiment="muon_3_iterations"),
         "Muon: Polar Express, 4 iterations": change(experiment="polar_express_4"),
-        "AdamW's part x 3": change(experiment="adamw_rate_3"),
-        "AdamW's part / 3": change(experiment="adamw_rate_third"),
+        "AdamW's part x 3": change("optimizer.adamw_rate_share=1"),
+        "AdamW's part / 3": change("optimizer.adamw_rate_share=0.11"),
         "NorMuon at every step": change("optimizer.muon_period=1", experiment="normuon"),
         "cautious Muon": change(experiment="cautious"),
         "momentum 0.9": change("optimizer.muon_momentum=0.9"),

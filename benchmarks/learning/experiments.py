@@ -21,28 +21,6 @@ from limner.models.text_encoder import EncodedText
 from limner.training import optimizer, trainer, update
 
 
-def adamw_rate_3() -> None:
-    """What Muon does not train (embeddings, modulation, first and last layer) at three times the
-    rate."""
-    _scale_adamw(3.0)
-
-
-def adamw_rate_third() -> None:
-    _scale_adamw(1 / 3)
-
-
-def _scale_adamw(factor: float) -> None:
-    before = trainer.Trainer.set_learning_rate
-
-    def set_learning_rate(self: trainer.Trainer) -> float:
-        rate = before(self)
-        for group in self.optimizers["adamw"].param_groups:
-            group["lr"] = rate * factor
-        return rate
-
-    trainer.Trainer.set_learning_rate = set_learning_rate
-
-
 def muon_3_iterations() -> None:
     """Newton-Schulz stops after three of its five iterations."""
     full = optimizer.orthogonalise

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from limner.config_checks import misfits, problems
+from limner.config_choices import changed, fit_model, resolve
 from limner.config_errors import explain, sentence
 from limner.errors import LimnerError
 
@@ -148,8 +149,8 @@ class TrainingConfig(Section):
     """Pictures per update, over all processes and forward passes: `gradient_accumulation_steps`
     follows from it, so that a run learns the same whatever machine it is on."""
     learning_rate: Positive | None = None
-    """Peak learning rate, of all parameters: Muon's update is scaled to AdamW's size. None: 4e-3
-    with Muon and 1e-3 with AdamW, times the root of 256 / hidden_size in wider models."""
+    """Peak learning rate: Muon's update is scaled to AdamW's size. None: 4e-3 with Muon and 1e-3
+    with AdamW, times the root of 256 / hidden_size in wider models."""
     num_epochs: Positive | None = None
     """Passes over the training pictures."""
     max_steps: PositiveInt | None = None
@@ -230,7 +231,7 @@ class SchedulerConfig(Section):
     """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
     logit_mean: Number | None = None
     """Flow matching trains at times with logit(cleanness) ~ N(mean, std): below 0 mostly on noisy
-    pictures, where what is where is decided. None: -1.2."""
+    pictures, where what is where is decided. None: -0.6."""
     logit_std: Positive = 1.0
     """Spread of these times."""
     uniform_share: Share = 0.1
@@ -251,6 +252,9 @@ class OptimizerConfig(Section):
     muon_period: PositiveInt = 4
     """Muon orthogonalises each matrix at one update in so many, and goes on in the direction found
     last at the others: momentum turns slowly, and orthogonalising is a third of a small step."""
+    adamw_rate_share: Positive = 0.33
+    """Beside Muon: what AdamW trains (embeddings, modulation, first and last layers) has this share
+    of the learning rate."""
 
 
 class LrSchedulerConfig(Section):
@@ -356,7 +360,7 @@ def load_config(
         ]
         said = [sentence(e, known_keys(), sections) for e in wrong]
         raise LimnerError(explain(where, said)) from None
-    config = _resolve(config)
+    config = resolve(config)
     if found := list(problems(config)):
         raise LimnerError(explain(where, found))
     return config
@@ -410,57 +414,6 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[section][name] = value
 
 
-def _resolve(config: Config) -> Config:
-    """Choose every value that was left open, by rules that are stated beside each key."""
-    model, text, scheduler = config.model, config.text_encoder, config.scheduler
-    if scheduler.objective is None:
-        classic = scheduler.prediction_type in ("epsilon", "v_prediction") or any(
-            v is not None
-            for v in (scheduler.beta_start, scheduler.beta_end, scheduler.beta_schedule)
-        )
-        scheduler = _with(scheduler, objective="diffusion" if classic else "flow_matching")
-    flow = scheduler.objective == "flow_matching"
-    if scheduler.prediction_type is None:
-        scheduler = _with(scheduler, prediction_type="velocity" if flow else "epsilon")
-    if flow and scheduler.logit_mean is None:
-        scheduler = _with(scheduler, logit_mean=-1.2)
-    if not flow:
-        scheduler = _with(
-            scheduler,
-            beta_start=scheduler.beta_start or 1e-4,
-            beta_end=scheduler.beta_end or 0.02,
-            beta_schedule=scheduler.beta_schedule or "linear",
-        )
-    if text.hidden_size is None:
-        # As many heads of 64 as fit, so that any width of the model gives a valid encoder.
-        text = _with(text, hidden_size=max(64, min(384, model.hidden_size) // 64 * 64))
-    if text.pretrained_model_name is None and text.max_length is None:
-        text = _with(text, max_length=32)
-    training = config.training
-    if training.learning_rate is None:
-        peak = 4e-3 if config.optimizer.type == "muon" else 1e-3
-        rate = peak * min(1.0, 256 / model.hidden_size) ** 0.5
-        training = _with(training, learning_rate=float(f"{rate:.2g}"))
-    config = config.model_copy(
-        update={"text_encoder": text, "scheduler": scheduler, "training": training}
-    )
-    if config.vae.pretrained_model_name is None:
-        return _with(config, model=_fit_model(config, channels=3, downsampling=1))
-    return config
-
-
-def _fit_model(config: Config, channels: int, downsampling: int) -> ModelConfig:
-    model = config.model
-    side = config.data.image_size // downsampling
-    in_channels = model.in_channels or channels
-    return _with(
-        model,
-        patch_size=model.patch_size or max(1, side // 16),
-        in_channels=in_channels,
-        out_channels=model.out_channels or in_channels,
-    )
-
-
 def complete(
     config: Config,
     channels: int = 3,
@@ -481,9 +434,9 @@ def complete(
     """
     config = config.model_copy(
         update={
-            "model": _fit_model(config, channels, downsampling),
-            "vae": _with(config.vae, fingerprint=vae_fingerprint),
-            "text_encoder": _with(
+            "model": fit_model(config, channels, downsampling),
+            "vae": changed(config.vae, fingerprint=vae_fingerprint),
+            "text_encoder": changed(
                 config.text_encoder,
                 max_length=max_length or config.text_encoder.max_length,
                 fingerprint=text_fingerprint,
@@ -493,7 +446,3 @@ def complete(
     if found := [*problems(config), *misfits(config, channels, downsampling)]:
         raise LimnerError(explain("configuration", found))
     return config
-
-
-def _with(section: Any, **values: Any) -> Any:
-    return section.model_copy(update=values)

@@ -140,11 +140,13 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
     rest = [p for p in model.parameters() if id(p) not in taken]
     decayed = [p for p in rest if p.ndim >= 2]
     plain = [p for p in rest if p.ndim < 2]
+    # Told apart by the trainer when it sets the rate of each update.
+    share = {"rate_share": settings.adamw_rate_share if matrices else 1.0}
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
+                {"params": decayed, "weight_decay": settings.weight_decay, **share},
+                {"params": plain, "weight_decay": 0.0, **share},
             ],
             lr=lr,
             betas=settings.betas,

@@ -235,7 +235,7 @@ class Trainer:
         )
         for optimizer in self.update.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate_share", 1.0)
         return rate
 
     def step(self, say: Callable[[str], None] = print) -> tuple[Updated, list[Refused]]:

@@ -1,0 +1,66 @@
+"""What a configuration leaves open and other values decide: chosen here, once, before it is used.
+
+Beside each such key of config.py its rule is stated; what is chosen is saved with the run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limner.config import Config, ModelConfig
+
+
+def resolve(config: Config) -> Config:
+    """Choose every value that was left open, by rules that are stated beside each key."""
+    model, text, scheduler = config.model, config.text_encoder, config.scheduler
+    if scheduler.objective is None:
+        classic = scheduler.prediction_type in ("epsilon", "v_prediction") or any(
+            v is not None
+            for v in (scheduler.beta_start, scheduler.beta_end, scheduler.beta_schedule)
+        )
+        scheduler = changed(scheduler, objective="diffusion" if classic else "flow_matching")
+    flow = scheduler.objective == "flow_matching"
+    if scheduler.prediction_type is None:
+        scheduler = changed(scheduler, prediction_type="velocity" if flow else "epsilon")
+    if flow and scheduler.logit_mean is None:
+        scheduler = changed(scheduler, logit_mean=-0.6)
+    if not flow:
+        scheduler = changed(
+            scheduler,
+            beta_start=scheduler.beta_start or 1e-4,
+            beta_end=scheduler.beta_end or 0.02,
+            beta_schedule=scheduler.beta_schedule or "linear",
+        )
+    if text.hidden_size is None:
+        # As many heads of 64 as fit, so that any width of the model gives a valid encoder.
+        text = changed(text, hidden_size=max(64, min(384, model.hidden_size) // 64 * 64))
+    if text.pretrained_model_name is None and text.max_length is None:
+        text = changed(text, max_length=32)
+    training = config.training
+    if training.learning_rate is None:
+        peak = 4e-3 if config.optimizer.type == "muon" else 1e-3
+        rate = peak * min(1.0, 256 / model.hidden_size) ** 0.5
+        training = changed(training, learning_rate=float(f"{rate:.2g}"))
+    config = config.model_copy(
+        update={"text_encoder": text, "scheduler": scheduler, "training": training}
+    )
+    if config.vae.pretrained_model_name is None:
+        return changed(config, model=fit_model(config, channels=3, downsampling=1))
+    return config
+
+
+def fit_model(config: Config, channels: int, downsampling: int) -> ModelConfig:
+    model = config.model
+    side = config.data.image_size // downsampling
+    in_channels = model.in_channels or channels
+    return changed(
+        model,
+        patch_size=model.patch_size or max(1, side // 16),
+        in_channels=in_channels,
+        out_channels=model.out_channels or in_channels,
+    )
+
+
+def changed(section: Any, **values: Any) -> Any:
+    return section.model_copy(update=values)
