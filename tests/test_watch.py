@@ -114,6 +114,15 @@ def test_the_work_of_training_is_three_products_of_each_matrix() -> None:
     assert devices.training_flops(layer, (torch.zeros(1, 8),)) == 3 * 2 * 8 * 16
 
 
+def test_the_flops_of_fused_attention_are_counted_on_the_processor() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, k)
+
+    q, k = torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 32, 8)
+    assert devices.training_flops(Attention(), (q, k)) == 3 * 2 * (2 * 16 * 32 * 8 * 2)
+
+
 def test_a_log_line_is_the_mean_over_its_steps(tiny_config: Callable[..., Config]) -> None:
     each = tiny_config()
     thirds = tiny_config(
