@@ -289,10 +289,11 @@ def two_noise_levels() -> None:
         tokens = run_blocks(
             self.blocks, *(tokens, modulation, y.tokens, mask, rotation), recompute=False
         )
-        a, b = (self.last_modulation(c)[:, None] for c in conditions)
+        last = self.final_layer
+        a, b = (last.modulation(c)[:, None] for c in conditions)
         shift, scale = torch.where(chosen, b, a).chunk(2, dim=-1)
         return unpatchify(
-            self.last(self.norm(tokens) * (1 + scale) + shift), self.patch_size, *x.shape[-2:]
+            last.linear(last.norm(tokens) * (1 + scale) + shift), self.patch_size, *x.shape[-2:]
         )
 
     def block(

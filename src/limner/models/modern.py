@@ -77,6 +77,20 @@ class ModernBlock(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+class FinalLayer(nn.Module):
+    """Tokens [B, N, D] and what they are conditioned on [B, D] -> patches [B, N, p p C]."""
+
+    def __init__(self, width: int, patch_width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width, affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.linear = nn.Linear(width, patch_width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return self.linear(self.norm(x) * (1 + scale) + shift)
+
+
 def rotation_table(height: int, width: int, head_width: int, theta: float = 100.0) -> Tensor:
     """Cosines and sines that turn pairs of a head's features, [2, H*W, head_width / 2].
 
@@ -126,13 +140,11 @@ class ModernDiT(nn.Module):
             ModernBlock(hidden_size, num_heads, text_width, mlp_ratio, dropout)
             for _ in range(num_layers)
         )
-        self.norm = RMSNorm(hidden_size, affine=False)
-        self.last_modulation = nn.Linear(hidden_size, 2 * hidden_size)
-        self.last = nn.Linear(hidden_size, patch_width)
+        self.final_layer = FinalLayer(hidden_size, patch_width)
         self.tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
         # Every block starts as the identity and the whole as zero (adaLN-Zero): early training
         # is then a plain regression onto the mean, which no learning rate upsets.
-        for layer in (self.modulation, self.last_modulation, self.last):
+        for layer in (self.modulation, self.final_layer.modulation, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -150,8 +162,7 @@ class ModernDiT(nn.Module):
             *(tokens, modulation, y.tokens, mask, rotation),
             recompute=self.gradient_checkpointing,
         )
-        shift, scale = self.last_modulation(condition)[:, None].chunk(2, dim=-1)
-        tokens = self.last(self.norm(tokens) * (1 + scale) + shift)
+        tokens = self.final_layer(tokens, condition)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 
     def positions(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,7 @@ class Trainer:
         )
 
     def compile(self, watch: Watch) -> None:
-        """Compile each kind of block once; its instances share the code."""
+        """Compile each kind of block once, whose instances share the code, and the last layer."""
         if log.isEnabledFor(logging.DEBUG):
             log_shapes(self.model)  # compiled code has no place for its hooks
             return
@@ -225,6 +225,7 @@ class Trainer:
         for part in (self.model.denoiser, self.model.text_encoder):
             for block in getattr(part, "blocks", []):
                 block.compile()
+        self.model.denoiser.final_layer.compile()
 
     def set_learning_rate(self) -> float:
         state = self.state
