@@ -72,6 +72,23 @@ def test_tables_tell_medians_and_ranges(tmp_path: Path) -> None:
     assert "default" in drawn
 
 
+def test_the_documents_tell_the_results_that_are_kept(tmp_path: Path) -> None:
+    kept = BENCHMARKS / "results" / "learning.jsonl"
+    lines = [json.loads(text) for text in kept.read_text(encoding="utf-8").splitlines()]
+    copies = []
+    for document in (BENCHMARKS.parent / "docs").glob("recipe*.md"):
+        copies.append(tmp_path / document.name)
+        copies[-1].write_text(document.read_text(encoding="utf-8"), encoding="utf-8")
+    tables.write(lines, tmp_path, copies)
+    for copy in copies:
+        told = (BENCHMARKS.parent / "docs" / copy.name).read_text(encoding="utf-8")
+        assert copy.read_text(encoding="utf-8") == told, "python benchmarks/learning --table"
+    for name in ("learning.md", "learning-distance.svg", "learning-recall.svg"):
+        made = (tmp_path / name).read_text(encoding="utf-8")
+        assert made == (BENCHMARKS / "results" / name).read_text(encoding="utf-8"), name
+    assert copies
+
+
 def test_the_results_kept_are_those_of_recipes_that_are_there() -> None:
     kept = BENCHMARKS / "results" / "learning.jsonl"
     found = [json.loads(text) for text in kept.read_text(encoding="utf-8").splitlines()]

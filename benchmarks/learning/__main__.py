@@ -24,6 +24,7 @@ from ablations import ABLATIONS, WAY
 from recipes import BASELINES, DEFAULT, Recipe
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning.jsonl"
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 RUNS = Path("outputs/learning")
 ALL: dict[str, Recipe] = {
     **BASELINES,
@@ -53,7 +54,7 @@ def main() -> None:
         work(options.words, options.seeds, options.jobs)
     from tables import write
 
-    write(read(), RESULTS.parent)
+    write(read(), RESULTS.parent, sorted(DOCUMENTS.glob("recipe*.md")))
 
 
 def folder_of(name: str, seed: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,6 +18,18 @@ Line = dict[str, Any]
 Key = tuple[str, float, str]
 """Recipe, minutes, and which weights."""
 
+TABLES = {
+    "Against the baselines": [*BASELINES, *DEFAULT],
+    "The way to the defaults": [*WAY],
+    # What has another size than the default is compared among itself.
+    **{
+        title: [*([] if title.startswith("At ") else ABLATIONS[""]), *recipes]
+        for title, recipes in ABLATIONS.items()
+        if title
+    },
+}
+"""Titles, and the recipes told under them."""
+
 HEAD = """\
 | recipe | minutes | steps | trained @1 / @5 | held out @1 / @5 | kernel distance | held-out error |
 |---|---|---|---|---|---|---|
@@ -27,24 +40,33 @@ FIGURES: tuple[tuple[str, Callable[[Line], float], str], ...] = (
 )
 
 
-def write(lines: Iterable[Line], folder: Path) -> None:
-    """Print the tables, keep them as learning.md, and draw learning-*.svg."""
+def write(lines: Iterable[Line], folder: Path, documents: Iterable[Path] = ()) -> None:
+    """Print the tables, keep them as learning.md, put them into documents, draw learning-*.svg."""
     groups: dict[Key, list[Line]] = defaultdict(list)
     for line in lines:
         groups[line["recipe"], line["minutes"], line["weights"]].append(line)
-    text = "## Against the baselines\n\n" + HEAD
-    text += rows(groups, [*BASELINES, *DEFAULT])
-    text += "\n## The way to the defaults, ten minutes each\n\n" + HEAD + rows(groups, WAY)
-    text += "\n## One change each of the defaults, ten minutes\n"
-    for title, recipes in ABLATIONS.items():
-        if found := rows(groups, recipes):
-            text += (f"\n**{title}**\n" if title else "") + "\n" + HEAD + found
+    tables = {
+        title: HEAD + found for title, recipes in TABLES.items() if (found := rows(groups, recipes))
+    }
+    text = "\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
     (folder / "learning.md").write_text(text, encoding="utf-8")
     print(text)
+    for document in documents:
+        told = document.read_text(encoding="utf-8")
+        document.write_text(with_tables(told, tables), encoding="utf-8")
     for title, figure, name in FIGURES:
         chart = line_chart(series(groups, figure), title, "minutes of one core", title)
         chart = chart.replace("<svg ", '<svg style="background:#fff;color:#222" ', 1)
         (folder / f"learning-{name}.svg").write_text(chart, encoding="utf-8")
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """A document with today's table after each of its `<!-- table: title -->`."""
+
+    def table(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{tables[found[2]]}"
+
+    return re.sub(r"(<!-- table: (.*?) -->)\n(?:\|.*\n)*", table, text)
 
 
 def rows(groups: dict[Key, list[Line]], names: Iterable[str]) -> str:
