@@ -78,6 +78,7 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "times: mean 0": change("scheduler.logit_mean=0"),
         "times: spread 0.7": change("scheduler.logit_std=0.7"),
         "times: spread 1.4": change("scheduler.logit_std=1.4"),
+        "times: moving from -1.2 to 0.3": change(experiment="moving_times"),
         "times: none uniform": change("scheduler.uniform_share=0"),
         "two noise levels per picture": change(experiment="two_noise_levels"),
         "contrastive": change(experiment="contrastive"),
@@ -113,6 +114,7 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "averaging over 15 %": change("training.ema_ramp=0.15"),
         "batch 64": change("training.batch_size=64"),
         "half the batch at first": change(experiment="small_batches_first"),
+        "half the side at first": change(experiment="coarse_first"),
     },
     "The network": {
         "dit blocks": change(

@@ -8,6 +8,7 @@ what did not help can be made again.
 # Methods are replaced here, which no type says.
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limner.diffusion.objective import Objective
+from limner.diffusion.path import FlowPath
 from limner.models import modern
 from limner.models.layers import patchify, run_blocks, unpatchify
 from limner.models.text_encoder import EncodedText
@@ -173,6 +175,47 @@ def small_batches_first() -> None:
         return batches
 
     trainer.Trainer.next_batches = next_batches
+
+
+def coarse_first() -> None:
+    """Pictures of half the side, a quarter of the tokens, in the first quarter of the minutes."""
+    before = trainer.Trainer.next_batches
+
+    def next_batches(self: trainer.Trainer, say: Any = print) -> list[Any]:
+        batches = before(self, say)
+        coarse = self.state.seconds < 0.25 * 60 * (self.config.training.max_minutes or 0)
+        # Not compiled while coarse: compiling for another size would cost more than it saves.
+        torch.compiler.set_stance("force_eager" if coarse else "default")
+        if coarse:
+            batches = [
+                dataclasses.replace(
+                    batch,
+                    picture=F.avg_pool2d(batch.picture, 2),
+                    noise=batch.noise[:, :, ::2, ::2].contiguous(),
+                )
+                for batch in batches
+            ]
+        return batches
+
+    trainer.Trainer.next_batches = next_batches
+
+
+def moving_times() -> None:
+    """The mean of the times' logit moves from -1.2 (where is what?) to 0.3 (fine texture)."""
+    plain, build = FlowPath.training_timesteps, trainer.Trainer.__init__
+    place: list[trainer.Trainer] = []
+
+    def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        place.append(self)
+
+    def training_timesteps(self: FlowPath, u: Tensor) -> Tensor:
+        minutes = place[0].config.training.max_minutes or 1
+        progress = min(1.0, place[0].state.seconds / (60 * minutes))
+        return plain(dataclasses.replace(self, logit_mean=-1.2 + 1.5 * progress), u)
+
+    trainer.Trainer.__init__ = init
+    FlowPath.training_timesteps = training_timesteps
 
 
 def augmented() -> None:
