@@ -121,6 +121,7 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
             "model.architecture=dit", "model.hidden_size=224", "text_encoder.hidden_size=256"
         ),
         "gates open at first": change(experiment="open_gates"),
+        "long skips": change(experiment="long_skips"),
         "value residual": change(experiment="value_residual"),
         "text as one vector": change(experiment="text_as_vector"),
         "text as tokens only": change(experiment="text_as_tokens"),

@@ -451,6 +451,30 @@ def open_gates() -> None:
     modern.ModernBlock.__init__ = init
 
 
+def long_skips() -> None:
+    """U-ViT (Bao et al. 2022, arXiv 2209.12152), with sums: what leaves the first two blocks enters
+    the last two as well, through a matrix each."""
+    build = modern.ModernDiT.__init__
+
+    def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        for block in self.blocks[-2:]:
+            block.skip = nn.Linear(self.hidden_size, self.hidden_size, bias=False)
+            nn.init.zeros_(block.skip.weight)
+
+    def run(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
+        left: list[Tensor] = []
+        for i, block in enumerate(blocks):
+            if i >= len(blocks) - 2:
+                x = x + block.skip(left[len(blocks) - 1 - i])
+            x = block(x, *others)
+            left.append(x)
+        return x
+
+    modern.ModernDiT.__init__ = init
+    modern.run_blocks = run
+
+
 def value_residual() -> None:
     """Zhou et al. 2024 (arXiv 2410.17897): each block's values are mixed half with the first's."""
     first: list[Tensor] = []
