@@ -9,6 +9,7 @@ what did not help can be made again.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from limner.models import modern
 from limner.models.layers import patchify, run_blocks, unpatchify
 from limner.models.text_encoder import EncodedText
 from limner.training import optimizer, trainer, update
+from limner.training.schedule import learning_rate_share
 
 
 def muon_3_iterations() -> None:
@@ -202,6 +204,32 @@ def coarse_first() -> None:
 
 def moving_times() -> None:
     """The mean of the times' logit moves from -1.2 (where is what?) to 0.3 (fine texture)."""
+
+    def mean(run: trainer.Trainer) -> float:
+        minutes = run.config.training.max_minutes or 1
+        return -1.2 + 1.5 * min(1.0, run.state.seconds / (60 * minutes))
+
+    _times(mean)
+
+
+def times_follow_the_rate() -> None:
+    """-0.7, and over to 1 as the learning rate falls."""
+    _times(lambda run: 1.0 - 1.7 * _rate_share(run))
+
+
+def times_jump() -> None:
+    """-0.8 until the learning rate begins to fall, then 0.2."""
+    _times(lambda run: -0.8 if _rate_share(run) == 1 else 0.2)
+
+
+def _rate_share(run: trainer.Trainer) -> float:
+    state, settings = run.state, run.config.lr_scheduler
+    if state.step < settings.warmup_steps:
+        return 1.0
+    return learning_rate_share(settings, state.step, state.total_steps, state.decay_start)
+
+
+def _times(mean: Callable[[trainer.Trainer], float]) -> None:
     plain, build = FlowPath.training_timesteps, trainer.Trainer.__init__
     place: list[trainer.Trainer] = []
 
@@ -210,9 +238,7 @@ def moving_times() -> None:
         place.append(self)
 
     def training_timesteps(self: FlowPath, u: Tensor) -> Tensor:
-        minutes = place[0].config.training.max_minutes or 1
-        progress = min(1.0, place[0].state.seconds / (60 * minutes))
-        return plain(dataclasses.replace(self, logit_mean=-1.2 + 1.5 * progress), u)
+        return plain(dataclasses.replace(self, logit_mean=mean(place[0])), u)
 
     trainer.Trainer.__init__ = init
     FlowPath.training_timesteps = training_timesteps
