@@ -152,6 +152,16 @@ def test_the_learning_rate_follows_the_optimizer_and_the_width(
     assert load_config(base, overrides).training.learning_rate == rate
 
 
+def test_a_mean_of_the_times_that_is_set_stays_unless_its_end_is_set_too() -> None:
+    for given, end in (({"logit_mean": 0.5}, 0.5), ({"logit_mean": 0.5, "logit_mean_end": 2}, 2)):
+        scheduler = load_config({"scheduler": given}).scheduler
+        assert (scheduler.logit_mean, scheduler.logit_mean_end) == (0.5, end)
+    scheduler = load_config({}).scheduler
+    assert scheduler.logit_mean is not None
+    assert scheduler.logit_mean_end is not None
+    assert scheduler.logit_mean_end > scheduler.logit_mean
+
+
 @pytest.mark.parametrize(
     ("given", "objective", "prediction"),
     [
@@ -173,6 +183,7 @@ def test_the_objective_follows_from_the_keys_that_are_there(
     scheduler = load_config({"scheduler": given}).scheduler
     assert (scheduler.objective, scheduler.prediction_type) == (objective, prediction)
     assert (scheduler.logit_mean is None) == (objective == "diffusion")
+    assert (scheduler.logit_mean_end is None) == (objective == "diffusion")
     betas = (scheduler.beta_start, scheduler.beta_end, scheduler.beta_schedule)
     if objective == "diffusion":
         default = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}

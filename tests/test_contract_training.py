@@ -14,6 +14,7 @@ import limner.training.trainer
 from limner import device as devices
 from limner.checkpoint import checkpoints
 from limner.config import Config, load_config
+from limner.diffusion.path import FlowPath
 from limner.models.text_to_image import TextToImage, build_model
 from limner.training.budget import Budget
 from limner.training.optimizer import build_optimizers
@@ -100,6 +101,29 @@ def test_the_learning_rate_warms_up_and_falls_as_asked(
         for name, optimizer in trainer.optimizers.items()
     }
     assert peaks == {"muon": {rates[-1]}, "adamw": {0.33 * rates[-1]}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "moved"),
+    [
+        ("constant", [0, 0, 0, 0, 0, 0]),
+        ("wsd", [0, 0, 0, 0, 0, 0.5]),
+        ("linear", [0, 0, 0, 0.25, 0.5, 0.75]),
+    ],
+)
+def test_the_training_times_move_as_the_learning_rate_falls(
+    kind: str, moved: list[float], tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    plain = FlowPath.training_timesteps
+
+    def recorded(path: FlowPath, u: torch.Tensor, moved: float = 0.0) -> torch.Tensor:
+        seen.append(moved)
+        return plain(path, u, moved)
+
+    monkeypatch.setattr(FlowPath, "training_timesteps", recorded)
+    train(tiny_config(f"lr_scheduler.type={kind}", "lr_scheduler.warmup_steps=2"))
+    assert seen == pytest.approx(moved)
 
 
 @pytest.mark.parametrize(("optimizer", "share"), [("muon", 0.25), ("adamw", 1)])
@@ -214,7 +238,7 @@ def test_workers_and_what_they_keep_ready_reach_the_loader(
 
 
 @shows("training.compile_model")
-def test_compile_model_compiles_each_block_or_none(
+def test_compile_model_compiles_each_block_and_the_last_layer_or_none(
     tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[nn.Module] = []
@@ -225,7 +249,8 @@ def test_compile_model_compiles_each_block_or_none(
     there = "training.output_dir='{}'".format(Path(tiny_config().training.output_dir) / "other")
     trainer = train(tiny_config("training.max_steps=1", "training.compile_model=true", there))
     model = trainer.model
-    assert compiled == [*model.denoiser.blocks, *model.text_encoder.blocks]
+    denoiser, text_encoder = model.denoiser, model.text_encoder
+    assert compiled == [*denoiser.blocks, *text_encoder.blocks, denoiser.final_layer]
 
 
 def test_a_machine_without_a_compiler_trains_and_says_so(

@@ -106,6 +106,16 @@ def test_flow_training_times_have_the_asked_logit_mean_and_std() -> None:
     assert (times.diff() > 0).all()
 
 
+def test_flow_training_times_move_to_those_of_the_end() -> None:
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    path = FlowPath(logit_mean=-1.0, logit_mean_end=2.0)
+    for moved, mean in ((0.0, -1.0), (0.5, 0.5), (1.0, 2.0)):
+        times = path.training_timesteps(u, moved)
+        torch.testing.assert_close(times, FlowPath(logit_mean=mean).training_timesteps(u))
+    staying = FlowPath(logit_mean=-1.0)
+    assert torch.equal(staying.training_timesteps(u, 1.0), staying.training_timesteps(u))
+
+
 def test_flow_training_times_mix_in_the_uniform_share() -> None:
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     times = FlowPath(logit_mean=0.0, logit_std=0.1, uniform_share=0.2).training_timesteps(u)

@@ -118,8 +118,9 @@ def _scheduler_problems(config: Config) -> Iterator[str]:
             "scheduler.prediction_type: velocity belongs to scheduler.objective flow_matching; "
             "diffusion has epsilon, v_prediction, or sample"
         )
-    if scheduler.logit_mean is not None:
-        yield "scheduler.logit_mean: belongs to scheduler.objective flow_matching; leave it out"
+    for key in ("logit_mean", "logit_mean_end"):
+        if getattr(scheduler, key) is not None:
+            yield f"scheduler.{key}: belongs to scheduler.objective flow_matching; leave it out"
     start, end = scheduler.beta_start, scheduler.beta_end
     if start and end and start >= end:
         yield f"scheduler.beta_start: {start:g} must be below scheduler.beta_end {end:g}"

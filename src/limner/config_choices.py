@@ -23,8 +23,11 @@ def resolve(config: Config) -> Config:
     flow = scheduler.objective == "flow_matching"
     if scheduler.prediction_type is None:
         scheduler = changed(scheduler, prediction_type="velocity" if flow else "epsilon")
+    if flow and scheduler.logit_mean_end is None:
+        mean = scheduler.logit_mean
+        scheduler = changed(scheduler, logit_mean_end=1.0 if mean is None else mean)
     if flow and scheduler.logit_mean is None:
-        scheduler = changed(scheduler, logit_mean=-0.6)
+        scheduler = changed(scheduler, logit_mean=-0.7)
     if not flow:
         scheduler = changed(
             scheduler,

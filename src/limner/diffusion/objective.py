@@ -104,7 +104,9 @@ def build_objective(config: Config) -> Objective:
     path: Path
     if s.objective == "flow_matching":
         assert s.logit_mean is not None
-        path = FlowPath(s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share)
+        path = FlowPath(
+            s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share, s.logit_mean_end
+        )
     else:
         assert s.beta_start
         assert s.beta_end

@@ -28,12 +28,14 @@ class FlowPath:
             picture is, so +1 trains mostly on clean ones, and JiT's P_mean of -0.8 mostly on noisy.
         logit_std: standard deviation of that logit, above 0.
         uniform_share: share of the training times drawn uniformly instead, 0 to 1.
+        logit_mean_end: where the mean has moved to at the end of training; None: it stays.
     """
 
     num_train_timesteps: int = 1000
     logit_mean: float = 0.0
     logit_std: float = 1.0
     uniform_share: float = 0.0
+    logit_mean_end: float | None = None
 
     def alpha(self, timesteps: Tensor) -> Tensor:
         """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
@@ -52,7 +54,7 @@ class FlowPath:
         """The variable r in which the path's ODE reads dx/dr = (x - x_0) / r: here it is sigma."""
         return self.sigma(timesteps)
 
-    def training_timesteps(self, u: Tensor) -> Tensor:
+    def training_timesteps(self, u: Tensor, moved: float = 0.0) -> Tensor:
         """Turns uniform numbers into times to train at.
 
         The logit-normal distribution of Esser et al. 2024 (arXiv 2403.03206, section 3.1), mixed
@@ -61,6 +63,7 @@ class FlowPath:
 
         Args:
             u: [B], uniform in (0, 1). Those below `uniform_share` give the uniform part.
+            moved: how far the mean is on its way from `logit_mean` to `logit_mean_end`, 0 to 1.
 
         Returns:
             [B] of u's dtype, in [0, num_train_timesteps].
@@ -70,7 +73,9 @@ class FlowPath:
         # Each part gets a number in (0, 1) of its own.
         v = torch.where(is_uniform, u / share, (u - share) / (1 - share))
         # The normal distribution is symmetric and logit(s) = -logit(1 - s), hence the minus.
-        logit_normal = torch.sigmoid(self.logit_std * torch.special.ndtri(v) - self.logit_mean)
+        end = self.logit_mean if self.logit_mean_end is None else self.logit_mean_end
+        mean = self.logit_mean + moved * (end - self.logit_mean)
+        logit_normal = torch.sigmoid(self.logit_std * torch.special.ndtri(v) - mean)
         return torch.where(is_uniform, v, logit_normal) * self.num_train_timesteps
 
     def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:
@@ -144,8 +149,9 @@ class DiffusionPath:
         """
         return _like(timesteps, torch.exp(-self._log_snr(timesteps)))
 
-    def training_timesteps(self, u: Tensor) -> Tensor:
-        """Turns uniform numbers u [B] in (0, 1) into the whole times 0 .. T-1, each as likely."""
+    def training_timesteps(self, u: Tensor, moved: float = 0.0) -> Tensor:
+        """Turns uniform numbers u [B] in (0, 1) into the whole times 0 .. T-1, each as likely,
+        from the first update to the last, so that `moved` says nothing here."""
         return (u * self.num_train_timesteps).floor()
 
     def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:

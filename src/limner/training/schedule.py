@@ -18,15 +18,22 @@ def learning_rate_share(
     """
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
-    if total_steps is None or settings.type == "constant":
-        return 1.0
+    return 1.0 - fallen(settings, step, total_steps, decay_start)
+
+
+def fallen(
+    settings: LrSchedulerConfig, step: int, total_steps: int | None, decay_start: int | None
+) -> float:
+    """How far the learning rate has come down from its peak, 0 to 1; 0 while it rises."""
+    if total_steps is None or settings.type == "constant" or step < settings.warmup_steps:
+        return 0.0
     if settings.type == "wsd":
         if decay_start is None or step < decay_start:
-            return 1.0
-        return max(0.0, (total_steps - step) / max(1, total_steps - decay_start))
-    left = (total_steps - step) / max(1, total_steps - settings.warmup_steps)
-    left = min(1.0, max(0.0, left))
-    return left if settings.type == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+            return 0.0
+        return min(1.0, (step - decay_start) / max(1, total_steps - decay_start))
+    done = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
+    done = min(1.0, done)
+    return done if settings.type == "linear" else 0.5 * (1 - math.cos(math.pi * done))
 
 
 def ema_decay(images: int, batch_size: int, longest: float, ramp: float) -> float:

@@ -51,7 +51,7 @@ from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
 from limner.training.resume import find_resume
 from limner.training.runlog import list_refused
 from limner.training.saving import Saver
-from limner.training.schedule import ema_decay, learning_rate_share
+from limner.training.schedule import ema_decay, fallen, learning_rate_share
 from limner.training.stopping import (
     StopOnSignal,
     Stopped,
@@ -231,9 +231,9 @@ class Trainer:
         state = self.state
         peak = self.config.training.learning_rate
         assert peak is not None, "load_config resolves it"
-        rate = peak * learning_rate_share(
-            self.config.lr_scheduler, state.step, state.total_steps, state.decay_start
-        )
+        place = self.config.lr_scheduler, state.step, state.total_steps, state.decay_start
+        self.update.moved = fallen(*place)
+        rate = peak * learning_rate_share(*place)
         for optimizer in self.update.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate_share", 1.0)

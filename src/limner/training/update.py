@@ -66,6 +66,8 @@ class Update:
         self.optimizers, self.scaler = optimizers, scaler
         self.max_grad_norm = config.training.max_grad_norm
         self.dropout = config.model.dropout > 0
+        self.moved = 0.0
+        """How far the training times have moved to those of the end, 0 to 1."""
         self.state, self.device, self.dtype = state, device, dtype
 
     def __call__(self, batches: Sequence[Batch], say: Callable[[str], None] = print) -> Updated:
@@ -145,7 +147,7 @@ class Update:
         compared."""
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
-        timesteps = self.objective.path.training_timesteps(batch.u)
+        timesteps = self.objective.path.training_timesteps(batch.u, self.moved)
         x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
         with self.autocast():
             output = self.model(x_t, timesteps, batch.text)
