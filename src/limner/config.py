@@ -231,10 +231,10 @@ class SchedulerConfig(Section):
     """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
     logit_mean: Number | None = None
     """Flow matching trains at times with logit(cleanness) ~ N(mean, std): below 0 mostly on noisy
-    pictures, where what is where is decided. None: -0.7."""
+    pictures, where what is where is decided. None: -1."""
     logit_mean_end: Number | None = None
     """As the learning rate falls, the mean moves here: first what is where, then fine texture.
-    None: 1.0, or `logit_mean` if that was set."""
+    None: 0.6, or `logit_mean` if that was set."""
     logit_std: Positive = 1.0
     """Spread of these times."""
     uniform_share: Share = 0.1
@@ -265,7 +265,7 @@ class LrSchedulerConfig(Section):
     """`wsd`: warm up, stay, decay linearly to zero; or as diffusers names them."""
     warmup_steps: Count = 50
     """Updates over which the rate rises to its peak."""
-    decay_share: Share = 0.3
+    decay_share: Share = 0.6
     """Of `wsd`: the last share of the run in which the rate falls to zero."""
 
 
