@@ -84,7 +84,7 @@ def test_an_update_is_of_batch_size_times_accumulation_pictures(tiny_config: Bui
     ("kind", "shares"),
     [
         ("constant", [0.5, 1, 1, 1, 1, 1]),
-        ("wsd", [0.5, 1, 1, 1, 1, 0.5]),  # the last 30 % of six updates are two
+        ("wsd", [0.5, 1, 1, 0.75, 0.5, 0.25]),  # the last 60 % of six updates are four
         ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
         ("cosine", [0.5, 1, 1] + [0.5 + 0.5 * math.cos(math.pi * x) for x in (0.25, 0.5, 0.75)]),
     ],
@@ -107,7 +107,7 @@ def test_the_learning_rate_warms_up_and_falls_as_asked(
     ("kind", "moved"),
     [
         ("constant", [0, 0, 0, 0, 0, 0]),
-        ("wsd", [0, 0, 0, 0, 0, 0.5]),
+        ("wsd", [0, 0, 0, 0.25, 0.5, 0.75]),
         ("linear", [0, 0, 0, 0.25, 0.5, 0.75]),
     ],
 )

@@ -18,12 +18,20 @@ def step(
     return change(
         f"scheduler.prediction_type={prediction}",
         "scheduler.logit_mean=-1.2",
+        "lr_scheduler.decay_share=0.3",
         f"training.learning_rate={rate}",
         f"optimizer.muon_period={period}",
         "optimizer.adamw_rate_share=1",
         *overrides,
         experiment=experiment,
     )
+
+
+def standing(*overrides: str, experiment: str | None = None, minutes: float = 10) -> Recipe:
+    """The defaults before the times moved with the rate."""
+    base = "scheduler.logit_mean=-0.6", "optimizer.adamw_rate_share=0.33"
+    recipe = step("velocity", "4e-3", 4, *base, *overrides, experiment=experiment)
+    return replace(recipe, minutes=minutes)
 
 
 WAY: dict[str, Recipe] = {
@@ -50,17 +58,33 @@ WAY: dict[str, Recipe] = {
             (", decay over 60 %", ("lr_scheduler.decay_share=0.6",)),
         )
     },
-    "velocity, rate 4e-3, Muon every 4th step, times: mean -0.6, AdamW's part / 3": step(
-        "velocity", "4e-3", 4, "scheduler.logit_mean=-0.6", "optimizer.adamw_rate_share=0.33"
-    ),
-    "the same, 15 minutes": replace(
-        step("velocity", "4e-3", 4, "scheduler.logit_mean=-0.6", "optimizer.adamw_rate_share=0.33"),
-        minutes=15,
-    ),
     "velocity, rate 8e-3, Muon every 8th step": step("velocity", "8e-3", 8),
     "velocity, rate 8e-3, Muon every 8th step, batch 16": step(
         "velocity", "8e-3", 8, "training.batch_size=16"
     ),
+    "velocity, rate 4e-3, Muon every 4th step, times: mean -0.6, AdamW's part / 3": standing(),
+    **{
+        f"the same, {name}": recipe
+        for name, recipe in {
+            "15 minutes": standing(minutes=15),
+            "rate 6e-3": standing("training.learning_rate=6e-3"),
+            "rate 3e-3": standing("training.learning_rate=3e-3"),
+            "AdamW's part at a tenth": standing("optimizer.adamw_rate_share=0.1"),
+            "times: mean 0": standing("scheduler.logit_mean=0"),
+            "value residual": standing(experiment="value_residual"),
+            "Muon every 8th step": standing("optimizer.muon_period=8"),
+            "Muon every 2nd step, 3 iterations": standing(
+                "optimizer.muon_period=2", experiment="muon_3_iterations"
+            ),
+            "gates open at first": standing(experiment="open_gates"),
+            "long skips": standing(experiment="long_skips"),
+            "times moving from -1.2 to 0.3": standing(experiment="moving_times"),
+            "times: -0.8, then 0.2 as the rate falls": standing(experiment="times_jump"),
+            "times moving from -0.7 to 1 as the rate falls": standing(
+                "scheduler.logit_mean=-0.7", "scheduler.logit_mean_end=1"
+            ),
+        }.items()
+    },
 }
 """One seed each, in the order in which they were tried."""
 
@@ -74,13 +98,11 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "predict noise": change(
             "scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"
         ),
-        "times: mean -1.2": change("scheduler.logit_mean=-1.2"),
-        "times: mean 0": change("scheduler.logit_mean=0"),
+        "times: standing at -0.6": change("scheduler.logit_mean=-0.6"),
+        "times: from -1 to 0.2": change("scheduler.logit_mean=-1", "scheduler.logit_mean_end=0.2"),
+        "times: from -1 to 1": change("scheduler.logit_mean=-1", "scheduler.logit_mean_end=1"),
         "times: spread 0.7": change("scheduler.logit_std=0.7"),
         "times: spread 1.4": change("scheduler.logit_std=1.4"),
-        "times: moving from -1.2 to 0.3": change(experiment="moving_times"),
-        "times: from -0.7 to 1 with the rate": change(experiment="times_follow_the_rate"),
-        "times: -0.8, then 0.2": change(experiment="times_jump"),
         "times: none uniform": change("scheduler.uniform_share=0"),
         "two noise levels per picture": change(experiment="two_noise_levels"),
         "contrastive": change(experiment="contrastive"),
@@ -110,6 +132,8 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "weight decay 0.1": change("optimizer.weight_decay=0.1"),
     },
     "The schedule": {
+        "decay over 30 %": change("lr_scheduler.decay_share=0.3"),
+        "decay over 90 %": change("lr_scheduler.decay_share=0.9"),
         "no decay": change("lr_scheduler.type=constant"),
         "cosine": change("lr_scheduler.type=cosine"),
         "no averaging": change("training.use_ema=false"),
@@ -142,8 +166,10 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         for name, overrides in (
             ("128 pixels", ()),
             ("128 pixels, predict the picture", (PICTURE,)),
-            ("128 pixels, times: mean -0.5", ("scheduler.logit_mean=-0.5",)),
-            ("128 pixels, times: mean -1.9", ("scheduler.logit_mean=-1.9",)),
+            (
+                "128 pixels, times: from -1.7 to -0.1",
+                ("scheduler.logit_mean=-1.7", "scheduler.logit_mean_end=-0.1"),
+            ),
         )
     },
     "At 1,024 tokens (patches of 2, width 128)": {
