@@ -36,7 +36,8 @@ def run_on_a_clock(
 def test_minutes_bound_a_run_and_its_decay_ends_with_them(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config("training.max_steps=null", "training.max_minutes=2")
+    bound = "training.max_steps=null", "training.max_minutes=2", "lr_scheduler.decay_share=0.3"
+    config = tiny_config(*bound)
 
     # The first update compiles, which says nothing about the speed of the others.
     state = run_on_a_clock(config, lambda step: 30.0 if step == 0 else 0.5, monkeypatch)
@@ -98,6 +99,7 @@ def test_steps_and_epochs_bound_a_run(
     tiny_config: Callable[..., Config],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    state = run_on_a_clock(tiny_config(*settings), lambda step: 0.1, monkeypatch)
+    config = tiny_config(*settings, "lr_scheduler.decay_share=0.3")
+    state = run_on_a_clock(config, lambda step: 0.1, monkeypatch)
     assert state.step == state.total_steps == steps
     assert state.decay_start == steps - round(0.3 * steps)

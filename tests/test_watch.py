@@ -87,7 +87,7 @@ def test_the_log_tells_each_step_as_documented(tiny_config: Callable[..., Config
             "images_per_second",
         }
         assert event["images"] == 8 * event["step"]
-        share = learning_rate_share(config.lr_scheduler, event["step"] - 1, 6, 4)
+        share = learning_rate_share(config.lr_scheduler, event["step"] - 1, 6, 2)
         assert event["learning_rate"] == pytest.approx(4e-3 * share)
         assert event["images_per_second"] > 0
     seconds = [event["seconds"] for event in losses]
