@@ -51,7 +51,8 @@ class MarkedTrainer(Trainer):
         if not path.exists():
             models = {"averaged": self.averaged, "last": self.model}
             weights = {name: model.state_dict() for name, model in models.items()}
-            about = {"steps": self.state.step, "images": self.state.images}
+            state = self.state
+            about = {"steps": state.step, "images": state.images, "seconds": state.seconds}
             torch.save({"weights": weights, "about": about}, path)
 
 
