@@ -146,9 +146,6 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "dit blocks": change(
             "model.architecture=dit", "model.hidden_size=224", "text_encoder.hidden_size=256"
         ),
-        "gates open at first": change(experiment="open_gates"),
-        "long skips": change(experiment="long_skips"),
-        "value residual": change(experiment="value_residual"),
         "text as one vector": change(experiment="text_as_vector"),
         "text as tokens only": change(experiment="text_as_tokens"),
         "text encoder of 1 layer": change("text_encoder.num_layers=1"),

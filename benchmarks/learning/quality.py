@@ -46,15 +46,6 @@ def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
     }
 
 
-def floor(trainer: Trainer) -> float:
-    """The kernel distance of as many trained pictures from the held-out ones: real from real."""
-    trained, held_out = trainer.data.trained, trainer.data.held_out
-    some = spread(len(trained.rows), len(held_out.rows))
-    a = torch.stack([trained.load(i) for i in some])
-    b = torch.stack([held_out.load(i) for i in range(len(held_out.rows))])
-    return round(1000 * kernel_distance(seen(a), seen(b)), 3)
-
-
 def drawn(trainer: Trainer, model: TextToImage, prompts: list[str]) -> Tensor:
     """uint8 [N, S, S, 3], the i-th from seed i."""
     sampling: SamplingConfig = trainer.config.sampling

@@ -1,4 +1,6 @@
-"""Every setting: its type, default, unit, and check. The only place where defaults live.
+"""Every setting: its type, default, unit, and check.
+
+Defaults live here, and those that follow from other values in config_choices.
 
 A configuration comes from YAML files and `section.key=value` overrides, is validated as a whole,
 and is saved resolved (no value left to be chosen) with the run and inside each checkpoint.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from limner.errors import LimnerError
 
@@ -152,16 +152,10 @@ def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     Args:
         inputs: of one picture, as the model takes them.
     """
+    # The one fused attention that torch has a formula for and does not count.
     on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={on_processors: _attention_flops})
+    formula = {on_processors: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    counter = FlopCounterMode(display=False, custom_mapping=formula)
     with torch.no_grad(), counter:
         model(*inputs)
     return 3.0 * counter.get_total_flops()
-
-
-def _attention_flops(
-    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
-) -> int:
-    """Two products per head; torch counts its other fused attentions, but not the processor's."""
-    batch, heads, queries, width = query
-    return 2 * batch * heads * queries * key[2] * (width + value[3])
