@@ -14,6 +14,7 @@ from limner.config import Config
 from limner.training import budget as budget_module
 from limner.training.budget import Budget
 from limner.training.runlog import read_log
+from limner.training.schedule import learning_rate_share
 from limner.training.trainer import Trainer
 
 
@@ -47,16 +48,45 @@ def test_minutes_bound_a_run_and_its_decay_ends_with_them(
     decay_seconds = 0.5 * (state.step - state.decay_start)
     assert decay_seconds == pytest.approx(0.3 * 120, abs=1.5)
 
-    # A machine that slows down stops late, but not much.
-    late = run_on_a_clock(config, lambda step: 0.5 if step < 180 else 2.0, monkeypatch)
+    # One that slows down or speeds up ends in time all the same, its rate all the way down.
+    for seconds in (1.0, 0.2):
+        other = run_on_a_clock(
+            config, lambda step, s=seconds: 0.5 if step < 175 else s, monkeypatch
+        )
+        assert other.step == other.total_steps
+        assert 115 < other.seconds < 125
+
+    # One that is suddenly much too slow stops late, but not much.
+    late = run_on_a_clock(config, lambda step: 0.5 if step < 180 else 12.0, monkeypatch)
     assert late.total_steps is not None
     assert late.step < late.total_steps
-    assert 120 < late.seconds < 120 * 1.15 + 2.5
+    assert 120 < late.seconds < 120 * 1.15 + 12.5
 
-    # Resumed in the decay, it goes on to the same end.
+    # Resumed in the decay, it goes on to the same end if it is as fast.
     half = TrainingState(200, 800, 100.0, total_steps=240, decay_start=168)
-    again = run_on_a_clock(config, lambda step: 0.1, monkeypatch, half)
+    again = run_on_a_clock(config, lambda step: 0.5, monkeypatch, half)
     assert (again.step, again.total_steps, again.decay_start) == (240, 240, 168)
+
+
+def test_the_rate_never_jumps_when_the_end_moves(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = "training.max_steps=null", "training.max_minutes=2", "lr_scheduler.decay_share=0.6"
+    config, state, rates = tiny_config(*bound), TrainingState(), []
+
+    def seconds(step: int) -> float:
+        place = config.lr_scheduler, step, state.total_steps, state.decay_start
+        rates.append(learning_rate_share(*place))
+        return 0.2 + 0.004 * step  # slower and slower, as a laptop that grows hot
+
+    run_on_a_clock(config, seconds, monkeypatch, state)
+    assert state.decay_start is not None
+    assert state.step == state.total_steps
+    assert 115 < state.seconds < 125
+    warm = config.lr_scheduler.warmup_steps
+    falls = [a - b for a, b in itertools.pairwise(rates[warm + 1 :])]
+    assert all(-1e-9 < fall < 0.03 for fall in falls)
+    assert rates[-1] < 0.03
 
 
 def test_a_run_of_minutes_decays_to_its_end(

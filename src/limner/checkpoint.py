@@ -55,6 +55,8 @@ class TrainingState:
     total_steps: int | None = None
     """None while a run bounded by minutes has not fixed it yet."""
     decay_start: int | None = None
+    """Where the line on which the rate falls begins; before the run (below 0) for one that slowed
+    down."""
     pieces: int = 1
     """Parts that each micro-batch is cut into since memory ran out (see training/update.py)."""
     skipped: int = 0
@@ -71,9 +73,10 @@ class TrainingState:
         for name, value in values.items() if isinstance(values, dict) else ():
             optional = value is None and name in ("total_steps", "decay_start", "rolled_back_at")
             kinds = int if name in whole else (int, float)
-            good = isinstance(value, kinds) and not isinstance(value, bool) and value >= 0
-            if not (optional or (good and value < 2**63)):
-                raise LimnerError(f"{path}: {name} is {value!r}, not a number from 0 on")
+            good = isinstance(value, kinds) and not isinstance(value, bool)
+            lowest = -(2**63) if name == "decay_start" else 0
+            if not (optional or (good and lowest <= value < 2**63)):
+                raise LimnerError(f"{path}: {name} is {value!r}, not a number from {lowest} on")
         try:
             return cls(**values)
         except TypeError as error:

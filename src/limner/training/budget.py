@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from limner.checkpoint import TrainingState
 from limner.config import Config
+from limner.training.schedule import fallen
 
 clock = time.perf_counter
 """Seconds; benchmarks count those of the processor instead."""
@@ -22,8 +23,10 @@ class Budget:
     """Keeps the time of a run and fixes its number of updates.
 
     With `max_steps` or `num_epochs` the number is known from the start. With `max_minutes` alone it
-    is fixed once, when the learning rate's decay is due, from the speed so far; it is then part of
-    the training state, so that a resumed run decays as the first one would have.
+    is fixed from the speed so far when the learning rate's decay is due, and again at each quarter
+    of the way down, for a machine that slows down or speeds up: the rate goes on falling from where
+    it is. The number is part of the training state, so that a resumed run decays as the first
+    one would have.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class Budget:
     ) -> None:
         settings = config.training
         self.state, self.accelerator = state, accelerator
-        self.decay_share = config.lr_scheduler.decay_share
+        self.schedule = config.lr_scheduler
         self.seconds = settings.max_minutes * 60 if settings.max_minutes else None
         self.images_per_step = (
             settings.micro_batch_size
@@ -44,8 +47,10 @@ class Budget:
         steps = settings.max_steps
         if steps is None and (settings.num_epochs or not self.seconds):
             steps = math.ceil((settings.num_epochs or 100) * num_rows / self.images_per_step)
+        self.by_the_clock = steps is None
         if steps is not None:
-            state.total_steps, state.decay_start = steps, steps - round(steps * self.decay_share)
+            decay = round(steps * self.schedule.decay_share)
+            state.total_steps, state.decay_start = steps, steps - decay
 
     def elapsed(self) -> float:
         """Seconds of this run, those before a resume included."""
@@ -56,23 +61,37 @@ class Budget:
         self.state.step += 1
         self.state.images += self.images_per_step
         self.state.seconds = self.elapsed()
+        if self.seconds and self.accelerator.num_processes > 1:
+            # One clock for all: they have to agree on when the run ends.
+            (self.state.seconds,) = broadcast_object_list([self.state.seconds])
         self.step_seconds.append(seconds)
         if self.speed_from is None and len(self.step_seconds) == 3:
             self.speed_from = self.state.step, self.state.seconds  # compiling is over by now
-        if self.state.total_steps is None and self.speed_from is not None:
+        if self.by_the_clock and self.speed_from is not None and self._is_due():
             self._fix_total_steps(*self.speed_from)
+            self.speed_from = self.state.step, self.state.seconds
+
+    def _is_due(self) -> bool:
+        state = self.state
+        assert self.seconds is not None
+        if state.total_steps is None:
+            return state.seconds >= self.seconds * (1 - self.schedule.decay_share)
+        before, now = (self._fallen(step) for step in (state.step - 1, state.step))
+        return int(4 * before) < int(4 * now) < 4
 
     def _fix_total_steps(self, first: int, since: float) -> None:
         state = self.state
         assert self.seconds is not None
-        if state.seconds < self.seconds * (1 - self.decay_share):
-            return
         # Everything between the steps (held-out loss, previews) will cost its share again.
-        per_step = (state.seconds - since) / max(1, state.step - first) or self.step_seconds[-1]
-        fixed = [state.step + max(1, int((self.seconds - state.seconds) / per_step)), state.step]
-        if self.accelerator.num_processes > 1:
-            fixed = broadcast_object_list(fixed)
-        state.total_steps, state.decay_start = fixed
+        per_step = max((state.seconds - since) / max(1, state.step - first), 1e-9)
+        total = state.step + max(1, int((self.seconds - state.seconds) / per_step))
+        # The line to the new end through where the rate is now; it may begin before the run.
+        down = self._fallen(state.step)
+        state.decay_start = round((state.step - down * total) / (1 - down))
+        state.total_steps = total
+
+    def _fallen(self, step: int) -> float:
+        return fallen(self.schedule, step, self.state.total_steps, self.state.decay_start)
 
     def finished(self) -> bool:
         state = self.state
