@@ -103,7 +103,7 @@ def test_the_preparing_script_takes_every_flag(kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "statement", ["import limner", "import limner.cli as c; c._parser().format_help()"]
+    "statement", ["import limner", "import limner.cli as c; c.build_parser().format_help()"]
 )
 def test_help_and_import_wait_for_no_heavy_package(statement: str) -> None:
     heavy = ("torch", "accelerate", "numpy", "PIL", "pydantic", "tokenizers")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import limner
-from limner.cli import SOLVER_NAMES, main
+from limner.cli import main
+from limner.commands.generate import SOLVER_NAMES
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 

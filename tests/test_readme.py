@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from limner.cli import _as_overrides, _parser
+from limner.cli import build_parser
+from limner.commands.common import as_overrides
 from limner.config import Config, known_keys, load_config
 from limner.training.trainer import Trainer
 
@@ -74,11 +75,11 @@ def test_every_shown_command_is_understood() -> None:
             continue  # a command's name in running text
         if words == ["prepare", "--type", "coco"]:
             continue  # the rest of it is the reader's
-        options, rest = _parser().parse_known_args(words)
+        options, rest = build_parser().parse_known_args(words)
         if words[0] in ("train", "precompute", "estimate", "train-autoencoder"):
             configuration = options.config or getattr(options, "where", None)
             assert configuration is None or (ROOT / configuration).is_file(), words
-            load_config(configuration and ROOT / configuration, _as_overrides(rest))
+            load_config(configuration and ROOT / configuration, as_overrides(rest))
         else:
             assert rest == [], words
 

@@ -151,6 +151,7 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "text encoder of 1 layer": change("text_encoder.num_layers=1"),
         "text encoder of 4 layers": change("text_encoder.num_layers=4"),
         "self-alignment": change(experiment="self_alignment"),
+        "convolutions for detail": change(experiment="detail_head"),
     },
     "The data": {
         "first caption only": change("data.main_caption_share=1"),

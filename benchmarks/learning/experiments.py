@@ -360,6 +360,39 @@ def routed() -> None:
     modern.run_blocks = run
 
 
+def detail_head() -> None:
+    """Two convolutions over [noisy picture ; prediction], steered by the tokens, add detail that
+    patches are coarse for (in the manner of DiP, 2025, arXiv 2511.18822, and its like)."""
+    build, plain = modern.ModernDiT.__init__, modern.ModernDiT.forward
+    hidden, fold = 32, 2
+
+    def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        seen = self.in_channels * fold**2
+        self.steer = nn.Linear(self.hidden_size, 2 * hidden)
+        self.first = nn.Conv2d(2 * seen, hidden, 3, padding=1)
+        self.last = nn.Conv2d(hidden, seen, 3, padding=1)
+        for layer in (self.steer, self.last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        at_last: list[Tensor] = []
+        last = self.final_layer
+        hook = last.register_forward_pre_hook(lambda _m, given: at_last.append(given[0]))
+        coarse = plain(self, x, t, y)
+        hook.remove()
+        rows, columns = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        steering = self.steer(last.norm(at_last[0])).mT.unflatten(-1, (rows, columns))
+        scale, shift = steering[:, :, :, None, :, None].chunk(2, dim=1)
+        h = self.first(F.pixel_unshuffle(torch.cat([x.to(coarse.dtype), coarse], dim=1), fold))
+        patches = h.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+        h = F.silu(patches * (1 + scale) + shift).view_as(h)
+        return coarse + F.pixel_shuffle(self.last(h), fold)
+
+    modern.ModernDiT.__init__, modern.ModernDiT.forward = init, forward
+
+
 def open_gates() -> None:
     """Blocks start as the identity by the zeros of their last matrices, which Muon moves at once,
     and not by closed gates."""

@@ -1,0 +1,83 @@
+"""What several commands share: parents of their parsers, types of their flags, configurations."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from limner.config import Config
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Parent: TypeAlias = argparse.ArgumentParser
+
+CONFIGURED = "[CONFIG] [section.key=value ...]"
+"""How the commands that `configured` is a parent of are called."""
+
+
+def common() -> Parent:
+    """Flags of every command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info",
+        help="debug shows shapes and ranges all the way through the model",
+    )  # fmt: skip
+    return parser
+
+
+def configured() -> Parent:
+    """Of commands that take a configuration, by position or as a flag, and overrides."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("where", nargs="?", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("--config", type=Path, help="the same, as a flag")
+    return parser
+
+
+def configured_by(options: argparse.Namespace) -> Config:
+    """The configuration that such a command was given."""
+    from limner.config import load_config
+
+    path: Path | None = options.config or options.where
+    overrides = list(options.overrides)
+    if path is not None and "=" in str(path) and not path.exists():
+        overrides.insert(0, str(path))  # `limner estimate section.key=value` without a file
+        path = None
+    return load_config(path, overrides)
+
+
+def as_overrides(rest: Sequence[str]) -> list[str]:
+    """`--section.key value`, `--section.key=value`, and `section.key=value` as the last."""
+    overrides: list[str] = []
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if "." not in name or not (equals or word.startswith("--")):
+            raise LimnerError(
+                f"'{word}' is not understood; settings are section.key=value, flags are in "
+                "limner train --help"
+            )
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise LimnerError(f"'{word}' needs a value: {word} VALUE")
+            value = following
+        overrides.append(f"{name}={value}")
+    return overrides
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2^63 - 1")
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

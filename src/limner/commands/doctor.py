@@ -1,0 +1,34 @@
+"""`limner doctor`: what is wrong with this machine for a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+
+
+def add(commands: Commands, common: Parent, configured: Parent) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[common, configured],
+        help="what is wrong with this machine for a run, and the command that mends it",
+        usage=f"limner doctor {CONFIGURED} [--json]",
+        epilog="Exit code 1 if something is to be mended.",
+    )
+    doctor.add_argument("--json", action="store_true", help="the same for programs")
+    doctor.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from limner.doctor import examine, lines
+
+    findings = examine(configured_by(options))
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        for line in lines(findings):
+            print(line)
+    return 1 if any(finding.verdict == "fail" for finding in findings) else 0

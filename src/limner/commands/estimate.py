@@ -1,0 +1,30 @@
+"""`limner estimate`: what a run will take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+
+
+def add(commands: Commands, common: Parent, configured: Parent) -> None:
+    estimate = commands.add_parser(
+        "estimate",
+        parents=[common, configured],
+        help="parameters, memory, disk, and time of a run, before it",
+        usage=f"limner estimate {CONFIGURED} [--json]",
+    )
+    estimate.add_argument("--json", action="store_true", help="the same for programs")
+    estimate.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.training.estimate import estimate
+
+    found = estimate(configured_by(options))
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=1))
+        return
+    for line in found.lines():
+        print(line)

@@ -1,0 +1,24 @@
+"""`limner precompute`: latents and text embeddings, before training asks for them."""
+
+from __future__ import annotations
+
+import argparse
+
+from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+
+
+def add(commands: Commands, common: Parent, configured: Parent) -> None:
+    precompute = commands.add_parser(
+        "precompute",
+        parents=[common, configured],
+        help="compute latents and text embeddings now; training would do it at its start",
+        usage=f"limner precompute {CONFIGURED}",
+        epilog="Start it several times, on several GPUs, and the work is shared.",
+    )
+    precompute.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.training.inputs import precompute
+
+    precompute(configured_by(options), print)

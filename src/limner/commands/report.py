@@ -1,0 +1,33 @@
+"""`limner report`: what a run learned, drawn, measured, and written down."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from limner.commands.common import Commands, Parent
+
+
+def add(commands: Commands, common: Parent) -> None:
+    report = commands.add_parser(
+        "report", parents=[common], help="draw, measure, and write report.html for a run"
+    )
+    report.add_argument("run_folder", type=Path)
+    report.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.config import load_config
+    from limner.data.sources import open_data
+    from limner.evaluation.exam import examine, sentences
+    from limner.evaluation.run_folder import read_run
+
+    config = load_config(options.run_folder / "config.yaml")
+    earlier = read_run(options.run_folder)
+    free = [sample["prompt"] for sample in earlier.samples if sample["split"] == "free"]
+    results = examine(
+        options.run_folder, config, open_data(config), free, command=earlier.results.get("command")
+    )
+    for sentence in sentences(results):
+        print(sentence)
+    print(options.run_folder / "report.html")

@@ -1,0 +1,45 @@
+"""`limner train`: a configuration to a trained model and its report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from limner.commands.common import Commands, Parent
+
+
+def add(commands: Commands, common: Parent) -> None:
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train a model from a configuration",
+        usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
+        epilog="Any key of the configuration can be set here: training.batch_size=16, or "
+        "--training.batch_size 16. Ctrl-C or SIGTERM: the step is finished, all is saved, exit "
+        "code 75; the same command goes on. A second one ends at once.",
+    )
+    train.add_argument("--config", type=Path, help="YAML file (default: every key's default)")
+    train.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="a checkpoint folder, `latest` in the output_dir, "
+        "or `no`; by default a run of the same settings goes on by itself",
+    )
+    train.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.config import load_config
+    from limner.evaluation.exam import examine, sentences
+    from limner.training.resume import resume_config
+    from limner.training.trainer import Trainer
+
+    config = resume_config(options.resume, options.config, options.overrides) or load_config(
+        options.config, options.overrides
+    )
+    trainer = Trainer(config, resume=options.resume)
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        for sentence in sentences(examine(trainer.folder, config, trainer.data)):
+            print(sentence)
+        print(f"see {trainer.folder / 'report.html'}")

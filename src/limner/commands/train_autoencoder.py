@@ -1,0 +1,28 @@
+"""`limner train-autoencoder`: an autoencoder of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+
+
+def add(commands: Commands, common: Parent, configured: Parent) -> None:
+    autoencoder = commands.add_parser(
+        "train-autoencoder",
+        parents=[common, configured],
+        help="fit a small autoencoder to your own pictures, for training in its latents",
+        usage=f"limner train-autoencoder {CONFIGURED} --output FOLDER",
+        epilog="Its keys are autoencoder.*; then train with vae.pretrained_model_name=FOLDER.",
+    )
+    autoencoder.add_argument("--output", type=Path, required=True, help="folder to write")
+    autoencoder.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.training.autoencoder import sentences, train_autoencoder
+
+    results = train_autoencoder(configured_by(options), options.output)
+    for sentence in sentences(results, options.output):
+        print(sentence)
