@@ -133,13 +133,14 @@ class Checkpoint:
             raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")
 
     def load_optimizers(self, optimizers: dict[str, Any]) -> None:
-        """Put the state of each optimizer (and of fp16's loss scaler) back where it came from."""
+        """Put the state of each optimizer (and of what else remembers something from update to
+        update) back where it came from."""
         path = self.folder / "optimizer.pt"
         self.verify(path)
         saved = load_tensors(path)
         for name, optimizer in optimizers.items():
-            if name == "scaler" and name not in saved:
-                continue  # of a run in another precision; the scale finds its size in a few updates
+            if name in ("scaler", "balance") and name not in saved:
+                continue  # of a run without it; it finds its numbers in a few updates
             groups = getattr(optimizer, "param_groups", [])
             settings = [{k: v for k, v in g.items() if k != "params"} for g in groups]
             try:

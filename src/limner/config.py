@@ -241,6 +241,10 @@ class SchedulerConfig(Section):
     """Spread of these times."""
     uniform_share: Share = 0.1
     """Share of the times drawn uniformly instead, so that no noise level is never trained."""
+    level_balance: Share | None = None
+    """How far noise levels count by what can be learned there: the loss of each is divided by its
+    average to this power. 0: not at all; 1: all levels weigh alike. None: 0.5 in flow matching, 0
+    for noise schedules, as published."""
 
 
 class OptimizerConfig(Section):

@@ -28,6 +28,8 @@ def resolve(config: Config) -> Config:
         scheduler = changed(scheduler, logit_mean_end=0.6 if mean is None else mean)
     if flow and scheduler.logit_mean is None:
         scheduler = changed(scheduler, logit_mean=-1.0)
+    if scheduler.level_balance is None:
+        scheduler = changed(scheduler, level_balance=0.5 if flow else 0.0)
     if not flow:
         scheduler = changed(
             scheduler,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from limner.data.order import position_of, seeded_generator
+from limner.data.order import position_of, seeded_generator, spread_evenly
 from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError, PictureSet, Refused, Row
 from limner.errors import LimnerError
@@ -165,7 +165,8 @@ class TrainingExamples(Dataset[Example]):
         # A fixed number of draws in a fixed order: a setting that is off still takes its number, so
         # that turning one on changes nothing else.
         generator = seeded_generator(self.seed, "example", count)
-        u, drop, caption, flip = torch.rand(4, generator=generator).unbind()
+        drop, caption, flip = torch.rand(3, generator=generator).unbind()
+        u = torch.tensor(spread_evenly(count, self.seed), dtype=torch.float32)
         picture, text, refused = self.load_or_next(
             position_of(count, len(self.pictures.rows), self.seed),
             bool(flip < self.horizontal_flip),

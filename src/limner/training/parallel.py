@@ -45,6 +45,15 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Replace each tensor (all of one shape) by its sum over the processes."""
+    if _several():
+        stacked = torch.stack(tensors)
+        _all_reduce(stacked)
+        for tensor, total in zip(tensors, stacked, strict=True):
+            tensor.copy_(total)
+
+
 def any_process(here: bool) -> bool:
     """Whether it is so in any process of the run; every process must ask."""
     if not _several():

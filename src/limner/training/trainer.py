@@ -267,6 +267,7 @@ class Trainer:
         fresh = self.fresh_model().state_dict()
         self.model.load_state_dict(fresh)
         self.averaged.load_state_dict(fresh)
+        self.update.balance.reset()
         for optimizer in self.update.optimizers.values():
             optimizer.state.clear()
 

@@ -22,6 +22,7 @@ from limner.device import give_back_freed_memory, is_out_of_memory
 from limner.diffusion.objective import Objective
 from limner.errors import LimnerError
 from limner.models.dropout import seed_dropout
+from limner.training.balance import LevelBalance
 from limner.training.parallel import any_process, average_gradients
 
 
@@ -66,6 +67,7 @@ class Update:
         self.optimizers, self.scaler = optimizers, scaler
         self.max_grad_norm = config.training.max_grad_norm
         self.dropout = config.model.dropout > 0
+        self.balance = LevelBalance(config.scheduler.level_balance or 0.0, device)
         self.moved = 0.0
         """How far the training times have moved to those of the end, 0 to 1."""
         self.state, self.device, self.dtype = state, device, dtype
@@ -84,8 +86,11 @@ class Update:
                 self.scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
         skipped = any_process(not self.is_good(loss, norm))
-        if not skipped:
+        if skipped:
+            self.balance.forget()
+        else:
             self.change_weights()
+            self.balance.learn()
         if self.scaler:  # which learns from updates that were left out, too
             self.scaler.update()
         self.forget_gradients()
@@ -114,6 +119,7 @@ class Update:
             if not any_process(bool(reason)):
                 return loss
             self.forget_gradients()
+            self.balance.forget()
             give_back_freed_memory()
             largest = max(len(batch) for batch in batches)
             if self.state.pieces >= largest:
@@ -137,17 +143,27 @@ class Update:
         pictures = sum(map(len, batches))
         for batch in batches:
             for piece in batch.pieces(self.state.pieces):
-                loss = self.loss(piece.to(self.device)).sum() / pictures
+                here = piece.to(self.device)
+                losses, levels = self.loss(here), self.levels(here)
+                loss = (losses * self.balance.weights(levels)).sum() / pictures
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
-                total += loss.detach()
+                self.balance.see(levels, losses)
+                total += losses.detach().sum() / pictures
         return total
+
+    def timesteps(self, batch: Batch) -> Tensor:
+        return self.objective.path.training_timesteps(batch.u, self.moved)
+
+    def levels(self, batch: Batch) -> Tensor:
+        """Timesteps [B] as shares of the whole, 0 to 1."""
+        return self.timesteps(batch) / self.objective.path.num_train_timesteps
 
     def loss(self, batch: Batch) -> Tensor:
         """From pictures (or latents) to their losses [B]: noised at their times, predicted,
         compared."""
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
-        timesteps = self.objective.path.training_timesteps(batch.u, self.moved)
+        timesteps = self.timesteps(batch)
         x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
         with self.autocast():
             output = self.model(x_t, timesteps, batch.text)
@@ -177,4 +193,5 @@ class Update:
 
 def stateful(update: Update) -> dict[str, Any]:
     """What remembers something from update to update, besides the weights."""
-    return {**update.optimizers, **({"scaler": update.scaler} if update.scaler else {})}
+    scaler = {"scaler": update.scaler} if update.scaler else {}
+    return {**update.optimizers, "balance": update.balance, **scaler}
