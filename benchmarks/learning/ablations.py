@@ -15,15 +15,17 @@ def step(
     prediction: str, rate: str, period: int, *overrides: str, experiment: str | None = None
 ) -> Recipe:
     """All that the defaults of the day were, said out: the defaults move on."""
+    experiments = "independent_times", *([experiment] if experiment else [])
     return change(
         f"scheduler.prediction_type={prediction}",
         "scheduler.logit_mean=-1.2",
+        "scheduler.level_balance=0",
         "lr_scheduler.decay_share=0.3",
         f"training.learning_rate={rate}",
         f"optimizer.muon_period={period}",
         "optimizer.adamw_rate_share=1",
         *overrides,
-        experiment=experiment,
+        experiment=" ".join(experiments),
     )
 
 
@@ -32,6 +34,12 @@ def standing(*overrides: str, experiment: str | None = None, minutes: float = 10
     base = "scheduler.logit_mean=-0.6", "optimizer.adamw_rate_share=0.33"
     recipe = step("velocity", "4e-3", 4, *base, *overrides, experiment=experiment)
     return replace(recipe, minutes=minutes)
+
+
+def moving(*overrides: str, experiment: str | None = None) -> Recipe:
+    """The defaults before noise levels were weighed: times move from -1 to 0.6 with the rate."""
+    times = "scheduler.logit_mean=-1", "scheduler.logit_mean_end=0.6"
+    return standing(*times, "lr_scheduler.decay_share=0.6", *overrides, experiment=experiment)
 
 
 WAY: dict[str, Recipe] = {
@@ -85,6 +93,22 @@ WAY: dict[str, Recipe] = {
             ),
         }.items()
     },
+    **{
+        f"times from -1 to 0.6 as the rate falls{more}": recipe
+        for more, recipe in {
+            "": replace(moving(), seeds=(0, 1)),
+            ", spread 0.8": moving("scheduler.logit_std=0.8"),
+            ", 320 wide and 4 deep": moving(
+                *("model.hidden_size=320", "model.num_layers=4", "model.num_heads=5"),
+                "text_encoder.hidden_size=256",
+            ),
+            ", convolutions for detail": moving(experiment="detail_head"),
+        }.items()
+    },
+    "times from -1 to 1 as the rate falls": moving("scheduler.logit_mean_end=1"),
+    "times from -1.2 to 0.6 as the rate falls over 90 %": moving(
+        "scheduler.logit_mean=-1.2", "lr_scheduler.decay_share=0.9"
+    ),
 }
 """One seed each, in the order in which they were tried."""
 
@@ -99,11 +123,12 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
             "scheduler.objective=flow_matching", "scheduler.prediction_type=epsilon"
         ),
         "times: standing at -0.6": change("scheduler.logit_mean=-0.6"),
-        "times: from -1 to 0.2": change("scheduler.logit_mean=-1", "scheduler.logit_mean_end=0.2"),
-        "times: from -1 to 1": change("scheduler.logit_mean=-1", "scheduler.logit_mean_end=1"),
-        "times: spread 0.7": change("scheduler.logit_std=0.7"),
-        "times: spread 1.4": change("scheduler.logit_std=1.4"),
+        "times: standing at 0.3": change("scheduler.logit_mean=0.3"),
+        "times: to 0.6 only": change("scheduler.logit_mean=-1", "scheduler.logit_mean_end=0.6"),
+        "times: independent": change(experiment="independent_times"),
         "times: none uniform": change("scheduler.uniform_share=0"),
+        "levels: as they are": change("scheduler.level_balance=0"),
+        "levels: all alike": change("scheduler.level_balance=1"),
         "two noise levels per picture": change(experiment="two_noise_levels"),
         "contrastive": change(experiment="contrastive"),
     },
@@ -151,7 +176,6 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
         "text encoder of 1 layer": change("text_encoder.num_layers=1"),
         "text encoder of 4 layers": change("text_encoder.num_layers=4"),
         "self-alignment": change(experiment="self_alignment"),
-        "convolutions for detail": change(experiment="detail_head"),
     },
     "The data": {
         "first caption only": change("data.main_caption_share=1"),

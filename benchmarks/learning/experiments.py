@@ -23,6 +23,8 @@ from optimizer_experiments import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limner.data import examples
+from limner.data.order import seeded_generator
 from limner.diffusion.objective import Objective
 from limner.diffusion.path import FlowPath
 from limner.models import modern
@@ -60,6 +62,15 @@ def preconditioned() -> None:
         return (output.float() - target).square().mean(dim=(1, 2, 3))
 
     Objective.to_x0, Objective.loss = to_x0, loss
+
+
+def independent_times() -> None:
+    """Each picture's time of noise is drawn by itself, and not spread over the batch."""
+
+    def alone(count: int, seed: int) -> float:
+        return float(torch.rand((), generator=seeded_generator(seed, "time", count)))
+
+    examples.spread_evenly = alone
 
 
 def contrastive() -> None:
@@ -234,10 +245,8 @@ def two_noise_levels() -> None:
         with self.autocast():
             output = self.model(x_t, t, batch.text)
         second.clear()
-        error = (output.float() - batch.picture).square().mean(dim=1, keepdim=True)
-        weights = [path.sigma(time).float().clamp(min=0.05).square() for time in (t, other)]
-        weight = torch.where(pixels, *(w[:, None, None, None] for w in reversed(weights)))
-        return (error / weight).mean(dim=(1, 2, 3))
+        velocity = batch.noise - batch.picture
+        return (output.float() - velocity).square().mean(dim=(1, 2, 3))
 
     def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
         if not second:

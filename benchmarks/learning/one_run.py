@@ -63,7 +63,8 @@ def run(name: str, recipe: Recipe, seed: int, folder: Path, results: Path) -> No
     if recipe.experiment:
         import experiments
 
-        getattr(experiments, recipe.experiment)()
+        for experiment in recipe.experiment.split():
+            getattr(experiments, experiment)()
     overrides = [
         *recipe.overrides,
         f"training.output_dir={folder}",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.config import SamplingConfig
+from limner.data.examples import Source
 from limner.data.order import seeded_generator
 from limner.data.pictures import to_pil
 from limner.diffusion.objective import Objective
@@ -18,7 +19,7 @@ from limner.evaluation import efficientnet, recall
 from limner.evaluation.kernel_distance import kernel_distance
 from limner.inference.sampling import draw
 from limner.models.text_to_image import TextToImage
-from limner.training.heldout import LEVELS, FixedGrid, spread
+from limner.training.heldout import LEVELS, FixedGrid, mean, spread
 from limner.training.trainer import Trainer
 
 TRAINED = 148
@@ -26,6 +27,7 @@ TRAINED = 148
 PER_PROMPT = 4
 """Pictures of each held-out prompt."""
 AT_ONCE = 32
+SPLITS = ("held_out", "trained")
 
 
 def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
@@ -38,11 +40,14 @@ def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
     everything = torch.stack([p.load(i) for p in (trained, held_out) for i in range(len(p.rows))])
     real = everything[len(trained.rows) :]
     places = list(range(len(trained.rows), len(everything))) * PER_PROMPT
+    errors = {name: error_by_level(trainer, model, getattr(trainer.data, name)) for name in SPLITS}
     return {
         "trained": recall.summary(recall.ranks(drawn_trained, some, everything)),
         "held_out": recall.summary(recall.ranks(drawn_held_out, places, everything)),
         "kernel_distance": round(1000 * kernel_distance(seen(drawn_held_out), seen(real)), 3),
-        "held_out_error": round(held_out_error(trainer, model), 5),
+        "held_out_error": round(mean(errors["held_out"]), 5),
+        "held_out_error_by_level": errors["held_out"],
+        "trained_error": round(mean(errors["trained"]), 5),
     }
 
 
@@ -79,17 +84,19 @@ def seen(pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_error(trainer: Trainer, model: TextToImage, count: int = 64) -> float:
-    """Mean of |x_0 predicted - x_0|^2 / sigma^2 on a fixed grid, in terms of the straight path.
+def error_by_level(
+    trainer: Trainer, model: TextToImage, pictures: Source, count: int = 64
+) -> dict[str, float]:
+    """Mean of |x_0 predicted - x_0|^2 / sigma^2 at each level, in terms of the straight path.
 
     The same pictures, noise, and signal-to-noise ratios for every objective: a noise schedule of
     betas is asked at the timestep that has the ratio, with its picture scaled as it expects it.
     """
-    grid, _ = FixedGrid.of(trainer.data.held_out, trainer.inputs.words, count)
+    grid, _ = FixedGrid.of(pictures, trainer.inputs.words, count)
     assert grid is not None
     assert isinstance(grid.texts, Tensor)
     objective: Objective = trainer.objective
-    path, total = objective.path, 0.0
+    errors: dict[str, float] = {}
     for level in LEVELS:
         t = timestep_of(objective, level)
         picture = grid.pictures
@@ -105,9 +112,8 @@ def held_out_error(trainer: Trainer, model: TextToImage, count: int = 64) -> flo
         x_t = objective.add_noise(picture, noise, timesteps)
         output = model(x_t, timesteps, grid.texts)
         error = (objective.to_x0(output, x_t, timesteps) - picture).square().mean()
-        total += float(error) / level**2
-    assert path is not None
-    return total / len(LEVELS)
+        errors[str(level)] = round(float(error) / level**2, 5)
+    return errors
 
 
 def timestep_of(objective: Objective, level: float) -> float:

@@ -46,6 +46,7 @@ PUBLISHED = (
 )
 CLASS_CONDITIONAL = (
     "scheduler.prediction_type=velocity",
+    "scheduler.level_balance=0",
     "scheduler.logit_mean=0",
     "scheduler.uniform_share=0",
     "optimizer.type=adamw",
@@ -65,7 +66,7 @@ class Recipe:
         marks: minutes at which it is measured besides its end; only a run without a decay of its
             learning rate says something before its end.
         seeds: one run each.
-        experiment: the name of a change of code in experiments.py.
+        experiment: names of changes of code in experiments.py, in words.
         weights: which are measured, `averaged` or `last` or both.
     """
 
@@ -85,6 +86,7 @@ def adamw(rate: float, seeds: Sequence[int], minutes: float) -> Recipe:
         minutes=minutes,
         marks=[mark for mark in (3, 7.5, 15) if mark < minutes],
         seeds=seeds,
+        experiment="independent_times",
     )
 
 
@@ -95,6 +97,7 @@ BASELINES = {
         minutes=60,
         marks=(15, 30),
         weights=("averaged", "last"),
+        experiment="independent_times",
     ),
     # The rate is constant, so that after half of the time it is clear which of the three is best.
     "class-conditional 3e-4": adamw(3e-4, (0,), 15),
