@@ -236,7 +236,7 @@ class SchedulerConfig(Section):
     pictures, where what is where is decided. None: -1."""
     logit_mean_end: Number | None = None
     """As the learning rate falls, the mean moves here: first what is where, then fine texture.
-    None: 0.6, or `logit_mean` if that was set."""
+    None: 2, or `logit_mean` if that was set."""
     logit_std: Positive = 1.0
     """Spread of these times."""
     uniform_share: Share = 0.1

@@ -25,7 +25,7 @@ def resolve(config: Config) -> Config:
         scheduler = changed(scheduler, prediction_type="velocity" if flow else "epsilon")
     if flow and scheduler.logit_mean_end is None:
         mean = scheduler.logit_mean
-        scheduler = changed(scheduler, logit_mean_end=0.6 if mean is None else mean)
+        scheduler = changed(scheduler, logit_mean_end=2.0 if mean is None else mean)
     if flow and scheduler.logit_mean is None:
         scheduler = changed(scheduler, logit_mean=-1.0)
     if scheduler.level_balance is None:
