@@ -194,6 +194,20 @@ def test_other_networks_are_refused_in_words(
         family(str(tmp_path / "no"), KEY)
 
 
+def test_weights_in_the_older_format_are_the_same(clip: Path, tmp_path: Path) -> None:
+    """The published network of CMMD is pytorch_model.bin, with numbers of places in it."""
+    for path in clip.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = safetensors.torch.load_file(clip / "model.safetensors")
+    tensors["text_model.embeddings.position_ids"] = torch.arange(24)[None]
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    older, newer = CLIP(str(tmp_path), KEY), CLIP(str(clip), KEY)
+    assert torch.allclose(older.features(drawn()), newer.features(drawn()), atol=1e-6)
+    assert torch.allclose(older.text_features(TEXTS), newer.text_features(TEXTS), atol=1e-6)
+    assert older.sha256 == file_sha256(tmp_path / "pytorch_model.bin")
+
+
 def test_a_part_without_its_other_half_says_so(tmp_path: Path, clip: Path) -> None:
     for path in clip.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
