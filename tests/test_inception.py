@@ -349,6 +349,14 @@ def test_features_are_computed_in_float32_in_full() -> None:
     assert [place.fp32_precision for place in places] == before
 
 
+def test_numbers_that_are_none_are_not_passed_on(
+    network: Inception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_compute", lambda x: torch.full((len(x), 2048), torch.nan))
+    with pytest.raises(LimnerError, match=rf"NaN or infinite.*{network.sha256[:12]}"):
+        network.features(drawn(1))
+
+
 def test_what_are_no_pictures_is_refused(network: Inception) -> None:
     for wrong in (torch.zeros(1, 8, 8, 3), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(LimnerError, match=r"uint8 pictures \[N, H, W, 3\]"):

@@ -18,13 +18,14 @@ from limner.evaluation import kernel_distance as kernels
 from limner.evaluation import precision_recall as prc
 from limner.evaluation.floor import floor
 from limner.evaluation.frechet import Gaussian, frechet_distance
+from limner.evaluation.frechet import frechet_distance_of as frechet
 from limner.evaluation.kernel_distance import (
     cmmd,
     kernel_distance,
     kernel_distance_over_subsets,
     measure_kernel_distance,
 )
-from limner.evaluation.measured import Measured, bootstrapped_mean, share
+from limner.evaluation.measured import bootstrapped_mean, share
 from limner.evaluation.networks import EfficientNet
 from limner.evaluation.precision_recall import precision_recall
 from limner.evaluation.scores import clip_score, inception_score
@@ -37,10 +38,6 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def mixed(count: int, width: int, seed: int) -> Tensor:
     """Features that depend on one another, as a network's do."""
     return randn(count, width, seed=seed) @ randn(width, width, seed=99) + 0.1 * seed
-
-
-def frechet(a: Tensor, b: Tensor) -> Measured:
-    return frechet_distance(Gaussian.of(a), Gaussian.of(b))
 
 
 # Frechet distance
@@ -148,7 +145,11 @@ def test_kernel_distances_are_means_over_pairs(block: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("biased", [True, False])
-def test_the_interval_is_that_of_leaving_each_picture_out(biased: bool) -> None:
+@pytest.mark.parametrize("block", [2**25, 8 * 6 * 3])
+def test_the_interval_is_that_of_leaving_each_picture_out(
+    block: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", block)
     a, b = randn(8, 4), randn(6, 4, seed=1) + 0.5
     variance = 0.0
     for which, count in (("a", 8), ("b", 6)):
@@ -235,8 +236,9 @@ def test_equal_sets_are_precise_and_whole_and_far_ones_neither() -> None:
     one = precision_recall(real, real[:1] + 1e-3 * randn(40, 8))
     assert one.precision.value == 1
     assert one.recall.value <= 0.05
-    copies = real[:5].repeat(4, 1)  # more copies than neighbours: balls without any extent
-    found = precision_recall(copies, real)
+    # More copies than neighbours: balls without any extent.
+    copies = randn(40, 300)
+    found = precision_recall(copies[:5].repeat(4, 1), copies)
     assert found.precision.value == 5 / 40
     with pytest.raises(LimnerError, match="more than 3 pictures"):
         precision_recall(real[:3], real)

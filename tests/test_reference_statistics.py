@@ -131,7 +131,7 @@ def test_whatever_decides_the_features_has_its_own_file(tmp_path: Path) -> None:
     assert files() == 7
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "text", "other"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "header", "empty", "text", "other"])
 def test_a_damaged_file_is_made_again_and_that_is_said(damage: str, tmp_path: Path) -> None:
     network, source = Means(), Some(drawn())
     first = statistics_of(source, network, tmp_path)
@@ -141,6 +141,9 @@ def test_a_damaged_file_is_made_again_and_that_is_said(damage: str, tmp_path: Pa
         file.write_bytes(good[: len(good) // 2])
     elif damage == "bit":  # in a value, where the format itself would not see it
         file.write_bytes(good[:-20] + bytes([good[-20] ^ 1]) + good[-19:])
+    elif damage == "header":  # in what it says of itself
+        assert b"as it is" in good
+        file.write_bytes(good.replace(b"as it is", b"as it IS"))
     elif damage == "empty":
         file.write_bytes(b"")
     elif damage == "text":

@@ -41,7 +41,7 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, f"{path.name}"
+        self.path, self.name = path, path.name
         self.refused: list[Refused] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         try:

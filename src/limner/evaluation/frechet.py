@@ -77,6 +77,11 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> Measured:
     return Measured(max(0.0, value), None, NO_INTERVAL, notes=_notes(a, b))
 
 
+def frechet_distance_of(a: Tensor, b: Tensor) -> Measured:
+    """`frechet_distance` of two sets of features [N, d] and [M, d], as `floor` takes it."""
+    return frechet_distance(Gaussian.of(a), Gaussian.of(b))
+
+
 def _notes(a: Gaussian, b: Gaussian) -> tuple[str, ...]:
     """What the counts mean for the number."""
     counts = [each.count for each in (a, b) if each.count is not None]

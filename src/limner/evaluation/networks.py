@@ -84,7 +84,8 @@ class FeatureNetwork:
             float32 [N, width] on the processor, computed in full float32.
 
         Raises:
-            LimnerError: these are no such pictures.
+            LimnerError: these are no such pictures, or the network makes numbers of them that are
+                none (NaN), as damaged weights do.
         """
         if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[-1] != 3:
             raise LimnerError(
@@ -118,7 +119,13 @@ class FeatureNetwork:
         if not len(pictures):
             return torch.empty(0, self.width)
         with torch.no_grad(), full_float32(self.device):
-            return in_parts_that_fit(batch_size, all_of_them)
+            found = in_parts_that_fit(batch_size, all_of_them)
+        if not torch.isfinite(found).all():
+            raise LimnerError(
+                f"{self.name} makes numbers of these pictures that are none (NaN or infinite); its "
+                f"weights ({self.sha256[:SHOWN]}) are damaged, or the device computes wrongly"
+            )
+        return found
 
     def _prepare(self, pictures: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> what the network takes, on the device."""

@@ -12,8 +12,6 @@ from limner.evaluation.measured import Measured, share
 
 BLOCK_BYTES = 2**25
 """Of distances that are in memory at a time."""
-ROUNDING = 1e-12
-"""Of the squared lengths: a distance below it may be that of a picture from itself."""
 CONDITION = (
     "the interval counts the chance of these {which}, not that of the other set's neighbourhoods"
 )
@@ -53,15 +51,16 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
         raise LimnerError(
             f"features of width {real.shape[1]} and {drawn.shape[1]} are of different networks"
         )
-    centre = real.double().mean(dim=0)  # lengths, and with them rounding, are smallest around it
+    centre = real.double().mean(dim=0)  # around it lengths, and with them rounding, are smallest
     real, drawn = real.double() - centre, drawn.double() - centre
     radii_real, radii_drawn = neighbourhoods(real, k), neighbourhoods(drawn, k)
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     within = []
-    for part, radii in zip(*_split(drawn, radii_drawn, other=len(real)), strict=True):
-        squares, rounding = _squared_distances(part, real)
-        within.append((squares <= radii_real + rounding).any(dim=1))
-        covered |= (squares <= radii[:, None] + rounding).any(dim=0)
+    rows = _rows(len(real))
+    for part, radii in zip(drawn.split(rows), radii_drawn.split(rows), strict=True):
+        squares = _squared_distances(part, real)
+        within.append((squares <= radii_real).any(dim=1))
+        covered |= (squares <= radii[:, None]).any(dim=0)
     precise = int(torch.cat(within).sum())
     condition = [CONDITION.format(which=f"{name} pictures") for name in ("drawn", "real")]
     return PrecisionRecall(
@@ -73,19 +72,17 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
 def neighbourhoods(features: Tensor, k: int) -> Tensor:
     """Squared distance of each feature [N, d] to its k-th nearest other one, float64 [N]."""
     found = []
-    (parts,) = _split(features, other=len(features))
-    for part in parts:
-        squares, _ = _squared_distances(part, features)
+    for part in features.split(_rows(len(features))):
+        squares = _squared_distances(part, features)
         found.append(squares.topk(k + 1, dim=1, largest=False).values[:, k])  # itself is nearest
     return torch.cat(found)
 
 
-def _split(*tensors: Tensor, other: int) -> list[tuple[Tensor, ...]]:
-    rows = max(1, BLOCK_BYTES // (8 * other))
-    return [tensor.split(rows) for tensor in tensors]
+def _rows(columns: int) -> int:
+    return max(1, BLOCK_BYTES // (8 * columns))
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, d] and [M, d] -> squared distances [N, M], and what rounding may have added to each."""
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """[N, d] and [M, d] -> [N, M]."""
     lengths = x.square().sum(1)[:, None] + y.square().sum(1)[None]
-    return (lengths - 2 * x @ y.T).clamp(min=0), ROUNDING * lengths
+    return (lengths - 2 * x @ y.T).clamp(min=0)

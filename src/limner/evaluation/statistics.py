@@ -202,10 +202,8 @@ def _write(path: Path, made: Statistics) -> str | None:
         "covariance": made.gaussian.covariance,
     }
     refused = [[row.key, row.reason] for row in made.refused]
-    header = {
-        "about": json.dumps(made.about | {"refused rows": refused}),
-        "checksum": _checksum(tensors),
-    }
+    about = json.dumps(made.about | {"refused rows": refused})
+    header = {"about": about, "checksum": _checksum(about, tensors)}
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,9 +236,9 @@ def _read(path: Path, key: Key) -> Statistics | str | None:
         tensors = safetensors.torch.load(content)
         size = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
-        about = json.loads(header["about"])
-        if header["checksum"] != _checksum(tensors):
+        if header["checksum"] != _checksum(header["about"], tensors):
             return "its checksum differs"
+        about = json.loads(header["about"])
         if about["key"] != key:
             return "it is of something else than its name says"
         features = tensors["features"]
@@ -252,8 +250,8 @@ def _read(path: Path, key: Key) -> Statistics | str | None:
     return Statistics(gaussian, features, about, refused)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    hasher = hashlib.blake2b(digest_size=16)
+def _checksum(about: str, tensors: dict[str, Tensor]) -> str:
+    hasher = hashlib.blake2b(about.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
