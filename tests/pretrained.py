@@ -179,3 +179,16 @@ def tiny_t5gemma(folder: Path) -> Path:
     }  # fmt: skip
     T5GemmaModel(T5GemmaConfig(encoder=half, decoder=half, vocab_size=size)).save_pretrained(folder)
     return folder
+
+
+def tiny_dinov2(folder: Path, image_size: int = 224) -> Path:
+    """Dinov2Model of width 16; its positions are learned for pictures of `image_size`."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2,
+        image_size=image_size, patch_size=14, initializer_range=0.3,
+    )  # fmt: skip
+    Dinov2Model(config).save_pretrained(folder)
+    return folder

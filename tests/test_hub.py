@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants, file_download, hf_api
 
 from limner.errors import LimnerError
-from limner.models.hub import find_folder, weight_files
+from limner.models.hub import find_file, find_folder, weight_files
 
 KEY = "vae.pretrained_model_name"
 WAYS = ("HF_ENDPOINT=https://hf-mirror.com", "hf download", f"{KEY}=FOLDER", "null")
@@ -94,6 +94,7 @@ FILES = {
         "text_encoder/model.safetensors": b"good",
         "tokenizer/vocab.json": b"{}",
     },
+    "someone/network": {"README.md": b"#", "network-1.pth": b"good", "network-1.onnx": b"no"},
 }
 COMMIT = "0" * 40
 
@@ -183,6 +184,24 @@ def test_of_a_pipeline_on_the_hub_only_the_part_is_downloaded(endpoint: str) -> 
     text = find_folder("someone/pipeline", KEY, "text_encoder")
     assert names(text) == {"config.json", "model.safetensors"}
     assert names(text.parent / "tokenizer") == {"vocab.json"}
+
+
+def test_a_single_file_is_found_by_path_in_a_folder_or_on_the_hub(
+    endpoint: str, tmp_path: Path
+) -> None:
+    patterns = ("network-*.pth", "network-*.safetensors")
+    found = find_file("someone/network", KEY, patterns)
+    assert found.read_bytes() == b"good"
+    assert names(found.parent) == {"network-1.pth"}
+    assert find_file(str(found), KEY, patterns) == found
+    assert find_file(str(found.parent), KEY, patterns) == found
+    with pytest.raises(LimnerError, match=f"{KEY}: .*holds no network"):
+        find_file("someone/vae", KEY, patterns)
+    with pytest.raises(LimnerError, match="there is no such repository"):
+        find_file("someone/mistyped", KEY, patterns)
+    for path in ("./no", "no.pth", str(tmp_path / "no")):
+        with pytest.raises(LimnerError, match=f"{KEY}: .* neither a file nor a folder"):
+            find_file(path, KEY, patterns)
 
 
 @pytest.mark.parametrize(

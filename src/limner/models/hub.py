@@ -46,6 +46,67 @@ def find_folder(name: str, key: str, subfolder: str | None = None) -> Path:
     return _checked(_download(name, key, subfolder), name, key)
 
 
+def find_file(name: str, key: str, patterns: tuple[str, ...]) -> Path:
+    """A single file of weights: by its path, or the one in a folder or Hub repository.
+
+    Args:
+        patterns: what the file may be called; the first that is there is taken.
+
+    Raises:
+        LimnerError: as `find_folder`.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        if _PATH.match(name) or path.suffix:
+            raise LimnerError(
+                f"{key}: {name!r} is neither a file nor a folder: nothing is at {path.absolute()}."
+            )
+        path = _snapshot(name, key, list(patterns), [])
+    for pattern in patterns:
+        if found := sorted(path.glob(pattern)):
+            return found[0]
+    raise LimnerError(
+        f"{key}: {name!r} was found at {path.absolute()}, but it holds no {' or '.join(patterns)}"
+    )
+
+
+def read_pretrained(family: Any, folder: Path, key: str, **options: Any) -> Any:
+    """`family.from_pretrained` of transformers, quiet, and with its errors in a sentence.
+
+    Nothing is downloaded, and no code that lies in the folder is run. Raises LimnerError.
+    """
+    logging = transformers_for(key).utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the other half of a model that has two
+    logging.disable_progress_bar()
+    try:
+        return family.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except Exception as error:  # damaged, foreign, or unknown: nearly any exception
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if "ignore_mismatched_sizes" in reason:  # it points to a report that is not shown here
+            reason = "its weights have other shapes than its config.json says"
+        raise LimnerError(f"{key}: {folder} cannot be loaded: {reason}") from None
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def transformers_for(key: str) -> Any:
+    """The package transformers, or a LimnerError that says what needs it."""
+    try:
+        import transformers
+    except ImportError:
+        raise LimnerError(
+            f'{key} needs the package transformers: pip install "limner[pretrained]"'
+        ) from None
+    return transformers
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Every file that decides what the part computes, by name: its hash is the part's identity."""
     files = [path for path in folder.iterdir() if path.is_file()]
@@ -83,27 +144,31 @@ def _checked(folder: Path, name: str, key: str) -> Path:
 
 
 def _download(name: str, key: str, subfolder: str | None) -> Path:
+    def get(*patterns: str, only_root: bool) -> Path:
+        ignored = [*NEVER, "*/*"] if only_root else list(NEVER)
+        return _snapshot(name, key, list(patterns), ignored)
+
+    top = get("config.json", "model_index.json", only_root=True)
+    inner = bool(subfolder) and (top / "model_index.json").is_file()
+    prefix = f"{subfolder}/" if inner else ""
+    # A pipeline keeps the tokenizer in a folder of its own, beside the text encoder's.
+    beside = ["tokenizer/*"] if inner and subfolder == "text_encoder" else []
+    texts = [prefix + pattern for pattern in TEXTS] + beside
+    for kind in WEIGHTS:
+        top = get(f"{prefix}*{kind}", *texts, only_root=not inner)
+        folder = top / subfolder if inner and subfolder else top
+        if folder.is_dir() and any(path.suffix == kind for path in folder.iterdir()):
+            break
+    return folder
+
+
+def _snapshot(name: str, key: str, patterns: list[str], ignored: list[str]) -> Path:
+    """The local copy of what `patterns` name in a Hub repository. Raises LimnerError."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
 
-    def get(*patterns: str, only_root: bool) -> Path:
-        ignored = [*NEVER, "*/*"] if only_root else list(NEVER)
-        found = snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=ignored)
-        return Path(found)
-
     try:
-        top = get("config.json", "model_index.json", only_root=True)
-        inner = bool(subfolder) and (top / "model_index.json").is_file()
-        prefix = f"{subfolder}/" if inner else ""
-        # A pipeline keeps the tokenizer in a folder of its own, beside the text encoder's.
-        beside = ["tokenizer/*"] if inner and subfolder == "text_encoder" else []
-        texts = [prefix + pattern for pattern in TEXTS] + beside
-        for kind in WEIGHTS:
-            top = get(f"{prefix}*{kind}", *texts, only_root=not inner)
-            folder = top / subfolder if inner and subfolder else top
-            if folder.is_dir() and any(path.suffix == kind for path in folder.iterdir()):
-                break
-        return folder
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
     except hub.GatedRepoError:
         why = (
             f"it is gated: accept its terms at {constants.ENDPOINT}/{name} and log in with "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limner.config import TextEncoderConfig
 from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
-from limner.models.hub import find_folder
+from limner.models.hub import find_folder, read_pretrained, transformers_for
 from limner.models.layers import RMSNorm
 from limner.models.text_encoder import EncodedText
 from limner.text.frozen import FrozenText
@@ -38,7 +38,7 @@ class PretrainedText:
     def __init__(self, config: TextEncoderConfig) -> None:
         assert config.pretrained_model_name is not None
         self.folder = find_folder(config.pretrained_model_name, KEY, subfolder="text_encoder")
-        transformers = _transformers()
+        transformers = transformers_for(KEY)
         self.settings = self._read(transformers.AutoConfig)
         beside = self.folder.parent / "tokenizer"
         has_own = any(self.folder.glob("*token*")) or any(self.folder.glob("*vocab*"))
@@ -72,7 +72,7 @@ class PretrainedText:
         """Put the weights on the device, in `dtype` (float32 or bfloat16)."""
         if self.loaded == (device, dtype):
             return
-        transformers = _transformers()
+        transformers = transformers_for(KEY)
         settings, family = self.settings, transformers.AutoModel
         if self.tower:
             settings, family = None, getattr(transformers, self.tower)
@@ -147,7 +147,7 @@ class PretrainedText:
         return rows
 
     def _reads_forward(self) -> bool:
-        known = _transformers().AutoModelForTextEncoding._model_mapping
+        known = transformers_for(KEY).AutoModelForTextEncoding._model_mapping
         return type(self.settings) not in known and not self.settings.is_encoder_decoder
 
     def _some_token(self) -> int:
@@ -156,24 +156,7 @@ class PretrainedText:
         return next(token for token in known if token is not None)
 
     def _read(self, family: Any, folder: Any = None, **options: Any) -> Any:
-        folder = folder or self.folder
-        logging = _transformers().utils.logging
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()  # it would list the other half of a model that has two
-        logging.disable_progress_bar()
-        try:
-            return family.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **options
-            )
-        except Exception as error:  # damaged, foreign, or unknown: nearly any exception
-            lines = str(error).strip().splitlines()
-            reason = lines[0] if lines else type(error).__name__
-            if "ignore_mismatched_sizes" in reason:  # it points to a report that is not shown here
-                reason = "its weights have other shapes than its config.json says"
-            raise LimnerError(f"{KEY}: {folder} cannot be loaded: {reason}") from None
-        finally:
-            logging.set_verbosity(level)
-            logging.enable_progress_bar()
+        return read_pretrained(family, folder or self.folder, KEY, **options)
 
 
 class TextAdapter(nn.Module):
@@ -195,13 +178,3 @@ class TextAdapter(nn.Module):
         tokens = self.states(self.norm_states(text.states.to(dtype)))
         vector = self.vector(self.norm_vector(text.vector.to(dtype)))
         return EncodedText(tokens, text.mask, vector)
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise LimnerError(
-            f'{KEY} needs the package transformers: pip install "limner[pretrained]"'
-        ) from None
-    return transformers
