@@ -12,6 +12,7 @@ from limner.commands import (
     demo,
     doctor,
     estimate,
+    export,
     generate,
     precompute,
     prepare,
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add(commands, every, config)
     prepare.add(commands, every)
     report.add(commands, every)
+    export.add(commands, every)
     return parser
 
 
