@@ -16,6 +16,7 @@ from limner.commands import (
     generate,
     precompute,
     prepare,
+    publish,
     report,
     train,
     train_autoencoder,
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add(commands, every)
     report.add(commands, every)
     export.add(commands, every)
+    publish.add(commands, every)
     return parser
 
 

@@ -161,6 +161,10 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
         "beta_schedule": scheduler.beta_schedule,
         "prediction_type": scheduler.prediction_type,
         "use_flow_sigmas": False,
+        # What is not written down would become the other scheduler's default.
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
     }
 
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -200,7 +201,7 @@ class LimnerPipeline(DiffusionPipeline):
         is_flow = isinstance(path, FlowPath)
         if is_flow and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             # As in Limner; by itself it would end one training step before the clean picture.
-            sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1].tolist()
+            sigmas = np.linspace(1, 0, steps + 1)[:-1]
             scheduler.set_timesteps(sigmas=sigmas, device=x.device)
         else:
             scheduler.set_timesteps(steps, device=x.device)

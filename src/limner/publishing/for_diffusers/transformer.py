@@ -36,8 +36,8 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
     """
 
     Denoiser: ClassVar[type[nn.Module]]
-    # What computes in float32 whatever the precision of the rest.
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["norm"]
+    # Norms compute in float32 whatever the precision of the rest.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["norm_q", "norm_k", "norm_states", "norm_vector"]
 
     @register_to_config
     def __init__(
