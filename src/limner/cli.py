@@ -14,6 +14,7 @@ from limner.commands import (
     estimate,
     export,
     generate,
+    generate_classes,
     precompute,
     prepare,
     publish,
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add(commands, every)
     export.add(commands, every)
     publish.add(commands, every)
+    generate_classes.add(commands, every)
     return parser
 
 

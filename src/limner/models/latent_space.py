@@ -17,6 +17,8 @@ from limner.models.strips import in_strips
 
 KEY = "vae.pretrained_model_name"
 FAMILIES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+USUAL_SCALING = {"AutoencoderKL": 0.18215}
+"""Where config.json does not say (that of sd-vae-ft-mse), what diffusers takes it for; else 1."""
 
 
 class PixelSpace:
@@ -148,7 +150,8 @@ class LatentSpace:
     def normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(mean, scale), each [1, 1 or C, 1, 1], such that (z - mean) * scale is what a diffusion
         model should see."""
-        scale = torch.tensor(float(self.settings.get("scaling_factor") or 1.0))
+        usual = USUAL_SCALING.get(str(self.class_name), 1.0)
+        scale = torch.tensor(float(self.settings.get("scaling_factor") or usual))
         mean, std = self.settings.get("latents_mean"), self.settings.get("latents_std")
         if mean is not None and std is not None:  # as in diffusers' pipeline of SDXL
             means = torch.tensor(mean, dtype=torch.float32)
