@@ -131,7 +131,7 @@ def standalone(module: str, name: str) -> str:
         title = f"# ---- {place} "
         parts += ["", title + "-" * (WIDTH - len(title))]
         if path != module:
-            parts.append(f"# {(ast.get_docstring(read.tree) or '').splitlines()[0]}")
+            parts += [f"# {line}" for line in (ast.get_docstring(read.tree) or "").split("\n")[:1]]
         before: ast.stmt | None = None
         for statement in needed:
             parts += [""] * read.blank_lines(before, statement)
