@@ -194,7 +194,20 @@ def test_every_solver_and_prediction(tmp_path: Path, solver: str, prediction: st
 TEXTS: dict[str, Callable[..., Path]] = {
     "clip": tiny_clip, "t5": tiny_t5, "t5gemma": tiny_t5gemma, "qwen": tiny_qwen, "bert": tiny_bert
 }  # fmt: skip
-VAES: dict[str, Callable[..., Path]] = {"taesd": tiny_taesd, "dc": tiny_dc}
+
+
+def tiny_old_vae(folder: Path) -> Path:
+    """As sd-vae-ft-mse has been published: .bin, and a config.json that does not say the scaling."""
+    weights = load_file(tiny_autoencoder(folder) / "diffusion_pytorch_model.safetensors")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(weights, folder / "diffusion_pytorch_model.bin")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    del config["scaling_factor"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+VAES: dict[str, Callable[..., Path]] = {"taesd": tiny_taesd, "dc": tiny_dc, "bin": tiny_old_vae}
 
 
 @pytest.mark.parametrize("name", [*TEXTS, *VAES])
@@ -207,6 +220,7 @@ def test_every_pretrained_part(tmp_path: Path, name: str) -> None:
     pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
     there = drawn_by_limner(checkpoint)
     assert np.abs(pixels(pipe(PROMPTS, generator=generators()).images) - there).max() <= 1
+    assert not list((tmp_path / "out").rglob("*.bin"))
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ class LatentSpace:
         """(mean, scale), each [1, 1 or C, 1, 1], such that (z - mean) * scale is what a diffusion
         model should see."""
         usual = USUAL_SCALING.get(str(self.class_name), 1.0)
-        scale = torch.tensor(float(self.settings.get("scaling_factor") or usual))
+        scale = torch.tensor(float(self.settings.get("scaling_factor", usual) or 1.0))
         mean, std = self.settings.get("latents_mean"), self.settings.get("latents_std")
         if mean is not None and std is not None:  # as in diffusers' pipeline of SDXL
             means = torch.tensor(mean, dtype=torch.float32)
