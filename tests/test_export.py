@@ -174,8 +174,10 @@ def test_every_solver_and_prediction(tmp_path: Path, solver: str, prediction: st
         tmp_path / "checkpoint",
         f"scheduler.prediction_type={prediction}",
         f"sampling.scheduler_type={solver}",
+        f"sampling.shift={2.0 if prediction in ('velocity', 'sample') else 1.0}",
         "sampling.num_inference_steps=3",
         "sampling.guidance_scale=1.5",
+        "sampling.guidance_interval=[0.3, 0.9]",
     )
     pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
     generator = ImageGenerator(checkpoint, device="cpu")
@@ -197,7 +199,7 @@ TEXTS: dict[str, Callable[..., Path]] = {
 
 
 def tiny_old_vae(folder: Path) -> Path:
-    """As sd-vae-ft-mse has been published: .bin, and a config.json that does not say the scaling."""
+    """As sd-vae-ft-mse was published: .bin, and a config.json that does not say the scaling."""
     weights = load_file(tiny_autoencoder(folder) / "diffusion_pytorch_model.safetensors")
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(weights, folder / "diffusion_pytorch_model.bin")

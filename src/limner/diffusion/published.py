@@ -7,7 +7,6 @@ Peebles & Xie 2022 took both from ADM (Dhariwal & Nichol 2021), and that from Ni
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from math import log
 
 import torch
@@ -51,19 +50,16 @@ def sample_ddpm(predict: Predictor, x: Tensor, num_inference_steps: int, noise: 
     timesteps = respaced_timesteps(num_inference_steps)
     times = timesteps.tolist()
     alpha, sigma = PATH.alpha(timesteps).tolist(), PATH.sigma(timesteps).tolist()
-    # Of the step from i to i + 1: the largest variance is beta, the smallest that of the posterior,
-    # which is 0 for the last step and there stands for that of the one before.
-    betas = [1 - (a / b) ** 2 for a, b in pairwise(alpha)]
-    smallest = [b * (sigma[i + 1] / sigma[i]) ** 2 for i, b in enumerate(betas)]
-    smallest[-1] = smallest[-2]
-    for i, beta in enumerate(betas):
+    for i in range(num_inference_steps):
         epsilon, place = predict(x, times[i])
         x0 = (x - sigma[i] * epsilon) / alpha[i]
-        shrink = alpha[i] / alpha[i + 1] * (sigma[i + 1] / sigma[i]) ** 2
-        x = shrink * x + alpha[i + 1] * beta / sigma[i] ** 2 * x0
-        if i + 1 < len(betas):
+        decay = alpha[i] / alpha[i + 1]
+        shrink = (sigma[i + 1] / sigma[i]) ** 2
+        beta = 1 - decay**2
+        x = decay * shrink * x + alpha[i + 1] * beta / sigma[i] ** 2 * x0
+        if sigma[i + 1] > 0:  # the largest variance is beta, the smallest that of the posterior
             share = (place + 1) / 2
-            log_variance = share * log(beta) + (1 - share) * log(smallest[i])
+            log_variance = share * log(beta) + (1 - share) * log(beta * shrink)
             x = x + torch.exp(0.5 * log_variance) * noise(i)
     return x
 

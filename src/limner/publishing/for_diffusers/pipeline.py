@@ -39,7 +39,6 @@ class LimnerPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["vae"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(
         self,
@@ -115,8 +114,9 @@ class LimnerPipeline(DiffusionPipeline):
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         if len(negatives) > 1:
             negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
-        steps = num_inference_steps or self.config.num_inference_steps
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        steps, scale = num_inference_steps, guidance_scale
+        steps = self.config.num_inference_steps if steps is None else steps
+        scale = self.config.guidance_scale if scale is None else scale
         shape = (count, *self._shape(height, width))
         device = self._execution_device
 
