@@ -259,7 +259,7 @@ def test_weights_of_another_model_are_named_one_by_one(saved: Saved, tmp_path: P
     (folder / "config.yaml").write_text(other.to_yaml(), encoding="utf-8")
     with pytest.raises(LimnerError) as error:
         ImageGenerator(folder)
-    assert "ema.safetensors does not fit the model its config.yaml describes" in str(error.value)
+    assert "ema.safetensors does not fit the model its configuration describes" in str(error.value)
     assert ": (64, " in str(error.value)
     assert "... and " in str(error.value)
 

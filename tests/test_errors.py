@@ -312,7 +312,7 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
     file = run / "checkpoint-6" / "config.yaml"
     file.write_text(file.read_text("utf-8").replace("num_layers: 2", "num_layers: 3"), "utf-8")
     said = fails("generate", run, "a")
-    assert "does not fit the model its config.yaml describes" in said
+    assert "does not fit the model its configuration describes" in said
     assert "denoiser.blocks.2" in said
 
 

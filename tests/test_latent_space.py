@@ -89,6 +89,15 @@ def test_means_and_deviations_of_each_channel_are_used(tmp_path: Path) -> None:
         assert torch.allclose(space.decode(latents), model.decode(raw).sample, atol=1e-5)
 
 
+def test_an_old_config_that_does_not_say_the_scaling_has_the_usual_one(tmp_path: Path) -> None:
+    folder = pretrained.tiny_autoencoder(tmp_path / "vae")
+    expected = opened(folder).encode(pictures())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config.pop("scaling_factor") == 0.18215
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    assert torch.equal(opened(folder).encode(pictures()), expected)
+
+
 @pytest.mark.parametrize("stages", [2, 4])
 def test_any_downsampling_factor(stages: int, tmp_path: Path) -> None:
     diffusers.AutoencoderKL(

@@ -114,18 +114,22 @@ class Checkpoint:
 
     def load_weights(self, model: nn.Module, averaged: bool) -> None:
         """Put the weights into the model; the averaged ones if asked and there."""
+        fit_weights(model, self.tensors(averaged), self._weights(averaged))
+
+    def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
+        """The weights by name. Raises LimnerError if they are damaged."""
+        path = self._weights(averaged)
+        self.verify(path)
+        if path.name != AVERAGED:
+            return load_tensors(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise LimnerError(f"{path} is damaged: {error}") from None
+
+    def _weights(self, averaged: bool) -> Path:
         path = self.folder / AVERAGED
-        if averaged and path.is_file():
-            self.verify(path)
-            try:
-                weights = load_file(path)
-            except SafetensorError as error:
-                raise LimnerError(f"{path} is damaged: {error}") from None
-        else:
-            path = self.folder / "model.pt"
-            self.verify(path)
-            weights = load_tensors(path)
-        _fit(model, weights, path)
+        return path if averaged and path.is_file() else self.folder / "model.pt"
 
     def verify(self, path: Path) -> None:
         """Raises LimnerError if the file is not what was written."""
@@ -338,7 +342,8 @@ def check_same_model(saved: Config, asked: Config) -> None:
         )
 
 
-def _fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def fit_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model. Raises LimnerError naming what does not fit."""
     wanted = model.state_dict()
     problems = [
         f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
@@ -350,7 +355,7 @@ def _fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     if problems:
         more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise LimnerError(
-            f"{path} does not fit the model its config.yaml describes:\n"
+            f"{path} does not fit the model its configuration describes:\n"
             + "\n".join(f"  - {p}" for p in problems[:5])
             + more
         )

@@ -58,24 +58,27 @@ def written_whole(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def seal(staging: Path) -> None:
     """Bring every file to the disk, read it back, and write down what it must be."""
     files = {}
-    for path in sorted(staging.iterdir()):
-        _sync(path)
+    for path in sorted(staging.rglob("*")):
+        sync(path)
+        if path.is_dir():
+            continue
         if not _is_complete(path):
             raise OSError(0, "was not written to its end (a short write: is the disk full?)", path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        name = path.relative_to(staging).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     text = json.dumps({"files": files}, indent=1)
     (staging / MANIFEST).write_text(text, encoding="utf-8")
     if (staging / MANIFEST).read_text(encoding="utf-8") != text:
         raise OSError(0, "was not written to its end (is the disk full?)", staging / MANIFEST)
-    _sync(staging / MANIFEST)
-    _sync(staging)
+    sync(staging / MANIFEST)
+    sync(staging)
 
 
 def _is_complete(path: Path) -> bool:
@@ -96,7 +99,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, have reached the disk."""
     if os.name == "nt":
         if path.is_file():  # Windows syncs only what is open for writing, and no folders

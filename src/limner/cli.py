@@ -12,9 +12,12 @@ from limner.commands import (
     demo,
     doctor,
     estimate,
+    export,
     generate,
+    generate_classes,
     precompute,
     prepare,
+    publish,
     report,
     train,
     train_autoencoder,
@@ -76,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add(commands, every, config)
     prepare.add(commands, every)
     report.add(commands, every)
+    export.add(commands, every)
+    publish.add(commands, every)
+    generate_classes.add(commands, every)
     return parser
 
 

@@ -110,14 +110,14 @@ def test_a_run_ends_with_a_sentence_when_told_to_stop_or_when_its_last_save_fail
 def test_a_short_write_is_no_checkpoint(
     name: str, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = checkpoint_writing._sync
+    sync = checkpoint_writing.sync
 
     def lose_the_end(path: Path) -> None:
         if path.name == name and path.parent.name == ".checkpoint-6.writing":
             os.truncate(path, path.stat().st_size - 1000)
         sync(path)
 
-    monkeypatch.setattr(checkpoint_writing, "_sync", lose_the_end)
+    monkeypatch.setattr(checkpoint_writing, "sync", lose_the_end)
     folder = run(tiny_config("training.max_steps=9"))
     assert [c.name for c in checkpoints(folder)] == ["checkpoint-3", "checkpoint-9"]
     assert any("a short write" in message for message in messages(folder))

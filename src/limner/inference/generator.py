@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from limner.checkpoint import Checkpoint, check_same_model
+from limner.checkpoint import check_same_model
 from limner.config import Config, SamplingConfig
 from limner.data.pictures import to_pil
 from limner.device import choose_device, part_precision
@@ -17,10 +17,11 @@ from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.sampling import draw
-from limner.models.parts import open_parts
+from limner.models.parts import moved, open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
 from limner.text.tokenizer import CaptionTokenizer
+from limner.weights_file import open_for_drawing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,7 +30,8 @@ class ImageGenerator:
     """Draws from a checkpoint, which carries its own configuration.
 
     Args:
-        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
+        checkpoint: a checkpoint folder, a run folder (its newest checkpoint), or a .safetensors
+            file that `limner export` wrote.
         scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++; None: as configured.
         device: "cuda", "mps", "cpu", a torch.device, or None: the best there is.
         dtype: "float32" draws the same picture (to 1/255) whatever the batch; "bfloat16" or
@@ -51,10 +53,10 @@ class ImageGenerator:
         vae: str | Path | None = None,
         text_encoder: str | Path | None = None,
     ) -> None:
-        opened = Checkpoint.open(checkpoint)
+        opened = open_for_drawing(checkpoint)
         if config is not None:
             check_same_model(opened.config, config)
-        parts = open_parts(_moved(opened.config, vae=vae, text_encoder=text_encoder))
+        parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
         self.config, self.space = parts.config, parts.space
         self.sampling = _sampling(self.config.sampling, scheduler_type=scheduler_type)
         self.device = choose_device(str(device or "auto"))
@@ -141,16 +143,6 @@ class ImageGenerator:
                 f"patches; take {near}"
             )
         return value
-
-
-def _moved(config: Config, **places: str | Path | None) -> Config:
-    """The configuration with pretrained parts looked for where they are now."""
-    changes = {
-        section: getattr(config, section).model_copy(update={"pretrained_model_name": str(place)})
-        for section, place in places.items()
-        if place is not None
-    }
-    return config.model_copy(update=changes)
 
 
 def _sampling(base: SamplingConfig, **changes: Any) -> SamplingConfig:

@@ -114,6 +114,7 @@ class DiT(nn.Module):
         mlp_ratio: float,
         dropout: float,
         text_width: int,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -126,15 +127,18 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(num_layers)
         )
-        self.final_layer = FinalLayer(hidden_size, patch_size, in_channels)
+        self.final_layer = FinalLayer(hidden_size, patch_size, out_channels or in_channels)
         self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
         self.initialise()
 
     def forward(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
         -> [B, C, H, W], the prediction."""
+        return self.predict(x, self.t_embedder(t) + self.y_embedder(y.pooled()))
+
+    def predict(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [B, C, H, W], what it is conditioned on [B, D] -> [B, out channels, H, W]."""
         tokens = self.x_embedder(x) + self.positions(x.shape[-2], x.shape[-1], x.device)
-        c = self.t_embedder(t) + self.y_embedder(y.pooled())
         tokens = run_blocks(self.blocks, tokens, c, recompute=self.gradient_checkpointing)
         tokens = self.final_layer(tokens, c)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])

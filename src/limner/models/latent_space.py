@@ -17,6 +17,8 @@ from limner.models.strips import in_strips
 
 KEY = "vae.pretrained_model_name"
 FAMILIES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+USUAL_SCALING = {"AutoencoderKL": 0.18215}
+"""Where config.json does not say (that of sd-vae-ft-mse), what diffusers takes it for; else 1."""
 
 
 class PixelSpace:
@@ -127,13 +129,13 @@ class LatentSpace:
                 return encoded.latent_dist.mode()
             return encoded.latents if self.class_name == "AutoencoderTiny" else encoded.latent
 
-        mean, scale = self._normalisation(pictures.device)
+        mean, scale = self.normalisation(pictures.device)
         return (self._run(encode, pictures) - mean) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents float32 [B, C, h, w] -> pictures float32 [B, 3, H, W], about [-1, 1]."""
-        mean, scale = self._normalisation(latents.device)
+        mean, scale = self.normalisation(latents.device)
         return self._run(lambda some: self.model.decode(some).sample, latents / scale + mean)
 
     def _run(self, part: Any, x: Tensor) -> Tensor:
@@ -145,9 +147,11 @@ class LatentSpace:
             pieces = x.split(1) if self.use_slicing else [x]
             return torch.cat([part(piece).to(x.device).float() for piece in pieces]).contiguous()
 
-    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(mean, scale), such that (z - mean) * scale is what a diffusion model should see."""
-        scale = torch.tensor(float(self.settings.get("scaling_factor") or 1.0))
+    def normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(mean, scale), each [1, 1 or C, 1, 1], such that (z - mean) * scale is what a diffusion
+        model should see."""
+        usual = USUAL_SCALING.get(str(self.class_name), 1.0)
+        scale = torch.tensor(float(self.settings.get("scaling_factor", usual) or 1.0))
         mean, std = self.settings.get("latents_mean"), self.settings.get("latents_std")
         if mean is not None and std is not None:  # as in diffusers' pipeline of SDXL
             means = torch.tensor(mean, dtype=torch.float32)

@@ -55,6 +55,20 @@ def open_parts(config: Config) -> Parts:
     return Parts(completed, space, reader)
 
 
+def moved(config: Config, **places: str | Path | None) -> Config:
+    """The configuration with pretrained parts looked for where they are now.
+
+    Args:
+        places: `vae` and `text_encoder`; None: where they were.
+    """
+    changes = {
+        section: getattr(config, section).model_copy(update={"pretrained_model_name": str(place)})
+        for section, place in places.items()
+        if place is not None
+    }
+    return config.model_copy(update=changes)
+
+
 def _identify(section: str, folder: Path, expected: str | None, known: Fingerprints) -> str:
     files = weight_files(folder)
     contents = known.of_files(files)

@@ -113,50 +113,62 @@ class PretrainedText:
         assert self.loaded
         return FrozenText.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])
 
-    @torch.no_grad()
     def rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Of each caption its states [l, D] and its vector [D], float32 on the processor.
-
-        The vector is the encoder's own summary where it has one (CLIP), the state of the last token
-        for a language model that reads from left to right, and else the mean of the states.
-        """
+        """Of each caption its states [l, D] and its vector [D], float32 on the processor."""
         assert self.loaded, "load() comes first"
-        read = self.tokenizer(
-            [encodable(caption) for caption in captions],
-            truncation=True,
-            max_length=self.max_length,
-            padding=False,
-        )["input_ids"]
-        # Some language models have no token at all for the empty caption.
-        read = [ids or [self._some_token()] for ids in read]
-        longest = max(map(len, read))
-        padding = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([row + [padding] * (longest - len(row)) for row in read])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in read])
-        device = self.loaded[0]
-        output = self.model(input_ids=ids.to(device), attention_mask=mask.to(device))
-        states = output.last_hidden_state.float().cpu()
-        rows = []
-        for i, row in enumerate(read):
-            own = states[i, : len(row)].clone()
-            if self.tower:
-                vector = output.pooler_output[i].float().cpu()
-            else:
-                vector = own[-1].clone() if self._reads_forward() else own.mean(dim=0)
-            rows.append((own, vector))
-        return rows
+        return read_captions(self.model, self.tokenizer, captions, self.max_length, self.summary)
 
-    def _reads_forward(self) -> bool:
+    @property
+    def summary(self) -> str:
+        """What stands for a whole caption: see `read_captions`."""
+        if self.tower:
+            return "pooler"
         known = transformers_for(KEY).AutoModelForTextEncoding._model_mapping
-        return type(self.settings) not in known and not self.settings.is_encoder_decoder
-
-    def _some_token(self) -> int:
-        tokens = self.tokenizer
-        known = (tokens.bos_token_id, tokens.eos_token_id, tokens.pad_token_id, 0)
-        return next(token for token in known if token is not None)
+        reads_forward = type(self.settings) not in known and not self.settings.is_encoder_decoder
+        return "last" if reads_forward else "mean"
 
     def _read(self, family: Any, folder: Any = None, **options: Any) -> Any:
         return read_pretrained(family, folder or self.folder, KEY, **options)
+
+
+@torch.no_grad()
+def read_captions(
+    model: Any, tokenizer: Any, captions: Sequence[str], max_length: int, summary: str
+) -> list[tuple[Tensor, Tensor]]:
+    """Captions through an encoder and a tokenizer of transformers.
+
+    Args:
+        max_length: tokens read of a caption, special ones included.
+        summary: what stands for the whole caption: "pooler", the encoder's own (CLIP); "last", the
+            state of the last token, of a language model that reads from left to right; or "mean".
+
+    Returns:
+        Of each caption its states [l, D] and its vector [D], float32 on the processor.
+    """
+    read = tokenizer(
+        [encodable(caption) for caption in captions],
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+    )["input_ids"]
+    # Some language models have no token at all for the empty caption.
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    read = [ids or [next(token for token in known if token is not None)] for ids in read]
+    longest = max(map(len, read))
+    padding = tokenizer.pad_token_id or 0
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in read])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in read])
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    states = output.last_hidden_state.float().cpu()
+    rows = []
+    for i, row in enumerate(read):
+        own = states[i, : len(row)].clone()
+        if summary == "pooler":
+            vector = output.pooler_output[i].float().cpu()
+        else:
+            vector = own[-1].clone() if summary == "last" else own.mean(dim=0)
+        rows.append((own, vector))
+    return rows
 
 
 class TextAdapter(nn.Module):

@@ -78,8 +78,13 @@ class CaptionTokenizer:
     def load(cls, path: Path, max_length: int) -> CaptionTokenizer:
         if not path.is_file():
             raise LimnerError(f"{path} is missing: the checkpoint is not complete")
+        return cls.from_text(path.read_text(encoding="utf-8"), max_length, path)
+
+    @classmethod
+    def from_text(cls, text: str, max_length: int, path: Path) -> CaptionTokenizer:
+        """What `save` writes; `path` is where it was found, for messages."""
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), max_length)
+            return cls(Tokenizer.from_str(text), max_length)
         except Exception as error:  # tokenizers raises plain Exception
             raise LimnerError(f"{path} is not a tokenizer: {error}") from None
 

@@ -1,0 +1,55 @@
+"""`limner publish`: a model to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from limner.commands.common import Commands, Parent
+
+
+def add(commands: Commands, common: Parent) -> None:
+    publish = commands.add_parser(
+        "publish",
+        parents=[common],
+        help="upload a model to the Hub: for diffusers and for Limner, with a model card",
+        epilog="Log in with `hf auth login` or set HF_TOKEN; HF_ENDPOINT names another Hub.",
+    )
+    publish.add_argument("checkpoint", metavar="CHECKPOINT", help="run or checkpoint folder")
+    publish.add_argument("--repo", required=True, metavar="NAME", help="owner/name, or name alone")
+    publish.add_argument("--private", action="store_true", help="of a repository that is new")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="show the files and the card, and send nothing"
+    )
+    publish.add_argument("--license", help="of the model, such as apache-2.0")
+    publish.add_argument("--data_name", help="what it learned from, in words for the card")
+    publish.add_argument("--data_license", help="of the pictures and captions")
+    publish.add_argument(
+        "--prompt", action="append", default=[], help="to draw for the card; as often as you like"
+    )
+    publish.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="of the weights (default float32)",
+    )  # fmt: skip
+    publish.add_argument("--output", type=Path, help="keep what is uploaded in this folder")
+    publish.add_argument("--vae", help="where the autoencoder is now, if it was moved")
+    publish.add_argument("--text_encoder", help="where the text encoder is now, if it was moved")
+    publish.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.publishing.publish import Said, publish
+
+    address = publish(
+        options.checkpoint,
+        options.repo,
+        private=options.private,
+        dry_run=options.dry_run,
+        said=Said(options.license, options.data_name, options.data_license, tuple(options.prompt)),
+        dtype=options.dtype,
+        output=options.output,
+        vae=options.vae,
+        text_encoder=options.text_encoder,
+    )
+    if address:
+        print(address)

@@ -1,0 +1,339 @@
+"""The model card: what a stranger needs to judge and use a model, made from its run alone.
+
+Nothing is claimed that the run does not hold; what nobody said is said to be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limner.config import Config, load_config
+from limner.training.progress import format_duration
+
+TWEMOJI = (
+    "The artwork is [Twemoji](https://github.com/jdecked/twemoji), copyright 2020 Twitter, Inc and "
+    "other contributors, later versions copyright jdecked/twemoji contributors, licensed under "
+    "[CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/). Changes made: drawn in pixels on "
+    "white. What the model draws imitates it: give the same attribution when you share pictures. "
+    "The names come from Unicode CLDR (Unicode License v3) through the Python package `emoji`."
+)
+SHAPES = "They are drawn by a program of Limner's (Apache-2.0); no artwork of others is in them."
+BUILT_IN = {"emoji": ("cc-by-4.0", TWEMOJI), "shapes": ("apache-2.0", SHAPES)}
+"""Of the data sets that come with Limner: a licence that fits the model, and their source."""
+NOT_THE_RECIPE = frozenset(
+    (
+        *("data.dataset_path", "data.memory_mb", "cache.folder", "training.output_dir"),
+        *("training.preview_prompts", "training.preview_steps", "training.save_steps"),
+        *("training.logging_steps", "training.heldout_steps", "training.heldout_pictures"),
+        *("training.checkpoints_total_limit", "training.device", "training.num_workers"),
+        *("training.prefetch_factor", "training.trackers", "training.compile_model"),
+        *("training.resume", "training.save_errors", "vae.fingerprint"),
+        "text_encoder.fingerprint",
+    )
+)
+"""Settings that say where things were, or how they were watched, and nothing about the model."""
+ACROSS = 4  # pictures side by side
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture of the card."""
+
+    file: str
+    """Path in the repository."""
+    prompt: str
+    seed: int
+    split: str
+    """"trained", "held out", or "free": where the prompt is from."""
+    drawn: dict[str, Any]
+    """With which solver, steps, guidance, and precision."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card is made from."""
+
+    repo: str
+    """Id of the repository, `owner/name`."""
+    config: Config
+    parameters: int
+    step: int
+    images: int
+    seconds: float
+    dtype: str
+    """Of the weights."""
+    weights_file: str
+    """Name of the file that Limner draws from."""
+    samples: Sequence[Sample]
+    results: dict[str, Any]
+    """results.json of the run, if it is about these weights."""
+    evaluation: dict[str, Any]
+    """evaluation.json, likewise."""
+    license: str | None
+    data_name: str | None
+    data_license: str | None
+
+
+def model_card(facts: Facts) -> str:
+    """README.md of the repository, with the metadata that the Hub reads."""
+    sections = (
+        _metadata(facts),
+        _headline(facts),
+        _pictures(facts),
+        _use(facts),
+        _recipe(facts),
+        _data(facts),
+        _measured(facts),
+        _limits(facts),
+    )
+    return "\n".join(section for section in sections if section)
+
+
+def license_of(facts: Facts) -> str | None:
+    """What the publisher chose, or what fits a built-in data set."""
+    return facts.license or BUILT_IN.get(facts.config.data.dataset_name or "", (None, ""))[0]
+
+
+# ---- sections ----------------------------------------------------------------------------------
+
+
+def _metadata(facts: Facts) -> str:
+    data = facts.config.data
+    tags = ["text-to-image", "diffusers", "diffusion-transformer", "limner"]
+    values: dict[str, Any] = {
+        "license": license_of(facts),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": [*tags, facts.config.model.architecture],
+    }
+    if data.dataset_name == "emoji":
+        values["language"] = list(data.languages)
+    elif data.dataset_name == "shapes":
+        values["language"] = ["en"]
+    values = {key: value for key, value in values.items() if value is not None}
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _headline(facts: Facts) -> str:
+    side = facts.config.data.image_size
+    return (
+        f"# {plain(facts.repo.rpartition('/')[2])}\n\n"
+        f"A text-to-image Diffusion Transformer of {facts.parameters:,} parameters that draws "
+        f"{side} × {side} pixels, trained from scratch with Limner {_on(facts)}.\n"
+    )
+
+
+def _on(facts: Facts) -> str:
+    name = facts.config.data.dataset_name
+    if facts.data_name:
+        return f"on {plain(facts.data_name)}"
+    return f"on its built-in {name}" if name in BUILT_IN else "on a folder of pictures"
+
+
+def _pictures(facts: Facts) -> str:
+    if not facts.samples:
+        return "No pictures were kept with this checkpoint.\n"
+    lines = []
+    for first in range(0, len(facts.samples), ACROSS):
+        row = facts.samples[first : first + ACROSS]
+        if first == 0:
+            lines += ["|" + " |" * len(row), "|" + " :-: |" * len(row)]
+        cells = [f'<img src="{s.file}" width="128" alt="{plain(s.prompt)}">' for s in row]
+        words = [f"{plain(s.prompt) or '(the empty prompt)'} ({s.split}, {s.seed})" for s in row]
+        lines += [f"| {' | '.join(cells)} |", f"| {' | '.join(words)} |"]
+    how = " ".join(dict.fromkeys(_sampling(sample.drawn) for sample in facts.samples))
+    return (
+        "\n".join(lines) + "\n\nIn brackets: whether the prompt was trained, held out of training, "
+        f"or is free, and the seed. {how}\n"
+    )
+
+
+def _sampling(sampling: dict[str, Any]) -> str:
+    low, high = sampling.get("guidance_interval", (0.0, 1.0))
+    within = "" if (low, high) == (0.0, 1.0) else f" between {low:g} and {high:g} of the noise"
+    return (
+        f"Drawn with {sampling['scheduler_type']}, {sampling['num_inference_steps']} steps, "
+        f"guidance {sampling['guidance_scale']:g}{within}, in {sampling.get('dtype', 'float32')}."
+    )
+
+
+def _use(facts: Facts) -> str:
+    # Every shell and Python take letters, spaces, and commas as they are.
+    simple = (
+        s.prompt for s in facts.samples if s.prompt.replace(" ", "a").replace(",", "a").isalpha()
+    )
+    prompt = next(simple, "a red apple")
+    name = facts.repo.rpartition("/")[2]
+    return f"""## How to use it
+
+With diffusers, without Limner:
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{facts.repo}", trust_remote_code=True)
+picture = pipe("{prompt}", generator=torch.Generator().manual_seed(42)).images[0]
+```
+
+`trust_remote_code` is needed because the network is no part of diffusers; its code is in this
+repository (`pipeline.py`, `transformer/`, `text_encoder/`, `scheduler/`), to be read before it is
+run. One of diffusers' own schedulers takes the place of the one that is here by
+`from_config(pipe.scheduler.config)`.
+
+With Limner, which draws the same picture from the same seed:
+
+```bash
+hf download {facts.repo} --local-dir {name}
+limner generate {name}/{facts.weights_file} "{prompt}" --seed 42
+```
+"""
+
+
+def _recipe(facts: Facts) -> str:
+    config, results = facts.config, facts.results
+    time = format_duration(facts.seconds)
+    where = f" on {plain(results['device'])}" if results.get("device") else ""
+    versions = results.get("versions", {})
+    rows = [
+        ("parameters", f"{facts.parameters:,}, published in {facts.dtype}"),
+        ("updates", f"{facts.step:,}"),
+        ("pictures seen", f"{facts.images:,}"),
+        ("training time", f"{time}{where}"),
+        ("software", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("autoencoder", _part(config.vae.pretrained_model_name)),
+        ("text encoder", _part(config.text_encoder.pretrained_model_name) or "trained along"),
+    ]
+    rows += [(f"`{key}`", f"`{value}`") for key, value in changed_settings(config)]
+    return "\n".join(
+        [
+            "## How it was trained",
+            "",
+            "Settings of Limner that are not its defaults, and what came of them:",
+            "",
+            *_table(("", ""), [row for row in rows if row[1]]),
+            "",
+        ]
+    )
+
+
+def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings that are not as Limner chooses them by itself, as (section.key, value)."""
+    default = load_config(None)
+    for section in Config.model_fields:
+        for key, value in getattr(config, section):
+            name = f"{section}.{key}"
+            if name in NOT_THE_RECIPE or value == getattr(getattr(default, section), key):
+                continue
+            yield name, _part(value) if key == "pretrained_model_name" else _value(value)
+
+
+def _part(name: str | None) -> str:
+    """A pretrained part by its Hub id; of a folder on somebody's machine the last name only."""
+    if not name:
+        return ""
+    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
+    return plain(name if is_id else Path(name.replace("\\", "/")).name)
+
+
+def _data(facts: Facts) -> str:
+    data = facts.config.data
+    known = facts.results.get("dataset", {}).get("description", "")
+    name = facts.data_name or "a folder of pictures"
+    said = [plain(known.replace(data.dataset_path, name))] if known else []
+    if data.dataset_name in BUILT_IN:
+        said.append(BUILT_IN[data.dataset_name][1])
+    elif facts.data_license:
+        said.append(f"{plain(name).capitalize()}, licence: {plain(facts.data_license)}.")
+    else:
+        said.append(
+            "The publisher has not said where these pictures and captions are from, or under which "
+            "licence they are: ask before you use the model for more than trying it."
+        )
+    if license_of(facts) is None:
+        said.append("No licence was chosen for the model itself.")
+    return "\n".join(["## Data and licence", "", *_paragraphs(said)])
+
+
+def _measured(facts: Facts) -> str:
+    from limner.evaluation.exam import sentences
+
+    results, said = facts.results, []
+    for sentence in sentences(results):
+        said.append(f"- {plain(sentence)}")
+    if results.get("distance"):
+        said.append(f"- Nearest by {plain(results['distance'])}, among {plain(results['range'])}")
+    if said:
+        said = [*said, "", _sampling(results["sampling"]) + " One run, one seed of training.", ""]
+    rows = list(_figures(facts.evaluation))
+    if rows:
+        said += [*_table(("measured by `limner evaluate`", "value", "95 %"), rows), ""]
+        said += [*_table(("how", ""), list(_protocol(facts.evaluation))), ""]
+    if not said:
+        said = ["Nothing was measured with these weights.", ""]
+    return "\n".join(["## Measured quality", "", *said])
+
+
+def _figures(tree: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every {"value": ...} in a tree: its path, value, and interval."""
+    if not isinstance(tree, dict):
+        return
+    if isinstance(tree.get("value"), int | float):
+        interval = tree.get("interval")
+        both = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
+        yield plain(path), f"{tree['value']:.4g}", both
+        return
+    for key, value in tree.items():
+        yield from _figures(value, f"{path} / {key}".removeprefix(" / "))
+
+
+def _protocol(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Everything else in it, such as steps, seeds, and hashes."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not (isinstance(value, dict) and "value" in value):
+                yield from _protocol(value, f"{path} / {key}".removeprefix(" / "))
+    elif tree is not None and (text := _value(tree)) and len(text) <= 200:
+        is_path = isinstance(tree, str) and Path(tree).is_absolute()
+        yield plain(path), plain(Path(tree).name if is_path else text)
+
+
+def _limits(facts: Facts) -> str:
+    data = facts.config.data
+    said = [
+        f"- It was trained at {data.image_size} × {data.image_size} pixels; other sizes are not "
+        "tested.",
+        "- It knows the subjects and the words of its training captions, and little else.",
+        "- A model that saw few pictures many times can draw them again nearly as they were.",
+        "- There is no filter for what is asked or drawn.",
+    ]
+    return "\n".join(["## Limits", "", *said, ""])
+
+
+# ---- text --------------------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    special = '\\`*_{}[]<>&|"#~$'
+    return "".join(f"&#{ord(c)};" if c in special else c for c in " ".join(text.split()))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _paragraphs(said: Sequence[str]) -> list[str]:
+    return [line for paragraph in said for line in (paragraph, "")]

@@ -1,0 +1,169 @@
+"""A model in one file to share: the weights to draw with, and in its header all else they need.
+
+A .safetensors file that any program can read, with metadata
+    limner_version   of the Limner that wrote it
+    config           the configuration, JSON
+    tokenizer        of the built-in text encoder, JSON (absent with a pretrained one)
+    training         how far the run was: step, images, seconds, JSON
+    sha256           of the weights, in the order of their names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from limner import __version__
+from limner.checkpoint import Checkpoint, TrainingState, fit_weights
+from limner.checkpoint_writing import sync
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+from limner.models.parts import moved
+from limner.text.tokenizer import CaptionTokenizer
+
+SUFFIX = ".safetensors"
+PROGRESS = ("step", "images", "seconds")
+"""What of the training state is kept."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An opened file of weights; the weights themselves are read when asked for."""
+
+    path: Path
+    config: Config
+    tokenizer: CaptionTokenizer | None
+    """None: captions are read by a pretrained text encoder."""
+    state: TrainingState
+    limner_version: str
+    sha256: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> WeightsFile:
+        """Read all but the weights. Raises LimnerError for any other file."""
+        path = Path(path)
+        metadata = _metadata(path)
+        if "config" not in metadata or "limner_version" not in metadata:
+            raise LimnerError(
+                f"{path} holds weights, but none that Limner exported: its header has no "
+                "configuration (limner export writes such a file from a checkpoint)"
+            )
+        try:
+            config = json.loads(metadata["config"])
+            state = TrainingState(**json.loads(metadata.get("training", "{}")))
+        except (ValueError, TypeError) as error:
+            raise LimnerError(f"{path} is damaged: {error}") from None
+        resolved = _beside(load_config(config), path.parent)
+        tokenizer = None
+        if resolved.text_encoder.pretrained_model_name is None:
+            assert resolved.text_encoder.max_length
+            tokenizer = CaptionTokenizer.from_text(
+                metadata.get("tokenizer", ""), resolved.text_encoder.max_length, path
+            )
+        version, digest = metadata["limner_version"], metadata.get("sha256", "")
+        return cls(path, resolved, tokenizer, state, version, digest)
+
+    def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
+        """The weights by name, as they are in the file. Raises LimnerError if they are damaged."""
+        try:
+            weights = load_file(self.path)
+        except (SafetensorError, OSError) as error:
+            raise LimnerError(f"{self.path} is damaged: {error}") from None
+        if _sha256(weights) != self.sha256:
+            raise LimnerError(
+                f"{self.path} is damaged: its weights are not what was written (their checksum "
+                "differs); get it again"
+            )
+        return weights
+
+    def load_weights(self, model: nn.Module, averaged: bool = True) -> None:
+        """Put the weights into the model; there are only those to draw with."""
+        fit_weights(model, self.tensors(), self.path)
+
+
+def open_for_drawing(path: str | Path) -> Checkpoint | WeightsFile:
+    """A file of weights, a checkpoint folder, or the newest checkpoint of a run folder."""
+    path = Path(path)
+    in_checkpoint = (path.parent / "training_state.json").is_file()
+    if path.suffix == SUFFIX and path.is_file() and not in_checkpoint:
+        return WeightsFile.open(path)
+    return Checkpoint.open(path)
+
+
+def write_weights_file(
+    path: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    tokenizer: CaptionTokenizer | None,
+    state: TrainingState,
+) -> None:
+    """Write it, whole and durable, or leave what was there.
+
+    Raises:
+        LimnerError: something else than such a file is there.
+    """
+    if path.exists():
+        try:
+            WeightsFile.open(path)
+        except LimnerError:
+            raise LimnerError(
+                f"{path} is there already and is no earlier export, so it is not replaced by one: "
+                "name a file that does not exist yet"
+            ) from None
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    progress = {key: value for key, value in asdict(state).items() if key in PROGRESS}
+    metadata = {
+        "format": "pt",
+        "limner_version": __version__,
+        "config": json.dumps(config.model_dump(mode="json"), ensure_ascii=False),
+        "training": json.dumps(progress),
+        "sha256": _sha256(weights),
+    }
+    if tokenizer is not None:
+        metadata["tokenizer"] = tokenizer.tokenizer.to_str()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.writing")
+    try:
+        save_file(weights, staging, metadata)
+        sync(staging)
+        WeightsFile.open(staging).tensors()
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise LimnerError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def _sha256(weights: dict[str, Tensor]) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(weights):
+        hasher.update(name.encode())
+        hasher.update(weights[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _beside(config: Config, folder: Path) -> Config:
+    """Pretrained parts that came along in folders beside the file, ./vae and ./text_encoder."""
+    places = {
+        section: folder / name
+        for section in ("vae", "text_encoder")
+        if (name := getattr(config, section).pretrained_model_name) is not None
+        and name.startswith("./")
+        and (folder / name).is_dir()
+    }
+    return moved(config, **places)

@@ -1,0 +1,36 @@
+"""Checkpoints of models that never trained: all they need to draw, in a moment."""
+
+from pathlib import Path
+
+import torch
+from conftest import TINY
+
+from limner.checkpoint import Contents, TrainingState, save_checkpoint
+from limner.config import load_config
+from limner.models.parts import open_parts
+from limner.models.text_to_image import TextToImage, build_model
+from limner.text.tokenizer import CaptionTokenizer
+
+CAPTIONS = ["a small red circle", "two blue squares above a green cross", "红苹果"]
+
+
+def made_up_checkpoint(folder: Path, *overrides: str) -> Path:
+    """A checkpoint whose pictures depend on every weight; its averaged weights differ from those
+    "as trained". Overrides are those of a configuration, on top of the smallest one."""
+    cache = f"cache.folder='{folder.parent / 'cache'}'"
+    parts = open_parts(load_config(None, [*TINY, cache, *overrides]))
+    config, tokenizer = parts.config, None
+    if parts.reader is None:
+        assert config.text_encoder.max_length
+        tokenizer = CaptionTokenizer.learn(CAPTIONS, 300, config.text_encoder.max_length)
+    size = tokenizer.text_size if tokenizer else parts.reader.text_size  # type: ignore[union-attr]
+
+    def model(seed: int) -> TextToImage:
+        torch.manual_seed(seed)
+        model = build_model(config, size)
+        for parameter in model.parameters():  # those that begin at zero, too
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+        return model
+
+    state = TrainingState(step=3, images=12, seconds=4.5)
+    return save_checkpoint(folder, Contents.of(model(1), model(2), {}, tokenizer, config, state))
