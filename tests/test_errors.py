@@ -383,7 +383,7 @@ def test_commands_that_do_not_exist_are_refused(words: list[str], fails: Fails) 
 def test_an_interrupted_run_says_so(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("limner.inference.generator.ImageGenerator.generate_batch", interrupt)

@@ -117,7 +117,7 @@ def test_prompts_keep_their_order_wherever_the_flags_are(
     outputs, flags = str(trained / "outputs"), ["--seed", "5", "--output", str(tmp_path / "a.png")]
     asked: list[list[str]] = []
 
-    def draw(self: limner.ImageGenerator, prompts: list[str], *_: object) -> list[Image.Image]:
+    def draw(self: limner.ImageGenerator, prompts: list[str], **_: object) -> list[Image.Image]:
         asked.append(prompts)
         return [Image.new("RGB", (4, 4)) for _ in prompts]
 
