@@ -136,8 +136,8 @@ def check(options: argparse.Namespace, prompts: list[str]) -> None:
         raise LimnerError("--interpolate and --num_images: take one of them")
     if len(prompts) > 2 or (len(prompts) == 1 and options.end_seed is None):
         raise LimnerError(
-            f"--interpolate goes from one prompt to another, or from --seed to --end_seed; there "
-            f"are {len(prompts)} prompts" + ("" if len(prompts) > 2 else " and no --end_seed")
+            "--interpolate goes from one prompt to another, or from --seed to --end_seed: give two "
+            f"prompts, or one and --end_seed; got {len(prompts)}"
         )
 
 
