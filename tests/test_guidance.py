@@ -240,7 +240,7 @@ def test_zero_init_stays_at_the_noise_for_the_first_steps(shift: float) -> None:
         x = x + (float(times[i + 1]) - t) / 1000 * v
     torch.testing.assert_close(found, x, atol=1e-5, rtol=1e-5)
     assert len(inference_timesteps(sampling, path, strength=0.5)) == len(
-        path.inference_timesteps(8, shift, 0.5)
+        path.inference_timesteps(8, shift, strength=0.5)
     )  # a drawing from a picture has no such steps
 
 

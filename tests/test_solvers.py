@@ -58,6 +58,7 @@ DIFFUSION_SCHEDULERS = [
     ("euler", "EulerDiscreteScheduler", {}),
     ("heun", "HeunDiscreteScheduler", {}),
     ("dpmsolver++", "DPMSolverMultistepScheduler", {"euler_at_final": True}),
+    ("unipc", "UniPCMultistepScheduler", {}),
 ]
 
 
@@ -145,6 +146,20 @@ def test_dpmsolver_on_the_flow_path_is_that_of_diffusers(shift: float) -> None:
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [3, 8, 20])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_unipc_on_the_flow_path_is_that_of_diffusers(shift: float, steps: int) -> None:
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, flow_shift=shift, prediction_type="flow_prediction", solver_order=2
+    )
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.double()  # likewise
+    scheduler.timesteps = sigmas[:-1] * 1000
+    theirs = run_diffusers(scheduler, start(), predict_velocity)
+    ours = solve("unipc", FlowPath(), sigmas * 1000)
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
+
+
 def gaussian_denoiser(path: Path, mean: float, std: float) -> Callable[[Tensor, float], Tensor]:
     """E[x_0 | x_t] where the pictures' values are normal: what a perfect network would say."""
 
@@ -159,7 +174,7 @@ def gaussian_denoiser(path: Path, mean: float, std: float) -> Callable[[Tensor, 
 
 @pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmsolver++", 2)]
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmsolver++", 2), ("unipc", 2)]
 )
 def test_solvers_converge_to_the_exact_solution_at_their_order(
     name: str, order: int, path: Path
@@ -226,7 +241,7 @@ def test_a_denoiser_that_knows_the_picture_is_followed_exactly(name: str, path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "calls_expected"), [("ddim", 6), ("dpmsolver++", 6), ("heun", 11)]
+    ("name", "calls_expected"), [("ddim", 6), ("dpmsolver++", 6), ("unipc", 6), ("heun", 11)]
 )
 def test_callback_sees_each_guess_once_and_the_network_is_called_no_more_than_needed(
     name: str, calls_expected: int

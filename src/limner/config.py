@@ -272,7 +272,7 @@ class LrSchedulerConfig(Section):
 
 
 class SamplingConfig(Section):
-    scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++"] = "dpmsolver++"
+    scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc"] = "dpmsolver++"
     """The solver."""
     num_inference_steps: PositiveInt = 20
     """Steps of the solver; more are better and slower."""
@@ -299,6 +299,9 @@ class SamplingConfig(Section):
     """Of `apg`: the share of earlier steps' guidance that is added; below 0, taken away."""
     shift: Positive = 1.0
     """Above 1: more of the steps at high noise."""
+    timestep_power: Positive = 1.0
+    """Above 1: more of the steps at both ends, near noise and near the picture; below 1: in the
+    middle."""
 
 
 class CacheConfig(Section):

@@ -151,6 +151,11 @@ def sampling_problems(config: Config) -> Iterator[str]:
             f"sampling.shift: {sampling.shift:g}, but a schedule of betas cannot be shifted; "
             "leave it at 1, or set scheduler.objective to flow_matching"
         )
+    if sampling.timestep_power != 1:
+        yield (
+            f"sampling.timestep_power: {sampling.timestep_power:g}, but a schedule of betas has "
+            "times of its own; leave it at 1, or set scheduler.objective to flow_matching"
+        )
     if sampling.num_inference_steps > scheduler.num_train_timesteps:
         yield (
             f"sampling.num_inference_steps: {sampling.num_inference_steps} is more than "

@@ -12,7 +12,7 @@ from limner.errors import LimnerError
 if TYPE_CHECKING:
     from PIL import Image
 
-SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++")
+SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc")
 """Those of limner.diffusion.solvers, which imports torch."""
 SEEDS = 2**63
 
@@ -94,10 +94,8 @@ def run(options: argparse.Namespace) -> None:
         log_shapes(generator.model)
     settings = {name: getattr(options, name) for name in PASSED_ON}
     if options.interpolate is not None:
-        ends = [*prompts, None][:2]
-        pictures = generator.interpolate(
-            *ends, options.interpolate, options.seed, options.end_seed, **settings
-        )
+        ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed
+        pictures = generator.interpolate(*ends, **settings)
         labels = [f"{i + 1} of {len(pictures)}" for i in range(len(pictures))]
     else:
         each = [p for p in prompts for _ in range(options.num_images)]

@@ -34,7 +34,8 @@ class ImageGenerator:
 
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
-        scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++; None: as configured.
+        scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++, unipc; None: as
+            configured.
         device: "cuda", "mps", "cpu", a torch.device, or None: the best there is.
         dtype: "float32" draws the same picture (to 1/255) whatever the batch; "bfloat16" or
             "float16" is faster.

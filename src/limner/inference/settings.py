@@ -58,7 +58,8 @@ def inference_timesteps(
     2503.18886), so x stays the noise that it is until the time after them: the solver starts there.
     A drawing that starts from a picture has no such steps.
     """
-    times = path.inference_timesteps(sampling.num_inference_steps, sampling.shift, strength)
+    steps, shift, power = sampling.num_inference_steps, sampling.shift, sampling.timestep_power
+    times = path.inference_timesteps(steps, shift, power, strength)
     return times[sampling.zero_init_steps :] if strength == 1 else times
 
 

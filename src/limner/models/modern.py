@@ -182,7 +182,8 @@ class ModernDiT(nn.Module):
 
         `self(x, t, prepare(y))` is `self(x, t, y)` to the bit.
         """
-        pairs = [torch.stack(block.read(y.tokens), dim=1) for block in self.blocks]
+        blocks = (block for block in self.blocks if isinstance(block, ModernBlock))
+        pairs = [torch.stack(block.read(y.tokens), dim=1) for block in blocks]
         condition = self.text_vector(y.pooled())
         return y._replace(keys_values=torch.stack(pairs, dim=1), condition=condition)
 

@@ -45,15 +45,13 @@ class EncodedText(NamedTuple):
 
     def rows(self, which: slice) -> EncodedText:
         """Some of the captions."""
-        return EncodedText(*(None if part is None else part[which] for part in self))
+        return EncodedText._make(None if part is None else part[which] for part in self)
 
     def followed_by(self, other: EncodedText) -> EncodedText:
         """These captions, then as many times another one (or as many others)."""
-        return EncodedText(
-            *(
-                None if own is None or its is None else torch.cat([own, its.expand_as(own)])
-                for own, its in zip(self, other, strict=True)
-            )
+        return EncodedText._make(
+            None if own is None or its is None else torch.cat([own, its.expand_as(own)])
+            for own, its in zip(self, other, strict=True)
         )
 
 
