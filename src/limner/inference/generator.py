@@ -131,7 +131,8 @@ class ImageGenerator:
             num_inference_steps, guidance_scale: None: as the checkpoint's configuration has them.
             seeds: one for each prompt, or one for all of them.
             height, width: pixels; None: the size trained at.
-            batch_size: prompts drawn at a time; the pictures do not depend on it.
+            batch_size: prompts drawn at a time, at most (a processor is faster with fewer); the
+                pictures do not depend on it.
             negative_prompt: what guidance moves away from, instead of the empty prompt (or of what
                 the guide says to the prompt itself).
             init_image: a picture (file, bytes, or Pillow's) that all are variations of. It is
@@ -160,9 +161,10 @@ class ImageGenerator:
         if len(each) != len(prompts):
             raise LimnerError(f"{len(prompts)} prompts need as many seeds, or one; got {len(each)}")
         start = self._start(init_image, strength, height, width)
+        at_once = self._at_once(batch_size, height, width)
         pictures: list[Image.Image] = []
-        for first in range(0, len(prompts), batch_size):
-            some = slice(first, first + batch_size)
+        for first in range(0, len(prompts), at_once):
+            some = slice(first, first + at_once)
             drawn = draw(
                 self.model,
                 self.objective,
@@ -226,6 +228,14 @@ class ImageGenerator:
             )
         x0 = self.space.encode(fitted(picture, height, width).to(self.device))
         return Start(x0, strength)
+
+    def _at_once(self, most: int, height: int, width: int) -> int:
+        """On a processor only as many pictures as its caches hold from layer to layer: about 2,048
+        tokens, those for the second text of guidance included."""
+        if self.device.type != "cpu":
+            return most
+        patch = self.space.downsampling * (self.config.model.patch_size or 1)
+        return max(1, min(most, 1024 // (height * width // patch**2)))
 
     def _check_size(self, name: str, value: int) -> int:
         patch = self.patch * self.space.downsampling
