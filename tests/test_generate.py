@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import limner
@@ -230,6 +231,38 @@ def test_an_earlier_checkpoint_guides(trained: Path, tmp_path: Path) -> None:
     assert np.array_equal(drawn, np.array(expected))
     plain = limner.ImageGenerator(outputs).generate("a red circle", guidance_scale=4.0)
     assert not np.array_equal(drawn, np.array(plain))
+
+
+def test_a_faster_type_draws_nearly_the_same(trained: Path, tmp_path: Path) -> None:
+    prompts = ["a red circle", "two blue squares", "a"]
+    slow = drawn_by(trained, tmp_path / "slow", *prompts)
+    fast = drawn_by(trained, tmp_path / "fast", *prompts, "--dtype", "bfloat16")
+    difference = np.abs(np.stack(slow) - np.stack(fast))
+    assert difference.any()
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("words", [[], ["--interpolate", "3", "--end_seed", "2"]])
+def test_compiled_code_sees_batches_of_one_size_and_draws_the_same(
+    words: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a red circle"] if words else ["a red circle", "two blue squares", "a"]
+    expected = drawn_by(trained, tmp_path / "plain", *prompts, *words)
+    sizes: set[int] = set()
+
+    def compile(block: torch.nn.Module, dynamic: bool) -> None:  # the compiler takes seconds
+        assert not dynamic
+        block.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr(limner.ImageGenerator, "_at_once", lambda *_: 2)
+    monkeypatch.setattr("limner.inference.generator.why_not_compile", lambda _: None)
+    drawn = drawn_by(trained, tmp_path / "compiled", *prompts, *words, "--compile")
+    assert sizes == {4}  # two pictures, two texts
+    assert np.abs(np.stack(drawn) - np.stack(expected)).max() <= 1
+    monkeypatch.setattr("limner.inference.generator.why_not_compile", lambda _: "no compiler")
+    with pytest.raises(LimnerError, match=r"does not work here \(no compiler\)"):
+        limner.ImageGenerator(trained / "outputs").compile()
 
 
 @pytest.mark.parametrize(

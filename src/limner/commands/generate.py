@@ -61,6 +61,11 @@ def add(commands: Commands, common: Parent) -> None:
     where.add_argument("--vae", help="where the autoencoder is now, if it was moved")
     flag(where, "--text_encoder", help="where the text encoder is now, if it was moved")
     where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    where.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="bfloat16: faster where hardware has it, and nearly the same pictures",
+    )  # fmt: skip
+    where.add_argument("--compile", action="store_true", help="worth its seconds for many pictures")
     generate.set_defaults(run=run, takes_words="what")
 
 
@@ -85,13 +90,16 @@ def run(options: argparse.Namespace) -> None:
         checkpoint,
         options.scheduler_type,
         options.device,
+        options.dtype,
         config=load_config(options.config) if options.config else None,
         vae=options.vae,
         text_encoder=options.text_encoder,
         guide=options.guide,
     )
     if options.log_level == "debug":
-        log_shapes(generator.model)
+        log_shapes(generator.model)  # compiled code has no place for its hooks
+    elif options.compile:
+        generator.compile()
     settings = {name: getattr(options, name) for name in PASSED_ON}
     if options.interpolate is not None:
         ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed

@@ -47,6 +47,13 @@ class Towards:
         """Of some of the pictures."""
         return Towards(self.prompts[which], self.seeds[which], self.weights[which])
 
+    def with_more(self, count: int) -> Towards:
+        """And of so many more, which go nowhere."""
+        more = [""] * count, [0] * count, [0.0] * count
+        return Towards(
+            [*self.prompts, *more[0]], [*self.seeds, *more[1]], [*self.weights, *more[2]]
+        )
+
 
 def fitted(picture: Picture, height: int, width: int) -> Tensor:
     """Any picture as the model was trained to see it, [1, 3, height, width] float32 in [-1, 1]:
