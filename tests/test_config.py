@@ -267,7 +267,7 @@ def test_a_misspelt_key_of_any_name_is_refused_with_its_own_name(key: str) -> No
         ("scheduler.beta_end=1.5", "less than 1 expected, got 1.5"),
         ("optimizer.type=sgd", "'muon' or 'adamw' expected, got 'sgd'"),
         ("training.mixed_precision=fp8", "'auto', 'no', 'fp16' or 'bf16' expected, got 'fp8'"),
-        ("sampling.scheduler_type=dpm", "'heun' or 'dpmsolver++' expected, got 'dpm'"),
+        ("sampling.scheduler_type=dpm", "'dpmsolver++' or 'unipc' expected, got 'dpm'"),
         ("training.seed=-1", "greater than or equal to 0 expected, got -1"),
         ("data.train_split=0", "greater than 0 expected, got 0"),
         ("model.dropout=1", "less than 1 expected, got 1"),

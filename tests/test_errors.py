@@ -346,6 +346,19 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--output", "apple.xyz"], "--output apple.xyz is no name of a picture file"),
         (["a", "--output", "."], "--output . is no name of a picture file"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
+        (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
+        (["a", "--shift", "-1"], "sampling.shift: "),
+        (["a", "--guidance_interval", "0.8", "0.2"], "the first must be below the second"),
+        (["a", "--guidance-interval", "0.2", "1.2"], "sampling.guidance_interval: "),
+        (["a", "--guidance_type", "more"], "invalid choice: 'more'"),
+        (["a", "--guide", "nowhere"], "no checkpoint at"),
+        (["a", "--strength", "0.5"], "--strength says how far from an --init_image"),
+        (["a", "--init-image", "no.png"], "no.png: the picture file is not there. Put it back."),
+        (["a", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 1"),
+        (["a", "b", "c", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 3"),
+        (["a", "b", "--interpolate", "1"], "both ends are drawn; take 2 or more"),
+        (["a", "b", "--interpolate", "4", "--num-images", "2"], "take one of them"),
+        (["a", "--end-seed", "4"], "--end_seed belongs to --interpolate N"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -383,7 +396,7 @@ def test_commands_that_do_not_exist_are_refused(words: list[str], fails: Fails) 
 def test_an_interrupted_run_says_so(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("limner.inference.generator.ImageGenerator.generate_batch", interrupt)

@@ -1,12 +1,14 @@
 """Drawing: words, flags, and Python calls give the pictures that they say, again and again."""
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import limner
@@ -117,7 +119,7 @@ def test_prompts_keep_their_order_wherever_the_flags_are(
     outputs, flags = str(trained / "outputs"), ["--seed", "5", "--output", str(tmp_path / "a.png")]
     asked: list[list[str]] = []
 
-    def draw(self: limner.ImageGenerator, prompts: list[str], *_: object) -> list[Image.Image]:
+    def draw(self: limner.ImageGenerator, prompts: list[str], **_: object) -> list[Image.Image]:
         asked.append(prompts)
         return [Image.new("RGB", (4, 4)) for _ in prompts]
 
@@ -144,6 +146,147 @@ def test_letters_that_the_screen_does_not_have_are_no_error(
     assert path.is_file()
     screen.flush()
     assert screen.buffer.getvalue().strip().endswith(b"???.png")  # type: ignore[attr-defined]
+
+
+# Several pictures, sheets, and variations
+
+
+def drawn_by(trained: Path, folder: Path, *words: str) -> list[np.ndarray]:
+    """The pixels of every picture that `limner generate` writes with these, by name."""
+    folder.mkdir()
+    words = (str(trained / "outputs"), *words, "--output", str(folder / "a.png"))
+    assert main(["generate", *words]) == 0
+    return [np.array(Image.open(path)).astype(int) for path in sorted(folder.iterdir())]
+
+
+def test_several_pictures_of_a_prompt_have_the_seeds_from_the_first_on(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["a red circle", "two blue squares"]
+    drawn = drawn_by(trained, tmp_path / "n", *prompts, "--num_images", "3", "--seed", "5")
+    names = [f"a-{number}.png" for number in range(6)]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "n" / name) for name in names]
+    generator = limner.ImageGenerator(trained / "outputs")
+    expected = generator.generate_batch(
+        [prompt for prompt in prompts for _ in range(3)], seeds=[5, 6, 7] * 2
+    )
+    for one, other in zip(drawn, expected, strict=True):
+        assert np.abs(one - np.array(other)).max() <= 1
+
+
+def test_the_last_seed_is_followed_by_the_first(trained: Path, tmp_path: Path) -> None:
+    flags = ["--num_images", "2", "--seed", str(2**63 - 1)]
+    drawn = drawn_by(trained, tmp_path / "n", "a red circle", *flags)
+    alone = limner.ImageGenerator(trained / "outputs").generate("a red circle", seed=0)
+    assert np.abs(drawn[1] - np.array(alone)).max() <= 1
+
+
+@pytest.mark.parametrize("prompts", [["a red circle"], ["a red circle", "红苹果"]])
+def test_a_sheet_shows_every_picture_beside_them(
+    prompts: list[str], trained: Path, tmp_path: Path
+) -> None:
+    words = [str(trained / "outputs"), *prompts, "--num-images", "2", "--sheet"]
+    assert main(["generate", *words, "--output", str(tmp_path / "a.jpg")]) == 0
+    pictures = {f"a-{number}.jpg" for number in range(2 * len(prompts))}
+    assert {path.name for path in tmp_path.iterdir()} == pictures | {"a-sheet.png"}
+    with Image.open(tmp_path / "a-sheet.png") as sheet:
+        labels = [f"{prompt} (seed {seed})" for prompt in prompts for seed in (0, 1)]
+        assert json.loads(sheet.text["prompts"]) == labels  # type: ignore[attr-defined]
+        assert sheet.width > 2 * 96
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["--guidance_interval", "0.2", "0.8"], {"guidance_interval": (0.2, 0.8)}),
+        (["--guidance-type", "apg"], {"guidance_type": "apg"}),
+        (["--shift", "3"], {"shift": 3.0}),
+        (["--negative_prompt", "a blue square"], {"negative_prompt": "a blue square"}),
+        (["--negative-prompt=", "--num-inference-steps", "3"], {"num_inference_steps": 3}),
+        (["--init_image", "START", "--strength", "0.5"], {"strength": 0.5}),
+        (["--init-image", "START"], {"strength": 0.6}),
+    ],
+)
+def test_flags_are_arguments_of_the_generator(
+    words: list[str], same: dict, trained: Path, tmp_path: Path
+) -> None:
+    start = Image.effect_mandelbrot((20, 20), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+    start.save(tmp_path / "start.png")
+    if "START" in words:
+        words = [str(tmp_path / "start.png") if word == "START" else word for word in words]
+        same = {**same, "init_image": start}
+    steps = [] if "--num-inference-steps" in words else ["--num_inference_steps", "6"]
+    (drawn,) = drawn_by(trained, tmp_path / "n", "a red circle", *steps, *words)
+    generator = limner.ImageGenerator(trained / "outputs")
+    expected = generator.generate("a red circle", **{"num_inference_steps": 6, **same})
+    assert np.abs(drawn - np.array(expected)).max() <= 1
+
+
+def test_an_earlier_checkpoint_guides(trained: Path, tmp_path: Path) -> None:
+    outputs = trained / "outputs"
+    flags = ["--guide", str(outputs / "checkpoint-3"), "--guidance_scale", "4"]
+    (drawn,) = drawn_by(trained, tmp_path / "n", "a red circle", *flags)
+    generator = limner.ImageGenerator(outputs, guide=outputs / "checkpoint-3")
+    expected = generator.generate("a red circle", guidance_scale=4.0)
+    assert np.array_equal(drawn, np.array(expected))
+    plain = limner.ImageGenerator(outputs).generate("a red circle", guidance_scale=4.0)
+    assert not np.array_equal(drawn, np.array(plain))
+
+
+def test_a_faster_type_draws_nearly_the_same(trained: Path, tmp_path: Path) -> None:
+    prompts = ["a red circle", "two blue squares", "a"]
+    slow = drawn_by(trained, tmp_path / "slow", *prompts)
+    fast = drawn_by(trained, tmp_path / "fast", *prompts, "--dtype", "bfloat16")
+    difference = np.abs(np.stack(slow) - np.stack(fast))
+    assert difference.any()
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("words", [[], ["--interpolate", "3", "--end_seed", "2"]])
+def test_compiled_code_sees_batches_of_one_size_and_draws_the_same(
+    words: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["a red circle"] if words else ["a red circle", "two blue squares", "a"]
+    expected = drawn_by(trained, tmp_path / "plain", *prompts, *words)
+    sizes: set[int] = set()
+
+    def compile(block: torch.nn.Module, dynamic: bool) -> None:  # the compiler takes seconds
+        assert not dynamic
+        block.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr(limner.ImageGenerator, "_at_once", lambda *_: 2)
+    monkeypatch.setattr("limner.inference.generator.why_not_compile", lambda _: None)
+    drawn = drawn_by(trained, tmp_path / "compiled", *prompts, *words, "--compile")
+    assert sizes == {4}  # two pictures, two texts
+    assert np.abs(np.stack(drawn) - np.stack(expected)).max() <= 1
+    monkeypatch.setattr("limner.inference.generator.why_not_compile", lambda _: "no compiler")
+    with pytest.raises(LimnerError, match=r"does not work here \(no compiler\)"):
+        limner.ImageGenerator(trained / "outputs").compile()
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        (["a red circle", "two blue squares"], ("two blue squares", 1)),
+        (["a red circle", "--end_seed", "7"], ("a red circle", 7)),
+        (["a red circle", "two blue squares", "--end-seed", "7"], ("two blue squares", 7)),
+    ],
+)
+def test_pictures_between_prompts_and_seeds(
+    words: list[str], ends: tuple[str, int], trained: Path, tmp_path: Path
+) -> None:
+    flags = ["--interpolate", "4", "--seed", "1", "--sheet"]
+    drawn = drawn_by(trained, tmp_path / "n", *words, *flags)
+    assert len(drawn) == 5  # the sheet comes last
+    generator = limner.ImageGenerator(trained / "outputs")
+    first, last = (
+        generator.generate("a red circle", seed=1),
+        generator.generate(ends[0], seed=ends[1]),
+    )
+    assert np.abs(drawn[0] - np.array(first)).max() <= 1
+    assert np.abs(drawn[3] - np.array(last)).max() <= 1
+    assert len({picture.tobytes() for picture in drawn[:4]}) == 4
 
 
 # The Python interface

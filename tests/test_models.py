@@ -295,6 +295,25 @@ def test_attend_is_the_attention_of_torch(dtype: torch.dtype) -> None:
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_same_with_and_without_a_backward_pass(dtype: torch.dtype) -> None:
+    q, k, v = (randn(2, 3, n, 8, seed=n).to(dtype) for n in (5, 9, 9))
+    mask = torch.rand(2, 1, 1, 9, generator=seeded(3)) < 0.6
+    mask[..., 0] = True
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for allowed in (None, mask):
+        learning = attend(q, k, v, allowed)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                attend(q, k, v, allowed), learning, atol=tolerance, rtol=tolerance
+            )
+    # What is added to the scores: minus infinity is a mask, log 2 a key that is there twice.
+    added = torch.zeros(2, 1, 1, 9).masked_fill(~mask, -math.inf)
+    torch.testing.assert_close(
+        attend(q, k, v, added), attend(q, k, v, mask), atol=tolerance, rtol=tolerance
+    )
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_attend_has_the_gradients_of_torch(masked: bool) -> None:
     given = [randn(2, 3, n, 8, seed=n) for n in (5, 9, 9)]
@@ -370,6 +389,65 @@ def test_ids_and_encoded_text_give_the_same_picture(
     assert torch.equal(model(x, t, model.text_encoder(ids)), output)
     assert not torch.allclose(model(x, t, ids.flip(0)), output, atol=0.01)  # words matter at all
     assert not torch.allclose(model(x, t.flip(0), ids), output, atol=0.01)  # and so does the time
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize("architecture", [DiT, ModernDiT])
+def test_text_that_was_prepared_draws_the_same_to_the_bit(
+    architecture: type[DiT] | type[ModernDiT], vector: bool, dtype: torch.dtype
+) -> None:
+    model, x, t, text = (
+        denoiser(architecture),
+        randn(2, 3, 8, 8),
+        torch.tensor([5.0, 900]),
+        some_text(),
+    )
+    if vector:
+        text = text._replace(vector=randn(2, TEXT_WIDTH, seed=8))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        prepared = model.prepare(text)
+        reads: list[nn.Module] = []
+        for module in model.modules():
+            if getattr(module, "in_features", None) == TEXT_WIDTH and architecture is ModernDiT:
+                module.register_forward_hook(lambda module, *_: reads.append(module))
+        assert torch.equal(model(x, t, prepared), model(x, t, text))
+        assert len(reads) == (3 if architecture is ModernDiT else 0)  # for the text as it is
+        pair = prepared.rows(slice(0, 1)).followed_by(prepared.rows(slice(1, 2)))
+        assert torch.equal(model(x, t, pair), model(x, t, text))
+        # One empty text for a whole batch, as guidance has it.
+        both = prepared.followed_by(prepared.rows(slice(0, 1)))
+        same = text.followed_by(text.rows(slice(0, 1)))
+        x, t = torch.cat([x, x]), torch.cat([t, t])
+        tolerance = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(
+            model(x, t, both), model(x, t, same), atol=tolerance, rtol=tolerance
+        )
+
+
+@pytest.mark.parametrize("architecture", [DiT, ModernDiT])
+def test_words_that_count_less_are_seen_less(architecture: type[DiT] | type[ModernDiT]) -> None:
+    model, x, t, text = (
+        denoiser(architecture),
+        randn(2, 3, 8, 8),
+        torch.tensor([5.0, 900]),
+        some_text(),
+    )
+    # A word that counts nothing is one behind the mask; one that counts twice is there twice.
+    weight = torch.ones(2, 6)
+    weight[:, 2] = 0
+    nothing = text._replace(log_weight=weight.log())
+    masked = EncodedText(text.tokens, text.mask & (weight > 0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, nothing), model(x, t, masked), atol=1e-5, rtol=1e-5)
+        twice = EncodedText(
+            torch.cat([text.tokens, text.tokens[:, :1]], dim=1),
+            torch.cat([text.mask, text.mask[:, :1]], dim=1),
+        )
+        weight = torch.ones(2, 6)
+        weight[:, 0] = 2
+        heavy = text._replace(log_weight=weight.log())
+        torch.testing.assert_close(model(x, t, heavy), model(x, t, twice), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", [DiT, ModernDiT])

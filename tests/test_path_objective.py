@@ -1,5 +1,6 @@
 """Paths and objectives: the schedules of diffusers, round trips, the loss written out by hand."""
 
+import math
 import pickle
 
 import pytest
@@ -152,6 +153,21 @@ def test_flow_inference_times_are_shifted_and_keep_their_ends() -> None:
     torch.testing.assert_close(
         FlowPath().inference_timesteps(4), torch.tensor([1000.0, 750, 500, 250, 0]).double()
     )
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.5])
+def test_power_and_shift_stretch_and_move_the_logits_of_the_times(
+    power: float, shift: float
+) -> None:
+    times = FlowPath().inference_timesteps(10, shift, power)
+    assert (times[0], times[-1]) == (1000, 0)
+    even = torch.linspace(0.9, 0.1, 9, dtype=torch.float64)
+    expected = power * torch.logit(even) + math.log(shift)
+    torch.testing.assert_close(torch.logit(times[1:-1] / 1000), expected)
+    for first in (2, 7):  # a part of the way has the steps of the whole
+        part = FlowPath().inference_timesteps(10, shift, power, float(times[first]) / 1000)
+        torch.testing.assert_close(part, times[first:], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 24, 50, 999, 1000])

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.evaluation.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
 from limner.evaluation.report import evenly, picture, wilson, write_report
@@ -110,7 +111,10 @@ def run_folder(tmp_path: Path) -> Path:
         "parameters": 7612416,
         "minutes": 8.1,
         "versions": {"torch": "2.13.0"},
-        "sampling": {"scheduler_type": "dpmsolver++", "num_inference_steps": 16},
+        "sampling": {
+            **SamplingConfig(num_inference_steps=16, shift=2.0).model_dump(mode="json"),
+            "dtype": "float32",
+        },
         "command": "limner demo --minutes 10",
     }
     write_json(tmp_path / "results.json", results)
@@ -130,7 +134,7 @@ def test_every_section_shows_its_figures(run_folder: Path) -> None:
         *("90%", "54 of 60 (95% interval 80% to 95%); among the five nearest: 95%"),
         *("69%", "25 of 36", "all 306 pictures of hands", "mean squared difference at 32"),
         *("63.1", "38%", "212 GFLOP/s", "0.002"),
-        *("dpmsolver++", "num inference steps 16"),
+        "scheduler type dpmsolver++, num inference steps 16, guidance scale 3.0, shift 2.0, dtype",
         *("thumbs up: dark skin tone", "红苹果", "nearest", "rank 3", "real"),
         *("step 0", "step 1,000", "32,000 pictures seen"),
         *("held out", "t = 100", "t = 900", "torch.compile is off"),

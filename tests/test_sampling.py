@@ -118,6 +118,8 @@ def test_what_cannot_be_drawn_says_why(generator: Callable[..., ImageGenerator])
         drawer.generate("a red circle", height=18)
     with pytest.raises(LimnerError, match="2 prompts need as many seeds, or one; got 3"):
         drawer.generate_batch(["a", "b"], seeds=[1, 2, 3])
+    with pytest.raises(LimnerError, match="'int8' is not known; take one of float32, bfloat16, "):
+        ImageGenerator(folder, dtype="int8")
     if not torch.cuda.is_available():
         with pytest.raises(LimnerError, match=r"device cuda: torch .* finds none"):
             ImageGenerator(folder, device="cuda")
@@ -148,3 +150,47 @@ def test_each_picture_starts_from_the_noise_of_its_seed(
     for noise, seed in zip(seen[0], (5, 6, 5), strict=True):
         expected = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(noise, expected)
+
+
+@pytest.mark.parametrize("architecture", ["modern", "dit"])
+def test_the_text_is_read_once_and_the_picture_is_that_of_reading_it_at_each_step(
+    architecture: str, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(f"model.architecture={architecture}", "sampling.num_inference_steps=5")
+    trainer = Trainer(config)
+    for parameter in trainer.averaged.parameters():  # freshly initialised, the blocks add nothing
+        torch.nn.init.normal_(parameter, std=0.1)
+    reads: list[int] = []
+    for name, module in trainer.averaged.denoiser.named_modules():
+        if "text" in name and name != "text_vector":
+            module.register_forward_hook(lambda *_: reads.append(1))
+
+    def drawn() -> torch.Tensor:
+        reads.clear()
+        objective, words = build_objective(config), trainer.tokenizer
+        given = (PROMPTS, SEEDS, config.sampling, 16, 16)
+        return draw(trainer.averaged, objective, words, *given)
+
+    once = drawn()
+    blocks = config.model.num_layers if architecture == "modern" else 0
+    assert len(reads) == 2 * blocks  # the prompts, and the empty one
+    monkeypatch.setattr(type(trainer.averaged.denoiser), "prepare", lambda self, y: y)
+    each_step = drawn()
+    assert len(reads) == 5 * blocks
+    assert once.std() > 0.1
+    torch.testing.assert_close(once, each_step, atol=1e-5, rtol=1e-5)
+
+
+def test_matrices_cast_once_draw_what_autocast_draws_to_the_bit(
+    generator: Callable[..., ImageGenerator],
+) -> None:
+    drawer = generator("flow")
+    folder = drawer.config.training.output_dir
+    fast = ImageGenerator(folder, device="cpu", dtype="bfloat16")
+    assert fast.model.denoiser.final_layer.linear.weight.dtype == torch.bfloat16
+    assert fast.model.text_encoder.embedding.weight.dtype == torch.float32
+    drawer.dtype = torch.bfloat16  # matrices in float32, which autocast casts at each step
+    assert np.array_equal(
+        levels(fast.generate_batch(PROMPTS, seeds=SEEDS)),
+        levels(drawer.generate_batch(PROMPTS, seeds=SEEDS)),
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limner.config import SamplingConfig
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
 from limner.diffusion.path import DiffusionPath, FlowPath, Path
@@ -57,6 +58,7 @@ DIFFUSION_SCHEDULERS = [
     ("euler", "EulerDiscreteScheduler", {}),
     ("heun", "HeunDiscreteScheduler", {}),
     ("dpmsolver++", "DPMSolverMultistepScheduler", {"euler_at_final": True}),
+    ("unipc", "UniPCMultistepScheduler", {}),
 ]
 
 
@@ -144,6 +146,20 @@ def test_dpmsolver_on_the_flow_path_is_that_of_diffusers(shift: float) -> None:
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [3, 8, 20])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_unipc_on_the_flow_path_is_that_of_diffusers(shift: float, steps: int) -> None:
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, flow_shift=shift, prediction_type="flow_prediction", solver_order=2
+    )
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.double()  # likewise
+    scheduler.timesteps = sigmas[:-1] * 1000
+    theirs = run_diffusers(scheduler, start(), predict_velocity)
+    ours = solve("unipc", FlowPath(), sigmas * 1000)
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
+
+
 def gaussian_denoiser(path: Path, mean: float, std: float) -> Callable[[Tensor, float], Tensor]:
     """E[x_0 | x_t] where the pictures' values are normal: what a perfect network would say."""
 
@@ -158,7 +174,7 @@ def gaussian_denoiser(path: Path, mean: float, std: float) -> Callable[[Tensor, 
 
 @pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmsolver++", 2)]
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmsolver++", 2), ("unipc", 2)]
 )
 def test_solvers_converge_to_the_exact_solution_at_their_order(
     name: str, order: int, path: Path
@@ -225,7 +241,7 @@ def test_a_denoiser_that_knows_the_picture_is_followed_exactly(name: str, path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "calls_expected"), [("ddim", 6), ("dpmsolver++", 6), ("heun", 11)]
+    ("name", "calls_expected"), [("ddim", 6), ("dpmsolver++", 6), ("unipc", 6), ("heun", 11)]
 )
 def test_callback_sees_each_guess_once_and_the_network_is_called_no_more_than_needed(
     name: str, calls_expected: int
@@ -273,6 +289,10 @@ class RecordingModel:
         return 0.5 * x + torch.tanh(words) - t.view(-1, 1, 1, 1) / 1000
 
 
+def guided_by(scale: float, low: float = 0.0, high: float = 1.0) -> SamplingConfig:
+    return SamplingConfig(guidance_scale=scale, guidance_interval=(low, high))
+
+
 def texts() -> tuple[EncodedText, EncodedText]:
     tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(5)) / 5
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -295,7 +315,7 @@ def test_guidance_extrapolates_the_networks_own_prediction(
     path: Path, prediction_type: str, timestep: float
 ) -> None:
     objective, model, (text, null) = Objective(path, prediction_type), RecordingModel(), texts()
-    denoise = guided_denoiser(model, objective, text, null, 2.5, (0.0, 1.0), torch.float32)
+    denoise = guided_denoiser(model, objective, text, null, guided_by(2.5), torch.float32)
     guided = denoise(start(), timestep)
     assert model.batches == [4]
 
@@ -311,8 +331,8 @@ def test_guidance_extrapolates_the_networks_own_prediction(
 
 def test_without_guidance_the_network_is_called_once_with_the_text_alone() -> None:
     objective, model, (text, null) = Objective(FlowPath(), "sample"), RecordingModel(), texts()
-    inside = guided_denoiser(model, objective, text, null, 3.0, (0.2, 0.8), torch.float32)
-    unguided = guided_denoiser(model, objective, text, null, 1.0, (0.0, 1.0), torch.float32)
+    inside = guided_denoiser(model, objective, text, null, guided_by(3.0, 0.2, 0.8), torch.float32)
+    unguided = guided_denoiser(model, objective, text, null, guided_by(1.0), torch.float32)
     for timestep, batch in [(199.0, 2), (200.0, 4), (500.0, 4), (800.0, 4), (801.0, 2)]:
         model.batches.clear()
         guided = inside(start(), timestep)
@@ -326,14 +346,13 @@ def test_without_guidance_the_network_is_called_once_with_the_text_alone() -> No
 
 def test_guidance_scale_0_is_the_picture_for_no_text() -> None:
     objective, model, (text, null) = Objective(FlowPath(), "sample"), RecordingModel(), texts()
-    denoise = guided_denoiser(model, objective, text, null, 0.0, (0.0, 1.0), torch.float32)
+    denoise = guided_denoiser(model, objective, text, null, guided_by(0.0), torch.float32)
     no_text = guided_denoiser(
         model,
         objective,
         EncodedText(null.tokens.repeat(2, 1, 1), null.mask.repeat(2, 1)),
         null,
-        1.0,
-        (0.0, 1.0),
+        guided_by(1.0),
         torch.float32,
     )
     torch.testing.assert_close(denoise(start(), 500.0), no_text(start(), 500.0))
@@ -351,7 +370,7 @@ def test_the_network_computes_in_the_asked_type_and_the_picture_stays_float32() 
 
     for dtype in (torch.bfloat16, torch.float32):
         denoise = guided_denoiser(
-            model, Objective(FlowPath(), "velocity"), text, null, 2.0, (0.0, 1.0), dtype
+            model, Objective(FlowPath(), "velocity"), text, null, guided_by(2.0), dtype
         )
         assert denoise(start(), 500.0).dtype == torch.float32
     assert seen == [torch.bfloat16, torch.float32]

@@ -276,7 +276,7 @@ class LrSchedulerConfig(Section):
 
 
 class SamplingConfig(Section):
-    scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++"] = "dpmsolver++"
+    scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc"] = "dpmsolver++"
     """The solver."""
     num_inference_steps: PositiveInt = 20
     """Steps of the solver; more are better and slower."""
@@ -284,8 +284,28 @@ class SamplingConfig(Section):
     """1: none; 2 to 5 follow the prompt more closely, at the cost of variety."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """Noise levels (share of the whole) at which guidance acts."""
+    guidance_type: Annotated[Literal["cfg", "cfg_zero_star", "apg"], BeforeValidator(_lower)] = (
+        "cfg"
+    )
+    """Classifier-free guidance, or a refinement of it (see diffusion/guidance.py): CFG-Zero* (flow
+    matching) scales the prediction to move away from, APG moves across the prediction."""
+    guidance_rescale: Share = 0.0
+    """How far to draw the contrast of a guided picture back to that of the unguided one."""
+    zero_init_steps: Count = 0
+    """Of CFG-Zero*, usable with any guidance of flow matching: the first steps stay at the noise,
+    where a model is least to be trusted; 1 of 20 in the paper. They cost nothing."""
+    apg_eta: Number = 0.0
+    """Of `apg`: how much to keep of the guidance along the prediction, which saturates colours."""
+    apg_threshold: NonNegative = 0.0
+    """Of `apg`: the largest root mean square of a step's guidance, in units of the picture
+    (black is -1, white 1) or of the latents; 0: none."""
+    apg_momentum: Annotated[Number, Field(gt=-1, lt=1)] = -0.5
+    """Of `apg`: the share of earlier steps' guidance that is added; below 0, taken away."""
     shift: Positive = 1.0
     """Above 1: more of the steps at high noise."""
+    timestep_power: Positive = 1.0
+    """Above 1: more of the steps at both ends, near noise and near the picture; below 1: in the
+    middle."""
 
 
 class CacheConfig(Section):

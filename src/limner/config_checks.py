@@ -13,7 +13,8 @@ def problems(config: Config) -> Iterator[str]:
     """Each impossible combination of a resolved configuration: its key, what is wrong, the fix."""
     yield from _model_problems(config)
     yield from _scheduler_problems(config)
-    training, guidance_interval = config.training, config.sampling.guidance_interval
+    yield from sampling_problems(config)
+    training = config.training
     whole, accumulation = training.effective_batch_size, training.gradient_accumulation_steps
     size = 1 if training.batch_size == "auto" else training.batch_size
     if whole and whole % (size * accumulation):
@@ -29,8 +30,6 @@ def problems(config: Config) -> Iterator[str]:
             "and training.max_minutes alone does not say how many there will be; take wsd or "
             "constant, or set training.max_steps or training.num_epochs"
         )
-    if guidance_interval[0] >= guidance_interval[1]:
-        yield "sampling.guidance_interval: the first must be below the second, as in [0.1, 0.9]"
 
 
 def _model_problems(config: Config) -> Iterator[str]:
@@ -98,7 +97,7 @@ def misfits(config: Config, channels: int, downsampling: int) -> Iterator[str]:
 
 
 def _scheduler_problems(config: Config) -> Iterator[str]:
-    scheduler, sampling = config.scheduler, config.sampling
+    scheduler = config.scheduler
     betas = ("beta_start", "beta_end", "beta_schedule")
     if scheduler.objective == "flow_matching":
         for key in betas:
@@ -124,10 +123,38 @@ def _scheduler_problems(config: Config) -> Iterator[str]:
     start, end = scheduler.beta_start, scheduler.beta_end
     if start and end and start >= end:
         yield f"scheduler.beta_start: {start:g} must be below scheduler.beta_end {end:g}"
+
+
+def sampling_problems(config: Config) -> Iterator[str]:
+    """Those of the `sampling` section, which can be changed after training."""
+    scheduler, sampling = config.scheduler, config.sampling
+    if sampling.guidance_interval[0] >= sampling.guidance_interval[1]:
+        yield "sampling.guidance_interval: the first must be below the second, as in [0.1, 0.9]"
+    if sampling.zero_init_steps >= sampling.num_inference_steps:
+        yield (
+            f"sampling.zero_init_steps: {sampling.zero_init_steps} of sampling.num_inference_steps "
+            f"{sampling.num_inference_steps} leave none to draw in; take fewer"
+        )
+    if scheduler.objective == "flow_matching":
+        return
+    if sampling.guidance_type == "cfg_zero_star":
+        yield (
+            "sampling.guidance_type: cfg_zero_star belongs to scheduler.objective flow_matching; "
+            "diffusion has cfg and apg"
+        )
+    if sampling.zero_init_steps:
+        yield (
+            "sampling.zero_init_steps: belongs to scheduler.objective flow_matching; leave it at 0"
+        )
     if sampling.shift != 1:
         yield (
             f"sampling.shift: {sampling.shift:g}, but a schedule of betas cannot be shifted; "
             "leave it at 1, or set scheduler.objective to flow_matching"
+        )
+    if sampling.timestep_power != 1:
+        yield (
+            f"sampling.timestep_power: {sampling.timestep_power:g}, but a schedule of betas has "
+            "times of its own; leave it at 1, or set scheduler.objective to flow_matching"
         )
     if sampling.num_inference_steps > scheduler.num_train_timesteps:
         yield (

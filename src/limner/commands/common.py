@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from limner.errors import LimnerError
 
@@ -67,6 +67,13 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
             value = following
         overrides.append(f"{name}={value}")
     return overrides
+
+
+def flag(parser: argparse._ActionsContainer, name: str, **how: Any) -> None:
+    """A flag that may be spelled with hyphens, too; help shows the one with underscores."""
+    parser.add_argument(name, **how)
+    quietly = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    parser.add_argument(name[:2] + name[2:].replace("_", "-"), dest=name[2:], **{**how, **quietly})
 
 
 def seed(text: str) -> int:

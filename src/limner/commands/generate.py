@@ -4,35 +4,68 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from limner.commands.common import Commands, Parent, seed
+from limner.commands.common import Commands, Parent, flag, seed
 from limner.errors import LimnerError
 
-SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++")
+if TYPE_CHECKING:
+    from PIL import Image
+
+SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc")
 """Those of limner.diffusion.solvers, which imports torch."""
+SEEDS = 2**63
 
 
 def add(commands: Commands, common: Parent) -> None:
-    generate = commands.add_parser(
-        "generate", parents=[common], help="draw a picture from a prompt"
-    )
+    generate = commands.add_parser("generate", parents=[common], help="draw pictures from prompts")
     generate.add_argument("where", nargs="?", metavar="CHECKPOINT", help="run or checkpoint folder")
     generate.add_argument("what", nargs="*", metavar="PROMPT", help="one picture each, in quotes")
     generate.add_argument("--checkpoint", help="the same, as a flag")
     generate.add_argument("--prompt", help="the same, as a flag")
     generate.add_argument("--config", type=Path, help="not needed: a checkpoint carries its own")
     generate.add_argument("--output", type=Path, default=Path("output.png"), help="PNG to write")
-    generate.add_argument("--num_inference_steps", type=int, help="network calls, about")
-    generate.add_argument("--guidance_scale", type=float, help="1: none; 2 to 5: closer to words")
-    generate.add_argument("--scheduler_type", choices=SOLVER_NAMES, help="the solver")
-    generate.add_argument("--height", type=int, help="pixels (default: as trained)")
-    generate.add_argument("--width", type=int, help="pixels (default: as trained)")
     generate.add_argument(
         "--seed", type=seed, default=0, help="same seed, same picture (default 0)"
     )
-    generate.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    generate.add_argument("--text_encoder", help="where the text encoder is now, if it was moved")
-    generate.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    flag(generate, "--num_images", type=int, default=1, metavar="N",
+         help="pictures per prompt, of the seeds from --seed on (default 1)")  # fmt: skip
+    generate.add_argument(
+        "--sheet", action="store_true", help="all of them on one sheet, too, beside the pictures"
+    )
+    flag(generate, "--num_inference_steps", type=int, help="network calls, about")
+    flag(generate, "--scheduler_type", choices=SOLVER_NAMES, help="the solver")
+    generate.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
+    generate.add_argument("--height", type=int, help="pixels (default: as trained)")
+    generate.add_argument("--width", type=int, help="pixels (default: as trained)")
+    guidance = generate.add_argument_group("guidance")
+    flag(guidance, "--guidance_scale", type=float, help="1: none; 2 to 5: closer to words")
+    flag(guidance, "--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+         help="noise levels at which to guide, from 0 (clean) to 1 (noise)")  # fmt: skip
+    flag(guidance, "--guidance_type", choices=("cfg", "cfg_zero_star", "apg"), help="its formula")
+    flag(guidance, "--negative_prompt", help="what not to draw")
+    guidance.add_argument(
+        "--guide", metavar="CHECKPOINT", help="an earlier checkpoint, to move away from instead"
+    )
+    between = generate.add_argument_group("variations")
+    flag(between, "--init_image", metavar="PICTURE", help="a picture to start from")
+    between.add_argument(
+        "--strength", type=float, help="how far from it, 0 to 1 (default 0.6; 1: not related)"
+    )
+    between.add_argument(
+        "--interpolate", type=int, metavar="N",
+        help="N pictures from the first prompt to the second, or from --seed to --end_seed",
+    )  # fmt: skip
+    flag(between, "--end_seed", type=seed, help="of the last picture of --interpolate")
+    where = generate.add_argument_group("where and how")
+    where.add_argument("--vae", help="where the autoencoder is now, if it was moved")
+    flag(where, "--text_encoder", help="where the text encoder is now, if it was moved")
+    where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    where.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="bfloat16: faster where hardware has it, and nearly the same pictures",
+    )  # fmt: skip
+    where.add_argument("--compile", action="store_true", help="worth its seconds for many pictures")
     generate.set_defaults(run=run, takes_words="what")
 
 
@@ -52,26 +85,73 @@ def run(options: argparse.Namespace) -> None:
     path: Path = options.output
     if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
         raise LimnerError(f"--output {path} is no name of a picture file, such as apple.png")
+    check(options, prompts)
     generator = ImageGenerator(
         checkpoint,
         options.scheduler_type,
         options.device,
+        options.dtype,
         config=load_config(options.config) if options.config else None,
         vae=options.vae,
         text_encoder=options.text_encoder,
+        guide=options.guide,
     )
     if options.log_level == "debug":
-        log_shapes(generator.model)
-    pictures = generator.generate_batch(
-        prompts,
-        options.num_inference_steps,
-        options.guidance_scale,
-        options.seed,
-        options.height,
-        options.width,
-    )
+        log_shapes(generator.model)  # compiled code has no place for its hooks
+    elif options.compile:
+        generator.compile()
+    settings = {name: getattr(options, name) for name in PASSED_ON}
+    if options.interpolate is not None:
+        ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed
+        pictures = generator.interpolate(*ends, **settings)
+        labels = [f"{i + 1} of {len(pictures)}" for i in range(len(pictures))]
+    else:
+        each = [p for p in prompts for _ in range(options.num_images)]
+        seeds = [(options.seed + i) % SEEDS for i in range(options.num_images)] * len(prompts)
+        pictures = generator.generate_batch(each, seeds=seeds, **settings)
+        labels = each
+        if options.num_images > 1:
+            labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
         picture.save(numbered)
         print(numbered)
+    if options.sheet:
+        print(save_sheet(path, pictures, labels))
+
+
+PASSED_ON = (
+    *("num_inference_steps", "guidance_scale", "height", "width", "shift", "guidance_interval"),
+    *("guidance_type", "negative_prompt", "init_image", "strength"),
+)
+"""Flags that are arguments of the generator by the same name."""
+
+
+def check(options: argparse.Namespace, prompts: list[str]) -> None:
+    """What can be refused before a checkpoint is opened."""
+    if options.num_images < 1:
+        raise LimnerError(f"--num_images {options.num_images}: take 1 or more")
+    if options.interpolate is None:
+        if options.end_seed is not None:
+            raise LimnerError(
+                "--end_seed belongs to --interpolate N; --num_images takes many seeds"
+            )
+        return
+    if options.num_images > 1:
+        raise LimnerError("--interpolate and --num_images: take one of them")
+    if len(prompts) > 2 or (len(prompts) == 1 and options.end_seed is None):
+        raise LimnerError(
+            "--interpolate goes from one prompt to another, or from --seed to --end_seed: give two "
+            f"prompts, or one and --end_seed; got {len(prompts)}"
+        )
+
+
+def save_sheet(path: Path, pictures: list[Image.Image], labels: list[str]) -> Path:
+    """A contact sheet beside the pictures, which are shown at their size up to 256 pixels."""
+    from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
+
+    size = max(96, min(256, *(max(picture.size) for picture in pictures)))
+    sheet_path = path.with_name(f"{path.stem}-sheet.png")
+    save_contact_sheet(contact_sheet(pictures, labels, scale_to=size), sheet_path, labels)
+    return sheet_path

@@ -43,18 +43,26 @@ def decode(
     the first frame counts. Raises PictureError, which calls the picture `name` (or its path).
     """
     image = open_rgb(picture, name, shorter_side=image_size)
+    return np.array(fit(image, image_size, image_size, crop))
+
+
+def fit(image: Image.Image, height: int, width: int, crop: Crop = "center") -> Image.Image:
+    """An RGB picture of any size as `height` x `width` pixels: see `decode`."""
     if crop == "pad":
-        return np.array(_pad(image, image_size))
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
+        return _pad(image, height, width)
+    # The largest part with the sides' ratio; one of its sides is the picture's own, exactly.
+    if image.width * height <= image.height * width:
+        part = (image.width, image.width * height / width)
+    else:
+        part = (image.height * width / height, image.height)
+    left, top = (image.width - part[0]) / 2, (image.height - part[1]) / 2
     # Cropping inside resize never makes the whole picture larger, however long and thin it is.
-    square = image.resize(
-        (image_size, image_size),
+    return image.resize(
+        (width, height),
         Image.Resampling.LANCZOS,
-        box=(left, top, left + side, top + side),
+        box=(left, top, left + part[0], top + part[1]),
         reducing_gap=_REDUCING_GAP,
     )
-    return np.array(square)
 
 
 def open_rgb(
@@ -81,7 +89,7 @@ def open_rgb(
                 if shorter_side is not None:
                     image.draft(None, (2 * shorter_side, 2 * shorter_side))
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return as_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"{name}: the picture has more pixels than are safe to decode ({error}). "
@@ -109,6 +117,17 @@ def open_rgb(
         raise _undecodable(name, error) from error
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any picture of Pillow's as RGB, on white where it is transparent."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (*_WHITE, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
 def _undecodable(name: str, error: Exception) -> PictureError:
     return PictureError(
         f"{name}: the picture cannot be decoded ({str(error) or type(error).__name__}): "
@@ -132,16 +151,6 @@ def to_pil(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in levels.movedim(-3, -1).cpu().contiguous().numpy()]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (*_WHITE, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey levels of 16 bits (modes I;16 and I) scaled to 8: Pillow's `convert` would clip them."""
     levels = np.asarray(image)
@@ -150,13 +159,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(levels / 257).astype(np.uint8))  # 65535 = 257 * 255
 
 
-def _pad(image: Image.Image, image_size: int) -> Image.Image:
-    scale = image_size / max(image.size)
+def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
+    scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
-    square = Image.new("RGB", (image_size, image_size), _WHITE)
-    square.paste(small, ((image_size - size[0]) // 2, (image_size - size[1]) // 2))
-    return square
+    paper = Image.new("RGB", (width, height), _WHITE)
+    paper.paste(small, ((width - size[0]) // 2, (height - size[1]) // 2))
+    return paper
 
 
 def _what_it_is(picture: str | Path | bytes) -> str:

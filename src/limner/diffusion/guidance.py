@@ -1,13 +1,24 @@
-"""Classifier-free guidance: the denoiser that solvers see, made of a network and two texts."""
+"""Guidance: the denoiser that solvers see, made of two predictions, one to move away from.
+
+The two are those for a text and for another one (classifier-free guidance), or those of the model
+and of a weaker one (autoguidance). How they are combined is a formula of its own.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from limner.config import SamplingConfig
 from limner.diffusion.objective import Objective
+from limner.diffusion.path import Path
 from limner.diffusion.solvers import Denoiser
 from limner.models.text_encoder import EncodedText
+
+Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t, x_0 as asked for, x_0 to move away from) -> x_0, each float32 [B, C, H, W]."""
 
 
 def guided_denoiser(
@@ -15,31 +26,29 @@ def guided_denoiser(
     objective: Objective,
     text: EncodedText,
     null_text: EncodedText,
-    guidance_scale: float,
-    guidance_interval: tuple[float, float],
+    sampling: SamplingConfig,
     dtype: torch.dtype,
+    guide: Denoiser | None = None,
 ) -> Denoiser:
-    """Moves the prediction away from that for no text (Ho & Salimans 2022, arXiv 2207.12598).
+    """Moves the prediction away from that for another text (Ho & Salimans 2022, arXiv 2207.12598),
+    or from that of a weaker model (Karras et al. 2024, arXiv 2406.02507).
 
-    x_0 = x_0(null) + guidance_scale * (x_0(text) - x_0(null)). The published formula has the noise
-    predictions there; x_0 is affine in every kind of prediction and the two weights add up to 1, so
-    the picture is the same. Both texts go through the network in one batch.
+    Both texts go through the network in one batch.
 
     Args:
         model: `model(x, t, y)`, x [B, C, H, W] float32, t [B] float32 timesteps, y B texts; returns
             what the objective's prediction type says, of x's shape.
         text: what to draw, B texts.
-        null_text: the empty text, 1 or B of it, padded to the length of `text`.
-        guidance_scale: 1 is no guidance, 0 is no text.
-        guidance_interval: lowest and highest share of `num_train_timesteps` (0 clean, 1 noise) at
-            which to guide. Outside, guidance does little good (Kynkäänniemi et al. 2024, arXiv
-            2404.07724) and the network is spared half its work, as it is where the scale is 1.
+        null_text: the empty text, or what not to draw: 1 or B texts, padded to the length of
+            `text`. Not read where there is a guide.
+        sampling: its `guidance_*` and `apg_*` settings.
         dtype: what autocast computes the network in; float32 turns autocast off.
+        guide: the weaker model's prediction of x_0, to move away from instead.
 
     Returns:
         denoise(x [B, C, H, W], timestep) -> x_0, float32 [B, C, H, W].
     """
-    low, high = (share * objective.path.num_train_timesteps for share in guidance_interval)
+    combine = combination(sampling)
     both_texts = text.followed_by(null_text)
 
     def predict_x0(x: Tensor, timestep: float, y: EncodedText) -> Tensor:
@@ -49,9 +58,111 @@ def guided_denoiser(
         return objective.to_x0(output, x, t)
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
-        if guidance_scale == 1 or not low <= timestep <= high:
+        if not is_guided(timestep, sampling, objective.path):
             return predict_x0(x, timestep, text)
+        if guide is not None:
+            return combine(x, predict_x0(x, timestep, text), guide(x, timestep))
         x0, null_x0 = predict_x0(torch.cat([x, x]), timestep, both_texts).chunk(2)
-        return null_x0 + guidance_scale * (x0 - null_x0)
+        return combine(x, x0, null_x0)
 
     return denoise
+
+
+def is_guided(timestep: float, sampling: SamplingConfig, path: Path) -> bool:
+    """Whether two predictions are made at this time.
+
+    Outside of an interval of noise levels guidance does little good (Kynkäänniemi et al. 2024,
+    arXiv 2404.07724), and the network is spared half its work, as it is where the scale is 1.
+    """
+    low, high = (share * path.num_train_timesteps for share in sampling.guidance_interval)
+    return sampling.guidance_scale != 1 and low <= timestep <= high
+
+
+def combination(sampling: SamplingConfig) -> Combine:
+    """How the settings combine two predictions. It may remember: take a new one for each batch."""
+    scale, rescale = sampling.guidance_scale, sampling.guidance_rescale
+    combine: Combine
+    if sampling.guidance_type == "cfg_zero_star":
+        combine = zero_star(scale)
+    elif sampling.guidance_type == "apg":
+        combine = adaptive_projected(
+            scale, sampling.apg_eta, sampling.apg_threshold, sampling.apg_momentum
+        )
+    else:
+        combine = classifier_free(scale)
+    if not rescale:
+        return combine
+    return lambda x, x0, null_x0: rescaled(combine(x, x0, null_x0), x0, rescale)
+
+
+def classifier_free(scale: float) -> Combine:
+    """x_0 = x_0(null) + scale * (x_0(text) - x_0(null)).
+
+    Ho & Salimans 2022, equation 6 (their w is scale - 1), has the noise predictions there, and
+    Karras et al. 2024, equation 3, the denoised pictures. x_0 is affine in every kind of prediction
+    and the two weights add up to 1, so the picture is the same.
+    """
+    return lambda x, x0, null_x0: null_x0 + scale * (x0 - null_x0)
+
+
+def zero_star(scale: float) -> Combine:
+    """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886): the other prediction at its best length.
+
+    With velocities v = v(text) and u = v(null): s u + scale * (v - s u), where
+    s = <v, u> / |u|^2 makes s u the nearest to v of all multiples of u. On the flow path
+    v = (x_t - x_0) / sigma, and sigma falls out of s and of the result, so differences from x_t
+    stand here for velocities. The paper's second part is `sampling.zero_init_steps`.
+    """
+
+    def combine(x: Tensor, x0: Tensor, null_x0: Tensor) -> Tensor:
+        v, u = x - x0, x - null_x0
+        u = u * (dot(v, u) / dot(u, u).clamp(min=1e-12))
+        return x - (u + scale * (v - u))
+
+    return combine
+
+
+def adaptive_projected(scale: float, eta: float, threshold: float, momentum: float) -> Combine:
+    """Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416, algorithm 1), on x_0.
+
+    The difference of the two predictions (with a share of those of earlier steps, its length
+    limited) is split along the prediction and across it. What lies along it makes colours too
+    strong; `eta` of it is kept.
+
+    Args:
+        threshold: the largest root mean square of the difference, which is the paper's r over the
+            square root of the number of values, so that it means the same at any size; 0: none.
+        momentum: of the running sum of differences; below 0 it pushes away from earlier ones.
+    """
+    running: list[Tensor] = []
+
+    def combine(x: Tensor, x0: Tensor, null_x0: Tensor) -> Tensor:
+        difference = x0 - null_x0
+        if momentum:
+            if running:
+                difference = difference + momentum * running.pop()
+            running.append(difference)
+        if threshold:
+            length = (dot(difference, difference) / x0[0].numel()).sqrt()
+            difference = difference * (threshold / length.clamp(min=1e-12)).clamp(max=1)
+        along = x0 * (dot(difference, x0) / dot(x0, x0).clamp(min=1e-12))
+        return x0 + (scale - 1) * (difference - along + eta * along)
+
+    return combine
+
+
+def rescaled(guided: Tensor, x0: Tensor, share: float) -> Tensor:
+    """Draws the contrast of a guided picture back to that of the unguided one, by a share.
+
+    Lin et al. 2023 (arXiv 2305.08891, equations 15 and 16). Theirs scales the network's output
+    about 0; this is x_0, and pictures have a mean (white paper is 1), so it is scaled about that.
+    """
+    every = (1, 2, 3)
+    ratio = x0.std(every, keepdim=True) / guided.std(every, keepdim=True).clamp(min=1e-12)
+    mean = guided.mean(every, keepdim=True)
+    return mean + (guided - mean) * (share * ratio + 1 - share)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Scalar product of each picture, [B, 1, 1, 1]."""
+    return (a * b).sum((1, 2, 3), keepdim=True)

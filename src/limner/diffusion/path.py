@@ -7,7 +7,8 @@ lambda(t) = log(alpha / sigma), half the log of the usual ratio of variances, as
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import pi
+from math import ceil, pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,23 +79,42 @@ class FlowPath:
         logit_normal = torch.sigmoid(self.logit_std * torch.special.ndtri(v) - mean)
         return torch.where(is_uniform, v, logit_normal) * self.num_train_timesteps
 
-    def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:
+    def inference_timesteps(
+        self,
+        num_inference_steps: int,
+        shift: float = 1.0,
+        power: float = 1.0,
+        strength: float = 1.0,
+    ) -> Tensor:
         """The times between which a solver steps.
+
+        With even times f from 1 to 0, logit(s) = power * logit(f) + log(shift).
 
         Args:
             num_inference_steps: n, at least 1.
             shift: above 1 spends more of the steps on noisy pictures, as large pictures want;
-                s' = shift * s / (1 + (shift - 1) * s) (Esser et al. 2024, equation 23).
+                s = shift * f / (1 + (shift - 1) * f) (Esser et al. 2024, equation 23).
+            power: above 1 spends more of them at both ends, near noise and near the picture, and
+                fewer in between.
+            strength: share of the whole noise to begin at, 0 to 1: only as many steps are taken as
+                a drawing from noise has from there on.
 
         Returns:
-            float64 [n + 1] on the CPU, descending from `num_train_timesteps` to 0.
+            float64 [k + 1] on the CPU, descending from `strength * num_train_timesteps` to 0; k is
+            n where the strength is 1, and 0 where it is 0.
         """
         _check_steps(num_inference_steps)
-        if shift <= 0:
+        _check_strength(strength)
+        if shift <= 0 or power <= 0:
             raise LimnerError(
-                f"The time shift is {shift}; it must be above 0 (1 leaves times alone)."
+                f"The time shift is {shift} and the power {power}; both must be above 0 (1 leaves "
+                "times alone)."
             )
-        fraction = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+        # Where on the line of even times this strength lies: shift and power backwards.
+        first = _stretched(strength / (shift + (1 - shift) * strength), 1 / power)
+        steps = _whole_steps(first * num_inference_steps)
+        fraction = torch.linspace(first, 0, steps + 1, dtype=torch.float64)
+        fraction = _stretched(fraction, power)
         return self.num_train_timesteps * shift * fraction / (1 + (shift - 1) * fraction)
 
     def _fraction(self, timesteps: Tensor) -> Tensor:
@@ -154,30 +174,42 @@ class DiffusionPath:
         from the first update to the last, so that `moved` says nothing here."""
         return (u * self.num_train_timesteps).floor()
 
-    def inference_timesteps(self, num_inference_steps: int, shift: float = 1.0) -> Tensor:
+    def inference_timesteps(
+        self,
+        num_inference_steps: int,
+        shift: float = 1.0,
+        power: float = 1.0,
+        strength: float = 1.0,
+    ) -> Tensor:
         """The times between which a solver steps, in "trailing" spacing and with a clean end.
 
         Lin et al. 2023 (arXiv 2305.08891, table 2): the first is always T-1, the noisiest of all.
 
         Args:
             num_inference_steps: n, 1 to T.
-            shift: must be 1; only the flow path can be shifted.
+            shift, power: must be 1; only the flow path has them.
+            strength: share of the whole schedule to begin at, 0 to 1.
 
         Returns:
-            float64 [n + 1] on the CPU, descending whole numbers from T-1 to -1 (clean).
+            float64 [k + 1] on the CPU, descending whole numbers from T-1, or from
+            `strength * T - 1`, to -1 (clean); k is n where the strength is 1, and 0 where it is 0.
         """
         _check_steps(num_inference_steps)
+        _check_strength(strength)
         if num_inference_steps > self.num_train_timesteps:
             raise LimnerError(
                 f"num_inference_steps is {num_inference_steps}, but the beta schedule has only "
                 f"{self.num_train_timesteps} timesteps; ask for no more than that."
             )
-        if shift != 1:
+        if shift != 1 or power != 1:
             raise LimnerError(
-                f"The time shift is {shift}, but a beta schedule cannot be shifted; leave it at 1."
+                f"The time shift is {shift} and the power {power}, but a beta schedule cannot be "
+                "shifted; leave them at 1."
             )
-        steps = torch.arange(num_inference_steps, -1, -1, dtype=torch.float64)
-        return torch.round(steps * (self.num_train_timesteps / num_inference_steps)) - 1
+        first = strength * num_inference_steps
+        steps = torch.linspace(first, 0, _whole_steps(first) + 1, dtype=torch.float64)
+        rounded = torch.round(steps * (self.num_train_timesteps / num_inference_steps)) - 1
+        return torch.unique_consecutive(rounded)
 
     @cached_property
     def _log_snr_table(self) -> Tensor:
@@ -213,6 +245,23 @@ def _precise(timesteps: Tensor) -> Tensor:
 
 def _like(timesteps: Tensor, values: Tensor) -> Tensor:
     return values.to(torch.float64 if timesteps.dtype == torch.float64 else torch.float32)
+
+
+def _stretched(fraction: Any, power: float) -> Any:
+    """f^p / (f^p + (1 - f)^p), whose logit is p times that of f."""
+    if power == 1:
+        return fraction
+    return fraction**power / (fraction**power + (1 - fraction) ** power)
+
+
+def _whole_steps(steps: float) -> int:
+    """Steps for a part of the way: none of them longer than those of the whole way."""
+    return ceil(steps - 1e-9)
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise LimnerError(f"strength is {strength}; it must be from 0 to 1.")
 
 
 def _check_steps(num_inference_steps: int) -> None:

@@ -13,7 +13,7 @@ to step towards. Coefficients are Python floats (float64), the state is float32.
 """
 
 from collections.abc import Callable
-from math import sqrt
+from math import expm1, sqrt
 from typing import Protocol
 
 from torch import Tensor
@@ -127,6 +127,53 @@ def dpmsolver_pp_2m(
     return x
 
 
+def unipc(
+    denoise: Denoiser,
+    x: Tensor,
+    timesteps: Tensor,
+    path: Path,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """UniPC of second order, with B(h) = e^h - 1 ("bh2"): one denoiser call a step, used twice.
+
+    Zhao et al. 2023, arXiv 2302.04867, algorithms 1 and 2. A step is predicted as DPM-Solver++(2M)
+    does it. What the denoiser then says at its end also corrects the step itself: it is taken once
+    more, from where it began, through the guesses at both ends and the one before.
+    """
+    times = timesteps.tolist()
+    log_snr = path.log_snr(timesteps).tolist()
+    begun, previous, slope = x, x, x  # where the last step began, its guess, and x_0's slope there
+    for i in range(len(times) - 1):
+        x0 = denoise(x, times[i])
+        if callback is not None:
+            callback(i, x0)
+        if i > 0:
+            h = log_snr[i] - log_snr[i - 1]
+            change = x0 - previous
+            better = previous + 0.5 * change
+            if i > 1:
+                own, before = _corrector_weights(h, log_snr[i - 1] - log_snr[i - 2])
+                better = previous + own * change + before * h * slope
+            x = _step(begun, better, timesteps[i - 1 : i + 1], path)
+            slope = change / h  # 0 over the first step of the flow path, which began at -inf
+        better = x0
+        if 0 < i < len(times) - 2:
+            better = x0 + 0.5 * (log_snr[i + 1] - log_snr[i]) * slope
+        begun, previous = x, x0
+        x = _step(x, better, timesteps[i : i + 2], path)
+    return x
+
+
+def _corrector_weights(h: float, h_before: float) -> tuple[float, float]:
+    """UniC-2: how much x_0's change over a step of length h counts for that step, and how much its
+    slope over the step before (equation 9 of the paper, R a = b, solved for two unknowns)."""
+    b1 = -1 / expm1(-h) - 1 / h
+    b2 = -1 / expm1(-h) - 2 * b1 / h
+    before = (b1 - b2) / (1 + h_before / h)
+    return b1 - before, before
+
+
 def ddpm(
     denoise: Denoiser,
     x: Tensor,
@@ -171,4 +218,5 @@ SOLVERS: dict[str, Solver] = {
     "euler": ddim,
     "heun": heun,
     "dpmsolver++": dpmsolver_pp_2m,
+    "unipc": unipc,
 }

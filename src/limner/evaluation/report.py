@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.evaluation.curves import Points, format_tick, line_chart
 from limner.evaluation.run_folder import Run, read_run
@@ -26,6 +27,9 @@ MAX_PREVIEWS = 8
 MAX_POINTS = 300  # of a curve: more than the chart has pixels for would only make the file large
 MAX_AS_IS = 64_000  # bytes; larger pictures are shrunk, so that the report can be sent by mail
 SAMPLE_SIDE, PREVIEW_SIDE = 256, 1000  # pixels, longest side after shrinking
+
+TOLD = {"scheduler_type", "num_inference_steps", "guidance_scale"}
+"""Of how it was drawn, what is told in any case; the rest where it is not as usual."""
 
 SPLITS = {  # `split` in samples.json and results.json -> heading, explanation
     "trained": ("Trained prompts", "the model has seen these pictures with these words"),
@@ -153,7 +157,9 @@ def drawn(run: Run) -> str:
     if not parts:
         return ""
     sampling = run.results.get("sampling", {})
-    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sampling.items())
+    usual = SamplingConfig().model_dump(mode="json", exclude=TOLD)
+    told = {key: value for key, value in sampling.items() if usual.get(key) != value}
+    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items())
     note = f"Drawn with {escape(how)}. " if how else ""
     if any(sample.get("rank") is not None for sample in run.samples):
         note += (

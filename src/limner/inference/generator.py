@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 from PIL import Image
 
 from limner.checkpoint import check_same_model
-from limner.config import Config, SamplingConfig
+from limner.config import Config
 from limner.data.pictures import to_pil
-from limner.device import choose_device, part_precision
+from limner.device import choose_device, part_precision, why_not_compile
 from limner.diffusion.objective import build_objective
-from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.inference.sampling import draw
+from limner.inference.guide import open_guide
+from limner.inference.sampling import Guide, draw, ready
+from limner.inference.settings import sampling_settings
+from limner.inference.variations import Picture, Start, Towards, fitted
 from limner.models.parts import moved, open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
@@ -24,6 +27,7 @@ from limner.text.tokenizer import CaptionTokenizer
 from limner.weights_file import open_for_drawing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+USUAL_STRENGTH = 0.6
 
 
 class ImageGenerator:
@@ -32,15 +36,20 @@ class ImageGenerator:
     Args:
         checkpoint: a checkpoint folder, a run folder (its newest checkpoint), or a .safetensors
             file that `limner export` wrote.
-        scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++; None: as configured.
+        scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++, unipc; None: as
+            configured.
         device: "cuda", "mps", "cpu", a torch.device, or None: the best there is.
         dtype: "float32" draws the same picture (to 1/255) whatever the batch; "bfloat16" or
             "float16" is faster.
         config: only checked against the checkpoint's, for the habit of passing one.
         vae, text_encoder: where the pretrained parts are now, if not where they were in training.
+        guide: a weaker checkpoint trained in the same space, such as an earlier one of the same
+            run: guidance moves away from what it says instead of from the empty prompt
+            (autoguidance, Karras et al. 2024, arXiv 2406.02507).
 
     Raises:
-        LimnerError: no or an incomplete checkpoint, an unknown solver, or another model.
+        LimnerError: no or an incomplete checkpoint, an unknown solver, another model, or a guide
+            of another space.
     """
 
     def __init__(
@@ -52,14 +61,17 @@ class ImageGenerator:
         config: Config | None = None,
         vae: str | Path | None = None,
         text_encoder: str | Path | None = None,
+        guide: str | Path | None = None,
     ) -> None:
         opened = open_for_drawing(checkpoint)
         if config is not None:
             check_same_model(opened.config, config)
         parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
         self.config, self.space = parts.config, parts.space
-        self.sampling = _sampling(self.config.sampling, scheduler_type=scheduler_type)
+        self.sampling = sampling_settings(self.config, scheduler_type=scheduler_type)
         self.device = choose_device(str(device or "auto"))
+        if dtype not in DTYPES:
+            raise LimnerError(f"dtype {dtype!r} is not known; take one of {', '.join(DTYPES)}")
         self.dtype = DTYPES[dtype]
         self.objective = build_objective(self.config)
         part_dtype = part_precision(self.dtype)
@@ -73,7 +85,13 @@ class ImageGenerator:
         self.space.load(self.device, part_dtype)
         model = build_model(self.config, self.words.text_size)
         opened.load_weights(model, averaged=True)
-        self.model = model.to(self.device).eval()
+        self.model = ready(model, self.device, self.dtype)
+        self.compiled = False
+        self.patch = self.config.model.patch_size or 1
+        self.guide: Guide | None = None
+        if guide is not None:
+            self.guide, theirs = open_guide(guide, self.config, self.words, self.device, self.dtype)
+            self.patch = math.lcm(self.patch, theirs.model.patch_size or 1)
 
     def generate(
         self,
@@ -83,10 +101,15 @@ class ImageGenerator:
         seed: int = 0,
         height: int | None = None,
         width: int | None = None,
+        **others: Any,
     ) -> Image.Image:
-        """One picture. The empty prompt draws whatever the model likes."""
+        """One picture. The empty prompt draws whatever the model likes.
+
+        Args:
+            others: as `generate_batch` takes them.
+        """
         return self.generate_batch(
-            [prompt], num_inference_steps, guidance_scale, [seed], height, width
+            [prompt], num_inference_steps, guidance_scale, [seed], height, width, **others
         )[0]
 
     def generate_batch(
@@ -98,6 +121,12 @@ class ImageGenerator:
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 16,
+        *,
+        negative_prompt: str | None = None,
+        init_image: Picture | None = None,
+        strength: float | None = None,
+        towards: Towards | None = None,
+        **settings: Any,
     ) -> list[Image.Image]:
         """A picture per prompt.
 
@@ -105,37 +134,134 @@ class ImageGenerator:
             num_inference_steps, guidance_scale: None: as the checkpoint's configuration has them.
             seeds: one for each prompt, or one for all of them.
             height, width: pixels; None: the size trained at.
-            batch_size: prompts drawn at a time; the pictures do not depend on it.
+            batch_size: prompts drawn at a time, at most (a processor is faster with fewer); the
+                pictures do not depend on it.
+            negative_prompt: what guidance moves away from, instead of the empty prompt (or of what
+                the guide says to the prompt itself).
+            init_image: a picture (file, bytes, or Pillow's) that all are variations of. It is
+                scaled to cover the size, and its middle is used.
+            strength: how far from it, 0 (that picture) to 1 (as if there were none); None: 0.6.
+                Only about that share of the steps is taken.
+            towards: other prompts and seeds, to draw what lies between (see `interpolate`).
+            settings: other keys of the `sampling` section of a configuration, such as
+                `shift=3.0` or `guidance_interval=(0.2, 0.8)`.
+
+        Raises:
+            LimnerError: a setting, size, or picture that cannot be used, or too few seeds.
         """
         size = self.config.data.image_size
         height, width = (
             self._check_size("height", size if height is None else height),
             self._check_size("width", size if width is None else width),
         )
-        sampling = _sampling(
-            self.sampling, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        sampling = sampling_settings(
+            self.config.model_copy(update={"sampling": self.sampling}),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            **settings,
         )
         each = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if len(each) != len(prompts):
             raise LimnerError(f"{len(prompts)} prompts need as many seeds, or one; got {len(each)}")
+        start = self._start(init_image, strength, height, width)
+        at_once = self._at_once(batch_size, height, width)
         pictures: list[Image.Image] = []
-        for first in range(0, len(prompts), batch_size):
+        wanted = len(prompts)
+        if self.compiled and (missing := -wanted % at_once):
+            prompts, each = [*prompts, *[""] * missing], [*each, *[0] * missing]
+            towards = towards and towards.with_more(missing)
+        for first in range(0, len(prompts), at_once):
+            some = slice(first, first + at_once)
             drawn = draw(
                 self.model,
                 self.objective,
                 self.words,
-                prompts[first : first + batch_size],
-                each[first : first + batch_size],
+                prompts[some],
+                each[some],
                 sampling,
                 height // self.space.downsampling,
                 width // self.space.downsampling,
                 self.dtype,
+                negative_prompt=negative_prompt,
+                guide=self.guide,
+                start=start,
+                towards=towards and towards.rows(some),
             )
-            pictures += to_pil(self.space.decode(drawn))
+            pictures += to_pil(self.space.decode(drawn[: wanted - first]))
         return pictures
 
+    def compile(self) -> None:
+        """Compile the network's blocks: worth its seconds where many pictures are drawn.
+
+        Compiled code is for one size, so batches are filled up from now on. Other kernels round
+        differently: in float32 the pictures are the same to 1/255, in bfloat16 nearly.
+
+        Raises:
+            LimnerError: torch.compile does not work here, and why.
+        """
+        if reason := why_not_compile(self.device):
+            raise LimnerError(f"torch.compile does not work here ({reason}); draw without it")
+        for network in [self.model, *([self.guide.model] if self.guide else [])]:
+            for block in network.denoiser.blocks:
+                block.compile(dynamic=False)
+        self.compiled = True
+
+    def interpolate(
+        self,
+        prompt: str,
+        end_prompt: str | None = None,
+        count: int = 8,
+        seed: int = 0,
+        end_seed: int | None = None,
+        **others: Any,
+    ) -> list[Image.Image]:
+        """Pictures in equal steps from one prompt and seed to another, both ends included.
+
+        Between prompts the encoded text is interpolated (`variations.between` says how texts of
+        different lengths are), between seeds the noise, on an arc.
+
+        Args:
+            end_prompt, end_seed: None: the same.
+            count: pictures, at least 2.
+            others: as `generate_batch` takes them.
+        """
+        if count < 2:
+            raise LimnerError(f"--interpolate {count}: both ends are drawn; take 2 or more")
+        towards = Towards(
+            [prompt if end_prompt is None else end_prompt] * count,
+            [seed if end_seed is None else end_seed] * count,
+            [i / (count - 1) for i in range(count)],
+        )
+        return self.generate_batch(
+            [prompt] * count, seeds=[seed] * count, towards=towards, **others
+        )
+
+    def _start(
+        self, picture: Picture | None, strength: float | None, height: int, width: int
+    ) -> Start | None:
+        if picture is None:
+            if strength is not None:
+                raise LimnerError("--strength says how far from an --init_image; name that, too")
+            return None
+        if strength is None:
+            strength = USUAL_STRENGTH
+        if not 0 <= strength <= 1:
+            raise LimnerError(
+                f"--strength {strength}: it is from 0 (the picture itself) to 1 (nothing of it)"
+            )
+        x0 = self.space.encode(fitted(picture, height, width).to(self.device))
+        return Start(x0, strength)
+
+    def _at_once(self, most: int, height: int, width: int) -> int:
+        """On a processor only as many pictures as its caches hold from layer to layer: about 2,048
+        tokens, those for the second text of guidance included."""
+        if self.device.type != "cpu":
+            return most
+        patch = self.space.downsampling * (self.config.model.patch_size or 1)
+        return max(1, min(most, 1024 // (height * width // patch**2)))
+
     def _check_size(self, name: str, value: int) -> int:
-        patch = (self.config.model.patch_size or 1) * self.space.downsampling
+        patch = self.patch * self.space.downsampling
         if value < patch or value % patch:
             near = max(patch, round(value / patch) * patch)
             raise LimnerError(
@@ -143,20 +269,3 @@ class ImageGenerator:
                 f"patches; take {near}"
             )
         return value
-
-
-def _sampling(base: SamplingConfig, **changes: Any) -> SamplingConfig:
-    """The sampling settings with what is not None changed, checked as in a configuration."""
-    given = {key: value for key, value in changes.items() if value is not None}
-    if given.get("scheduler_type", "ddim") not in SOLVERS:
-        raise LimnerError(
-            f"scheduler_type {given['scheduler_type']!r} is not known; take one of "
-            f"{', '.join(SOLVERS)}"
-        )
-    if given.get("num_inference_steps", 1) < 1:
-        raise LimnerError(
-            f"num_inference_steps is {given['num_inference_steps']}; it must be at least 1"
-        )
-    if not given.get("guidance_scale", 1) >= 0:
-        raise LimnerError(f"guidance_scale is {given['guidance_scale']}; it must be 0 or more")
-    return base.model_copy(update=given)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.config import SamplingConfig
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
-from limner.diffusion.solvers import SOLVERS
+from limner.diffusion.solvers import SOLVERS, Denoiser, Noise
+from limner.inference.settings import inference_timesteps
+from limner.inference.variations import Start, Towards, between, slerp
+from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage
 from limner.text.words import Words
+
+
+class Guide(NamedTuple):
+    """A weaker model to move away from (autoguidance)."""
+
+    model: TextToImage
+    objective: Objective
+    words: Words
 
 
 @torch.no_grad()
@@ -26,6 +38,11 @@ def draw(
     height: int,
     width: int,
     dtype: torch.dtype = torch.float32,
+    *,
+    negative_prompt: str | None = None,
+    guide: Guide | None = None,
+    start: Start | None = None,
+    towards: Towards | None = None,
 ) -> Tensor:
     """Draw one picture per (prompt, seed).
 
@@ -35,33 +52,85 @@ def draw(
     Args:
         words: turns the prompts into what the model's text encoder reads.
         height, width: of what is denoised: pixels, or latents.
-        dtype: float32, or bfloat16 to compute the network in under autocast (faster, and no longer
-            the same to 1/255 whatever the batch).
+        dtype: float32, or bfloat16 to compute the network in under autocast (faster, and not
+            promised to be the same to 1/255 whatever the batch).
+        negative_prompt: what guidance moves away from; None: the empty text, or what the guide
+            makes of the prompt itself.
+        guide: guidance moves away from what this model says instead.
+        start: the picture to start from instead of pure noise.
+        towards: other prompts and seeds, to draw what lies between.
 
     Returns:
         [B, C, height, width] float32, about [-1, 1], on the model's device.
     """
-    device = next(model.parameters()).device
-    path = objective.path
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = (model.denoiser.in_channels, height, width)
+    text, null = read(model, words, prompts, negative_prompt or "", towards, dtype)
+    weaker: Denoiser | None = None
+    if guide is not None:
+        if negative_prompt is None:
+            asked, there = prompts, towards
+        else:
+            asked, there = [negative_prompt] * len(prompts), None
+        texts = read(guide.model, guide.words, asked, "", there, dtype)
+        alone = sampling.model_copy(update={"guidance_scale": 1.0})
+        weaker = guided_denoiser(guide.model, guide.objective, *texts, alone, dtype)
+    denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
 
-    def noise(_: int = 0) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    path, device = objective.path, next(model.parameters()).device
+    noise = noise_of((model.denoiser.in_channels, height, width), seeds, towards, device)
+    strength = 1.0 if start is None else start.strength
+    timesteps = inference_timesteps(sampling, path, strength)
+    x = noise(0)
+    if start is not None and strength < 1:  # at 1 nothing is left of the picture, on any path
+        x = objective.add_noise(start.x0.to(device), x, timesteps[:1].to(device))
+    return SOLVERS[sampling.scheduler_type](denoise, x, timesteps, path, noise)
 
-    y = words.encode([*prompts, ""]).to(device)
+
+def read(
+    model: TextToImage,
+    words: Words,
+    prompts: Sequence[str],
+    other: str,
+    towards: Towards | None,
+    dtype: torch.dtype,
+) -> tuple[EncodedText, EncodedText]:
+    """B prompts and one other text, with all that is computed once per text and not per step."""
+    device, ends = next(model.parameters()).device, list(towards.prompts) if towards else []
+    y = words.encode([*prompts, *ends, other]).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         encoded = model.text_encoder(y)
-    text, null = encoded.rows(slice(None, -1)), encoded.rows(slice(-1, None))
-    denoise = guided_denoiser(
-        model,
-        objective,
-        text,
-        null,
-        sampling.guidance_scale,
-        sampling.guidance_interval,
-        dtype,
-    )
-    timesteps = path.inference_timesteps(sampling.num_inference_steps, sampling.shift)
-    solver = SOLVERS[sampling.scheduler_type]
-    return solver(denoise, noise(), timesteps, path, noise)
+        text, null = encoded.rows(slice(None, len(prompts))), encoded.rows(slice(-1, None))
+        if towards is not None:
+            text = between(text, encoded.rows(slice(len(prompts), -1)), towards.weights)
+            null = between(null, null, [0.0])  # so that both have weights
+        return model.denoiser.prepare(text), model.denoiser.prepare(null)
+
+
+def noise_of(
+    shape: tuple[int, int, int], seeds: Sequence[int], towards: Towards | None, device: torch.device
+) -> Noise:
+    """Each picture's stream of normal noise, of its seed alone or on the way to another's."""
+
+    def streams(seeds: Sequence[int]) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    own, others = streams(seeds), streams(towards.seeds) if towards is not None else []
+
+    def noise(_: int) -> Tensor:
+        drawn = [torch.randn(shape, generator=stream) for stream in own]
+        if towards is not None:
+            ends = [torch.randn(shape, generator=stream) for stream in others]
+            drawn = list(map(slerp, drawn, ends, towards.weights))
+        return torch.stack(drawn).to(device)
+
+    return noise
+
+
+def ready(model: TextToImage, device: torch.device, dtype: torch.dtype) -> TextToImage:
+    """A model to draw with in this precision: on the device, the matrices of its denoiser cast once
+    instead of at each step. The numbers are those of autocast, which would cast them the same."""
+    model = model.to(device).eval().requires_grad_(False)
+    if dtype != torch.float32:
+        for layer in model.denoiser.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.to(dtype)
+    return model

@@ -4,7 +4,8 @@ RMSNorm (Zhang & Sennrich 2019), queries and keys normalised (Henry et al. 2020)
 in two dimensions (Su et al. 2021), SwiGLU (Shazeer 2020), one modulation for all blocks plus a
 table per block (adaLN-single, PixArt-alpha, Chen et al. 2023), and picture tokens that attend to
 [text ; picture] in one softmax while the text stays as it was encoded (PRX, Photoroom 2025): the
-words keep their order and number, and their keys and values need computing once per prompt.
+words keep their order and number, and their keys and values are computed once per prompt
+(`prepare`).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class ModernBlock(nn.Module):
     def forward(
         self, x: Tensor, modulation: Tensor, text: Tensor, mask: Tensor, rotation: Tensor
     ) -> Tensor:
-        """x [B, N, D], modulation [B, 6, D], text [B, L, Dt], mask [B, 1, 1, L+N],
-        rotation [2, N, head width / 2] -> [B, N, D]."""
+        """x [B, N, D], modulation [B, 6, D], text [B, L, Dt] or what `read` made of it,
+        mask [B, 1, 1, L+N], rotation [2, N, head width / 2] -> [B, N, D]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation)[
             :, :, None
         ].unbind(1)
@@ -66,12 +67,18 @@ class ModernBlock(nn.Module):
     def attention(self, x: Tensor, text: Tensor, mask: Tensor, rotation: Tensor) -> Tensor:
         b, n, width = x.shape
         q, k, v = (self.heads(part) for part in self.qkv(x).chunk(3, dim=-1))
-        text_k, text_v = (self.heads(part) for part in self.text_kv(text).chunk(2, dim=-1))
+        text_k, text_v = self.read(text) if text.dim() == 3 else text.unbind(1)
         q, k = rotate(self.norm_q(q), rotation), rotate(self.norm_k(k), rotation)
-        k = torch.cat([self.norm_k(text_k).to(k.dtype), k], dim=2)
+        k = torch.cat([text_k.to(k.dtype), k], dim=2)
         v = torch.cat([text_v, v], dim=2)
         attended = attend(q.to(v.dtype), k.to(v.dtype), v, mask)
         return self.out(attended.transpose(1, 2).reshape(b, n, width))
+
+    def read(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text [B, L, Dt] -> its keys and values, each [B, heads, L, head width]. They do not
+        depend on the picture or the time: one prompt has one of them for all of its steps."""
+        k, v = (self.heads(part) for part in self.text_kv(text).chunk(2, dim=-1))
+        return self.norm_k(k), v
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -154,16 +161,31 @@ class ModernDiT(nn.Module):
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
         positions, rotation = self.positions(height, width, x.device)
         tokens = self.patch_embedding(patchify(x, self.patch_size)) + positions
-        condition = F.silu(self.time_embedding(t) + self.text_vector(y.pooled()))
+        text = self.text_vector(y.pooled()) if y.condition is None else y.condition
+        condition = F.silu(self.time_embedding(t) + text)
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
-        mask = F.pad(y.mask, (0, height * width), value=True)[:, None, None]
-        tokens = run_blocks(
-            self.blocks,
-            *(tokens, modulation, y.tokens, mask, rotation),
-            recompute=self.gradient_checkpointing,
-        )
+        mask = attention_mask(y, height * width)
+        if y.keys_values is None:
+            tokens = run_blocks(
+                self.blocks,
+                *(tokens, modulation, y.tokens, mask, rotation),
+                recompute=self.gradient_checkpointing,
+            )
+        else:
+            for block, text in zip(self.blocks, y.keys_values.unbind(1), strict=True):
+                tokens = block(tokens, modulation, text, mask, rotation)
         tokens = self.final_layer(tokens, condition)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+
+    def prepare(self, y: EncodedText) -> EncodedText:
+        """The same texts with what depends on them alone: computed once, for all steps of a solver.
+
+        `self(x, t, prepare(y))` is `self(x, t, y)` to the bit.
+        """
+        blocks = (block for block in self.blocks if isinstance(block, ModernBlock))
+        pairs = [torch.stack(block.read(y.tokens), dim=1) for block in blocks]
+        condition = self.text_vector(y.pooled())
+        return y._replace(keys_values=torch.stack(pairs, dim=1), condition=condition)
 
     def positions(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Absolute sin-cos positions [N, D], added once (rotary ones are only relative, and these
@@ -174,6 +196,15 @@ class ModernDiT(nn.Module):
             rotation = rotation_table(height, width, self.head_width)
             self.tables[key] = absolute.to(device), rotation.to(device)
         return self.tables[key]
+
+
+def attention_mask(y: EncodedText, count: int) -> Tensor:
+    """What `count` picture tokens attend to, [B, 1, 1, L + count]: bool, or what is added to the
+    scores where some words count less than others."""
+    mask = F.pad(y.mask, (0, count), value=True)[:, None, None]
+    if y.log_weight is None:
+        return mask
+    return F.pad(y.log_weight, (0, count))[:, None, None].masked_fill(~mask, -math.inf)
 
 
 def sincos_positions(height: int, width: int, hidden_size: int) -> Tensor:

@@ -27,28 +27,31 @@ class EncodedText(NamedTuple):
     """[B, L] bool, False at padding."""
     vector: Tensor | None = None
     """[B, D], the encoder's own summary of each caption, if it has one."""
+    log_weight: Tensor | None = None
+    """[B, L], the logarithm of how much each token counts beside the others; None: all alike."""
+    keys_values: Tensor | None = None
+    """[B, blocks, 2, heads, L, head width], once `denoiser.prepare` has computed them."""
+    condition: Tensor | None = None
+    """[B, D'], the pooled text as the denoiser adds it to the time, likewise."""
 
     def pooled(self) -> Tensor:
         """Each caption as one vector [B, D]: the encoder's, else the mean state."""
         if self.vector is not None:
             return self.vector
         weight = self.mask[..., None].to(self.tokens.dtype)
+        if self.log_weight is not None:
+            weight = weight * self.log_weight[..., None].exp()
         return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
 
     def rows(self, which: slice) -> EncodedText:
         """Some of the captions."""
-        vector = None if self.vector is None else self.vector[which]
-        return EncodedText(self.tokens[which], self.mask[which], vector)
+        return EncodedText._make(None if part is None else part[which] for part in self)
 
     def followed_by(self, other: EncodedText) -> EncodedText:
         """These captions, then as many times another one (or as many others)."""
-        vector = None
-        if self.vector is not None and other.vector is not None:
-            vector = torch.cat([self.vector, other.vector.expand_as(self.vector)])
-        return EncodedText(
-            torch.cat([self.tokens, other.tokens.expand_as(self.tokens)]),
-            torch.cat([self.mask, other.mask.expand_as(self.mask)]),
-            vector,
+        return EncodedText._make(
+            None if own is None or its is None else torch.cat([own, its.expand_as(own)])
+            for own, its in zip(self, other, strict=True)
         )
 
 
