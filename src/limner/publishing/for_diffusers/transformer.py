@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
@@ -36,7 +36,8 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             autoencoder's latents, one number for all channels or one for each.
     """
 
-    Denoiser: ClassVar[type[nn.Module]]
+    Denoiser: ClassVar[Any]
+    """`DiT` or `ModernDiT`: a file holds one of them, so this class names neither."""
     # Norms compute in float32 whatever the precision of the rest.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["norm_q", "norm_k", "norm_states", "norm_vector"]
 
