@@ -406,10 +406,11 @@ def test_the_folder_says_what_it_was_made_with(folder: Path) -> None:
 def test_diffusers_own_schedulers_take_the_place_exactly(
     tmp_path: Path, prediction: str, own: str, stock: str
 ) -> None:
-    shift = ["sampling.shift=3.0"] if prediction in ("velocity", "sample") else []
+    times = ["sampling.shift=3.0", "sampling.timestep_power=1.5", "sampling.zero_init_steps=1"]
+    times = times if prediction in ("velocity", "sample") else []
     checkpoint = made_up_checkpoint(
         tmp_path / "c", f"scheduler.prediction_type={prediction}",
-        f"sampling.scheduler_type={own}", *shift,
+        f"sampling.scheduler_type={own}", *times,
     )  # fmt: skip
     pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
     drawn = []

@@ -9,7 +9,7 @@
     vae/                 the autoencoder, if the model works in its latents
     manifest.json        size and checksum of each of these
 
-The three modules of code are put together from Limner's own sources (see `standalone`).
+The modules of code are put together from Limner's own sources (see `standalone`).
 """
 
 from __future__ import annotations

@@ -70,12 +70,11 @@ def evaluation_of(
     Returns:
         evaluation.json ({}: there is none), and where in `folder` the page is.
     """
-    digest = sha256_of(opened.tensors())
     for place in _evaluations(opened):
         found = read_json(place / RESULTS)
         if not isinstance(found, dict) or not isinstance(found.get("checkpoint"), dict):
             continue
-        if found["checkpoint"].get("weights_sha256") == digest:
+        if found["checkpoint"].get("weights_sha256") == sha256_of(opened.tensors()):
             break
         log.warning("%s is about other weights, and is left out of the card", place)
     else:
