@@ -321,10 +321,10 @@ GUIDED: dict[str, dict[str, Any]] = {
     "interval": {"guidance_interval": (0.3, 0.8)},
     "zero star": {"guidance_type": "cfg_zero_star"},
     "apg": {"guidance_type": "apg"},
-    "rescaled": {"guidance_rescale": 0.7},
+    "rescaled": {"guidance_rescale": 1.0},
 }
 TIMED: dict[str, dict[str, Any]] = {
-    "shift": {"shift": 3.0},
+    "shift": {"shift": 8.0},
     "power": {"timestep_power": 2.0},
     "zero init": {"zero_init_steps": 2},
 }
@@ -336,15 +336,14 @@ def test_what_the_command_takes_the_call_takes(
     checkpoint: Path, folder: Path, name: str, negative: str | None
 ) -> None:
     pipe, generator = load(folder), ImageGenerator(checkpoint, device="cpu")
-    settings = {"num_inference_steps": 5, "height": 12, "width": 20, "negative_prompt": negative}
-    own = GUIDED.get(name, {})
-    plain = pixels(generator.generate_batch(PROMPTS, seeds=SEEDS, **settings))
-    there = pixels(
-        generator.generate_batch(PROMPTS, seeds=SEEDS, **settings, **own, **TIMED.get(name, {}))
-    )
-    assert np.abs(there - plain).max() > 8, "the setting would not be seen"
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **TIMED.get(name, {}))
-    here = pipe(PROMPTS, generator=generators(), **settings, **own).images
+    usual = {"num_inference_steps": 5, "height": 12, "width": 20, "negative_prompt": negative}
+    usual |= {"guidance_scale": 15.0}  # so that a setting that is not followed would be seen
+    plain = pixels(generator.generate_batch(PROMPTS, seeds=SEEDS, **usual))
+    asked, times = usual | GUIDED.get(name, {}), TIMED.get(name, {})
+    there = pixels(generator.generate_batch(PROMPTS, seeds=SEEDS, **asked, **times))
+    assert np.abs(there - plain).max() > 8
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **times)
+    here = pipe(PROMPTS, generator=generators(), **asked).images
     assert np.abs(pixels(here) - there).max() <= 1
 
 

@@ -271,7 +271,7 @@ class LimnerPipeline(DiffusionPipeline):
             settings = scheduler.config
             times = path.inference_timesteps(steps, power=settings.get("timestep_power", 1.0))
             times = times[settings.get("zero_init_steps", 0) : -1] / path.num_train_timesteps
-            scheduler.set_timesteps(sigmas=times.tolist(), device=x.device)
+            scheduler.set_timesteps(sigmas=times.numpy(), device=x.device)
         else:
             scheduler.set_timesteps(steps, device=x.device)
         draws = "generator" in inspect.signature(scheduler.step).parameters
