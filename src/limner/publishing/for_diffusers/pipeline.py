@@ -42,24 +42,26 @@ class LimnerPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["vae"]
 
-    def __init__(
+    # No types here: diffusers 0.35 looks for classes in their place, finds text (the future import),
+    # and cannot load the folder.
+    def __init__(  # type: ignore[no-untyped-def]
         self,
-        transformer: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        scheduler: Any,
-        vae: Any,
-        max_length: int = 32,
-        text_summary: str | None = None,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        guidance_type: str = "cfg",
-        guidance_rescale: float = 0.0,
-        apg_eta: float = 0.0,
-        apg_threshold: float = 0.0,
-        apg_momentum: float = -0.5,
+        transformer,
+        text_encoder,
+        tokenizer,
+        scheduler,
+        vae,
+        max_length=32,
+        text_summary=None,
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        guidance_start=0.0,
+        guidance_end=1.0,
+        guidance_type="cfg",
+        guidance_rescale=0.0,
+        apg_eta=0.0,
+        apg_threshold=0.0,
+        apg_momentum=-0.5,
     ) -> None:
         super().__init__()
         self.register_modules(
