@@ -232,7 +232,7 @@ def test_an_evaluation_is_shown_with_intervals_floors_and_protocol() -> None:
     lines = card.splitlines()
     name = "kernel distance (EfficientNet-Lite0)"
     for line in (
-        f"| {name} (lower is better) | 0.01234 | 0.011 to 0.0135 | 0.002 | 312 / 39 |",
+        f"| {name} (lower is better) | 0.01234 | 0.011 to 0.0135 | 0.002 (39 / 39) | 312 / 39 |",
         "| recall of Kynkäänniemi (higher is better) | – |  | – | 312 / 39 |",
         f"- {name}: few pictures",
         "- held out prompts (39): 95.0% (95 %: 83.0% to 99.0%) have their true picture as the "
@@ -301,7 +301,7 @@ def test_an_evaluation_of_these_weights_goes_along(
         return files_of(kept)
 
     found = published()
-    assert b"| 0.01234 | 0.011 to 0.0135 | 0.002 |" in found["README.md"]
+    assert b"| 0.01234 | 0.011 to 0.0135 | 0.002 (39 / 39) |" in found["README.md"]
     page = f"<p>{Path('run')}/evaluation, shown</p>".encode()
     if own:
         assert "evaluation/evaluation.html" not in found

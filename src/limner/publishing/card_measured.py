@@ -97,11 +97,17 @@ def _evaluated(evaluation: dict[str, Any], page: str | None) -> list[str]:
     if metrics:
         head = ("metric", "value", "95 %", "floor", "drawn / real")
         lines += table(head, [_row(metric) for metric in metrics])
-        lines += ["The floor is what real pictures have against other real ones, as many.", ""]
+        lines += [
+            "The floor is what real pictures have against other real ones, as many unless it says "
+            "how many.",
+            "",
+        ]
     lines += bullets([*_answers(evaluation), *_copies(evaluation), *_notes(evaluation)])
     lines += _losses(evaluation.get("held_out_loss"))
-    lines += ["How, all of which must be equal where two such numbers are compared:", ""]
-    lines += table(("", ""), list(_protocol(evaluation)))
+    lines += [
+        "<details><summary>How: where two such numbers are compared, all of this must be equal"
+    ]
+    lines += ["</summary>", "", *table(("", ""), list(_protocol(evaluation))), "</details>", ""]
     if page is not None:
         lines += [f"[The whole evaluation, with pictures]({page}): download it to read it.", ""]
     return lines
@@ -111,14 +117,14 @@ def _row(metric: dict[str, Any]) -> tuple[str, ...]:
     floor = metric.get("floor") or {}
     better = BETTER.get(metric.get("better", ""), "")
     name = plain(metric["name"]) + (f" ({better})" if better else "")
-    counts = " / ".join(f"{count:,}" for count in metric.get("counts", ()))
-    return (
-        name,
-        _number(metric.get("value")),
-        _interval(metric),
-        _number(floor.get("value")),
-        counts,
-    )
+    least = _number(floor.get("value"))
+    if floor.get("counts", metric["counts"]) != metric["counts"]:
+        least += f" ({_counts(floor)})"
+    return name, _number(metric.get("value")), _interval(metric), least, _counts(metric)
+
+
+def _counts(measured: dict[str, Any]) -> str:
+    return " / ".join(f"{count:,}" for count in measured["counts"])
 
 
 def _named(metric: dict[str, Any]) -> str:
@@ -151,11 +157,14 @@ def _copies(evaluation: dict[str, Any]) -> Iterator[str]:
 
 
 def _notes(evaluation: dict[str, Any]) -> Iterator[str]:
-    """What must be known beside the numbers."""
+    """What must be known beside the numbers; what is true of several metrics is said once."""
+    about: dict[str, list[str]] = {}
     for metric in evaluation.get("metrics", ()):
         floor = metric.get("floor") or {}
-        for note in (*metric.get("notes", ()), *floor.get("notes", ())):
-            yield f"{plain(metric['name'])}: {plain(note)}"
+        for note in dict.fromkeys((*metric.get("notes", ()), *floor.get("notes", ()))):
+            about.setdefault(note, []).append(metric["name"])
+    for note, names in about.items():
+        yield f"{plain(', '.join(names))}: {plain(note)}"
     yield from map(plain, evaluation.get("events", ()))
 
 
@@ -169,19 +178,19 @@ def _losses(loss: dict[str, Any] | None) -> list[str]:
 
 
 def _protocol(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in evaluation.get("protocol", {}).items():
-        yield plain(key), plain(short(value))
+    known = {key: short(v) for key, v in evaluation["protocol"].items() if v not in (None, "")}
     for metric in evaluation.get("metrics", ()):
-        name = plain(metric["name"])
         if metric.get("interval_by"):
-            yield f"interval of {name}", plain(metric["interval_by"])
-        if digest := (metric.get("network") or {}).get("weights_sha256"):
-            yield f"network of {name}, SHA-256", plain(digest)
-    if digest := evaluation.get("checkpoint", {}).get("weights_sha256"):
-        yield "SHA-256 of the weights", plain(digest)
+            known[f"interval of {metric['name']}"] = metric["interval_by"]
+        digest = (metric.get("network") or {}).get("weights_sha256")
+        if digest and digest not in known.values():
+            known[f"network of {metric['name']}, SHA-256"] = digest
+    known["SHA-256 of the weights"] = evaluation["checkpoint"]["weights_sha256"]
     versions = evaluation.get("versions", {})
-    yield "software", plain(", ".join(f"{name} {version}" for name, version in versions.items()))
-    yield "device", plain(str(evaluation.get("device", "")))
+    known["software"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    known["device"] = str(evaluation.get("device", ""))
+    for key, value in known.items():
+        yield plain(key), plain(value)
 
 
 # ---- text --------------------------------------------------------------------------------------

@@ -221,6 +221,7 @@ def _write_tokenizer(folder: Path, tokenizer: CaptionTokenizer) -> None:
         padding_side="right",
         truncation_side="right",
         split_special_tokens=True,  # a "<pad>" that somebody writes is text
+        add_prefix_space=True,  # transformers 4 would take it out of the tokenizer
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
     _name_fast_tokenizer(folder)

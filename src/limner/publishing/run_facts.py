@@ -72,7 +72,7 @@ def evaluation_of(
     """
     for place in _evaluations(opened):
         found = read_json(place / RESULTS)
-        if not isinstance(found, dict) or not isinstance(found.get("checkpoint"), dict):
+        if not isinstance(found, dict) or not {"checkpoint", "protocol"} <= found.keys():
             continue
         if found["checkpoint"].get("weights_sha256") == sha256_of(opened.tensors()):
             break

@@ -42,8 +42,8 @@ class LimnerPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["vae"]
 
-    # No types here: diffusers 0.35 looks for classes in their place, finds text (the future import),
-    # and cannot load the folder.
+    # Without types: diffusers 0.35 wants classes there, finds text (annotations are put off), and
+    # cannot load the folder.
     def __init__(  # type: ignore[no-untyped-def]
         self,
         transformer,
