@@ -51,7 +51,7 @@ def made_up_evaluation(weights_sha256: str, reference: str = "held out") -> dict
                 "name": "kernel distance (EfficientNet-Lite0)", "value": 0.01234,
                 "interval": [0.011, 0.0135], "interval_by": "bootstrap over 39 prompts",
                 "std": 0.002, "better": "lower", "notes": ["few pictures"], "counts": [312, 39],
-                "floor": {"value": 0.002, "values": [0.001], "counts": [39, 39], "notes": []},
+                "floor": {"value": 0.002, "counts": [39, 39], "notes": ["by chance"]},
                 "network": {"name": "EfficientNet-Lite0", "weights_sha256": "ab" * 32},
                 "reference": {"pictures": 39},
             },

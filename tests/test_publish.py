@@ -235,6 +235,7 @@ def test_an_evaluation_is_shown_with_intervals_floors_and_protocol() -> None:
         f"| {name} (lower is better) | 0.01234 | 0.011 to 0.0135 | 0.002 (39 / 39) | 312 / 39 |",
         "| recall of Kynkäänniemi (higher is better) | – |  | – | 312 / 39 |",
         f"- {name}: few pictures",
+        f"- floor of {name}: by chance",
         "- held out prompts (39): 95.0% (95 %: 83.0% to 99.0%) have their true picture as the "
         "nearest, 100.0% (95 %: 91.0% to 100.0%) among the five nearest, of 335 pictures of the "
         "data set",

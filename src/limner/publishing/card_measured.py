@@ -157,14 +157,15 @@ def _copies(evaluation: dict[str, Any]) -> Iterator[str]:
 
 
 def _notes(evaluation: dict[str, Any]) -> Iterator[str]:
-    """What must be known beside the numbers; what is true of several metrics is said once."""
-    about: dict[str, list[str]] = {}
+    """What must be known beside the numbers; what is true of several is said once."""
+    about: dict[tuple[str, str], list[str]] = {}
     for metric in evaluation.get("metrics", ()):
         floor = metric.get("floor") or {}
-        for note in dict.fromkeys((*metric.get("notes", ()), *floor.get("notes", ()))):
-            about.setdefault(note, []).append(metric["name"])
-    for note, names in about.items():
-        yield f"{plain(', '.join(names))}: {plain(note)}"
+        for what, notes in (("", metric.get("notes", ())), ("floor of ", floor.get("notes", ()))):
+            for note in notes:
+                about.setdefault((what, note), []).append(metric["name"])
+    for (what, note), names in about.items():
+        yield f"{what}{plain(', '.join(names))}: {plain(note)}"
     yield from map(plain, evaluation.get("events", ()))
 
 
