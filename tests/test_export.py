@@ -1,6 +1,7 @@
 """What `limner export` writes draws the same: one file, and a folder that needs no Limner."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -429,6 +430,19 @@ def test_other_flow_schedulers_of_diffusers_go_to_the_same_picture(
     pipe.scheduler = getattr(diffusers, stock).from_config(pipe.scheduler.config)
     other = pipe(PROMPTS, None, None, 50, generator=generators(), output_type="latent").images
     assert (own - other).abs().max() < 0.02 * own.abs().max()
+
+
+def test_older_libraries_find_what_they_look_for(folder: Path, tmp_path: Path) -> None:
+    """What diffusers 0.35 and transformers 4, which are not installed here, stumbled over: the one
+    could not load the folder, the other drew other pictures from it."""
+    types = [p.annotation for p in inspect.signature(type(load(folder))).parameters.values()]
+    assert set(types) == {inspect.Parameter.empty}
+    settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text("utf-8"))
+    assert settings["add_prefix_space"] is True
+    checkpoint = made_up_checkpoint(tmp_path / "c", *text(tiny_clip(tmp_path / "clip", whole=True)))
+    encoder = export(checkpoint, tmp_path / "out", "diffusers") / "text_encoder"
+    names = load_file(encoder / "model.safetensors").keys()
+    assert {name.partition(".")[0] for name in names} == {"text_model"}
 
 
 # The code in the folder

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limner import __version__
@@ -233,6 +233,8 @@ def _copy_text_encoder(
     """What is used of a pretrained text encoder (of CLIP the text half, of T5 the encoder)."""
     reader.load(torch.device("cpu"), dtype)
     reader.model.save_pretrained(folder / "text_encoder")
+    if reader.tower:
+        _name_tower(folder / "text_encoder" / "model.safetensors")
     reader.tokenizer.save_pretrained(folder / "tokenizer")
     kind = type(reader.tokenizer).__name__
     if kind == "TokenizersBackend":
@@ -241,6 +243,15 @@ def _copy_text_encoder(
     encoder = type(reader.model).__name__
     reader.unload()
     return {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", kind]}
+
+
+def _name_tower(path: Path) -> None:
+    """The names of the weights of CLIP's text half that transformers 4 and 5 both know: by those
+    that 5 writes, 4 finds none, and draws from a text encoder of random weights."""
+    weights = load_file(path)
+    inner = "text_model."
+    named = {inner + name.removeprefix(inner): tensor for name, tensor in weights.items()}
+    save_file(named, path, {"format": "pt"})
 
 
 def _name_fast_tokenizer(folder: Path) -> None:
