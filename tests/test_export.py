@@ -1,6 +1,7 @@
 """What `limner export` writes draws the same: one file, and a folder that needs no Limner."""
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -8,13 +9,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from made_up import made_up_checkpoint
 from PIL import Image
 from pretrained import (
@@ -31,10 +36,12 @@ from pretrained import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import limner
 from limner import ImageGenerator
 from limner.cli import main
+from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.publishing.export import export
+from limner.publishing.export import export, in_precision
 from limner.publishing.standalone import standalone
 from limner.weights_file import WeightsFile
 
@@ -92,7 +99,7 @@ def generators() -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in SEEDS]
 
 
-# The folder, in a process that has no Limner
+# The folder, in an environment that has no Limner
 
 ALONE = """
 import importlib.util, pathlib, sys
@@ -111,23 +118,56 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "limner"]
 """
 
 
-def draw_without_limner(folders: list[Path], home: Path) -> None:
-    """A fresh interpreter without `site`, hence without the editable install of Limner."""
-    import diffusers
+def environment_without_limner(folder: Path) -> Path:
+    """An environment of its own, with the packages that are installed here and not Limner; returns
+    its interpreter.
 
-    packages = {str(Path(module.__file__).parents[1]) for module in (torch, diffusers)}
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    environment |= {"PYTHONPATH": os.pathsep.join(packages), "HF_HOME": str(home)}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
-    words = [sys.executable, "-S", "-c", ALONE, ascii((PROMPTS, SEEDS)), *map(str, folders)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=home)
+    It names the folders that pip installed into. What an editable install adds to the path of this
+    environment (Limner's source) it does not have; a Limner that was copied into those folders
+    would be there, and ALONE ends at it. So this shows that the exported folder needs diffusers and
+    what that needs, in the versions that are installed here. Other versions it does not show.
+    """
+    venv.create(folder, symlinks=os.name != "nt")
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    packages = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}
+    packages |= {Path(module.__file__).parents[1] for module in (torch, diffusers)}
+    own = Path(sysconfig.get_path("purelib", "venv", scheme))
+    (own / "packages.pth").write_text("\n".join(map(str, packages)), encoding="utf-8")
+    scripts = Path(sysconfig.get_path("scripts", "venv", scheme))
+    return scripts / Path("python.exe" if os.name == "nt" else "python")
+
+
+def draw_without_limner(folders: list[Path], home: Path) -> None:
+    python = environment_without_limner(home / "environment")
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    # -I: no PYTHONPATH, no user's packages, no current folder.
+    words = [str(python), "-I", "-X", "utf8", "-c", ALONE, ascii((PROMPTS, SEEDS))]
+    done = subprocess.run(
+        [*words, *map(str, folders)], env=environment, capture_output=True, text=True, cwd=home
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_folder_draws_the_same_pictures_where_limner_is_not(tmp_path: Path) -> None:
-    """Both architectures, both objectives, both kinds of text encoder, pixels and latents."""
+    """Both architectures, both objectives, both kinds of text encoder, pixels and latents, and
+    every key of `sampling` that is not its default in one case or another."""
     cases = {
-        "modern": ["sampling.guidance_interval=[0.2, 0.9]", "sampling.shift=2.0"],
+        "modern": [
+            "sampling.scheduler_type=unipc",
+            "sampling.guidance_type=apg",
+            "sampling.apg_eta=0.3",
+            "sampling.apg_threshold=0.4",
+            "sampling.apg_momentum=-0.75",
+            "sampling.guidance_rescale=0.5",
+            "sampling.guidance_interval=[0.2, 0.9]",
+            "sampling.shift=2.0",
+        ],
+        "zero-star": [
+            "sampling.guidance_type=cfg_zero_star",
+            "sampling.guidance_scale=1.7",
+            "sampling.zero_init_steps=1",
+            "sampling.timestep_power=1.5",
+        ],
         "dit": [
             "model.architecture=dit",
             "scheduler.prediction_type=v_prediction",
@@ -163,10 +203,10 @@ def test_the_folder_draws_the_same_pictures_where_limner_is_not(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("prediction", "solver"),
     [
-        *[("velocity", name) for name in ("ddpm", "ddim", "euler", "heun", "dpmsolver++")],
+        *[("velocity", name) for name in SOLVERS],
         *[("sample", "dpmsolver++"), ("sample", "ddpm")],
         *[("epsilon", "ddpm"), ("epsilon", "dpmsolver++")],
-        *[("v_prediction", "heun"), ("v_prediction", "ddim")],
+        *[("v_prediction", "heun"), ("v_prediction", "ddim"), ("v_prediction", "unipc")],
     ],
 )
 def test_every_solver_and_prediction(tmp_path: Path, solver: str, prediction: str) -> None:
@@ -275,8 +315,80 @@ def test_a_call_of_diffusers_pipelines(checkpoint: Path, folder: Path) -> None:
     same = pipe("a circle", negative_prompt="a circle", generator=seed(1), output_type="latent")
     none = pipe("a circle", guidance_scale=1.0, generator=seed(1), output_type="latent")
     assert (same.images - none.images).abs().max() < 1e-4
-    with pytest.raises(ValueError, match="height 9 is not a multiple of 4"):
-        pipe("a circle", height=9)
+
+
+GUIDED: dict[str, dict[str, Any]] = {
+    "scale": {"guidance_scale": 1.4},
+    "interval": {"guidance_interval": (0.3, 0.8)},
+    "zero star": {"guidance_type": "cfg_zero_star"},
+    "apg": {"guidance_type": "apg"},
+    "rescaled": {"guidance_rescale": 1.0},
+}
+TIMED: dict[str, dict[str, Any]] = {
+    "shift": {"shift": 8.0},
+    "power": {"timestep_power": 2.0},
+    "zero init": {"zero_init_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", [*GUIDED, *TIMED])
+@pytest.mark.parametrize("negative", [None, "two blue squares"])
+def test_what_the_command_takes_the_call_takes(
+    checkpoint: Path, folder: Path, name: str, negative: str | None
+) -> None:
+    pipe, generator = load(folder), ImageGenerator(checkpoint, device="cpu")
+    usual = {"num_inference_steps": 5, "height": 12, "width": 20, "negative_prompt": negative}
+    usual |= {"guidance_scale": 15.0}  # so that a setting that is not followed would be seen
+    plain = pixels(generator.generate_batch(PROMPTS, seeds=SEEDS, **usual))
+    asked, times = usual | GUIDED.get(name, {}), TIMED.get(name, {})
+    there = pixels(generator.generate_batch(PROMPTS, seeds=SEEDS, **asked, **times))
+    assert np.abs(there - plain).max() > 8
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **times)
+    here = pipe(PROMPTS, generator=generators(), **asked).images
+    assert np.abs(pixels(here) - there).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"height": 9}, "height 9 is not a multiple of 4"),
+        ({"prompt": []}, "a prompt and one picture"),
+        ({"negative_prompt": ["a", "b"]}, "1 prompts, but 2 negative ones"),
+        ({"generator": generators()}, "1 pictures, but 4 generators"),
+        ({"output_type": "jpeg"}, "take pil, pt, np, or latent"),
+        ({"latents": torch.zeros(1, 3, 8, 8)}, "(1, 3, 16, 16) is wanted"),
+        ({"guidance_type": "cfg_zero"}, "take cfg, cfg_zero_star, apg"),
+        ({"guidance_scale": -1.0}, "guidance_scale -1.0 is below 0"),
+        ({"guidance_interval": (0.9, 0.1)}, "the lower one first"),
+        ({"guidance_rescale": 2.0}, "not from 0 to 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0"),
+        ({"callback_on_step_end": lambda *a: {"latents": 1}}, "cannot replace the latents"),
+    ],
+)
+def test_what_the_call_cannot_do_is_told(folder: Path, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load(folder)(**{"prompt": "a circle"} | asked)
+
+
+def test_the_text_is_read_once_for_all_steps(folder: Path) -> None:
+    pipe = load(folder)
+    network = pipe.transformer
+    states, mask = pipe.text_encoder(torch.tensor([[1, 5, 9, 0], [1, 7, 0, 0]]))
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([300.0, 900.0])
+    whole = network(x, t, states, mask).sample
+    assert torch.equal(network(x, t, network.read(states, mask)).sample, whole)
+    seen: list[int] = []
+    network.denoiser.blocks[0].text_kv.register_forward_hook(lambda *_: seen.append(1))
+    pipe("a circle", num_inference_steps=6, negative_prompt="a square")
+    assert len(seen) == 1
+
+
+def test_the_folder_says_what_it_was_made_with(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    for module in (diffusers, limner, torch, transformers):
+        assert index[f"_{module.__name__}_version"] == module.__version__
+    for path in folder.rglob("*.py"):
+        assert f"(Limner {limner.__version__})" in path.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -294,17 +406,16 @@ def test_a_call_of_diffusers_pipelines(checkpoint: Path, folder: Path) -> None:
 def test_diffusers_own_schedulers_take_the_place_exactly(
     tmp_path: Path, prediction: str, own: str, stock: str
 ) -> None:
-    import diffusers
-
-    shift = ["sampling.shift=3.0"] if prediction in ("velocity", "sample") else []
+    times = ["sampling.shift=3.0", "sampling.timestep_power=1.5", "sampling.zero_init_steps=1"]
+    times = times if prediction in ("velocity", "sample") else []
     checkpoint = made_up_checkpoint(
         tmp_path / "c", f"scheduler.prediction_type={prediction}",
-        f"sampling.scheduler_type={own}", *shift,
+        f"sampling.scheduler_type={own}", *times,
     )  # fmt: skip
     pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
     drawn = []
     for _ in range(2):
-        found = pipe(PROMPTS, 10, generator=generators(), output_type="latent").images
+        found = pipe(PROMPTS, None, None, 10, generator=generators(), output_type="latent").images
         drawn.append(found / found.abs().max())
         pipe.scheduler = getattr(diffusers, stock).from_config(pipe.scheduler.config)
     assert (drawn[0] - drawn[1]).abs().max() < 1e-4
@@ -314,13 +425,24 @@ def test_diffusers_own_schedulers_take_the_place_exactly(
 def test_other_flow_schedulers_of_diffusers_go_to_the_same_picture(
     folder: Path, stock: str
 ) -> None:
-    import diffusers
-
     pipe = load(folder)
-    own = pipe(PROMPTS, 50, generator=generators(), output_type="latent").images
+    own = pipe(PROMPTS, None, None, 50, generator=generators(), output_type="latent").images
     pipe.scheduler = getattr(diffusers, stock).from_config(pipe.scheduler.config)
-    other = pipe(PROMPTS, 50, generator=generators(), output_type="latent").images
+    other = pipe(PROMPTS, None, None, 50, generator=generators(), output_type="latent").images
     assert (own - other).abs().max() < 0.02 * own.abs().max()
+
+
+def test_older_libraries_find_what_they_look_for(folder: Path, tmp_path: Path) -> None:
+    """What diffusers 0.35 and transformers 4, which are not installed here, stumbled over: the one
+    could not load the folder, the other drew other pictures from it."""
+    types = [p.annotation for p in inspect.signature(type(load(folder))).parameters.values()]
+    assert set(types) == {inspect.Parameter.empty}
+    settings = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text("utf-8"))
+    assert settings["add_prefix_space"] is True
+    checkpoint = made_up_checkpoint(tmp_path / "c", *text(tiny_clip(tmp_path / "clip", whole=True)))
+    encoder = export(checkpoint, tmp_path / "out", "diffusers") / "text_encoder"
+    names = load_file(encoder / "model.safetensors").keys()
+    assert {name.partition(".")[0] for name in names} == {"text_model"}
 
 
 # The code in the folder
@@ -521,15 +643,76 @@ def test_an_export_that_fails_leaves_what_was_there(
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_the_command_says_how_to_load_the_folder(
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_a_real_full_disk_is_told_in_a_sentence(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    """safetensors has an error of its own for it. (Here a file may have 20 kB, a part of them.)"""
+    resource = pytest.importorskip("resource", reason="limits of this kind are POSIX")
+    words = ["export", str(checkpoint), "--output", str(tmp_path / name)]
+    words += ["--format", "diffusers"] if name == "out" else []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limited = (
+        "import resource, sys; from limner.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, {limits[1]}))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert "check the path, the space" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_it_wrote_and_how_to_load_it(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["it's.safetensors"], ["out", "--format", "diffusers", "--dtype", "bfloat16"]):
+        assert main(["export", str(checkpoint), "--output", *words]) == 0
+        sizes, _, snippet = capsys.readouterr().out.partition("\n\n")
+        written = tmp_path / words[0]
+        files = [p for p in written.rglob("*") if p.is_file()] or [written]
+        for path in files:
+            assert f"{path.stat().st_size:>14,}  " in sizes
+            assert path.name in sizes
+        assert ("bytes in all" in sizes) == (len(files) > 1)
+        exec(snippet, {})
+        assert (tmp_path / "output.png").is_file()
+        (tmp_path / "output.png").unlink()
+
+
+def test_the_weights_of_the_last_update_are_there_if_asked_for(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = str(tmp_path / "out")
-    assert main(["export", str(checkpoint), "--output", out, "--format", "diffusers"]) == 0
-    said = capsys.readouterr().out
-    assert f"DiffusionPipeline.from_pretrained({out!r}, trust_remote_code=True)" in said
-    assert main(["export", str(tmp_path / "no"), "--output", out]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
+    out = tmp_path / "last.safetensors"
+    words = ["--output", str(out), "--weights", "last"]
+    assert main(["export", str(checkpoint), *words]) == 0
+    last = torch.load(checkpoint / "model.pt")
+    assert all(torch.equal(tensor, last[name]) for name, tensor in load_file(out).items())
+    assert main(["export", str(out), *words]) == 2
+    assert "holds one set of weights" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(LimnerError, match="no checkpoint at"):
+        export(tmp_path / "no", out)
+    with pytest.raises(LimnerError, match="dtype 'int8' is not known; take one of float32"):
+        export(checkpoint, out, dtype="int8")
+    with pytest.raises(LimnerError, match="format 'onnx' is not known; take one of safetensors"):
+        export(checkpoint, out, "onnx")  # type: ignore[arg-type]
+    with pytest.raises(LimnerError, match=r"denoiser\.a holds numbers that float16 does not have"):
+        in_precision({"denoiser.a": torch.tensor([1e6])}, "float16")
+    incomplete = shutil.copytree(checkpoint, tmp_path / "incomplete")
+    (incomplete / "config.yaml").unlink()
+    with pytest.raises(LimnerError, match=r"not a complete checkpoint: config\.yaml missing"):
+        export(incomplete, out)
+    assert not out.exists()
 
 
 # The guide

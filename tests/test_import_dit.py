@@ -347,6 +347,10 @@ def test_the_command_says_what_is_wrong(
         ([str(file), "6", "--vae", str(vae), *rest], "class 6 is not known: the weights have 0 to"),
         ([str(file), "1", "--vae", str(wide), *rest], "works in latents of 4 channels"),
         ([str(tmp_path / "no.pt"), "1", *rest], "there is no such file"),
+        (
+            [str(file), "1", "--vae", str(vae), "--guidance_channels", "5", *rest],
+            "guidance_channels is 5; take 1 to 4",
+        ),
     ):
         assert main(["generate-classes", *words, "--output", str(tmp_path / "x.png")]) == 2
         assert said in capsys.readouterr().err

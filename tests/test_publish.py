@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from made_up import made_up_checkpoint
+from made_up_evaluation import made_up_evaluation
 from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip
 from recording_hub import Recorded, recording_hub
@@ -22,8 +24,10 @@ from limner.checkpoint import Checkpoint
 from limner.cli import main
 from limner.config import load_config
 from limner.errors import LimnerError
-from limner.publishing.card import Facts, Sample, changed_settings, model_card, plain
+from limner.publishing.card import Facts, Sample, changed_settings, model_card
+from limner.publishing.markdown import plain
 from limner.publishing.publish import Said, publish
+from limner.weights_file import sha256_of
 
 TOKEN = "hf_" + "averysecrettoken" * 2
 PIPELINE = {"README.md", "limner.safetensors", "manifest.json", "model_index.json", "pipeline.py"}
@@ -94,15 +98,11 @@ def test_a_run_is_published_whole_and_the_token_stays_unseen(trained: Path, tmp_
         ]
         assert str(tmp_path) not in str(arrived["README.md"])
 
-        # And whoever finds it draws from it: with diffusers by its id, with Limner from the file.
-        alone = (
-            "import torch; from diffusers import DiffusionPipeline\n"
-            "pipe = DiffusionPipeline.from_pretrained('someone/shapes', trust_remote_code=True)\n"
-            "seed = torch.Generator().manual_seed(3)\n"
-            "pipe('a small red circle', generator=seed).images[0].save('drawn.png')\n"
-        )
+        # And whoever finds it draws from it by the two programs that the card shows.
+        card = arrived["README.md"].decode()
+        python = card.partition("```python\n")[2].partition("```")[0]
         done = subprocess.run(
-            [sys.executable, "-c", alone],
+            [sys.executable, "-c", python],
             env=environment,
             cwd=tmp_path,
             capture_output=True,
@@ -113,10 +113,27 @@ def test_a_run_is_published_whole_and_the_token_stays_unseen(trained: Path, tmp_
         assert "limner.safetensors" not in downloaded, (
             "diffusers needs no second copy of the weights"
         )
-    here = np.array(Image.open(tmp_path / "drawn.png")).astype(int)
-    for source in (kept / "limner.safetensors", trained / "outputs"):
-        there = ImageGenerator(source, device="cpu").generate("a small red circle", seed=3)
-        assert np.abs(here - np.array(there)).max() <= 1
+        shell = card.partition("```bash\n")[2].partition("```")[0].splitlines()
+        modules = {"hf": "huggingface_hub.cli.hf", "limner": "limner"}
+        for program, *words in map(shlex.split, shell):
+            done = subprocess.run(
+                [sys.executable, "-m", modules[program], *words],
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "shapes") == arrived | {
+        name: content
+        for name, content in files_of(tmp_path / "shapes").items()
+        if name.startswith(".cache/")
+    }
+    here, there = (np.array(Image.open(tmp_path / n)) for n in ("picture.png", "output.png"))
+    assert np.abs(here.astype(int) - there).max() <= 1
+    prompt = shlex.split(shell[-1])[3]
+    own = ImageGenerator(trained / "outputs", device="cpu").generate(prompt, seed=42)
+    assert np.array_equal(own, there)
 
 
 def test_the_card_is_made_from_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +179,7 @@ def facts(**changes: Any) -> Facts:
         "repo": "me/model", "config": load_config({"data": {"dataset_path": "/home/me/cats"}}),
         "parameters": 1000, "step": 5, "images": 20, "seconds": 61.0, "dtype": "float32",
         "weights_file": "limner.safetensors", "samples": [], "results": {}, "evaluation": {},
-        "license": None, "data_name": None, "data_license": None,
+        "page": None, "license": None, "data_name": None, "data_license": None,
     }  # fmt: skip
     return Facts(**values | changes)
 
@@ -209,17 +226,102 @@ def test_prompts_cannot_break_the_card() -> None:
     assert plain("é猫 a-b, c.") == "é猫 a-b, c."
 
 
-def test_measurements_are_shown_with_their_protocol() -> None:
-    evaluation = {
-        "fid": {"value": 12.3456, "interval": [11.0, 13.5], "notes": []},
-        "by_level": {"recall": {"value": 0.5, "interval": None}},
-        "how": {"pictures": 5000, "steps": 20, "seed": 0, "reference": "/home/me/ref.npz"},
+def test_an_evaluation_is_shown_with_intervals_floors_and_protocol() -> None:
+    evaluation = made_up_evaluation("cd" * 32)
+    card = model_card(facts(evaluation=evaluation, page="evaluation/evaluation.html"))
+    lines = card.splitlines()
+    name = "kernel distance (EfficientNet-Lite0)"
+    for line in (
+        f"| {name} (lower is better) | 0.01234 | 0.011 to 0.0135 | 0.002 (39 / 39) | 312 / 39 |",
+        "| recall of Kynkäänniemi (higher is better) | – |  | – | 312 / 39 |",
+        f"- {name}: few pictures",
+        f"- floor of {name}: by chance",
+        "- held out prompts (39): 95.0% (95 %: 83.0% to 99.0%) have their true picture as the "
+        "nearest, 100.0% (95 %: 91.0% to 100.0%) among the five nearest, of 335 pictures of the "
+        "data set",
+        "- trained prompts (23): 50.0% (95 %: 30.0% to 70.0%) drawn fully right (colour 75%)",
+        "- copies of trained pictures: no sign of copies (root mean square, 16 x 16)",
+        "- Inception is not at hand, so no FID &#124; none",
+        "| 0.1 | 0.51 | 0.5 |",
+        "| 0.9 | 0.25 | – |",
+        "| prompts | 39 held-out captions, 8 seeds each |",
+        "| guidance&#95;interval | 0, 1 |",
+        f"| interval of {name} | bootstrap over 39 prompts |",
+        f"| network of {name}, SHA-256 | {'ab' * 32} |",
+        f"| SHA-256 of the weights | {'cd' * 32} |",
+        "| software | limner 0.1.0, torch 2.13.0 |",
+        "[The whole evaluation, with pictures](evaluation/evaluation.html): download it to read "
+        "it.",
+    ):
+        assert line in lines, line
+    assert "evaluation.html" not in model_card(facts(evaluation=evaluation))
+
+
+def test_the_hub_reads_the_metrics_by_honest_names() -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(
+        model_card(facts(evaluation=made_up_evaluation("ab"))), ignore_metadata_errors=False
+    )
+    found = {(r.metric_type, r.metric_name): r.metric_value for r in card.data.eval_results}
+    assert found == {
+        ("kernel-distance-efficientnet-lite0",
+         "kernel distance (EfficientNet-Lite0), 312 drawn, 39 real"): 0.01234,
+        ("recall-at-1-held-out",
+         "recall at 1, held out prompts, among 335 pictures of the data set"): 0.95,
+    }  # fmt: skip
+    assert {(r.task_type, r.dataset_type, r.dataset_name) for r in card.data.eval_results} == {
+        ("text-to-image", "emoji", "emoji")
     }
-    card = model_card(facts(evaluation=evaluation))
-    assert "| fid | 12.35 | 11 to 13.5 |" in card
-    assert "| by&#95;level / recall | 0.5 |  |" in card
-    assert "| how / pictures | 5000 |" in card
-    assert "| how / reference | ref.npz |" in card
+    assert card.data.model_name == "model"
+    assert "model-index" not in front_matter(model_card(facts()))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_evaluation_of_these_weights_goes_along(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, own: bool
+) -> None:
+    run = tmp_path / "somebody" / "run"
+    shutil.copytree(checkpoint, run / "checkpoint-3")
+    if own:
+        path = run / "checkpoint-3" / "config.yaml"
+        text = path.read_text("utf-8").replace("dataset_name: shapes", "dataset_name: null")
+        path.write_text(text, "utf-8")
+    folder = run / "evaluation"
+    folder.mkdir()
+    evaluation = made_up_evaluation(
+        sha256_of(Checkpoint.open(run).tensors()), str(tmp_path / "somebody" / "reference.npz")
+    )
+    (folder / "evaluation.json").write_text(json.dumps(evaluation), "utf-8")
+    (folder / "evaluation.html").write_text(f"<p>{run}/evaluation, shown</p>", "utf-8")
+
+    def published(*words: str) -> dict[str, bytes]:
+        kept = tmp_path / "kept"
+        words = ("publish", str(run), "--repo", "me/x", "--dry-run", "--output", str(kept), *words)
+        assert main(words) == 0
+        return files_of(kept)
+
+    found = published()
+    assert b"| 0.01234 | 0.011 to 0.0135 | 0.002 (39 / 39) |" in found["README.md"]
+    page = f"<p>{Path('run')}/evaluation, shown</p>".encode()
+    if own:
+        assert "evaluation/evaluation.html" not in found
+        assert b"evaluation.html" not in found["README.md"]
+        assert "--page uploads it" in caplog.text
+        found = published("--page")
+    assert found["evaluation/evaluation.html"] == page
+    assert b"(evaluation/evaluation.html)" in found["README.md"]
+    written = json.loads(found["evaluation/evaluation.json"])
+    assert written["metrics"] == evaluation["metrics"]
+    assert written["protocol"]["reference"] == "reference.npz"
+    assert not [name for name, content in found.items() if str(tmp_path).encode() in content]
+
+    evaluation["checkpoint"]["weights_sha256"] = "0" * 64
+    (folder / "evaluation.json").write_text(json.dumps(evaluation), "utf-8")
+    found = published()
+    assert b"Nothing was measured with these weights." in found["README.md"]
+    assert not [name for name in found if name.startswith("evaluation/")]
+    assert "is about other weights" in caplog.text
 
 
 def test_the_recipe_is_what_differs_from_the_defaults() -> None:
@@ -294,7 +396,13 @@ def test_pretrained_parts_come_along_and_are_found_beside_the_file(
     ("status", "said"), [(401, "you are not logged in"), (403, "hf auth login"), (500, "500")]
 )
 def test_a_refusal_is_told_without_the_token(
-    hub: Recorded, checkpoint: Path, status: int, said: str, monkeypatch: pytest.MonkeyPatch
+    hub: Recorded,
+    checkpoint: Path,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from huggingface_hub import HfApi
 
@@ -308,8 +416,11 @@ def test_a_refusal_is_told_without_the_token(
         raise RuntimeError(f"request with Bearer {TOKEN} failed")
 
     monkeypatch.setattr(HfApi, "create_repo", leak)
-    with pytest.raises(LimnerError, match=r"Bearer \*\*\* failed"):
-        publish(checkpoint, "me/tiny", say=lambda _: None)
+    words = ["publish", str(checkpoint), "--repo", "me/tiny", "--log-level", "debug"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "Bearer *** failed" in told.err
+    assert TOKEN not in told.out + told.err + caplog.text
 
 
 def test_a_wrong_name_is_told_before_anything_is_made(hub: Recorded, tmp_path: Path) -> None:

@@ -55,11 +55,18 @@ def written_whole(folder: Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, folder)
             raise
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise not_written(error, folder) from None
         raise
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def not_written(error: SafetensorError, path: Path) -> OSError:
+    """What safetensors says when a disk is full, as any other writer says it."""
+    return OSError(0, str(error).rpartition("I/O error: ")[2], path)
 
 
 def seal(staging: Path) -> None:

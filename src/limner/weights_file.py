@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from limner import __version__
 from limner.checkpoint import Checkpoint, TrainingState, fit_weights
-from limner.checkpoint_writing import sync
+from limner.checkpoint_writing import not_written, sync
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.models.parts import moved
@@ -77,7 +77,7 @@ class WeightsFile:
             weights = load_file(self.path)
         except (SafetensorError, OSError) as error:
             raise LimnerError(f"{self.path} is damaged: {error}") from None
-        if _sha256(weights) != self.sha256:
+        if sha256_of(weights) != self.sha256:
             raise LimnerError(
                 f"{self.path} is damaged: its weights are not what was written (their checksum "
                 "differs); get it again"
@@ -109,6 +109,7 @@ def write_weights_file(
 
     Raises:
         LimnerError: something else than such a file is there.
+        OSError: it could not be written.
     """
     if path.exists():
         try:
@@ -125,7 +126,7 @@ def write_weights_file(
         "limner_version": __version__,
         "config": json.dumps(config.model_dump(mode="json"), ensure_ascii=False),
         "training": json.dumps(progress),
-        "sha256": _sha256(weights),
+        "sha256": sha256_of(weights),
     }
     if tokenizer is not None:
         metadata["tokenizer"] = tokenizer.tokenizer.to_str()
@@ -136,6 +137,8 @@ def write_weights_file(
         sync(staging)
         WeightsFile.open(staging).tensors()
         os.replace(staging, path)
+    except SafetensorError as error:
+        raise not_written(error, path) from None
     finally:
         staging.unlink(missing_ok=True)
     sync(path.parent)
@@ -149,7 +152,8 @@ def _metadata(path: Path) -> dict[str, str]:
         raise LimnerError(f"{path} cannot be read as safetensors: {error}") from None
 
 
-def _sha256(weights: dict[str, Tensor]) -> str:
+def sha256_of(weights: dict[str, Tensor]) -> str:
+    """Of tensors by name, in the order of their names."""
     hasher = hashlib.sha256()
     for name in sorted(weights):
         hasher.update(name.encode())

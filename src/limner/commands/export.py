@@ -25,13 +25,17 @@ def add(commands: Commands, common: Parent) -> None:
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="of the weights (default float32; the others take half the space)",
     )  # fmt: skip
+    export.add_argument(
+        "--weights", choices=("averaged", "last"), default="averaged",
+        help="the average over training, which draws better (default), or those of the last update",
+    )  # fmt: skip
     export.add_argument("--vae", help="where the autoencoder is now, if it was moved")
     export.add_argument("--text_encoder", help="where the text encoder is now, if it was moved")
     export.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.publishing.export import export
+    from limner.publishing.export import export, sizes
 
     written = export(
         options.checkpoint,
@@ -40,10 +44,24 @@ def run(options: argparse.Namespace) -> None:
         options.dtype,
         options.vae,
         options.text_encoder,
+        averaged=options.weights == "averaged",
     )
-    print(written)
-    if options.format == "diffusers":
-        print(
-            "from diffusers import DiffusionPipeline\n"
-            f"pipe = DiffusionPipeline.from_pretrained({str(written)!r}, trust_remote_code=True)"
-        )
+    for line in sizes(written):
+        print(line)
+    snippet = DIFFUSERS if options.format == "diffusers" else LIMNER
+    print(f"\n{snippet.format(written.as_posix())}")
+
+
+LIMNER = """\
+from limner import ImageGenerator
+
+generator = ImageGenerator({!r})
+generator.generate("a red apple", seed=42).save("output.png")"""
+DIFFUSERS = """\
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)
+seed = torch.Generator().manual_seed(42)
+pipe("a red apple", generator=seed).images[0].save("output.png")"""
+"""What draws from each format."""

@@ -28,6 +28,10 @@ def add(commands: Commands, common: Parent) -> None:
         "--prompt", action="append", default=[], help="to draw for the card; as often as you like"
     )
     publish.add_argument(
+        "--page", action="store_true",
+        help="upload the page of limner evaluate, too; it shows pictures that were learned from",
+    )  # fmt: skip
+    publish.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="of the weights (default float32)",
     )  # fmt: skip
@@ -45,7 +49,13 @@ def run(options: argparse.Namespace) -> None:
         options.repo,
         private=options.private,
         dry_run=options.dry_run,
-        said=Said(options.license, options.data_name, options.data_license, tuple(options.prompt)),
+        said=Said(
+            options.license,
+            options.data_name,
+            options.data_license,
+            tuple(options.prompt),
+            options.page,
+        ),
         dtype=options.dtype,
         output=options.output,
         vae=options.vae,

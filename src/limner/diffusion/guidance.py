@@ -7,11 +7,11 @@ and of a weaker one (autoguidance). How they are combined is a formula of its ow
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from limner.config import SamplingConfig
 from limner.diffusion.objective import Objective
 from limner.diffusion.path import Path
 from limner.diffusion.solvers import Denoiser
@@ -21,12 +21,27 @@ Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, x_0 as asked for, x_0 to move away from) -> x_0, each float32 [B, C, H, W]."""
 
 
+class GuidanceSettings(Protocol):
+    """What guidance reads of the `sampling` section of a configuration, which says what each is.
+
+    An exported pipeline has these and no configuration.
+    """
+
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    guidance_type: Literal["cfg", "cfg_zero_star", "apg"]
+    guidance_rescale: float
+    apg_eta: float
+    apg_threshold: float
+    apg_momentum: float
+
+
 def guided_denoiser(
     model: Callable[[Tensor, Tensor, EncodedText], Tensor],
     objective: Objective,
     text: EncodedText,
     null_text: EncodedText,
-    sampling: SamplingConfig,
+    sampling: GuidanceSettings,
     dtype: torch.dtype,
     guide: Denoiser | None = None,
 ) -> Denoiser:
@@ -41,7 +56,7 @@ def guided_denoiser(
         text: what to draw, B texts.
         null_text: the empty text, or what not to draw: 1 or B texts, padded to the length of
             `text`. Not read where there is a guide.
-        sampling: its `guidance_*` and `apg_*` settings.
+        sampling: the formula, its numbers, and the interval it acts in.
         dtype: what autocast computes the network in; float32 turns autocast off.
         guide: the weaker model's prediction of x_0, to move away from instead.
 
@@ -68,7 +83,7 @@ def guided_denoiser(
     return denoise
 
 
-def is_guided(timestep: float, sampling: SamplingConfig, path: Path) -> bool:
+def is_guided(timestep: float, sampling: GuidanceSettings, path: Path) -> bool:
     """Whether two predictions are made at this time.
 
     Outside of an interval of noise levels guidance does little good (Kynkäänniemi et al. 2024,
@@ -78,7 +93,7 @@ def is_guided(timestep: float, sampling: SamplingConfig, path: Path) -> bool:
     return sampling.guidance_scale != 1 and low <= timestep <= high
 
 
-def combination(sampling: SamplingConfig) -> Combine:
+def combination(sampling: GuidanceSettings) -> Combine:
     """How the settings combine two predictions. It may remember: take a new one for each batch."""
     scale, rescale = sampling.guidance_scale, sampling.guidance_rescale
     combine: Combine

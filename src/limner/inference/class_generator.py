@@ -85,6 +85,9 @@ class ClassImageGenerator:
             raise LimnerError(
                 f"scheduler_type {scheduler_type!r} is not one of {', '.join(SOLVERS)}"
             )
+        channels = self.model.in_channels
+        if not 1 <= guidance_channels <= channels:
+            raise LimnerError(f"guidance_channels is {guidance_channels}; take 1 to {channels}")
         each = [seeds] * len(labels) if isinstance(seeds, int) else list(seeds)
         if len(each) != len(labels):
             raise LimnerError(f"{len(labels)} labels need as many seeds, or one; got {len(each)}")

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from limner.config import Config, load_config
+from limner.publishing.card_measured import how_drawn, measured_section, model_index
+from limner.publishing.markdown import bullets, paragraphs, plain, short, table
 from limner.training.progress import format_duration
 
 TWEMOJI = (
@@ -74,6 +76,8 @@ class Facts:
     """results.json of the run, if it is about these weights."""
     evaluation: dict[str, Any]
     """evaluation.json, likewise."""
+    page: str | None
+    """Where in the repository the page of that evaluation is."""
     license: str | None
     data_name: str | None
     data_license: str | None
@@ -115,6 +119,8 @@ def _metadata(facts: Facts) -> str:
         values["language"] = list(data.languages)
     elif data.dataset_name == "shapes":
         values["language"] = ["en"]
+    index = model_index(facts.evaluation, facts.repo.rpartition("/")[2], facts.data_name)
+    values["model-index"] = index or None
     values = {key: value for key, value in values.items() if value is not None}
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -146,19 +152,10 @@ def _pictures(facts: Facts) -> str:
         cells = [f'<img src="{s.file}" width="128" alt="{plain(s.prompt)}">' for s in row]
         words = [f"{plain(s.prompt) or '(the empty prompt)'} ({s.split}, {s.seed})" for s in row]
         lines += [f"| {' | '.join(cells)} |", f"| {' | '.join(words)} |"]
-    how = " ".join(dict.fromkeys(_sampling(sample.drawn) for sample in facts.samples))
+    how = " ".join(dict.fromkeys(how_drawn(sample.drawn) for sample in facts.samples))
     return (
         "\n".join(lines) + "\n\nIn brackets: whether the prompt was trained, held out of training, "
         f"or is free, and the seed. {how}\n"
-    )
-
-
-def _sampling(sampling: dict[str, Any]) -> str:
-    low, high = sampling.get("guidance_interval", (0.0, 1.0))
-    within = "" if (low, high) == (0.0, 1.0) else f" between {low:g} and {high:g} of the noise"
-    return (
-        f"Drawn with {sampling['scheduler_type']}, {sampling['num_inference_steps']} steps, "
-        f"guidance {sampling['guidance_scale']:g}{within}, in {sampling.get('dtype', 'float32')}."
     )
 
 
@@ -179,6 +176,7 @@ from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{facts.repo}", trust_remote_code=True)
 picture = pipe("{prompt}", generator=torch.Generator().manual_seed(42)).images[0]
+picture.save("picture.png")
 ```
 
 `trust_remote_code` is needed because the network is no part of diffusers; its code is in this
@@ -216,8 +214,7 @@ def _recipe(facts: Facts) -> str:
             "",
             "Settings of Limner that are not its defaults, and what came of them:",
             "",
-            *_table(("", ""), [row for row in rows if row[1]]),
-            "",
+            *table(("", ""), [row for row in rows if row[1]]),
         ]
     )
 
@@ -230,7 +227,7 @@ def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
             name = f"{section}.{key}"
             if name in NOT_THE_RECIPE or value == getattr(getattr(default, section), key):
                 continue
-            yield name, _part(value) if key == "pretrained_model_name" else _value(value)
+            yield name, _part(value) if key == "pretrained_model_name" else short(value)
 
 
 def _part(name: str | None) -> str:
@@ -243,7 +240,8 @@ def _part(name: str | None) -> str:
 
 def _data(facts: Facts) -> str:
     data = facts.config.data
-    known = facts.results.get("dataset", {}).get("description", "")
+    about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
+    known = about.get("description", "")
     name = facts.data_name or "a folder of pictures"
     said = [plain(known.replace(data.dataset_path, name))] if known else []
     if data.dataset_name in BUILT_IN:
@@ -257,83 +255,20 @@ def _data(facts: Facts) -> str:
         )
     if license_of(facts) is None:
         said.append("No licence was chosen for the model itself.")
-    return "\n".join(["## Data and licence", "", *_paragraphs(said)])
+    return "\n".join(["## Data and licence", "", *paragraphs(said)])
 
 
 def _measured(facts: Facts) -> str:
-    from limner.evaluation.exam import sentences
-
-    results, said = facts.results, []
-    for sentence in sentences(results):
-        said.append(f"- {plain(sentence)}")
-    if results.get("distance"):
-        said.append(f"- Nearest by {plain(results['distance'])}, among {plain(results['range'])}")
-    if said:
-        said = [*said, "", _sampling(results["sampling"]) + " One run, one seed of training.", ""]
-    rows = list(_figures(facts.evaluation))
-    if rows:
-        said += [*_table(("measured by `limner evaluate`", "value", "95 %"), rows), ""]
-        said += [*_table(("how", ""), list(_protocol(facts.evaluation))), ""]
-    if not said:
-        said = ["Nothing was measured with these weights.", ""]
-    return "\n".join(["## Measured quality", "", *said])
-
-
-def _figures(tree: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every {"value": ...} in a tree: its path, value, and interval."""
-    if not isinstance(tree, dict):
-        return
-    if isinstance(tree.get("value"), int | float):
-        interval = tree.get("interval")
-        both = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
-        yield plain(path), f"{tree['value']:.4g}", both
-        return
-    for key, value in tree.items():
-        yield from _figures(value, f"{path} / {key}".removeprefix(" / "))
-
-
-def _protocol(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Everything else in it, such as steps, seeds, and hashes."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if not (isinstance(value, dict) and "value" in value):
-                yield from _protocol(value, f"{path} / {key}".removeprefix(" / "))
-    elif tree is not None and (text := _value(tree)) and len(text) <= 200:
-        is_path = isinstance(tree, str) and Path(tree).is_absolute()
-        yield plain(path), plain(Path(tree).name if is_path else text)
+    return "\n".join(measured_section(facts.results, facts.evaluation, facts.page))
 
 
 def _limits(facts: Facts) -> str:
     data = facts.config.data
     said = [
-        f"- It was trained at {data.image_size} × {data.image_size} pixels; other sizes are not "
+        f"It was trained at {data.image_size} × {data.image_size} pixels; other sizes are not "
         "tested.",
-        "- It knows the subjects and the words of its training captions, and little else.",
-        "- A model that saw few pictures many times can draw them again nearly as they were.",
-        "- There is no filter for what is asked or drawn.",
+        "It knows the subjects and the words of its training captions, and little else.",
+        "A model that saw few pictures many times can draw them again nearly as they were.",
+        "There is no filter for what is asked or drawn.",
     ]
-    return "\n".join(["## Limits", "", *said, ""])
-
-
-# ---- text --------------------------------------------------------------------------------------
-
-
-def plain(text: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line."""
-    special = '\\`*_{}[]<>&|"#~$'
-    return "".join(f"&#{ord(c)};" if c in special else c for c in " ".join(text.split()))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return ", ".join(map(_value, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = [head, ("---",) * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _paragraphs(said: Sequence[str]) -> list[str]:
-    return [line for paragraph in said for line in (paragraph, "")]
+    return "\n".join(["## Limits", "", *bullets(said)])

@@ -9,7 +9,7 @@
     vae/                 the autoencoder, if the model works in its latents
     manifest.json        size and checksum of each of these
 
-The three modules of code are put together from Limner's own sources (see `standalone`).
+The modules of code are put together from Limner's own sources (see `standalone`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from limner import __version__
 from limner.checkpoint_writing import MANIFEST
 from limner.config import Config
 from limner.errors import LimnerError
@@ -54,13 +55,12 @@ def write_diffusers_folder(
         part_dtype: what a pretrained text encoder is written in. The autoencoder's files are
             copied as they are.
     """
-    diffusers = _diffusers()
     config, reader = parts.config, parts.reader
     name = TRANSFORMERS[config.model.architecture]
     module = f"modeling_limner_{config.model.architecture}"
     index: dict[str, Any] = {
         "_class_name": ["pipeline", "LimnerPipeline"],
-        "_diffusers_version": diffusers.__version__,
+        **_versions(),
         "transformer": [module, name],
         "scheduler": ["scheduling_limner", "LimnerScheduler"],
         "vae": [None, None],
@@ -153,8 +153,14 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
         "solver": sampling.scheduler_type,
     }
     if scheduler.objective == "flow_matching":
-        shift = {"shift": sampling.shift, "flow_shift": sampling.shift}
-        return settings | shift | {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        return settings | {
+            "shift": sampling.shift,
+            "flow_shift": sampling.shift,
+            "timestep_power": sampling.timestep_power,
+            "zero_init_steps": sampling.zero_init_steps,
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+        }
     return settings | {
         "beta_start": scheduler.beta_start,
         "beta_end": scheduler.beta_end,
@@ -170,7 +176,7 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
 
 def _pipeline_settings(config: Config, reader: PretrainedText | None) -> dict[str, Any]:
     sampling = config.sampling
-    start, end = sampling.guidance_interval
+    start, end = sampling.guidance_interval  # a list would be taken for a part of the pipeline
     return {
         "max_length": reader.max_length if reader else config.text_encoder.max_length,
         "text_summary": reader.summary if reader else None,
@@ -178,6 +184,11 @@ def _pipeline_settings(config: Config, reader: PretrainedText | None) -> dict[st
         "guidance_scale": sampling.guidance_scale,
         "guidance_start": start,
         "guidance_end": end,
+        "guidance_type": sampling.guidance_type,
+        "guidance_rescale": sampling.guidance_rescale,
+        "apg_eta": sampling.apg_eta,
+        "apg_threshold": sampling.apg_threshold,
+        "apg_momentum": sampling.apg_momentum,
     }
 
 
@@ -210,6 +221,7 @@ def _write_tokenizer(folder: Path, tokenizer: CaptionTokenizer) -> None:
         padding_side="right",
         truncation_side="right",
         split_special_tokens=True,  # a "<pad>" that somebody writes is text
+        add_prefix_space=True,  # transformers 4 would take it out of the tokenizer
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
     _name_fast_tokenizer(folder)
@@ -221,6 +233,8 @@ def _copy_text_encoder(
     """What is used of a pretrained text encoder (of CLIP the text half, of T5 the encoder)."""
     reader.load(torch.device("cpu"), dtype)
     reader.model.save_pretrained(folder / "text_encoder")
+    if reader.tower:
+        _name_tower(folder / "text_encoder" / "model.safetensors")
     reader.tokenizer.save_pretrained(folder / "tokenizer")
     kind = type(reader.tokenizer).__name__
     if kind == "TokenizersBackend":
@@ -229,6 +243,15 @@ def _copy_text_encoder(
     encoder = type(reader.model).__name__
     reader.unload()
     return {"text_encoder": ["transformers", encoder], "tokenizer": ["transformers", kind]}
+
+
+def _name_tower(path: Path) -> None:
+    """The names of the weights of CLIP's text half that transformers 4 and 5 both know: by those
+    that 5 writes, 4 finds none, and draws from a text encoder of random weights."""
+    weights = load_file(path)
+    inner = "text_model."
+    named = {inner + name.removeprefix(inner): tensor for name, tensor in weights.items()}
+    save_file(named, path, {"format": "pt"})
 
 
 def _name_fast_tokenizer(folder: Path) -> None:
@@ -262,13 +285,19 @@ def _write_json(path: Path, value: Any) -> None:
     _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _diffusers() -> Any:
+def _versions() -> dict[str, str]:
+    """What it is made with, in the manner of diffusers. Raises LimnerError if that is not there."""
     try:
         import diffusers
-        import transformers  # noqa: F401
+        import transformers
     except ImportError:
         raise LimnerError(
             "a diffusers folder needs the packages diffusers and transformers: "
             'pip install "limner[pretrained]"'
         ) from None
-    return diffusers
+    return {
+        "_diffusers_version": diffusers.__version__,
+        "_limner_version": __version__,
+        "_torch_version": torch.__version__,
+        "_transformers_version": transformers.__version__,
+    }

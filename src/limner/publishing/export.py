@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from limner.device import part_precision
 from limner.errors import LimnerError
 from limner.models.parts import moved, open_parts
 from limner.publishing.diffusers_folder import is_export, write_diffusers_folder
-from limner.weights_file import SUFFIX, open_for_drawing, write_weights_file
+from limner.weights_file import SUFFIX, WeightsFile, open_for_drawing, write_weights_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Format = Literal["safetensors", "diffusers"]
@@ -30,8 +31,9 @@ def export(
     dtype: str = "float32",
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    averaged: bool = True,
 ) -> Path:
-    """Write the weights to draw with (the averaged ones), whole or not at all.
+    """Write the weights to draw with, whole or not at all.
 
     Args:
         checkpoint: a checkpoint folder, a run folder, or an exported file of weights.
@@ -39,18 +41,24 @@ def export(
         dtype: of the model's weights. Pretrained parts never become float16, in which the
             activations of some are too large for a number.
         vae, text_encoder: where the pretrained parts are now, if not where they were in training.
+        averaged: the averaged weights, which draw better, and not those of the last update. A run
+            without an average has only the latter.
 
     Returns:
         The file or the folder that was written.
 
     Raises:
-        LimnerError: no good checkpoint, parts that cannot be had, or something else than an earlier
-            export is where this one should go.
+        LimnerError: no good checkpoint, parts that cannot be had, a format or dtype that is not
+            known, or something else than an earlier export is where this one should go.
+        OSError: it could not be written.
     """
     output = Path(output)
+    _check("format", format, get_args(Format))
     opened = open_for_drawing(checkpoint)
+    if not averaged and isinstance(opened, WeightsFile):
+        raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
-    weights = in_precision(opened.tensors(), dtype)
+    weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
         path = output if output.suffix == SUFFIX else output / FILE_NAME
         write_weights_file(path, weights, without_paths(config), opened.tokenizer, opened.state)
@@ -63,7 +71,33 @@ def export(
 
 
 def in_precision(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    return {n: t.to(DTYPES[dtype]) if t.is_floating_point() else t for n, t in weights.items()}
+    """Raises LimnerError for a dtype that is not known, and numbers that it does not have."""
+    _check("dtype", dtype, DTYPES)
+    cast = {n: t.to(DTYPES[dtype]) if t.is_floating_point() else t for n, t in weights.items()}
+    if lost := [n for n, t in cast.items() if not torch.isfinite(t).all()]:
+        raise LimnerError(
+            f"{lost[0]} holds numbers that {dtype} does not have (or none at all, NaN); take "
+            "another dtype, or an earlier checkpoint"
+        )
+    return cast
+
+
+def sizes(written: Path) -> list[str]:
+    """A line for each file that was written, and for a folder one for all of them; bytes."""
+    if written.is_file():
+        return [f"{written.stat().st_size:>14,}  {written}"]
+    found = {p.relative_to(written).as_posix(): p.stat().st_size for p in _files(written)}
+    lines = [f"{size:>14,}  {name}" for name, size in found.items()]
+    return [*lines, f"{sum(found.values()):>14,}  bytes in all"]
+
+
+def _check(what: str, asked: str, known: Iterable[str]) -> None:
+    if asked not in known:
+        raise LimnerError(f"{what} {asked!r} is not known; take one of {', '.join(known)}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def part_dtype(dtype: str) -> torch.dtype:

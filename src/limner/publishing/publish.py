@@ -4,21 +4,17 @@ and a card that says what it is."""
 from __future__ import annotations
 
 import contextlib
-import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from limner import __version__
-from limner.checkpoint import Checkpoint, newest_good
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
 from limner.config_choices import changed
 from limner.device import name_of
 from limner.errors import LimnerError
-from limner.evaluation.run_folder import Run, read_json, read_run
 from limner.inference.generator import ImageGenerator
 from limner.models.parts import moved, open_parts
 from limner.publishing.card import Facts, Sample, model_card
@@ -28,15 +24,13 @@ from limner.publishing.export import (
     in_precision,
     part_dtype,
     refuse_foreign,
+    sizes,
     without_paths,
 )
-from limner.training.heldout import spread
-from limner.weights_file import WeightsFile, open_for_drawing, write_weights_file
+from limner.publishing.run_facts import evaluation_of, kept_samples, run_of
+from limner.weights_file import open_for_drawing, write_weights_file
 
 CARD = "README.md"
-MOST_OF_EACH = 8
-"""Pictures of trained prompts, of held-out ones, and of others."""
-log = logging.getLogger("limner")
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,8 @@ class Said:
     data_license: str | None = None
     prompts: tuple[str, ...] = ()
     """To draw for the card, besides what the run has drawn."""
+    page: bool = False
+    """Upload the page of `limner evaluate`, too: it shows pictures that the model learned from."""
 
 
 def publish(
@@ -87,10 +83,8 @@ def publish(
             card = prepare(
                 staging, checkpoint, repo, said or Said(), dtype, vae=vae, text_encoder=text_encoder
             )
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        for path in files:
-            say(f"{path.stat().st_size:>14,}  {path.relative_to(folder).as_posix()}")
-        say(f"{sum(path.stat().st_size for path in files):>14,}  bytes in all")
+        for line in sizes(folder):
+            say(line)
         if dry_run:
             say(f"\n{card}")
             return None
@@ -114,6 +108,7 @@ def prepare(
     beside = _with_parts_beside(folder, without_paths(parts.config))
     write_weights_file(folder / FILE_NAME, weights, beside, opened.tokenizer, opened.state)
     run = run_of(opened)
+    evaluation, page = evaluation_of(folder, opened, said.page)
     prompts = said.prompts
     if not prompts and run is None:
         prompts = parts.config.training.preview_prompts or ()
@@ -126,9 +121,10 @@ def prepare(
         seconds=opened.state.seconds,
         dtype=dtype,
         weights_file=FILE_NAME,
-        samples=[*_draw(folder, prompts), *_kept(folder, run)],
+        samples=[*_draw(folder, prompts), *kept_samples(folder, run)],
         results=run.results if run else {},
-        evaluation=(read_json(run.folder / "evaluation.json") or {}) if run else {},
+        evaluation=evaluation,
+        page=page,
         license=said.license,
         data_name=said.data_name,
         data_license=said.data_license,
@@ -136,25 +132,6 @@ def prepare(
     card = model_card(facts)
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
     return card
-
-
-def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
-    """The run that these weights are from, if what it drew and measured is about them."""
-    if isinstance(opened, WeightsFile):
-        return None
-    run = read_run(opened.folder.parent)
-    if not run.results:
-        return None
-    newest, _ = newest_good(run.folder, names=())
-    since = opened.state.step - int(run.results.get("steps", 0))
-    if newest == opened.folder and 0 <= since < opened.config.training.logging_steps:
-        return run
-    log.warning(
-        "what %s measured and drew is not about %s, and is left out of the card (limner report %s "
-        "does it anew for the newest checkpoint)",
-        *(run.folder, opened.folder.name, run.folder),
-    )
-    return None
 
 
 def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
@@ -170,25 +147,6 @@ def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
         file = f"samples/drawn-{seed:02d}.png"
         picture.save(folder / file)
         samples.append(Sample(file, prompt, seed, "free", how))
-    return samples
-
-
-def _kept(folder: Path, run: Run | None) -> list[Sample]:
-    """Pictures that the run drew at its end, some of each kind."""
-    if run is None:
-        return []
-    (folder / "samples").mkdir(exist_ok=True)
-    samples = []
-    for split in ("held out", "trained", "free"):
-        own = [s for s in run.samples if s.get("split") == split]
-        for place in spread(len(own), MOST_OF_EACH):
-            found = own[place]
-            name = Path(str(found["file"])).name
-            shutil.copyfile(run.folder / "samples" / name, folder / "samples" / name)
-            sample = Sample(
-                f"samples/{name}", found["prompt"], found["seed"], split, run.results["sampling"]
-            )
-            samples.append(sample)
     return samples
 
 

@@ -21,8 +21,10 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
     Args:
         objective: "flow_matching" or "diffusion", the classic one with a schedule of betas.
         num_train_timesteps: the timestep of pure noise (flow matching), or the number of betas.
-        solver: "ddpm", "ddim", "euler", "heun", or "dpmsolver++".
-        shift: above 1, more of the steps at high noise; flow matching only.
+        solver: "ddpm", "ddim", "euler", "heun", "dpmsolver++", or "unipc".
+        shift: above 1, more of the steps at high noise; flow matching only, as the next two are.
+        timestep_power: above 1, more of the steps at both ends, near noise and near the picture.
+        zero_init_steps: so many of the first steps stay at the noise, and cost nothing (CFG-Zero*).
         beta_start, beta_end, beta_schedule: of the diffusion objective.
         prediction_type, use_flow_sigmas, flow_shift, timestep_spacing, clip_sample,
             set_alpha_to_one: what diffusers' schedulers must know to draw with this model.
@@ -37,6 +39,8 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         solver: str = "dpmsolver++",
         shift: float = 1.0,
+        timestep_power: float = 1.0,
+        zero_init_steps: int = 0,
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
@@ -49,7 +53,6 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is not known; take one of {', '.join(SOLVERS)}")
-        self.solver, self.shift = solver, shift
         self.path: Path = FlowPath(num_train_timesteps)
         if objective == "diffusion":
             self.path = DiffusionPath(num_train_timesteps, beta_start, beta_end, beta_schedule)
@@ -73,6 +76,11 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             float32 [B, C, H, W].
         """
-        self.timesteps = self.path.inference_timesteps(num_inference_steps, self.shift)
+        settings = self.config
+        times = self.path.inference_timesteps(
+            num_inference_steps, settings.shift, settings.timestep_power
+        )
+        self.timesteps = times[settings.zero_init_steps :]
         x = noise(-1) if start is None else start
-        return SOLVERS[self.solver](denoise, x, self.timesteps, self.path, noise, callback)
+        solver = SOLVERS[settings.solver]
+        return solver(denoise, x, self.timesteps, self.path, noise, callback)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor
 
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
@@ -35,7 +36,8 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             autoencoder's latents, one number for all channels or one for each.
     """
 
-    Denoiser: ClassVar[type[nn.Module]]
+    Denoiser: ClassVar[Any]
+    """`DiT` or `ModernDiT`: a file holds one of them, so this class names neither."""
     # Norms compute in float32 whatever the precision of the rest.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["norm_q", "norm_k", "norm_states", "norm_vector"]
 
@@ -74,8 +76,8 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         self,
         hidden_states: Tensor,
         timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        encoder_attention_mask: Tensor,
+        encoder_hidden_states: Tensor | EncodedText,
+        encoder_attention_mask: Tensor | None = None,
         pooled_projections: Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
@@ -84,24 +86,45 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         Args:
             hidden_states: noisy pictures or latents [B, C, H, W].
             timestep: [B], 0 (clean) to the scheduler's `num_train_timesteps` (noise).
-            encoder_hidden_states: the text encoder's states [B, L, D].
-            encoder_attention_mask: [B, L], false or 0 at padding.
-            pooled_projections: a pretrained encoder's one vector for each text, [B, D].
+            encoder_hidden_states: the text encoder's states [B, L, D], or what `read` made of them.
+            encoder_attention_mask, pooled_projections: as `read` takes them; not needed after it.
 
         Returns:
             [B, C, H, W], as `sample` or in a tuple.
         """
-        mask, vector = encoder_attention_mask.bool(), pooled_projections
-        # Weights may be half as precise as what is added up along the network.
-        kind, half = hidden_states.device.type, self.dtype != torch.float32
-        with torch.autocast(kind, self.dtype if half else torch.bfloat16, enabled=half):
-            if self.text_encoder is None:
-                text = EncodedText(encoder_hidden_states, mask, vector)
-            else:
-                assert vector is not None, "pooled_projections, too, of a pretrained text encoder"
-                text = self.text_encoder(FrozenText(encoder_hidden_states, mask, vector))
+        text = encoder_hidden_states
+        if isinstance(text, Tensor):
+            assert encoder_attention_mask is not None, "encoder_attention_mask, too"
+            text = self.read(text, encoder_attention_mask, pooled_projections)
+        with self._precision(hidden_states.device):
             output = self.denoiser(hidden_states, timestep, text)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    @apply_forward_hook
+    def read(
+        self,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor | None = None,
+    ) -> EncodedText:
+        """All that depends on the text alone: computed once for all steps.
+
+        Args:
+            encoder_hidden_states: the text encoder's states [B, L, D].
+            encoder_attention_mask: [B, L], false or 0 at padding.
+            pooled_projections: a pretrained encoder's one vector for each text, [B, D].
+        """
+        text = EncodedText(encoder_hidden_states, encoder_attention_mask.bool(), pooled_projections)
+        with self._precision(encoder_hidden_states.device):
+            if self.text_encoder is not None:
+                assert text.vector is not None, "pooled_projections, too, of a pretrained encoder"
+                text = self.text_encoder(FrozenText(text.tokens, text.mask, text.vector))
+            return self.denoiser.prepare(text)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Weights may be half as precise as what is added up along the network."""
+        half = self.dtype != torch.float32
+        return torch.autocast(device.type, self.dtype if half else torch.bfloat16, enabled=half)
 
 
 class LimnerModernTransformer(LimnerTransformer):

@@ -1,0 +1,118 @@
+"""What a run, and an evaluation of it, say about the weights that are published."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from limner.checkpoint import Checkpoint, newest_good
+from limner.evaluation.run_folder import Run, read_json, read_run
+from limner.publishing.card import BUILT_IN, Sample
+from limner.training.heldout import spread
+from limner.weights_file import WeightsFile, sha256_of
+
+MOST_OF_EACH = 8
+"""Pictures of trained prompts, of held-out ones, and of others."""
+RESULTS, PAGE = "evaluation.json", "evaluation.html"
+log = logging.getLogger("limner")
+
+
+def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
+    """The run that these weights are from, if what it drew and measured is about them."""
+    if isinstance(opened, WeightsFile):
+        return None
+    run = read_run(opened.folder.parent)
+    if not run.results:
+        return None
+    newest, _ = newest_good(run.folder, names=())
+    since = opened.state.step - int(run.results.get("steps", 0))
+    if newest == opened.folder and 0 <= since < opened.config.training.logging_steps:
+        return run
+    log.warning(
+        "what %s measured and drew is not about %s, and is left out of the card (limner report %s "
+        "does it anew for the newest checkpoint)",
+        *(run.folder, opened.folder.name, run.folder),
+    )
+    return None
+
+
+def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
+    """Pictures that the run drew at its end, some of each kind."""
+    if run is None:
+        return []
+    (folder / "samples").mkdir(exist_ok=True)
+    samples = []
+    for split in ("held out", "trained", "free"):
+        own = [s for s in run.samples if s.get("split") == split]
+        for place in spread(len(own), MOST_OF_EACH):
+            found = own[place]
+            name = Path(str(found["file"])).name
+            shutil.copyfile(run.folder / "samples" / name, folder / "samples" / name)
+            sample = Sample(
+                f"samples/{name}", found["prompt"], found["seed"], split, run.results["sampling"]
+            )
+            samples.append(sample)
+    return samples
+
+
+def evaluation_of(
+    folder: Path, opened: Checkpoint | WeightsFile, with_page: bool
+) -> tuple[dict[str, Any], str | None]:
+    """What `limner evaluate` wrote about these weights, without the places where things were.
+
+    evaluation.json goes into `folder` as well, and of a data set that comes with Limner, or if
+    asked for, the page: it shows trained pictures, which somebody's own may not be public.
+
+    Returns:
+        evaluation.json ({}: there is none), and where in `folder` the page is.
+    """
+    for place in _evaluations(opened):
+        found = read_json(place / RESULTS)
+        if not isinstance(found, dict) or not {"checkpoint", "protocol"} <= found.keys():
+            continue
+        if found["checkpoint"].get("weights_sha256") == sha256_of(opened.tensors()):
+            break
+        log.warning("%s is about other weights, and is left out of the card", place)
+    else:
+        return {}, None
+    found = _nowhere(found, place)
+    (folder / "evaluation").mkdir()
+    text = json.dumps(found, ensure_ascii=False, indent=1)
+    (folder / "evaluation" / RESULTS).write_text(text, encoding="utf-8", newline="\n")
+    if not (place / PAGE).is_file():
+        return found, None
+    if not with_page and opened.config.data.dataset_name not in BUILT_IN:
+        log.warning("%s shows trained pictures and stays here; --page uploads it", place / PAGE)
+        return found, None
+    page = (place / PAGE).read_text(encoding="utf-8")
+    (folder / "evaluation" / PAGE).write_text(_nowhere(page, place), "utf-8", newline="\n")
+    return found, f"evaluation/{PAGE}"
+
+
+def _evaluations(opened: Checkpoint | WeightsFile) -> list[Path]:
+    """Where `limner evaluate` puts what it writes about a run, a checkpoint, or a file."""
+    if isinstance(opened, WeightsFile):
+        return [opened.path.with_name(f"{opened.path.stem}-evaluation")]
+    folder = opened.folder
+    return [folder.with_name(f"evaluation-{folder.name}"), folder.parent / "evaluation"]
+
+
+def _nowhere(tree: Any, place: Path) -> Any:
+    """Text, or a tree of it, without the folders above that of the evaluation, and without home."""
+    if isinstance(tree, dict):
+        return {key: _nowhere(value, place) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_nowhere(value, place) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    for known in (place.resolve().parents[1], Path.home()):
+        if known == Path(known.anchor):
+            continue
+        for spelled in (str(known), known.as_posix()):
+            for written in (spelled, html.escape(spelled)):
+                tree = tree.replace(f"{written}/", "").replace(f"{written}\\", "")
+    return tree
