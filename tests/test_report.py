@@ -21,7 +21,9 @@ from PIL import Image
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.evaluation.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
-from limner.evaluation.report import evenly, picture, wilson, write_report
+from limner.evaluation.measured import wilson
+from limner.evaluation.page_parts import evenly, picture
+from limner.evaluation.report import write_report
 
 HOSTILE = '<script>alert("1")</script> & "quotes" <img src=x onerror=alert(1)>'
 VOID = {"meta", "img", "br", "line", "polyline", "circle"}

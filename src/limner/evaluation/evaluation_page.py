@@ -1,0 +1,409 @@
+"""`evaluation.html`: one file that says how good a model is, how sure that is, and how to redo it.
+
+It is read from `evaluation.json` and the pictures beside it alone. Whatever is not there, or is not
+what it should be, is left out: a page can always be made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from limner.errors import LimnerError
+from limner.evaluation.curves import Points
+from limner.evaluation.gauges import (
+    Interval,
+    between,
+    distance_gauge,
+    figure,
+    is_number,
+    share_gauge,
+)
+from limner.evaluation.page_parts import (
+    SAMPLE_SIDE,
+    chart,
+    command_block,
+    drawn_pictures,
+    folded,
+    in_words,
+    page,
+    picture,
+    rank_explained,
+    rounded,
+    section,
+    table,
+)
+from limner.evaluation.run_folder import read_json
+
+SPLITS = ("held out", "trained")
+"""In the order of what they say about the model."""
+
+
+def write_page(folder: Path) -> Path:
+    """Writes `evaluation.html` into `folder`, all pictures inside it, and returns its path.
+
+    Raises LimnerError if there is no evaluation.json to show.
+    """
+    folder = Path(folder)
+    told = read_json(folder / "evaluation.json")
+    if not isinstance(told, dict):
+        raise LimnerError(
+            f"{folder / 'evaluation.json'}: there is no evaluation to show, or it is broken; "
+            "`limner evaluate CHECKPOINT` writes one."
+        )
+    sections = (
+        headline(told),
+        figures(told),
+        known(told),
+        distances(told),
+        shares(told),
+        held_out_loss(told),
+        drawn(folder, told),
+        memorisation(folder, told),
+        how(told),
+        details(told),
+        again(told),
+    )
+    path = folder / "evaluation.html"
+    path.write_text(page(title_of(told), "\n".join(s for s in sections if s)), encoding="utf-8")
+    return path
+
+
+# ---- what is there -----------------------------------------------------------------------------
+
+
+def part(told: Any, key: str) -> dict[str, Any]:
+    """The dictionary under `key`, or an empty one."""
+    found = told.get(key) if isinstance(told, Mapping) else None
+    return found if isinstance(found, dict) else {}
+
+
+def rows(told: Any, key: str) -> list[dict[str, Any]]:
+    """The dictionaries in the list under `key`."""
+    found = told.get(key) if isinstance(told, Mapping) else None
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def texts(told: Mapping[str, Any], key: str) -> list[str]:
+    found = told.get(key)
+    return [str(line) for line in found] if isinstance(found, list | tuple) else []
+
+
+def number(value: Any) -> float | None:
+    """A finite number, plain or as the value of what is `Measured`."""
+    value = value.get("value") if isinstance(value, dict) else value
+    return float(value) if is_number(value) else None
+
+
+def interval(value: Any) -> Interval | None:
+    """Of what is `Measured` or of a metric."""
+    found = value.get("interval") if isinstance(value, dict) else None
+    if isinstance(found, list | tuple) and len(found) == 2 and all(map(is_number, found)):
+        return float(found[0]), float(found[1])
+    return None
+
+
+def of_splits(told: dict[str, Any], key: str, what: str) -> list[tuple[str, dict[str, Any], float]]:
+    """For each split that has the number `what`: its name, all that is known of it, the number."""
+    found = [(split, part(part(told, key), split)) for split in SPLITS]
+    pairs = [(split, about, number(about.get(what))) for split, about in found]
+    return [(split, about, value) for split, about, value in pairs if value is not None]
+
+
+# ---- sections ----------------------------------------------------------------------------------
+
+
+def title_of(told: dict[str, Any]) -> str:
+    name = part(told, "dataset").get("name")
+    return f"{name}: how well does it draw?" if name else "How well does it draw?"
+
+
+def headline(told: dict[str, Any]) -> str:
+    checkpoint, dataset = part(told, "checkpoint"), part(told, "dataset")
+    size, step, seen = (number(checkpoint.get(key)) for key in ("parameters", "step", "images"))
+    model = f"{rounded(size)}-parameter " if size else ""
+    after = f" after {seen:,.0f} pictures" if seen else ""
+    after += f" (step {step:,.0f})" if step else ""
+    where = f" Measured on {told['device']}" if told.get("device") else ""
+    when = f"{' on ' if where else ' Measured on '}{day(told)}" if day(told) else ""
+    stop = "." if where or when else ""
+    about = str(dataset.get("description") or "")
+    counts = [
+        f"{count:,.0f} {name}"
+        for name, count in (
+            ("trained", number(dataset.get("trained"))),
+            ("held out", number(dataset.get("held_out"))),
+        )
+        if count is not None
+    ]
+    about += f" {' and '.join(counts)}." if counts else ""
+    return (
+        f'<header><p class="eyebrow">Limner · evaluation</p><h1>{escape(title_of(told))}</h1>'
+        f'<p class="lead">A {escape(model)}text-to-image Diffusion Transformer{escape(after)}.'
+        f"{escape(where + when + stop)}</p>"
+        + (f"<p>{escape(about.strip())}</p>" if about.strip() else "")
+        + "</header>"
+    )
+
+
+def day(told: dict[str, Any]) -> str:
+    created = told.get("created")
+    return created[:10] if isinstance(created, str) else ""
+
+
+def figures(told: dict[str, Any]) -> str:
+    """The numbers that people ask for first."""
+    large, small = [], []
+    for split, about, value in of_splits(told, "recall", "at_1"):
+        name = f"of {split.replace(' ', '-')} prompts have the true picture nearest"
+        large.append((name, f"{value:.0%}", said(about, "at_1")))
+    for split, about, value in of_splits(told, "checker", "all_right"):
+        name = f"of {split.replace(' ', '-')} prompts are drawn fully right"
+        large.append((name, f"{value:.0%}", said(about, "all_right")))
+    for metric in rows(told, "metrics")[:4]:
+        value, floor = number(metric.get("value")), number(metric.get("floor"))
+        if value is None:
+            continue
+        notes = [between(interval(metric))]
+        notes.append(f"real against real {figure(floor)}" if floor is not None else "")
+        note = "; ".join(filter(None, notes))
+        small.append((str(metric.get("name", "distance")), figure(value), note))
+    copying = part(told, "memorisation").get("ratio")
+    ratio = number(copying)
+    if ratio is not None:
+        note = between(interval(copying)) or "1: as new as held-out pictures; 0: copies"
+        small.append(("distance to the nearest trained picture", f"{ratio:.2f}×", note))
+    gap = number(part(told, "held_out_loss").get("gap"))
+    if gap is not None:
+        note = "held-out loss less trained loss"
+        small.append(("gap of the losses", figure(gap), note))
+    cards = [("wide", *card) for card in large[:2]] + [("small", *card) for card in small]
+    shown = "".join(
+        f'<div class="{size}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd>'
+        f'<dd class="note">{escape(note)}</dd></div>'
+        for size, name, value, note in cards
+    )
+    if not shown:
+        return ""
+    return f'<section aria-label="Figures"><dl class="figures">{shown}</dl></section>'
+
+
+def said(about: dict[str, Any], key: str) -> str:
+    """81 of 90; 95% interval 82% to 95%; among the five nearest 97%"""
+    count, value, five = number(about.get("count")), number(about.get(key)), None
+    if key == "at_1":
+        five = number(about.get("at_5"))
+    pieces = [
+        f"{round(value * count)} of {count:,.0f}" if count and value is not None else "",
+        between(interval(about.get(key)), percent=True),
+        f"among the five nearest {five:.0%}" if five is not None else "",
+    ]
+    return "; ".join(filter(None, pieces))
+
+
+def known(told: dict[str, Any]) -> str:
+    """What people should know before they quote a number."""
+    events = texts(told, "events")
+    if not events:
+        return ""
+    items = "".join(f"<li>{escape(event)}</li>" for event in events)
+    return f'<aside class="known"><h2>Before you quote these numbers</h2><ul>{items}</ul></aside>'
+
+
+def distances(told: dict[str, Any]) -> str:
+    gauges = []
+    for metric in rows(told, "metrics"):
+        value, floor = number(metric.get("value")), part(metric, "floor")
+        if value is None:
+            continue
+        several = floor.get("values")
+        gauges.append(
+            distance_gauge(
+                str(metric.get("name", "distance")),
+                value,
+                interval(metric),
+                number(floor),
+                [float(x) for x in several if is_number(x)] if isinstance(several, list) else [],
+                str(metric.get("better", "lower")),
+                [*texts(metric, "notes"), *texts(floor, "notes")],
+            )
+        )
+    note = (
+        "The line in the accent colour is what was drawn, the band around it its interval. The "
+        "green line is the floor: other real pictures in the place of the drawn ones, which is the "
+        "best that a model can do at this count."
+    )
+    return section("Distance from real pictures", f'<div class="gauges">{"".join(gauges)}</div>'
+                   if gauges else "", note)  # fmt: skip
+
+
+def shares(told: dict[str, Any]) -> str:
+    """Recall and what the checker read back, with their intervals."""
+    bars, note = [], ""
+    for split, about, _ in of_splits(told, "recall", "at_1"):
+        note = (
+            "Each drawn picture is compared with every picture in the range: is the one that its "
+            "prompt names the nearest? "
+        )
+        if about.get("range"):
+            note += f"The range: {str(about['range']).rstrip('.')}. "
+        for key, what in (("at_1", "nearest"), ("at_5", "among the five nearest")):
+            bars += share_of(about, key, f"{split}: {what}")
+    for split, about, _ in of_splits(told, "checker", "all_right"):
+        if "reads each" not in note:
+            note += (
+                "A program reads each drawn picture back and compares it with its prompt, part by "
+                "part; fully right means in all parts."
+            )
+        bars += share_of(about, "all_right", f"{split}: fully right")
+        for name in part(about, "by_part"):
+            bars += share_of(part(about, "by_part"), name, f"{split}: {name}", about.get("count"))
+    body = f'<div class="shares">{"".join(bars)}</div>' if bars else ""
+    return section("Does it draw what was asked?", body, escape(note))
+
+
+def share_of(about: dict[str, Any], key: str, name: str, count: Any = None) -> list[str]:
+    value, total = number(about.get(key)), number(count or about.get("count"))
+    if value is None:
+        return []
+    note = f"{round(value * total)} of {total:,.0f}" if total else ""
+    return [share_gauge(name, value, interval(about.get(key)), note)]
+
+
+def held_out_loss(told: dict[str, Any]) -> str:
+    losses = part(told, "held_out_loss")
+    series: dict[str, Points] = {}
+    for split in SPLITS:
+        levels = [(as_number(level), number(x)) for level, x in part(losses, split).items()]
+        points = sorted((at, x) for at, x in levels if at is not None and x is not None)
+        if points:
+            series[split] = points
+    if not series:
+        return ""
+    most = max(x for points in series.values() for x, _ in points)
+    noise = "1" if most <= 1 else "1000"
+    count = number(losses.get("count"))
+    of = f" Of {count:,.0f} pictures of either kind." if count else ""
+    shown = chart(
+        series,
+        "Loss by noise level",
+        f"time of the noise (0: clean, {noise}: noise)",
+        "loss (log scale)",
+        f"The same grid of noise levels and the same noise for both.{of} Where the held-out line "
+        "lies well above the trained one, the model has learned by heart.",
+    )
+    return section("Loss by noise level", f'<div class="charts">{shown}</div>')
+
+
+def as_number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if is_number(value) else None
+
+
+def drawn(folder: Path, told: dict[str, Any]) -> str:
+    samples = rows(told, "pictures")
+    body = drawn_pictures(folder, samples)
+    return section("What it draws", body, rank_explained(samples)) if body else ""
+
+
+def memorisation(folder: Path, told: dict[str, Any]) -> str:
+    """The drawings most like a trained picture, beside it."""
+    about = part(told, "memorisation")
+    if not about:
+        return ""
+    verdict = f'<p class="lead">{escape(str(about["verdict"]))}</p>' if about.get("verdict") else ""
+    worst = "".join(pair(folder, case) for case in rows(about, "worst"))
+    if worst:
+        worst = (
+            "<h3>The nearest pairs <small>· left what was drawn, right the trained picture nearest "
+            f'to it</small></h3><div class="pairs">{worst}</div>'
+        )
+    count, split = number(about.get("count")), about.get("split")
+    note = f"{count:,.0f} drawings" if count else ""
+    note += f" of {split} prompts" if note and split else ""
+    note += ". " if note else ""
+    note += "The ratio compares with how far real pictures that were not trained on are from their "
+    note += "nearest trained one: 1 is as new as those, 0 is a copy."
+    if about.get("space"):
+        note += f" Distance: {str(about['space']).rstrip('.')}."
+    return section("Does it copy?", verdict + worst, escape(note)) if verdict + worst else ""
+
+
+def pair(folder: Path, case: dict[str, Any]) -> str:
+    prompt, caption = str(case.get("prompt", "")), str(case.get("caption") or "")
+    images = "".join(
+        picture(folder, name if isinstance(name, str) else None, alt, SAMPLE_SIDE)
+        or '<span class="gone">missing</span>'
+        for name, alt in (
+            (case.get("drawn"), f"drawn: {prompt}"),
+            (case.get("trained"), f"trained: {caption}"),
+        )
+    )
+    ratio, distance = number(case.get("ratio")), number(case.get("distance"))
+    usual = number(case.get("usual"))
+    small = f"{figure(distance)} apart" if distance is not None else ""
+    small += f"; usual {figure(usual)}" if usual is not None else ""
+    words = f"<bdi>{escape(prompt) or '(empty prompt)'}</bdi>"
+    if caption:
+        words += f" <small>trained: <bdi>{escape(caption)}</bdi></small>"
+    shown = f"<b>{ratio:.2f}×</b> " if ratio is not None else ""
+    return (
+        f'<figure><div class="pair two">{images}</div>'
+        f"<figcaption>{shown}{words}<small>{small}</small></figcaption></figure>"
+    )
+
+
+def how(told: dict[str, Any]) -> str:
+    """The protocol: all that must be equal for two numbers to be compared."""
+    protocol = part(told, "protocol")
+    single = [
+        (str(metric.get("name", "distance")), table("", about_metric(metric)))
+        for metric in rows(told, "metrics")
+    ]
+    body = table("", protocol) if protocol else ""
+    note = "Two evaluations can be compared where all of this is equal. "
+    note += "`limner evaluate --compare` refuses them where it is not."
+    return section("How every number was made", body + folded(single), escape(note))
+
+
+def about_metric(metric: dict[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    counts = metric.get("counts")
+    if isinstance(counts, list) and len(counts) == 2:
+        shown["pictures"] = f"{counts[0]} drawn, {counts[1]} of the reference"
+    for key in ("interval_by", "std"):
+        if metric.get(key) is not None:
+            shown[key.replace("_", " ")] = metric[key]
+    floor = part(metric, "floor")
+    if isinstance(floor.get("counts"), list) and len(floor["counts"]) == 2:
+        first, second = floor["counts"]
+        shown["floor"] = f"{first} real pictures against {second}: {in_words(floor.get('values'))}"
+    for key in ("network", "reference"):
+        about = metric.get(key)
+        for name, value in about.items() if isinstance(about, dict) else ():
+            shown[f"{key}: {name}"] = value
+    return shown
+
+
+def details(told: dict[str, Any]) -> str:
+    refused = {str(row.get("key", "?")): row.get("reason", "") for row in rows(told, "refused")}
+    parts = [
+        (name, table("", values))
+        for name, values in (
+            ("Checkpoint", part(told, "checkpoint")),
+            ("Versions", part(told, "versions")),
+            (f"Rows that could not be used: {len(refused)}", refused),
+        )
+        if values
+    ]
+    return section("Details", folded(parts))
+
+
+def again(told: dict[str, Any]) -> str:
+    command = told.get("command")
+    return section("Make it again", command_block(str(command)) if command else "")
