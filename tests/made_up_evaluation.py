@@ -84,7 +84,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             | {"distance": 0.05 + 0.03 * k, "usual": 0.167, "ratio": (0.05 + 0.03 * k) / 0.167}
         )
     counted = {
-        "held out": {"count": 259, "at_1": asdict(share(201, 259)), "at_5": asdict(share(244, 259))}
+        "held_out": {"count": 259, "at_1": asdict(share(201, 259)), "at_5": asdict(share(244, 259))}
         | {"range": "all 3953 pictures: Twemoji with names in en, zh"},
         "trained": {"count": 400, "at_1": asdict(share(391, 400)), "at_5": asdict(share(399, 400))}
         | {"range": "all 3953 pictures: Twemoji with names in en, zh"},
@@ -92,7 +92,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
     read = {
         split: {"count": 200, "all_right": asdict(share(right, 200))}
         | {"by_part": {"colour": 0.98, "shape": 0.99, "place": 0.93}}
-        for split, right in (("held out", 181), ("trained", 190))
+        for split, right in (("held_out", 181), ("trained", 190))
     }
     levels = ("100", "300", "500", "700", "900")
     told = {

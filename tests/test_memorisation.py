@@ -58,7 +58,7 @@ def with_noise(pictures: Tensor) -> Tensor:
 
 
 TRAINED = figures(200, seed=0)
-HELD_OUT = figures(60, seed=1)
+HELD_OUT = figures(100, seed=1)
 COPIED = list(range(0, 200, 8))
 CHANGES = {
     "nothing": lambda x: x,
@@ -80,7 +80,7 @@ def batches(pictures: Tensor, size: int = 32) -> Iterator[Tensor]:
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("side", [32, 64])
 def test_a_copy_is_found_whatever_small_change_hides_it(change: str, side: int) -> None:
-    trained, held_out = (figures(n, seed, side) for n, seed in ((200, 0), (60, 1)))
+    trained, held_out = (figures(n, seed, side) for n, seed in ((200, 0), (40, 1)))
     found = nearest_trained(CHANGES[change](trained[COPIED]), batches(trained), held_out)
     assert [one.trained[0] for one in found.nearest] == COPIED
     assert max(one.ratio for one in found.nearest) < COPIES
@@ -89,7 +89,7 @@ def test_a_copy_is_found_whatever_small_change_hides_it(change: str, side: int) 
 
 
 def test_new_pictures_are_as_far_as_held_out_ones() -> None:
-    found = nearest_trained(figures(80, seed=2), batches(TRAINED), HELD_OUT)
+    found = nearest_trained(figures(100, seed=2), batches(TRAINED), HELD_OUT)
     assert found.ratio.value == pytest.approx(1, abs=0.1)
     assert found.ratio.interval is not None
     low, high = found.ratio.interval
@@ -101,13 +101,14 @@ def test_new_pictures_are_as_far_as_held_out_ones() -> None:
 
 def test_a_few_copies_among_new_pictures_stand_first() -> None:
     drawn = figures(40, seed=2)
-    drawn[[3, 17, 31, 39]] = moved(TRAINED[[5, 6, 7, 8]], 1, 1)
+    drawn[3::6] = moved(TRAINED[5:12], 1, 1)
     found = nearest_trained(drawn, batches(TRAINED), HELD_OUT, neighbours=2)
-    worst = found.worst(4)
-    assert {(one.drawn, one.trained[0]) for one in worst} == {(3, 5), (17, 6), (31, 7), (39, 8)}
+    worst = found.worst(7)
+    pairs = {(one.drawn, one.trained[0]) for one in worst}
+    assert pairs == set(zip(range(3, 40, 6), range(5, 12), strict=True))
     assert all(len(one.trained) == 2 and one.distances[0] < one.distances[1] for one in worst)
-    assert found.worst()[4].ratio > COPIES
-    assert found.ratio.value > 0.9  # the median does not see them; the count of the near ones does
+    assert found.worst()[7].ratio > COPIES
+    assert found.ratio.value > 0.85  # the median does not see them; the count of the near ones does
     assert found.chance < 0.01
     assert "Some drawings are nearer" in verdict(found)
 
@@ -117,9 +118,10 @@ def test_sharing_the_background_does_not_make_a_copy() -> None:
     small = figures(20, seed=3, sizes=(0.06, 0.09))
     copies = CHANGES["all of it"](TRAINED[:5])
     drawn = torch.cat([small, copies])
-    plain = torch.cdist(*(pictures.flatten(1).float() for pictures in (drawn, TRAINED)))
-    assert plain[:20].amin(1).median() < plain[20:].amin(1).median()
     trained = torch.cat([TRAINED, figures(200, seed=4, sizes=(0.06, 0.09))])
+    averaged = (memorisation._averaged(some, 16).flatten(1) for some in (drawn, trained))
+    plain = torch.cdist(*averaged).amin(dim=1)
+    assert plain[:20].max() < plain[20:].min()  # by plain difference all of these come first
     found = nearest_trained(drawn, batches(trained), HELD_OUT)
     assert {one.drawn for one in found.worst(5)} == {20, 21, 22, 23, 24}
     assert min(one.ratio for one in found.nearest[:20]) > COPIES
@@ -137,7 +139,7 @@ def test_blank_pictures_and_ghosts_are_near_nothing() -> None:
 def test_a_picture_with_a_true_twin_is_measured_by_its_own() -> None:
     """The real picture of a caption lies beside a trained one: drawing it right is no copying."""
     held_out = HELD_OUT.clone()
-    held_out[0] = moved(TRAINED[9], 0, 1)
+    held_out[:1] = moved(TRAINED[9:10], 0, 1)
     drawn = torch.cat([held_out[:1], TRAINED[4:5], figures(1, seed=9)])
     found = nearest_trained(drawn, batches(TRAINED), held_out, own=[0, 1, None])
     right, copy, free = found.nearest

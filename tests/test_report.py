@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
+from page_reader import read
 from PIL import Image
 
 from limner.config import SamplingConfig
@@ -26,42 +26,6 @@ from limner.evaluation.page_parts import evenly, picture
 from limner.evaluation.report import write_report
 
 HOSTILE = '<script>alert("1")</script> & "quotes" <img src=x onerror=alert(1)>'
-VOID = {"meta", "img", "br", "line", "polyline", "circle"}
-
-
-class Reader(HTMLParser):
-    """Checks that every tag is closed in order, and gathers what would be loaded and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.handlers: list[str] = []
-        self.words = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
-        self.handlers += [k for k, _ in attrs if k.startswith("on")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
-def read(path: Path) -> Reader:
-    return Reader(path.read_text(encoding="utf-8"))
 
 
 def noise(path: Path, side: int = 32) -> None:

@@ -70,7 +70,7 @@ def line_chart(
             f'<text x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" opacity="0.75">'
             f"{format_tick(tick)}</text>"
         )
-    for tick in nice_ticks(x_low, x_high, about=5 if width >= WIDTH else 3):
+    for tick in nice_ticks(x_low, x_high, about=5 if width >= WIDTH else 4):
         out.append(
             f'<text x="{place_x(tick):.1f}" y="{HEIGHT - BOTTOM + 19:g}" text-anchor="middle" '
             f'opacity="0.75">{format_tick(tick)}</text>'

@@ -80,6 +80,11 @@ def part(told: Any, key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def of_split(told: dict[str, Any], split: str) -> dict[str, Any]:
+    """What is told of "held out", which as a key is written "held_out"."""
+    return part(told, split.replace(" ", "_")) or part(told, split)
+
+
 def rows(told: Any, key: str) -> list[dict[str, Any]]:
     """The dictionaries in the list under `key`."""
     found = told.get(key) if isinstance(told, Mapping) else None
@@ -89,6 +94,11 @@ def rows(told: Any, key: str) -> list[dict[str, Any]]:
 def texts(told: Mapping[str, Any], key: str) -> list[str]:
     found = told.get(key)
     return [str(line) for line in found] if isinstance(found, list | tuple) else []
+
+
+def text(told: Mapping[str, Any], key: str) -> str:
+    found = told.get(key)
+    return found if isinstance(found, str) else ""
 
 
 def number(value: Any) -> float | None:
@@ -107,7 +117,7 @@ def interval(value: Any) -> Interval | None:
 
 def of_splits(told: dict[str, Any], key: str, what: str) -> list[tuple[str, dict[str, Any], float]]:
     """For each split that has the number `what`: its name, all that is known of it, the number."""
-    found = [(split, part(part(told, key), split)) for split in SPLITS]
+    found = [(split, of_split(part(told, key), split)) for split in SPLITS]
     pairs = [(split, about, number(about.get(what))) for split, about in found]
     return [(split, about, value) for split, about, value in pairs if value is not None]
 
@@ -116,7 +126,7 @@ def of_splits(told: dict[str, Any], key: str, what: str) -> list[tuple[str, dict
 
 
 def title_of(told: dict[str, Any]) -> str:
-    name = part(told, "dataset").get("name")
+    name = text(part(told, "dataset"), "name")
     return f"{name}: how well does it draw?" if name else "How well does it draw?"
 
 
@@ -126,10 +136,10 @@ def headline(told: dict[str, Any]) -> str:
     model = f"{rounded(size)}-parameter " if size else ""
     after = f" after {seen:,.0f} pictures" if seen else ""
     after += f" (step {step:,.0f})" if step else ""
-    where = f" Measured on {told['device']}" if told.get("device") else ""
+    where = f" Measured on {text(told, 'device')}" if text(told, "device") else ""
     when = f"{' on ' if where else ' Measured on '}{day(told)}" if day(told) else ""
     stop = "." if where or when else ""
-    about = str(dataset.get("description") or "")
+    about = text(dataset, "description")
     counts = [
         f"{count:,.0f} {name}"
         for name, count in (
@@ -149,13 +159,13 @@ def headline(told: dict[str, Any]) -> str:
 
 
 def day(told: dict[str, Any]) -> str:
-    created = told.get("created")
-    return created[:10] if isinstance(created, str) else ""
+    return text(told, "created")[:10]
 
 
 def figures(told: dict[str, Any]) -> str:
     """The numbers that people ask for first."""
-    large, small = [], []
+    large: list[tuple[str, str, str]] = []
+    small: list[tuple[str, str, str]] = []
     for split, about, value in of_splits(told, "recall", "at_1"):
         name = f"of {split.replace(' ', '-')} prompts have the true picture nearest"
         large.append((name, f"{value:.0%}", said(about, "at_1")))
@@ -187,7 +197,8 @@ def figures(told: dict[str, Any]) -> str:
     )
     if not shown:
         return ""
-    return f'<section aria-label="Figures"><dl class="figures">{shown}</dl></section>'
+    thirds = " thirds" if len(small) in (3, 5, 6) else ""  # so that no row is nearly empty
+    return f'<section aria-label="Figures"><dl class="figures{thirds}">{shown}</dl></section>'
 
 
 def said(about: dict[str, Any], key: str) -> str:
@@ -231,24 +242,24 @@ def distances(told: dict[str, Any]) -> str:
             )
         )
     note = (
-        "The line in the accent colour is what was drawn, the band around it its interval. The "
-        "green line is the floor: other real pictures in the place of the drawn ones, which is the "
-        "best that a model can do at this count."
+        "Blue: what was drawn, the band its 95% interval. Green: the floor, which is other real "
+        "pictures in the place of the drawn ones, and the best that a model can do at this count."
     )
-    return section("Distance from real pictures", f'<div class="gauges">{"".join(gauges)}</div>'
-                   if gauges else "", note)  # fmt: skip
+    body = f'<div class="gauges">{"".join(gauges)}</div>' if gauges else ""
+    return section("Compared with real pictures", body, note)
 
 
 def shares(told: dict[str, Any]) -> str:
     """Recall and what the checker read back, with their intervals."""
-    bars, note = [], ""
+    bars: list[str] = []
+    note = ""
     for split, about, _ in of_splits(told, "recall", "at_1"):
         note = (
             "Each drawn picture is compared with every picture in the range: is the one that its "
             "prompt names the nearest? "
         )
-        if about.get("range"):
-            note += f"The range: {str(about['range']).rstrip('.')}. "
+        if text(about, "range"):
+            note += f"The range: {text(about, 'range').rstrip('.')}. "
         for key, what in (("at_1", "nearest"), ("at_5", "among the five nearest")):
             bars += share_of(about, key, f"{split}: {what}")
     for split, about, _ in of_splits(told, "checker", "all_right"):
@@ -276,7 +287,7 @@ def held_out_loss(told: dict[str, Any]) -> str:
     losses = part(told, "held_out_loss")
     series: dict[str, Points] = {}
     for split in SPLITS:
-        levels = [(as_number(level), number(x)) for level, x in part(losses, split).items()]
+        levels = [(as_number(level), number(x)) for level, x in of_split(losses, split).items()]
         points = sorted((at, x) for at, x in levels if at is not None and x is not None)
         if points:
             series[split] = points
@@ -294,7 +305,7 @@ def held_out_loss(told: dict[str, Any]) -> str:
         f"The same grid of noise levels and the same noise for both.{of} Where the held-out line "
         "lies well above the trained one, the model has learned by heart.",
     )
-    return section("Loss by noise level", f'<div class="charts">{shown}</div>')
+    return section("Loss by noise level", f'<div class="charts one">{shown}</div>')
 
 
 def as_number(text: str) -> float | None:
@@ -316,29 +327,30 @@ def memorisation(folder: Path, told: dict[str, Any]) -> str:
     about = part(told, "memorisation")
     if not about:
         return ""
-    verdict = f'<p class="lead">{escape(str(about["verdict"]))}</p>' if about.get("verdict") else ""
+    verdict = text(about, "verdict")
+    verdict = f'<p class="lead">{escape(verdict)}</p>' if verdict else ""
     worst = "".join(pair(folder, case) for case in rows(about, "worst"))
     if worst:
         worst = (
             "<h3>The nearest pairs <small>· left what was drawn, right the trained picture nearest "
             f'to it</small></h3><div class="pairs">{worst}</div>'
         )
-    count, split = number(about.get("count")), about.get("split")
-    note = f"{count:,.0f} drawings" if count else ""
-    note += f" of {split} prompts" if note and split else ""
-    note += ". " if note else ""
+    count, split = number(about.get("count")), text(about, "split")
+    of = f" of {split.replace(' ', '-')} prompts" if split else ""
+    note = f"{count:,.0f} drawings{of}. " if count else ""
     note += "The ratio compares with how far real pictures that were not trained on are from their "
     note += "nearest trained one: 1 is as new as those, 0 is a copy."
-    if about.get("space"):
-        note += f" Distance: {str(about['space']).rstrip('.')}."
-    return section("Does it copy?", verdict + worst, escape(note)) if verdict + worst else ""
+    if text(about, "space"):
+        note += f" Distance: {text(about, 'space').rstrip('.')}."
+    if not verdict + worst:
+        return ""
+    return section("Does it copy?", f'{verdict}<p class="note">{escape(note)}</p>{worst}')
 
 
 def pair(folder: Path, case: dict[str, Any]) -> str:
-    prompt, caption = str(case.get("prompt", "")), str(case.get("caption") or "")
+    prompt, caption = text(case, "prompt"), text(case, "caption")
     images = "".join(
-        picture(folder, name if isinstance(name, str) else None, alt, SAMPLE_SIDE)
-        or '<span class="gone">missing</span>'
+        picture(folder, name, alt, SAMPLE_SIDE) or '<span class="gone">missing</span>'
         for name, alt in (
             (case.get("drawn"), f"drawn: {prompt}"),
             (case.get("trained"), f"trained: {caption}"),
@@ -366,9 +378,11 @@ def how(told: dict[str, Any]) -> str:
         for metric in rows(told, "metrics")
     ]
     body = table("", protocol) if protocol else ""
-    note = "Two evaluations can be compared where all of this is equal. "
-    note += "`limner evaluate --compare` refuses them where it is not."
-    return section("How every number was made", body + folded(single), escape(note))
+    note = (
+        "Two evaluations can be compared where all of this is equal; "
+        "<code>limner evaluate --compare</code> refuses them where it is not."
+    )
+    return section("How every number was made", body + folded(single), note)
 
 
 def about_metric(metric: dict[str, Any]) -> dict[str, Any]:
@@ -405,5 +419,5 @@ def details(told: dict[str, Any]) -> str:
 
 
 def again(told: dict[str, Any]) -> str:
-    command = told.get("command")
-    return section("Make it again", command_block(str(command)) if command else "")
+    command = text(told, "command")
+    return section("Make it again", command_block(command) if command else "")

@@ -16,8 +16,8 @@ Interval = tuple[float, float]
 
 
 def figure(value: float) -> str:
-    """Four digits at most: 0.01234, 12.3, 1,234"""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """Four digits at most: 0.01234, 12.34, 12,345"""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def between(interval: Interval | None, percent: bool = False) -> str:

@@ -71,7 +71,7 @@ def command_block(command: str) -> str:
 
 def table(caption: str, values: dict[str, Any]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(in_words(value))}</td></tr>'
+        f'<tr><th scope="row">{breakable(str(key))}</th><td>{escape(in_words(value))}</td></tr>'
         for key, value in values.items()
     )
     head = f"<caption>{escape(caption)}</caption>" if caption else ""
@@ -127,13 +127,20 @@ def rank_explained(samples: list[dict[str, Any]]) -> str:
     )
 
 
+def breakable(key: str) -> str:
+    """num_inference_steps, which may go on in the next line after each underscore."""
+    return escape(key).replace("_", "_<wbr>")
+
+
 def picture(
     folder: Path, name: str | Path | None, alt: str, longest_side: int, css_class: str = ""
 ) -> str:
-    """An `<img>` that carries its bytes, or "" if there is no such picture."""
-    if not name:
+    """An `<img>` that carries its bytes, or "" if there is no such picture in the folder."""
+    if not isinstance(name, str | Path) or not name:
         return ""
     path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return ""  # a page that is sent to others shows nothing from elsewhere
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:

@@ -170,7 +170,10 @@ def previews(run: Run) -> str:
             wide = wide or opened.width > 2.5 * opened.height
         seen = [line["images"] for line in run.train if line["step"] <= step]
         note = f" · {seen[-1]:,} pictures seen" if seen else ""
-        figures += f"<figure>{image}<figcaption>step {step:,}{note}</figcaption></figure>"
+        figures += (
+            f'<figure><div class="scroll" tabindex="0">{image}</div>'
+            f"<figcaption>step {step:,}{note}</figcaption></figure>"
+        )
     if not figures:
         return ""
     body = f'<div class="previews{" strips" if wide else ""}">{figures}</div>'
