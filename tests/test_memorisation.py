@@ -241,3 +241,16 @@ def test_the_interval_holds_what_it_says_and_its_seed_decides() -> None:
         inside += found.ratio.interval[0] < 1 < found.ratio.interval[1]
     assert inside >= 54  # 95 % of 60 are 57, with a standard deviation of 1.7
     assert memorisation._together(found_ones, real, seed).ratio == found.ratio
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_moves_are_those_of_the_picture(side: int) -> None:
+    picture = figures(1, seed=3)
+    places = [(0, 0), (2, -3), (-4, 4)]
+    looks = list(nearest._moved(picture, side, places))
+    for k, (y, x) in enumerate([*places, *places]):
+        mirrored = picture.flip(2) if k >= len(places) else picture
+        padded = F.pad(mirrored.permute(0, 3, 1, 2).float() / 255, (4, 4, 4, 4), mode="replicate")
+        whole = padded[:, :, 4 + y : 68 + y, 4 + x : 68 + x]
+        blocks = whole.reshape(3, side, SIDE // side, side, SIDE // side).mean(dim=(2, 4)).flatten()
+        torch.testing.assert_close(looks[k][0], blocks - blocks.mean(), atol=1e-6, rtol=0)

@@ -236,14 +236,18 @@ def _ratio_of_medians(far: np.ndarray, real: np.ndarray, seed: int) -> Measured:
     value = _over(float(np.median(far)), float(np.median(real)))
     if min(len(far), len(real)) < 2:
         return Measured(value, None, "none: it takes two pictures or more on either side")
-    random, ratios, resamples = np.random.default_rng(seed), [], 2000
-    for _ in range(resamples):
-        first = np.median(random.choice(far, len(far)))
-        second = np.median(random.choice(real, len(real)))
-        ratios.append(_over(float(first), float(second)))
+    random, resamples = np.random.default_rng(seed), 2000
+    first, second = (resampled_medians(values, resamples, random) for values in (far, real))
+    ratios = np.maximum(first, ROUNDING) / np.maximum(second, ROUNDING)
     low, high = np.quantile(ratios, [0.025, 0.975])
     how = f"bootstrap over drawings and over held-out pictures, {resamples} resamples, seed {seed}"
     return Measured(value, (float(low), float(high)), how)
+
+
+def resampled_medians(values: np.ndarray, times: int, random: np.random.Generator) -> np.ndarray:
+    rounds = [len(part) for part in np.array_split(np.empty(times), 20)]  # not all in memory
+    parts = [np.median(random.choice(values, (some, len(values))), axis=1) for some in rounds]
+    return np.concatenate(parts)
 
 
 def tail(nearer: int, drawn: int, few: int, real: int) -> float:

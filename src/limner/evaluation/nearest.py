@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -62,14 +62,14 @@ def nearest_contents(
 
 
 def relative(asked: Tensor, known: Tensor) -> Tensor:
-    """Difference of contents over their sizes: [N, d], [K, d] -> [N, K], 0 to about 1.4.
+    """Difference of contents over their sizes: [..., N, d], [..., K, d] -> [..., N, K], to 1.4.
 
     sqrt(|a - b|^2 / (|a|^2 + |b|^2)): 1 where they have nothing in common. A small figure must be
     matched as well as a large one, and a faint ghost of a picture is not a copy of it.
     """
-    size = (asked**2).sum(1)[:, None] + (known**2).sum(1)
-    apart = torch.addmm(size, asked, known.T, alpha=-2)
-    faint = 2 * FAINT**2 * asked.shape[1]
+    size = (asked**2).sum(-1)[..., :, None] + (known**2).sum(-1)[..., None, :]
+    apart = size - 2 * asked @ known.mT
+    faint = 2 * FAINT**2 * asked.shape[-1]
     return (apart.clamp(min=0) / (size + faint)).sqrt()
 
 
@@ -116,40 +116,45 @@ def nearest(
 
 
 def _in_earnest(pictures: Tensor, features: Tensor) -> Tensor:
-    """Distances [N, K] of pictures, uint8 [N, H, W, 3], to K candidates each, [N, K, f].
-
-    What a shift brings in at an edge repeats the edge.
-    """
+    """Distances [N, K] of pictures, uint8 [N, H, W, 3], to K candidates each, [N, K, f]."""
     steps = range(-REACH, REACH + 1)
-    places = [(y, x) for y in steps for x in steps]
-    rows = []
-    for picture, candidates in zip(pictures, features, strict=True):
-        moved = torch.cat(_moved(picture[None], places))
-        rows.append(relative(_levelled(moved, SIDE).to(candidates.device), candidates).amin(dim=0))
-    return torch.stack(rows)
+    best = features.new_full(features.shape[:2], torch.inf)
+    for look in _moved(pictures, SIDE, [(y, x) for y in steps for x in steps]):
+        found = relative(look[:, None].to(features.device), features)[:, 0]
+        best = torch.minimum(best, found)
+    return best
 
 
 def _coarse_looks(pictures: Tensor) -> Tensor:
     """[N, V, 3 * COARSE_SIDE * COARSE_SIDE]: mirrored or not, in its place and moved aslant."""
     by = REACH - 1
     places = [(0, 0), (-by, -by), (-by, by), (by, -by), (by, by)]
-    return torch.stack([_levelled(look, COARSE_SIDE) for look in _moved(pictures, places)], dim=1)
+    return torch.stack(list(_moved(pictures, COARSE_SIDE, places)), dim=1)
 
 
-def _moved(pictures: Tensor, places: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """uint8 [N, H, W, 3] -> at each place, [N, 3, SHIFTED_SIDE, SHIFTED_SIDE]; then mirrored."""
-    side = SHIFTED_SIDE
-    padded = F.pad(_averaged(pictures, side), (REACH,) * 4, mode="replicate")
-    return [
-        some[:, :, REACH + y : REACH + y + side, REACH + x : REACH + x + side]
-        for some in (padded, padded.flip(3))
-        for y, x in places
-    ]
+def _moved(pictures: Tensor, side: int, places: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    """The contents of uint8 [N, H, W, 3], moved to each place, and mirrored: [N, 3 * side * side].
+
+    What comes in at an edge repeats the edge. All moves are read from one picture of the means
+    around every place.
+    """
+    step = SHIFTED_SIDE // side
+    padded = F.pad(_averaged(pictures, SHIFTED_SIDE), (REACH,) * 4, mode="replicate")
+    for some in (padded, padded.flip(3)):
+        means = F.avg_pool2d(some, step, stride=1)
+        for y, x in places:
+            top, left = REACH + y, REACH + x
+            rows = slice(top, top + SHIFTED_SIDE, step)
+            columns = slice(left, left + SHIFTED_SIDE, step)
+            yield _less_mean(means[:, :, rows, columns].flatten(1))
 
 
 def _levelled(pictures: Tensor, side: int) -> Tensor:
     """[N, C, H, W] -> the content of each, [N, C * side * side]: less its mean brightness."""
-    flat = F.adaptive_avg_pool2d(pictures, side).flatten(1)
+    return _less_mean(F.adaptive_avg_pool2d(pictures, side).flatten(1))
+
+
+def _less_mean(flat: Tensor) -> Tensor:
     return flat - flat.mean(dim=1, keepdim=True)
 
 
