@@ -82,6 +82,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             {"prompt": pictures[k]["prompt"], "seed": k, "drawn": pictures[k]["file"]}
             | {"trained": near, "caption": (HOSTILE, "thumbs up", BIDI, LONG)[k]}
             | {"distance": 0.05 + 0.03 * k, "usual": 0.167, "ratio": (0.05 + 0.03 * k) / 0.167}
+            | ({"own": 0.1, "own_ratio": 0.8} if k == 1 else {})
         )
     counted = {
         "held_out": {"count": 259, "at_1": asdict(share(201, 259)), "at_5": asdict(share(244, 259))}
@@ -114,16 +115,17 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             "held_out": 259,
         },
         "protocol": {
-            "prompts": "259 held-out captions, the first of each picture",
-            "seeds": "0 to 258, one for each prompt",
-            "scheduler_type": "dpmsolver++",
-            "num_inference_steps": 16,
-            "guidance_scale": 3.0,
-            "guidance_interval": [0.1, 0.9],
-            "dtype": "float32",
-            "resolution": 64,
-            "resize_filter": "drawn at that size",
-            "reference": "3,694 trained pictures",
+            "method": 1,
+            "drawn.prompts": "259 held-out captions, the first of each picture",
+            "drawn.seeds": "0 to 258, one for each prompt",
+            "drawn.resolution": "64 x 64",
+            "drawn.dtype": "float32",
+            "sampling.scheduler_type": "dpmsolver++",
+            "sampling.num_inference_steps": 16,
+            "sampling.guidance_scale": 3.0,
+            "sampling.guidance_interval": [0.1, 0.9],
+            "reference.pictures": 3694,
+            "reference.contents": "99a8ec5cb5699cd711266b00b5c23b14" * 2,
         },
         "versions": {"limner": "0.1.0", "python": "3.12.4", "torch": "2.13.0"},
         "device": "CPU, 2 cores",
@@ -132,6 +134,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             "trained": {t: 0.45 / (k + 1) for k, t in enumerate(levels)},
             "count": 256,
             "gap": 0.0183,
+            "gap_interval": [0.0101, 0.0264],
         },
         "recall": None if checker else counted,
         "checker": read if checker else None,

@@ -21,6 +21,7 @@ from limner.evaluation.gauges import (
     is_number,
     share_gauge,
 )
+from limner.evaluation.measured import wilson
 from limner.evaluation.page_parts import (
     SAMPLE_SIDE,
     chart,
@@ -115,6 +116,14 @@ def interval(value: Any) -> Interval | None:
     return None
 
 
+def share_interval(about: dict[str, Any], key: str, count: float | None) -> Interval | None:
+    """As measured, or Wilson's where it is told of how many the share is."""
+    found, value = interval(about.get(key)), number(about.get(key))
+    if found is None and value is not None and count and 0 <= value <= 1:
+        return wilson(value, round(count))
+    return found
+
+
 def of_splits(told: dict[str, Any], key: str, what: str) -> list[tuple[str, dict[str, Any], float]]:
     """For each split that has the number `what`: its name, all that is known of it, the number."""
     found = [(split, of_split(part(told, key), split)) for split in SPLITS]
@@ -173,13 +182,13 @@ def figures(told: dict[str, Any]) -> str:
         name = f"of {split.replace(' ', '-')} prompts are drawn fully right"
         large.append((name, f"{value:.0%}", said(about, "all_right")))
     for metric in rows(told, "metrics")[:4]:
-        value, floor = number(metric.get("value")), number(metric.get("floor"))
-        if value is None:
+        found, floor = number(metric.get("value")), number(metric.get("floor"))
+        if found is None:
             continue
         notes = [between(interval(metric))]
         notes.append(f"real against real {figure(floor)}" if floor is not None else "")
         note = "; ".join(filter(None, notes))
-        small.append((str(metric.get("name", "distance")), figure(value), note))
+        small.append((str(metric.get("name", "distance")), figure(found), note))
     copying = part(told, "memorisation").get("ratio")
     ratio = number(copying)
     if ratio is not None:
@@ -187,7 +196,9 @@ def figures(told: dict[str, Any]) -> str:
         small.append(("distance to the nearest trained picture", f"{ratio:.2f}×", note))
     gap = number(part(told, "held_out_loss").get("gap"))
     if gap is not None:
-        note = "held-out loss less trained loss"
+        losses = part(told, "held_out_loss")
+        of = between(interval({"interval": losses.get("gap_interval")}))
+        note = "; ".join(filter(None, ["held-out loss less trained loss", of]))
         small.append(("gap of the losses", figure(gap), note))
     cards = [("wide", *card) for card in large[:2]] + [("small", *card) for card in small]
     shown = "".join(
@@ -208,7 +219,7 @@ def said(about: dict[str, Any], key: str) -> str:
         five = number(about.get("at_5"))
     pieces = [
         f"{round(value * count)} of {count:,.0f}" if count and value is not None else "",
-        between(interval(about.get(key)), percent=True),
+        between(share_interval(about, key, count), percent=True),
         f"among the five nearest {five:.0%}" if five is not None else "",
     ]
     return "; ".join(filter(None, pieces))
@@ -239,14 +250,24 @@ def distances(told: dict[str, Any]) -> str:
                 [float(x) for x in several if is_number(x)] if isinstance(several, list) else [],
                 str(metric.get("better", "lower")),
                 [*texts(metric, "notes"), *texts(floor, "notes")],
+                counted(metric.get("counts")),
+                counted(floor.get("counts")),
             )
         )
     note = (
-        "Blue: what was drawn, the band its 95% interval. Green: the floor, which is other real "
-        "pictures in the place of the drawn ones, and the best that a model can do at this count."
+        "Blue: what was drawn, the band its 95% interval. Green: the floor, other real pictures in "
+        "the place of the drawn ones; thin lines are its repeats. A perfect model is expected "
+        "there, where the counts are the same."
     )
     body = f'<div class="gauges">{"".join(gauges)}</div>' if gauges else ""
     return section("Compared with real pictures", body, note)
+
+
+def counted(counts: Any) -> str:
+    """[259, 3694] -> "259 against 3,694 pictures"; "" if that is not known."""
+    if not isinstance(counts, list) or len(counts) != 2 or not all(map(is_number, counts)):
+        return ""
+    return f"{counts[0]:,.0f} against {counts[1]:,.0f} pictures"
 
 
 def shares(told: dict[str, Any]) -> str:
@@ -280,7 +301,7 @@ def share_of(about: dict[str, Any], key: str, name: str, count: Any = None) -> l
     if value is None:
         return []
     note = f"{round(value * total)} of {total:,.0f}" if total else ""
-    return [share_gauge(name, value, interval(about.get(key)), note)]
+    return [share_gauge(name, value, share_interval(about, key, total), note)]
 
 
 def held_out_loss(told: dict[str, Any]) -> str:
@@ -339,7 +360,8 @@ def memorisation(folder: Path, told: dict[str, Any]) -> str:
     of = f" of {split.replace(' ', '-')} prompts" if split else ""
     note = f"{count:,.0f} drawings{of}. " if count else ""
     note += "The ratio compares with how far real pictures that were not trained on are from their "
-    note += "nearest trained one: 1 is as new as those, 0 is a copy."
+    note += "nearest trained one: 1 is as new as those, 0 is a copy. Where the real picture of a "
+    note += "prompt is itself nearer than most, the comparison is with that one."
     if text(about, "space"):
         note += f" Distance: {text(about, 'space').rstrip('.')}."
     if not verdict + worst:
@@ -356,10 +378,19 @@ def pair(folder: Path, case: dict[str, Any]) -> str:
             (case.get("trained"), f"trained: {caption}"),
         )
     )
-    ratio, distance = number(case.get("ratio")), number(case.get("distance"))
-    usual = number(case.get("usual"))
-    small = f"{figure(distance)} apart" if distance is not None else ""
-    small += f"; usual {figure(usual)}" if usual is not None else ""
+    # Where the caption's own real picture has a near twin, its distance is what counts.
+    ratios = [number(case.get(key)) for key in ("ratio", "own_ratio")]
+    ratio = max((r for r in ratios if r is not None), default=None)
+    told = [
+        (f"{what} {figure(x)}")
+        for what, x in (
+            ("apart by", number(case.get("distance"))),
+            ("real ones by", number(case.get("usual"))),
+            ("this prompt's real one by", number(case.get("own"))),
+        )
+        if x is not None
+    ]
+    small = "; ".join(told)
     words = f"<bdi>{escape(prompt) or '(empty prompt)'}</bdi>"
     if caption:
         words += f" <small>trained: <bdi>{escape(caption)}</bdi></small>"
@@ -377,7 +408,12 @@ def how(told: dict[str, Any]) -> str:
         (str(metric.get("name", "distance")), table("", about_metric(metric)))
         for metric in rows(told, "metrics")
     ]
-    body = table("", protocol) if protocol else ""
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in protocol.items():
+        group, dot, name = key.partition(".")
+        groups.setdefault(group if dot else "", {})[name if dot else key] = value
+    tables = "".join(table(group, values) for group, values in groups.items())
+    body = f'<div class="settings">{tables}</div>' if tables else ""
     note = (
         "Two evaluations can be compared where all of this is equal; "
         "<code>limner evaluate --compare</code> refuses them where it is not."
@@ -387,20 +423,20 @@ def how(told: dict[str, Any]) -> str:
 
 def about_metric(metric: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
-    counts = metric.get("counts")
-    if isinstance(counts, list) and len(counts) == 2:
-        shown["pictures"] = f"{counts[0]} drawn, {counts[1]} of the reference"
+    if counted(metric.get("counts")):
+        shown["drawn against reference"] = counted(metric.get("counts"))
     for key in ("interval_by", "std"):
         if metric.get(key) is not None:
             shown[key.replace("_", " ")] = metric[key]
     floor = part(metric, "floor")
-    if isinstance(floor.get("counts"), list) and len(floor["counts"]) == 2:
-        first, second = floor["counts"]
-        shown["floor"] = f"{first} real pictures against {second}: {in_words(floor.get('values'))}"
+    if counted(floor.get("counts")):
+        values = in_words(floor.get("values"))
+        shown["floor, real against real"] = f"{counted(floor.get('counts'))}: {values}"
     for key in ("network", "reference"):
         about = metric.get(key)
         for name, value in about.items() if isinstance(about, dict) else ():
-            shown[f"{key}: {name}"] = value
+            if not isinstance(value, dict):  # what the cache is found by says it all again
+                shown[f"{key}: {name}"] = value
     return shown
 
 

@@ -36,12 +36,15 @@ def distance_gauge(
     floors: Sequence[float],
     better: str = "lower",
     notes: Sequence[str] = (),
+    counts: str = "",
+    floor_counts: str = "",
 ) -> str:
     """A distance on a scale from 0, its interval, and what real pictures score in its place.
 
     Args:
         floor: of real pictures against real ones, None: not known.
         floors: the single values that `floor` is the mean of.
+        counts, floor_counts: of how many pictures, in words.
     """
     there = [value, *(interval or ()), *floors, *([] if floor is None else [floor]), 0.0]
     low, high = min(there), max(there)
@@ -55,9 +58,11 @@ def distance_gauge(
     if floor is not None:
         marks += tick("floor", place(floor))
     marks += tick("value", place(value))
-    words = [f'<li class="value">drawn <b>{figure(value)}</b> {between(interval)}</li>']
+    about = "; ".join(filter(None, [between(interval), counts]))
+    words = [f'<li class="value">drawn <b>{figure(value)}</b> {escape(about)}</li>']
     if floor is not None:
-        words.append(f'<li class="floor">real against real <b>{figure(floor)}</b></li>')
+        real = f"real against real <b>{figure(floor)}</b> {escape(floor_counts)}"
+        words.append(f'<li class="floor">{real}</li>')
     said = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f'<div class="gauge"><h3>{escape(name)} <small>· {escape(better)} is better</small></h3>'

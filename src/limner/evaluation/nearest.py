@@ -140,13 +140,13 @@ def _moved(pictures: Tensor, side: int, places: Sequence[tuple[int, int]]) -> It
     """
     step = SHIFTED_SIDE // side
     padded = F.pad(_averaged(pictures, SHIFTED_SIDE), (REACH,) * 4, mode="replicate")
-    for some in (padded, padded.flip(3)):
-        means = F.avg_pool2d(some, step, stride=1)
+    means = F.avg_pool2d(F.avg_pool2d(padded, (step, 1), stride=1), (1, step), stride=1)
+    for some in (means, means.flip(3)):
         for y, x in places:
             top, left = REACH + y, REACH + x
             rows = slice(top, top + SHIFTED_SIDE, step)
             columns = slice(left, left + SHIFTED_SIDE, step)
-            yield _less_mean(means[:, :, rows, columns].flatten(1))
+            yield _less_mean(some[:, :, rows, columns].flatten(1))
 
 
 def _levelled(pictures: Tensor, side: int) -> Tensor:
