@@ -196,13 +196,13 @@ def verdict(found: Memorisation) -> str:
     if found.chance < SURE:
         return (
             f"Some drawings are nearer to a trained picture than real ones would be by chance: "
-            f"{near} of {drawn} ({shared.value:.0%}) are nearer than 95 % of held-out pictures; "
+            f"{near} of {drawn} ({shared.value:.0%}) are nearer than 95% of held-out pictures; "
             "look at the nearest pairs."
         )
     return (
         f"No sign of copying: drawings are {ratio:.2f} times as far from the nearest trained "
         f"picture as real pictures that were not trained on, and {near} of {drawn} are as near as "
-        "the nearest 5 % of those."
+        "the nearest 5% of those."
     )
 
 
@@ -218,7 +218,7 @@ def _together(nearest: tuple[Nearest, ...], real: np.ndarray, seed: int) -> Memo
     limit = np.sort(real)[few - 1]
     nearer = int((far < limit).sum())
     notes = (
-        (f"{len(real)} held-out pictures: the nearest 5 % are the nearest {few}",)
+        (f"{len(real)} held-out pictures: the nearest 5% are the nearest {few}",)
         if len(real) < 100
         else ()
     )
