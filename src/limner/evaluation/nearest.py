@@ -14,6 +14,8 @@ COARSE_SIDE, CANDIDATES = 8, 8
 """The nearest by a coarse look, which small shifts change little, are compared in earnest."""
 SHIFTED_SIDE, REACH = 64, 4
 """In places of 64 x 64, drawings are moved by up to 4 each way: a sixteenth of their side."""
+CONTRAST = 1.1
+"""Factor by which a copy may have more or less contrast."""
 FAINT = 0.02
 """Content (root mean square, of a range of 1) below which a picture counts as blank: two blank
 pictures are alike, whatever their noise."""
@@ -24,7 +26,8 @@ AT_ONCE = 2_000  # drawings compared with a batch at a time: bounds the memory, 
 SPACE = (
     f"root mean square difference over {SIDE} x {SIDE} places after the mean brightness is "
     "taken out, relative to the content of the two pictures (0: the same, 1: nothing in common); "
-    f"the smallest over the mirror image and shifts by up to {REACH}/{SHIFTED_SIDE} of the side, "
+    f"the smallest over the mirror image, contrasts up to {CONTRAST:g} times higher or lower, and "
+    f"shifts by up to {REACH}/{SHIFTED_SIDE} of the side, "
     f"of the {CANDIDATES} trained pictures that are nearest over {COARSE_SIDE} x {COARSE_SIDE}"
 )
 
@@ -64,11 +67,16 @@ def nearest_contents(
 def relative(asked: Tensor, known: Tensor) -> Tensor:
     """Difference of contents over their sizes: [..., N, d], [..., K, d] -> [..., N, K], to 1.4.
 
-    sqrt(|a - b|^2 / (|a|^2 + |b|^2)): 1 where they have nothing in common. A small figure must be
-    matched as well as a large one, and a faint ghost of a picture is not a copy of it.
+    sqrt(|g a - b|^2 / (|g a|^2 + |b|^2)): 1 where they have nothing in common. The gain g brings
+    the contents to one size as far as CONTRAST allows, for a brighter copy on white is one of less
+    contrast. A small figure must be matched as well as a large one, and a faint ghost of a picture
+    is not a copy of it.
     """
-    size = (asked**2).sum(-1)[..., :, None] + (known**2).sum(-1)[..., None, :]
-    apart = size - 2 * asked @ known.mT
+    a = (asked**2).sum(-1)[..., :, None]
+    b = (known**2).sum(-1)[..., None, :]
+    gain = (b / a.clamp(min=1e-12)).sqrt_().clamp_(1 / CONTRAST, CONTRAST)
+    size = a * gain**2 + b
+    apart = size - 2 * gain * (asked @ known.mT)
     faint = 2 * FAINT**2 * asked.shape[-1]
     return (apart.clamp(min=0) / (size + faint)).sqrt()
 
