@@ -263,8 +263,11 @@ def held_out_loss(told: dict[str, Any]) -> str:
         return ""
     most = max(x for points in series.values() for x, _ in points)
     noise = "1" if most <= 1 else "1000"
-    count = number(losses.get("count"))
-    of = f" Of {count:,.0f} pictures of either kind." if count else ""
+    count, trained = number(losses.get("count")), number(losses.get("trained_count"))
+    if count and trained:
+        of = f" Of {count:,.0f} held-out and {trained:,.0f} trained pictures."
+    else:
+        of = f" Of {count:,.0f} pictures of either kind." if count else ""
     shown = chart(
         series,
         "Loss by noise level",

@@ -139,7 +139,7 @@ def picture(
     if not isinstance(name, str | Path) or not name:
         return ""
     path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if Path(name).anchor or ".." in Path(name).parts:
         return ""  # a page that is sent to others shows nothing from elsewhere
     try:
         data = path.read_bytes()
