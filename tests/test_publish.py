@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from made_up import made_up_checkpoint
-from made_up_evaluation import made_up_evaluation
+from evaluation_of import evaluation_of
 from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip
 from recording_hub import Recorded, recording_hub
@@ -227,7 +227,7 @@ def test_prompts_cannot_break_the_card() -> None:
 
 
 def test_an_evaluation_is_shown_with_intervals_floors_and_protocol() -> None:
-    evaluation = made_up_evaluation("cd" * 32)
+    evaluation = evaluation_of("cd" * 32)
     card = model_card(facts(evaluation=evaluation, page="evaluation/evaluation.html"))
     lines = card.splitlines()
     name = "kernel distance (EfficientNet-Lite0)"
@@ -261,7 +261,7 @@ def test_the_hub_reads_the_metrics_by_honest_names() -> None:
     from huggingface_hub import ModelCard
 
     card = ModelCard(
-        model_card(facts(evaluation=made_up_evaluation("ab"))), ignore_metadata_errors=False
+        model_card(facts(evaluation=evaluation_of("ab"))), ignore_metadata_errors=False
     )
     found = {(r.metric_type, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert found == {
@@ -289,7 +289,7 @@ def test_an_evaluation_of_these_weights_goes_along(
         path.write_text(text, "utf-8")
     folder = run / "evaluation"
     folder.mkdir()
-    evaluation = made_up_evaluation(
+    evaluation = evaluation_of(
         sha256_of(Checkpoint.open(run).tensors()), str(tmp_path / "somebody" / "reference.npz")
     )
     (folder / "evaluation.json").write_text(json.dumps(evaluation), "utf-8")

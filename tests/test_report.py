@@ -4,125 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-import yaml
+from made_up_run import HOSTILE, made_up_run, noise, write_json
+from page_reader import read
 from PIL import Image
 
-from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.evaluation.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
-from limner.evaluation.report import evenly, picture, wilson, write_report
-
-HOSTILE = '<script>alert("1")</script> & "quotes" <img src=x onerror=alert(1)>'
-VOID = {"meta", "img", "br", "line", "polyline", "circle"}
-
-
-class Reader(HTMLParser):
-    """Checks that every tag is closed in order, and gathers what would be loaded and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.handlers: list[str] = []
-        self.words = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data")]
-        self.handlers += [k for k, _ in attrs if k.startswith("on")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
-def read(path: Path) -> Reader:
-    return Reader(path.read_text(encoding="utf-8"))
-
-
-def noise(path: Path, side: int = 32) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+from limner.evaluation.measured import wilson
+from limner.evaluation.page_parts import evenly, picture
+from limner.evaluation.report import write_report
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A finished run as the trainer and the demo leave it."""
-    samples = []
-    for k, split in enumerate(("trained", "held out", "free")):
-        noise(tmp_path / f"samples/{k:03d}.png")
-        truth = None if split == "free" else f"samples/{k:03d}-truth.png"
-        if truth:
-            noise(tmp_path / truth)
-        prompt = (HOSTILE, "thumbs up: dark skin tone", "红苹果")[k]
-        samples.append(
-            {"prompt": prompt, "seed": k, "file": f"samples/{k:03d}.png", "split": split}
-            | {"truth": truth, "rank": (1, 3, None)[k]}
-        )
-    write_json(tmp_path / "samples.json", samples)
-    for step in range(0, 1001, 50):
-        noise(tmp_path / f"previews/step-{step:06d}.png", 8)
-    lines: list[dict[str, Any]] = [
-        {"kind": "event", "step": 0, "seconds": 1.0, "message": f"torch.compile is off {HOSTILE}"}
-    ]
-    for step in range(10, 1001, 10):
-        lines.append({"kind": "train", "step": step, "images": 32 * step, "loss": 1 / step})
-        lines[-1] |= {"seconds": step / 2, "images_per_second": 64.0}
-        if step % 100 == 0:
-            lines.append({"kind": "heldout", "step": step, "images": 32 * step, "loss": 2 / step})
-            lines[-1] |= {"train_loss": 1 / step, "loss_by_level": {"100": 0.9, "900": 0.2}}
-    text = "\n".join(json.dumps(line) for line in lines)
-    (tmp_path / "log.jsonl").write_text(text + '\n{"kind": "tra', encoding="utf-8")
-    config = {"data": {"dataset_name": "emoji <b>"}, "training": {"batch_size": 32, "seed": 7}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    write_json(tmp_path / "refused.jsonl", {"key": "broken.jpg", "reason": "truncated file"})
-    results = {
-        "range": "all 306 pictures of hands",
-        "distance": "mean squared difference at 32 pixels",
-        "recall": {
-            "trained": {"count": 60, "at_1": 0.9, "at_5": 0.95},
-            "held out": {"count": 36, "at_1": 25 / 36, "at_5": 0.75},
-        },
-        "speed": {"images_per_second": 63.14, "mfu": 0.381, "matmul_peak_gflops": 212.4},
-        "device": "CPU, 2 cores",
-        "parameters": 7612416,
-        "minutes": 8.1,
-        "versions": {"torch": "2.13.0"},
-        "sampling": {
-            **SamplingConfig(num_inference_steps=16, shift=2.0).model_dump(mode="json"),
-            "dtype": "float32",
-        },
-        "command": "limner demo --minutes 10",
-    }
-    write_json(tmp_path / "results.json", results)
-    return tmp_path
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+    return made_up_run(tmp_path)
 
 
 def test_every_section_shows_its_figures(run_folder: Path) -> None:

@@ -8,6 +8,7 @@ from html import escape
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 480.0, 290.0  # about its size on the page: its text is as large as the page's
+NARROW = 320.0  # for telephones
 TOP, BOTTOM, LEFT = 12.0, 48.0, 56.0
 FONT_SIZE = 13.0
 LABEL_HEIGHT = 16.0  # distance between the names at the right end
@@ -19,24 +20,30 @@ COLOURS = ("#2f7ed8", "#e07b00", "#0a9e78", "#cc5f9e", "#8a63d2", "#8d8d3a")
 
 
 def line_chart(
-    series: dict[str, Points], title: str, x_label: str, y_label: str, log_y: bool = False
+    series: dict[str, Points],
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_y: bool = False,
+    width: float | None = None,
 ) -> str:
     """One `<svg>` element: a line for each series, its name at its right end.
 
     Points are (x, y) in the order to be joined. What cannot be drawn (NaN, infinite, with `log_y`
     also y <= 0) leaves a gap in the line. Text is escaped; without any point the chart says so.
     """
+    width = width or WIDTH
     pieces = {name: split_at_gaps(points, log_y) for name, points in series.items()}
     pieces = {name: runs for name, runs in pieces.items() if runs}
     right = 14 + CHARACTER * max((len(name) for name in pieces), default=0)
     head = (
-        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {width:g} {HEIGHT:g}" role="img" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg" '
         f'font-family="system-ui, sans-serif" font-size="{FONT_SIZE:g}" fill="currentColor">'
         f"<title>{escape(title)}</title>"
     )
     if not pieces:
-        middle = f'x="{WIDTH / 2:g}" y="{HEIGHT / 2:g}" text-anchor="middle"'
+        middle = f'x="{width / 2:g}" y="{HEIGHT / 2:g}" text-anchor="middle"'
         return f"{head}<text {middle}>no data yet</text></svg>"
 
     xs = [x for runs in pieces.values() for run in runs for x, _ in run]
@@ -45,7 +52,7 @@ def line_chart(
     y_low, y_high = log_range(min(ys), max(ys)) if log_y else padded(min(ys), max(ys), 0.05)
 
     def place_x(x: float) -> float:
-        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - right)
+        return LEFT + (x - x_low) / (x_high - x_low) * (width - LEFT - right)
 
     def place_y(y: float) -> float:
         if log_y:
@@ -58,18 +65,18 @@ def line_chart(
     for tick in log_ticks(y_low, y_high) if log_y else nice_ticks(y_low, y_high):
         y = place_y(tick)
         out.append(
-            f'<line x1="{LEFT:g}" x2="{WIDTH - right:.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+            f'<line x1="{LEFT:g}" x2="{width - right:.1f}" y1="{y:.1f}" y2="{y:.1f}" '
             f'stroke="currentColor" stroke-opacity="0.14"/>'
             f'<text x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" opacity="0.75">'
             f"{format_tick(tick)}</text>"
         )
-    for tick in nice_ticks(x_low, x_high):
+    for tick in nice_ticks(x_low, x_high, about=5 if width >= WIDTH else 4):
         out.append(
             f'<text x="{place_x(tick):.1f}" y="{HEIGHT - BOTTOM + 19:g}" text-anchor="middle" '
             f'opacity="0.75">{format_tick(tick)}</text>'
         )
     out.append(
-        f'<text x="{(LEFT + WIDTH - right) / 2:.1f}" y="{HEIGHT - 8:g}" text-anchor="middle">'
+        f'<text x="{(LEFT + width - right) / 2:.1f}" y="{HEIGHT - 8:g}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
         f'<text transform="translate(13 {(TOP + HEIGHT - BOTTOM) / 2:g}) rotate(-90)" '
         f'text-anchor="middle">{escape(y_label)}</text>'
@@ -86,7 +93,7 @@ def line_chart(
                     f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3"/>' for x, y in run
                 ]
         out.append(
-            f'<text x="{WIDTH - right + 8:.1f}" y="{label_y + 4:.1f}" stroke="none">'
+            f'<text x="{width - right + 8:.1f}" y="{label_y + 4:.1f}" stroke="none">'
             f"{escape(name)}</text></g>"
         )
     return "".join(out) + "</svg>"

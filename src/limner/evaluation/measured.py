@@ -44,12 +44,17 @@ def share(right: int, count: int, notes: tuple[str, ...] = ()) -> Measured:
     """
     if count == 0:
         return Measured(math.nan, None, "nothing was counted", notes=notes)
+    found = right / count
+    return Measured(found, wilson(found, count), "Wilson's interval for a share", notes=notes)
+
+
+def wilson(found: float, count: int) -> tuple[float, float]:
+    """95 % score interval of a share that was found among `count` (Wilson, JASA 22, 1927)."""
     z2 = NORMAL_95**2
-    found, scale = right / count, 1 + z2 / count
+    scale = 1 + z2 / count
     centre = (found + z2 / (2 * count)) / scale
     half = NORMAL_95 * math.sqrt(found * (1 - found) / count + z2 / (4 * count**2)) / scale
-    interval = max(0.0, centre - half), min(1.0, centre + half)
-    return Measured(found, interval, "Wilson's interval for a share", notes=notes)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrapped_mean(
