@@ -77,7 +77,7 @@ class WeightsFile:
             weights = load_file(self.path)
         except (SafetensorError, OSError) as error:
             raise LimnerError(f"{self.path} is damaged: {error}") from None
-        if _sha256(weights) != self.sha256:
+        if sha256_of(weights) != self.sha256:
             raise LimnerError(
                 f"{self.path} is damaged: its weights are not what was written (their checksum "
                 "differs); get it again"
@@ -125,7 +125,7 @@ def write_weights_file(
         "limner_version": __version__,
         "config": json.dumps(config.model_dump(mode="json"), ensure_ascii=False),
         "training": json.dumps(progress),
-        "sha256": _sha256(weights),
+        "sha256": sha256_of(weights),
     }
     if tokenizer is not None:
         metadata["tokenizer"] = tokenizer.tokenizer.to_str()
@@ -149,7 +149,8 @@ def _metadata(path: Path) -> dict[str, str]:
         raise LimnerError(f"{path} cannot be read as safetensors: {error}") from None
 
 
-def _sha256(weights: dict[str, Tensor]) -> str:
+def sha256_of(weights: dict[str, Tensor]) -> str:
+    """Of tensors by name, in the order of their names."""
     hasher = hashlib.sha256()
     for name in sorted(weights):
         hasher.update(name.encode())

@@ -1,0 +1,7 @@
+"""The page of an evaluation."""
+
+from pathlib import Path
+
+
+def write_page(folder: Path) -> Path:
+    return folder / "evaluation.html"
