@@ -320,7 +320,9 @@ def test_shapes_are_read_back_by_the_checker(
         assert {"colour", "shape"} <= set(found[split]["by_part"])
     samples = json.loads((trainer.folder / "samples.json").read_text("utf-8"))
     assert all(sample["right"] for sample in samples)
-    monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: i % 2 == 0))
+    monkeypatch.setattr(
+        ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: i % 2 == 0)
+    )
     found = exam.examine(trainer.folder, config, data)["checker"]
     count = found["trained"]["count"]
     assert found["trained"]["all_right"] == pytest.approx((count // 2) / count, abs=1e-4)

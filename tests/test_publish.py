@@ -22,6 +22,7 @@ from limner.checkpoint import Checkpoint
 from limner.cli import main
 from limner.config import load_config
 from limner.errors import LimnerError
+from limner.evaluation.evaluate import evaluate
 from limner.publishing.card import Facts, Sample, changed_settings, model_card, plain
 from limner.publishing.publish import Said, publish
 
@@ -210,16 +211,34 @@ def test_prompts_cannot_break_the_card() -> None:
 
 
 def test_measurements_are_shown_with_their_protocol() -> None:
+    distance = {"value": 12.3456, "interval": [11.0, 13.5], "name": "FID", "slot": "inception"}
+    distance |= {"metric": "Frechet distance", "better": "lower", "reference": {}}
+    right = {"value": 0.5, "interval": None}
     evaluation = {
-        "fid": {"value": 12.3456, "interval": [11.0, 13.5], "notes": []},
-        "by_level": {"recall": {"value": 0.5, "interval": None}},
-        "how": {"pictures": 5000, "steps": 20, "seed": 0, "reference": "/home/me/ref.npz"},
+        "metrics": [distance],
+        "recall": {"held_out": {"at_1": right, "at_5": right}},
+        "protocol": {"drawn.pictures": 5000, "sampling.num_inference_steps": 20, "loss.count": 9},
     }
     card = model_card(facts(evaluation=evaluation))
-    assert "| fid | 12.35 | 11 to 13.5 |" in card
-    assert "| by&#95;level / recall | 0.5 |  |" in card
-    assert "| how / pictures | 5000 |" in card
-    assert "| how / reference | ref.npz |" in card
+    assert "| FID | 12.35 | 11 to 13.5 |" in card
+    assert "| recall at 1, held out captions | 0.5 |  |" in card
+    assert "| drawn: pictures | 5000 |" in card
+    assert "| sampling: num&#95;inference&#95;steps | 20 |" in card
+    assert "loss: count" not in card
+
+
+def test_only_an_evaluation_of_these_weights_is_in_the_card(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "outputs", tmp_path / "run")
+    few = ["evaluation.num_images=4", "evaluation.efficientnet=false"]
+    evaluate(run, few, device="cpu", say=lambda line: None)
+
+    def card_of(checkpoint: Path) -> str:
+        output = tmp_path / f"card-of-{checkpoint.name}"
+        publish(checkpoint, "me/model", dry_run=True, output=output, say=lambda line: None)
+        return (output / "README.md").read_text("utf-8")
+
+    assert "measured by `limner evaluate`" in card_of(run / "checkpoint-6")
+    assert "measured by `limner evaluate`" not in card_of(run / "checkpoint-3")
 
 
 def test_the_recipe_is_what_differs_from_the_defaults() -> None:

@@ -33,11 +33,14 @@ class Number:
     """A number that two evaluations may have in common.
 
     Attributes:
+        name: the same in every evaluation; by it numbers find their like.
+        label: what it is called, with the network's name.
         needs: what of the protocol it depends on: keys, or beginnings of keys that end in a dot.
         better: "lower", "higher", or "".
     """
 
     name: str
+    label: str
     measured: Measured
     needs: tuple[str, ...]
     better: str
@@ -48,6 +51,7 @@ class Pair:
     """The same number of two evaluations that were made in the same way."""
 
     name: str
+    label: str
     a: Measured
     b: Measured
     better: str
@@ -115,7 +119,9 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
         if against:
             refused[name] = against
         else:
-            pairs.append(Pair(name, number.measured, second[name].measured, number.better))
+            pairs.append(
+                Pair(name, number.label, number.measured, second[name].measured, number.better)
+            )
     said = [
         f"{key} differs: {differing[key][0]} and {differing[key][1]}"
         for key in differing
@@ -136,24 +142,27 @@ def numbers(results: dict[str, Any]) -> Iterator[Number]:
     """Every number of an evaluation that can be compared."""
     loss = results.get("held_out_loss")
     if loss:
-        yield Number("held-out loss", measured(loss["mean"]), LOSS, "lower")
+        yield _by_name("held-out loss", loss["mean"], LOSS, "lower")
     for split, found in (results.get("recall") or {}).items():
         for at in ("at_1", "at_5"):
             name = f"recall {at.replace('_', ' ')}, {split.replace('_', ' ')} captions"
-            yield Number(name, measured(found[at]), ASKED, "higher")
+            yield _by_name(name, found[at], ASKED, "higher")
     for split, found in (results.get("checker") or {}).items():
         name = f"drawn fully right, {split.replace('_', ' ')} captions"
-        yield Number(name, measured(found["all_right"]), ASKED, "higher")
+        yield _by_name(name, found["all_right"], ASKED, "higher")
     for record in results.get("metrics", []):
         slot = f"{record['slot']}."
         needs = (*DRAWN, slot) if record["reference"] is None else (*DRAWN, slot, "reference.")
         # By the setting that named the network: other weights are a difference, not another number.
         name = f"{record['metric']} ({record['slot']})"
-        yield Number(name, measured(record), needs, record["better"])
+        yield Number(name, record["name"], measured(record), needs, record["better"])
     if (copied := results.get("memorisation")) and copied["ratio"]["value"] is not None:
-        yield Number(
-            "distance to the nearest trained picture", measured(copied["ratio"]), ASKED, ""
-        )
+        name = "distance to the nearest trained picture, over that of real ones"
+        yield _by_name(name, copied["ratio"], ASKED, "")
+
+
+def _by_name(name: str, record: dict[str, Any], needs: tuple[str, ...], better: str) -> Number:
+    return Number(name, name, measured(record), needs, better)
 
 
 def measured(record: dict[str, Any]) -> Measured:

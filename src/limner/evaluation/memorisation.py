@@ -18,8 +18,10 @@ SIDE = 16
 COPIES = 0.5
 """Below this ratio most drawings are nearer to a trained picture than new pictures ever are."""
 
-SHIFTED_SIDE, REACH = 32, 2
-"""Trained pictures are averaged to 32 x 32 and moved by up to 2 of these places each way."""
+COARSE_SIDE, CANDIDATES = 8, 8
+"""The nearest by a coarse look, which small shifts change little, are compared in earnest."""
+SHIFTED_SIDE, REACH = 64, 4
+"""In places of 64 x 64, drawings are moved by up to 4 each way: a sixteenth of their side."""
 FAINT = 0.02
 """Content (root mean square, of a range of 1) below which a picture counts as blank: two blank
 pictures are alike, whatever their noise."""
@@ -32,7 +34,8 @@ SURE = 0.01
 SPACE = (
     f"root mean square difference over {SIDE} x {SIDE} places after the mean brightness is "
     "taken out, relative to the content of the two pictures (0: the same, 1: nothing in common); "
-    f"the smallest over shifts by up to {REACH}/{SHIFTED_SIDE} of the side and the mirror image"
+    f"the smallest over the mirror image and shifts by up to {REACH}/{SHIFTED_SIDE} of the side, "
+    f"of the {CANDIDATES} trained pictures that are nearest over {COARSE_SIDE} x {COARSE_SIDE}"
 )
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -118,11 +121,11 @@ def nearest_trained(
 
     What is compared is the content: each picture less its mean brightness, averaged to 16 x 16
     places, and the difference relative to how much content the two have. A plain difference would
-    call any two small figures on white nearly the same. Trained pictures are tried mirrored and
-    moved a little too, so that a copy is found which is; held-out pictures are measured alike.
+    call any two small figures on white nearly the same. Drawings are tried mirrored and moved a
+    little too, so that a copy is found which is; held-out pictures are measured alike.
 
-    Only distances are kept, so the trained pictures may be many more than there is memory for. The
-    time is that of about 50 comparisons for each drawing (and held-out picture) and trained one.
+    The trained pictures may be many more than there is memory for: of each drawing the few nearest
+    by a coarse look are kept, 3 kB each, and compared in earnest at the end.
 
     Args:
         drawn: uint8 [N, H, W, 3], best of captions that were not trained on.
@@ -138,15 +141,21 @@ def nearest_trained(
     """
     if not len(drawn):
         raise LimnerError("there are no drawings to look for copies among")
-    asked = [_content(drawn)]
-    if held_out is not None and len(held_out):
-        asked.append(_content(held_out).to(asked[0].device))
-    distances, places = _nearest(
-        torch.cat(asked), map(_variants, batches_of_trained), relative, neighbours, progress
-    )
-    if not distances.shape[1]:
-        raise LimnerError("there are no trained pictures to compare the drawings with")
     count = len(drawn)
+    pictures = [drawn] if held_out is None else [drawn, held_out]
+    _, places, features = _nearest(
+        torch.cat([_coarse_looks(some) for some in pictures]),
+        map(_looks, batches_of_trained),
+        relative,
+        max(neighbours, CANDIDATES),
+        progress,
+    )
+    if not places.shape[1]:
+        raise LimnerError("there are no trained pictures to compare the drawings with")
+    parts = zip(pictures, features.split([len(some) for some in pictures]), strict=True)
+    distances = torch.cat([_in_earnest(some, of) for some, of in parts if len(some)])
+    distances, order = distances.sort(dim=1)
+    distances, places = distances[:, :neighbours], places.gather(1, order)[:, :neighbours]
     real = distances[count:, 0].double().cpu().numpy()
     usual = float(np.median(real)) if len(real) else math.nan
     of = [None] * count if own is None or not len(real) else list(own)
@@ -178,8 +187,11 @@ def nearest_ratio(drawn: Tensor, held_out: Tensor, trained: Tensor) -> float:
     Returns:
         The ratio of the two medians; root mean square distances over 16 x 16 places at most.
     """
-    known = [_seen(trained)[:, None]]
-    far = [_nearest(_seen(some), known, torch.cdist)[0].median() for some in (drawn, held_out)]
+    known = _seen(trained)
+    far = [
+        _nearest(_seen(some)[:, None], [(known, known[:, :0])], torch.cdist)[0].median()
+        for some in (drawn, held_out)
+    ]
     return float(far[0] / far[1].clamp(min=1e-8))
 
 
@@ -234,70 +246,93 @@ def relative(asked: Tensor, known: Tensor) -> Tensor:
 
 def _nearest(
     asked: Tensor,
-    batches: Iterable[Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
     distance: Distance,
     most: int = 1,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Distances and positions, [N, most] each, of the nearest of all batches.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all batches the nearest: distances [N, most], positions [N, most], features [N, most, f].
 
     Args:
-        asked: [N, d].
-        batches: [B, V, d] each: V looks of each picture, of which the nearest counts.
+        asked: [N, V, d]: V looks of each picture, of which the nearest counts.
+        batches: of trained pictures what is compared, [B, d], and what is kept of them, [B, f].
     """
-    best = asked.new_empty(len(asked), 0)
-    place = torch.empty(len(asked), 0, dtype=torch.long, device=asked.device)
+    count, looks, width = asked.shape
+    best = asked.new_empty(count, 0)
+    place = torch.empty(count, 0, dtype=torch.long, device=asked.device)
+    kept: Tensor | None = None
     seen = 0
-    for batch in batches:
-        count, looks, width = batch.shape
-        known = batch.reshape(count * looks, width).to(asked.device)
+    for known, features in batches:
+        known, features = known.to(asked.device), features.to(asked.device)
         found = torch.cat(
             [
-                distance(part, known).view(len(part), count, looks).amin(dim=2)
+                distance(part.reshape(-1, width), known).view(-1, looks, len(known)).amin(dim=1)
                 for part in asked.split(AT_ONCE)
             ]
         )
-        new = torch.arange(seen, seen + count, device=asked.device).expand(len(asked), count)
-        best, place = torch.cat([best, found], dim=1), torch.cat([place, new], dim=1)
-        best, chosen = best.topk(min(most, best.shape[1]), dim=1, largest=False)
-        place = place.gather(1, chosen)
-        seen += count
+        new = torch.arange(seen, seen + len(known), device=asked.device).expand(found.shape)
+        before = best.shape[1]
+        both, places = torch.cat([best, found], dim=1), torch.cat([place, new], dim=1)
+        best, chosen = both.topk(min(most, both.shape[1]), dim=1, largest=False)
+        place = places.gather(1, chosen)
+        arrived = features[(chosen - before).clamp(min=0)]
+        if kept is not None:
+            old = kept.gather(1, chosen.clamp(max=before - 1)[..., None].expand(arrived.shape))
+            arrived = torch.where((chosen < before)[..., None], old, arrived)
+        kept = arrived
+        seen += len(known)
         if progress is not None:
             progress(seen)
-    return best, place
+    return best, place, asked.new_empty(count, 0, 0) if kept is None else kept
 
 
-def _content(pictures: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> [N, 3 * SIDE * SIDE], less the mean brightness of each."""
-    return _levelled(_averaged(pictures))
-
-
-def _variants(pictures: Tensor) -> Tensor:
-    """`_content` of each picture as it is, moved and mirrored: [N, V, 3 * SIDE * SIDE].
+def _in_earnest(pictures: Tensor, features: Tensor) -> Tensor:
+    """Distances [N, K] of pictures, uint8 [N, H, W, 3], to K candidates each, [N, K, f].
 
     What a shift brings in at an edge repeats the edge.
     """
-    small = _averaged(pictures)
-    padded = F.pad(small, (REACH,) * 4, mode="replicate")
-    steps = range(2 * REACH + 1)
+    steps = range(-REACH, REACH + 1)
+    places = [(y, x) for y in steps for x in steps]
+    rows = []
+    for picture, candidates in zip(pictures, features, strict=True):
+        moved = torch.cat(_moved(picture[None], places))
+        rows.append(relative(_levelled(moved, SIDE).to(candidates.device), candidates).amin(dim=0))
+    return torch.stack(rows)
+
+
+def _coarse_looks(pictures: Tensor) -> Tensor:
+    """[N, V, 3 * COARSE_SIDE * COARSE_SIDE]: mirrored or not, in its place and moved aslant."""
+    by = REACH - 1
+    places = [(0, 0), (-by, -by), (-by, by), (by, -by), (by, by)]
+    return torch.stack([_levelled(look, COARSE_SIDE) for look in _moved(pictures, places)], dim=1)
+
+
+def _moved(pictures: Tensor, places: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """uint8 [N, H, W, 3] -> at each place, [N, 3, SHIFTED_SIDE, SHIFTED_SIDE]; then mirrored."""
     side = SHIFTED_SIDE
-    looks = [
-        _levelled(some[:, :, y : y + side, x : x + side])
+    padded = F.pad(_averaged(pictures, side), (REACH,) * 4, mode="replicate")
+    return [
+        some[:, :, REACH + y : REACH + y + side, REACH + x : REACH + x + side]
         for some in (padded, padded.flip(3))
-        for y in steps
-        for x in steps
+        for y, x in places
     ]
-    return torch.stack(looks, dim=1)
 
 
-def _averaged(pictures: Tensor) -> Tensor:
-    x = pictures.permute(0, 3, 1, 2).float() / 255
-    return F.adaptive_avg_pool2d(x, SHIFTED_SIDE)
-
-
-def _levelled(pictures: Tensor) -> Tensor:
-    flat = _seen(pictures)
+def _levelled(pictures: Tensor, side: int) -> Tensor:
+    """[N, C, H, W] -> the content of each, [N, C * side * side]: less its mean brightness."""
+    flat = F.adaptive_avg_pool2d(pictures, side).flatten(1)
     return flat - flat.mean(dim=1, keepdim=True)
+
+
+def _averaged(pictures: Tensor, side: int) -> Tensor:
+    """uint8 [N, H, W, 3] -> [N, 3, side, side], 0 to 1."""
+    return F.adaptive_avg_pool2d(pictures.permute(0, 3, 1, 2).float() / 255, side)
+
+
+def _looks(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """What is compared of trained pictures first, and in earnest."""
+    some = _averaged(pictures, SIDE)
+    return _levelled(some, COARSE_SIDE), _levelled(some, SIDE)
 
 
 def _seen(pictures: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Facts:
     results: dict[str, Any]
     """results.json of the run, if it is about these weights."""
     evaluation: dict[str, Any]
-    """evaluation.json, likewise."""
+    """What `limner evaluate` wrote, likewise."""
     license: str | None
     data_name: str | None
     data_license: str | None
@@ -270,8 +270,8 @@ def _measured(facts: Facts) -> str:
         said.append(f"- Nearest by {plain(results['distance'])}, among {plain(results['range'])}")
     if said:
         said = [*said, "", _sampling(results["sampling"]) + " One run, one seed of training.", ""]
-    rows = list(_figures(facts.evaluation))
-    if rows:
+    if facts.evaluation:
+        rows = list(_figures(facts.evaluation))
         said += [*_table(("measured by `limner evaluate`", "value", "95 %"), rows), ""]
         said += [*_table(("how", ""), list(_protocol(facts.evaluation))), ""]
     if not said:
@@ -279,28 +279,22 @@ def _measured(facts: Facts) -> str:
     return "\n".join(["## Measured quality", "", *said])
 
 
-def _figures(tree: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every {"value": ...} in a tree: its path, value, and interval."""
-    if not isinstance(tree, dict):
-        return
-    if isinstance(tree.get("value"), int | float):
-        interval = tree.get("interval")
+def _figures(evaluation: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Each number: its name, value, and interval."""
+    from limner.evaluation.compare import numbers
+
+    for number in numbers(evaluation):
+        interval = number.measured.interval
         both = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
-        yield plain(path), f"{tree['value']:.4g}", both
-        return
-    for key, value in tree.items():
-        yield from _figures(value, f"{path} / {key}".removeprefix(" / "))
+        yield plain(number.label), f"{number.measured.value:.4g}", both
 
 
-def _protocol(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Everything else in it, such as steps, seeds, and hashes."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if not (isinstance(value, dict) and "value" in value):
-                yield from _protocol(value, f"{path} / {key}".removeprefix(" / "))
-    elif tree is not None and (text := _value(tree)) and len(text) <= 200:
-        is_path = isinstance(tree, str) and Path(tree).is_absolute()
-        yield plain(path), plain(Path(tree).name if is_path else text)
+def _protocol(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """How they were made, as far as one needs it to make the like of them."""
+    for key, value in evaluation["protocol"].items():
+        part, _, name = key.partition(".")
+        if part not in ("method", "asked", "data", "loss") and value not in (None, ""):
+            yield plain(f"{part}: {name}"), plain(_value(value))
 
 
 def _limits(facts: Facts) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from limner import __version__
 from limner.checkpoint import Checkpoint, newest_good
@@ -18,7 +19,8 @@ from limner.config import Config
 from limner.config_choices import changed
 from limner.device import name_of
 from limner.errors import LimnerError
-from limner.evaluation.run_folder import Run, read_json, read_run
+from limner.evaluation import evaluation_folder
+from limner.evaluation.run_folder import Run, read_run
 from limner.inference.generator import ImageGenerator
 from limner.models.parts import moved, open_parts
 from limner.publishing.card import Facts, Sample, model_card
@@ -31,7 +33,7 @@ from limner.publishing.export import (
     without_paths,
 )
 from limner.training.heldout import spread
-from limner.weights_file import WeightsFile, open_for_drawing, write_weights_file
+from limner.weights_file import WeightsFile, open_for_drawing, sha256_of, write_weights_file
 
 CARD = "README.md"
 MOST_OF_EACH = 8
@@ -128,7 +130,7 @@ def prepare(
         weights_file=FILE_NAME,
         samples=[*_draw(folder, prompts), *_kept(folder, run)],
         results=run.results if run else {},
-        evaluation=(read_json(run.folder / "evaluation.json") or {}) if run else {},
+        evaluation=_evaluation(opened),
         license=said.license,
         data_name=said.data_name,
         data_license=said.data_license,
@@ -136,6 +138,21 @@ def prepare(
     card = model_card(facts)
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
     return card
+
+
+def _evaluation(opened: Checkpoint | WeightsFile) -> dict[str, Any]:
+    """The evaluation that is beside these weights, if it is of them and of no others."""
+    if isinstance(opened, WeightsFile):
+        places = [opened.path.with_name(f"{opened.path.stem}-evaluation")]
+    else:
+        folder = opened.folder
+        places = [folder.with_name(f"evaluation-{folder.name}"), folder.with_name("evaluation")]
+    for place in places:
+        with contextlib.suppress(LimnerError):  # there is none, or it is something else
+            found = evaluation_folder.read(place)
+            if found.get("checkpoint", {}).get("weights_sha256") == sha256_of(opened.tensors()):
+                return found
+    return {}
 
 
 def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
