@@ -17,9 +17,10 @@ from pretrained import tiny_clip, tiny_dinov2
 from torch import Tensor, nn
 
 from limner.cli import main
-from limner.evaluation import efficientnet, metrics
+from limner.evaluation import efficientnet, heldout_loss, metrics
 from limner.evaluation.compare import compare, numbers
 from limner.evaluation.evaluate import evaluate
+from limner.evaluation.inception import InceptionV3
 from limner.evaluation.measured import interval_of_difference, share
 from limner.evaluation.networks import FeatureNetwork
 from limner.inference.generator import ImageGenerator
@@ -184,8 +185,11 @@ def test_recall_is_that_of_the_pictures_beside_it(run: Path) -> None:
         assert (found["count"], found["at_5"]["value"]) == (len(right), np.mean(right))
 
 
-def test_the_loss_is_the_one_that_training_logged(trained: Path, tmp_path: Path) -> None:
+def test_the_loss_is_the_one_that_training_logged(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = shutil.copytree(trained / "outputs", tmp_path / "run")
+    monkeypatch.setattr(heldout_loss, "AT_ONCE", 3)  # noise is by place, whatever the parts
     found = results_of(run, "evaluation.loss_images=4")["held_out_loss"]
     logged = [line for line in read_log(run / "log.jsonl") if line["kind"] == "heldout"][-1]
     for here, there in (("held_out", "loss_by_level"), ("trained", "train_loss_by_level")):
@@ -301,12 +305,16 @@ def test_the_kernel_distance_is_that_of_the_packaged_networks_features(
 
 
 def test_networks_that_are_named_are_measured_with(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(InceptionV3().state_dict(), tmp_path / "inception.pth")
     results = results_of(
         run,
+        f"evaluation.inception='{tmp_path / 'inception.pth'}'",
         f"evaluation.dinov2='{tiny_dinov2(tmp_path / 'dinov2')}'",
         f"evaluation.clip='{tiny_clip(tmp_path / 'clip', whole=True)}'",
-        "evaluation.num_images=8",
+        "evaluation.num_images=10",
         "evaluation.other_images=0",
+        "evaluation.reference_images=6",
     )
     by_slot = {
         slot: {r["metric"] for r in results["metrics"] if r["slot"] == slot}
@@ -315,14 +323,16 @@ def test_networks_that_are_named_are_measured_with(run: Path, tmp_path: Path) ->
     distances = {"Frechet distance", "kernel distance", "precision", "recall"}
     assert by_slot == {
         "efficientnet": distances,
-        "inception": set(),
+        "inception": {*distances, "Inception score"},
         "dinov2": distances,
         "clip": {"CMMD", "CLIP score"},
     }
     for record in results["metrics"]:
-        unknown = record["slot"] in ("dinov2", "clip")
+        unknown = record["slot"] != "efficientnet"
         assert ("unverified weights" in record["name"]) == unknown
-    assert metric(results, "CLIP score")["reference"] is None
+    for alone in ("CLIP score", "Inception score"):
+        assert metric(results, alone)["reference"] is None
+        assert metric(results, alone)["counts"] == [10, None]
     assert len(results["protocol"]["dinov2.weights_sha256"]) == 64
 
 
@@ -355,7 +365,12 @@ def test_the_packaged_network_missing_is_said_and_the_rest_measured(
     assert results["held_out_loss"]
 
 
-def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(tmp_path: Path) -> None:
+def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, int]] = []
+    black = np.zeros((16, 16, 3), dtype=np.uint8)
+    draws(monkeypatch, lambda prompt, seed: drawn.append((prompt, seed)) or black)
     data = pictures_in(tmp_path / "data", 9)
     run = made_up_run(tmp_path, data, "data.train_split=1.0")
     results = results_of(run)
@@ -368,6 +383,8 @@ def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(tmp_pat
     # More pictures than captions: the captions again, with other seeds.
     assert metric(results, "kernel distance")["counts"] == [20, 9]
     assert results["protocol"]["drawn.captions"] == 9
+    assert [seed for _, seed in drawn] == list(range(20))
+    assert all(prompt == drawn[i % 9][0] for i, (prompt, _) in enumerate(drawn))
     # Real against real is two parts of the reference, and 9 pictures cannot stand for 20.
     floor = metric(results, "kernel distance")["floor"]
     assert sum(floor["counts"]) == 9
@@ -476,6 +493,12 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     assert "a checkpoint, please" in refused(["evaluate"], capsys)
     assert "no evaluation at" in refused(["evaluate", "--compare", str(run), str(run)], capsys)
     assert not (run / "evaluation").exists()
+    kept = run / "evaluation.json"
+    kept.write_text('{"format": 1, "protocol": {}, "metrics": [{"value": 1}]}', "utf-8")
+    said = refused(["evaluate", "--compare", str(kept), str(kept)], capsys)
+    assert "no evaluation as limner evaluate writes it" in said
+    kept.write_text('{"format": 2, "protocol": {}}', "utf-8")
+    assert "format 2" in refused(["evaluate", "--compare", str(kept), str(kept)], capsys)
 
 
 def test_a_reference_of_ones_own(run: Path, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
     if options.compare is not None:
         if options.checkpoint is not None or options.overrides:
             raise LimnerError("--compare takes two evaluations and nothing else is measured")
-        return print_comparison(*options.compare, options.varying)
+        a, b = options.compare
+        return print_comparison(a, b, options.varying)
     if options.checkpoint is None:
         raise LimnerError("a checkpoint, please: limner evaluate outputs/demo")
     if options.varying:
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
     for sentence in sentences(found.results):
         print(sentence)
-    print(f"all of it, with pictures: {found.folder / 'evaluation.html'}")
+    print(f"all of it, with pictures: {found.page}")
 
 
 def print_comparison(a: Path, b: Path, varying: list[str]) -> None:

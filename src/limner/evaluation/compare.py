@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from limner.errors import LimnerError
 from limner.evaluation.measured import Measured, interval_of_difference
 
 DRAWN = ("method", "drawn.", "sampling.")
@@ -95,6 +96,9 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
 
     Args:
         varying: keys of the protocol, or their first parts, that differ on purpose.
+
+    Raises:
+        LimnerError: one of them is none, or is damaged.
     """
     keys = dict.fromkeys([*a["protocol"], *b["protocol"]])
     missing = "(not there)"
@@ -104,7 +108,12 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
         if a["protocol"].get(key, missing) != b["protocol"].get(key, missing)
     }
     on_purpose = [k for k in differing if any(matches(k, v) for v in varying)]
-    first, second = ({n.name: n for n in numbers(each)} for each in (a, b))
+    try:
+        first, second = ({n.name: n for n in numbers(each)} for each in (a, b))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise LimnerError(
+            f"one of the two is no evaluation as limner evaluate writes it ({error!r}); do it again"
+        ) from None
     pairs, refused, only = [], {}, {}
     for name in dict.fromkeys([*first, *second]):
         if name not in first or name not in second:

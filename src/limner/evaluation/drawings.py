@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from limner.data.examples import Pictures
 from limner.data.rows import PictureError
+from limner.data.sources import Data
 from limner.device import in_parts_that_fit
 from limner.inference.generator import ImageGenerator
 from limner.training.heldout import spread
@@ -33,7 +35,7 @@ class Drawing:
     """Of its row among those of its split."""
     picture: Image.Image | None = None
     truth: np.ndarray | None = None
-    """The row's own picture, uint8 [S, S, 3]; None if there is none, or it cannot be decoded."""
+    """The row's own picture, uint8 [S, S, 3], of those that are shown; see `show_truth`."""
     rank: int | None = None
     right: bool | None = None
 
@@ -53,7 +55,6 @@ def of_captions(
             i if first_seed is None else (first_seed + number) % SEEDS,
             split,
             i,
-            truth=_truth(pictures, i),
         )
         for number, i in enumerate(spread(len(pictures.rows), most))
     ]
@@ -65,7 +66,7 @@ def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
     while drawings and len(every) < count:
         again = drawings[len(every) % len(drawings)]
         seed = (every[-1].seed + 1) % SEEDS
-        every.append(Drawing(again.prompt, seed, again.split, again.position, truth=again.truth))
+        every.append(Drawing(again.prompt, seed, again.split, again.position))
     return every
 
 
@@ -102,9 +103,11 @@ def as_tensor(drawings: Sequence[Drawing]) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(d.picture)) for d in drawings])
 
 
-def _truth(pictures: Pictures, position: int) -> np.ndarray | None:
-    """None for a picture that cannot be decoded: its caption can be drawn all the same."""
-    try:
-        return pictures.load(position).numpy().copy()
-    except PictureError:
-        return None
+def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
+    """Put each one's real picture beside it, if it has one that can be decoded: a caption can be
+    drawn without."""
+    by_split = {"trained": data.trained, "held out": data.held_out}
+    for drawing in drawings:
+        if drawing.split in by_split and drawing.position is not None:
+            with contextlib.suppress(PictureError):
+                drawing.truth = by_split[drawing.split].load(drawing.position).numpy().copy()

@@ -8,6 +8,7 @@ RUN/evaluation/
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from limner.device import choose_device, describe
 from limner.errors import LimnerError
 from limner.evaluation import evaluation_folder, heldout_loss, recall
 from limner.evaluation.answers import check_drawings, rank_drawings, why_no_recall
-from limner.evaluation.drawings import Drawing, as_tensor, draw
+from limner.evaluation.drawings import Drawing, as_tensor, draw, show_truth
 from limner.evaluation.exam import versions
 from limner.evaluation.measured import share
 from limner.evaluation.metrics import Eye, measure, open_networks
@@ -39,8 +40,6 @@ from limner.inference.generator import ImageGenerator
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
 
-FORMAT = 1
-"""Of evaluation.json."""
 IN_RANGE = 20_000
 """Pictures among which the right one is looked for, at most."""
 SHOWN = 48
@@ -49,9 +48,10 @@ SHOWN = 48
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the folder that it is in."""
+    """What was measured, where all of it is, and the page that shows it."""
 
     folder: Path
+    page: Path
     results: dict[str, Any]
 
 
@@ -84,6 +84,8 @@ def evaluate(
     evaluation_folder.check_replaceable(folder)
     data, cache = open_data(config, say), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
+    with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
+        cache.mkdir(parents=True, exist_ok=True)
     plan = plan_of(config, data, events)
     reference = open_reference(config, data, plan.split)
 
@@ -126,6 +128,9 @@ def evaluate(
         events += said
     memorisation, cases = copies(plan, data, settings.seed, events, say)
 
+    chosen = shown(plan)
+    show_truth([*chosen, *(case.drawing for case in cases)], data)
+
     refused = {row.key: row.reason for row in data.set.refused}
     for part in (data.trained, data.held_out):
         refused |= {row.key: row.reason for row in part.refused.values()}
@@ -135,7 +140,7 @@ def evaluate(
         first = next(iter(refused.items()))
         events.append(f"{len(refused):,} pictures cannot be used, such as {first[0]}: {first[1]}")
     results = {
-        "format": FORMAT,
+        "format": evaluation_folder.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
         "checkpoint": about_checkpoint(checkpoint, opened, generator),
@@ -155,12 +160,11 @@ def evaluate(
         "refused": [{"key": key, "reason": reason} for key, reason in refused.items()],
         "events": events,
     }
-    evaluation_folder.write(folder, results, shown(plan), cases, data.trained)
+    evaluation_folder.write(folder, results, chosen, cases, data.trained)
 
     from limner.evaluation.evaluation_page import write_page
 
-    write_page(folder)
-    return Evaluation(folder, evaluation_folder.read(folder))
+    return Evaluation(folder, write_page(folder), evaluation_folder.read(folder))
 
 
 def default_folder(given: Path, opened: Checkpoint | WeightsFile) -> Path:

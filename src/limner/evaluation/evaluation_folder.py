@@ -20,6 +20,8 @@ from limner.errors import LimnerError
 from limner.evaluation.drawings import Drawing
 from limner.evaluation.nearest_pictures import Case
 
+FORMAT = 1
+"""Of evaluation.json."""
 RESULTS, PAGE, PICTURES = "evaluation.json", "evaluation.html", "pictures"
 
 
@@ -126,4 +128,8 @@ def read(path: Path) -> dict[str, Any]:
         raise LimnerError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("protocol"), dict):
         raise LimnerError(f"{file} is no evaluation: it does not say how its numbers were made")
+    if found.get("format") != FORMAT:
+        raise LimnerError(
+            f"{file} has format {found.get('format')}; this Limner reads {FORMAT}: evaluate again"
+        )
     return found

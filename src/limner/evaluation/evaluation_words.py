@@ -31,7 +31,11 @@ def sentences(results: dict[str, Any]) -> list[str]:
         drawn, real = record["counts"]
         counts = f"{drawn:,} drawings" + ("" if real is None else f", {real:,} real pictures")
         floor = record["floor"]
-        beside = f"; real against real {floor['value']:.4g}" if floor else ""
+        beside = ""
+        if floor:
+            beside = f"; real against real {floor['value']:.4g}"
+            if floor["counts"] != record["counts"]:
+                beside += f" of {floor['counts'][0]:,} and {floor['counts'][1]:,}"
         said.append(f"{record['name']}: {figure(record)} ({counts}{beside})")
     if copied := results["memorisation"]:
         said.append(copied["verdict"])

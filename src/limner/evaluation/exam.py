@@ -22,7 +22,7 @@ from limner.data.sources import Data
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
 from limner.evaluation.answers import SPLITS, check_drawings, rank_drawings
-from limner.evaluation.drawings import Drawing, draw, of_captions
+from limner.evaluation.drawings import Drawing, draw, of_captions, show_truth
 from limner.evaluation.report import write_report
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
@@ -72,7 +72,9 @@ def examine(
     elif data.set.name == "shapes":
         results["checker"] = check_drawings(drawings)
     results["command"] = command
-    _write(run_folder, results, _spread_over_splits(drawings, shown))
+    chosen = _spread_over_splits(drawings, shown)
+    show_truth(chosen, data)
+    _write(run_folder, results, chosen)
     return results
 
 

@@ -136,6 +136,8 @@ def measure(
             )  # fmt: skip
         except LimnerError as error:
             said.append(f"there is no floor for the distances on {network.name}: {error}")
+    count = reference.gaussian.count if reference is not None else None
+    about = reference.about if reference is not None else None
     records = [
         {
             "name": network.label(metric),
@@ -143,13 +145,12 @@ def measure(
             "slot": eye.key,
             **asdict(measured),
             "better": "lower" if metric in DISTANCES else "higher",
-            "counts": [len(drawn), reference.gaussian.count if compared else None],
+            "counts": [len(drawn), None if metric in ALONE else count],
             "floor": asdict(floors[metric]) if metric in floors else None,
             "network": network.identity() | {"name": network.name, "verified": network.verified},
-            "reference": reference.about if compared else None,
+            "reference": None if metric in ALONE else about,
         }
         for metric, measured in found.items()
-        for compared in [reference is not None and metric not in ALONE]
     ]
     return records, said
 
