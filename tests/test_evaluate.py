@@ -20,9 +20,8 @@ from limner.cli import main
 from limner.evaluation import efficientnet, heldout_loss, metrics
 from limner.evaluation.compare import compare, numbers
 from limner.evaluation.evaluate import evaluate
-from limner.evaluation.inception import InceptionV3
 from limner.evaluation.measured import interval_of_difference, share
-from limner.evaluation.networks import FeatureNetwork
+from limner.evaluation.networks import FeatureNetwork, Inception
 from limner.inference.generator import ImageGenerator
 from limner.training.runlog import read_log
 
@@ -42,6 +41,21 @@ class Means(FeatureNetwork):
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return torch.cat([prepared.mean(dim=(1, 2)), prepared.std(dim=(1, 2))], dim=1)
+
+
+class Standard(Inception):
+    """Stands for Inception-v3 with the standard weights, which tests cannot afford."""
+
+    def __init__(self, weights: str, key: str, device: object) -> None:
+        assert (weights, key) == ("named", "evaluation.inception")
+        FeatureNetwork.__init__(
+            self, nn.Identity(), "Inception-v3", "ef" * 32, True, "", 6, torch.device("cpu")
+        )
+        means = Means()
+        self._prepare, self._compute = means._prepare, means._compute  # type: ignore[method-assign]
+
+    def logits(self, features: Tensor) -> Tensor:
+        return 5 * features
 
 
 @pytest.fixture(autouse=True)
@@ -304,12 +318,13 @@ def test_the_kernel_distance_is_that_of_the_packaged_networks_features(
     assert found["floor"] is None
 
 
-def test_networks_that_are_named_are_measured_with(run: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    torch.save(InceptionV3().state_dict(), tmp_path / "inception.pth")
+def test_networks_that_are_named_are_measured_with(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "Inception", Standard)
     results = results_of(
         run,
-        f"evaluation.inception='{tmp_path / 'inception.pth'}'",
+        "evaluation.inception=named",
         f"evaluation.dinov2='{tiny_dinov2(tmp_path / 'dinov2')}'",
         f"evaluation.clip='{tiny_clip(tmp_path / 'clip', whole=True)}'",
         "evaluation.num_images=10",
@@ -328,8 +343,10 @@ def test_networks_that_are_named_are_measured_with(run: Path, tmp_path: Path) ->
         "clip": {"CMMD", "CLIP score"},
     }
     for record in results["metrics"]:
-        unknown = record["slot"] != "efficientnet"
+        unknown = record["slot"] in ("dinov2", "clip")
         assert ("unverified weights" in record["name"]) == unknown
+    names = {r["name"] for r in results["metrics"] if r["slot"] == "inception"}
+    assert names >= {"FID", "KID", "Inception score"}
     for alone in ("CLIP score", "Inception score"):
         assert metric(results, alone)["reference"] is None
         assert metric(results, alone)["counts"] == [10, None]
@@ -560,7 +577,7 @@ def test_what_was_made_in_the_same_way_is_compared(run: Path, capsys: Any) -> No
     assert main(["evaluate", "--compare", str(run), str(other)]) == 0
     said = capsys.readouterr().out
     lines = {line.split("  ")[0]: line for line in said.splitlines()}
-    names = ("held-out loss", "recall at 1, held out captions", "Frechet distance (means)")
+    names = ("held-out loss", "recall at 1, held-out captions", "Frechet distance (means)")
     assert set(names) <= set(lines)
     files = [folder / "evaluation.json" for folder in (run / "evaluation", other)]
     a, b = (json.loads(file.read_text("utf-8")) for file in files)
@@ -649,7 +666,7 @@ def test_the_better_one_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     good = results_of(run)
     verdicts = {pair.name: pair.verdict for pair in compare(good, bad).pairs}
     assert verdicts["kernel distance (efficientnet)"] == "A is better"
-    assert verdicts["recall at 1, held out captions"] == "A is better"
+    assert verdicts["recall at 1, held-out captions"] == "A is better"
     assert verdicts["held-out loss"] == "no difference beyond chance"
     verdicts = {pair.name: pair.verdict for pair in compare(bad, good).pairs}
     assert verdicts["kernel distance (efficientnet)"] == "B is better"

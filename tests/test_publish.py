@@ -221,7 +221,7 @@ def test_measurements_are_shown_with_their_protocol() -> None:
     }
     card = model_card(facts(evaluation=evaluation))
     assert "| FID | 12.35 | 11 to 13.5 |" in card
-    assert "| recall at 1, held out captions | 0.5 |  |" in card
+    assert "| recall at 1, held-out captions | 0.5 |  |" in card
     assert "| drawn: pictures | 5000 |" in card
     assert "| sampling: num&#95;inference&#95;steps | 20 |" in card
     assert "loss: count" not in card

@@ -338,7 +338,7 @@ class EvaluationConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network draws in. In float32 numbers do not depend on the batch or the machine."""
     loss_images: PositiveInt = 256
-    """Held-out (and as many trained) pictures that the loss by noise level looks at, at most."""
+    """Pictures of either split that the loss by noise level looks at, at most."""
     reference: str | None = None
     """What distances are to. None: the data set's own pictures with the prompts that are drawn;
     else a folder of pictures, or an .npz of ADM's evaluator or of pytorch-fid."""

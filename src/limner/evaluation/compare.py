@@ -154,10 +154,10 @@ def numbers(results: dict[str, Any]) -> Iterator[Number]:
         yield _by_name("held-out loss", loss["mean"], LOSS, "lower")
     for split, found in (results.get("recall") or {}).items():
         for at in ("at_1", "at_5"):
-            name = f"recall {at.replace('_', ' ')}, {split.replace('_', ' ')} captions"
+            name = f"recall {at.replace('_', ' ')}, {split.replace('_', '-')} captions"
             yield _by_name(name, found[at], ASKED, "higher")
     for split, found in (results.get("checker") or {}).items():
-        name = f"drawn fully right, {split.replace('_', ' ')} captions"
+        name = f"drawn fully right, {split.replace('_', '-')} captions"
         yield _by_name(name, found["all_right"], ASKED, "higher")
     for record in results.get("metrics", []):
         slot = f"{record['slot']}."
@@ -184,7 +184,7 @@ def table(found: Comparison) -> list[str]:
     """The comparison in lines of text."""
     rows = [("", "A", "B", "")]
     rows += [
-        (pair.name, in_figures(pair.a), in_figures(pair.b), pair.verdict) for pair in found.pairs
+        (pair.label, in_figures(pair.a), in_figures(pair.b), pair.verdict) for pair in found.pairs
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [

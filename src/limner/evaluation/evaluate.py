@@ -104,8 +104,9 @@ def evaluate(
     )
     generator.sampling = config.sampling
     say(
-        f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of {plan.split} "
-        f"captions for the distances: {in_words(config)}, on {describe(place)}"
+        f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
+        f"{keyed(plan.split, '-')} captions for the distances: {in_words(config)}, on "
+        f"{describe(place)}"
     )
     loss = heldout_loss.measure_loss(
         generator, data, settings.loss_images, telling(say, "losses measured")
@@ -266,9 +267,9 @@ def about_checkpoint(
     }
 
 
-def keyed(split: str) -> str:
+def keyed(split: str, by: str = "_") -> str:
     """ "held out" -> "held_out"."""
-    return split.replace(" ", "_")
+    return split.replace(" ", by)
 
 
 def in_words(config: Config) -> str:

@@ -16,7 +16,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
     for split, found in (results["recall"] or {}).items():
         at_1, at_5, count = found["at_1"]["value"], found["at_5"]["value"], found["count"]
         said.append(
-            f"{split.replace('_', ' ')} captions: {at_1:.1%}{between(found['at_1'])} of {count:,} "
+            f"{split.replace('_', '-')} captions: {at_1:.1%}{between(found['at_1'])} of {count:,} "
             f"have their true picture as the nearest of {found['range']}; {at_5:.1%} among the "
             "five nearest"
         )
@@ -24,7 +24,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
         parts = ", ".join(f"{part} {share:.0%}" for part, share in found["by_part"].items())
         right = found["all_right"]
         said.append(
-            f"{split.replace('_', ' ')} captions: {right['value']:.1%}{between(right)} of "
+            f"{split.replace('_', '-')} captions: {right['value']:.1%}{between(right)} of "
             f"{found['count']:,} drawn fully right ({parts})"
         )
     for record in results["metrics"]:
