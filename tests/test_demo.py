@@ -265,8 +265,8 @@ def test_recall_is_the_share_within_the_first() -> None:
     }
 
 
-def perfect(data: Data, wrong: Callable[[int, int], bool]) -> Callable[..., list[Image.Image]]:
-    """A generator that draws every caption's true picture, except where `wrong(place, count)`."""
+def perfect(data: Data, wrong: Callable[[str, int], bool]) -> Callable[..., list[Image.Image]]:
+    """A generator that draws every caption's true picture, except where `wrong(prompt, place)`."""
     truth = {
         row.captions[0]: split.load(i).numpy()
         for split in (data.trained, data.held_out)
@@ -276,7 +276,7 @@ def perfect(data: Data, wrong: Callable[[int, int], bool]) -> Callable[..., list
     def generate_batch(self: Any, prompts: list[str], **_: Any) -> list[Image.Image]:
         blank = np.zeros((16, 16, 3), dtype=np.uint8)
         return [
-            Image.fromarray(blank if wrong(i, len(prompts)) else truth.get(prompt, blank))
+            Image.fromarray(blank if wrong(prompt, i) else truth.get(prompt, blank))
             for i, prompt in enumerate(prompts)
         ]
 
@@ -289,12 +289,11 @@ def test_a_perfect_model_gets_full_marks_and_a_blank_one_none(
     folder = shutil.copytree(run[0], tmp_path / "demo")
     config = load_config(folder / "config.yaml")
     data = open_data(config)
-    monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda i, n: False))
+    monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: False))
     found = exam.examine(folder, config, data)["recall"]
     assert [found[split]["at_1"] for split in ("trained", "held out")] == [1.0, 1.0]
-    held_out = found["held out"]["count"]
-    # Trained captions come first: the last `held_out` drawings are those that go wrong.
-    blank = perfect(data, lambda i, n: i >= n - held_out)
+    held_out = {row.captions[0] for row in data.held_out.rows}
+    blank = perfect(data, lambda prompt, i: prompt in held_out)
     monkeypatch.setattr(ImageGenerator, "generate_batch", blank)
     found = exam.examine(folder, config, data)["recall"]
     assert found["trained"]["at_1"] == 1.0
@@ -311,7 +310,7 @@ def test_shapes_are_read_back_by_the_checker(
     trainer = Trainer(config)
     trainer.train()
     data = open_data(config)
-    monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda i, n: False))
+    monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: False))
     results = exam.examine(trainer.folder, config, data)
     found = results["checker"]
     assert found["trained"]["count"] + found["held out"]["count"] == 60
@@ -321,7 +320,9 @@ def test_shapes_are_read_back_by_the_checker(
         assert {"colour", "shape"} <= set(found[split]["by_part"])
     samples = json.loads((trainer.folder / "samples.json").read_text("utf-8"))
     assert all(sample["right"] for sample in samples)
-    monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda i, n: i % 2 == 0))
+    monkeypatch.setattr(
+        ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: i % 2 == 0)
+    )
     found = exam.examine(trainer.folder, config, data)["checker"]
     count = found["trained"]["count"]
     assert found["trained"]["all_right"] == pytest.approx((count // 2) / count, abs=1e-4)

@@ -24,6 +24,7 @@ from limner.checkpoint import Checkpoint
 from limner.cli import main
 from limner.config import load_config
 from limner.errors import LimnerError
+from limner.evaluation.evaluate import evaluate
 from limner.publishing.card import Facts, Sample, changed_settings, model_card
 from limner.publishing.markdown import plain
 from limner.publishing.publish import Said, publish
@@ -322,6 +323,22 @@ def test_an_evaluation_of_these_weights_goes_along(
     assert b"Nothing was measured with these weights." in found["README.md"]
     assert not [name for name in found if name.startswith("evaluation/")]
     assert "is about other weights" in caplog.text
+
+
+def test_what_evaluate_writes_is_in_the_card_of_its_own_weights(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained / "outputs", tmp_path / "run")
+    few = ["evaluation.num_images=4", "evaluation.efficientnet=false"]
+    evaluate(run, few, device="cpu", say=lambda line: None)
+
+    def card_of(checkpoint: Path) -> str:
+        output = tmp_path / f"card-of-{checkpoint.name}"
+        publish(checkpoint, "me/model", dry_run=True, output=output, say=lambda line: None)
+        return (output / "README.md").read_text("utf-8")
+
+    assert "SHA-256 of the weights" in card_of(run / "checkpoint-6")
+    assert "SHA-256 of the weights" not in card_of(run / "checkpoint-3")
 
 
 def test_the_recipe_is_what_differs_from_the_defaults() -> None:

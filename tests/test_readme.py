@@ -80,11 +80,19 @@ def test_every_shown_command_is_understood() -> None:
             configuration = options.config or getattr(options, "where", None)
             assert configuration is None or (ROOT / configuration).is_file(), words
             load_config(configuration and ROOT / configuration, as_overrides(rest))
+        elif words[0] == "evaluate":
+            load_config(None, as_overrides(rest))
         else:
             assert rest == [], words
 
 
-@pytest.mark.parametrize("pair", [READMES, ("docs/publishing.md", "docs/publishing.zh-CN.md")])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        READMES,
+        *((f"docs/{name}.md", f"docs/{name}.zh-CN.md") for name in ("publishing", "evaluation")),
+    ],
+)
 def test_both_languages_show_the_same_code(pair: tuple[str, str]) -> None:
     english, chinese = (blocks(name) for name in pair)
     assert english == chinese
@@ -109,7 +117,7 @@ def test_the_newcomers_commands_are_marked_once_in_each(mark: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_key_that_is_named_exists(name: str) -> None:
     sections = "|".join(Config.model_fields)
-    files = r"(?!py\b|pt\b|json|safetensors|yaml|md\b)"
+    files = r"(?!py\b|pt\b|json|safetensors|yaml|html|md\b)"
     # Not within a path such as inference/sampling.py.
     named = set(re.findall(rf"(?<![\w/.-])((?:{sections})\.{files}\w+)", text(name)))
     assert named <= set(known_keys())

@@ -30,10 +30,13 @@ EDITABLE = "config.yaml"
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def written_whole(folder: Path, sealed: bool = True) -> Iterator[Path]:
     """Give a staging folder; when the block ends well it becomes `folder`, durable and verified.
 
     A folder that is already there gives way last, and comes back if that fails.
+
+    Args:
+        sealed: with a manifest of checksums, as checkpoints have it.
 
     Raises:
         OSError: from the block, or for what did not arrive on the disk as it was written.
@@ -44,7 +47,11 @@ def written_whole(folder: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        seal(staging)
+        if sealed:
+            seal(staging)
+        else:
+            for path in [*staging.rglob("*"), staging]:
+                sync(path)
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():

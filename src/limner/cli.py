@@ -12,6 +12,7 @@ from limner.commands import (
     demo,
     doctor,
     estimate,
+    evaluate,
     export,
     generate,
     generate_classes,
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add(commands, every, config)
     prepare.add(commands, every)
     report.add(commands, every)
+    evaluate.add(commands, every)
     export.add(commands, every)
     publish.add(commands, every)
     generate_classes.add(commands, every)

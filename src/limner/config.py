@@ -13,47 +13,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from limner.config_checks import misfits, problems
 from limner.config_choices import changed, fit_model, resolve
 from limner.config_errors import explain, sentence
+from limner.config_types import (
+    BelowOne,
+    Beta,
+    Count,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveInt,
+    PositiveShare,
+    Section,
+    Seed,
+    Share,
+    Whole,
+    lower,
+    yaml_no,
+)
 from limner.errors import LimnerError
-
-
-def _no_truth(value: Any) -> Any:
-    """pydantic takes true for 1, and YAML reads an unquoted `yes` or `on` as true."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "Input should be a number")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_truth)]
-Number = Annotated[float, BeforeValidator(_no_truth)]
-PositiveInt = Annotated[Whole, Field(gt=0)]
-Count = Annotated[Whole, Field(ge=0)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-PositiveShare = Annotated[Number, Field(gt=0, le=1)]
-BelowOne = Annotated[Number, Field(ge=0, lt=1)]
-Beta = Annotated[Number, Field(gt=0, lt=1)]
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _yaml_no(value: Any) -> Any:
-    """YAML 1.1 reads an unquoted `no` as false; for precision the word is meant."""
-    return "no" if value is False or value is None else value
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class DataConfig(Section):
@@ -87,7 +68,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    architecture: Annotated[Literal["modern", "dit"], BeforeValidator(_lower)] = "modern"
+    architecture: Annotated[Literal["modern", "dit"], BeforeValidator(lower)] = "modern"
     """`modern` (RMSNorm, rotary positions, SwiGLU, attends to text tokens) or `dit` (Peebles &
     Xie 2022 as published: adaLN-Zero, the text as one vector)."""
     hidden_size: PositiveInt = 384
@@ -138,7 +119,7 @@ class TextEncoderConfig(Section):
 class TrainingConfig(Section):
     output_dir: str = "./outputs"
     """The run's folder: checkpoints, log, previews, report."""
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Of everything random: first weights, order, captions, noise, noise levels, dropout."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """`auto`: CUDA, then Apple's GPU, then the processor."""
@@ -159,7 +140,7 @@ class TrainingConfig(Section):
     """Updates; wins over `num_epochs`."""
     max_minutes: Positive | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
-    resume: Annotated[Literal["auto", "no"], BeforeValidator(_yaml_no)] = "auto"
+    resume: Annotated[Literal["auto", "no"], BeforeValidator(yaml_no)] = "auto"
     """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
     that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""
     save_steps: PositiveInt = 1000
@@ -181,7 +162,7 @@ class TrainingConfig(Section):
     """Preview pictures every so many updates."""
     preview_prompts: tuple[str, ...] | None = None
     """None: eight captions, half of them held out."""
-    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(_yaml_no)] = (
+    mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(yaml_no)] = (
         "auto"
     )
     """`auto`: bf16 where the processor computes it in hardware, else none."""
@@ -221,7 +202,7 @@ class SchedulerConfig(Section):
     num_train_timesteps: Annotated[Whole, Field(ge=2)] = 1000
     """The timestep of pure noise; 0 is the clean picture."""
     prediction_type: (
-        Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(_lower)]
+        Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(lower)]
         | None
     ) = None
     """What the network predicts. None: `velocity` (flow matching) or `epsilon` (diffusion)."""
@@ -248,7 +229,7 @@ class SchedulerConfig(Section):
 
 
 class OptimizerConfig(Section):
-    type: Annotated[Literal["muon", "adamw"], BeforeValidator(_lower)] = "muon"
+    type: Annotated[Literal["muon", "adamw"], BeforeValidator(lower)] = "muon"
     """`muon` for the matrices of the blocks with AdamW for the rest, or `adamw` for all."""
     weight_decay: NonNegative = 0.0
     """Decoupled, of matrices and embeddings."""
@@ -267,7 +248,7 @@ class OptimizerConfig(Section):
 
 
 class LrSchedulerConfig(Section):
-    type: Annotated[Literal["wsd", "constant", "linear", "cosine"], BeforeValidator(_lower)] = "wsd"
+    type: Annotated[Literal["wsd", "constant", "linear", "cosine"], BeforeValidator(lower)] = "wsd"
     """`wsd`: warm up, stay, decay linearly to zero; or as diffusers names them."""
     warmup_steps: Count = 50
     """Updates over which the rate rises to its peak."""
@@ -284,9 +265,7 @@ class SamplingConfig(Section):
     """1: none; 2 to 5 follow the prompt more closely, at the cost of variety."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """Noise levels (share of the whole) at which guidance acts."""
-    guidance_type: Annotated[Literal["cfg", "cfg_zero_star", "apg"], BeforeValidator(_lower)] = (
-        "cfg"
-    )
+    guidance_type: Annotated[Literal["cfg", "cfg_zero_star", "apg"], BeforeValidator(lower)] = "cfg"
     """Classifier-free guidance, or a refinement of it (see diffusion/guidance.py): CFG-Zero* (flow
     matching) scales the prediction to move away from, APG moves across the prediction."""
     guidance_rescale: Share = 0.0
@@ -343,6 +322,43 @@ class AutoencoderConfig(Section):
     """Of the error of differences between neighbours, at three scales, beside that of pixels."""
 
 
+class EvaluationConfig(Section):
+    """Of `limner evaluate`: what is drawn, and what it is measured with and against."""
+
+    num_images: PositiveInt = 500
+    """Pictures drawn for the distances. Where there are fewer captions, each is drawn again with
+    other seeds."""
+    prompts: Literal["held_out", "trained"] = "held_out"
+    """Whose captions they are of. A data set that holds out none has `trained` ones only."""
+    other_images: Count = 100
+    """Pictures of the other captions, one each, so that recall, the checker, and the report show
+    both kinds; 0: none."""
+    seed: Seed = 0
+    """Of the first picture; the next ones have the next seeds."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What the network draws in. In float32 numbers do not depend on the batch or the machine."""
+    loss_images: PositiveInt = 256
+    """Pictures of either split that the loss by noise level looks at, at most."""
+    reference: str | None = None
+    """What distances are to. None: the data set's own pictures with the prompts that are drawn;
+    else a folder of pictures, or an .npz of ADM's evaluator or of pytorch-fid."""
+    reference_images: PositiveInt = 10_000
+    """Pictures of the data set that the reference has, at most, evenly spread over them."""
+    efficientnet: bool = True
+    """Distances on EfficientNet-Lite0, whose weights a package brings (extra `evaluation`)."""
+    inception: str | None = None
+    """Weights of Inception-v3 for FID, KID, and the Inception score: a file, a folder that holds
+    it, or a Hub id. None: not measured."""
+    dinov2: str | None = None
+    """DINOv2 for FD-DINOv2: a folder or a Hub id (facebook/dinov2-large). None: not measured."""
+    clip: str | None = None
+    """CLIP for CMMD and CLIP score: a folder or a Hub id (openai/clip-vit-large-patch14-336).
+    None: not measured."""
+    floor_repeats: Count = 3
+    """How often two sets of real pictures are drawn to say what the distance between them is; 0:
+    no floor."""
+
+
 class Config(Section):
     """The whole configuration; build it with `load_config`, which checks it as a whole."""
 
@@ -357,6 +373,7 @@ class Config(Section):
     sampling: SamplingConfig = SamplingConfig()
     cache: CacheConfig = CacheConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -111,6 +111,9 @@ class Pictures:
     """Decoded pictures of some rows, kept in shared memory if they fit.
 
     Each is decoded when first asked for, by whichever worker is asked.
+
+    Attributes:
+        refused: the rows that this process found undecodable, by their position.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Pictures:
         self.set, self.rows, self.image_size = picture_set, rows, image_size
         self.state = torch.full((len(rows),), UNSEEN, dtype=torch.uint8).share_memory_()
         self.kept: Tensor | None = None
+        self.refused: dict[int, Refused] = {}
         if len(rows) * 3 * image_size**2 <= memory_mb * 2**20:
             shape = (len(rows), image_size, image_size, 3)
             self.kept = torch.zeros(shape, dtype=torch.uint8).share_memory_()
@@ -127,7 +131,12 @@ class Pictures:
         """uint8 [S, S, 3]. Raises PictureError."""
         if self.kept is not None and self.state[position] == KEPT:
             return self.kept[position]
-        picture = torch.from_numpy(self.set.load(self.rows[position], self.image_size))
+        row = self.rows[position]
+        try:
+            picture = torch.from_numpy(self.set.load(row, self.image_size))
+        except PictureError as error:
+            self.refused[position] = Refused(row.key, str(error))
+            raise
         if self.kept is not None:
             self.kept[position] = picture
             self.state[position] = KEPT

@@ -10,29 +10,19 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from limner import __version__
 from limner.config import Config
-from limner.data.examples import Pictures
-from limner.data.rows import PictureError
-from limner.data.shapes_checker import check
 from limner.data.sources import Data
-from limner.device import (
-    choose_device,
-    choose_precision,
-    describe,
-    in_parts_that_fit,
-    name_of,
-)
+from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
+from limner.evaluation.answers import SPLITS, check_drawings, rank_drawings
+from limner.evaluation.drawings import Drawing, draw, of_captions, show_truth
 from limner.evaluation.report import write_report
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
@@ -45,19 +35,6 @@ HEADINGS = {
     "free": "other prompts",
 }
 PACKAGES = ("torch", "accelerate", "tokenizers", "numpy", "pillow")
-
-
-@dataclass
-class Drawing:
-    """A prompt, what was drawn for it, and what is known of the truth."""
-
-    prompt: str
-    seed: int
-    split: str
-    picture: Image.Image | None = None
-    truth: np.ndarray | None = None
-    rank: int | None = None
-    right: bool | None = None
 
 
 def examine(
@@ -83,96 +60,36 @@ def examine(
     dtype = choose_precision(config.training.mixed_precision, device)
     generator = ImageGenerator(run_folder, device=device, dtype=name_of(dtype))
     drawings = [
-        *_captions(data.trained, "trained", most),
-        *_captions(data.held_out, "held out", most),
+        *of_captions(data.trained, "trained", most),
+        *of_captions(data.held_out, "held out", most),
         *(Drawing(prompt, seed, "free") for seed, prompt in enumerate(free_prompts)),
     ]
-    prompts, seeds = [d.prompt for d in drawings], [d.seed for d in drawings]
-    pictures = in_parts_that_fit(
-        64, lambda size: generator.generate_batch(prompts, seeds=seeds, batch_size=size)
-    )
-    for drawing, picture in zip(drawings, pictures, strict=True):
-        drawing.picture = picture
+    draw(generator, drawings)
 
     results = _about(run_folder, config, data, generator)
     if data.set.name == "emoji":
         results |= _measure_recall(drawings, data)
     elif data.set.name == "shapes":
-        results |= _measure_shapes(drawings)
+        results["checker"] = check_drawings(drawings)
     results["command"] = command
-    _write(run_folder, results, _spread_over_splits(drawings, shown))
+    chosen = _spread_over_splits(drawings, shown)
+    show_truth(chosen, data)
+    _write(run_folder, results, chosen)
     return results
 
 
-def _captions(pictures: Pictures, split: str, most: int) -> list[Drawing]:
-    return [
-        Drawing(pictures.rows[i].captions[0], i, split, truth=_truth(pictures, i))
-        for i in spread(len(pictures.rows), most)
-    ]
-
-
-def _truth(pictures: Pictures, position: int) -> np.ndarray | None:
-    """None for a picture that cannot be decoded: its caption can be drawn all the same."""
-    try:
-        return pictures.load(position).numpy().copy()
-    except PictureError:
-        return None
-
-
 def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
-    """Rank each drawing's true picture among all pictures of the data set, trained or not."""
-    everything = [
-        pictures.load(i)
-        for pictures in (data.trained, data.held_out)
-        for i in range(len(pictures.rows))
-    ]
-    places: dict[str, int] = {
-        row.captions[0]: i for i, row in enumerate([*data.trained.rows, *data.held_out.rows])
-    }
-    known = [d for d in drawings if d.split != "free"]
-    drawn = torch.stack([torch.from_numpy(np.array(d.picture)) for d in known])
-    truth = [places[d.prompt] for d in known]
-    for drawing, rank in zip(
-        known, recall.ranks(drawn, truth, torch.stack(everything)), strict=True
-    ):
-        drawing.rank = rank
+    count = rank_drawings(drawings, data)
+    known = [d for d in drawings if d.rank is not None]
     return {
-        "range": f"all {len(everything)} pictures: {data.set.description}",
+        "range": f"all {count} pictures: {data.set.description}",
         "distance": recall.DISTANCE,
         "recall": {
             split: recall.summary([d.rank for d in known if d.split == split and d.rank])
-            for split in ("trained", "held out")
+            for split in SPLITS
             if any(d.split == split for d in known)
         },
     }
-
-
-def _measure_shapes(drawings: list[Drawing]) -> dict[str, Any]:
-    """Read each picture back and compare it with its caption, part by part."""
-    found: dict[str, list[dict[str, bool]]] = {"trained": [], "held out": []}
-    for drawing in drawings:
-        if drawing.split in found:
-            result = check(drawing.prompt, np.array(drawing.picture))
-            drawing.right = result.all_right
-            found[drawing.split].append(result.holds)
-    return {
-        "checker": {
-            split: {
-                "count": len(readings),
-                "all_right": _share([all(holds.values()) for holds in readings]),
-                "by_part": {
-                    part: _share([holds[part] for holds in readings if part in holds])
-                    for part in sorted({part for holds in readings for part in holds})
-                },
-            }
-            for split, readings in found.items()
-            if readings
-        }
-    }
-
-
-def _share(values: Sequence[bool]) -> float:
-    return round(sum(values) / len(values), 4)
 
 
 def _about(
@@ -193,9 +110,14 @@ def _about(
         "device": describe(generator.device),
         "sampling": generator.sampling.model_dump(mode="json")
         | {"dtype": name_of(generator.dtype)},
-        "versions": {"limner": __version__, "python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the software that numbers depend on."""
+    own = {"limner": __version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:

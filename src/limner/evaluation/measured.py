@@ -37,6 +37,23 @@ def normal_interval(value: float, error: float) -> tuple[float, float]:
     return value - NORMAL_95 * error, value + NORMAL_95 * error
 
 
+def interval_of_difference(a: Measured, b: Measured) -> tuple[float, float] | None:
+    """95 % interval of a - b from the intervals of the two, where both have one.
+
+    Zou & Donner 2008 ("Construction of confidence limits about effect measures"), which for shares
+    is Newcombe's tenth method (1998). It takes the two as independent: of the same prompts and
+    seeds they vary together, so it is wide rather than narrow.
+    """
+    if a.interval is None or b.interval is None:
+        return None
+    (low_a, high_a), (low_b, high_b) = a.interval, b.interval
+    difference = a.value - b.value
+    return (
+        difference - math.hypot(a.value - low_a, high_b - b.value),
+        difference + math.hypot(high_a - a.value, b.value - low_b),
+    )
+
+
 def share(right: int, count: int, notes: tuple[str, ...] = ()) -> Measured:
     """`right` of `count`, with Wilson's interval (1927), which is honest where all are right.
 

@@ -29,7 +29,12 @@ def ranks(drawn: Tensor, truth: Sequence[int], range_pictures: Tensor) -> list[i
         truth: for each, the position of its true picture in the range.
         range_pictures: uint8 [M, S, S, 3]. Two equal pictures share the better place.
     """
-    distances = torch.cdist(features(drawn), features(range_pictures))
+    return ranks_by(features(drawn), truth, features(range_pictures))
+
+
+def ranks_by(drawn: Tensor, truth: Sequence[int], range_features: Tensor) -> list[int]:
+    """`ranks` of what `features` has made of the pictures, [N, d] and [M, d]."""
+    distances = torch.cdist(drawn, range_features)
     own = distances[torch.arange(len(truth)), torch.tensor(truth)]
     return (1 + (distances < own[:, None]).sum(dim=1)).tolist()
 

@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from limner.data import pictures as files
 from limner.data.examples import Pictures
 from limner.data.rows import PictureError, Refused
+from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints, digest
 
 
@@ -74,5 +76,52 @@ class DataPictures:
                     loaded.append(self.pictures.load(position))
                 except PictureError as error:
                     self.refused.append(Refused(self.pictures.rows[position].key, str(error)))
+            if loaded:
+                yield torch.stack(loaded)
+
+
+class PictureFolder:
+    """All pictures in a folder and those within it, by their names; captions are not asked for.
+
+    Args:
+        image_size: they are cropped and scaled to squares of it, as pictures to train on are.
+
+    Raises:
+        LimnerError: it is no folder, or holds no picture.
+    """
+
+    def __init__(self, folder: Path, image_size: int) -> None:
+        self.image_size, self.name = image_size, str(folder)
+        self.files = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in files.EXTENSIONS and path.is_file()
+        )
+        if not self.files:
+            what = "holds no pictures" if folder.is_dir() else "is no folder"
+            raise LimnerError(f"{folder} {what}")
+        self.count: int | None = len(self.files)
+        self.preparation = (
+            f"{image_size} x {image_size} pixels, center crop, scaled (Lanczos, Pillow)"
+        )
+        self.refused: list[Refused] = []
+
+    def contents(self, cache: Path) -> bytes:
+        """Of the files; one that cannot be read counts as one of zeros, and is refused later."""
+        known = Fingerprints(cache / "contents.npy")
+        found = known.of_files(self.files)
+        if cache.is_dir():
+            known.save()
+        return digest(found.tobytes())
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        self.refused = []
+        for first in range(0, len(self.files), size):
+            loaded = []
+            for path in self.files[first : first + size]:
+                try:
+                    loaded.append(torch.from_numpy(files.decode(path, self.image_size)))
+                except PictureError as error:
+                    self.refused.append(Refused(str(path), str(error)))
             if loaded:
                 yield torch.stack(loaded)

@@ -56,15 +56,33 @@ def spread(available: int, wanted: int) -> list[int]:
     return [i * available // count for i in range(count)]
 
 
-@torch.no_grad()
 def loss_by_level(
     model: nn.Module, objective: Objective, grid: FixedGrid, batch_size: int, device: torch.device
 ) -> dict[str, float]:
     """Mean loss at each level, keyed by its timestep."""
-    losses: dict[str, float] = {}
+    losses = losses_by_level(model, objective, grid, batch_size, device)
+    return {timestep: float(each.sum()) / len(each) for timestep, each in losses.items()}
+
+
+@torch.no_grad()
+def losses_by_level(
+    model: nn.Module,
+    objective: Objective,
+    grid: FixedGrid,
+    batch_size: int,
+    device: torch.device,
+    place: int = 0,
+) -> dict[str, Tensor]:
+    """The loss of each picture at each level, float32 [N] on the processor, keyed by its timestep.
+
+    Args:
+        place: of the grid's first picture among all that are looked at; a picture's noise is that
+            of its place.
+    """
+    losses: dict[str, Tensor] = {}
     for level in LEVELS:
         timestep = round(level * objective.path.num_train_timesteps)
-        total = 0.0
+        found = []
         for first in range(0, len(grid.pictures), batch_size):
             picture = grid.pictures[first : first + batch_size].to(device)
             text = some(grid.texts, slice(first, first + batch_size)).to(device)
@@ -72,15 +90,15 @@ def loss_by_level(
                 [
                     torch.randn(
                         picture.shape[1:],
-                        generator=seeded_generator(0, "held-out", first + i, timestep),
+                        generator=seeded_generator(0, "held-out", place + first + i, timestep),
                     )
                     for i in range(len(picture))
                 ]
             ).to(device)
             t = torch.full((len(picture),), float(timestep), device=device)
             output = model(objective.add_noise(picture, noise, t), t, text)
-            total += float(objective.loss(output, picture, noise, t).sum())
-        losses[str(timestep)] = total / len(grid.pictures)
+            found.append(objective.loss(output, picture, noise, t).float().cpu())
+        losses[str(timestep)] = torch.cat(found)
     return losses
 
 

@@ -37,7 +37,7 @@ SAME_RUN = {
 }
 """Keys that may change and it is still the same run: what is learned does not depend on them (the
 fingerprints say whether pretrained parts are the same ones)."""
-UNRELATED = ("sampling", "cache", "autoencoder")
+UNRELATED = ("sampling", "cache", "autoencoder", "evaluation")
 """Sections that training does not depend on."""
 
 

@@ -1,0 +1,114 @@
+"""`limner evaluate`: how good a model is, in numbers that can be compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from limner.commands.common import Commands, Parent, flag, seed
+from limner.commands.generate import SOLVER_NAMES
+from limner.errors import LimnerError
+
+AS_OVERRIDES = {
+    "num_images": "evaluation.num_images",
+    "seed": "evaluation.seed",
+    "dtype": "evaluation.dtype",
+    "reference": "evaluation.reference",
+    "inception": "evaluation.inception",
+    "dinov2": "evaluation.dinov2",
+    "clip": "evaluation.clip",
+    "num_inference_steps": "sampling.num_inference_steps",
+    "guidance_scale": "sampling.guidance_scale",
+    "scheduler_type": "sampling.scheduler_type",
+    "shift": "sampling.shift",
+    "vae": "vae.pretrained_model_name",
+    "text_encoder": "text_encoder.pretrained_model_name",
+}
+"""Flags that are short for a key."""
+
+
+def add(commands: Commands, common: Parent) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        parents=[common],
+        help="measure a model (loss, recall, distances, copies), or compare two measurements",
+        usage="limner evaluate CHECKPOINT [--output FOLDER] [section.key=value ...]\n"
+        "       limner evaluate --compare A B [--varying KEY ...]",
+        epilog="Keys of evaluation and sampling can be set as in limner train: "
+        "evaluation.num_images=2000, or --evaluation.num_images 2000. Without any network named, "
+        "distances are on EfficientNet-Lite0, whose weights a package brings.",
+    )
+    evaluate.add_argument(
+        "checkpoint", nargs="?", metavar="CHECKPOINT", help="run or checkpoint folder, or file"
+    )
+    evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN/evaluation)")
+    evaluate.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"),
+        help="two evaluations (folders or evaluation.json): which is better, and is it chance?",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--varying", action="append", default=[], metavar="KEY",
+        help="compare although this was made differently, such as sampling.num_inference_steps",
+    )  # fmt: skip
+    flag(evaluate, "--num_images", type=int, metavar="N", help="pictures to draw for distances")
+    evaluate.add_argument("--seed", type=seed, help="of the first picture (default 0)")
+    evaluate.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="to draw in (default float32)"
+    )
+    evaluate.add_argument("--reference", metavar="PATH", help="folder of pictures, or an .npz file")
+    networks = evaluate.add_argument_group("networks, by file, folder, or Hub id")
+    networks.add_argument("--inception", help="for FID, KID, Inception score")
+    networks.add_argument("--dinov2", help="for FD-DINOv2")
+    networks.add_argument("--clip", help="for CMMD and CLIP score")
+    sampling = evaluate.add_argument_group("sampling (default: as the checkpoint has it)")
+    flag(sampling, "--num_inference_steps", type=int, help="network calls, about")
+    flag(sampling, "--guidance_scale", type=float, help="1: none")
+    flag(sampling, "--scheduler_type", choices=SOLVER_NAMES, help="the solver")
+    sampling.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
+    where = evaluate.add_argument_group("where and how")
+    where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    where.add_argument("--vae", help="where the autoencoder is now, if it was moved")
+    flag(where, "--text_encoder", help="where the text encoder is now, if it was moved")
+    evaluate.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.compare is not None:
+        if options.checkpoint is not None or options.overrides:
+            raise LimnerError("--compare takes two evaluations and nothing else is measured")
+        a, b = options.compare
+        return print_comparison(a, b, options.varying)
+    if options.checkpoint is None:
+        raise LimnerError("a checkpoint, please: limner evaluate outputs/demo")
+    if options.varying:
+        raise LimnerError("--varying belongs to --compare A B")
+
+    from limner.evaluation.evaluate import evaluate
+    from limner.evaluation.evaluation_words import sentences
+
+    overrides = list(options.overrides)
+    for name, key in AS_OVERRIDES.items():
+        if (value := getattr(options, name)) is not None:
+            overrides.append(f"{key}={json.dumps(value)}")  # YAML reads JSON
+    command = shlex.join(["limner", *sys.argv[1:]])
+    found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
+    for sentence in sentences(found.results):
+        print(sentence)
+    print(f"all of it, with pictures: {found.page}")
+
+
+def print_comparison(a: Path, b: Path, varying: list[str]) -> None:
+    """Print what can be compared; what cannot is an error."""
+    from limner.evaluation.compare import compare, table, why_refused
+    from limner.evaluation.evaluation_folder import read
+
+    found = compare(read(a), read(b), varying)
+    if found.pairs or found.only or found.said:
+        print(f"A: {a}\nB: {b}\n")
+        for line in table(found):
+            print(line)
+    if found.refused:
+        raise LimnerError(why_refused(found))

@@ -1,0 +1,281 @@
+"""How good a model is, in numbers that say how they were made: `limner evaluate`.
+
+RUN/evaluation/
+  evaluation.json     every number with its interval, its floor, its notes, and the protocol
+  evaluation.html     the same for people
+  pictures/           drawings, the real pictures of their captions, and the nearest trained ones
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from limner.checkpoint import AVERAGED, Checkpoint
+from limner.config import Config
+from limner.data.sources import Data, open_data
+from limner.device import choose_device, describe
+from limner.errors import LimnerError
+from limner.evaluation import evaluation_folder, heldout_loss, recall
+from limner.evaluation.answers import check_drawings, rank_drawings, why_no_recall
+from limner.evaluation.drawings import Drawing, as_tensor, draw, show_truth
+from limner.evaluation.exam import versions
+from limner.evaluation.measured import share
+from limner.evaluation.metrics import Eye, measure, open_networks
+from limner.evaluation.nearest_pictures import Case, look_for_copies
+from limner.evaluation.plan import Plan, plan_of
+from limner.evaluation.protocol import protocol
+from limner.evaluation.reference import Reference, open_reference
+from limner.evaluation.settings import evaluation_config
+from limner.evaluation.sources import DataPictures
+from limner.evaluation.statistics import Statistics, statistics_of
+from limner.evaluation.waiting import Say, telling
+from limner.inference.generator import ImageGenerator
+from limner.training.heldout import spread
+from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
+
+IN_RANGE = 20_000
+"""Pictures among which the right one is looked for, at most."""
+SHOWN = 48
+"""Drawings of each split that are kept as pictures."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, where all of it is, and the page that shows it."""
+
+    folder: Path
+    page: Path
+    results: dict[str, Any]
+
+
+def evaluate(
+    checkpoint: str | Path,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    device: str | None = None,
+    command: str | None = None,
+    say: Say = print,
+) -> Evaluation:
+    """Draw, measure, and write it all down.
+
+    Args:
+        checkpoint: as `limner generate` takes it.
+        overrides: `section.key=value`, of `evaluation`, `sampling`, `cache`, and where things are.
+        output: the folder to write; None: `evaluation` in the run's folder, or beside a checkpoint
+            that was named itself.
+        device: "cuda", "mps", "cpu"; None: the best there is.
+        command: what was typed, to be written down.
+        say: takes lines for people.
+
+    Raises:
+        LimnerError: a setting, the checkpoint, the data set, the reference, or a network that was
+            named cannot be used. Nothing is written then.
+    """
+    opened = open_for_drawing(checkpoint)
+    config = evaluation_config(opened.config, overrides)
+    folder = output or default_folder(Path(checkpoint), opened)
+    evaluation_folder.check_replaceable(folder)
+    data, cache = open_data(config, say), Path(config.cache.folder)
+    settings, events = config.evaluation, list[str]()
+    with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
+        cache.mkdir(parents=True, exist_ok=True)
+    plan = plan_of(config, data, events)
+    reference = open_reference(config, data, plan.split)
+
+    # Before minutes of drawing: what is not there is said now.
+    place = choose_device(device or "auto")
+    eyes, missing = open_networks(settings, place)
+    events += missing
+    statistics = [real_pictures(eye, reference, cache, events, say) for eye in eyes]
+
+    generator = ImageGenerator(
+        opened.folder if isinstance(opened, Checkpoint) else opened.path,
+        device=place,
+        dtype=settings.dtype,
+        vae=config.vae.pretrained_model_name,
+        text_encoder=config.text_encoder.pretrained_model_name,
+    )
+    generator.sampling = config.sampling
+    say(
+        f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
+        f"{keyed(plan.split, '-')} captions for the distances: {in_words(config)}, on "
+        f"{describe(place)}"
+    )
+    loss = heldout_loss.measure_loss(
+        generator, data, settings.loss_images, telling(say, "losses measured")
+    )
+    if loss is None:
+        events.append("no held-out picture can be used, so there is no held-out loss")
+    draw(generator, plan.every, telling(say, "pictures drawn"))
+
+    answers = ask(plan, data, events)
+    prompts = [d.prompt for d in plan.measured]
+    metrics = list[dict[str, Any]]()
+    pictures = as_tensor(plan.measured)
+    for eye, (real, others) in zip(eyes, statistics, strict=True):
+        features = eye.network.features(pictures)
+        found, said = measure(
+            eye, features, prompts, real, others, reference.others_are,
+            settings.floor_repeats, settings.seed,
+        )  # fmt: skip
+        metrics += found
+        events += said
+    memorisation, cases = copies(plan, data, settings.seed, events, say)
+
+    chosen = shown(plan)
+    show_truth([*chosen, *(case.drawing for case in cases)], data)
+
+    refused = {row.key: row.reason for row in data.set.refused}
+    for part in (data.trained, data.held_out):
+        refused |= {row.key: row.reason for row in part.refused.values()}
+    for real, _ in statistics:
+        refused |= {} if real is None else {row.key: row.reason for row in real.refused}
+    if refused:
+        first = next(iter(refused.items()))
+        events.append(f"{len(refused):,} pictures cannot be used, such as {first[0]}: {first[1]}")
+    results = {
+        "format": evaluation_folder.FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command,
+        "checkpoint": about_checkpoint(checkpoint, opened, generator),
+        "dataset": {
+            "name": data.set.name,
+            "description": data.set.description,
+            "trained": len(data.trained.rows),
+            "held_out": len(data.held_out.rows),
+        },
+        "protocol": protocol(config, data, plan, reference, eyes, generator, cache),
+        "versions": versions(),
+        "device": describe(place),
+        "held_out_loss": loss,
+        **answers,
+        "metrics": metrics,
+        "memorisation": memorisation,
+        "refused": [{"key": key, "reason": reason} for key, reason in refused.items()],
+        "events": events,
+    }
+    evaluation_folder.write(folder, results, chosen, cases, data.trained)
+
+    from limner.evaluation.evaluation_page import write_page
+
+    return Evaluation(folder, write_page(folder), evaluation_folder.read(folder))
+
+
+def default_folder(given: Path, opened: Checkpoint | WeightsFile) -> Path:
+    """`evaluation` in a run folder; of a checkpoint or file named itself, beside it by its name, so
+    that two checkpoints of a run do not replace each other's."""
+    if isinstance(opened, WeightsFile):
+        return opened.path.with_name(f"{opened.path.stem}-evaluation")
+    if given.is_dir() and given.resolve() == opened.folder.resolve().parent:
+        return given / "evaluation"
+    return opened.folder.with_name(f"evaluation-{opened.folder.name}")
+
+
+def real_pictures(
+    eye: Eye, reference: Reference, cache: Path, events: list[str], say: Say
+) -> tuple[Statistics | None, Tensor | None]:
+    """The reference as a network sees it, and other real pictures for the floor.
+
+    A data set that holds out too little to be a reference is no error; a reference of one's own is.
+    """
+    telling_of = telling(say, f"real pictures seen by {eye.network.name}")
+    try:
+        found = reference.statistics(eye.network, cache, telling_of)
+        others = None
+        if reference.others is not None:
+            others = statistics_of(reference.others, eye.network, cache, progress=telling_of)
+    except LimnerError as error:
+        if not isinstance(reference.source, DataPictures):
+            raise
+        events.append(f"no distance on {eye.network.name} was measured: {error}")
+        return None, None
+    events += [*found.events, *(others.events if others else ())]
+    return found, others.features if others else None
+
+
+def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
+    """`recall` and `checker`: did each prompt get what it names?"""
+    if data.set.name == "shapes":  # many pictures are right, and a program can tell
+        checked = check_drawings(plan.asked)
+        for found in checked.values():
+            right = round(found["all_right"] * found["count"])
+            found["all_right"] = asdict(share(right, found["count"]))
+        return {"recall": None, "checker": {keyed(split): f for split, f in checked.items()}}
+    if (reason := why_no_recall(data)) is not None:
+        events.append(reason)
+        return {"recall": None, "checker": None}
+    count = rank_drawings(plan.asked, data, IN_RANGE)
+    found_recall = {}
+    for split in ("trained", "held out"):
+        ranks = [d.rank for d in plan.asked if d.split == split and d.rank is not None]
+        if ranks:
+            found_recall[keyed(split)] = {
+                "count": len(ranks),
+                "at_1": asdict(share(sum(rank <= 1 for rank in ranks), len(ranks))),
+                "at_5": asdict(share(sum(rank <= 5 for rank in ranks), len(ranks))),
+                "range": f"{count:,} pictures of the data set, trained and held out",
+                "distance": recall.DISTANCE,
+            }
+    return {"recall": found_recall or None, "checker": None}
+
+
+def copies(
+    plan: Plan, data: Data, seed: int, events: list[str], say: Say
+) -> tuple[dict[str, Any] | None, list[Case]]:
+    """`memorisation`, of held-out captions where there are any."""
+    split = "held out" if data.held_out.rows else "trained"
+    drawn = [d for d in plan.asked if d.split == split]
+    if not drawn:
+        events.append("copies were not looked for: no held-out caption was drawn")
+        return None, []
+    try:
+        return look_for_copies(drawn, data, seed, telling(say, "trained pictures compared"))
+    except LimnerError as error:
+        events.append(f"copies were not looked for: {error}")
+        return None, []
+
+
+def shown(plan: Plan) -> list[Drawing]:
+    """The drawings that are kept as pictures: of each split some, evenly spread."""
+    chosen = list[Drawing]()
+    for split in ("held out", "trained"):
+        own = [d for d in plan.asked if d.split == split]
+        chosen += [own[i] for i in spread(len(own), SHOWN)]
+    return chosen
+
+
+def about_checkpoint(
+    given: str | Path, opened: Checkpoint | WeightsFile, generator: ImageGenerator
+) -> dict[str, Any]:
+    """Which weights were evaluated."""
+    averaged = isinstance(opened, WeightsFile) or (opened.folder / AVERAGED).is_file()
+    path = opened.path if isinstance(opened, WeightsFile) else opened.folder
+    return {
+        "path": path.as_posix(),
+        "step": opened.state.step,
+        "images": opened.state.images,
+        "weights": "averaged" if averaged else "as trained",
+        "parameters": sum(p.numel() for p in generator.model.parameters()),
+        "weights_sha256": sha256_of(opened.tensors()),
+    }
+
+
+def keyed(split: str, by: str = "_") -> str:
+    """ "held out" -> "held_out"."""
+    return split.replace(" ", by)
+
+
+def in_words(config: Config) -> str:
+    sampling = config.sampling
+    guided = f"guidance {sampling.guidance_scale:g}" if sampling.guidance_scale != 1 else "unguided"
+    return (
+        f"{sampling.scheduler_type}, {sampling.num_inference_steps} steps, {guided}, "
+        f"{config.evaluation.dtype}, seed {config.evaluation.seed}"
+    )

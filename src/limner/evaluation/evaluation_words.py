@@ -1,0 +1,58 @@
+"""An evaluation's main numbers in plain sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """One line each; what of it should be known beside it is in the page and the file."""
+    said = []
+    if loss := results["held_out_loss"]:
+        said.append(
+            f"held-out loss {figure(loss['mean'])} of {loss['count']:,} pictures; "
+            f"{figure(loss['trained_mean'])} of {loss['trained_count']:,} trained ones"
+        )
+    for split, found in (results["recall"] or {}).items():
+        at_1, at_5, count = found["at_1"]["value"], found["at_5"]["value"], found["count"]
+        said.append(
+            f"{split.replace('_', '-')} captions: {at_1:.1%}{between(found['at_1'])} of {count:,} "
+            f"have their true picture as the nearest of {found['range']}; {at_5:.1%} among the "
+            "five nearest"
+        )
+    for split, found in (results["checker"] or {}).items():
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in found["by_part"].items())
+        right = found["all_right"]
+        said.append(
+            f"{split.replace('_', '-')} captions: {right['value']:.1%}{between(right)} of "
+            f"{found['count']:,} drawn fully right ({parts})"
+        )
+    for record in results["metrics"]:
+        drawn, real = record["counts"]
+        counts = f"{drawn:,} drawings" + ("" if real is None else f", {real:,} real pictures")
+        floor = record["floor"]
+        beside = ""
+        if floor:
+            beside = f"; real against real {floor['value']:.4g}"
+            if floor["counts"] != record["counts"]:
+                beside += f" of {floor['counts'][0]:,} and {floor['counts'][1]:,}"
+        said.append(f"{record['name']}: {figure(record)} ({counts}{beside})")
+    if copied := results["memorisation"]:
+        said.append(copied["verdict"])
+    return said + list(results["events"])
+
+
+def figure(measured: dict[str, Any]) -> str:
+    """0.412 [0.388 to 0.436]"""
+    if measured["value"] is None:
+        return "?"
+    text = f"{measured['value']:.4g}"
+    if interval := measured["interval"]:
+        return f"{text} [{interval[0]:.4g} to {interval[1]:.4g}]"
+    return text if measured.get("std") is None else f"{text} ± {measured['std']:.2g}"
+
+
+def between(share: dict[str, Any]) -> str:
+    """' [88% to 99%]'"""
+    interval = share["interval"]
+    return f" [{interval[0]:.0%} to {interval[1]:.0%}]" if interval else ""

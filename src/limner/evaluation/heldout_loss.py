@@ -1,0 +1,125 @@
+"""The held-out loss of a finished model, by noise level, with what chance there is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.config import Config
+from limner.data.examples import Pictures
+from limner.data.pictures import to_tensor
+from limner.data.rows import PictureError
+from limner.data.sources import Data
+from limner.device import in_parts_that_fit, name_of
+from limner.evaluation.measured import bootstrapped_mean, interval_of_difference
+from limner.evaluation.sources import DataPictures
+from limner.inference.generator import ImageGenerator
+from limner.training.heldout import LEVELS, FixedGrid, losses_by_level, spread
+
+AT_ONCE = 32
+
+
+def measure_loss(
+    generator: ImageGenerator, data: Data, most: int, progress: Callable[[int, int], None]
+) -> dict[str, Any] | None:
+    """Loss of held-out and of trained pictures at the levels and noise that training uses, keyed by
+    the share of noise; None where no picture is held out.
+
+    A gap that is above 0 beyond its interval is what the model has learned by heart.
+
+    Args:
+        most: pictures of each split, evenly spread.
+    """
+    if not len(data.held_out.rows):
+        return None
+    splits = {"held_out": data.held_out, "trained": data.trained}
+    total = sum(min(most, len(pictures.rows)) for pictures in splits.values())
+    found: dict[str, Tensor] = {}  # [pictures, levels]
+    done = 0
+    for name, pictures in splits.items():
+        which = spread(len(pictures.rows), most)
+        losses = []
+        for first in range(0, len(which), AT_ONCE):
+            losses.append(_losses(generator, pictures, which[first : first + AT_ONCE], first))
+            done += len(which[first : first + AT_ONCE])
+            progress(done, total)
+        found[name] = torch.cat(losses)
+    if not all(len(losses) for losses in found.values()):
+        return None
+    means = {name: losses.double().mean(dim=1) for name, losses in found.items()}
+    means_of = {name: bootstrapped_mean(mean.numpy()) for name, mean in means.items()}
+    gap = means_of["held_out"].value - means_of["trained"].value
+    return {
+        **{
+            name: {
+                f"{level:g}": float(mean)
+                for level, mean in zip(LEVELS, losses.double().mean(dim=0), strict=True)
+            }
+            for name, losses in found.items()
+        },
+        "count": len(found["held_out"]),
+        "trained_count": len(found["trained"]),
+        "mean": asdict(means_of["held_out"]),
+        "trained_mean": asdict(means_of["trained"]),
+        "gap": gap,
+        "gap_interval": interval_of_difference(means_of["held_out"], means_of["trained"]),
+    }
+
+
+def protocol(
+    config: Config, data: Data, space: str, dtype: torch.dtype, cache: Path
+) -> dict[str, Any]:
+    """What must be equal for two losses to be comparable.
+
+    The objective decides what the error is of; model, text encoder, steps, and weights may differ,
+    for they are what is compared.
+    """
+    which = spread(len(data.held_out.rows), config.evaluation.loss_images)
+    source = DataPictures(data.held_out, which)
+    scheduler = config.scheduler
+    return {
+        "loss.pictures": source.contents(cache).hex(),
+        "loss.count": len(which),
+        "loss.resize": source.preparation,
+        "loss.space": space,
+        "loss.objective": scheduler.objective,
+        "loss.prediction_type": scheduler.prediction_type,
+        "loss.betas": None
+        if scheduler.beta_start is None
+        else f"{scheduler.beta_start:g} to {scheduler.beta_end:g}, {scheduler.beta_schedule}",
+        "loss.timesteps": scheduler.num_train_timesteps,
+        "loss.levels": ", ".join(f"{level:g}" for level in LEVELS),
+        "loss.dtype": name_of(dtype),
+    }
+
+
+def _losses(generator: ImageGenerator, pictures: Pictures, which: list[int], place: int) -> Tensor:
+    """[pictures, levels] of those that can be decoded."""
+    good, captions = [], []
+    for position in which:
+        try:
+            good.append(to_tensor(pictures.load(position)))
+        except PictureError:  # evaluate lists it
+            continue
+        captions.append(pictures.rows[position].captions[0])
+    if not good:
+        return torch.empty(0, len(LEVELS))
+    device, dtype = generator.device, generator.dtype
+
+    def measured(size: int) -> Tensor:
+        batch = torch.stack(good).to(device)
+        latents = torch.cat([generator.space.encode(part) for part in batch.split(size)])
+        grid = FixedGrid(latents, generator.words.encode(captions))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            by_level = losses_by_level(
+                generator.model, generator.objective, grid, size, device, place
+            )
+        return torch.stack(list(by_level.values()), dim=1)
+
+    with torch.no_grad():
+        return in_parts_that_fit(AT_ONCE, measured)

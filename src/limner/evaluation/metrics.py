@@ -1,0 +1,217 @@
+"""Every number that a network's features allow, each with its interval, floor, and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.config import EvaluationConfig
+from limner.errors import LimnerError
+from limner.evaluation.floor import Floor, floor
+from limner.evaluation.frechet import Gaussian, frechet_distance, frechet_distance_of
+from limner.evaluation.kernel_distance import (
+    cmmd,
+    kernel_distance_over_subsets,
+    measure_kernel_distance,
+)
+from limner.evaluation.measured import Measured
+from limner.evaluation.networks import EfficientNet, FeatureNetwork, Inception, Metric
+from limner.evaluation.precision_recall import PrecisionRecall, precision_recall
+from limner.evaluation.scores import clip_score, inception_score
+from limner.evaluation.statistics import Statistics
+from limner.evaluation.transformer_networks import CLIP, DINOv2
+
+ALL_PAIRS = 25_000
+"""Pictures of both sets up to which a kernel distance is that of all pairs: a minute or so. Of more
+it is the mean over subsets, as tables have it."""
+EQUAL_COUNTS = "it depends on both counts: compare it at equal ones only"
+
+Floors = dict[Metric, Floor]
+
+
+@dataclass(frozen=True)
+class Eye:
+    """A network that looks at the pictures, and the key of `evaluation` that named it."""
+
+    key: str
+    network: FeatureNetwork
+
+
+def open_networks(settings: EvaluationConfig, device: torch.device) -> tuple[list[Eye], list[str]]:
+    """The networks that were asked for, and what cannot be measured for want of one.
+
+    The packaged network is there by default, so that its absence is said; one that was asked for
+    by name must be there.
+
+    Raises:
+        LimnerError: a network that was named cannot be had, or is another one.
+    """
+    eyes, missing = list[Eye](), list[str]()
+    if settings.efficientnet:
+        try:
+            eyes.append(Eye("efficientnet", EfficientNet(device)))
+        except LimnerError as error:
+            missing.append(
+                "kernel and Frechet distance, precision, and recall on EfficientNet-Lite0 were "
+                f"not measured: {error}"
+            )
+    if settings.inception is not None:
+        network = Inception(settings.inception, "evaluation.inception", device)
+        eyes.append(Eye("inception", network))
+    if settings.dinov2 is not None:
+        eyes.append(Eye("dinov2", DINOv2(settings.dinov2, "evaluation.dinov2", device)))
+    if settings.clip is not None:
+        eyes.append(Eye("clip", CLIP(settings.clip, "evaluation.clip", device)))
+    return eyes, missing
+
+
+def measure(
+    eye: Eye,
+    drawn: Tensor,
+    prompts: Sequence[str],
+    reference: Statistics | None,
+    others: Tensor | None,
+    others_are: str,
+    repeats: int,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The numbers of one network, as evaluation.json holds them, and what could not be measured.
+
+    Args:
+        drawn: features of the drawings [N, d].
+        prompts: theirs.
+        reference: what they are compared with; None: there is nothing, and only what needs nothing
+            is measured.
+        others: features of other real pictures of the reference's kind, for the floor, or None.
+        others_are: what they are, in words.
+        repeats: of the floor; 0: none.
+        seed: of everything that is drawn by chance.
+    """
+    network, real = eye.network, reference.features if reference is not None else None
+    found: dict[Metric, Measured] = {}
+    said = []
+
+    def attempt(metric: Metric, make: Callable[[], Measured]) -> None:
+        if metric in network.metrics:
+            try:
+                found[metric] = make()
+            except LimnerError as error:
+                said.append(f"{network.label(metric)} was not measured: {error}")
+
+    if reference is not None:
+        gaussian = reference.gaussian
+        attempt("Frechet distance", lambda: frechet_distance(Gaussian.of(drawn), gaussian))
+    if real is not None:
+        attempt("kernel distance", lambda: kernel(drawn, real, seed))
+        attempt("CMMD", lambda: cmmd(drawn, real))
+        if "precision" in network.metrics:
+            try:
+                both = precision_recall(real, drawn)
+                found |= {"precision": _noted(both.precision), "recall": _noted(both.recall)}
+            except LimnerError as error:
+                label = f"{network.label('precision')} and recall"
+                said.append(f"{label} were not measured: {error}")
+    if isinstance(network, Inception):
+        attempt("Inception score", lambda: inception_score(network.logits(drawn), seed=seed))
+    if isinstance(network, CLIP):
+        attempt(
+            "CLIP score", lambda: clip_score(drawn, network.text_features(prompts), prompts, seed)
+        )
+        if cut := network.too_long(prompts):
+            said.append(
+                f"{len(cut)} of {len(prompts)} prompts are longer than {network.name} reads, and "
+                "are cut there for the CLIP score"
+            )
+    floors = Floors()
+    if real is not None and repeats:
+        try:
+            floors = floors_of(
+                [m for m in found if m in DISTANCES or m in ("precision", "recall")],
+                real, others, others_are, (len(drawn), len(real)), repeats, seed,
+            )  # fmt: skip
+        except LimnerError as error:
+            said.append(f"there is no floor for the distances on {network.name}: {error}")
+    count = reference.gaussian.count if reference is not None else None
+    about = reference.about if reference is not None else None
+    records = [
+        {
+            "name": network.label(metric),
+            "metric": metric,
+            "slot": eye.key,
+            **asdict(measured),
+            "better": "lower" if metric in DISTANCES else "higher",
+            "counts": [len(drawn), None if metric in ALONE else count],
+            "floor": asdict(floors[metric]) if metric in floors else None,
+            "network": network.identity() | {"name": network.name, "verified": network.verified},
+            "reference": None if metric in ALONE else about,
+        }
+        for metric, measured in found.items()
+    ]
+    return records, said
+
+
+def kernel(a: Tensor, b: Tensor, seed: int) -> Measured:
+    """The kernel distance of all pictures, or of subsets where they are too many."""
+    if len(a) + len(b) <= ALL_PAIRS:
+        return measure_kernel_distance(a, b)
+    return kernel_distance_over_subsets(a, b, size=min(1000, len(a), len(b)), seed=seed)
+
+
+DISTANCES: dict[Metric, Callable[[Tensor, Tensor], Measured]] = {
+    "Frechet distance": frechet_distance_of,
+    "kernel distance": lambda a, b: kernel(a, b, 0),
+    "CMMD": cmmd,
+}
+"""Of features in the place of the drawn, and of the reference's; lower is better."""
+ALONE: tuple[Metric, ...] = ("Inception score", "CLIP score")
+"""What needs no reference."""
+
+
+def floors_of(
+    metrics: Sequence[Metric],
+    real: Tensor,
+    others: Tensor | None,
+    others_are: str,
+    counts: tuple[int, int],
+    repeats: int,
+    seed: int,
+) -> Floors:
+    """What real pictures score in the place of drawn ones.
+
+    Args:
+        metrics: which numbers.
+        real, others: as `measure` has them.
+        counts: of the comparison that the floors are for.
+    """
+    note = "real against real: two parts of the reference, drawn by chance"
+    if others is not None:
+        note = f"real against real: {others_are} in the place of the drawings"
+    found = Floors()
+
+    def of(distance: Callable[[Tensor, Tensor], Measured]) -> Floor:
+        made = floor(distance, real, others, counts, repeats, seed)
+        return replace(made, notes=(note, *made.notes))
+
+    for metric in metrics:
+        if metric in DISTANCES:
+            found[metric] = of(DISTANCES[metric])
+    if "precision" in metrics:
+        both = list[PrecisionRecall]()
+
+        def precision(a: Tensor, b: Tensor) -> Measured:
+            both.append(precision_recall(b, a))
+            return both[-1].precision
+
+        found["precision"] = of(precision)
+        recalls = tuple(pair.recall.value for pair in both)  # of the same pairs: they take long
+        found["recall"] = replace(found["precision"], value=float(np.mean(recalls)), values=recalls)
+    return found
+
+
+def _noted(measured: Measured) -> Measured:
+    return replace(measured, notes=(*measured.notes, EQUAL_COUNTS))

@@ -1,0 +1,67 @@
+"""How the numbers of an evaluation were made: flat keys and plain values, to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from limner.config import Config
+from limner.data.sources import Data
+from limner.device import name_of
+from limner.evaluation import heldout_loss
+from limner.evaluation.exam import versions
+from limner.evaluation.metrics import Eye
+from limner.evaluation.plan import Plan
+from limner.evaluation.reference import Reference
+from limner.evaluation.sources import DataPictures
+from limner.fingerprints import digest
+from limner.inference.generator import ImageGenerator
+
+METHOD = 1
+"""One more whenever this program measures otherwise, so that its numbers are others."""
+
+
+def protocol(
+    config: Config,
+    data: Data,
+    plan: Plan,
+    reference: Reference,
+    eyes: Sequence[Eye],
+    generator: ImageGenerator,
+    cache: Path,
+) -> dict[str, Any]:
+    """What must be equal for numbers to be compared; the part before the dot says for which
+    (see `compare`)."""
+    drawn = "".join(f"{d.seed} {d.prompt}\n" for d in plan.measured)
+    asked = "".join(f"{d.split} {d.seed} {d.prompt}\n" for d in plan.asked)
+    size = config.data.image_size
+    space = config.vae.fingerprint or "pixels"
+    found: dict[str, Any] = {
+        "method": METHOD,
+        "drawn.pictures": len(plan.measured),
+        "drawn.split": plan.split,
+        "drawn.captions": len({d.prompt for d in plan.measured}),
+        "drawn.prompts": digest(drawn).hex(),
+        "drawn.seed": config.evaluation.seed,
+        "drawn.resolution": f"{size} x {size}",
+        "drawn.dtype": name_of(generator.dtype),
+    }
+    found |= {f"sampling.{key}": plain_value(value) for key, value in config.sampling}
+    found |= reference.protocol(cache)
+    for eye in eyes:
+        found |= {f"{eye.key}.{key}": value for key, value in eye.network.identity().items()}
+    found |= {
+        "asked.prompts": digest(asked).hex(),
+        "asked.captions": len(plan.asked),
+        "data.trained": DataPictures(data.trained).contents(cache).hex(),
+        "data.held_out": DataPictures(data.held_out).contents(cache).hex(),
+    }
+    if data.held_out.rows:
+        found |= heldout_loss.protocol(config, data, space, generator.dtype, cache)
+    own = versions()
+    return found | {"software.limner": own["limner"], "software.torch": own["torch"]}
+
+
+def plain_value(value: Any) -> Any:
+    return ", ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
