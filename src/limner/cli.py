@@ -19,6 +19,7 @@ from limner.commands import (
     prepare,
     publish,
     report,
+    sweep,
     train,
     train_autoencoder,
 )
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add(commands, every, config)
     prepare.add(commands, every)
     report.add(commands, every)
+    sweep.add(commands, every)
     export.add(commands, every)
     publish.add(commands, every)
     generate_classes.add(commands, every)
