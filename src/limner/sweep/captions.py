@@ -6,8 +6,8 @@ half says how good the choice is, with noise of other seeds; no setting was chos
 first half is smaller than what is to be drawn, trained captions fill up, for a choice by a handful
 of captions fits that handful.
 
-`limner evaluate` reports on all held-out pictures. A checkpoint that was swept has used half of them
-for a choice among some hundred settings (no weight was trained on them): `record.said_of` is the
+Whoever reports on all held-out pictures of a checkpoint that was swept reports on some that a
+choice among a hundred settings was made by (no weight was trained on them): `record.said_of` is the
 sentence about it that belongs beside such numbers.
 """
 
@@ -81,9 +81,7 @@ def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
     )
 
 
-def _part(
-    name: str, data: Data, members: Sequence[tuple[Pictures, int]], first_seed: int
-) -> Part:
+def _part(name: str, data: Data, members: Sequence[tuple[Pictures, int]], first_seed: int) -> Part:
     good: list[tuple[Row, Tensor, bool]] = []
     for source, i in members:
         try:

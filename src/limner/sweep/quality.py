@@ -77,9 +77,7 @@ class Quality:
             matches = mean_without(follow, captions)
         path = self.generator.objective.path
         cost = function_evaluations(sampling, path)
-        return Measurement(
-            sampling, cost, count, distance, match, right, distances, matches
-        )
+        return Measurement(sampling, cost, count, distance, match, right, distances, matches)
 
     def pictures(self, sampling: SamplingConfig, first: int, last: int) -> Tensor:
         """Drawings `first` to `last` - 1 of the part: uint8 [N, S, S, 3]."""
@@ -124,7 +122,9 @@ def checked(texts: Sequence[str]) -> Follow:
     """Of `shapes`: the share of a caption's parts that hold in the picture."""
 
     def follow(captions: Sequence[int], drawn: Tensor) -> list[float]:
-        found = [check(texts[i], picture.numpy()) for i, picture in zip(captions, drawn, strict=True)]
+        found = [
+            check(texts[i], picture.numpy()) for i, picture in zip(captions, drawn, strict=True)
+        ]
         return [float(np.mean(list(result.holds.values()))) for result in found]
 
     return follow

@@ -105,15 +105,31 @@ class Record:
             ) from None
 
 
+def said_of(checkpoint: Path) -> str | None:
+    """What belongs beside held-out figures of a checkpoint whose settings a sweep has chosen.
+
+    Args:
+        checkpoint: the checkpoint's own folder.
+
+    Returns:
+        A sentence; None: nothing was stored by a sweep.
+
+    Raises:
+        LimnerError: its sweep.json is damaged.
+    """
+    stored = Record(checkpoint / FILE).values["stored"]
+    if stored is None:
+        return None
+    return f"how this checkpoint draws was chosen by limner sweep: {stored['about']}"
+
+
 def identity(protocol: dict[str, Any]) -> str:
     """A short name; equal protocols have equal ones."""
     return digest(json.dumps(protocol, sort_keys=True, ensure_ascii=False)).hex()[:12]
 
 
 def _measurement(line: dict[str, Any]) -> Measurement:
-    numbers = {
-        name: None if line[name] is None else float(line[name]) for name in NUMBERS
-    }
+    numbers = {name: None if line[name] is None else float(line[name]) for name in NUMBERS}
     return Measurement(
         SamplingConfig.model_validate(line["sampling"]),
         int(line["cost"]),

@@ -22,6 +22,7 @@ from limner.sweep.measurement import CLEARLY, Measurement, by_quality, within_no
 
 Measure = Callable[[SamplingConfig, int], Measurement]
 """(setting, pictures) -> what was found. Raises TimeIsUp."""
+Candidates = Callable[[SamplingConfig], list[SamplingConfig]]
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
@@ -75,7 +76,7 @@ def search(
             best = at_cost(start.model_copy(update={"guidance_scale": 1.0}), path, cost)
         if best is None:
             continue
-        for candidates in stages(config, path, best, cost, near is not None):
+        for candidates in stages(config, path, cost, near is not None):
             try:
                 best = halving(candidates(best), rounds, measure)
             except TimeIsUp:
@@ -85,46 +86,37 @@ def search(
     return found, finished
 
 
-def stages(
-    config: Config, path: Path, best: SamplingConfig, cost: int, near: bool
-) -> Iterator[Callable[[SamplingConfig], list[SamplingConfig]]]:
+def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candidates]:
     """For each choice what to try, given the best so far (which comes first).
 
     Args:
         near: only neighbours of the values that are good at a cost nearby.
     """
 
-    def of(key: str, values: Callable[[SamplingConfig], Sequence[Any]]) -> Any:
+    def settle(key: str, values: Callable[[SamplingConfig], Sequence[Any]]) -> Candidates:
         def candidates(best: SamplingConfig) -> list[SamplingConfig]:
             tried = [best]
+            if best.guidance_scale == 1 and key in ("guidance_interval", "guidance_type"):
+                return tried  # they change nothing
             for value in values(best):
-                changed = best.model_copy(update={key: value})
-                fitting = at_cost(changed, path, cost)
-                if fitting is None or not _fits(config, fitting) or fitting in tried:
-                    continue
-                tried.append(fitting)
+                fitting = at_cost(best.model_copy(update={key: value}), path, cost)
+                if fitting is not None and fitting not in tried and _fits(config, fitting):
+                    tried.append(fitting)
             return tried
 
         return candidates
 
-    for key, all_values in CHOICES.items():
-        if key != "guidance_scale" and key.startswith("guidance") and best.guidance_scale == 1:
-            continue
+    for key, every in CHOICES.items():
 
-        def values(best: SamplingConfig, key: str = key, every: Any = all_values) -> Sequence[Any]:
+        def values(best: SamplingConfig, key: str = key, every: Any = every) -> Sequence[Any]:
             if not (near and key in IN_ORDER):
                 return every
             now = getattr(best, key)
             below, above = [v for v in every if v < now], [v for v in every if v > now]
             return [*below[-1:], *above[:1]]
 
-        yield of(key, values)
-    yield of(
-        "guidance_scale",
-        lambda best: [round(best.guidance_scale * f, 2) for f in FINER]
-        if best.guidance_scale != 1
-        else [1.25],
-    )
+        yield settle(key, values)
+    yield settle("guidance_scale", lambda best: [round(best.guidance_scale * f, 2) for f in FINER])
 
 
 def halving(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+from torch import Tensor
+
 from limner.config import SamplingConfig
-from limner.data.pictures import array_to_pil
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.sweep.measurement import Measurement
 from limner.sweep.quality import Quality
@@ -78,12 +80,17 @@ def save_sheet(
     """
     count = min(SHOWN, len(quality.part.captions))
     captions = list(quality.part.captions[:count])
-    pictures = [array_to_pil(picture) for picture in quality.part.pictures[:count]]
+    pictures = as_pil(quality.part.pictures[:count])
     groups = ["real"] * count
     for name, sampling in settings:
         drawn = quality.pictures(sampling, 0, count)
-        pictures += [array_to_pil(picture) for picture in drawn]
+        pictures += as_pil(drawn)
         groups += [f"{name}: {describe(sampling)}"] * count
     labels = captions * (1 + len(settings))
     sheet = contact_sheet(pictures, labels, columns=count, title=title, groups=groups)
     save_contact_sheet(sheet, path, labels)
+
+
+def as_pil(pictures: Tensor) -> list[Image.Image]:
+    """uint8 [N, S, S, 3] -> pictures."""
+    return [Image.fromarray(picture.numpy()) for picture in pictures]

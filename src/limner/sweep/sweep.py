@@ -12,7 +12,7 @@ from typing import Any
 from limner import __version__
 from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import MANIFEST
-from limner.config import Config, SamplingConfig
+from limner.config import SamplingConfig
 from limner.data.sources import Data, open_data
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.errors import LimnerError
@@ -197,7 +197,10 @@ def sweep(
 def choose(rows: Sequence[Row], cost: int | None = None) -> Row:
     """The row to store: of that cost, or the cheapest within noise of the best."""
     if cost is not None:
-        return next((row for row in rows if row.name == str(cost)), rows[-1])
+        asked = [row for row in rows if row.name == str(cost)]
+        if not asked:
+            raise LimnerError(f"--store {cost}: no setting draws with so few evaluations")
+        return asked[0]
     best = cheapest([row.chosen for row in rows])
     return next(row for row in rows if row.chosen is best)
 
@@ -328,7 +331,3 @@ def comparison(result: Sweep) -> str:
         + "\n* on captions that nothing was chosen by; = within noise of the best; > the default "
         + ("from now on" if result.stored else "to choose (nothing was stored)")
     )
-
-
-def config_of(checkpoint: str | Path) -> Config:
-    return Checkpoint.open(checkpoint).config
