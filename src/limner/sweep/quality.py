@@ -65,12 +65,14 @@ class Quality:
         if drawn.count < count:
             self._draw(sampling, drawn, count)
         captions = [i % len(self.part.captions) for i in range(count)]
-        distance, distances = None, ()
+        distance: float | None = None
+        distances: tuple[float, ...] = ()
         if self.real is not None:
             features = torch.cat(drawn.features)[:count]
             used = min(count, len(self.part.captions))
             distance, distances = distance_and_without(features, captions, self.real[:used])
-        match, right, matches = None, None, ()
+        match, right = None, None
+        matches: tuple[float, ...] = ()
         if self.follow is not None:
             follow = np.array(drawn.follow[:count])
             match, right = float(follow.mean()), float((follow >= 1).mean())

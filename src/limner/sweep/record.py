@@ -28,7 +28,6 @@ from limner.sweep.measurement import Measurement
 
 FILE = "sweep.json"
 FORMAT = 1
-PARTS = ("chosen", "reported")
 NUMBERS = ("distance", "match", "right")
 
 
@@ -92,12 +91,12 @@ class Record:
             self.values |= {key: values[key] for key in self.values}
             for line in self.values["measured"]:
                 found = _measurement(line)
-                if line["part"] not in PARTS or line["protocol"] not in self.values["protocols"]:
-                    raise ValueError(f"a measurement of an unknown part {line['part']!r}")
-                key = line["protocol"], line["part"], found.sampling, found.count
-                self._known[key] = found
-            for key in ("before", "stored"):
-                self.setting(key)
+                part, protocol = str(line["part"]), line["protocol"]
+                if protocol not in self.values["protocols"]:
+                    raise ValueError(f"a measurement of an unknown protocol {protocol!r}")
+                self._known[protocol, part, found.sampling, found.count] = found
+            for name in ("before", "stored"):
+                self.setting(name)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ValidationError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise LimnerError(

@@ -68,7 +68,7 @@ def search(
     """
     found: dict[int, SamplingConfig] = {}
     finished = True
-    rounds = tuple(sorted({max(2, pictures // 4), max(2, pictures // 2), max(2, pictures)}))
+    rounds = rounds_of(pictures)
     for cost in sorted(costs, key=lambda c: (abs(math.log2(c / FIRST_COST)), c)):
         near = min(found, key=lambda c: abs(math.log2(c / cost)), default=None)
         best = at_cost(start if near is None else found[near], path, cost)
@@ -84,6 +84,11 @@ def search(
                 break
         found[cost] = best
     return found, finished
+
+
+def rounds_of(pictures: int) -> tuple[int, ...]:
+    """Pictures in each round of a choice, ascending."""
+    return tuple(sorted({max(2, pictures // part) for part in (4, 2, 1)}))
 
 
 def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candidates]:
