@@ -39,7 +39,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 IN_ORDER = ("guidance_scale", "shift", "timestep_power")
 """Choices with neighbours: where a setting is known to be good at a cost nearby, only those are
 tried."""
-FINER = (0.75, 0.87, 1.15, 1.33)
+FINER = (0.8, 1.25)
 """Of the guidance scale, once the rest is settled."""
 FIRST_COST = 16
 
@@ -104,8 +104,11 @@ def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candid
             if best.guidance_scale == 1 and key in ("guidance_interval", "guidance_type"):
                 return tried  # they change nothing
             for value in values(best):
-                fitting = at_cost(best.model_copy(update={key: value}), path, cost)
-                if fitting is not None and fitting not in tried and _fits(config, fitting):
+                changed = best.model_copy(update={key: value})
+                if not _fits(config, changed):
+                    continue
+                fitting = at_cost(changed, path, cost)
+                if fitting is not None and fitting not in tried:
                     tried.append(fitting)
             return tried
 
@@ -114,11 +117,13 @@ def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candid
     for key, every in CHOICES.items():
 
         def values(best: SamplingConfig, key: str = key, every: Any = every) -> Sequence[Any]:
-            if not (near and key in IN_ORDER):
-                return every
             now = getattr(best, key)
-            below, above = [v for v in every if v < now], [v for v in every if v > now]
-            return [*below[-1:], *above[:1]]
+            if near and key in IN_ORDER:
+                below, above = [v for v in every if v < now], [v for v in every if v > now]
+                return [*below[-1:], *above[:1]]
+            if near and key == "guidance_interval":
+                return [v for v in every if abs(v[0] - now[0]) + abs(v[1] - now[1]) < 0.21]
+            return every
 
         yield settle(key, values)
     yield settle("guidance_scale", lambda best: [round(best.guidance_scale * f, 2) for f in FINER])
