@@ -41,6 +41,8 @@ IN_ORDER = ("guidance_scale", "shift", "timestep_power")
 tried."""
 FINER = (0.8, 1.25)
 """Of the guidance scale, once the rest is settled."""
+MIDDLE = (0.2, 0.8)
+"""Noise levels in which guidance does most good (Kynkäänniemi et al. 2024, arXiv 2404.07724)."""
 FIRST_COST = 16
 
 
@@ -104,12 +106,12 @@ def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candid
             if best.guidance_scale == 1 and key in ("guidance_interval", "guidance_type"):
                 return tried  # they change nothing
             for value in values(best):
-                changed = best.model_copy(update={key: value})
-                if not _fits(config, changed):
-                    continue
-                fitting = at_cost(changed, path, cost)
-                if fitting is not None and fitting not in tried:
-                    tried.append(fitting)
+                for changed in _with(best, key, value):
+                    if not _fits(config, changed):
+                        continue
+                    fitting = at_cost(changed, path, cost)
+                    if fitting is not None and fitting not in tried:
+                        tried.append(fitting)
             return tried
 
         return candidates
@@ -127,6 +129,19 @@ def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candid
 
         yield settle(key, values)
     yield settle("guidance_scale", lambda best: [round(best.guidance_scale * f, 2) for f in FINER])
+
+
+def _with(best: SamplingConfig, key: str, value: Any) -> Iterator[SamplingConfig]:
+    """The setting with one thing changed. A scale is tried at all noise levels and in the middle,
+    for what is too much at all of them may be best there."""
+    if key != "guidance_scale":
+        yield best.model_copy(update={key: value})
+    elif value == 1:  # in one form, for no interval or formula makes a difference to it
+        plain = {"guidance_scale": 1.0, "guidance_interval": (0.0, 1.0), "guidance_type": "cfg"}
+        yield best.model_copy(update=plain)
+    elif value > 1:
+        for interval in dict.fromkeys((best.guidance_interval, MIDDLE)):
+            yield best.model_copy(update={key: value, "guidance_interval": interval})
 
 
 def halving(
