@@ -113,8 +113,8 @@ def exported(variant: str, device: str, steps: int) -> Drawing:
         checkpoint = painted(Path(folder), architecture, device, steps)
         export(checkpoint, Path(folder) / "exported", "diffusers", dtype)
         pipeline = DiffusionPipeline.from_pretrained(
-            Path(folder) / "exported", trust_remote_code=True, torch_dtype=getattr(torch, dtype)
-        ).to(device)
+            Path(folder) / "exported", trust_remote_code=True
+        ).to(device, getattr(torch, dtype))
         ours = ImageGenerator(checkpoint, device=device, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
 

@@ -50,7 +50,8 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.sweep.sweep import COSTS, MINUTES, PICTURES, SHEET, comparison, sweep
+    from limner.sweep.comparison import comparison
+    from limner.sweep.sweep import COSTS, MINUTES, PICTURES, SHEET, sweep
 
     costs = sorted(set(options.costs or COSTS))
     if costs[0] < 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from limner.fingerprints import digest
 from limner.inference.generator import ImageGenerator
 from limner.sweep import shown
 from limner.sweep.captions import Part, parts_of, range_of
-from limner.sweep.measurement import Measurement, cheapest, within_noise
+from limner.sweep.comparison import Row, Sweep, as_line, choose, label_of
+from limner.sweep.measurement import Measurement
 from limner.sweep.quality import Follow, Quality, checked, nearest_is_its_own
 from limner.sweep.record import FILE, Record
 from limner.sweep.search import TimeIsUp, search
@@ -35,44 +35,6 @@ SEARCH_SHARE = 0.7
 """Of the minutes; the rest is for comparing what was found."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the comparison.
-
-    Attributes:
-        name: "before", or the cost that it was searched for.
-        sampling: the setting.
-        chosen: on the captions that the choice was made by.
-        reported: on others; None: time was up before.
-    """
-
-    name: str
-    sampling: SamplingConfig
-    chosen: Measurement
-    reported: Measurement | None
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a sweep found.
-
-    Attributes:
-        rows: the setting from before, and the best at each cost, cheapest first.
-        best: the row whose setting is to be the default.
-        stored: whether it is.
-        finished: whether all was tried; if not, the same call goes on.
-        checkpoint: folder.
-        said: sentences to know beside the numbers.
-    """
-
-    rows: list[Row]
-    best: Row
-    stored: bool
-    finished: bool
-    checkpoint: Path
-    said: list[str]
 
 
 class Measuring:
@@ -194,17 +156,6 @@ def sweep(
     return result
 
 
-def choose(rows: Sequence[Row], cost: int | None = None) -> Row:
-    """The row to store: of that cost, or the cheapest within noise of the best."""
-    if cost is not None:
-        asked = [row for row in rows if row.name == str(cost)]
-        if not asked:
-            raise LimnerError(f"--store {cost}: no setting draws with so few evaluations")
-        return asked[0]
-    best = cheapest([row.chosen for row in rows])
-    return next(row for row in rows if row.chosen is best)
-
-
 def generator_of(
     opened: Checkpoint,
     guide: str | Path | None,
@@ -300,34 +251,4 @@ def about(chosen: Part, reported: Part) -> str:
     return (
         f"settings are chosen on {chosen.held_out} held-out captions{more}, and reported on "
         f"{reported.held_out} other held-out captions{fill}, from other noise"
-    )
-
-
-def as_line(row: Row) -> dict[str, Any]:
-    line: dict[str, Any] = {"name": row.name, "sampling": row.sampling.model_dump(mode="json")}
-    for name, found in (("chosen", row.chosen), ("reported", row.reported)):
-        if found is not None:
-            keys = ("cost", "count", "distance", "match", "right")
-            line[name] = {key: asdict(found)[key] for key in keys}
-    return line
-
-
-def label_of(row: Row) -> str:
-    return f"{'before' if row.name == 'before' else 'best'} at {row.chosen.cost} evaluations"
-
-
-def comparison(result: Sweep) -> str:
-    """The table for the terminal."""
-    rows = [["", "evaluations", "distance", "right", "distance*", "right*", "setting"]]
-    good = within_noise([row.chosen for row in result.rows])
-    for row in result.rows:
-        mark = "before" if row.name == "before" else f"<= {row.name}"
-        mark += " =" if row.chosen in good else ""
-        mark += " >" if row is result.best else ""
-        own, theirs = shown.numbers(row.chosen), shown.numbers(row.reported)
-        rows.append([mark, str(row.chosen.cost), *own, *theirs, shown.describe(row.sampling)])
-    return (
-        shown.table(rows)
-        + "\n* on captions that nothing was chosen by; = within noise of the best; > the default "
-        + ("from now on" if result.stored else "to choose (nothing was stored)")
     )
