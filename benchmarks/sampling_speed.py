@@ -137,10 +137,13 @@ def diffusers(variant: str, device: str, steps: int) -> Drawing:
     from diffusers import DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler
     from torch import nn
 
+    place = device
+
     class NoAutoencoder(nn.Module):
         """Pixels as latents: what stands where the pipeline wants an autoencoder."""
 
         config = argparse.Namespace(scaling_factor=1.0)
+        device, dtype = torch.device(place), torch.float32  # a pipeline asks any of its parts
 
         def decode(self, latents: torch.Tensor) -> argparse.Namespace:
             return argparse.Namespace(sample=latents)
