@@ -3,15 +3,23 @@
     python benchmarks/sampling_speed.py               # the processor: 384 x 8, 256 tokens
     python benchmarks/sampling_speed.py --device cuda
 
-Theirs is DiTPipeline with DiTTransformer2DModel and DPMSolverMultistepScheduler, ours is
-ImageGenerator with `model.architecture: dit` and dpmsolver++: the published DiT of the same width,
-depth, heads, patches, and steps in both, in pixels (no autoencoder on either side), eager, from
-words (theirs: class numbers) to Pillow's pictures. Ours reads the words with its text encoder
-besides; theirs has no such part. `modern` is what Limner trains by default. The weights are random.
+Two baselines, all in pixels (no autoencoder on any side), eager, at equal steps:
+
+"diffusers": diffusers' own code, DiTPipeline with DiTTransformer2DModel and
+DPMSolverMultistepScheduler. Ours is ImageGenerator with `model.architecture: dit` and dpmsolver++:
+the published DiT of the same width, depth, heads, and patches, from words (theirs: class numbers)
+to Pillow's pictures. Ours reads the words with its text encoder besides; theirs has no such part,
+and its weights are other random ones.
+
+"exported": the very same weights in a folder that `limner export --format diffusers` wrote and
+DiffusionPipeline.from_pretrained loaded. It must draw the same pictures (at most 1/255 apart), or
+this program ends.
+
+`modern` is what Limner trains by default. The weights are random, none of them zero.
 
 Each variant is a process of its own; turns alternate and the best of each counts. `ratio` is
-against theirs in float32, which is what from_pretrained gives, `same_dtype` against theirs in the
-same type. Results: benchmarks/results/sampling_speed.json.
+against diffusers' own in float32, which is what from_pretrained gives, `same_dtype` against it in
+the same type, `same_weights` against the export. Results: benchmarks/results/sampling_speed.json.
 """
 
 from __future__ import annotations
@@ -36,9 +44,12 @@ CASES = {  # pictures at once, guidance scale
     "1, guided": (1, 3.0),
     "16, guided": (16, 3.0),
 }
+PROMPTS = [f"a large red circle and {n} small blue squares" for n in range(16)]
 VARIANTS = (
     "diffusers float32",
     "diffusers bfloat16",
+    "exported dit float32",
+    "exported modern float32",
     "Limner dit float32",
     "Limner dit bfloat16",
     "Limner modern float32",
@@ -49,32 +60,76 @@ Drawing = Callable[[int, float], object]
 """(pictures, guidance scale) -> the pictures."""
 
 
-def limner(variant: str, device: str, steps: int) -> Drawing:
+def painted(folder: Path, architecture: str, device: str, steps: int) -> Path:
+    """A checkpoint of random weights, none of them zero: as a new model has them, its last layer
+    is, and whatever came before would be drawn the same."""
+    import torch
+
     from limner.config import load_config
-    from limner.inference.generator import ImageGenerator
     from limner.training.trainer import Trainer
+
+    config = {
+        "data": {"dataset_name": "shapes", "image_size": SIDE, "num_samples": 64},
+        "model": {
+            "architecture": architecture,
+            "patch_size": PATCH,
+            "hidden_size": WIDTH,
+            "num_layers": LAYERS,
+            "num_heads": HEADS,
+        },
+        "training": {"device": device, "trackers": ["none"], "output_dir": str(folder)},
+        "sampling": {"num_inference_steps": steps, "scheduler_type": "dpmsolver++"},
+    }
+    trainer = Trainer(load_config(config))
+    generator = torch.Generator().manual_seed(0)
+    for weight in trainer.averaged.parameters():
+        weight.data += 0.02 * torch.randn(weight.shape, generator=generator).to(weight.device)
+    trainer.save_checkpoint(folder / "drawn")
+    return folder / "drawn"
+
+
+def limner(variant: str, device: str, steps: int) -> Drawing:
+    from limner.inference.generator import ImageGenerator
 
     _, architecture, dtype = variant.split()
     with tempfile.TemporaryDirectory() as folder:
-        config = {
-            "data": {"dataset_name": "shapes", "image_size": SIDE, "num_samples": 64},
-            "model": {
-                "architecture": architecture,
-                "patch_size": PATCH,
-                "hidden_size": WIDTH,
-                "num_layers": LAYERS,
-                "num_heads": HEADS,
-            },
-            "training": {"device": device, "trackers": ["none"], "output_dir": folder},
-            "sampling": {"num_inference_steps": steps, "scheduler_type": "dpmsolver++"},
-        }
-        checkpoint = Path(folder) / "drawn"
-        Trainer(load_config(config)).save_checkpoint(checkpoint)
+        checkpoint = painted(Path(folder), architecture, device, steps)
         generator = ImageGenerator(checkpoint, device=device, dtype=dtype)
-    prompts = [f"a large red circle and {n} small blue squares" for n in range(16)]
     return lambda count, scale: generator.generate_batch(
-        prompts[:count], guidance_scale=scale, seeds=range(count)
+        PROMPTS[:count], guidance_scale=scale, seeds=range(count)
     )
+
+
+def exported(variant: str, device: str, steps: int) -> Drawing:
+    import numpy as np
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from limner.inference.generator import ImageGenerator
+    from limner.publishing.export import export
+
+    _, architecture, dtype = variant.split()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = painted(Path(folder), architecture, device, steps)
+        export(checkpoint, Path(folder) / "exported", "diffusers", dtype)
+        pipeline = DiffusionPipeline.from_pretrained(
+            Path(folder) / "exported", trust_remote_code=True
+        ).to(device, getattr(torch, dtype))
+        ours = ImageGenerator(checkpoint, device=device, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw(count: int, scale: float) -> Any:
+        seeds = [torch.Generator().manual_seed(i) for i in range(count)]
+        return pipeline(
+            PROMPTS[:count], guidance_scale=scale, num_inference_steps=steps, generator=seeds
+        ).images
+
+    if dtype == "float32":
+        pair = draw(2, 3.0), ours.generate_batch(PROMPTS[:2], None, 3.0, seeds=range(2))
+        theirs, own = (np.stack([np.asarray(p) for p in some]).astype(int) for some in pair)
+        if own.std() < 10 or abs(theirs - own).max() > 1:
+            sys.exit(f"{variant} draws other pictures: {abs(theirs - own).max()} of 255 apart")
+    return draw
 
 
 def diffusers(variant: str, device: str, steps: int) -> Drawing:
@@ -82,10 +137,13 @@ def diffusers(variant: str, device: str, steps: int) -> Drawing:
     from diffusers import DiTPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler
     from torch import nn
 
+    place = device
+
     class NoAutoencoder(nn.Module):
         """Pixels as latents: what stands where the pipeline wants an autoencoder."""
 
         config = argparse.Namespace(scaling_factor=1.0)
+        device, dtype = torch.device(place), torch.float32  # a pipeline asks any of its parts
 
         def decode(self, latents: torch.Tensor) -> argparse.Namespace:
             return argparse.Namespace(sample=latents)
@@ -120,7 +178,8 @@ def measure(variant: str, device: str, steps: int, repeats: int) -> dict[str, fl
 
     from limner.device import synchronised
 
-    draw = (limner if variant.startswith("Limner") else diffusers)(variant, device, steps)
+    kinds = {"Limner": limner, "exported": exported, "diffusers": diffusers}
+    draw = kinds[variant.split()[0]](variant, device, steps)
     place, found = torch.device(device), {}
     for case, (count, scale) in CASES.items():
         draw(count, scale)
@@ -155,6 +214,7 @@ def with_ratios(best: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
             theirs = {
                 "ratio": best.get("diffusers float32"),
                 "same_dtype": best.get(f"diffusers {variant.split()[-1]}"),
+                "same_weights": best.get(variant.replace("Limner", "exported")),
             }
             ratios = {
                 name: round(found[case] / other[case], 2) for name, other in theirs.items() if other

@@ -170,6 +170,15 @@ def test_power_and_shift_stretch_and_move_the_logits_of_the_times(
         torch.testing.assert_close(part, times[first:], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("shift", [0.1 * i for i in range(1, 40)])
+def test_the_first_time_is_pure_noise_to_the_last_bit(shift: float) -> None:
+    """Beyond it the picture's share is negative, and its logarithm drew black pictures."""
+    times = FlowPath().inference_timesteps(8, shift=shift)
+    assert times[0] == 1000
+    assert torch.isneginf(FlowPath().log_snr(times[:1]))
+    assert not torch.isnan(FlowPath().log_snr(times)).any()
+
+
 @pytest.mark.parametrize("steps", [1, 7, 10, 24, 50, 999, 1000])
 def test_diffusion_inference_times_are_diffusers_trailing_ones(steps: int) -> None:
     scheduler = DDPMScheduler(timestep_spacing="trailing")

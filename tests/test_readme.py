@@ -87,16 +87,18 @@ def test_every_shown_command_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    "pair",
+    ("pair", "fewest"),
     [
-        READMES,
-        *((f"docs/{name}.md", f"docs/{name}.zh-CN.md") for name in ("publishing", "evaluation")),
+        (READMES, 4),
+        (("docs/publishing.md", "docs/publishing.zh-CN.md"), 4),
+        (("docs/evaluation.md", "docs/evaluation.zh-CN.md"), 2),
+        (("docs/sampling.md", "docs/sampling.zh-CN.md"), 2),
     ],
 )
-def test_both_languages_show_the_same_code(pair: tuple[str, str]) -> None:
+def test_both_languages_show_the_same_code(pair: tuple[str, str], fewest: int) -> None:
     english, chinese = (blocks(name) for name in pair)
     assert english == chinese
-    assert len(english) >= 4
+    assert len(english) >= fewest
 
 
 @pytest.mark.parametrize("mark", ["run", "test"])

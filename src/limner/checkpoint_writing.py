@@ -132,6 +132,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a small file, or leave what was there; durable when it returns."""
+    staging = path.with_name(f".{path.name}.writing")
+    try:
+        with staging.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        sync(staging)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    sync(path.parent)
+
+
 def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     """What is wrong with a checkpoint folder by its manifest, or None.
 

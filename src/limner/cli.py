@@ -20,6 +20,7 @@ from limner.commands import (
     prepare,
     publish,
     report,
+    sweep,
     train,
     train_autoencoder,
 )
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add(commands, every)
     report.add(commands, every)
     evaluate.add(commands, every)
+    sweep.add(commands, every)
     export.add(commands, every)
     publish.add(commands, every)
     generate_classes.add(commands, every)

@@ -30,6 +30,12 @@ def sampling_rank(key: str) -> float:
     return _uniform(key, 1)
 
 
+def in_second_half(key: str) -> bool:
+    """Which half of the held-out rows a row is in: settings are chosen on the first, reported on
+    the second. Independent of the two above, so that new rows move none."""
+    return _uniform(key, 2) >= 0.5
+
+
 def split_rows(
     rows: Sequence[Row], train_split: float, num_samples: int | None = None
 ) -> tuple[list[int], list[int]]:

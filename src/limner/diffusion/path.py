@@ -115,7 +115,10 @@ class FlowPath:
         steps = _whole_steps(first * num_inference_steps)
         fraction = torch.linspace(first, 0, steps + 1, dtype=torch.float64)
         fraction = _stretched(fraction, power)
-        return self.num_train_timesteps * shift * fraction / (1 + (shift - 1) * fraction)
+        times = self.num_train_timesteps * shift * fraction / (1 + (shift - 1) * fraction)
+        # Exactly, for beyond pure noise log_snr is no number, and 0.7 / (1 + (0.7 - 1)) is above 1.
+        times[0] = strength * self.num_train_timesteps
+        return times
 
     def _fraction(self, timesteps: Tensor) -> Tensor:
         return _precise(timesteps) / self.num_train_timesteps

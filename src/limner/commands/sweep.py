@@ -1,0 +1,81 @@
+"""`limner sweep`: how to draw with a trained model, found by measurement."""
+
+from __future__ import annotations
+
+import argparse
+
+from limner.commands.common import Commands, Parent, flag, positive
+from limner.errors import LimnerError
+
+
+def add(commands: Commands, common: Parent) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        parents=[common],
+        help="find the best way to draw with a trained model at each cost, and make it its default",
+        epilog="What was measured is kept in the checkpoint's sweep.json: the same command goes on "
+        "where an earlier one was stopped.",
+    )
+    sweep.add_argument("checkpoint", metavar="CHECKPOINT", help="run or checkpoint folder")
+    sweep.add_argument(
+        "--costs", type=int, nargs="+", default=None, metavar="N",
+        help="network evaluations for a picture, guided steps counted twice "
+        "(default 4 8 16 32 64)",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--pictures", type=int, default=None, metavar="N",
+        help="drawn with each setting in the last round (default 64; a quarter in the first)",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--minutes", type=positive, default=None, help="of searching and comparing (default 30)"
+    )
+    sweep.add_argument(
+        "--store", type=int, metavar="COST",
+        help="make the best setting of this cost the default (without it: the cheapest that is "
+        "within noise of the best)",
+    )  # fmt: skip
+    flag(sweep, "--no_store", action="store_true",
+         help="only report, and leave the checkpoint's settings as they are")  # fmt: skip
+    sweep.add_argument(
+        "--dry-run", dest="no_store", action="store_true", help="the same by another name"
+    )
+    sweep.add_argument(
+        "--guide", metavar="CHECKPOINT",
+        help="an earlier checkpoint, to move away from instead; nothing is stored",
+    )  # fmt: skip
+    sweep.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    sweep.add_argument("--vae", help="where the autoencoder is now, if it was moved")
+    flag(sweep, "--text_encoder", help="where the text encoder is now, if it was moved")
+    sweep.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from limner.sweep.comparison import comparison
+    from limner.sweep.sweep import COSTS, MINUTES, PICTURES, SHEET, sweep
+
+    costs = sorted(set(options.costs or COSTS))
+    if costs[0] < 1:
+        raise LimnerError(f"--costs {costs[0]}: a picture takes one evaluation or more")
+    pictures = PICTURES if options.pictures is None else options.pictures
+    if pictures < 2:
+        raise LimnerError(f"--pictures {pictures}: a distance needs 2 or more, better 64")
+    if options.no_store and options.store is not None:
+        raise LimnerError("--store and --no_store: take one of them")
+    result = sweep(
+        options.checkpoint,
+        costs,
+        pictures,
+        options.minutes or MINUTES,
+        store=not options.no_store,
+        store_cost=options.store,
+        guide=options.guide,
+        device=options.device,
+        vae=options.vae,
+        text_encoder=options.text_encoder,
+        say=lambda line: print(line, flush=True),
+    )
+    print()
+    print(comparison(result))
+    print(result.checkpoint / SHEET)
+    if not result.finished:
+        print("time was up before all was tried; the same command goes on from here")
