@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from made_up import made_up_checkpoint
 from evaluation_of import evaluation_of
+from made_up import made_up_checkpoint
 from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip
 from recording_hub import Recorded, recording_hub
