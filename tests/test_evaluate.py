@@ -157,6 +157,7 @@ def test_one_command_writes_all_that_was_agreed(run: Path, capsys: Any) -> None:
         for name in ("drawn", "trained"):
             assert Image.open(folder / case[name]).size == (16, 16)
         assert case["caption"].startswith("pattern number")
+        assert case["own_ratio"] == pytest.approx(case["distance"] / case["own"])
     assert {line["split"] for line in results["pictures"]} == {"trained", "held out"}
     for line in results["pictures"]:
         assert Image.open(folder / line["file"]).size == (16, 16)

@@ -24,6 +24,7 @@ from limner.config import load_config
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
 from limner.publishing.card import Facts, Sample, changed_settings, model_card, plain
+from limner.publishing.export import without_paths
 from limner.publishing.publish import Said, publish
 
 TOKEN = "hf_" + "averysecrettoken" * 2
@@ -249,13 +250,16 @@ def test_the_recipe_is_what_differs_from_the_defaults() -> None:
             "training": {"num_workers": 7, "output_dir": "/secret"},
             "vae": {"pretrained_model_name": "/home/me/my-vae"},
             "text_encoder": {"pretrained_model_name": "google/t5-v1_1-base"},
+            "evaluation": {"reference": "/home/me/photos", "num_images": 7},
         }
     )
+    assert "/home/me/photos" not in without_paths(changed).to_yaml()
     found = dict(changed_settings(changed))
     assert found["model.num_layers"] == "3"
     assert found["vae.pretrained_model_name"] == "my-vae"
     assert found["text_encoder.pretrained_model_name"] == "google/t5-v1&#95;1-base"
     assert not {"training.num_workers", "training.output_dir"} & found.keys()
+    assert not [key for key in found if key.startswith("evaluation.")]
 
 
 def test_figures_of_another_checkpoint_are_left_out(
