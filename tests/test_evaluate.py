@@ -262,8 +262,8 @@ def test_real_pictures_in_place_of_drawings_score_the_floor(
         assert record["value"] == pytest.approx(record["floor"]["value"], rel=1e-6), record["name"]
         assert "trained pictures in the place of the drawings" in record["floor"]["notes"][0]
     # And what copies trained pictures for new captions is told so.
-    assert results["memorisation"]["ratio"]["value"] == pytest.approx(0, abs=1e-3)
-    assert results["memorisation"]["worst"][0]["distance"] == pytest.approx(0, abs=1e-3)
+    assert results["memorisation"]["ratio"]["value"] == pytest.approx(0, abs=1e-2)
+    assert results["memorisation"]["worst"][0]["distance"] == pytest.approx(0, abs=1e-2)
 
 
 def test_worse_pictures_have_worse_numbers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_every_shown_command_is_understood() -> None:
 def test_both_languages_show_the_same_code(pair: tuple[str, str]) -> None:
     english, chinese = (blocks(name) for name in pair)
     assert english == chinese
-    assert len(english) >= 4
+    assert english
 
 
 @pytest.mark.parametrize("mark", ["run", "test"])
