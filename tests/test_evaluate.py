@@ -157,6 +157,7 @@ def test_one_command_writes_all_that_was_agreed(run: Path, capsys: Any) -> None:
         for name in ("drawn", "trained"):
             assert Image.open(folder / case[name]).size == (16, 16)
         assert case["caption"].startswith("pattern number")
+        assert case["own_ratio"] == pytest.approx(case["distance"] / case["own"])
     assert {line["split"] for line in results["pictures"]} == {"trained", "held out"}
     for line in results["pictures"]:
         assert Image.open(folder / line["file"]).size == (16, 16)
@@ -261,8 +262,8 @@ def test_real_pictures_in_place_of_drawings_score_the_floor(
         assert record["value"] == pytest.approx(record["floor"]["value"], rel=1e-6), record["name"]
         assert "trained pictures in the place of the drawings" in record["floor"]["notes"][0]
     # And what copies trained pictures for new captions is told so.
-    assert results["memorisation"]["ratio"]["value"] == pytest.approx(0, abs=1e-3)
-    assert results["memorisation"]["worst"][0]["distance"] == pytest.approx(0, abs=1e-3)
+    assert results["memorisation"]["ratio"]["value"] == pytest.approx(0, abs=1e-2)
+    assert results["memorisation"]["worst"][0]["distance"] == pytest.approx(0, abs=1e-2)
 
 
 def test_worse_pictures_have_worse_numbers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,8 @@ def write(
                         "distance": case.distance,
                         "usual": case.usual,
                         "ratio": case.ratio,
+                        "own": case.own,
+                        "own_ratio": case.own_ratio,
                     }
                 )
             results["memorisation"] = results["memorisation"] | {"worst": worst}

@@ -34,6 +34,9 @@ class Case:
     distance: float
     usual: float
     ratio: float
+    own: float | None
+    """Distance of the caption's real picture to its nearest trained one, if it has one."""
+    own_ratio: float | None
 
 
 def look_for_copies(
@@ -82,6 +85,8 @@ def look_for_copies(
             case.distance,
             case.usual,
             case.ratio,
+            case.own,
+            case.own_ratio,
         )
         for case in found.worst(WORST)
     ]

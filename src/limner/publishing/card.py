@@ -225,7 +225,11 @@ def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
     for section in Config.model_fields:
         for key, value in getattr(config, section):
             name = f"{section}.{key}"
-            if name in NOT_THE_RECIPE or value == getattr(getattr(default, section), key):
+            if (
+                section == "evaluation"
+                or name in NOT_THE_RECIPE
+                or value == getattr(getattr(default, section), key)
+            ):
                 continue
             yield name, _part(value) if key == "pretrained_model_name" else short(value)
 

@@ -113,6 +113,9 @@ def without_paths(config: Config) -> Config:
             "data": changed(config.data, dataset_path=plain.data.dataset_path),
             "training": changed(config.training, output_dir=plain.training.output_dir),
             "cache": changed(config.cache, folder=plain.cache.folder),
+            "evaluation": changed(
+                config.evaluation, reference=None, inception=None, dinov2=None, clip=None
+            ),
         }
     )
 
