@@ -51,6 +51,7 @@ def fit(image: Image.Image, height: int, width: int, crop: Crop = "center") -> I
     if crop == "pad":
         return _pad(image, height, width)
     # The largest part with the sides' ratio; one of its sides is the picture's own, exactly.
+    part: tuple[float, float]
     if image.width * height <= image.height * width:
         part = (image.width, image.width * height / width)
     else:
