@@ -8,9 +8,9 @@ from torch import Tensor
 from limner.config import load_config
 from limner.data.sources import open_data
 from limner.errors import LimnerError
-from limner.evaluation import efficientnet
-from limner.evaluation.kernel_distance import kernel_distance
-from limner.evaluation.memorisation import nearest_ratio
+from limner.evaluation.distances.kernel_distance import kernel_distance
+from limner.evaluation.distances.memorisation import nearest_ratio
+from limner.evaluation.features import efficientnet
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -17,11 +17,12 @@ from pretrained import tiny_clip, tiny_dinov2
 from torch import Tensor, nn
 
 from limner.cli import main
-from limner.evaluation import efficientnet, heldout_loss, metrics
+from limner.evaluation import heldout_loss, metrics
 from limner.evaluation.compare import compare, numbers
+from limner.evaluation.distances.measured import interval_of_difference, share
 from limner.evaluation.evaluate import evaluate
-from limner.evaluation.measured import interval_of_difference, share
-from limner.evaluation.networks import FeatureNetwork, Inception
+from limner.evaluation.features import efficientnet
+from limner.evaluation.features.networks import FeatureNetwork, Inception
 from limner.inference.generator import ImageGenerator
 from limner.training.runlog import read_log
 

@@ -11,8 +11,8 @@ from made_up_evaluation import BIDI, HOSTILE, LONG, made_up_evaluation
 from page_reader import read
 
 from limner.errors import LimnerError
-from limner.evaluation.evaluation_page import write_page
-from limner.evaluation.gauges import distance_gauge, figure, share_gauge
+from limner.pages.evaluation_page import write_page
+from limner.pages.gauges import distance_gauge, figure, share_gauge
 
 KEYS = (
     *("format", "created", "command", "checkpoint", "dataset", "protocol", "versions", "device"),

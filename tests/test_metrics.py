@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from limner.config import load_config
 from limner.data.sources import open_data
 from limner.errors import LimnerError
-from limner.evaluation import kernel_distance as kernels
-from limner.evaluation import precision_recall as prc
-from limner.evaluation.floor import floor
-from limner.evaluation.frechet import Gaussian, frechet_distance
-from limner.evaluation.frechet import frechet_distance_of as frechet
-from limner.evaluation.kernel_distance import (
+from limner.evaluation.distances import kernel_distance as kernels
+from limner.evaluation.distances import precision_recall as prc
+from limner.evaluation.distances.floor import floor
+from limner.evaluation.distances.frechet import Gaussian, frechet_distance
+from limner.evaluation.distances.frechet import frechet_distance_of as frechet
+from limner.evaluation.distances.kernel_distance import (
     cmmd,
     kernel_distance,
     kernel_distance_over_subsets,
     measure_kernel_distance,
 )
-from limner.evaluation.measured import bootstrapped_mean, share
-from limner.evaluation.networks import EfficientNet
-from limner.evaluation.precision_recall import precision_recall
-from limner.evaluation.scores import clip_score, inception_score
+from limner.evaluation.distances.measured import bootstrapped_mean, share
+from limner.evaluation.distances.precision_recall import precision_recall
+from limner.evaluation.distances.scores import clip_score, inception_score
+from limner.evaluation.features.networks import EfficientNet
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

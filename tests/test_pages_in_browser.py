@@ -12,8 +12,8 @@ from browser import Page, browser_or_skip, find_browser, open_browser
 from made_up_evaluation import made_up_evaluation
 from made_up_run import made_up_run
 
-from limner.evaluation.evaluation_page import write_page
-from limner.evaluation.report import write_report
+from limner.pages.evaluation_page import write_page
+from limner.pages.report import write_report
 
 CONTRAST = 4.5
 """Least contrast of text that is neither large nor bold (WCAG 2.2, success criterion 1.4.3)."""

@@ -18,12 +18,12 @@ from limner.config import load_config
 from limner.data.rows import Refused
 from limner.data.sources import Data, open_data
 from limner.errors import LimnerError
-from limner.evaluation import inception
-from limner.evaluation import statistics as statistics_module
-from limner.evaluation.archives import Archive
-from limner.evaluation.networks import FeatureNetwork, Inception
-from limner.evaluation.sources import DataPictures
-from limner.evaluation.statistics import Statistics, archive_statistics, statistics_of
+from limner.evaluation.features import inception
+from limner.evaluation.features import statistics as statistics_module
+from limner.evaluation.features.archives import Archive
+from limner.evaluation.features.networks import FeatureNetwork, Inception
+from limner.evaluation.features.sources import DataPictures
+from limner.evaluation.features.statistics import Statistics, archive_statistics, statistics_of
 from limner.fingerprints import digest
 
 WIDTH = 6

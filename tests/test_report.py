@@ -16,10 +16,10 @@ from page_reader import read
 from PIL import Image
 
 from limner.errors import LimnerError
-from limner.evaluation.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
-from limner.evaluation.measured import wilson
-from limner.evaluation.page_parts import evenly, picture
-from limner.evaluation.report import write_report
+from limner.evaluation.distances.measured import wilson
+from limner.pages.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
+from limner.pages.page_parts import evenly, picture
+from limner.pages.report import write_report
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from limner.data.sources import Data, open_data
 from limner.data.split import in_second_half
 from limner.diffusion.path import DiffusionPath, FlowPath
 from limner.errors import LimnerError
-from limner.evaluation.kernel_distance import kernel_distance
-from limner.evaluation.networks import EfficientNet
+from limner.evaluation.distances.kernel_distance import kernel_distance
+from limner.evaluation.features.networks import EfficientNet
 from limner.inference.generator import ImageGenerator
 from limner.inference.settings import function_evaluations
 from limner.sweep import search as searching

@@ -15,8 +15,9 @@ from limner.data.order import seeded_generator
 from limner.data.pictures import to_pil
 from limner.diffusion.objective import Objective
 from limner.diffusion.path import FlowPath
-from limner.evaluation import efficientnet, recall
-from limner.evaluation.kernel_distance import kernel_distance
+from limner.evaluation import recall
+from limner.evaluation.distances.kernel_distance import kernel_distance
+from limner.evaluation.features import efficientnet
 from limner.inference.sampling import draw
 from limner.models.text_to_image import TextToImage
 from limner.training.heldout import LEVELS, FixedGrid, mean, spread

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.data.sources import open_data
     from limner.evaluation.exam import examine, sentences
-    from limner.evaluation.run_folder import read_run
+    from limner.pages.run_folder import read_run
 
     config = load_config(options.run_folder / "config.yaml")
     earlier = read_run(options.run_folder)

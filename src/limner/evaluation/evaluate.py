@@ -24,17 +24,17 @@ from limner.device import choose_device, describe
 from limner.errors import LimnerError
 from limner.evaluation import evaluation_folder, heldout_loss, recall
 from limner.evaluation.answers import check_drawings, rank_drawings, why_no_recall
+from limner.evaluation.distances.measured import share
 from limner.evaluation.drawings import Drawing, as_tensor, draw, show_truth
 from limner.evaluation.exam import versions
-from limner.evaluation.measured import share
+from limner.evaluation.features.sources import DataPictures
+from limner.evaluation.features.statistics import Statistics, statistics_of
 from limner.evaluation.metrics import Eye, measure, open_networks
 from limner.evaluation.nearest_pictures import Case, look_for_copies
 from limner.evaluation.plan import Plan, plan_of
 from limner.evaluation.protocol import protocol
 from limner.evaluation.reference import Reference, open_reference
 from limner.evaluation.settings import evaluation_config
-from limner.evaluation.sources import DataPictures
-from limner.evaluation.statistics import Statistics, statistics_of
 from limner.evaluation.waiting import Say, telling
 from limner.inference.generator import ImageGenerator
 from limner.training.heldout import spread
@@ -163,7 +163,7 @@ def evaluate(
     }
     evaluation_folder.write(folder, results, chosen, cases, data.trained)
 
-    from limner.evaluation.evaluation_page import write_page
+    from limner.pages.evaluation_page import write_page
 
     return Evaluation(folder, write_page(folder), evaluation_folder.read(folder))
 

@@ -23,9 +23,9 @@ from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
 from limner.evaluation.answers import SPLITS, check_drawings, rank_drawings
 from limner.evaluation.drawings import Drawing, draw, of_captions, show_truth
-from limner.evaluation.report import write_report
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
+from limner.pages.report import write_report
 from limner.training.heldout import spread
 from limner.training.runlog import read_log
 

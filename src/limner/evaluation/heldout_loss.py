@@ -16,8 +16,8 @@ from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError
 from limner.data.sources import Data
 from limner.device import in_parts_that_fit, name_of
-from limner.evaluation.measured import bootstrapped_mean, interval_of_difference
-from limner.evaluation.sources import DataPictures
+from limner.evaluation.distances.measured import bootstrapped_mean, interval_of_difference
+from limner.evaluation.features.sources import DataPictures
 from limner.inference.generator import ImageGenerator
 from limner.training.heldout import LEVELS, FixedGrid, losses_by_level, spread
 

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from limner.config import EvaluationConfig
 from limner.errors import LimnerError
-from limner.evaluation.floor import Floor, floor
-from limner.evaluation.frechet import Gaussian, frechet_distance, frechet_distance_of
-from limner.evaluation.kernel_distance import (
+from limner.evaluation.distances.floor import Floor, floor
+from limner.evaluation.distances.frechet import Gaussian, frechet_distance, frechet_distance_of
+from limner.evaluation.distances.kernel_distance import (
     cmmd,
     kernel_distance_over_subsets,
     measure_kernel_distance,
 )
-from limner.evaluation.measured import Measured
-from limner.evaluation.networks import EfficientNet, FeatureNetwork, Inception, Metric
-from limner.evaluation.precision_recall import PrecisionRecall, precision_recall
-from limner.evaluation.scores import clip_score, inception_score
-from limner.evaluation.statistics import Statistics
-from limner.evaluation.transformer_networks import CLIP, DINOv2
+from limner.evaluation.distances.measured import Measured
+from limner.evaluation.distances.precision_recall import PrecisionRecall, precision_recall
+from limner.evaluation.distances.scores import clip_score, inception_score
+from limner.evaluation.features.networks import EfficientNet, FeatureNetwork, Inception, Metric
+from limner.evaluation.features.statistics import Statistics
+from limner.evaluation.features.transformer_networks import CLIP, DINOv2
 
 ALL_PAIRS = 25_000
 """Pictures of both sets up to which a kernel distance is that of all pairs: a minute or so. Of more

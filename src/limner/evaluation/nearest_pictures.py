@@ -12,8 +12,8 @@ from torch import Tensor
 from limner.data.examples import Pictures
 from limner.data.rows import PictureError
 from limner.data.sources import Data
+from limner.evaluation.distances.memorisation import nearest_trained, verdict
 from limner.evaluation.drawings import Drawing, as_tensor
-from limner.evaluation.memorisation import nearest_trained, verdict
 from limner.training.heldout import spread
 
 MOST_TRAINED, MOST_HELD_OUT = 20_000, 1_000

@@ -11,10 +11,10 @@ from limner.data.sources import Data
 from limner.device import name_of
 from limner.evaluation import heldout_loss
 from limner.evaluation.exam import versions
+from limner.evaluation.features.sources import DataPictures
 from limner.evaluation.metrics import Eye
 from limner.evaluation.plan import Plan
 from limner.evaluation.reference import Reference
-from limner.evaluation.sources import DataPictures
 from limner.fingerprints import digest
 from limner.inference.generator import ImageGenerator
 

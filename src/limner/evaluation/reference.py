@@ -8,10 +8,15 @@ from pathlib import Path
 from limner.config import Config
 from limner.data.sources import Data
 from limner.errors import LimnerError
-from limner.evaluation.archives import Archive
-from limner.evaluation.networks import FeatureNetwork
-from limner.evaluation.sources import DataPictures, PictureFolder, Source
-from limner.evaluation.statistics import Progress, Statistics, archive_statistics, statistics_of
+from limner.evaluation.features.archives import Archive
+from limner.evaluation.features.networks import FeatureNetwork
+from limner.evaluation.features.sources import DataPictures, PictureFolder, Source
+from limner.evaluation.features.statistics import (
+    Progress,
+    Statistics,
+    archive_statistics,
+    statistics_of,
+)
 from limner.training.heldout import spread
 
 KEY = "evaluation.reference"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.checkpoint import Checkpoint, newest_good
-from limner.evaluation.run_folder import Run, read_json, read_run
+from limner.pages.run_folder import Run, read_json, read_run
 from limner.publishing.card import BUILT_IN, Sample
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, sha256_of

@@ -13,8 +13,8 @@ from limner.config import SamplingConfig
 from limner.data.shapes_checker import check
 from limner.device import in_parts_that_fit
 from limner.evaluation import recall
-from limner.evaluation.kernel_distance import cubic
-from limner.evaluation.networks import FeatureNetwork
+from limner.evaluation.distances.kernel_distance import cubic
+from limner.evaluation.features.networks import FeatureNetwork
 from limner.inference.generator import ImageGenerator
 from limner.inference.settings import function_evaluations
 from limner.sweep.captions import Part

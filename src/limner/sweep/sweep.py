@@ -15,7 +15,7 @@ from limner.config import SamplingConfig
 from limner.data.sources import Data, open_data
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.errors import LimnerError
-from limner.evaluation.networks import EfficientNet, FeatureNetwork
+from limner.evaluation.features.networks import EfficientNet, FeatureNetwork
 from limner.fingerprints import digest
 from limner.inference.generator import ImageGenerator
 from limner.sweep import shown

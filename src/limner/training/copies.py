@@ -9,7 +9,7 @@ from limner.config import SamplingConfig
 from limner.data.examples import Source
 from limner.data.rows import PictureError
 from limner.diffusion.objective import Objective
-from limner.evaluation.memorisation import nearest_ratio
+from limner.evaluation.distances.memorisation import nearest_ratio
 from limner.inference.sampling import draw
 from limner.models.text_to_image import TextToImage
 from limner.training.heldout import spread

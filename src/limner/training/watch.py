@@ -18,7 +18,7 @@ from limner.data.checked import check_share_refused
 from limner.data.examples import warn_of_long_captions
 from limner.data.rows import PictureSet, Refused
 from limner.diffusion.objective import Objective
-from limner.evaluation.memorisation import COPIES
+from limner.evaluation.distances.memorisation import COPIES
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.evaluation.measured import Measured, bootstrapped_mean
+from limner.evaluation.distances.measured import Measured, bootstrapped_mean
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> Measured:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
-from limner.evaluation.curves import Points
-from limner.evaluation.page_parts import (
+from limner.pages.curves import Points
+from limner.pages.page_parts import (
     chart,
     command_block,
     drawn_pictures,
@@ -30,7 +30,7 @@ from limner.evaluation.page_parts import (
     section,
     table,
 )
-from limner.evaluation.run_folder import Run, read_run
+from limner.pages.run_folder import Run, read_run
 from limner.training.progress import format_duration
 
 MAX_PREVIEWS = 8

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from limner.errors import LimnerError
-from limner.evaluation.curves import Points
-from limner.evaluation.gauges import (
+from limner.pages.curves import Points
+from limner.pages.gauges import (
     between,
     distance_gauge,
     figure,
     is_number,
     share_gauge,
 )
-from limner.evaluation.page_parts import (
+from limner.pages.page_parts import (
     SAMPLE_SIDE,
     chart,
     command_block,
@@ -33,8 +33,8 @@ from limner.evaluation.page_parts import (
     section,
     table,
 )
-from limner.evaluation.run_folder import read_json
-from limner.evaluation.told import (
+from limner.pages.run_folder import read_json
+from limner.pages.told import (
     SPLITS,
     interval,
     number,

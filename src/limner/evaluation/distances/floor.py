@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.evaluation.measured import Measured
+from limner.evaluation.distances.measured import Measured
 
 Distance = Callable[[Tensor, Tensor], Measured | float]
 

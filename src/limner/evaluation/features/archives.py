@@ -22,7 +22,7 @@ from torch import Tensor
 
 from limner.data.rows import Refused
 from limner.errors import LimnerError
-from limner.evaluation.frechet import Gaussian
+from limner.evaluation.distances.frechet import Gaussian
 from limner.fingerprints import Fingerprints, digest
 
 PICTURES, MEAN, COVARIANCE = "arr_0", "mu", "sigma"

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from limner.evaluation.curves import NARROW, Points, format_tick, line_chart
-from limner.evaluation.measured import wilson
+from limner.evaluation.distances.measured import wilson
+from limner.pages.curves import NARROW, Points, format_tick, line_chart
 
 MAX_AS_IS = 64_000  # bytes; larger pictures are shrunk, so that the page can be sent by mail
 SAMPLE_SIDE = 256  # pixels, longest side after shrinking
@@ -26,7 +26,7 @@ SPLITS = {  # `split` in samples.json, results.json and evaluation.json -> headi
 
 
 def page(title: str, body: str) -> str:
-    style = files("limner.evaluation").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("limner.pages").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

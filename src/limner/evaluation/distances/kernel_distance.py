@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.evaluation.measured import Measured, normal_interval
+from limner.evaluation.distances.measured import Measured, normal_interval
 
 BLOCK_BYTES = 2**25
 """Of kernel values that are in memory at a time."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.evaluation.measured import Measured, share
+from limner.evaluation.distances.measured import Measured, share
 
 BLOCK_BYTES = 2**25
 """Of distances that are in memory at a time."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from limner.device import in_parts_that_fit
 from limner.errors import LimnerError
-from limner.evaluation.networks import FeatureNetwork, Metric, file_sha256, full_float32
+from limner.evaluation.features.networks import FeatureNetwork, Metric, file_sha256, full_float32
 from limner.models.hub import (
     WEIGHTS,
     find_folder,

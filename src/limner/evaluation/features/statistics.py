@@ -26,10 +26,10 @@ from torch import Tensor
 from limner import __version__
 from limner.data.rows import Refused
 from limner.errors import LimnerError
-from limner.evaluation.archives import Archive
-from limner.evaluation.frechet import Gaussian
-from limner.evaluation.networks import FeatureNetwork, Inception, Metric
-from limner.evaluation.sources import Source
+from limner.evaluation.distances.frechet import Gaussian
+from limner.evaluation.features.archives import Archive
+from limner.evaluation.features.networks import FeatureNetwork, Inception, Metric
+from limner.evaluation.features.sources import Source
 from limner.fingerprints import digest
 
 FORMAT = 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from limner.device import in_parts_that_fit
 from limner.errors import LimnerError
-from limner.evaluation import efficientnet, inception
+from limner.evaluation.features import efficientnet, inception
 from limner.models.hub import find_file
 
 Metric = Literal[

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.evaluation.measured import Measured
+from limner.evaluation.distances.measured import Measured
 
 BLOCK = 4096
 NO_INTERVAL = (

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limner.evaluation.gauges import Interval, is_number
-from limner.evaluation.measured import wilson
+from limner.evaluation.distances.measured import wilson
+from limner.pages.gauges import Interval, is_number
 
 SPLITS = ("held out", "trained")
 """In the order of what they say about the model."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.evaluation.measured import Measured, share
-from limner.evaluation.nearest import ROUNDING, SPACE, nearest, nearest_contents, seen
+from limner.evaluation.distances.measured import Measured, share
+from limner.evaluation.distances.nearest import ROUNDING, SPACE, nearest, nearest_contents, seen
 
 COPIES = 0.5
 """Below this ratio most drawings are nearer to a trained picture than new pictures ever are."""
