@@ -17,6 +17,7 @@ from pretrained import tiny_clip, tiny_dinov2
 from torch import Tensor, nn
 
 from limner.cli import main
+from limner.config import SamplingConfig
 from limner.evaluation import heldout_loss, metrics
 from limner.evaluation.compare import compare, numbers
 from limner.evaluation.distances.measured import interval_of_difference, share
@@ -24,6 +25,7 @@ from limner.evaluation.evaluate import evaluate
 from limner.evaluation.features import efficientnet
 from limner.evaluation.features.networks import FeatureNetwork, Inception
 from limner.inference.generator import ImageGenerator
+from limner.sweep.record import FILE, Record
 from limner.training.runlog import read_log
 
 COUNT = 30
@@ -409,6 +411,19 @@ def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(
     assert sum(floor["counts"]) == 9
     assert "two parts of the reference" in floor["notes"][0]
     assert "for want of" in floor["notes"][1]
+
+
+def test_settings_that_a_sweep_has_chosen_are_said_to_be(run: Path) -> None:
+    record = Record(run / "checkpoint-3" / FILE)
+    record.values["stored"] = {
+        "sampling": SamplingConfig().model_dump(mode="json"),
+        "about": "on half of the held-out captions",
+    }
+    record.write()
+    chosen = (
+        "how this checkpoint draws was chosen by limner sweep: on half of the held-out captions"
+    )
+    assert chosen in results_of(run)["events"]
 
 
 def test_captions_of_several_pictures_have_no_recall(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from limner.evaluation.reference import Reference, open_reference
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.waiting import Say, telling
 from limner.inference.generator import ImageGenerator
+from limner.sweep.record import said_of
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
 
@@ -86,6 +87,8 @@ def evaluate(
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
         cache.mkdir(parents=True, exist_ok=True)
+    if isinstance(opened, Checkpoint) and (chosen := said_of(opened.folder)) is not None:
+        events.append(chosen)
     plan = plan_of(config, data, events)
     reference = open_reference(config, data, plan.split)
 
