@@ -123,7 +123,8 @@ def test_the_training_times_move_as_the_learning_rate_falls(
 
     monkeypatch.setattr(FlowPath, "training_timesteps", recorded)
     train(tiny_config(f"lr_scheduler.type={kind}", "lr_scheduler.warmup_steps=2"))
-    assert seen == pytest.approx(moved)
+    assert seen[::2] == pytest.approx(moved)  # asked by the loss, and again by its weights
+    assert seen[1::2] == seen[::2]
 
 
 @pytest.mark.parametrize(("optimizer", "share"), [("muon", 0.25), ("adamw", 1)])

@@ -78,7 +78,11 @@ class CaptionTokenizer:
     def load(cls, path: Path, max_length: int) -> CaptionTokenizer:
         if not path.is_file():
             raise LimnerError(f"{path} is missing: the checkpoint is not complete")
-        return cls.from_text(path.read_text(encoding="utf-8"), max_length, path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise LimnerError(f"{path} is not a tokenizer: {error}") from None
+        return cls.from_text(text, max_length, path)
 
     @classmethod
     def from_text(cls, text: str, max_length: int, path: Path) -> CaptionTokenizer:
