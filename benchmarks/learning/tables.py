@@ -46,7 +46,9 @@ def write(lines: Iterable[Line], folder: Path, documents: Iterable[Path] = ()) -
     for line in lines:
         groups[line["recipe"], line["minutes"], line["weights"]].append(line)
     tables = {
-        title: HEAD + found for title, recipes in TABLES.items() if (found := rows(groups, recipes))
+        title: HEAD + rows(groups, recipes)
+        for title, recipes in TABLES.items()
+        if any(name not in ABLATIONS[""] for name, _, _ in groups if name in recipes)
     }
     text = "\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
     (folder / "learning.md").write_text(text, encoding="utf-8")

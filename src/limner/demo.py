@@ -69,7 +69,14 @@ def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config
                 "preview_steps": 250,
                 "preview_prompts": PREVIEW_PROMPTS,
             },
-            "sampling": {"num_inference_steps": 12, "guidance_scale": 2.0},
+            # What `limner sweep` found for this model at 16 evaluations (docs/sampling.md).
+            "sampling": {
+                "scheduler_type": "ddim",
+                "num_inference_steps": 10,
+                "guidance_scale": 2.5,
+                "guidance_interval": (0.5, 1.0),
+                "timestep_power": 1.2,
+            },
         }
     )
 
