@@ -3,7 +3,8 @@
     python benchmarks/sampling_speed.py               # the processor: 384 x 8, 256 tokens
     python benchmarks/sampling_speed.py --device cuda
 
-Two baselines, all in pixels (no autoencoder on any side), eager, at equal steps:
+Two baselines, all in pixels (no autoencoder on any side), eager, at equal steps ("compiled" is ours
+with `--compile`):
 
 "diffusers": diffusers' own code, DiTPipeline with DiTTransformer2DModel and
 DPMSolverMultistepScheduler. Ours is ImageGenerator with `model.architecture: dit` and dpmsolver++:
@@ -52,6 +53,8 @@ VARIANTS = (
     "exported modern float32",
     "Limner dit float32",
     "Limner dit bfloat16",
+    "Limner dit float32 compiled",
+    "Limner dit bfloat16 compiled",
     "Limner modern float32",
     "Limner modern bfloat16",
 )
@@ -91,10 +94,12 @@ def painted(folder: Path, architecture: str, device: str, steps: int) -> Path:
 def limner(variant: str, device: str, steps: int) -> Drawing:
     from limner.inference.generator import ImageGenerator
 
-    _, architecture, dtype = variant.split()
+    _, architecture, dtype, *compiled = variant.split()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = painted(Path(folder), architecture, device, steps)
         generator = ImageGenerator(checkpoint, device=device, dtype=dtype)
+    if compiled:
+        generator.compile()
     return lambda count, scale: generator.generate_batch(
         PROMPTS[:count], guidance_scale=scale, seeds=range(count)
     )
@@ -211,10 +216,11 @@ def with_ratios(best: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     lines = []
     for case in CASES:
         for variant, found in best.items():
+            plain = variant.removesuffix(" compiled")
             theirs = {
                 "ratio": best.get("diffusers float32"),
-                "same_dtype": best.get(f"diffusers {variant.split()[-1]}"),
-                "same_weights": best.get(variant.replace("Limner", "exported")),
+                "same_dtype": best.get(f"diffusers {plain.split()[-1]}"),
+                "same_weights": best.get(plain.replace("Limner", "exported")),
             }
             ratios = {
                 name: round(found[case] / other[case], 2) for name, other in theirs.items() if other
