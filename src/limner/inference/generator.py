@@ -164,7 +164,7 @@ class ImageGenerator:
         if len(each) != len(prompts):
             raise LimnerError(f"{len(prompts)} prompts need as many seeds, or one; got {len(each)}")
         start = self._start(init_image, strength, height, width)
-        at_once = self._at_once(batch_size, height, width)
+        at_once = max(1, min(self._at_once(batch_size, height, width), len(prompts)))
         pictures: list[Image.Image] = []
         wanted = len(prompts)
         if self.compiled and (missing := -wanted % at_once):
@@ -193,7 +193,7 @@ class ImageGenerator:
     def compile(self) -> None:
         """Compile the network's blocks: worth its seconds where many pictures are drawn.
 
-        Compiled code is for one size, so batches are filled up from now on. Other kernels round
+        Compiled code is for one size, so a last batch that is smaller is filled up. Other kernels round
         differently: in float32 the pictures are the same to 1/255, in bfloat16 nearly.
 
         Raises:
