@@ -87,8 +87,8 @@ def evaluate(
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
         cache.mkdir(parents=True, exist_ok=True)
-    if isinstance(opened, Checkpoint) and (chosen := said_of(opened.folder)) is not None:
-        events.append(chosen)
+    if isinstance(opened, Checkpoint) and (swept := said_of(opened.folder)) is not None:
+        events.append(swept)
     plan = plan_of(config, data, events)
     reference = open_reference(config, data, plan.split)
 

@@ -193,8 +193,8 @@ class ImageGenerator:
     def compile(self) -> None:
         """Compile the network's blocks: worth its seconds where many pictures are drawn.
 
-        Compiled code is for one size, so a last batch that is smaller is filled up. Other kernels round
-        differently: in float32 the pictures are the same to 1/255, in bfloat16 nearly.
+        Compiled code is for one size, so a last batch that is smaller is filled up. Other kernels
+        round differently: in float32 the pictures are the same to 1/255, in bfloat16 nearly.
 
         Raises:
             LimnerError: torch.compile does not work here, and why.
