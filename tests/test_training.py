@@ -129,9 +129,7 @@ def test_two_processes_make_the_updates_of_one(
     (tmp_path / "program.py").write_text(TWO_PROCESSES, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     program = [str(tmp_path / "program.py"), str(tmp_path / "config.yaml")]
-    for _ in range(
-        2
-    ):  # the launcher's port may be taken by somebody between its choice and its use
+    for _ in range(2):  # the launcher's port may be taken between its choice and its use
         shutil.rmtree(two, ignore_errors=True)
         ended = subprocess.run([*launch, *program], timeout=140, capture_output=True, text=True)
         if ended.returncode == 0:
