@@ -37,6 +37,7 @@ from limner.config import SamplingConfig
 from limner.data.sources import open_data
 from limner.device import describe
 from limner.errors import LimnerError
+from limner.inference.settings import in_words
 from limner.sweep import shown
 from limner.sweep.captions import REPORTED_SEEDS, parts_of
 from limner.sweep.measurement import Measurement
@@ -173,7 +174,7 @@ def table(
         righter = sum(a >= (b.right or 0.0) for a, b in zip(right, ddim, strict=True))
         better = "" if name == "DDIM" else f"{closer} and {righter} of {len(ddim)}"
         lines.append(
-            f"| {name}: {shown.describe(named[name])} | {measured[0].cost} | "
+            f"| {name}: {in_words(named[name])} | {measured[0].cost} | "
             f"{spread(distances, '.4f')} | {spread(right, '.1%')} | {better} |"
         )
     return (

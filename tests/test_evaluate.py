@@ -1,64 +1,37 @@
-"""`limner evaluate`: numbers that are what they claim, say how they were made, and are compared
-only with their like."""
+"""`limner evaluate`: numbers that are what they claim, and say how they were made."""
 
 import itertools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from made_up import made_up_checkpoint
+from evaluated import (
+    COUNT,
+    Means,
+    Standard,
+    draws,
+    made_up_run,
+    metric,
+    pictures_in,
+    refused,
+    results_of,
+    truths,
+)
 from PIL import Image
 from pretrained import tiny_clip, tiny_dinov2
-from torch import Tensor, nn
 
 from limner.cli import main
 from limner.config import SamplingConfig
 from limner.evaluation import heldout_loss, metrics
-from limner.evaluation.compare import compare, numbers
-from limner.evaluation.distances.measured import interval_of_difference, share
 from limner.evaluation.evaluate import evaluate
 from limner.evaluation.features import efficientnet
-from limner.evaluation.features.networks import FeatureNetwork, Inception
 from limner.inference.generator import ImageGenerator
 from limner.sweep.record import FILE, Record
 from limner.training.runlog import read_log
-
-COUNT = 30
-OF_A_FOLDER = ("data.dataset_name=null", "data.num_samples=null", "data.train_split=0.5")
-
-
-class Means(FeatureNetwork):
-    """Means and deviations of the colours in place of a network that takes time."""
-
-    def __init__(self, device: object = None, sha256: str = "ab" * 32) -> None:
-        cpu = torch.device("cpu")
-        super().__init__(nn.Identity(), "means", sha256, True, "as it is", 6, cpu)
-
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        return pictures.float() / 255
-
-    def _compute(self, prepared: Tensor) -> Tensor:
-        return torch.cat([prepared.mean(dim=(1, 2)), prepared.std(dim=(1, 2))], dim=1)
-
-
-class Standard(Inception):
-    """Stands for Inception-v3 with the standard weights, which tests cannot afford."""
-
-    def __init__(self, weights: str, key: str, device: object) -> None:
-        assert (weights, key) == ("named", "evaluation.inception")
-        FeatureNetwork.__init__(
-            self, nn.Identity(), "Inception-v3", "ef" * 32, True, "", 6, torch.device("cpu")
-        )
-        means = Means()
-        self._prepare, self._compute = means._prepare, means._compute  # type: ignore[method-assign]
-
-    def logits(self, features: Tensor) -> Tensor:
-        return 5 * features
 
 
 @pytest.fixture(autouse=True)
@@ -66,56 +39,10 @@ def _quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "EfficientNet", Means)
 
 
-def pictures_in(folder: Path, count: int = COUNT) -> Path:
-    """A folder of pictures that differ in colour and pattern, each with a caption of its own."""
-    (folder / "images").mkdir(parents=True)
-    random, rows = np.random.default_rng(0), []
-    for i in range(count):
-        coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((16, 16), Image.Resampling.NEAREST).save(
-            folder / "images" / f"{i}.png"
-        )
-        rows.append({"image": f"images/{i}.png", "text": f"pattern number {i}"})
-    (folder / "metadata.json").write_text(json.dumps(rows), "utf-8")
-    return folder
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder with a checkpoint that knows of a folder of pictures, half of them held out."""
     return made_up_run(tmp_path, pictures_in(tmp_path / "data"))
-
-
-def made_up_run(tmp_path: Path, data: Path, *overrides: str) -> Path:
-    folder = [f"data.dataset_path='{data}'", *OF_A_FOLDER]
-    made_up_checkpoint(tmp_path / "run" / "checkpoint-3", *folder, *overrides)
-    return tmp_path / "run"
-
-
-def results_of(run: Path, *overrides: str, **others: Any) -> dict[str, Any]:
-    words = ["evaluation.num_images=20", "evaluation.other_images=10", *overrides]
-    return evaluate(run, words, device="cpu", say=lambda line: None, **others).results
-
-
-def metric(results: dict[str, Any], name: str) -> dict[str, Any]:
-    (found,) = [record for record in results["metrics"] if record["metric"] == name]
-    return found
-
-
-def truths(run: Path) -> dict[str, np.ndarray]:
-    """Each caption's own picture."""
-    data = run.parent / "data"
-    rows = json.loads((data / "metadata.json").read_text("utf-8"))
-    return {row["text"]: np.array(Image.open(data / row["image"])) for row in rows}
-
-
-def draws(monkeypatch: pytest.MonkeyPatch, picture_of: Callable[[str, int], np.ndarray]) -> None:
-    def generate_batch(
-        self: Any, prompts: list[str], seeds: list[int], **_: Any
-    ) -> list[Image.Image]:
-        return [Image.fromarray(picture_of(p, s)) for p, s in zip(prompts, seeds, strict=True)]
-
-    monkeypatch.setattr(ImageGenerator, "generate_batch", generate_batch)
 
 
 # What is written
@@ -506,11 +433,6 @@ def test_memory_that_runs_out_means_smaller_parts_and_the_same_pictures(
         assert a == pytest.approx(b, rel=0.02)  # at most 1/255 apart in a picture
 
 
-def refused(words: list[str], capsys: Any) -> str:
-    assert main(words) == 2
-    return capsys.readouterr().err
-
-
 def test_what_cannot_be_is_said_before_anything_is_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -572,118 +494,3 @@ def test_each_checkpoint_that_is_named_has_a_folder_of_its_own(run: Path, tmp_pa
     )
     assert a["checkpoint"]["weights_sha256"] == b["checkpoint"]["weights_sha256"]
     assert a["metrics"] == b["metrics"]
-
-
-# Comparing
-
-
-def changed(results: dict[str, Any], **protocol: Any) -> dict[str, Any]:
-    new = {key.replace("__", "."): value for key, value in protocol.items()}
-    return results | {"protocol": results["protocol"] | new}
-
-
-def test_what_was_made_in_the_same_way_is_compared(run: Path, capsys: Any) -> None:
-    results_of(run)
-    made_up_checkpoint(  # another model: wider, and as if trained for longer
-        run / "checkpoint-9",
-        f"data.dataset_path='{run.parent / 'data'}'",
-        *(*OF_A_FOLDER, "model.hidden_size=128"),
-    )
-    results_of(run / "checkpoint-9")
-    other = run / "evaluation-checkpoint-9"
-    assert main(["evaluate", "--compare", str(run), str(other)]) == 0
-    said = capsys.readouterr().out
-    lines = {line.split("  ")[0]: line for line in said.splitlines()}
-    names = ("held-out loss", "recall at 1, held-out captions", "Frechet distance (means)")
-    assert set(names) <= set(lines)
-    files = [folder / "evaluation.json" for folder in (run / "evaluation", other)]
-    a, b = (json.loads(file.read_text("utf-8")) for file in files)
-    value = f"{metric(a, 'kernel distance')['value']:.4g} ("
-    assert value in lines["kernel distance (means)"]
-    assert f"{b['held_out_loss']['mean']['value']:.4g} (" in lines["held-out loss"]
-    assert "chance not known" in lines["Frechet distance (means)"]
-
-
-def test_what_was_made_differently_is_refused_with_both_values(run: Path, capsys: Any) -> None:
-    results_of(run)
-    results_of(run, "sampling.num_inference_steps=3", output=run / "more")
-    said = refused(["evaluate", "--compare", str(run), str(run / "more")], capsys)
-    assert "sampling.num_inference_steps: 2, 3" in said
-    for name in ("kernel distance", "recall at 1", "distance to the nearest trained picture"):
-        assert name in said
-    assert "held-out loss" not in said  # it knows nothing of the sampler
-    allowed = ["--varying", "sampling.num_inference_steps"]
-    assert main(["evaluate", "--compare", str(run), str(run / "more"), *allowed]) == 0
-    assert "sampling.num_inference_steps differs: 2 and 3" in capsys.readouterr().out
-
-
-def test_each_number_depends_on_what_made_it_and_on_nothing_else(run: Path) -> None:
-    a = results_of(run)
-    every = {number.name for number in numbers(a)}
-    distances = {f"{n} (efficientnet)" for n in (
-        "Frechet distance", "kernel distance", "precision", "recall")}  # fmt: skip
-    assert distances < every
-    assert not compare(a, a).refused
-    assert {pair.name for pair in compare(a, a).pairs} == every
-
-    def not_compared(**protocol: Any) -> set[str]:
-        return set(compare(a, changed(a, **protocol)).refused)
-
-    loss = {"held-out loss"}
-    assert not_compared(method=2) == every
-    assert not_compared(sampling__guidance_scale=1.0) == every - loss
-    assert not_compared(drawn__dtype="bfloat16") == every - loss
-    assert not_compared(drawn__prompts="0") == distances
-    assert not_compared(reference__contents="0") == distances
-    assert not_compared(efficientnet__weights_sha256="0") == distances
-    assert (
-        not_compared(asked__prompts="0")
-        == not_compared(data__trained="0")
-        == (every - distances - loss)
-    )
-    assert not_compared(loss__pictures="0") == not_compared(loss__prediction_type="sample") == loss
-    assert not_compared(software__torch="1.0") == set()
-    assert compare(a, changed(a, software__torch="1.0")).said == (
-        f"software.torch differs: {torch.__version__} and 1.0",
-    )
-    # A key that one of them does not know is a difference, too.
-    without = a | {"protocol": {k: v for k, v in a["protocol"].items() if k != "sampling.shift"}}
-    assert compare(a, without).differing == {"sampling.shift": (1.0, "(not there)")}
-
-
-def test_other_weights_of_one_network_leave_the_others_numbers(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = [f"evaluation.dinov2='{tiny_dinov2(tmp_path / 'dinov2')}'", "evaluation.num_images=8"]
-    a = results_of(run, *few)
-    monkeypatch.setattr(metrics, "EfficientNet", lambda device: Means(sha256="cd" * 32))
-    b = results_of(run, *few)
-    found = compare(a, b)
-    assert found.refused
-    assert {key for keys in found.refused.values() for key in keys} == {
-        "efficientnet.weights_sha256"
-    }
-    assert all("efficientnet" in name for name in found.refused)
-    assert {"kernel distance (dinov2)", "held-out loss"} <= {pair.name for pair in found.pairs}
-    assert found.differing == {"efficientnet.weights_sha256": ("ab" * 32, "cd" * 32)}
-    only = compare(a, results_of(run, "evaluation.num_images=8")).only
-    assert only["kernel distance (dinov2)"] == "A"
-
-
-def test_a_difference_within_chance_is_no_difference() -> None:
-    # Newcombe 1998 (Statistics in Medicine 17, p. 873), table II (a), method 10: 56/70 - 48/80.
-    found = interval_of_difference(share(56, 70), share(48, 80))
-    assert found == pytest.approx((0.0524, 0.3339), abs=1e-4)
-
-
-def test_the_better_one_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = truths(run)
-    bad = results_of(run)
-    draws(monkeypatch, lambda prompt, seed: known[prompt])
-    good = results_of(run)
-    verdicts = {pair.name: pair.verdict for pair in compare(good, bad).pairs}
-    assert verdicts["kernel distance (efficientnet)"] == "A is better"
-    assert verdicts["recall at 1, held-out captions"] == "A is better"
-    assert verdicts["held-out loss"] == "no difference beyond chance"
-    verdicts = {pair.name: pair.verdict for pair in compare(bad, good).pairs}
-    assert verdicts["kernel distance (efficientnet)"] == "B is better"

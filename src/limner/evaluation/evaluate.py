@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from limner.checkpoint import AVERAGED, Checkpoint
-from limner.config import Config
 from limner.data.sources import Data, open_data
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
@@ -37,13 +36,14 @@ from limner.evaluation.reference import Reference, open_reference
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.waiting import Say, telling
 from limner.inference.generator import ImageGenerator
+from limner.inference.settings import in_words
 from limner.sweep.record import said_of
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
 
 IN_RANGE = 20_000
 """Pictures among which the right one is looked for, at most."""
-SHOWN = 48
+SHOWN = 24
 """Drawings of each split that are kept as pictures."""
 
 
@@ -81,7 +81,7 @@ def evaluate(
     """
     opened = open_for_drawing(checkpoint)
     config = evaluation_config(opened.config, overrides)
-    folder = output or default_folder(Path(checkpoint), opened)
+    folder = output or evaluation_folder.place_of(Path(checkpoint), opened)
     evaluation_folder.check_replaceable(folder)
     data, cache = open_data(config, say), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
@@ -108,8 +108,8 @@ def evaluate(
     generator.sampling = config.sampling
     say(
         f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
-        f"{keyed(plan.split, '-')} captions for the distances: {in_words(config)}, on "
-        f"{describe(place)}"
+        f"{keyed(plan.split, '-')} captions for the distances: {in_words(config.sampling)}, "
+        f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = heldout_loss.measure_loss(
         generator, data, settings.loss_images, telling(say, "losses measured")
@@ -169,16 +169,6 @@ def evaluate(
     from limner.pages.evaluation_page import write_page
 
     return Evaluation(folder, write_page(folder), evaluation_folder.read(folder))
-
-
-def default_folder(given: Path, opened: Checkpoint | WeightsFile) -> Path:
-    """`evaluation` in a run folder; of a checkpoint or file named itself, beside it by its name, so
-    that two checkpoints of a run do not replace each other's."""
-    if isinstance(opened, WeightsFile):
-        return opened.path.with_name(f"{opened.path.stem}-evaluation")
-    if given.is_dir() and given.resolve() == opened.folder.resolve().parent:
-        return given / "evaluation"
-    return opened.folder.with_name(f"evaluation-{opened.folder.name}")
 
 
 def real_pictures(
@@ -273,12 +263,3 @@ def about_checkpoint(
 def keyed(split: str, by: str = "_") -> str:
     """ "held out" -> "held_out"."""
     return split.replace(" ", by)
-
-
-def in_words(config: Config) -> str:
-    sampling = config.sampling
-    guided = f"guidance {sampling.guidance_scale:g}" if sampling.guidance_scale != 1 else "unguided"
-    return (
-        f"{sampling.scheduler_type}, {sampling.num_inference_steps} steps, {guided}, "
-        f"{config.evaluation.dtype}, seed {config.evaluation.seed}"
-    )

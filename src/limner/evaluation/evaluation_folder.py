@@ -14,15 +14,33 @@ from typing import Any
 
 from PIL import Image
 
+from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import written_whole
 from limner.data.examples import Pictures
 from limner.errors import LimnerError
 from limner.evaluation.drawings import Drawing
 from limner.evaluation.nearest_pictures import Case
+from limner.weights_file import WeightsFile
 
 FORMAT = 1
 """Of evaluation.json."""
 RESULTS, PAGE, PICTURES = "evaluation.json", "evaluation.html", "pictures"
+
+
+def places(opened: Checkpoint | WeightsFile) -> list[Path]:
+    """Where an evaluation of these weights may be: beside them by their name, so that two
+    checkpoints of a run do not replace each other's, or `evaluation` in a checkpoint's run."""
+    if isinstance(opened, WeightsFile):
+        return [opened.path.with_name(f"{opened.path.stem}-evaluation")]
+    folder = opened.folder
+    return [folder.with_name(f"evaluation-{folder.name}"), folder.parent / "evaluation"]
+
+
+def place_of(given: Path, opened: Checkpoint | WeightsFile) -> Path:
+    """Where it goes: in the run folder if that was named, else beside what was."""
+    if isinstance(opened, Checkpoint) and given.resolve() == opened.folder.resolve().parent:
+        return given / "evaluation"
+    return places(opened)[0]
 
 
 def check_replaceable(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""How to draw: the sampling settings with what was asked for changed, checked, and their cost."""
+"""How to draw: the sampling settings with what was asked for changed, checked; their cost; and what
+they are in words."""
 
 from __future__ import annotations
 
@@ -82,3 +83,23 @@ def function_evaluations(sampling: SamplingConfig, path: Path, strength: float =
     times = inference_timesteps(sampling, path, strength)
     SOLVERS[sampling.scheduler_type](denoise, x, times, path, lambda _: x)
     return count
+
+
+def in_words(sampling: SamplingConfig) -> str:
+    """What matters of a setting, such as "unipc, 9 steps, guidance 3 in 0.3-1, shift 1.5"."""
+    words = [sampling.scheduler_type, f"{sampling.num_inference_steps} steps"]
+    if sampling.guidance_scale == 1:
+        words.append("no guidance")
+    else:
+        low, high = sampling.guidance_interval
+        within = "" if (low, high) == (0, 1) else f" in {low:g}-{high:g}"
+        kind = "" if sampling.guidance_type == "cfg" else f" ({sampling.guidance_type})"
+        words.append(f"guidance {sampling.guidance_scale:g}{kind}{within}")
+    for key, name in (("shift", "shift"), ("timestep_power", "power")):
+        if (value := getattr(sampling, key)) != 1:
+            words.append(f"{name} {value:g}")
+    if sampling.zero_init_steps:
+        words.append(f"{sampling.zero_init_steps} zero steps")
+    if sampling.guidance_rescale:
+        words.append(f"rescale {sampling.guidance_rescale:g}")
+    return ", ".join(words)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.checkpoint import Checkpoint, newest_good
+from limner.evaluation.evaluation_folder import PAGE, RESULTS, places
 from limner.pages.run_folder import Run, read_json, read_run
 from limner.publishing.card import BUILT_IN, Sample
 from limner.training.heldout import spread
@@ -17,7 +18,6 @@ from limner.weights_file import WeightsFile, sha256_of
 
 MOST_OF_EACH = 8
 """Pictures of trained prompts, of held-out ones, and of others."""
-RESULTS, PAGE = "evaluation.json", "evaluation.html"
 log = logging.getLogger("limner")
 
 
@@ -70,7 +70,7 @@ def evaluation_of(
     Returns:
         evaluation.json ({}: there is none), and where in `folder` the page is.
     """
-    for place in _evaluations(opened):
+    for place in places(opened):
         found = read_json(place / RESULTS)
         if not isinstance(found, dict) or not {"checkpoint", "protocol"} <= found.keys():
             continue
@@ -91,14 +91,6 @@ def evaluation_of(
     page = (place / PAGE).read_text(encoding="utf-8")
     (folder / "evaluation" / PAGE).write_text(_nowhere(page, place), "utf-8", newline="\n")
     return found, f"evaluation/{PAGE}"
-
-
-def _evaluations(opened: Checkpoint | WeightsFile) -> list[Path]:
-    """Where `limner evaluate` puts what it writes about a run, a checkpoint, or a file."""
-    if isinstance(opened, WeightsFile):
-        return [opened.path.with_name(f"{opened.path.stem}-evaluation")]
-    folder = opened.folder
-    return [folder.with_name(f"evaluation-{folder.name}"), folder.parent / "evaluation"]
 
 
 def _nowhere(tree: Any, place: Path) -> Any:

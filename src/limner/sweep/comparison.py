@@ -9,6 +9,7 @@ from typing import Any
 
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
+from limner.inference.settings import in_words
 from limner.sweep import shown
 from limner.sweep.measurement import Measurement, cheapest, within_noise
 
@@ -84,7 +85,7 @@ def comparison(result: Sweep) -> str:
         mark += " =" if row.chosen in good else ""
         mark += " >" if row is result.best else ""
         own, theirs = shown.numbers(row.chosen), shown.numbers(row.reported)
-        rows.append([mark, str(row.chosen.cost), *own, *theirs, shown.describe(row.sampling)])
+        rows.append([mark, str(row.chosen.cost), *own, *theirs, in_words(row.sampling)])
     return (
         shown.table(rows)
         + "\n* on captions that nothing was chosen by; = within noise of the best; > the default "

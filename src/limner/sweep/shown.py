@@ -1,4 +1,4 @@
-"""A sweep for people: settings in few words, the table, and the same prompts at each cost."""
+"""A sweep for people: the line of a measurement, the table, and the same prompts at each cost."""
 
 from __future__ import annotations
 
@@ -10,31 +10,12 @@ from torch import Tensor
 
 from limner.config import SamplingConfig
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
+from limner.inference.settings import in_words
 from limner.sweep.measurement import Measurement
 from limner.sweep.quality import Quality
 
 SHOWN = 8
 """Prompts on the sheet."""
-
-
-def describe(sampling: SamplingConfig) -> str:
-    """What matters of a setting, such as "unipc, 9 steps, guidance 3 in 0.3-1, shift 1.5"."""
-    words = [sampling.scheduler_type, f"{sampling.num_inference_steps} steps"]
-    if sampling.guidance_scale == 1:
-        words.append("no guidance")
-    else:
-        low, high = sampling.guidance_interval
-        within = "" if (low, high) == (0, 1) else f" in {low:g}-{high:g}"
-        kind = "" if sampling.guidance_type == "cfg" else f" ({sampling.guidance_type})"
-        words.append(f"guidance {sampling.guidance_scale:g}{kind}{within}")
-    for key, name in (("shift", "shift"), ("timestep_power", "power")):
-        if (value := getattr(sampling, key)) != 1:
-            words.append(f"{name} {value:g}")
-    if sampling.zero_init_steps:
-        words.append(f"{sampling.zero_init_steps} zero steps")
-    if sampling.guidance_rescale:
-        words.append(f"rescale {sampling.guidance_rescale:g}")
-    return ", ".join(words)
 
 
 def numbers(found: Measurement | None) -> tuple[str, str]:
@@ -53,7 +34,7 @@ def progress(found: Measurement, seconds: float | None) -> str:
     took = "known" if seconds is None else f"{seconds:.1f} s"
     return (
         f"{found.cost:3d} evaluations | {found.count:3d} pictures | distance {distance} | "
-        f"right {right} | {took} | {describe(found.sampling)}"
+        f"right {right} | {took} | {in_words(found.sampling)}"
     )
 
 
@@ -85,7 +66,7 @@ def save_sheet(
     for name, sampling in settings:
         drawn = quality.pictures(sampling, 0, count)
         pictures += as_pil(drawn)
-        groups += [f"{name}: {describe(sampling)}"] * count
+        groups += [f"{name}: {in_words(sampling)}"] * count
     labels = captions * (1 + len(settings))
     sheet = contact_sheet(pictures, labels, columns=count, title=title, groups=groups)
     save_contact_sheet(sheet, path, labels)
