@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import limner.data.prepare
-from limner.data.folders import FolderPictures
+from limner.data.formats.folders import FolderPictures
 from limner.data.prepare import prepare
 from limner.errors import LimnerError
 

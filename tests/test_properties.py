@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from limner.checkpoint import TrainingState
 from limner.checkpoint_writing import damage
 from limner.config import Config, known_keys, load_config
-from limner.data.folders import MOST_CHARACTERS, collect, read_folder
+from limner.data.formats.folders import MOST_CHARACTERS, collect, read_folder
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 
@@ -187,7 +187,7 @@ def test_any_bytes_as_metadata(folder: Path, name: str, data: bytes, before: byt
 @FEW
 @given(st.lists(st.tuples(st.text(), WORDS | ANY, ANY), max_size=5))
 def test_any_pairs(folder: Path, entries: list[tuple[str, Any, Any]]) -> None:
-    from limner.data.folders import Entry
+    from limner.data.formats.folders import Entry
 
     rows, refused = collect([Entry(*entry) for entry in entries], folder)
     assert len(rows) + len(refused) <= sum(

@@ -16,7 +16,7 @@ from test_resume import differing, elsewhere, run
 
 from limner.config import Config
 from limner.data import checked
-from limner.data.folders import MOST_CHARACTERS
+from limner.data.formats.folders import MOST_CHARACTERS
 from limner.data.sources import open_data
 from limner.errors import LimnerError
 
@@ -218,7 +218,7 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
         seen.append(row.key)
         return original(self, row, size)
 
-    from limner.data.folders import FolderPictures
+    from limner.data.formats.folders import FolderPictures
 
     original = FolderPictures.load
     monkeypatch.setattr(FolderPictures, "load", load)

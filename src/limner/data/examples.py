@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from limner.data.order import position_of, seeded_generator, spread_evenly
+from limner.data.order import FullShuffle, Order, seeded_generator, spread_evenly
 from limner.data.pictures import to_tensor
 from limner.data.rows import PictureError, PictureSet, Refused, Row
 from limner.errors import LimnerError
@@ -163,11 +163,13 @@ class TrainingExamples(Dataset[Example]):
         caption_dropout: float,
         main_caption_share: float,
         horizontal_flip: float,
+        order: Order | None = None,
     ) -> None:
         self.pictures, self.captions, self.seed = pictures, captions, seed
         self.caption_dropout = caption_dropout
         self.main_caption_share = main_caption_share
         self.horizontal_flip = horizontal_flip
+        self.order = order or FullShuffle(len(pictures.rows), seed)
         self.bad = torch.zeros(len(pictures.rows), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, count: int) -> Example:
@@ -177,7 +179,7 @@ class TrainingExamples(Dataset[Example]):
         drop, caption, flip = torch.rand(3, generator=generator).unbind()
         u = torch.tensor(spread_evenly(count, self.seed), dtype=torch.float32)
         picture, text, refused = self.load_or_next(
-            position_of(count, len(self.pictures.rows), self.seed),
+            self.order.position(count),
             bool(flip < self.horizontal_flip),
             None if drop < self.caption_dropout else float(caption),
         )

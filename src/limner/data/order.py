@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +22,25 @@ def seeded_generator(seed: int, *names: int | str) -> torch.Generator:
     """A CPU generator that depends on the seed and the names only, such as ("noise", 1234)."""
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Order(Protocol):
+    """Whose turn it is: a pure function of the count."""
+
+    def position(self, count: int) -> int:
+        """Which row is the run's `count`-th picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class FullShuffle:
+    """Every pass over the rows is shuffled anew, as a whole."""
+
+    num_rows: int
+    seed: int
+
+    def position(self, count: int) -> int:
+        return position_of(count, self.num_rows, self.seed)
 
 
 def position_of(count: int, num_rows: int, seed: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from limner.data.folders import (
+from limner.data.formats.folders import (
     Entry,
     FolderPictures,
     Listing,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from limner.config import Config
 from limner.data.checked import take_out_bad
 from limner.data.examples import Pictures
+from limner.data.order import FullShuffle, Order
 from limner.data.rows import PictureSet, Row
 from limner.data.split import split_rows
 from limner.errors import LimnerError
@@ -35,7 +36,7 @@ def open_picture_set(config: Config) -> PictureSet:
 
         return ShapesPictures(config.data.num_samples or 4000)
     if name in ("", "folder", "custom", "local"):
-        from limner.data.folders import FolderPictures
+        from limner.data.formats.folders import FolderPictures
 
         return FolderPictures(config.data.dataset_path)
     raise LimnerError(
@@ -65,3 +66,8 @@ def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
         return Pictures(picture_set, rows, config.data.image_size, memory_mb)
 
     return Data(picture_set, pictures(trained), pictures(held_out))
+
+
+def training_order(data: Data, config: Config) -> Order:
+    """Whose turn it is among the trained rows, at every count of the run."""
+    return FullShuffle(len(data.trained.rows), config.training.seed)

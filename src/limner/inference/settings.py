@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from limner.config import Config, SamplingConfig, known_keys
-from limner.config_checks import sampling_problems
-from limner.config_errors import explain, sentence
+from limner.config.checks import sampling_problems
+from limner.config.errors import explain, sentence
 from limner.diffusion.guidance import is_guided
 from limner.diffusion.path import Path
 from limner.diffusion.solvers import SOLVERS

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
-from limner.config_choices import changed
+from limner.config.choices import changed
 from limner.device import part_precision
 from limner.errors import LimnerError
 from limner.models.parts import moved, open_parts

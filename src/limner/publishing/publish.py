@@ -12,7 +12,7 @@ from pathlib import Path
 from limner import __version__
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
-from limner.config_choices import changed
+from limner.config.choices import changed
 from limner.device import name_of
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from limner.config import Config, SamplingConfig
-from limner.config_checks import sampling_problems
+from limner.config.checks import sampling_problems
 from limner.diffusion.path import Path
 from limner.inference.settings import function_evaluations
 from limner.sweep.measurement import CLEARLY, Measurement, by_quality, within_noise

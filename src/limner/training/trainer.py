@@ -34,7 +34,7 @@ from limner.data.checked import check_share_refused
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.order import CountBatches
 from limner.data.rows import Refused
-from limner.data.sources import open_data
+from limner.data.sources import open_data, training_order
 from limner.debug import log_shapes
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
@@ -375,6 +375,7 @@ class Trainer:
             settings.caption_dropout,
             self.config.data.main_caption_share,
             self.config.data.horizontal_flip,
+            training_order(self.data, self.config),
         )
         counts = CountBatches(
             self.state.images,

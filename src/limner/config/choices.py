@@ -1,6 +1,6 @@
 """What a configuration leaves open and other values decide: chosen here, once, before it is used.
 
-Beside each such key of config.py its rule is stated; what is chosen is saved with the run.
+Beside each such key its rule is stated; what is chosen is saved with the run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+"""Every setting: its type, default, unit, and check: the only place.
+
+One file for each part of the work: data, model, training, diffusion, evaluation. Defaults live
+there, and those that follow from other values in choices. `loading` reads and checks the whole.
+"""
+
+from limner.config.data import CacheConfig, DataConfig
+from limner.config.diffusion import SamplingConfig, SchedulerConfig
+from limner.config.evaluation import EvaluationConfig
+from limner.config.loading import Config, complete, known_keys, load_config
+from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
+from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
+
+__all__ = [
+    "AutoencoderConfig",
+    "CacheConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "LrSchedulerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "SamplingConfig",
+    "SchedulerConfig",
+    "TextEncoderConfig",
+    "TrainingConfig",
+    "VaeConfig",
+    "complete",
+    "known_keys",
+    "load_config",
+]

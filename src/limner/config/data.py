@@ -1,0 +1,44 @@
+"""What is learned from: pictures and captions, and where what is computed from them is kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limner.config.types import Count, PositiveInt, PositiveShare, Section, Share
+
+
+class DataConfig(Section):
+    dataset_name: str | None = None
+    """`emoji` or `shapes` (built in); None: the folder at `dataset_path`."""
+    dataset_path: str = "./data"
+    """Folder with metadata.json, metadata.jsonl, or picture + .txt pairs."""
+    image_size: PositiveInt = 64
+    """Side of the square training picture, pixels."""
+    num_samples: PositiveInt | None = None
+    """Use at most this many rows (a stable choice by hash); None: all."""
+    train_split: PositiveShare = 0.95
+    """Share of rows trained on, by a hash of each row's key; the rest is held out.
+    `emoji` and `shapes` have a split of their own and ignore it."""
+    subset: Literal["demo", "all"] = "all"
+    """Of `emoji`: about 330 pictures for the demo, or all of them."""
+    languages: tuple[str, ...] = ("en", "zh")
+    """Of `emoji`: the languages of the names."""
+    check_pictures: bool = True
+    """Decode every picture of a folder once before the first step (of many pictures, only those
+    that are new: `cache.folder` remembers), so that bad ones change the order of none. false: bad
+    ones are found on the way, and the next in the list stands in."""
+    refused_limit: Share = 0.5
+    """The run ends when more than this share of the rows cannot be used; they are listed."""
+    main_caption_share: Share = 0.5
+    """How often a row of several captions is trained with its first; the others share the rest."""
+    memory_mb: Count = 512
+    """Keep decoded pictures in shared memory if all fit in so many MiB; else decode each time."""
+    horizontal_flip: Share = 0.0
+    """Share of pictures mirrored in training. 0 by default: captions say left and right."""
+
+
+class CacheConfig(Section):
+    folder: str = "./cache"
+    """Where latents and text embeddings are kept, computed once; runs share it."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """In which precision they are kept."""

@@ -1,0 +1,160 @@
+"""The configuration as a whole: read, overridden, checked, and resolved.
+
+It comes from YAML files and `section.key=value` overrides, is validated as a whole, and is saved
+resolved (no value left to be chosen) with the run and inside each checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from limner.config.checks import misfits, problems
+from limner.config.choices import changed, fit_model, resolve
+from limner.config.data import CacheConfig, DataConfig
+from limner.config.diffusion import SamplingConfig, SchedulerConfig
+from limner.config.errors import explain, sentence
+from limner.config.evaluation import EvaluationConfig
+from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
+from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
+from limner.config.types import Section
+from limner.errors import LimnerError
+
+
+class Config(Section):
+    """The whole configuration; build it with `load_config`, which checks it as a whole."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    vae: VaeConfig = VaeConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    training: TrainingConfig = TrainingConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    cache: CacheConfig = CacheConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(
+    source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """Read, override, check, and resolve a configuration.
+
+    Args:
+        source: a YAML file, a dictionary of sections, or None for the defaults.
+        overrides: `section.key=value` strings, the value in YAML.
+
+    Raises:
+        LimnerError: naming every wrong key, what is wrong with it, and what to do.
+    """
+    where, values = _read(source)
+    for text in overrides:
+        _override(values, text)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        sections = list(Config.model_fields)
+        # Of a key that takes a word or a number, what is said is what is wrong with the number.
+        wrong = [
+            e
+            for e in error.errors()
+            if not any(str(part).startswith("literal[") for part in e["loc"][2:])
+        ]
+        said = [sentence(e, known_keys(), sections) for e in wrong]
+        raise LimnerError(explain(where, said)) from None
+    config = resolve(config)
+    if found := list(problems(config)):
+        raise LimnerError(explain(where, found))
+    return config
+
+
+def known_keys() -> list[str]:
+    """Every key, as `section.key`."""
+    return [
+        f"{section}.{key}"
+        for section, field in Config.model_fields.items()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]
+    ]
+
+
+def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    if source is None:
+        return "configuration", {}
+    if isinstance(source, dict):
+        return "configuration", _sections(source)
+    path = Path(source)
+    if not path.is_file():
+        raise LimnerError(f"no configuration file at {path.absolute()}; --config takes a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LimnerError(f"{path} is not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise LimnerError(
+            f"{path} holds a {type(values).__name__}; sections with keys were expected"
+        )
+    return str(path), _sections(values)
+
+
+def _sections(values: dict[Any, Any]) -> dict[Any, Any]:
+    """A copy to override. A section whose keys are all commented out is None in YAML: it is {}."""
+    return {
+        k: dict(v) if isinstance(v, dict) else {} if v is None else v for k, v in values.items()
+    }
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and name):
+        raise LimnerError(f"'{text}' is not an override: write section.key=value")
+    if not isinstance(values.get(section), dict):
+        values[section] = {}
+    try:
+        values[section][name] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        values[section][name] = value
+
+
+def complete(
+    config: Config,
+    channels: int = 3,
+    downsampling: int = 1,
+    vae_fingerprint: str | None = None,
+    max_length: int | None = None,
+    text_fingerprint: str | None = None,
+) -> Config:
+    """Choose what only the pretrained parts can tell, and check the configuration against them.
+
+    Args:
+        channels, downsampling: of the autoencoder's latents; 3 and 1 in pixel space.
+        max_length: tokens that the pretrained text encoder reads; None for the built-in one.
+        vae_fingerprint, text_fingerprint: hashes of the weights that were found.
+
+    Raises:
+        LimnerError: naming each key that does not fit the parts.
+    """
+    config = config.model_copy(
+        update={
+            "model": fit_model(config, channels, downsampling),
+            "vae": changed(config.vae, fingerprint=vae_fingerprint),
+            "text_encoder": changed(
+                config.text_encoder,
+                max_length=max_length or config.text_encoder.max_length,
+                fingerprint=text_fingerprint,
+            ),
+        }
+    )
+    if found := [*problems(config), *misfits(config, channels, downsampling)]:
+        raise LimnerError(explain("configuration", found))
+    return config
