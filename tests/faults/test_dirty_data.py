@@ -212,7 +212,7 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
     words = [f"cache.folder='{tmp_path / 'cache'}'"]
     config = config_for(folders[0], tiny_config, *words)
     seen: list[str] = []
-    signature = checked._signature
+    signature = checked.signature_of
 
     def load(self: Any, row: Any, size: int) -> np.ndarray:
         seen.append(row.key)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from limner.config.types import Count, PositiveInt, PositiveShare, Section, Share
+from pydantic import Field
+
+from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share
 
 
 class DataConfig(Section):
@@ -14,6 +16,12 @@ class DataConfig(Section):
     """Folder with metadata.json, metadata.jsonl, or picture + .txt pairs."""
     image_size: PositiveInt = 64
     """Side of the square training picture, pixels."""
+    buckets: Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt], ...] | None = None
+    """None: every picture is cropped to a square. `auto`: pictures are trained at sizes of several
+    shapes, each of about `image_size` squared pixels, so that little is cut off; or the sizes, as
+    [[height, width], ...]. A checkpoint's configuration holds those that `auto` found."""
+    max_aspect_ratio: Annotated[Number, Field(ge=1, le=8)] = 2.0
+    """Of `buckets: auto`: longer over shorter side, at most; what is longer is cut to that."""
     num_samples: PositiveInt | None = None
     """Use at most this many rows (a stable choice by hash); None: all."""
     train_split: PositiveShare = 0.95

@@ -97,7 +97,7 @@ class _Remembered:
         """Why each row's picture cannot be used; None for a good one."""
 
         def fault(row: Row) -> tuple[str | None, bytes | None]:
-            signature, calm = _signature(picture_set.path(row))
+            signature, calm = signature_of(picture_set.path(row))
             if signature in self.known:
                 return None, None
             try:
@@ -111,7 +111,7 @@ class _Remembered:
         return [reason for reason, _ in found]
 
 
-def _signature(path: Path | None) -> tuple[bytes | None, bool]:
+def signature_of(path: Path | None) -> tuple[bytes | None, bool]:
     """What a file is by its looks, and whether that can be relied on yet (see RACY_NS)."""
     try:
         absolute = os.path.abspath(path or "")
