@@ -19,7 +19,15 @@ from PIL import Image
 from runs import events, messages, trained
 
 from limner.config import Config, load_config
-from limner.data.buckets import FEWEST, Buckets, nearest, sizes_around, visible, with_enough
+from limner.data.buckets import (
+    FEWEST,
+    Buckets,
+    nearest,
+    size_for,
+    sizes_around,
+    visible,
+    with_enough,
+)
 from limner.data.examples import Batch, Pictures
 from limner.data.formats.folders import FolderPictures
 from limner.data.measured import shapes_of
@@ -425,3 +433,26 @@ def test_a_rectangle_spans_the_same_units_along_its_longer_side() -> None:
     assert not math.isnan(float(tall.sum()))
     square, part = published_positions(6, 6, 32), published_positions(4, 6, 32)
     assert torch.equal(square[: 4 * 6], part)
+
+
+# Drawing
+
+
+def test_a_shape_is_drawn_in_the_nearest_size_that_was_trained(mixed: Build) -> None:
+    from limner.inference.generator import ImageGenerator
+
+    generator = ImageGenerator(trained(mixed()).folder, device="cpu")
+    assert generator.generate("colour 1", aspect_ratio="3:2").size == (20, 12)
+    assert generator.generate("colour 1", aspect_ratio=0.6).size == (12, 20)
+    assert generator.generate("colour 1", aspect_ratio="1:1").size == (16, 16)
+    assert generator.generate("colour 1").size == (16, 16)
+    for wrong in ("3:0", "wide", "100:1"):
+        with pytest.raises(LimnerError, match="--aspect_ratio"):
+            generator.generate("colour 1", aspect_ratio=wrong)
+    with pytest.raises(LimnerError, match="--height"):
+        generator.generate("colour 1", aspect_ratio="3:2", height=16)
+
+
+def test_of_a_model_of_squares_a_shape_has_as_many_pixels() -> None:
+    assert size_for(1.5, (), 256, 16) == (208, 320)
+    assert size_for(1.0, (), 64, 4) == (64, 64)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share
+
+
+def auto_or_sizes(value: Any) -> Any:
+    """true and false mean what they say; another word than auto is none."""
+    if isinstance(value, bool):
+        return "auto" if value else None
+    if isinstance(value, str) and value.lower() != "auto":
+        raise PydanticCustomError("buckets", "auto, or sizes as in [[64, 48], [48, 64]],")
+    return value.lower() if isinstance(value, str) else value
 
 
 class DataConfig(Section):
@@ -16,7 +26,10 @@ class DataConfig(Section):
     """Folder with metadata.json, metadata.jsonl, or picture + .txt pairs."""
     image_size: PositiveInt = 64
     """Side of the square training picture, pixels."""
-    buckets: Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt], ...] | None = None
+    buckets: Annotated[
+        Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt], ...] | None,
+        BeforeValidator(auto_or_sizes),
+    ] = None
     """None: every picture is cropped to a square. `auto`: pictures are trained at sizes of several
     shapes, each of about `image_size` squared pixels, so that little is cut off; or the sizes, as
     [[height, width], ...]. A checkpoint's configuration holds those that `auto` found."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from limner.errors import LimnerError
+
 STEP = 2**0.2
 """From one shape to the next: no picture is further than 7 % from one, and 4:3, 3:2, and 16:9 are
 within 2 % of one."""
@@ -108,6 +110,36 @@ def with_enough(shapes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[tu
             break
         left.pop(smallest)
     return left
+
+
+def ratio_of(text: float | str) -> float:
+    """Width over height, as 1.5 or "3:2". Raises LimnerError."""
+    width, colon, height = str(text).partition(":")
+    try:
+        ratio = float(width) / float(height if colon else 1)
+    except (ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not 1 / 16 <= ratio <= 16:
+        raise LimnerError(
+            f"--aspect_ratio {text}: it is width over height, such as 3:2 or 1.5, up to 16:1"
+        )
+    return ratio
+
+
+def size_for(
+    ratio: float, trained: Sequence[tuple[int, int]], image_size: int, unit: int
+) -> tuple[int, int]:
+    """The size (height, width) to draw a picture of this shape in: the nearest of those trained at;
+    of a model that knows squares only, of about as many pixels.
+
+    Args:
+        ratio: width over height.
+        trained: none for squares only.
+    """
+    if trained:
+        return trained[int(nearest(np.array([[1.0, ratio]]), trained)[0])]
+    height = max(1, round(image_size / math.sqrt(ratio) / unit)) * unit
+    return height, max(1, round(height * ratio / unit)) * unit
 
 
 def told(buckets: Buckets, shapes: np.ndarray, image_size: int) -> list[str]:

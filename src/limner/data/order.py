@@ -87,14 +87,15 @@ class OneShapePerUpdate:
             middle = (low + high) // 2
             low, high = (middle, high) if self.groups_before(middle) <= number else (low, middle)
         if self.round is None or self.round[0] != low:
-            turns = [
-                (bucket, nth)
-                for bucket, rows in enumerate(self.buckets)
-                for nth in range(low * len(rows) // self.group, (low + 1) * len(rows) // self.group)
-            ]
+            nth = [low * len(rows) // self.group for rows in self.buckets]
+            ends = [(low + 1) * len(rows) // self.group for rows in self.buckets]
+            turns = [b for b in range(len(nth)) for _ in range(nth[b], ends[b])]
             generator = seeded_generator(self.seed, "round", low)
-            shuffled = torch.randperm(len(turns), generator=generator).tolist()
-            self.round = low, [turns[i] for i in shuffled]
+            shuffled = list[tuple[int, int]]()
+            for i in torch.randperm(len(turns), generator=generator).tolist():
+                shuffled.append((turns[i], nth[turns[i]]))  # a bucket's own come in their order
+                nth[turns[i]] += 1
+            self.round = low, shuffled
         return self.round[1][number - self.groups_before(low)]
 
     def groups_before(self, round: int) -> int:
