@@ -46,7 +46,8 @@ def make(folder: Path) -> None:
         for again in range(EACH):
             height, width = canvas
             paper = Image.new("RGB", (8 * width, 8 * height), "white")
-            x, y = (8 * (p * s + random.uniform(-1, 1)) for p, s in zip(place, (width, height)))
+            x = 8 * (place[0] * width + random.uniform(-1, 1))
+            y = 8 * (place[1] * height + random.uniform(-1, 1))
             half = 4 * THING
             draw_shape(paper, shape, [x - half, y - half, x + half, y + half], COLOURS[colour])
             paper.reduce(8).save(folder / f"{number:03}-{again}.png")
@@ -110,7 +111,7 @@ def main() -> None:
         if number % 5 == 0:
             shown.append((caption, drawn))
     for (height, width), each in found.items():
-        places, colours = (sum(part) / len(each) for part in zip(*each))
+        places, colours = (sum(part) / len(each) for part in zip(*each, strict=True))
         print(f"{width} x {height}: {places:.0%} in place, {colours:.0%} of the colour")
     contact_sheet([p for _, p in shown], [c for c, _ in shown]).save(options.folder / "drawn.png")
     print(options.folder / "drawn.png")

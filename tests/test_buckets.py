@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from runs import events, messages, trained
+from torch._dynamo.testing import CompileCounter
 
 from limner.config import Config, load_config
 from limner.data.buckets import (
@@ -33,9 +34,11 @@ from limner.data.formats.folders import FolderPictures
 from limner.data.measured import shapes_of
 from limner.data.order import CountBatches, OneShapePerUpdate
 from limner.data.pictures import decode, upright_size
+from limner.device import allow_shapes
 from limner.errors import LimnerError
-from limner.models.dit import published_positions
-from limner.models.modern import rotation_table
+from limner.models.dit import DiT, published_positions
+from limner.models.modern import ModernDiT, rotation_table
+from limner.models.text_encoder import TextEncoder
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -433,6 +436,29 @@ def test_a_rectangle_spans_the_same_units_along_its_longer_side() -> None:
     assert not math.isnan(float(tall.sum()))
     square, part = published_positions(6, 6, 32), published_positions(4, 6, 32)
     assert torch.equal(square[: 4 * 6], part)
+
+
+@pytest.mark.parametrize("architecture", [ModernDiT, DiT])
+def test_the_second_size_compiles_code_for_all_others(architecture: type[DiT]) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    width = {"hidden_size": 64, "num_layers": 1, "num_heads": 2, "mlp_ratio": 4.0, "dropout": 0.0}
+    model = architecture(in_channels=3, patch_size=4, text_width=64, **width)  # type: ignore[arg-type]
+    reader, limit = TextEncoder(300, 16, 64, 1), torch._dynamo.config.recompile_limit
+    words = reader(torch.ones(2, 16, dtype=torch.int64))
+    try:
+        for block in model.blocks:
+            block.compile(backend=counter)
+        made = []
+        for height, wide in sizes_around(64, 4, 2.0):
+            model(torch.zeros(2, 3, height, wide), torch.ones(2), words)
+            made.append(counter.frame_count)
+        assert made[1] == made[-1]
+        allow_shapes(40)  # and where it is not so, torch does not give up
+        assert torch._dynamo.config.recompile_limit == 80
+    finally:
+        torch._dynamo.config.recompile_limit = limit
+        torch._dynamo.reset()
 
 
 # Drawing
