@@ -39,6 +39,8 @@ from limner.errors import LimnerError
 from limner.models.dit import DiT, published_positions
 from limner.models.modern import ModernDiT, rotation_table
 from limner.models.text_encoder import TextEncoder
+from limner.pages.report import write_report
+from limner.pages.run_folder import read_run
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -295,6 +297,10 @@ def test_a_resumed_run_is_the_same_run(
     assert load_config(whole.folder / "config.yaml").data.buckets == sizes
     assert any("cut off on average" in said for said in messages(whole.folder))
     assert len(list((whole.folder / "previews").iterdir())) == 1
+    told = read_run(whole.folder).buckets
+    assert [(b["height"], b["width"]) for b in told] == list(sizes)
+    assert sum(b["trained"] + b["held_out"] for b in told) == 36
+    assert "20 × 12" in write_report(whole.folder).read_text(encoding="utf-8")
     kept = weights(whole.folder / "checkpoint-6")
     shutil.rmtree(whole.folder / "checkpoint-6")
     again = trained(mixed(*words))  # auto finds the run, and its sizes
@@ -375,6 +381,14 @@ def test_latents_are_those_of_the_pictures_in_their_sizes(mixed: Build, tmp_path
     flipped = space.encode(data.trained.tensor(0).flip(-1)[None])[0]
     torch.testing.assert_close(whole.inputs.trained.tensor(0, True), flipped, atol=2e-3, rtol=2e-3)
     assert len(shapes) == 3
+    # The same pictures in other sizes, with the same cache: none is taken for another.
+    sizes = "data.buckets=[[16, 12], [12, 16], [12, 12]]"
+    smaller = Trainer(mixed(*words, sizes, f"training.output_dir='{tmp_path / 'smaller'}'"))
+    assert {tuple(smaller.inputs.trained.tensor(i).shape[1:]) for i in range(12)} == {
+        (8, 6),
+        (6, 8),
+        (6, 6),
+    }
     kept = weights(whole.folder / "checkpoint-6")
     shutil.rmtree(whole.folder / "checkpoint-6")
     again = trained(mixed(*words))

@@ -107,6 +107,12 @@ class Watch:
             f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
             f"{len(self.inputs.held_out.rows):,} held out"
         )
+        trained, held_out = self.data.trained.buckets, self.data.held_out.buckets
+        if trained and held_out:
+            counts = zip(trained.sizes, trained.counts(), held_out.counts(), strict=True)
+            sizes = [{"height": h, "width": w, "trained": a, "held_out": b}
+                     for (h, w), a, b in counts]  # fmt: skip
+            self.log.write("buckets", self.state.step, sizes=sizes)
         for line in self.news:
             self.event(line)
         if self.state.pieces > 1:
