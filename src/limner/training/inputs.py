@@ -164,7 +164,8 @@ def _latents_of_size(
         "computed_in": name_of(dtype),
         "dtype": config.cache.dtype,
     }
-    store = _open(folder, "latents", key, say)
+    # Beside the store of one size those of the other sizes are no news.
+    store = _open(folder, "latents", key, say, others=data.trained.buckets is None)
     known = Fingerprints(folder / "contents.npy")
     trained_ids, held_out_ids = (
         data.set.contents(trained, known),
@@ -266,11 +267,13 @@ def stored_captions(
     return StoredCaptions(store)
 
 
-def _open(folder: Path, name: str, key: dict[str, str | int | None], say: Say) -> Store:
+def _open(
+    folder: Path, name: str, key: dict[str, str | int | None], say: Say, others: bool = True
+) -> Store:
     store = Store.open(folder, name, key)
     for event in store.events:
         say(event)
-    if not len(store):
+    if others and not len(store):
         for sentence in store.other_keys():
             say(sentence)
     return store
