@@ -130,12 +130,13 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path) -> None:
     """Rows that stay inside the folder and have words, reasons for the rest, or one clear error."""
     try:
-        layout, rows, refused = read_folder(folder)
+        found = read_folder(folder)
     except LimnerError as error:
         words = str(error)
         assert str(folder) in words
         return
-    assert layout
+    rows, refused = found.rows, found.refused
+    assert found.layout
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
         assert isinstance(row, Row)
