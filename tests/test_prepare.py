@@ -10,6 +10,7 @@ from PIL import Image
 import limner.data.prepare
 from limner.data.formats.folders import FolderPictures
 from limner.data.prepare import prepare
+from limner.data.writing import MetadataWriter, Picture
 from limner.errors import LimnerError
 
 
@@ -153,15 +154,15 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_one_works(
     source: Path, tmp_path: Path, monkeypatch
 ):
     output = tmp_path / "data"
-    copy = limner.data.prepare._copy
+    add = MetadataWriter.add
 
-    def dies(path: Path, key: str, staging: Path, number: int) -> str:
-        if number == 3:
+    def dies(self: MetadataWriter, picture: Picture) -> None:
+        if picture.name == "image_000003":
             raise KeyboardInterrupt
-        return copy(path, key, staging, number)
+        add(self, picture)
 
     with monkeypatch.context() as patched:
-        patched.setattr(limner.data.prepare, "_copy", dies)
+        patched.setattr(MetadataWriter, "add", dies)
         # kill -9 runs no clean-up either
         patched.setattr(limner.data.prepare.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
@@ -212,7 +213,7 @@ def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
         prepare("coco", source, tmp_path / "data")
     with pytest.raises(LimnerError, match=r"no folder .*gone .*--input"):
         prepare("coco", tmp_path / "gone", tmp_path / "data")
-    with pytest.raises(LimnerError, match="it must be coco or custom"):
+    with pytest.raises(LimnerError, match="it must be auto, custom, .* or parquet"):
         prepare("COCO", source, tmp_path / "data")
     with pytest.raises(LimnerError, match="--num_samples is 0"):
         prepare("custom", source, tmp_path / "data", 0)

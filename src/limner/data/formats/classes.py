@@ -90,6 +90,6 @@ def _pictures(folder: Path) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         within = Path(directory).relative_to(folder).as_posix().removeprefix(".")
         for name in sorted(names):
-            if not name.startswith("."):
-                if os.path.splitext(name)[1].lower() in pictures.EXTENSIONS:
-                    yield posixpath.join(within, name)
+            extension = os.path.splitext(name)[1].lower()
+            if extension in pictures.EXTENSIONS and not name.startswith("."):
+                yield posixpath.join(within, name)

@@ -1,11 +1,11 @@
 """Caltech-UCSD Birds 200-2011 (Wah et al. 2011), with the captions of Reed et al. 2016.
 
-    CUB_200_2011/
-      images.txt                   1 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
-      train_test_split.txt         1 0      (picture 1 is of the test split)
-      images/<class>/<file>.jpg
-      text_c10/<class>/<file>.txt  ten captions, one a line; also text/, cvpr2016_cub/text_c10, or
-                                   beside the folder, as they are downloaded
+CUB_200_2011/
+  images.txt                   1 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg
+  train_test_split.txt         1 0      (picture 1 is of the test split)
+  images/<class>/<file>.jpg
+  text_c10/<class>/<file>.txt  ten captions, one a line; also text/, cvpr2016_cub/text_c10, or
+                               beside the folder, as they are downloaded
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def require_rows(rows: Sized, refused: list[Refused], folder: Path) -> None:
+def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> None:
     """Raises LimnerError with the commonest reasons where no row is left."""
     if rows:
         return
@@ -174,5 +174,3 @@ def require_rows(rows: Sized, refused: list[Refused], folder: Path) -> None:
         if refused
         else f"{folder}: the metadata has no rows. One is needed for each picture."
     )
-
-

@@ -62,5 +62,3 @@ def existing_folder(path: Path) -> Path:
             "path (data.dataset_path, or --input when preparing), or make the folder."
         )
     return folder
-
-
