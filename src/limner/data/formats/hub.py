@@ -292,7 +292,7 @@ def _encoded(data: Dataset, image: str, name: str) -> Dataset:
 
     try:
         return data.cast_column(image, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's are these
         raise LimnerError(
             f"{name}: the column '{image}' is {data.features[image]}, not pictures ({error}); "
             f"name another in data.image_column: {', '.join(data.column_names)}"
