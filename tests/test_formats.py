@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from PIL import Image
 from test_resume import differing, elsewhere, run
 
 from limner.config import Config, load_config
-from limner.data.formats.columns import Columns
+from limner.config.data import DataConfig
+from limner.data.formats.columns import CAPTIONS, IMAGE, Columns
 from limner.data.formats.looking import recognise
 from limner.data.rows import PictureSet
 from limner.data.sources import open_data, open_picture_set
@@ -191,6 +193,16 @@ def test_pictures_are_found_in_the_one_folder_that_has_them(table, tmp_path: Pat
     Image.new("RGB", (4, 4)).save(tmp_path / "other" / "x.png")
     with pytest.raises(LimnerError, match=r"no usable row of 3"):  # which of the two is meant?
         rows_of(path)
+
+
+@pytest.mark.parametrize("name", ["data.md", "data.zh-CN.md"])
+def test_the_guide_lists_the_names_that_are_known_in_their_order(name: str):
+    guide = (Path(__file__).parents[1] / "docs" / name).read_text(encoding="utf-8")
+    for known in (IMAGE, CAPTIONS):
+        assert ", ".join(f"`{word}`" for word in known) in guide
+    for key, field in DataConfig.model_fields.items():
+        if field.default is not None and f"| `{key}` |" in guide:
+            assert re.search(rf"\| `{key}` \| `?{str(field.default).lower()}`? \|", guide), key
 
 
 def test_two_tables_are_not_chosen_between(table, tmp_path: Path):
