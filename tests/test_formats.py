@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 from emoji_formats import COUNT, EXAMPLES, SIDE, emoji, settings, write
 from PIL import Image
 from test_resume import differing, elsewhere, run
 
+from limner.cli import main
 from limner.config import Config, load_config
 from limner.config.data import DataConfig
 from limner.data.formats.columns import CAPTIONS, IMAGE, Columns
@@ -203,6 +205,17 @@ def test_the_guide_lists_the_names_that_are_known_in_their_order(name: str):
     for key, field in DataConfig.model_fields.items():
         if field.default is not None and f"| `{key}` |" in guide:
             assert re.search(rf"\| `{key}` \| `?{str(field.default).lower()}`? \|", guide), key
+
+
+def test_a_run_says_what_it_found(
+    tmp_path: Path, quick_end: None, capfd: pytest.CaptureFixture[str]
+):
+    words = settings("metadata.jsonl", tmp_path / "data")
+    output = f"training.output_dir='{tmp_path / 'run'}'"
+    assert main(["train", *TINY, *words, "training.max_steps=1", output]) == 0
+    said = capfd.readouterr().out
+    assert "data: 24 pictures with 48 captions from " in said
+    assert "(metadata.jsonl, columns file_name, english, chinese)" in said
 
 
 def test_two_tables_are_not_chosen_between(table, tmp_path: Path):
