@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from dataset_hub import dataset_hub, files_of
 from emoji_formats import COUNT, SIDE, emoji, metadata_jsonl, saved, settings
 from test_resume import differing, elsewhere, run
 
@@ -16,6 +21,7 @@ from limner.config import Config, load_config
 from limner.data import checked
 from limner.data.formats import hub
 from limner.data.formats.hub import DatasetPictures
+from limner.data.prepare import prepare
 from limner.data.rows import PictureError
 from limner.data.sources import open_data, open_picture_set
 from limner.errors import LimnerError
@@ -254,6 +260,31 @@ def test_what_goes_wrong_with_the_hub_says_what_to_do(
 def test_without_the_package_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(LimnerError, match=r"run: pip install 'limner\[data\]'"):
         open_picture_set(load_config(None, ["data.dataset_name=someone/emoji"]))
+
+
+def test_the_real_client_fetches_a_set_that_prepare_wrote(tmp_path: Path):
+    metadata_jsonl(tmp_path / "source")
+    columns = "data.caption_column=[english, chinese]"
+    prepare(
+        "auto", tmp_path / "source", tmp_path / "set", to="parquet", shard_size="10",
+        overrides=[columns],
+    )  # fmt: skip
+    program = (
+        "import json; from limner.config import load_config;"
+        "from limner.data.sources import open_picture_set;"
+        "found = open_picture_set(load_config(None, ['data.dataset_name=someone/emoji']));"
+        "load = lambda row: found.load(row, 16).tolist();"
+        "print(json.dumps([[row.captions, load(row)] for row in found.rows]))"
+    )
+    with dataset_hub("someone/emoji", files_of(tmp_path / "set")) as address:
+        # The address is looked at when the client is imported.
+        there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=there, capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert rows == [[list(one.captions), one.pixels.tolist()] for one in emoji()]
