@@ -186,6 +186,22 @@ def test_contents_are_hashed_once_for_each_table(tmp_path: Path, monkeypatch: py
     assert np.array_equal(found.contents(found.rows, known), everything)
 
 
+def test_a_table_that_was_changed_in_place_is_hashed_anew(tmp_path: Path):
+    known = Fingerprints(tmp_path / "contents.npy")
+    found = opened(saved(tmp_path / "set"))
+    before = found.contents(found.rows, known)
+    [file] = (tmp_path / "set").glob("*.arrow")
+    other = bytes(reversed(emoji()[2].data))
+    changed = file.read_bytes().replace(emoji()[2].data, other)
+    file.unlink()  # the old one stays mapped
+    file.write_bytes(changed)
+    again = opened(tmp_path / "set")
+    assert again.read_bytes(again.rows[2]) == other
+    assert again.signature(again.rows[3]) != found.signature(found.rows[3])
+    differs = (again.contents(again.rows, known) != before).any(axis=1)
+    assert np.flatnonzero(differs).tolist() == [2]
+
+
 def test_only_the_split_that_is_named_is_read(tmp_path: Path):
     parts = {}
     for number, split in enumerate(("train", "test")):

@@ -281,6 +281,7 @@ def test_train_and_test_folders_of_classes_are_the_split(tmp_path: Path):
     "names",
     [
         ("images",),  # all in one folder
+        ("apple", "fruit/apple"),
         ("apple", "."),  # one at the top
         ("train", "test"),
         ("apple", "images"),
