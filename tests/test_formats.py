@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from emoji_formats import COUNT, EXAMPLES, SIDE, emoji, settings, write
 from PIL import Image
+from pretrained import tiny_autoencoder
 from test_resume import differing, elsewhere, run
 
 from limner.cli import main
@@ -339,3 +341,36 @@ def test_cubs_gaps_are_refused_and_listed(tmp_path: Path):
     write(path / "images.txt", "1 x.jpg\nbroken\n")
     with pytest.raises(LimnerError, match=r"images\.txt, line 2: 'broken' is not 'number value'"):
         opened([f"data.dataset_path='{path}'"])
+
+
+def weights_of(name: str, tmp_path: Path, build: Build, *words: str) -> dict[str, torch.Tensor]:
+    """After four steps on all pictures of an example."""
+    folder = name.replace(" ", "-")
+    words = (*settings(name, tmp_path / folder), "data.train_split=1", *words)
+    output = f"training.output_dir='{tmp_path / f'{folder}-run'}'"
+    run_folder = run(build(*words, "training.max_steps=4", "training.save_steps=4", output))
+    return torch.load(run_folder / "checkpoint-4" / "model.pt", weights_only=True)
+
+
+def test_the_same_pictures_train_the_same_model_in_whatever_format(
+    tmp_path: Path, tiny_config: Build
+):
+    """Nothing of a format but its rows, in their order, has a part in what is learned."""
+    one, *others = (name for name, example in EXAMPLES.items() if example.held_out is None)
+    expected = weights_of(one, tmp_path, tiny_config)
+    for name in others:
+        found = weights_of(name, tmp_path, tiny_config)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+
+
+def test_also_in_latents_that_are_stored_by_their_contents(tmp_path: Path, tiny_config: Build):
+    vae = tiny_autoencoder(tmp_path / "vae")
+    words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2"]
+    found = [
+        weights_of(
+            name, tmp_path, tiny_config, *words, f"cache.folder='{tmp_path / name / 'cache'}'"
+        )
+        for name in ("metadata.json", "save_to_disk")
+    ]
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

@@ -84,15 +84,14 @@ def parquet_schema(path: Path) -> pyarrow.Schema:
         raise LimnerError(f"{path}: {PARQUET_NEEDS}") from None
     try:
         return parquet.read_schema(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are these
         raise LimnerError(f"{path} cannot be read as Parquet: {error}") from None
 
 
 def parquet_holds_bytes(path: Path, columns: Columns) -> bool:
     """Whether a Parquet file holds the pictures themselves, rather than paths of them."""
-    import pyarrow
-
     schema = parquet_schema(path)
+    import pyarrow
 
     def holds_bytes(kind: pyarrow.DataType) -> bool:
         if pyarrow.types.is_struct(kind):
@@ -227,7 +226,7 @@ def _parquet(path: Path, columns: Columns) -> tuple[Chosen, Iterator[Entry]]:
                     for row in _rows(batch):
                         number += 1
                         yield chosen.entry(f"{path.name}, row {number}", row)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             raise LimnerError(
                 f"{path} cannot be read as Parquet after row {number}: {error}"
             ) from None
