@@ -17,12 +17,12 @@ from dataset_hub import dataset_hub, files_of
 from emoji_formats import COUNT, SIDE, emoji, metadata_jsonl, saved, settings
 from test_resume import differing, elsewhere, run
 
+from limner import doctor
 from limner.config import Config, load_config
 from limner.data import checked
-from limner.data.formats import hub
-from limner.data.formats.hub import DatasetPictures
+from limner.data.formats.arrow import DatasetPictures
 from limner.data.prepare import prepare
-from limner.data.rows import PictureError
+from limner.data.rows import PictureError, Row
 from limner.data.sources import open_data, open_picture_set
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints
@@ -168,7 +168,7 @@ def test_pictures_in_tables_are_checked_before_the_first_step_and_remembered(
         assert len(data.trained.rows) + len(data.held_out.rows) == COUNT - 1
         assert len(decoded) == expected
     with pytest.raises(PictureError, match=r"^5\.png: "):
-        opened(tmp_path / "set").load(hub.Row("5.png", ("x",)), 8)
+        opened(tmp_path / "set").load(Row("5.png", ("x",)), 8)
 
 
 def test_contents_are_hashed_once_for_each_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -304,3 +304,11 @@ def test_the_real_client_fetches_a_set_that_prepare_wrote(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     assert rows == [[list(one.captions), one.pixels.tolist()] for one in emoji()]
+
+
+def test_the_doctor_asks_the_hub_and_downloads_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    [finding] = doctor.data(load_config(None, ["data.dataset_name=someone/emoji"]))
+    assert finding.verdict == "fail"
+    assert "someone/emoji is read from the Hub" in finding.seen

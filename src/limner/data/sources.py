@@ -90,8 +90,8 @@ def _part(module: str, kind: str) -> Any:
         if error.name != module:
             raise
         raise LimnerError(
-            f"data of the format {kind} is not read by this version; `limner prepare` of one that "
-            "does writes it as files"
+            f"data of the format {kind} is not read by this version"
+            + ("; data.format: datasets reads it, too" if kind == "parquet" else "")
         ) from None
 
 
