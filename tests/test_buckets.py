@@ -1,11 +1,9 @@
-"""Sizes of several shapes: which picture gets which, whose turn it is, and training with them."""
+"""Sizes of several shapes: which picture gets which, and training with them."""
 
 import math
-import pickle
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +30,8 @@ from limner.data.buckets import (
 from limner.data.examples import Batch, Pictures
 from limner.data.formats.folders import FolderPictures
 from limner.data.measured import shapes_of
-from limner.data.order import CountBatches, OneShapePerUpdate
 from limner.data.pictures import decode, upright_size
+from limner.data.sources import open_data
 from limner.device import allow_shapes
 from limner.errors import LimnerError
 from limner.models.dit import DiT, published_positions
@@ -152,73 +150,26 @@ def test_sizes_of_pictures_are_remembered_and_read_again_when_a_file_changes(
     assert (shapes_of(picture_set, picture_set.rows, tmp_path / "cache") == again).all()
 
 
-# Order
+def test_pictures_inside_a_table_are_measured_too(tmp_path: Path, tiny_config: Build) -> None:
+    import datasets
 
-some_buckets = st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any)
-
-
-def order(counts: list[int], group: int, seed: int = 0, first: int = 0) -> OneShapePerUpdate:
-    rows = np.random.default_rng(0).permutation(sum(counts))
-    parts = np.split(rows, np.cumsum(counts)[:-1])
-    return OneShapePerUpdate([np.sort(part) for part in parts], group, seed, first)
-
-
-@settings(max_examples=150, deadline=None)
-@given(some_buckets, st.integers(1, 17), st.integers(0, 3))
-def test_an_update_is_of_one_bucket_and_each_pass_of_a_bucket_a_permutation(
-    counts: list[int], group: int, seed: int
-) -> None:
-    whole = order(counts, group, seed)
-    groups = 6 * sum(counts) // group + 20
-    seen = [whole.position(count) for count in range(groups * group)]
-    bucket_of = {int(row): b for b, rows in enumerate(whole.buckets) for row in rows}
-    streams: dict[int, list[int]] = {}
-    for g in range(groups):
-        update = seen[g * group : (g + 1) * group]
-        assert len({bucket_of[row] for row in update}) == 1
-        streams.setdefault(bucket_of[update[0]], []).extend(update)
-    for bucket, stream in streams.items():
-        size = counts[bucket]
-        for first in range(0, len(stream) - size + 1, size):
-            assert sorted(stream[first : first + size]) == whole.buckets[bucket].tolist()
-    # Shares: at any time a bucket is at most two rounds' rounding away from its share.
-    for bucket, size in enumerate(counts):
-        fair = len(seen) * size / sum(counts)
-        assert abs(len(streams.get(bucket, [])) - fair) <= 2 * group + size + group * len(counts)
-
-
-@settings(max_examples=60, deadline=None)
-@given(some_buckets, st.integers(1, 9), st.lists(st.integers(0, 5000), min_size=3, max_size=20))
-def test_the_order_is_a_function_of_the_count_alone(
-    counts: list[int], group: int, asked: list[int]
-) -> None:
-    fresh = [order(counts, group).position(count) for count in asked]
-    used = order(counts, group)
-    assert [used.position(count) for count in asked] == fresh
-    carried = pickle.loads(pickle.dumps(used))
-    assert [carried.position(count) for count in reversed(asked)] == fresh[::-1]
-
-
-def test_rounds_are_shuffled_anew_and_so_are_seeds() -> None:
-    a, b = order([40, 40, 40], 4), order([40, 40, 40], 4, seed=1)
-    turns = [a.whose_turn(g)[0] for g in range(60)]
-    assert Counter(turns[:30]) == Counter(turns[30:]) == Counter({0: 10, 1: 10, 2: 10})
-    assert turns[:30] != turns[30:]
-    assert turns != [b.whose_turn(g)[0] for g in range(60)]
-    assert a.groups_before(10**6) == 30 * 10**6  # late in a run it is as quick, and right
-    assert len({a.position(4 * 30 * 10**6 + i) for i in range(4)}) == 4
-
-
-@pytest.mark.parametrize("first", [0, 5])
-def test_processes_and_accumulation_share_the_updates_of_one(first: int) -> None:
-    asked = order([30, 17, 9], 8, first=first)
-    for processes, size, accumulation in [(1, 8, 1), (2, 2, 2), (4, 2, 1), (1, 2, 4)]:
-        ranks = [iter(CountBatches(first, size, processes, r)) for r in range(processes)]
-        for update in range(12):
-            counts = [c for rank in ranks for _ in range(accumulation) for c in next(rank)]
-            positions = sorted(asked.position(c) for c in counts)
-            expected = range(first + 8 * update, first + 8 * update + 8)
-            assert positions == sorted(asked.position(c) for c in expected)
+    folder = own_folder(tmp_path / "pictures", 12)
+    files = [str(path) for path in sorted(folder.glob("*.png"))]
+    table = datasets.Dataset.from_dict({"image": files, "text": [f"colour {i}" for i in range(12)]})
+    table.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "table"))
+    words = f"data.dataset_path='{tmp_path / 'table'}'", "data.dataset_name=null"
+    config = tiny_config(
+        *words, "data.num_samples=null", "data.buckets=[[20, 12], [12, 20], [16, 16]]"
+    )
+    data = open_data(config, unit=4)
+    assert data.trained.buckets is not None
+    assert sum(data.trained.buckets.counts()) + sum(data.held_out.buckets.counts()) == 12
+    for i, row in enumerate(data.trained.rows):
+        original = upright_size(data.set.picture(row))
+        assert original is not None
+        assert tuple(data.trained.load(i).shape[:2]) == {
+            (48, 32): (20, 12), (32, 48): (12, 20), (36, 36): (16, 16)
+        }[original]  # fmt: skip
 
 
 # Pictures

@@ -38,7 +38,7 @@ def shapes_of(picture_set: PictureSet, rows: Sequence[Row], folder: Path | None)
     new: dict[bytes, tuple[int, int]] = {}
 
     def look(row: Row) -> tuple[int, int] | None:
-        signature, calm = signature_of(picture_set.path(row)) if path else (None, False)
+        signature, calm = signature_of(picture_set, row) if path else (None, False)
         if signature and (found := known.get(signature)):
             return found
         try:
