@@ -96,6 +96,7 @@ def error_by_level(
     grid, _ = FixedGrid.of(pictures, trainer.inputs.words, count)
     assert grid is not None
     assert isinstance(grid.texts, Tensor)
+    assert isinstance(grid.pictures, Tensor), "squares are compared"
     objective: Objective = trainer.objective
     errors: dict[str, float] = {}
     for level in LEVELS:

@@ -126,6 +126,15 @@ def why_not_compile(device: torch.device) -> str | None:
     return None
 
 
+def allow_shapes(count: int) -> None:
+    """Let each compiled block be compiled for so many shapes: beyond eight torch gives up, and runs
+    what it has not compiled. (The second shape usually gives code for all later ones.)"""
+    import torch._dynamo
+
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 2 * count)
+
+
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """The best rate of a square matrix product here and now, FLOP/s; takes about half a second."""
     side = 8192 if device.type == "cuda" else 2048

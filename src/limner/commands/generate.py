@@ -38,6 +38,8 @@ def add(commands: Commands, common: Parent) -> None:
     generate.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
     generate.add_argument("--height", type=int, help="pixels (default: as trained)")
     generate.add_argument("--width", type=int, help="pixels (default: as trained)")
+    flag(generate, "--aspect_ratio", metavar="3:2",
+         help="width over height: the nearest size that was trained")  # fmt: skip
     guidance = generate.add_argument_group("guidance")
     flag(guidance, "--guidance_scale", type=float, help="1: none; 2 to 5: closer to words")
     flag(guidance, "--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
@@ -123,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
 
 PASSED_ON = (
     *("num_inference_steps", "guidance_scale", "height", "width", "shift", "guidance_interval"),
-    *("guidance_type", "negative_prompt", "init_image", "strength"),
+    *("guidance_type", "negative_prompt", "init_image", "strength", "aspect_ratio"),
 )
 """Flags that are arguments of the generator by the same name."""
 

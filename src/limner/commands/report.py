@@ -18,7 +18,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
-    from limner.data.sources import open_data
+    from limner.data.sources import open_data, squares
     from limner.evaluation.exam import examine, sentences
     from limner.pages.run_folder import read_run
 
@@ -26,7 +26,11 @@ def run(options: argparse.Namespace) -> None:
     earlier = read_run(options.run_folder)
     free = [sample["prompt"] for sample in earlier.samples if sample["split"] == "free"]
     results = examine(
-        options.run_folder, config, open_data(config), free, command=earlier.results.get("command")
+        options.run_folder,
+        config,
+        open_data(squares(config)),
+        free,
+        command=earlier.results.get("command"),
     )
     for sentence in sentences(results):
         print(sentence)

@@ -14,6 +14,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from _model_problems(config)
     yield from _scheduler_problems(config)
     yield from sampling_problems(config)
+    yield from _bucket_problems(config, config.model.patch_size or 1)
     training = config.training
     whole, accumulation = training.effective_batch_size, training.gradient_accumulation_steps
     size = 1 if training.batch_size == "auto" else training.batch_size
@@ -65,6 +66,27 @@ def _model_problems(config: Config) -> Iterator[str]:
     yield from _other_channels_out(config)
 
 
+def _bucket_problems(config: Config, unit: int) -> Iterator[str]:
+    """Of sizes that were named: sides of whole patches, and no more pixels than a square has."""
+    buckets, area = config.data.buckets, config.data.image_size**2
+    if buckets is None or buckets == "auto":
+        return
+    if not buckets:
+        yield "data.buckets: an empty list holds no size; leave it out, or take auto"
+    for height, width in buckets:
+        if height % unit or width % unit:
+            yield (
+                f"data.buckets: {height} x {width} is not divisible by {unit}, the pixels of one "
+                "patch of the model; take auto, or other sizes"
+            )
+        elif height * width > area:
+            yield (
+                f"data.buckets: {height} x {width} has more pixels than data.image_size "
+                f"{config.data.image_size} squared, which memory is estimated by; take smaller "
+                "sizes, or a larger image_size"
+            )
+
+
 def _other_channels_out(config: Config) -> Iterator[str]:
     model = config.model
     if model.out_channels != model.in_channels:
@@ -88,6 +110,7 @@ def misfits(config: Config, channels: int, downsampling: int) -> Iterator[str]:
             f"{name} makes pictures smaller times model.patch_size {model.patch_size}; take "
             f"{lower or whole} or {lower + whole}"
         )
+    yield from _bucket_problems(config, whole)
     if model.in_channels != channels:
         yield (
             f"model.in_channels: {model.in_channels}, but the latents of {name} have {channels}; "

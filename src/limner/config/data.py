@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from limner.config.types import Count, PositiveInt, PositiveShare, Section, Share
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share
+
+
+def auto_or_sizes(value: Any) -> Any:
+    """true and false mean what they say; another word than auto is none."""
+    if isinstance(value, bool):
+        return "auto" if value else None
+    if isinstance(value, str) and value.lower() != "auto":
+        raise PydanticCustomError("buckets", "auto, or sizes as in [[64, 48], [48, 64]],")
+    return value.lower() if isinstance(value, str) else value
+
 
 Format = Literal[
     "auto", "folder", "classes", "table", "coco", "cub", "datasets", "webdataset", "parquet"
@@ -32,6 +45,15 @@ class DataConfig(Section):
     """Of what the package datasets reads: the split, as in `train` or `train[:1000]`."""
     image_size: PositiveInt = 64
     """Side of the square training picture, pixels."""
+    buckets: Annotated[
+        Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt], ...] | None,
+        BeforeValidator(auto_or_sizes),
+    ] = None
+    """None: every picture is cropped to a square. `auto`: pictures are trained at sizes of several
+    shapes, each of about `image_size` squared pixels, so that little is cut off; or the sizes, as
+    [[height, width], ...]. A checkpoint's configuration holds those that `auto` found."""
+    max_aspect_ratio: Annotated[Number, Field(ge=1, le=8)] = 2.0
+    """Of `buckets: auto`: longer over shorter side, at most; what is longer is cut to that."""
     num_samples: PositiveInt | None = None
     """Use at most this many rows (a stable choice by hash); None: all."""
     train_split: PositiveShare = 0.95

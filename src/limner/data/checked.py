@@ -99,10 +99,7 @@ class _Remembered:
         """Why each row's picture cannot be used; None for a good one."""
 
         def fault(row: Row) -> tuple[str | None, bytes | None]:
-            path = picture_set.path(row)
-            signature, calm = _signature(path)
-            if path is None and isinstance(picture_set, Contained):
-                signature, calm = digest(picture_set.signature(row), PIL.__version__), True
+            signature, calm = signature_of(picture_set, row)
             if signature in self.known:
                 return None, None
             try:
@@ -116,10 +113,16 @@ class _Remembered:
         return [reason for reason, _ in found]
 
 
-def _signature(path: Path | None) -> tuple[bytes | None, bool]:
-    """What a file is by its looks, and whether that can be relied on yet (see RACY_NS)."""
+def signature_of(picture_set: PictureSet, row: Row) -> tuple[bytes | None, bool]:
+    """What a row's picture is by its looks, without reading it, and whether that can be relied on
+    yet (see RACY_NS)."""
+    path = picture_set.path(row)
+    if path is None:
+        if isinstance(picture_set, Contained):
+            return digest(picture_set.signature(row), PIL.__version__), True
+        return None, False
     try:
-        absolute = os.path.abspath(path or "")
+        absolute = os.path.abspath(path)
         found = os.stat(absolute)
     except OSError:
         return None, False

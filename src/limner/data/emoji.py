@@ -26,6 +26,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from limner.data.pictures import DRAWN_SIDE, Size, png_bytes, refitted
 from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints
@@ -104,8 +105,10 @@ class EmojiPictures:
             "subject picks one of its six forms; if it picks the toneless one, none is held out."
         )
 
-    def load(self, row: Row, image_size: int) -> np.ndarray:
-        """The picture on white, uint8 [image_size, image_size, 3]. Raises PictureError."""
+    def load(self, row: Row, image_size: Size) -> np.ndarray:
+        """The picture on white, uint8 [height, width, 3]. Raises PictureError."""
+        if not isinstance(image_size, int):
+            return refitted(self.load(row, max(image_size)), image_size)
         try:
             png = resvg_py.svg_to_bytes(
                 svg_path=str(self._folder / f"{row.key}.svg"),
@@ -124,6 +127,10 @@ class EmojiPictures:
 
     def path(self, row: Row) -> None:
         """Nothing that could be damaged."""
+
+    def picture(self, row: Row) -> bytes:
+        """The bytes of a PNG of DRAWN_SIDE pixels."""
+        return png_bytes(self.load(row, DRAWN_SIDE))
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """The hash of each row's drawing, uint8 [N, 16]."""

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from limner.data.buckets import Buckets
 from limner.data.order import FullShuffle, Order, seeded_generator, spread_evenly
-from limner.data.pictures import to_tensor
+from limner.data.pictures import Size, to_tensor
 from limner.data.rows import PictureError, PictureSet, Refused, Row
 from limner.errors import LimnerError
 from limner.text.frozen import FrozenText
@@ -112,38 +114,69 @@ class Pictures:
 
     Each is decoded when first asked for, by whichever worker is asked.
 
+    Args:
+        image_size: side of the squares that they are, without buckets.
+        buckets: which size each row has.
+
     Attributes:
         refused: the rows that this process found undecodable, by their position.
     """
 
     def __init__(
-        self, picture_set: PictureSet, rows: Sequence[Row], image_size: int, memory_mb: int
+        self,
+        picture_set: PictureSet,
+        rows: Sequence[Row],
+        image_size: int,
+        memory_mb: int,
+        buckets: Buckets | None = None,
     ) -> None:
         self.set, self.rows, self.image_size = picture_set, rows, image_size
+        self.buckets = buckets
         self.state = torch.full((len(rows),), UNSEEN, dtype=torch.uint8).share_memory_()
         self.kept: Tensor | None = None
         self.refused: dict[int, Refused] = {}
-        if len(rows) * 3 * image_size**2 <= memory_mb * 2**20:
+        self.starts: np.ndarray | None = None
+        if buckets is not None:
+            bytes_of = np.array([3 * height * width for height, width in buckets.sizes])
+            self.starts = np.concatenate([[0], bytes_of[buckets.of_row].cumsum()])
+            if self.starts[-1] <= memory_mb * 2**20:
+                self.kept = torch.zeros(int(self.starts[-1]), dtype=torch.uint8).share_memory_()
+        elif len(rows) * 3 * image_size**2 <= memory_mb * 2**20:
             shape = (len(rows), image_size, image_size, 3)
             self.kept = torch.zeros(shape, dtype=torch.uint8).share_memory_()
 
-    def load(self, position: int) -> Tensor:
-        """uint8 [S, S, 3]. Raises PictureError."""
-        if self.kept is not None and self.state[position] == KEPT:
+    def size(self, position: int) -> Size:
+        """Of the row's picture: a side, or (height, width)."""
+        if self.buckets is None:
+            return self.image_size
+        height, width = self.buckets.size(position)
+        return height if height == width else (height, width)
+
+    def place(self, position: int) -> Tensor:
+        """Where the row's picture is kept, [h, w, 3]."""
+        assert self.kept is not None
+        if self.starts is None or self.buckets is None:
             return self.kept[position]
+        first, last = self.starts[position : position + 2].tolist()
+        return self.kept[first:last].view(*self.buckets.size(position), 3)
+
+    def load(self, position: int) -> Tensor:
+        """uint8 [h, w, 3]. Raises PictureError."""
+        if self.kept is not None and self.state[position] == KEPT:
+            return self.place(position)
         row = self.rows[position]
         try:
-            picture = torch.from_numpy(self.set.load(row, self.image_size))
+            picture = torch.from_numpy(self.set.load(row, self.size(position)))
         except PictureError as error:
             self.refused[position] = Refused(row.key, str(error))
             raise
         if self.kept is not None:
-            self.kept[position] = picture
+            self.place(position).copy_(picture)
             self.state[position] = KEPT
         return picture
 
     def tensor(self, position: int, flipped: bool = False) -> Tensor:
-        """float32 [3, S, S] in [-1, 1]. Raises PictureError."""
+        """float32 [3, h, w] in [-1, 1]. Raises PictureError."""
         picture = to_tensor(self.load(position))
         return picture.flip(-1) if flipped else picture
 
@@ -152,7 +185,7 @@ class TrainingExamples(Dataset[Example]):
     """Examples by image count: `examples[count]`, the same whoever asks and whenever.
 
     A row that cannot be used is remembered, and the next good one in the list stands in, so that
-    the others keep their places.
+    the others keep their places; with buckets the next of the same size does.
     """
 
     def __init__(
@@ -164,12 +197,14 @@ class TrainingExamples(Dataset[Example]):
         main_caption_share: float,
         horizontal_flip: float,
         order: Order | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         self.pictures, self.captions, self.seed = pictures, captions, seed
         self.caption_dropout = caption_dropout
         self.main_caption_share = main_caption_share
         self.horizontal_flip = horizontal_flip
         self.order = order or FullShuffle(len(pictures.rows), seed)
+        self.of_row = None if buckets is None else buckets.of_row
         self.bad = torch.zeros(len(pictures.rows), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, count: int) -> Example:
@@ -196,6 +231,8 @@ class TrainingExamples(Dataset[Example]):
         for offset in range(len(rows)):
             place = (position + offset) % len(rows)
             if self.bad[place]:
+                continue
+            if self.of_row is not None and self.of_row[place] != self.of_row[position]:
                 continue
             row = rows[place]
             words = "" if caption is None else self.choose(row.captions, caption)

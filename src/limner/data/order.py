@@ -7,11 +7,12 @@ any number of workers, processes, or pictures per micro-batch (EDM2, Karras et a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,67 @@ class FullShuffle:
         return position_of(count, self.num_rows, self.seed)
 
 
+class OneShapePerUpdate:
+    """Pictures of several shapes, those of one update all of one shape.
+
+    Counts come in groups of as many as an update takes, so that neither micro-batches nor processes
+    change who is in a group. Groups come in rounds of about one pass over the rows: in round r a
+    bucket of n rows has floor((r + 1) n / G) - floor(r n / G) groups of G, in an order that is
+    shuffled anew; the k-th of them takes the places k G ... k G + G - 1 in the bucket's own endless
+    shuffle. So every row of every bucket is seen equally often and no picture is left over.
+
+    Args:
+        buckets: the positions of each bucket's rows; one may be empty.
+        group: pictures per update.
+        first: the count at which a group begins, below `group`. 0, unless a run was resumed with
+            another number of pictures per update.
+    """
+
+    def __init__(self, buckets: Sequence[np.ndarray], group: int, seed: int, first: int = 0):
+        self.buckets, self.group, self.seed, self.first = list(buckets), group, seed, first
+        self.seeds = [
+            int(torch.randint(2**62, (), generator=seeded_generator(seed, "bucket", bucket)))
+            for bucket in range(len(self.buckets))
+        ]
+        self.passes: dict[int, tuple[int, Tensor]] = {}  # of each bucket, the last one asked for
+        self.round: tuple[int, list[tuple[int, int]]] | None = None
+
+    def position(self, count: int) -> int:
+        number, place = divmod(count - self.first, self.group)
+        bucket, nth = self.whose_turn(number)
+        rows = self.buckets[bucket]
+        epoch, at = divmod(nth * self.group + place, len(rows))
+        known = self.passes.get(bucket)
+        if known is None or known[0] != epoch:
+            known = epoch, _permutation(epoch, len(rows), self.seeds[bucket])
+            self.passes[bucket] = known
+        return int(rows[int(known[1][at])])
+
+    def whose_turn(self, number: int) -> tuple[int, int]:
+        """Of the run's group of this number: its bucket, and how many of that came before."""
+        low, high = 0, (number + 1 + len(self.buckets)) * self.group // self.rows() + 1
+        while high - low > 1:  # the last round that begins at this group or before
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.groups_before(middle) <= number else (low, middle)
+        if self.round is None or self.round[0] != low:
+            nth = [low * len(rows) // self.group for rows in self.buckets]
+            ends = [(low + 1) * len(rows) // self.group for rows in self.buckets]
+            turns = [b for b in range(len(nth)) for _ in range(nth[b], ends[b])]
+            generator = seeded_generator(self.seed, "round", low)
+            shuffled = list[tuple[int, int]]()
+            for i in torch.randperm(len(turns), generator=generator).tolist():
+                shuffled.append((turns[i], nth[turns[i]]))  # a bucket's own come in their order
+                nth[turns[i]] += 1
+            self.round = low, shuffled
+        return self.round[1][number - self.groups_before(low)]
+
+    def groups_before(self, round: int) -> int:
+        return sum(round * len(rows) // self.group for rows in self.buckets)
+
+    def rows(self) -> int:
+        return sum(len(rows) for rows in self.buckets)
+
+
 def position_of(count: int, num_rows: int, seed: int) -> int:
     """Which of `num_rows` rows is the run's `count`-th picture; every pass is shuffled anew."""
     epoch, place = divmod(count, num_rows)
@@ -51,6 +113,10 @@ def position_of(count: int, num_rows: int, seed: int) -> int:
 
 @lru_cache(maxsize=2)
 def _shuffled(epoch: int, num_rows: int, seed: int) -> Tensor:
+    return _permutation(epoch, num_rows, seed)
+
+
+def _permutation(epoch: int, num_rows: int, seed: int) -> Tensor:
     return torch.randperm(num_rows, generator=seeded_generator(seed, "order", epoch))
 
 

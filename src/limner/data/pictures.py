@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from limner.data.rows import PictureError
 
 Crop = Literal["center", "pad"]
+Size = int | tuple[int, int]
+"""Of a picture in pixels: the side of a square, or (height, width)."""
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"}
@@ -27,23 +29,46 @@ _MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errn
 RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
 
 _WHITE = (255, 255, 255)
+ORIENTATION = 0x0112
+"""EXIF's tag; its values 5 to 8 lay a picture on its side."""
 _REDUCING_GAP = 3.0
 """From this factor above the target, Pillow averages boxes before it filters: fast, and within
 rounding of the filter alone (Pillow's own advice for the value)."""
 
 
 def decode(
-    picture: str | Path | bytes, image_size: int, crop: Crop = "center", name: str | None = None
+    picture: str | Path | bytes, image_size: Size, crop: Crop = "center", name: str | None = None
 ) -> np.ndarray:
-    """Any picture file, or its bytes, as a square: uint8 [image_size, image_size, 3], RGB.
+    """Any picture file, or its bytes, in a size: uint8 [height, width, 3], RGB.
 
     The picture is turned as its EXIF says, laid on white where it is transparent, and scaled with
-    an antialiasing filter: "center" scales the shorter side to `image_size` and keeps the middle,
-    "pad" keeps the whole picture on a white square. Smaller pictures are enlarged. Of an animation
+    an antialiasing filter: "center" scales it to cover `image_size` and keeps the middle,
+    "pad" keeps the whole picture on white paper. Smaller pictures are enlarged. Of an animation
     the first frame counts. Raises PictureError, which calls the picture `name` (or its path).
     """
-    image = open_rgb(picture, name, shorter_side=image_size)
-    return np.array(fit(image, image_size, image_size, crop))
+    height, width = height_and_width(image_size)
+    image = open_rgb(picture, name, shorter_side=max(height, width))
+    return np.array(fit(image, height, width, crop))
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def upright_size(picture: str | Path | bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels of a picture turned as its EXIF says, from its header alone; None
+    where that cannot be read, which decoding will say more about."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(
+                io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            ) as image:
+                width, height = image.size
+                turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # a damaged header is answered with nearly any
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def fit(image: Image.Image, height: int, width: int, crop: Crop = "center") -> Image.Image:
@@ -127,6 +152,22 @@ def as_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (*_WHITE, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+DRAWN_SIDE = 128
+"""Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""
+
+
+def png_bytes(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [H, W, 3], as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def refitted(picture: np.ndarray, size: Size) -> np.ndarray:
+    """A decoded picture, uint8 [H, W, 3], in another size: see `decode`."""
+    return np.array(fit(Image.fromarray(picture), *height_and_width(size)))
 
 
 def _undecodable(name: str, error: Exception) -> PictureError:

@@ -46,12 +46,18 @@ class PictureSet(Protocol):
     rows: list[Row]
     refused: list[Refused]
 
-    def load(self, row: Row, image_size: int) -> np.ndarray:
-        """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
+    def load(self, row: Row, image_size: int | tuple[int, int]) -> np.ndarray:
+        """The row's picture, uint8 [image_size, image_size, 3], or of (height, width). Raises
+        PictureError."""
         ...
 
     def path(self, row: Row) -> Path | None:
         """The file that the row's picture is read from, if it is of the user's own making."""
+        ...
+
+    def picture(self, row: Row) -> bytes | Path:
+        """What the row's picture is stored as, undecoded: a file, or the bytes of one. A built-in
+        set draws at any size, and gives a square PNG. Raises PictureError."""
         ...
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:

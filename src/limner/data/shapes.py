@@ -29,6 +29,7 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
+from limner.data.pictures import DRAWN_SIDE, Size, png_bytes, refitted
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints, digest
@@ -116,12 +117,18 @@ class ShapesPictures:
             f"pictures, every one with a {pairs}; each colour and each shape is trained in others."
         )
 
-    def load(self, row: Row, image_size: int) -> np.ndarray:
-        """The picture, uint8 [image_size, image_size, 3], the same at every call."""
+    def load(self, row: Row, image_size: Size) -> np.ndarray:
+        """The picture, uint8 [height, width, 3], the same at every call."""
+        if not isinstance(image_size, int):
+            return refitted(self.load(row, max(image_size)), image_size)
         return draw(parse(row.captions[0]), image_size, int(row.key.rsplit("-", 1)[1]))
 
     def path(self, row: Row) -> None:
         """Nothing that could be damaged."""
+
+    def picture(self, row: Row) -> bytes:
+        """The bytes of a PNG of DRAWN_SIDE pixels."""
+        return png_bytes(self.load(row, DRAWN_SIDE))
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """The hash of what each picture is drawn from, uint8 [N, 16]."""

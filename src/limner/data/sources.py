@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limner.config import Config
+from limner.config.choices import changed
+from limner.data.buckets import Buckets, nearest, sizes_around, told, with_enough
 from limner.data.checked import take_out_bad
 from limner.data.examples import Pictures
-from limner.data.order import FullShuffle, Order
+from limner.data.measured import shapes_of
+from limner.data.order import FullShuffle, OneShapePerUpdate, Order
 from limner.data.rows import PictureSet, Row
 from limner.data.split import split_rows
 from limner.errors import LimnerError
@@ -24,6 +29,8 @@ class Data:
     set: PictureSet
     trained: Pictures
     held_out: Pictures
+    said: tuple[str, ...] = ()
+    """What people should know of it at the start of a run."""
 
 
 def open_picture_set(config: Config) -> PictureSet:
@@ -95,10 +102,11 @@ def _part(module: str, kind: str) -> Any:
         ) from None
 
 
-def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
+def open_data(config: Config, say: Callable[[str], None] = print, unit: int = 1) -> Data:
     """The data set, without what cannot be used, and its split.
 
     Args:
+        unit: pixels of one of the model's patches, of which sizes of buckets are multiples.
         say: takes lines for people, while many pictures are checked.
     """
     picture_set = open_picture_set(config)
@@ -111,13 +119,59 @@ def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
     # In latent space the pictures are seen once; what is read again and again are their latents.
     memory_mb = 0 if config.vae.pretrained_model_name else config.data.memory_mb
 
+    buckets, said = in_buckets(picture_set, trained, config, unit)
+
     def pictures(positions: list[int]) -> Pictures:
         rows: list[Row] = [picture_set.rows[i] for i in positions]
-        return Pictures(picture_set, rows, config.data.image_size, memory_mb)
+        theirs = buckets and buckets.only(positions)
+        return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
 
-    return Data(picture_set, pictures(trained), pictures(held_out))
+    return Data(picture_set, pictures(trained), pictures(held_out), tuple(said))
 
 
-def training_order(data: Data, config: Config) -> Order:
-    """Whose turn it is among the trained rows, at every count of the run."""
+def in_buckets(
+    picture_set: PictureSet,
+    trained: list[int],
+    config: Config,
+    unit: int,
+) -> tuple[Buckets | None, list[str]]:
+    """The size of each row, if `data.buckets` asks for several (`auto` chooses them by those that
+    are trained), and what is to be said of them."""
+    wanted, side = config.data.buckets, config.data.image_size
+    if wanted is None:
+        return None, []
+    shapes = shapes_of(picture_set, picture_set.rows, Path(config.cache.folder))
+    own = shapes[np.asarray(trained)]
+    if wanted == "auto":
+        sizes = with_enough(own, sizes_around(side, unit, config.data.max_aspect_ratio))
+    else:
+        sizes = list(wanted)
+    buckets = Buckets(tuple(sizes), nearest(shapes, sizes))
+    return buckets, told(buckets.only(trained), own, side)
+
+
+def squares(config: Config) -> Config:
+    """The same without buckets: for what looks at squares, however the model was trained."""
+    return changed(config, data=changed(config.data, buckets=None))
+
+
+def with_buckets(config: Config, data: Data) -> Config:
+    """The configuration with the sizes that `auto` found, as a run and its checkpoints keep it."""
+    if config.data.buckets != "auto" or data.trained.buckets is None:
+        return config
+    return changed(config, data=changed(config.data, buckets=data.trained.buckets.sizes))
+
+
+def training_order(data: Data, config: Config, processes: int = 1, images: int = 0) -> Order:
+    """Whose turn it is among the trained rows, at every count of the run.
+
+    Args:
+        processes: that share an update.
+        images: at which count the run goes on.
+    """
+    if (buckets := data.trained.buckets) is not None:
+        settings = config.training
+        group = settings.micro_batch_size * settings.gradient_accumulation_steps * processes
+        members = buckets.members()
+        return OneShapePerUpdate(members, group, settings.seed, images % group)
     return FullShuffle(len(data.trained.rows), config.training.seed)

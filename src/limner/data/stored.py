@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limner.data.buckets import Buckets
 from limner.data.rows import PictureError, Row
 from limner.data.store import Store
 from limner.fingerprints import digest
@@ -41,6 +42,26 @@ class StoredLatents:
                 f"{self.rows[position].key}: {reason or 'its latents are not in the store'}"
             )
         return self.store.read(int(places[position]))[0].float()
+
+
+class LatentsInBuckets:
+    """Latents of several sizes, each size in a store of its own; a `Source`.
+
+    Args:
+        parts: of each bucket, its rows in their order.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], parts: Sequence[StoredLatents], buckets: Buckets
+    ) -> None:
+        self.rows, self.parts, self.of_row = rows, parts, buckets.of_row
+        self.places = np.zeros(len(rows), dtype=np.int64)
+        for members in buckets.members():
+            self.places[members] = np.arange(len(members))
+
+    def tensor(self, position: int, flipped: bool = False) -> Tensor:
+        """float32 [C, h, w], of standard deviation about 1. Raises PictureError."""
+        return self.parts[self.of_row[position]].tensor(int(self.places[position]), flipped)
 
 
 class StoredCaptions:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from limner.checkpoint import AVERAGED, Checkpoint
-from limner.data.sources import Data, open_data
+from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
 from limner.evaluation import evaluation_folder, heldout_loss, recall
@@ -83,12 +83,17 @@ def evaluate(
     config = evaluation_config(opened.config, overrides)
     folder = output or evaluation_folder.place_of(Path(checkpoint), opened)
     evaluation_folder.check_replaceable(folder)
-    data, cache = open_data(config, say), Path(config.cache.folder)
+    data, cache = open_data(squares(config), say), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
         cache.mkdir(parents=True, exist_ok=True)
     if isinstance(opened, Checkpoint) and (swept := said_of(opened.folder)) is not None:
         events.append(swept)
+    if config.data.buckets:
+        events.append(
+            f"it was trained at {len(config.data.buckets)} sizes; what is drawn here, and what it "
+            f"is compared with, are squares of {config.data.image_size} pixels"
+        )
     plan = plan_of(config, data, events)
     reference = open_reference(config, data, plan.split)
 

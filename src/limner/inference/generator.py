@@ -12,6 +12,7 @@ from PIL import Image
 
 from limner.checkpoint import check_same_model
 from limner.config import Config
+from limner.data.buckets import ratio_of, size_for
 from limner.data.pictures import to_pil
 from limner.device import choose_device, part_precision, why_not_compile
 from limner.diffusion.objective import build_objective
@@ -122,6 +123,7 @@ class ImageGenerator:
         width: int | None = None,
         batch_size: int = 16,
         *,
+        aspect_ratio: float | str | None = None,
         negative_prompt: str | None = None,
         init_image: Picture | None = None,
         strength: float | None = None,
@@ -134,6 +136,8 @@ class ImageGenerator:
             num_inference_steps, guidance_scale: None: as the checkpoint's configuration has them.
             seeds: one for each prompt, or one for all of them.
             height, width: pixels; None: the size trained at.
+            aspect_ratio: width over height, in place of them, as 1.5 or "3:2": the size of the
+                nearest shape that was trained (see `data.buckets`).
             batch_size: prompts drawn at a time, at most (a processor is faster with fewer); the
                 pictures do not depend on it.
             negative_prompt: what guidance moves away from, instead of the empty prompt (or of what
@@ -150,6 +154,10 @@ class ImageGenerator:
             LimnerError: a setting, size, or picture that cannot be used, or too few seeds.
         """
         size = self.config.data.image_size
+        if aspect_ratio is not None:
+            if height is not None or width is not None:
+                raise LimnerError("--aspect_ratio finds a size; --height and --width name one")
+            height, width = self.size_for(aspect_ratio)
         height, width = (
             self._check_size("height", size if height is None else height),
             self._check_size("width", size if width is None else width),
@@ -189,6 +197,13 @@ class ImageGenerator:
             )
             pictures += to_pil(self.space.decode(drawn[: wanted - first]))
         return pictures
+
+    def size_for(self, aspect_ratio: float | str) -> tuple[int, int]:
+        """(height, width) in pixels for width over height, as 1.5 or "3:2"."""
+        data = self.config.data
+        trained = data.buckets if isinstance(data.buckets, tuple) else ()
+        unit = self.patch * self.space.downsampling
+        return size_for(ratio_of(aspect_ratio), trained, data.image_size, unit)
 
     def compile(self) -> None:
         """Compile the network's blocks: worth its seconds where many pictures are drawn.

@@ -23,6 +23,11 @@ class Parts:
     reader: PretrainedText | None
     """None: the built-in text encoder, trained along."""
 
+    @property
+    def unit(self) -> int:
+        """Pixels of one patch of the model, of which a picture's sides are multiples."""
+        return self.space.downsampling * (self.config.model.patch_size or 1)
+
 
 def open_parts(config: Config) -> Parts:
     """Find the autoencoder and the text encoder; their weights stay on the disk.

@@ -236,6 +236,13 @@ def details(run: Run) -> str:
         groups |= {k: v for k, v in run.config.items() if isinstance(v, dict)}
         tables = "".join(table(name, values) for name, values in groups.items())
         parts.append(("Settings", f'<div class="settings">{tables}</div>'))
+    if run.buckets:
+        sizes = {
+            f"{bucket['width']} × {bucket['height']}": f"{bucket['trained']:,} pictures trained, "
+            f"{bucket['held_out']:,} held out"
+            for bucket in run.buckets
+        }
+        parts.append((f"Sizes of pictures: {len(sizes)}", table("", sizes)))
     versions = run.results.get("versions")
     if versions:
         parts.append(("Versions", table("", versions)))

@@ -24,6 +24,8 @@ class Run:
     results: dict[str, Any]
     refused: list[dict[str, Any]]
     previews: list[tuple[int, Path]]
+    buckets: list[dict[str, Any]]
+    """Sizes trained at, with how many pictures each has; empty where all are squares."""
 
 
 def read_run(folder: Path) -> Run:
@@ -42,6 +44,9 @@ def read_run(folder: Path) -> Run:
         samples=samples if isinstance(samples, list) else [],
         results=results if isinstance(results, dict) else {},
         refused=read_lines(folder / "refused.jsonl"),
+        buckets=next(
+            (line["sizes"] for line in reversed(log) if line.get("kind") == "buckets"), []
+        ),
         previews=sorted((step, path) for step, path in shots if step is not None),
     )
 

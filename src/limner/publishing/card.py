@@ -134,6 +134,14 @@ def _headline(facts: Facts) -> str:
     )
 
 
+def _sizes(facts: Facts) -> str:
+    """Width × height of what it was trained at."""
+    side, buckets = facts.config.data.image_size, facts.config.data.buckets
+    if not isinstance(buckets, tuple):
+        return f"{side} × {side}"
+    return ", ".join(f"{width} × {height}" for height, width in buckets)
+
+
 def _on(facts: Facts) -> str:
     name = facts.config.data.dataset_name
     if facts.data_name:
@@ -267,10 +275,8 @@ def _measured(facts: Facts) -> str:
 
 
 def _limits(facts: Facts) -> str:
-    data = facts.config.data
     said = [
-        f"It was trained at {data.image_size} × {data.image_size} pixels; other sizes are not "
-        "tested.",
+        f"It was trained at {_sizes(facts)} pixels; other sizes are not tested.",
         "It knows the subjects and the words of its training captions, and little else.",
         "A model that saw few pictures many times can draw them again nearly as they were.",
         "There is no filter for what is asked or drawn.",

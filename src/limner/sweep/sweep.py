@@ -12,7 +12,7 @@ from limner import __version__
 from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import MANIFEST
 from limner.config import SamplingConfig
-from limner.data.sources import Data, open_data
+from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.errors import LimnerError
 from limner.evaluation.features.networks import EfficientNet, FeatureNetwork
@@ -97,7 +97,7 @@ def sweep(
                           "--store out")  # fmt: skip
     record = Record(opened.folder / FILE)
     generator = generator_of(opened, guide, device, vae, text_encoder)
-    data = open_data(opened.config, say)
+    data = open_data(squares(opened.config), say)
     network, missing = feature_network(generator)
     chosen, reported = parts_of(data, pictures)
     qualities = {

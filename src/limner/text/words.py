@@ -26,7 +26,7 @@ def stack(texts: Sequence[Tensor] | Sequence[FrozenText]) -> Tensor | FrozenText
     return torch.stack(list(texts))  # type: ignore[arg-type]
 
 
-def some(texts: Tensor | FrozenText, which: slice) -> Tensor | FrozenText:
+def some(texts: Tensor | FrozenText, which: slice | list[int]) -> Tensor | FrozenText:
     """Some captions of a batch."""
     if isinstance(texts, FrozenText):
         return FrozenText(*(part[which] for part in texts))

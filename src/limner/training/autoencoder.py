@@ -25,7 +25,7 @@ from limner.data.examples import Pictures
 from limner.data.order import position_of, seeded_generator
 from limner.data.pictures import to_pil
 from limner.data.rows import PictureError
-from limner.data.sources import open_data
+from limner.data.sources import open_data, squares
 from limner.errors import LimnerError
 from limner.inference.contact_sheet import contact_sheet
 from limner.training.autoencoder_losses import kl_divergence, psnr, reconstruction_loss, ssim
@@ -65,7 +65,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
             f"autoencoder.downsampling {settings.downsampling}"
         )
     # The configuration may already name the folder that is to be written here.
-    data = open_data(config.model_copy(update={"vae": VaeConfig()}))
+    data = open_data(squares(config.model_copy(update={"vae": VaeConfig()})))
     device = devices.choose_device(config.training.device)
     dtype = devices.part_precision(
         devices.choose_precision(config.training.mixed_precision, device)

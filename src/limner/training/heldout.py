@@ -7,6 +7,7 @@ the gap says when the model starts to memorise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 class FixedGrid:
     """Some pictures with their captions, to be looked at at every level."""
 
-    pictures: Tensor  # float32 [N, C, h, w]
+    pictures: Tensor | list[Tensor]  # float32 [N, C, h, w]; N of [C, h, w] where sizes differ
     texts: Tensor | FrozenText  # of N captions
 
     @classmethod
@@ -47,7 +48,17 @@ class FixedGrid:
                 refused.append(Refused(row.key, str(error)))
         if not good:
             return None, refused
-        return cls(torch.stack([p for p, _ in good]), stack([t for _, t in good])), refused
+        found, texts = [p for p, _ in good], stack([t for _, t in good])
+        alike = len({p.shape for p in found}) == 1
+        return cls(torch.stack(found) if alike else found, texts), refused
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Places of at most `size` pictures of one shape at a time; all of them, in order."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for place, picture in enumerate(self.pictures):
+            by_shape.setdefault(tuple(picture.shape), []).append(place)
+        for places in by_shape.values():
+            yield from (places[i : i + size] for i in range(0, len(places), size))
 
 
 def spread(available: int, wanted: int) -> list[int]:
@@ -82,23 +93,23 @@ def losses_by_level(
     losses: dict[str, Tensor] = {}
     for level in LEVELS:
         timestep = round(level * objective.path.num_train_timesteps)
-        found = []
-        for first in range(0, len(grid.pictures), batch_size):
-            picture = grid.pictures[first : first + batch_size].to(device)
-            text = some(grid.texts, slice(first, first + batch_size)).to(device)
+        found = torch.zeros(len(grid.pictures))
+        for places in grid.batches(batch_size):
+            picture = torch.stack([grid.pictures[i] for i in places]).to(device)
+            text = some(grid.texts, places).to(device)
             noise = torch.stack(
                 [
                     torch.randn(
                         picture.shape[1:],
-                        generator=seeded_generator(0, "held-out", place + first + i, timestep),
+                        generator=seeded_generator(0, "held-out", place + i, timestep),
                     )
-                    for i in range(len(picture))
+                    for i in places
                 ]
             ).to(device)
             t = torch.full((len(picture),), float(timestep), device=device)
             output = model(objective.add_noise(picture, noise, t), t, text)
-            found.append(objective.loss(output, picture, noise, t).float().cpu())
-        losses[str(timestep)] = torch.cat(found)
+            found[places] = objective.loss(output, picture, noise, t).float().cpu()
+        losses[str(timestep)] = found
     return losses
 
 

@@ -19,12 +19,19 @@ from torch import Tensor
 
 from limner.config import Config
 from limner.data.examples import Source
-from limner.data.pictures import to_tensor
+from limner.data.pictures import Size, height_and_width, to_tensor
 from limner.data.rows import PictureError, Refused, Row
 from limner.data.sources import Data, open_data
 from limner.data.store import Store
 from limner.data.store_writing import check_space, fill
-from limner.data.stored import StoredCaptions, StoredLatents, caption_id, mirrored, packed
+from limner.data.stored import (
+    LatentsInBuckets,
+    StoredCaptions,
+    StoredLatents,
+    caption_id,
+    mirrored,
+    packed,
+)
 from limner.device import choose_device, choose_precision, name_of, part_precision
 from limner.fingerprints import Fingerprints
 from limner.models.latent_space import LatentSpace
@@ -85,8 +92,9 @@ def open_inputs(
 
 def precompute(config: Config, say: Say) -> None:
     """Compute and keep what a run of this configuration would; several may share the work."""
-    parts, data = open_parts(config), open_data(config)
+    parts = open_parts(config)
     config = parts.config
+    data = open_data(config, say, parts.unit)
     device = choose_device(config.training.device)
     dtype = part_precision(choose_precision(config.training.mixed_precision, device))
     if isinstance(parts.space, LatentSpace):
@@ -110,21 +118,55 @@ def stored_latents(
     device: torch.device,
     dtype: torch.dtype,
     say: Say,
-) -> tuple[StoredLatents, StoredLatents]:
+) -> tuple[Source, Source]:
     """The latents of trained and of held-out pictures, encoded in `dtype`."""
-    folder, size = Path(config.cache.folder), config.data.image_size
+    trained, held_out = data.trained, data.held_out
+    if trained.buckets is None or held_out.buckets is None:
+        both = (trained.rows, held_out.rows)
+        return _latents_of_size(
+            config, data, both, config.data.image_size, space, device, dtype, say
+        )
+    parts = []
+    for (height, width), *members in zip(
+        trained.buckets.sizes, trained.buckets.members(), held_out.buckets.members(), strict=True
+    ):
+        here, there = (
+            [rows[i] for i in some]
+            for rows, some in zip((trained.rows, held_out.rows), members, strict=True)
+        )
+        size = height if height == width else (height, width)
+        parts.append(_latents_of_size(config, data, (here, there), size, space, device, dtype, say))
+    return (
+        LatentsInBuckets(trained.rows, [part[0] for part in parts], trained.buckets),
+        LatentsInBuckets(held_out.rows, [part[1] for part in parts], held_out.buckets),
+    )
+
+
+def _latents_of_size(
+    config: Config,
+    data: Data,
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    size: Size,
+    space: LatentSpace,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Say,
+) -> tuple[StoredLatents, StoredLatents]:
+    """Those of trained and held-out rows whose pictures are of one size."""
+    folder, (trained, held_out) = Path(config.cache.folder), rows
+    height, width = height_and_width(size)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     key = {
         "format": 1,
         "autoencoder": config.vae.fingerprint,
-        "image_size": size,
+        "image_size": size if isinstance(size, int) else f"{width} x {height}",
         "crop": getattr(data.set, "crop", "center"),
         "computed_in": name_of(dtype),
         "dtype": config.cache.dtype,
     }
-    store = _open(folder, "latents", key, say)
+    # Beside the store of one size those of the other sizes are no news.
+    store = _open(folder, "latents", key, say, others=data.trained.buckets is None)
     known = Fingerprints(folder / "contents.npy")
-    trained, held_out = data.trained.rows, data.held_out.rows
     trained_ids, held_out_ids = (
         data.set.contents(trained, known),
         data.set.contents(held_out, known),
@@ -151,8 +193,8 @@ def stored_latents(
         latents = iter(encode_within_memory(space, good, device) if good else torch.empty(0))
         return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in pictures]
 
-    side = size // space.downsampling
-    row_bytes = space.channels * side * side * stored.itemsize
+    latents = height * width // space.downsampling**2
+    row_bytes = space.channels * latents * stored.itemsize
     with ThreadPoolExecutor(max(1, config.training.num_workers)) as threads:
         _complete(
             store,
@@ -225,11 +267,13 @@ def stored_captions(
     return StoredCaptions(store)
 
 
-def _open(folder: Path, name: str, key: dict[str, str | int | None], say: Say) -> Store:
+def _open(
+    folder: Path, name: str, key: dict[str, str | int | None], say: Say, others: bool = True
+) -> Store:
     store = Store.open(folder, name, key)
     for event in store.events:
         say(event)
-    if not len(store):
+    if others and not len(store):
         for sentence in store.other_keys():
             say(sentence)
     return store

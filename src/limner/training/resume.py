@@ -94,7 +94,9 @@ def differences(saved: Config, asked: Config) -> list[str]:
         for (key, there), (_, here) in zip(
             getattr(saved, section), getattr(asked, section), strict=True
         )
-        if there != here and key not in SAME_RUN.get(section, ())
+        if there != here
+        and key not in SAME_RUN.get(section, ())
+        and not (key == "buckets" and here == "auto")  # what it found is there
     ]
 
 

@@ -30,11 +30,12 @@ from limner.checkpoint import (
 )
 from limner.checkpoint_writing import finish_interrupted
 from limner.config import Config
+from limner.config.choices import changed
 from limner.data.checked import check_share_refused
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.order import CountBatches
 from limner.data.rows import Refused
-from limner.data.sources import open_data, training_order
+from limner.data.sources import open_data, training_order, with_buckets
 from limner.debug import log_shapes
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
@@ -96,7 +97,9 @@ class Trainer:
         devices.keep_freed_memory()
         self.dtype = devices.choose_precision(config.training.mixed_precision, self.device)
         self.objective = build_objective(config)
-        self.data = open_data(config, self.accelerator.print)
+        self.data = open_data(config, self.accelerator.print, self.parts.unit)
+        self.config = config = with_buckets(config, self.data)
+        self.news += self.data.said
         if self.accelerator.is_main_process:  # before their number may end the run
             list_refused(self.folder, self.data.set.refused)
         check_share_refused(len(self.data.set.refused), len(self.data.set.rows), config)
@@ -200,7 +203,7 @@ class Trainer:
     def watch(self, budget: Budget) -> Watch:
         return Watch(
             self.config,
-            self.data.set,
+            self.data,
             self.inputs,
             self.parts,
             self.reader,
@@ -222,6 +225,8 @@ class Trainer:
         if reason := devices.why_not_compile(self.device):
             watch.event(f"torch.compile is off, the run is slower for it: {reason}")
             return
+        if self.config.data.buckets:
+            devices.allow_shapes(len(self.config.data.buckets))
         for part in (self.model.denoiser, self.model.text_encoder):
             for block in getattr(part, "blocks", []):
                 block.compile()
@@ -313,6 +318,10 @@ class Trainer:
         if auto:
             size = config.training.micro_batch_size
             self.news.append(f"training.batch_size: {size} pictures at a time, as auto chose")
+        if checkpoint and config.data.buckets == "auto":
+            config = changed(
+                config, data=changed(config.data, buckets=checkpoint.config.data.buckets)
+            )
         if checkpoint and (state := checkpoint.state).step:
             if config.training.batch_size != checkpoint.config.training.batch_size:
                 state.pieces = 1
@@ -375,7 +384,10 @@ class Trainer:
             settings.caption_dropout,
             self.config.data.main_caption_share,
             self.config.data.horizontal_flip,
-            training_order(self.data, self.config),
+            training_order(
+                self.data, self.config, self.accelerator.num_processes, self.state.images
+            ),
+            self.data.trained.buckets,
         )
         counts = CountBatches(
             self.state.images,

@@ -16,7 +16,8 @@ from limner import device as devices
 from limner.config import Config
 from limner.data.checked import check_share_refused
 from limner.data.examples import warn_of_long_captions
-from limner.data.rows import PictureSet, Refused
+from limner.data.rows import Refused
+from limner.data.sources import Data
 from limner.diffusion.objective import Objective
 from limner.evaluation.distances.memorisation import COPIES
 from limner.models.parts import Parts
@@ -28,7 +29,7 @@ from limner.training.budget import Budget
 from limner.training.copies import copying
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
-from limner.training.previews import preview_prompts, save_preview
+from limner.training.previews import preview_prompts, preview_sizes, save_preview
 from limner.training.progress import Progress
 from limner.training.runlog import RunLog, read_log
 from limner.training.update import Updated
@@ -43,7 +44,7 @@ class Watch:
     def __init__(
         self,
         config: Config,
-        picture_set: PictureSet,
+        data: Data,
         inputs: Inputs,
         parts: Parts,
         reader: CaptionTokenizer | PretrainedText,
@@ -54,7 +55,7 @@ class Watch:
         budget: Budget,
         news: Sequence[str] = (),
     ) -> None:
-        self.config, self.set, self.inputs = config, picture_set, inputs
+        self.config, self.data, self.set, self.inputs = config, data, data.set, inputs
         self.space, self.reader = parts.space, reader
         self.objective, self.averaged, self.dtype = objective, averaged, dtype
         self.accelerator, self.budget, self.state = accelerator, budget, budget.state
@@ -86,6 +87,7 @@ class Watch:
                 self.refused(refused)
             trained, held_out = inputs.trained.rows, inputs.held_out.rows
             self.prompts = preview_prompts(self.config, trained, held_out)
+            self.sizes = preview_sizes(self.config, self.data.trained, self.data.held_out)
         return self
 
     def __exit__(
@@ -105,6 +107,12 @@ class Watch:
             f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
             f"{len(self.inputs.held_out.rows):,} held out"
         )
+        trained, held_out = self.data.trained.buckets, self.data.held_out.buckets
+        if trained and held_out:
+            counts = zip(trained.sizes, trained.counts(), held_out.counts(), strict=True)
+            sizes = [{"height": h, "width": w, "trained": a, "held_out": b}
+                     for (h, w), a, b in counts]  # fmt: skip
+            self.log.write("buckets", self.state.step, sizes=sizes)
         for line in self.news:
             self.event(line)
         if self.state.pieces > 1:
@@ -260,6 +268,8 @@ class Watch:
         ratio = copying(
             self.averaged, self.objective, self.inputs, self.config.sampling, self.dtype
         )
+        if ratio is None:
+            return
         self.log.write("copies", self.state.step, ratio=round(ratio, 4))
         told = "they are copies" if ratio < COPIES else "they are not copies"
         self.event(
@@ -283,6 +293,7 @@ class Watch:
             self.prompts,
             self.config,
             self.dtype,
+            self.sizes,
         )
 
     def write_speed(self) -> None:

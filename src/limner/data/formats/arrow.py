@@ -73,11 +73,14 @@ class DatasetPictures:
             f"{rule}a hash of {by} and data.train_split."
         )
 
-    def load(self, row: Row, image_size: int) -> np.ndarray:
-        """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
+    def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
+        """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
+        return pictures.decode(self.picture(row), image_size, self.crop, row.key)
+
+    def picture(self, row: Row) -> bytes | Path:
+        """As the table holds it: encoded, or the path of its file. Raises PictureError."""
         held, file = self._picture(self._place(row.key))
-        picture = file if held is None else held.as_py()
-        return pictures.decode(picture, image_size, self.crop, row.key)
+        return file if held is None else held.as_py()
 
     def path(self, row: Row) -> Path | None:
         """The file, where the table holds only its path."""

@@ -72,11 +72,15 @@ class FolderPictures:
             f"({found.layout}); {len(self.refused):,} rows refused. {found.held_out}"
         )
 
-    def load(self, row: Row, image_size: int) -> np.ndarray:
-        """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
+    def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
+        """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
         return pictures.decode(self.folder / row.key, image_size, self.crop, name=row.key)
 
     def path(self, row: Row) -> Path:
+        return self.folder / row.key
+
+    def picture(self, row: Row) -> Path:
+        """The file itself."""
         return self.folder / row.key
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
