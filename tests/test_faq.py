@@ -337,7 +337,11 @@ def test_what_is_shared_arrives(hub: Any, told: Told) -> None:
 @answers("Q16")
 def test_the_measurements_are_there(told: Told) -> None:
     found = json.loads(Path("outputs/evaluation/evaluation.json").read_text(encoding="utf-8"))
-    assert {"recall", "kernel_distance"} <= set(found)
+    assert found["held_out_loss"]
+    assert found["recall"]
+    assert found["memorisation"]
+    measured = {metric["name"].partition(" (")[0] for metric in found["metrics"]}
+    assert measured >= {"kernel distance", "Frechet distance", "precision", "recall"}
     assert Path("outputs/evaluation/evaluation.html").is_file()
     for flag in ("--inception", "--clip", "--dinov2"):
         assert f"`{flag}`" in DOCUMENT
