@@ -116,8 +116,8 @@ def muon(run: Path) -> None:
     before = torch.linalg.svdvals(momentum.double())
     after = torch.linalg.svdvals(orthogonalise(momentum[None])[0].double())
     lines = [
-        Line("momentum", list(enumerate((before / before[0]).tolist()))),
-        Line("orthogonalised", list(enumerate(after.tolist()))),
+        Line(name, [(i, v) for i, v in enumerate(values.tolist()) if v >= 0.001])
+        for name, values in (("momentum", before / before[0]), ("orthogonalised", after))
     ]
     x = Axis("singular value, by size", 0, 255, (0, 50, 100, 150, 200, 250))
     y = Axis("size", 0.001, 2, (0.001, 0.01, 0.1, 1), logarithmic=True)
