@@ -32,6 +32,7 @@ from limner.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 16
+SCRIPTS = {"train.py": "train", "inference.py": "generate", "prepare_data.py": "prepare"}
 QUICK: Mapping[str, tuple[str, ...]] = {
     "train": ("training.compile_model=false", "training.num_workers=0"),
     "sweep": ("--costs", "2", "--pictures", "4"),
@@ -180,10 +181,10 @@ class Runner:
         self.told.commands.append(words)
         program, *rest = words
         if program == "limner":
-            code = self.call(lambda: main([*rest, *self.quick.get(rest[0], ())]))
+            code = self.call(lambda: main([*rest, *self.after(rest[0], rest[1:])]))
         elif program == "python" and rest[0].startswith("src/scripts/"):
-            name = {"train.py": "train"}.get(Path(rest[0]).name, "")
-            code = self.call(lambda: script([*rest, *self.quick.get(name, ())]))
+            name = SCRIPTS[Path(rest[0]).name]
+            code = self.call(lambda: script([*rest, *self.after(name, rest[1:])]))
         elif program == "python":
             code = subprocess.run([sys.executable, *rest], check=True).returncode
         elif program == "mkdir":
@@ -198,6 +199,10 @@ class Runner:
         else:
             raise AssertionError(f"nothing here runs {words}")
         assert code in (0, None), f"{words}: exit code {code}\n{self.told.printed[-2000:]}"
+
+    def after(self, command: str, words: Sequence[str]) -> Sequence[str]:
+        """Words to put after a command of Limner."""
+        return self.quick.get(command, ())
 
     def would_install(self, words: list[str]) -> int:
         """Whether pip finds here what the file asks for; it is installed by the tests of a clean

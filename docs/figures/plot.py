@@ -10,6 +10,8 @@ from dataclasses import dataclass
 COLOURS = ("#d1495b", "#00798c", "#edae49", "#30638e", "#66a182", "#8d6a9f")
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 30, 14, 48
+
+
 @dataclass(frozen=True)
 class Line:
     name: str
