@@ -19,10 +19,32 @@ def translations() -> dict[str, str]:
     return yaml.safe_load(TRANSLATIONS.read_text(encoding="utf-8")) or {}
 
 
+SAID: set[str] = set()
+"""Every sentence that a Chinese page has asked for."""
+
+
 def say(text: str, language: str) -> str:
     """The text in the language, if there is a translation of exactly this text."""
     plain = " ".join(text.split())
-    return translations().get(plain, plain) if language == "zh" else plain
+    if language != "zh":
+        return plain
+    SAID.add(plain)
+    return translations().get(plain, plain)
+
+
+def forget_the_unsaid() -> tuple[list[str], list[str]]:
+    """Take translations of sentences that the code no longer has out of the file.
+
+    Returns:
+        What was taken out, and the sentences that have no translation yet.
+    """
+    known = translations()
+    gone = sorted(set(known) - SAID)
+    if gone:
+        kept = {text: known[text] for text in sorted(known) if text in SAID}
+        text = yaml.safe_dump(kept, allow_unicode=True, sort_keys=True, width=10**6)
+        TRANSLATIONS.write_text(text, encoding="utf-8", newline="\n")
+    return gone, sorted(text for text in SAID - set(known) if text)
 
 
 def escaped(text: str) -> str:
