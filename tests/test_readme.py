@@ -4,8 +4,10 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from shown import SCRIPTS, shape_of
 
 from limner.cli import build_parser
@@ -73,8 +75,18 @@ def shown_commands() -> list[list[str]]:
     return [words for line in lines for words in limner_words(line)]
 
 
+def shown_files() -> dict[str, Any]:
+    """Configurations that a reader is told to write: blocks that begin with the file's name."""
+    return {
+        content.partition("\n")[0].removeprefix("# "): yaml.safe_load(content)
+        for name in DOCUMENTS
+        for language, content in blocks(name)
+        if language == "yaml" and re.match(r"# \S+\.yaml\n", content)
+    }
+
+
 def test_every_shown_command_is_understood() -> None:
-    commands = shown_commands()
+    commands, written = shown_commands(), shown_files()
     assert {words[0] for words in commands} >= {"demo", "train", "generate", "prepare"}
     for words in commands:
         if len(words) == 1 and words[0] != "demo":
@@ -84,6 +96,9 @@ def test_every_shown_command_is_understood() -> None:
         options, rest = build_parser().parse_known_args(words)
         if words[0] in ("train", "precompute", "estimate", "train-autoencoder"):
             configuration = options.config or getattr(options, "where", None)
+            if configuration is not None and configuration.name in written:
+                load_config(written[configuration.name], as_overrides(rest))
+                continue
             assert configuration is None or (ROOT / configuration).is_file(), words
             load_config(configuration and ROOT / configuration, as_overrides(rest))
         elif words[0] == "evaluate":
