@@ -161,7 +161,7 @@ class Stage:
         to.write_text(text, encoding="utf-8", newline="\n")
 
 
-UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
+UNSEARCHED = "---\nsearch:\n  exclude: true\nhide: [navigation, toc]\n---\n\n"
 
 
 def readable(folder: Path) -> Iterator[str]:
