@@ -45,6 +45,10 @@ CELL = re.compile(r"(?<!\\)\|")
 """What stands between the cells of a table."""
 
 
+COMMENT = re.compile(r"(?:^| +)# .*$", re.MULTILINE)
+"""Of a block of code, which each language may have in its own words."""
+
+
 class Block(NamedTuple):
     heading: str
     """Of the section it is in, as it is written."""
@@ -75,12 +79,12 @@ def shape_of(document: str) -> list[str]:
     """A document as a list of what it is made of, for comparing two languages.
 
     Headings with their levels, tables with their columns and rows, lists with their items, blocks
-    with their content, pictures by their file, quotes, and marks for programs.
+    with their content but for comments, pictures by their file, quotes, and marks for programs.
     """
     shape: list[str] = []
     for part in re.split(r"(^```.*?^```$)", document, flags=re.MULTILINE | re.DOTALL):
         if part.startswith("```"):
-            shape.append(part)
+            shape.append(COMMENT.sub("", part))
             continue
         before = ""
         for line in part.splitlines():
