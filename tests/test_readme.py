@@ -101,7 +101,7 @@ def test_every_shown_command_is_understood() -> None:
                 continue
             assert configuration is None or (ROOT / configuration).is_file(), words
             load_config(configuration and ROOT / configuration, as_overrides(rest))
-        elif words[0] == "evaluate":
+        elif words[0] in ("evaluate", "prepare"):
             load_config(None, as_overrides(rest))
         else:
             assert rest == [], words
