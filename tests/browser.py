@@ -87,12 +87,16 @@ class Page:
 
     def open(self, file: Path, width: int, dark: bool) -> None:
         """The page as it stands on a screen of that width, loaded to the end."""
+        self.go(file.resolve().as_uri(), width, dark)
+
+    def go(self, address: str, width: int, dark: bool) -> None:
+        """The same of an address."""
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
         self.events.clear()
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=address)
         self.wait_for("Page.loadEventFired")
 
     def ask(self, script: str) -> Any:

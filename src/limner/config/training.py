@@ -77,7 +77,7 @@ class TrainingConfig(Section):
     use_ema: bool = True
     """Keep an average of the weights over time, and draw with it."""
     ema_decay: BelowOne = 0.9999
-    """BelowOne per update of the averaged weights, once the run is long enough for it."""
+    """Share of the average that stays at an update, once the run is long enough for it."""
     ema_ramp: Positive = 0.05
     """The average's half-life is at most this share of the pictures seen so far (EDM's warm-up)."""
     num_workers: Count = 2

@@ -1,0 +1,128 @@
+"""Every command of the README is run, in its order, in one folder, on a small model.
+
+As shown, with settings after it that make it quick; NOT_HERE says what cannot be run here and where
+it is run instead.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from PIL import Image
+from pretrained import tiny_autoencoder, tiny_clip, tiny_dinov2
+from recording_hub import recording_hub
+from shown import ROOT, Runner, Told, as_the_hub, blocks_of, workplace
+
+from limner import device as devices
+from limner.config import load_config
+
+BLOCKS = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
+NOT_HERE = {
+    "limner demo": "takes minutes; tests/test_demo.py runs it on few pictures",
+    "pytest": "runs this; the tests of a clean checkout type the line itself",
+}
+IN_LATENTS = [o for o in TINY if not o.startswith(("data.dataset_name", "data.num_samples"))]
+
+
+class Reader(Runner):
+    """Types what the README shows."""
+
+    def run_command(self, words: list[str]) -> None:
+        line = " ".join(words)
+        if line in NOT_HERE:
+            self.told.commands.append(words)
+        elif words[:2] == ["pip", "install"] and words[3] == "requirements-dev.txt":
+            assert words == ["pip", "install", "-r", "requirements-dev.txt"]
+            self.told.commands.append(words)
+        else:
+            if "prepare_data.py" in line:  # it is for somebody who has no such folder yet
+                Path("data").rename("data-before")
+            if "--compare" in words:  # and this for somebody who has another one
+                shutil.copytree("outputs/demo", "outputs/other")
+            super().run_command(words)
+            if "prepare_data.py" in line:
+                Path("data").rename("data-prepared")
+                Path("data-before").rename("data")
+
+    def after(self, command: str, words: Sequence[str]) -> Sequence[str]:
+        quick = [] if "--compare" in words else [*super().after(command, words)]
+        if "configs/latents.yaml" in words:
+            # It has the same output folder as configs/train_config.yaml, for the reader of one.
+            number = len(self.told.commands)
+            quick += [f"training.output_dir=outputs/latents-{number}"]
+        if any("dinov2" in word for word in words):
+            quick += ["evaluation.dinov2=dinov2"]  # the Hub's, which is not here
+        return quick
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    folder = tmp_path_factory.mktemp("readme") / "work"
+    autoencoder = ("autoencoder.max_steps=2", "autoencoder.crop=8", "autoencoder.base_channels=8")
+    quick = {
+        "train": ("training.compile_model=false", "training.num_workers=0"),
+        "train-autoencoder": autoencoder,
+        "evaluate": ("--num_images", "4", "evaluation.other_images=2"),
+    }
+    with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:
+        as_the_hub(hub, patch)
+        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(devices, "why_not_compile", lambda device: None)
+        workplace(folder)
+        patch.chdir(folder)
+        shutil.copytree("outputs", "outputs/demo")
+        shown = load_config(ROOT / "configs" / "latents.yaml")
+        assert shown.vae.pretrained_model_name
+        assert shown.text_encoder.pretrained_model_name
+        parts = [
+            f"vae.pretrained_model_name={tiny_autoencoder(Path('tiny-vae'))}",
+            f"text_encoder.pretrained_model_name={tiny_clip(Path('tiny-clip'))}",
+            *("model.in_channels=4", "model.patch_size=2", "training.max_steps=2"),
+            *("data.train_split=0.6", "training.preview_prompts=null"),
+        ]
+        small = load_config(None, [*IN_LATENTS, *parts])
+        Path("configs/latents.yaml").write_text(small.to_yaml(), "utf-8")
+        tiny_dinov2(Path("dinov2"))
+        Path("photos").mkdir()
+        Image.new("RGB", (16, 16), "red").save("photos/a.jpg")
+        Path("photos/a.txt").write_text("a red picture", "utf-8")
+        reader = Reader(folder, quick)
+        for block in BLOCKS:
+            if block.language == "python":
+                reader.run_python(textwrap.dedent(block.content))
+                reader.told.blocks += 1
+            elif block.language:
+                reader.run([block])
+        yield reader.told
+
+
+def test_every_command_that_is_shown_was_run(told: Told) -> None:
+    shown = [line for b in BLOCKS if b.language == "bash" for line in b.content.splitlines()]
+    lines = [line.partition(" #")[0].strip() for line in shown]
+    commands = [part for line in lines if line[:1] not in ("", "#") for part in line.split(" && ")]
+    ran = [" ".join(words) for words in told.commands]
+    assert [command.replace('"', "") for command in commands] == ran
+    assert len(ran) > 20
+    assert set(NOT_HERE) <= set(ran)
+
+
+def test_the_commands_leave_what_they_say(told: Told) -> None:
+    for name in (
+        *("apple.png", "output-0.png", "output-sheet.png", "a.png"),
+        *("outputs/report.html", "outputs/demo/evaluation/evaluation.html"),
+        *("vae/config.json", "painter.safetensors", "painter/model_index.json"),
+        *("outputs/demo/checkpoint-1000/sweep.json", "data-prepared/metadata.json"),
+    ):
+        assert (told.folder / name).is_file(), name
+    assert list((told.folder / "cache").glob("*"))
+    assert "resumed at step" in told.printed
+    assert "kernel distance" in told.printed
+
+
+def test_what_is_not_run_is_still_shown() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in NOT_HERE:
+        assert line in text
