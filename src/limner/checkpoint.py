@@ -20,12 +20,12 @@ import logging
 import pickle
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner.checkpoint_writing import (
     MANIFEST,
@@ -36,6 +36,7 @@ from limner.checkpoint_writing import (
 )
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.shards import gathered, shard_like, sharded_state
 from limner.text.tokenizer import CaptionTokenizer
 
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
@@ -43,6 +44,14 @@ TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
 
 log = logging.getLogger("limner")
+
+
+class Weighted(Protocol):
+    """A module, or what keeps weights by name as one does."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, weights: dict[str, Tensor], /) -> Any: ...
 
 
 @dataclass
@@ -112,8 +121,9 @@ class Checkpoint:
         """As the run was when it was saved (0 before its first step)."""
         return self.state.images // max(1, self.state.step)
 
-    def load_weights(self, model: nn.Module, averaged: bool) -> None:
-        """Put the weights into the model; the averaged ones if asked and there."""
+    def load_weights(self, model: Weighted, averaged: bool) -> None:
+        """Put the weights into the model, or this process's part of them if it is sharded; the
+        averaged ones if asked and there."""
         fit_weights(model, self.tensors(averaged), self._weights(averaged))
 
     def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
@@ -148,8 +158,9 @@ class Checkpoint:
             groups = getattr(optimizer, "param_groups", [])
             settings = [{k: v for k, v in g.items() if k != "params"} for g in groups]
             try:
-                optimizer.load_state_dict(saved[name])
-            except (KeyError, TypeError, ValueError, AttributeError):
+                state = sharded_state(saved[name], optimizer) if groups else saved[name]
+                optimizer.load_state_dict(state)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
                 raise LimnerError(
                     f"{path} does not fit the {name} optimizer of this configuration; "
                     f"optimizer.type is {self.config.optimizer.type!r} in the checkpoint"
@@ -169,12 +180,13 @@ class Contents:
     tokenizer: CaptionTokenizer | None
     config: Config
     state: TrainingState
+    copied_already: bool = False
 
     @classmethod
     def of(
         cls,
-        model: nn.Module,
-        averaged: nn.Module | None,
+        model: Weighted,
+        averaged: Weighted | None,
         optimizers: dict[str, Any],
         tokenizer: CaptionTokenizer | None,
         config: Config,
@@ -191,8 +203,20 @@ class Contents:
 
     def copied(self) -> Contents:
         """The same in memory of its own, on the host."""
+        if self.copied_already:
+            return self
         tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
         return replace(self, **{name: _copied(value) for name, value in tensors.items()})
+
+    def whole(self, keep: bool) -> Contents:
+        """The same of a sharded run, made whole in the host's memory. Every process calls it.
+
+        Args:
+            keep: whether to have it, or only to give one's parts.
+        """
+        tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
+        whole = {name: gathered(value, keep) for name, value in tensors.items()}
+        return replace(self, copied_already=True, **whole)
 
 
 def _copied(value: Any) -> Any:
@@ -342,7 +366,7 @@ def check_same_model(saved: Config, asked: Config) -> None:
         )
 
 
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def fit_weights(model: Weighted, weights: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model. Raises LimnerError naming what does not fit."""
     wanted = model.state_dict()
     problems = [
@@ -359,7 +383,7 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> Non
             + "\n".join(f"  - {p}" for p in problems[:5])
             + more
         )
-    model.load_state_dict(weights)
+    model.load_state_dict({name: shard_like(wanted[name], t) for name, t in weights.items()})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -43,3 +43,4 @@ def run(options: argparse.Namespace) -> None:
         for sentence in sentences(examine(trainer.folder, config, trainer.data)):
             print(sentence)
         print(f"see {trainer.folder / 'report.html'}")
+    trainer.accelerator.end_training()
