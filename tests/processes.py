@@ -7,42 +7,32 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from limner.config import Config
 
-PROGRAM = '''
-import json, os, sys
-import torch
-from limner import Trainer, load_config
-from limner import device as devices
-
-devices.matmul_peak = lambda device, dtype: 1e12  # takes longer than these runs
-torch.set_num_threads(1)
-for config, resume in json.loads(sys.argv[1]):
-    Trainer(load_config(config), resume=resume).train()
-'''
+PROGRAM = Path(__file__).with_name("process_program.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+@dataclass(frozen=True)
+class Run:
+    """One run among those of a launch; `fault` is a name in process_program.py."""
+
+    config: Config
+    resume: Path | None = None
+    fault: str = ""
 
 
 def launched(
-    command: Sequence[str], timeout: float = 140, **more: str
+    command: Sequence[str], timeout: float = 140, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """A launcher's end; once more if two programs of this machine chose the same port."""
     for _ in range(2):
-        process = subprocess.Popen(
-            list(command),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(**more),
-        )
+        process = started(command, **environment)
         try:
             said = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -54,13 +44,29 @@ def launched(
     return subprocess.CompletedProcess(list(command), process.returncode, *said)
 
 
-def run_in(processes: int, folder: Path, *runs: tuple[Config, Path | None]) -> None:
-    """Train these, one after the other, each from a checkpoint or from its beginning."""
-    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
-    files = [(str(written(config)), resume and str(resume)) for config, resume in runs]
+def started(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
+    )
+
+
+def program(*runs: Run) -> list[str]:
+    """What a launcher is to start: these runs, one after the other."""
+    told = [(str(written(r.config)), r.resume and str(r.resume), r.fault) for r in runs]
+    return [str(PROGRAM), json.dumps(told)]
+
+
+def run_in(processes: int, *runs: Run, restarts: int = 0) -> str:
+    """Train them to their ends; what was said."""
     launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
-    ended = launched([*launcher, str(folder / "program.py"), json.dumps(files)])
+    ended = launched([*launcher, f"--max_restarts={restarts}", *program(*runs)])
     assert ended.returncode == 0, ended.stderr[-6000:]
+    return ended.stdout + ended.stderr
 
 
 def written(config: Config) -> Path:
@@ -78,4 +84,6 @@ def leaves(value: object, name: str = "") -> dict[str, object]:
 
 
 def same(a: object, b: object) -> bool:
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b  # type: ignore[arg-type]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return a == b

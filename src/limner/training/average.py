@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.models.text_to_image import TextToImage
-from limner.shards import full, local, shard_like
+from limner.shards import full, local
 
 
 class Average:
@@ -74,7 +74,8 @@ class Average:
 
     @torch.no_grad()
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Weights by name, each in parts as it is here."""
         if not self.shards:
             self.model.load_state_dict(weights)
         for name, part in self.shards.items():
-            local(part).copy_(local(shard_like(part, weights[name])))
+            local(part).copy_(local(weights[name]))
