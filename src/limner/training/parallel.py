@@ -8,6 +8,7 @@ costs the overlap of communication with the backward pass.)
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +23,33 @@ from limner.shards import full, is_shard
 
 BUCKET = 2**24
 """Numbers that are sent together, 64 MiB."""
+
+
+RESTARTED = (
+    "; after a restart torchrun hands out the addresses of processes that are gone (pytorch issue "
+    "135712): set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+)
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """Say in words that the processes of a run do not find each other.
+
+    Raises:
+        LimnerError: for such an error; others go through.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            raise
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        raise LimnerError(
+            "the processes of this run do not find each other "
+            f"({' '.join(str(error).split())[:160]}): look whether all were started, with the "
+            "same number of processes and the same address and port of the first"
+            + (RESTARTED if restarted else "")
+        ) from error
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

@@ -47,7 +47,7 @@ from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
-from limner.training.parallel import any_process, others_may_end, wait_for_others
+from limner.training.parallel import any_process, meeting, others_may_end, wait_for_others
 from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
 from limner.training.resume import find_resume
 from limner.training.runlog import list_refused
@@ -428,9 +428,10 @@ def _accelerator(config: Config) -> Accelerator:
     device = devices.choose_device(config.training.device)
     trackers = [t for t in config.training.trackers if t != "none"]
     patience = wait_for_others(config.training.process_timeout)
-    return Accelerator(
-        cpu=device.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
-        log_with=trackers or None,
-        project_dir=config.training.output_dir,
-    )
+    with meeting():
+        return Accelerator(
+            cpu=device.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+            log_with=trackers or None,
+            project_dir=config.training.output_dir,
+        )

@@ -1,0 +1,169 @@
+"""One run in several processes, as torchrun and accelerate start them: the run of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import TORCHRUN, Run, launched, leaves, program, run_in, same, started, written
+from runs import messages, trained
+from safetensors.torch import load_file
+
+from limner import device as devices
+from limner.checkpoint import load_tensors
+from limner.config import Config
+from limner.errors import LimnerError
+
+NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+SETTINGS = [
+    "training.effective_batch_size=8",
+    "training.batch_size=4",
+    "training.caption_dropout=0.3",
+    "optimizer.type=adamw",  # Muon makes a full step of a gradient that is rounding alone
+]
+Configured = Callable[..., Config]
+
+
+def contents(checkpoint: Path) -> dict[str, Any]:
+    """Every tensor and number of a checkpoint, by name."""
+    state = json.loads((checkpoint / "training_state.json").read_text(encoding="utf-8"))
+    del state["seconds"]
+    return leaves(
+        {
+            "model": load_tensors(checkpoint / "model.pt"),
+            "averaged": load_file(checkpoint / "ema.safetensors"),
+            "optimizers": load_tensors(checkpoint / "optimizer.pt"),
+            "state": state,
+        }
+    )
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    one, other = contents(a), contents(b)
+    return [n for n in one.keys() | other.keys() if not same(one.get(n), other.get(n))]
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    one, other = contents(expected), contents(found)
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(other[name], value, atol=2e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def configure(tmp_path_factory: pytest.TempPathFactory) -> Configured:
+    """configure(name, overrides): a run into a folder of that name."""
+    from conftest import TINY
+
+    from limner.config import load_config
+
+    folder = tmp_path_factory.mktemp("runs")
+
+    def build(name: str, *overrides: str) -> Config:
+        place = f"training.output_dir='{folder / name}'"
+        return load_config(None, [*TINY, *SETTINGS, place, *overrides])
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def undisturbed(configure: Configured) -> Path:
+    """The folder of a run in two processes, by `accelerate launch -m limner train`."""
+    config = configure("undisturbed")
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    limner = ["-m", "limner", "train", "--config", str(written(config))]
+    ended = launched(
+        [*accelerate, "--num_processes=2", "--num_machines=1", "--main_process_port=0", *limner]
+    )
+    assert ended.returncode == 0, ended.stderr[-6000:]
+    # Only the main process says anything.
+    assert ended.stdout.count("parameters on") == ended.stdout.count("see ") == 1
+    return Path(config.training.output_dir)
+
+
+def test_accelerate_launch_makes_the_run_of_one_process(
+    undisturbed: Path, configure: Configured, quick_end: None
+) -> None:
+    one = trained(configure("one")).folder
+    for step in (3, 6):
+        assert_close(undisturbed / f"checkpoint-{step}", one / f"checkpoint-{step}")
+
+
+def test_one_killed_on_one_of_two_machines_changes_nothing(
+    undisturbed: Path, configure: Configured
+) -> None:
+    config = configure("killed")
+    with_store = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", "--max_restarts=2"]
+    meeting = ["--rdzv_backend=c10d", "--rdzv_id=test", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    command = [*with_store, *meeting, *program(Run(config, fault="killed_once"))]
+    machines = [started(command, **NO_SHARED_STORE) for _ in range(2)]
+    said = [machine.communicate(timeout=140)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][-4000:] + said[1][-4000:]
+    assert any("Signal 9" in words or "exitcode: -9" in words for words in said)
+    assert "another process of this run has ended" in "".join(said)
+    assert any("resumed at step 3" in message for message in messages(Path(config.training.output_dir)))
+    ends = (folder / "checkpoint-6" for folder in (Path(config.training.output_dir), undisturbed))
+    assert differences(*ends) == []
+
+
+def test_short_memory_in_one_process_halves_all_at_once(
+    undisturbed: Path, configure: Configured
+) -> None:
+    config = configure("short")
+    run_in(2, Run(config, fault="short_of_memory"))
+    folder = Path(config.training.output_dir)
+    assert any("memory ran out at step 5 (in another process)" in m for m in messages(folder))
+    assert contents(folder / "checkpoint-6")["/state/pieces"] == 2
+    assert_close(folder / "checkpoint-6", undisturbed / "checkpoint-6")
+
+
+def test_one_that_fails_ends_all_with_an_error(configure: Configured) -> None:
+    began = time.monotonic()
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2"]
+    ended = launched([*command, *program(Run(configure("failing"), fault="failing"))])
+    assert ended.returncode != 0
+    assert "ZeroDivisionError: injected" in ended.stderr
+    assert time.monotonic() - began < 100  # nobody waits for the timeout
+
+
+def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on(
+    undisturbed: Path, configure: Configured
+) -> None:
+    ...
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# Each process has a GPU of its own
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_a_process_takes_the_gpu_of_its_number(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert devices.choose_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices.choose_device("auto") == devices.choose_device("cuda") == torch.device("cuda", 1)
+    assert devices.choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(LimnerError, match="torch sees 2; start 2 processes"):
+        devices.choose_device("auto")
