@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,12 @@ def killed_once(update: Update, batch: Any) -> torch.Tensor:
     """Process 1 dies in its fifth update, in its first life."""
     if update.state.step == 4 and RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
+    return LOSS(update, batch)
+
+
+def dawdling(update: Update, batch: Any) -> torch.Tensor:
+    """Each update takes a second."""
+    time.sleep(1)
     return LOSS(update, batch)
 
 
@@ -81,7 +88,7 @@ def muon_in_shards() -> None:
 
 
 FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {
-    f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, failing)
+    f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
 }
 
 

@@ -1,25 +1,28 @@
 """One run in several processes, as torchrun and accelerate start them: the run of one process."""
 
 import json
-import os
 import signal
-import subprocess
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from conftest import TINY
 from processes import TORCHRUN, Run, launched, leaves, program, run_in, same, started, written
-from runs import messages, trained
+from runs import events, messages, trained
 from safetensors.torch import load_file
 
 from limner import device as devices
-from limner.checkpoint import load_tensors
-from limner.config import Config
+from limner.checkpoint import checkpoints, load_tensors
+from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.training import stopping
+from limner.training.estimate import probe
 
 NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SETTINGS = [
@@ -60,10 +63,6 @@ def assert_close(found: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory: pytest.TempPathFactory) -> Configured:
     """configure(name, overrides): a run into a folder of that name."""
-    from conftest import TINY
-
-    from limner.config import load_config
-
     folder = tmp_path_factory.mktemp("runs")
 
     def build(name: str, *overrides: str) -> Config:
@@ -108,7 +107,9 @@ def test_one_killed_on_one_of_two_machines_changes_nothing(
     assert [machine.returncode for machine in machines] == [0, 0], said[0][-4000:] + said[1][-4000:]
     assert any("Signal 9" in words or "exitcode: -9" in words for words in said)
     assert "another process of this run has ended" in "".join(said)
-    assert any("resumed at step 3" in message for message in messages(Path(config.training.output_dir)))
+    assert any(
+        "resumed at step 3" in message for message in messages(Path(config.training.output_dir))
+    )
     ends = (folder / "checkpoint-6" for folder in (Path(config.training.output_dir), undisturbed))
     assert differences(*ends) == []
 
@@ -133,15 +134,58 @@ def test_one_that_fails_ends_all_with_an_error(configure: Configured) -> None:
     assert time.monotonic() - began < 100  # nobody waits for the timeout
 
 
-def test_sigterm_to_the_launcher_saves_and_the_same_command_goes_on(
+def test_a_signal_that_reaches_all_of_them_and_the_launcher_saves(
     undisturbed: Path, configure: Configured
 ) -> None:
-    ...
+    config = configure("asked")
+    folder = Path(config.training.output_dir)
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node=2"]
+    launcher = started([*command, *program(Run(config, fault="dawdling"))])
+    deadline = time.monotonic() + 60
+    while not ((folder / "log.jsonl").is_file() and events(folder, "train")):
+        assert launcher.poll() is None, launcher.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+        process.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert said.count("Stopped: stopped by SIGTERM after step") == 2
+    (saved,) = checkpoints(folder)
+    assert saved.name in ("checkpoint-1", "checkpoint-2", "checkpoint-3")
+    run_in(2, Run(config))
+    assert differences(folder / "checkpoint-6", undisturbed / "checkpoint-6") == []
+
+
+def test_only_a_late_second_signal_ends_a_launched_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    raised: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    try:
+        with stopping.StopOnSignal() as stop:
+            for _ in range(3):  # its own, torchrun's, Slurm's
+                stop._asked(signal.SIGTERM, None)
+            assert (stop.name, raised) == ("SIGTERM", [])
+            monkeypatch.setattr(stopping, "ECHO", 0.0)
+            stop._asked(signal.SIGINT, None)
+            assert raised == [signal.SIGINT]
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_program_that_a_process_starts_is_none_of_the_run(
+    configure: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`training.batch_size: auto` measures in one, which would wait for the others."""
+    there = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**there, "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert probe(configure("probe"))["peak_bytes"] > 0
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -89,10 +89,20 @@ def test_four_shards_learn_what_one_process_learns_and_go_on_anywhere(
             assert_close(four / f"checkpoint-{step}", one.folder / f"checkpoint-{step}")
         for kind in ("train", "heldout"):
             assert logged(four, kind) == pytest.approx(logged(one.folder, kind), rel=1e-4)
-    assert_close(tmp_path / "muon4" / "checkpoint-3", muon.folder / "checkpoint-3", "model", atol=5e-4, rtol=1e-3)
-    assert logged(tmp_path / "muon4", "train") == pytest.approx(logged(muon.folder, "train"), rel=1e-3)
+    assert_close(
+        tmp_path / "muon4" / "checkpoint-3",
+        muon.folder / "checkpoint-3",
+        "model",
+        atol=5e-4,
+        rtol=1e-3,
+    )
+    assert logged(tmp_path / "muon4", "train") == pytest.approx(
+        logged(muon.folder, "train"), rel=1e-3
+    )
     # Norms' weights and the blocks' modulation are rounded to bfloat16 on their way.
-    assert logged(tmp_path / "rounded4", "train") == pytest.approx(logged(rounded.folder, "train"), rel=2e-2)
+    assert logged(tmp_path / "rounded4", "train") == pytest.approx(
+        logged(rounded.folder, "train"), rel=2e-2
+    )
 
     # The same number of processes: to the bit; and what Trainer.save_checkpoint writes is it, too.
     end = contents(tmp_path / "modern4" / "checkpoint-6")
@@ -101,8 +111,14 @@ def test_four_shards_learn_what_one_process_learns_and_go_on_anywhere(
         assert [n for n in end.keys() | other.keys() if not same(end.get(n), other.get(n))] == []
 
     # An update whose loss was no number in one of them is left out by all.
-    assert [math.isfinite(e["loss"] or math.nan) for e in events(tmp_path / "skipped4", "train")] == [True, True, False, True, True, True]
-    assert all(t.isfinite().all() for t in contents(tmp_path / "skipped4" / "checkpoint-6").values() if isinstance(t, torch.Tensor))
+    assert [
+        math.isfinite(e["loss"] or math.nan) for e in events(tmp_path / "skipped4", "train")
+    ] == [True, True, False, True, True, True]
+    assert all(
+        t.isfinite().all()
+        for t in contents(tmp_path / "skipped4" / "checkpoint-6").values()
+        if isinstance(t, torch.Tensor)
+    )
 
     # Only the main process says anything.
     assert said.count("0.2M parameters on") == 5

@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> None:
     )
     trainer = Trainer(config, resume=options.resume)
     trainer.train()
+    trainer.accelerator.end_training()
     if trainer.accelerator.is_main_process:
         for sentence in sentences(examine(trainer.folder, config, trainer.data)):
             print(sentence)
         print(f"see {trainer.folder / 'report.html'}")
-    trainer.accelerator.end_training()

@@ -52,6 +52,13 @@ def meeting() -> Iterator[None]:
         ) from error
 
 
+def alone() -> dict[str, str]:
+    """The environment of a program that this process starts, and that is not one of the run's."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    starts = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_", "ROLE_", "FSDP_")
+    return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(starts)}
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over the processes; those in shards are that already."""
     if not _several():
