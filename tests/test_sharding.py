@@ -1,6 +1,6 @@
 """A model in shards learns what a whole one learns, and its checkpoints are anyone's."""
 
-import math
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,13 @@ def contents(checkpoint: Path) -> dict[str, Any]:
     )
 
 
-def assert_close(found: Path, expected: Path, only: str = "", **how: float) -> None:
+def assert_close(found: Path, expected: Path) -> None:
     one, other = contents(expected), contents(found)
     assert one.keys() == other.keys()
     for name, value in one.items():
-        if isinstance(value, torch.Tensor) and only in name:
-            torch.testing.assert_close(
-                other[name], value, **(how or CLOSE), msg=lambda said, n=name: f"{n}: {said}"
-            )
+        if isinstance(value, torch.Tensor):
+            said = functools.partial("{}: {}".format, name)
+            torch.testing.assert_close(other[name], value, **CLOSE, msg=said)
 
 
 def logged(folder: Path, kind: str) -> list[float]:
@@ -89,20 +88,11 @@ def test_four_shards_learn_what_one_process_learns_and_go_on_anywhere(
             assert_close(four / f"checkpoint-{step}", one.folder / f"checkpoint-{step}")
         for kind in ("train", "heldout"):
             assert logged(four, kind) == pytest.approx(logged(one.folder, kind), rel=1e-4)
-    assert_close(
-        tmp_path / "muon4" / "checkpoint-3",
-        muon.folder / "checkpoint-3",
-        "model",
-        atol=5e-4,
-        rtol=1e-3,
-    )
-    assert logged(tmp_path / "muon4", "train") == pytest.approx(
-        logged(muon.folder, "train"), rel=1e-3
-    )
-    # Norms' weights and the blocks' modulation are rounded to bfloat16 on their way.
-    assert logged(tmp_path / "rounded4", "train") == pytest.approx(
-        logged(rounded.folder, "train"), rel=2e-2
-    )
+    # Muon rounds to bfloat16, where the processor has it; its own parity is in muon_in_shards. In
+    # bf16 the norms' weights and the blocks' modulation are rounded, too, on their way.
+    for one, much in ((muon, 1e-3), (rounded, 2e-2)):
+        four = one.folder.with_name(f"{one.folder.name}4")
+        assert logged(four, "train") == pytest.approx(logged(one.folder, "train"), rel=much)
 
     # The same number of processes: to the bit; and what Trainer.save_checkpoint writes is it, too.
     end = contents(tmp_path / "modern4" / "checkpoint-6")
@@ -111,14 +101,11 @@ def test_four_shards_learn_what_one_process_learns_and_go_on_anywhere(
         assert [n for n in end.keys() | other.keys() if not same(end.get(n), other.get(n))] == []
 
     # An update whose loss was no number in one of them is left out by all.
-    assert [
-        math.isfinite(e["loss"] or math.nan) for e in events(tmp_path / "skipped4", "train")
-    ] == [True, True, False, True, True, True]
-    assert all(
-        t.isfinite().all()
-        for t in contents(tmp_path / "skipped4" / "checkpoint-6").values()
-        if isinstance(t, torch.Tensor)
-    )
+    skipped = tmp_path / "skipped4"
+    left_out = [event["step"] for event in events(skipped, "train") if event["loss"] is None]
+    assert left_out == [3]
+    saved = contents(skipped / "checkpoint-6").values()
+    assert all(t.isfinite().all() for t in saved if isinstance(t, torch.Tensor))
 
     # Only the main process says anything.
     assert said.count("0.2M parameters on") == 5

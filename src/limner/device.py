@@ -34,8 +34,8 @@ def choose_device(wanted: str) -> torch.device:
         number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= count:
             raise LimnerError(
-                f"process {number} of this machine has no GPU of its own: torch sees {count}; start "
-                f"{count} processes here (torchrun --nproc_per_node {count}), or set "
+                f"process {number} of this machine has no GPU of its own: torch sees {count}; "
+                f"start {count} processes here (torchrun --nproc_per_node {count}), or set "
                 "training.device=cpu"
             )
         device = torch.device("cuda", number)
