@@ -45,8 +45,8 @@ def killed_once(update: Update, batch: Any) -> torch.Tensor:
 
 
 def dawdling(update: Update, batch: Any) -> torch.Tensor:
-    """Each update takes a second."""
-    time.sleep(1)
+    """An update takes so long that something can happen in it."""
+    time.sleep(0.4)
     return LOSS(update, batch)
 
 
@@ -87,6 +87,19 @@ def muon_in_shards() -> None:
         assert b.to_local().shape[0] < a.shape[0]
 
 
+def only_a_part_is_here(trainer: Trainer) -> None:
+    """Of weights, average, and optimizer states; biases are split too unevenly to count."""
+    weights = dict(trainer.model.named_parameters())
+    average = trainer.average.shards
+    states = [s for o in trainer.optimizers.values() for s in o.state_dict()["state"].values()]
+    kept = [t for s in states for t in s.values() if isinstance(t, torch.Tensor) and t.ndim]
+    for tensors in (weights.values(), average.values(), kept):
+        here = sum(t.to_local().numel() for t in tensors)  # type: ignore[attr-defined]
+        assert here < 1.05 / dist.get_world_size() * sum(t.numel() for t in tensors)
+    main = dist.get_rank() == 0
+    assert {t.device.type for t in trainer.averaged.parameters()} == {"cpu" if main else "meta"}
+
+
 FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {
     f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
 }
@@ -99,6 +112,8 @@ def main() -> None:
         Update.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]
         trainer = Trainer(load_config(config), resume=resume)
         trainer.train()
+        if trainer.sharded:
+            only_a_part_is_here(trainer)
         if fault == "muon_in_shards":
             muon_in_shards()
         if fault == "saved_again":

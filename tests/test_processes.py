@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -112,6 +113,33 @@ def test_one_killed_on_one_of_two_machines_changes_nothing(
     assert differences(folder / "checkpoint-6", undisturbed / "checkpoint-6") == []
 
 
+def test_a_machine_that_is_lost_leaves_the_run_to_the_other(
+    undisturbed: Path, configure: Configured
+) -> None:
+    config = configure("lost", "training.save_steps=1")
+    folder = Path(config.training.output_dir)
+    elastic = [*TORCHRUN, "--nnodes=1:2", "--nproc_per_node=1", "--max_restarts=3"]
+    # How soon a machine counts as lost, and how long others are waited for.
+    soon = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=3"
+    place = f"--rdzv_endpoint=127.0.0.1:{free_port()}"
+    meeting = ["--rdzv_backend=c10d", "--rdzv_id=test", place, f"--rdzv_conf={soon}"]
+    command = [*elastic, *meeting, *program(Run(config, fault="dawdling"))]
+    stays = started(command, **NO_SHARED_STORE)
+    time.sleep(1)  # so that the other finds it
+    goes = started(command, **NO_SHARED_STORE)
+    wait_for_the_first_step(folder, stays)
+    two = load_config(folder / "config.yaml").training
+    for process in [psutil.Process(goes.pid), *psutil.Process(goes.pid).children(recursive=True)]:
+        process.kill()
+    goes.communicate()
+    said = stays.communicate(timeout=140)[1]
+    assert stays.returncode == 0, said[-6000:]
+    one = load_config(folder / "config.yaml").training
+    assert (two.gradient_accumulation_steps, one.gradient_accumulation_steps) == (1, 2)
+    assert any("resumed at step" in message for message in messages(folder))
+    assert_close(folder / "checkpoint-6", undisturbed / "checkpoint-6")
+
+
 def test_short_memory_in_one_process_halves_all_at_once(
     undisturbed: Path, configure: Configured
 ) -> None:
@@ -139,18 +167,14 @@ def test_a_signal_that_reaches_all_of_them_and_the_launcher_saves(
     folder = Path(config.training.output_dir)
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2"]
     launcher = started([*command, *program(Run(config, fault="dawdling"))])
-    deadline = time.monotonic() + 60
-    while not ((folder / "log.jsonl").is_file() and events(folder, "train")):
-        assert launcher.poll() is None, launcher.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_the_first_step(folder, launcher)
     for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
         process.send_signal(signal.SIGTERM)
     _, said = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
     assert said.count("Stopped: stopped by SIGTERM after step") == 2
     (saved,) = checkpoints(folder)
-    assert saved.name in ("checkpoint-1", "checkpoint-2", "checkpoint-3")
+    assert saved.name in [f"checkpoint-{step}" for step in range(1, 6)]
     run_in(2, Run(config))
     assert differences(folder / "checkpoint-6", undisturbed / "checkpoint-6") == []
 
@@ -181,6 +205,14 @@ def test_a_program_that_a_process_starts_is_none_of_the_run(
     for name, value in {**there, "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     assert probe(configure("probe"))["peak_bytes"] > 0
+
+
+def wait_for_the_first_step(folder: Path, launcher: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not ((folder / "log.jsonl").is_file() and events(folder, "train")):
+        assert launcher.poll() is None, launcher.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def free_port() -> int:
