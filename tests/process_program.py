@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from limner import Trainer, load_config
 from limner import device as devices
+from limner.training import saving_shards
 from limner.training.optimizer import Muon
 from limner.training.parallel import clip_gradients
 from limner.training.update import Update
@@ -100,6 +102,18 @@ def only_a_part_is_here(trainer: Trainer) -> None:
     assert {t.device.type for t in trainer.averaged.parameters()} == {"cpu" if main else "meta"}
 
 
+def no_room_once() -> None:
+    """Process 1 cannot write its part of the first checkpoint."""
+    write = saving_shards.write_shard
+
+    def full(folder: Path, number: int, *others: Any) -> None:
+        if number == 1 and folder.name == ".checkpoint-3.writing":
+            raise OSError(28, "No space left on device")
+        write(folder, number, *others)
+
+    saving_shards.write_shard = full
+
+
 FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {
     f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
 }
@@ -110,6 +124,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for config, resume, fault in json.loads(sys.argv[1]):
         Update.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]
+        if fault == "no_room_once":
+            no_room_once()
         trainer = Trainer(load_config(config), resume=resume)
         trainer.train()
         if trainer.sharded:

@@ -16,6 +16,9 @@ from limner.config import Config
 
 PROGRAM = Path(__file__).with_name("process_program.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it torchrun's restarts find addresses of processes that are gone (pytorch issue 135712).
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def program(*runs: Run) -> list[str]:
 def run_in(processes: int, *runs: Run, restarts: int = 0) -> str:
     """Train them to their ends; what was said."""
     launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
-    ended = launched([*launcher, f"--max_restarts={restarts}", *program(*runs)])
+    ended = launched([*launcher, f"--max_restarts={restarts}", *program(*runs)], **OWN_STORE)
     assert ended.returncode == 0, ended.stderr[-6000:]
     return ended.stdout + ended.stderr
 

@@ -14,7 +14,18 @@ import psutil
 import pytest
 import torch
 from conftest import TINY
-from processes import TORCHRUN, Run, launched, leaves, program, run_in, same, started, written
+from processes import (
+    OWN_STORE,
+    TORCHRUN,
+    Run,
+    launched,
+    leaves,
+    program,
+    run_in,
+    same,
+    started,
+    written,
+)
 from runs import events, messages, trained
 from safetensors.torch import load_file
 
@@ -25,7 +36,6 @@ from limner.errors import LimnerError
 from limner.training import stopping
 from limner.training.estimate import probe
 
-NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 SETTINGS = [
     "training.effective_batch_size=8",
     "training.batch_size=4",
@@ -103,7 +113,7 @@ def test_one_killed_on_one_of_two_machines_changes_nothing(
     with_store = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", "--max_restarts=2"]
     meeting = ["--rdzv_backend=c10d", "--rdzv_id=test", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
     command = [*with_store, *meeting, *program(Run(config, fault="killed_once"))]
-    machines = [started(command, **NO_SHARED_STORE) for _ in range(2)]
+    machines = [started(command, **OWN_STORE) for _ in range(2)]
     said = [machine.communicate(timeout=140)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said[0][-4000:] + said[1][-4000:]
     assert any("Signal 9" in words or "exitcode: -9" in words for words in said)
@@ -124,9 +134,9 @@ def test_a_machine_that_is_lost_leaves_the_run_to_the_other(
     place = f"--rdzv_endpoint=127.0.0.1:{free_port()}"
     meeting = ["--rdzv_backend=c10d", "--rdzv_id=test", place, f"--rdzv_conf={soon}"]
     command = [*elastic, *meeting, *program(Run(config, fault="dawdling"))]
-    stays = started(command, **NO_SHARED_STORE)
+    stays = started(command, **OWN_STORE)
     time.sleep(1)  # so that the other finds it
-    goes = started(command, **NO_SHARED_STORE)
+    goes = started(command, **OWN_STORE)
     wait_for_the_first_step(folder, stays)
     two = load_config(folder / "config.yaml").training
     for process in [psutil.Process(goes.pid), *psutil.Process(goes.pid).children(recursive=True)]:

@@ -1,6 +1,7 @@
 """A model in shards learns what a whole one learns, and its checkpoints are anyone's."""
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from processes import Run, leaves, run_in, same
 from runs import events, messages, trained
 from safetensors.torch import load_file
 
-from limner.checkpoint import load_tensors
+from limner.checkpoint import Checkpoint, checkpoints, load_tensors, newest_good
+from limner.checkpoint_shards import read_shards
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.training.sharding import forget_notes, note_pieces, noted_pieces
@@ -25,6 +27,7 @@ EIGHT = [
     "optimizer.type=adamw",  # Muon makes a full step of a gradient that is rounding alone
 ]
 DIT = ["model.architecture=dit", "text_encoder.num_layers=2"]
+OWN = [FSDP, "training.checkpoint_shards=true"]
 MUON = ["optimizer.type=muon", "optimizer.muon_period=2"]
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -62,6 +65,39 @@ def assert_close(found: Path, expected: Path) -> None:
             torch.testing.assert_close(other[name], value, **CLOSE, msg=said)
 
 
+def assert_same_whole(shards: Path, files: Path) -> None:
+    """A checkpoint in shards reads as the one of whole files, to the bit."""
+    assert {path.name for path in shards.iterdir()} == {
+        *(f"shard-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)),
+        *("shards.json", "training_state.json", "config.yaml", "tokenizer.json", "manifest.json"),
+    }
+    opened = Checkpoint.open(shards)
+    found = leaves(
+        {
+            "model": opened.tensors(averaged=False),
+            "averaged": opened.tensors(averaged=True),
+            "optimizers": read_shards(shards, "optimizers"),
+        }
+    )
+    expected = contents(files)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not same(found[name], expected[name])] == []
+
+
+def assert_damage_is_seen(run: Path, copy: Path) -> None:
+    """In a shard that changed, and in a checkpoint of which one is gone."""
+    shutil.copytree(run, copy)
+    shard = copy / "checkpoint-6" / "shard-00003-of-00004.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(LimnerError, match=r"shard-00003-of-00004\.safetensors is not what was"):
+        Checkpoint.open(copy / "checkpoint-6").tensors()
+    shard.unlink()
+    found, passed_over = newest_good(copy)
+    assert found == copy / "checkpoint-3"
+    assert "shard-00003-of-00004.safetensors cannot be read" in passed_over[0]
+
+
 def logged(folder: Path, kind: str) -> list[float]:
     return [event["loss"] for event in events(folder, kind)]
 
@@ -81,6 +117,9 @@ def test_four_shards_learn_what_one_process_learns_and_go_on_anywhere(
         Run(config("rounded4", 4, FSDP, "training.mixed_precision=bf16")),
         Run(config("again", 4, FSDP), resume=middle),
         Run(config("skipped4", 4, FSDP), fault="nan_in_one"),
+        Run(config("own", 4, *OWN)),
+        Run(config("own_again", 4, *OWN), resume=tmp_path / "own" / "checkpoint-3"),
+        Run(config("no_room", 4, *OWN), fault="no_room_once"),
     )
     for one in (modern, dit):
         four = one.folder.with_name(f"{one.folder.name}4")
@@ -108,12 +147,22 @@ def test_four_shards_learn_what_one_process_learns_and_go_on_anywhere(
     assert all(t.isfinite().all() for t in saved if isinstance(t, torch.Tensor))
 
     # Only the main process says anything.
-    assert said.count("0.2M parameters on") == 5
+    assert said.count("0.2M parameters on") == 8
+
+    # Each process can write its part, which reads as the whole.
+    for name in ("own", "own_again"):
+        assert_same_whole(tmp_path / name / "checkpoint-6", tmp_path / "modern4" / "checkpoint-6")
+    assert_damage_is_seen(tmp_path / "own", tmp_path / "damaged")
+    assert [path.name for path in checkpoints(tmp_path / "no_room")] == ["checkpoint-6"]
+    assert not list((tmp_path / "no_room").glob(".checkpoint*"))
+    (told,) = [m for m in messages(tmp_path / "no_room") if "could not be written" in m]
+    assert "checkpoint-3 could not be written (another process could not write its part" in told
 
     # Saved by four in shards, gone on from by one, by two in shards, and by two without.
     Trainer(config("by1", 1), resume=middle).train()
+    Trainer(config("own1", 1), resume=tmp_path / "own" / "checkpoint-3").train()
     run_in(2, Run(config("by2", 2, FSDP), resume=middle), Run(config("whole2", 2), resume=middle))
-    for name in ("by1", "by2", "whole2"):
+    for name in ("by1", "own1", "by2", "whole2"):
         assert_close(tmp_path / name / "checkpoint-6", modern.folder / "checkpoint-6")
 
 
@@ -149,6 +198,8 @@ def test_what_shards_cannot_do_is_said(key: str, reason: str) -> None:
     load_config(None, [key])
     with pytest.raises(LimnerError, match=reason):
         load_config(None, [FSDP, key])
+    with pytest.raises(LimnerError, match=r"belongs to training\.sharding"):
+        load_config(None, ["training.checkpoint_shards=true"])
 
 
 def test_one_process_holds_the_whole_whatever_is_asked(config: Configured) -> None:

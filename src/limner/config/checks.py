@@ -34,6 +34,8 @@ def problems(config: Config) -> Iterator[str]:
             "training.mixed_precision: fp16 scales gradients, which training.sharding fsdp does "
             "not do; take bf16 or no"
         )
+    if training.checkpoint_shards and training.sharding == "none":
+        yield "training.checkpoint_shards: belongs to training.sharding fsdp; set both, or neither"
     counted = training.max_steps or training.num_epochs
     if training.max_minutes and not counted and config.lr_scheduler.type in ("linear", "cosine"):
         yield (

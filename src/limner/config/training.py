@@ -90,6 +90,9 @@ class TrainingConfig(Section):
     sharding: Literal["none", "fsdp"] = "none"
     """Of several processes: `none`, each holds the whole model; `fsdp` (FSDP2), each holds a part
     of weights, gradients, optimizer states, and average, for what does not fit into one GPU."""
+    checkpoint_shards: bool = False
+    """Of a sharded run: each process writes its part into a checkpoint, instead of the first one
+    all of them. Training waits for it; no process needs memory for the whole."""
     process_timeout: Positive = 1800.0
     """Seconds after which a process that hears nothing of the others gives up; longer than what the
     first one does alone (held-out loss, previews)."""

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from limner import device as devices
@@ -42,16 +40,18 @@ from limner.models.parts import open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage, build_model
 from limner.text.tokenizer import CaptionTokenizer
+from limner.training.accelerator import open_accelerator
 from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
-from limner.training.parallel import any_process, meeting, others_may_end, wait_for_others
+from limner.training.parallel import any_process, others_may_end
 from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
 from limner.training.resume import find_resume
 from limner.training.runlog import list_refused
 from limner.training.saving import Saver
+from limner.training.saving_shards import save_in_shards
 from limner.training.schedule import ema_decay, fallen, learning_rate_share
 from limner.training.sharding import forget_notes, note_pieces, noted_pieces, shard_model
 from limner.training.stopping import (
@@ -86,7 +86,7 @@ class Trainer:
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
         self.parts = open_parts(config)
-        self.accelerator = _accelerator(config)
+        self.accelerator = open_accelerator(config)
         config = self.parts.config
         self.folder = Path(config.training.output_dir)
         if self.accelerator.is_main_process:
@@ -292,10 +292,20 @@ class Trainer:
         return Saver(limit, best, stop, watch.event)
 
     def save_numbered(self, saver: Saver) -> None:
-        contents = self.contents()
-        if self.accelerator.is_main_process:
+        folder = self.folder / f"checkpoint-{self.state.step}"
+        if main := self.accelerator.is_main_process:
             forget_notes(self.folder)
-            saver.save(self.folder / f"checkpoint-{self.state.step}", contents)
+        if self.sharded and self.config.training.checkpoint_shards:
+            saver.failed = None
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            if reason := save_in_shards(folder, self.parts_of_contents(), *place):
+                saver.not_written(folder, reason)
+            elif main:
+                saver.prune(self.folder)
+            return
+        contents = self.contents()
+        if main:
+            saver.save(folder, contents)
 
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write everything needed to draw, resume, or share to a folder, whole or not at all."""
@@ -307,10 +317,14 @@ class Trainer:
 
     def contents(self) -> Contents:
         """What a checkpoint of now holds. Every process of a sharded run gives its part."""
+        contents = self.parts_of_contents()
+        return contents.whole(self.accelerator.is_main_process) if self.sharded else contents
+
+    def parts_of_contents(self) -> Contents:
+        """The same, as this process has it."""
         averaged = self.average if self.config.training.use_ema else None
         parts = self.model, averaged, stateful(self.update)
-        contents = Contents.of(*parts, self.tokenizer, self.config, self.state)
-        return contents.whole(self.accelerator.is_main_process) if self.sharded else contents
+        return Contents.of(*parts, self.tokenizer, self.config, self.state)
 
     # Small parts
 
@@ -418,20 +432,3 @@ class Trainer:
         )
         with quiet_about_workers():
             return iter(loader)
-
-
-def _accelerator(config: Config) -> Accelerator:
-    # Accelerate keeps one state per program and refuses another device; a notebook that trains
-    # first on the GPU and then on the processor is nothing to refuse.
-    if AcceleratorState._shared_state:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    device = devices.choose_device(config.training.device)
-    trackers = [t for t in config.training.trackers if t != "none"]
-    patience = wait_for_others(config.training.process_timeout)
-    with meeting():
-        return Accelerator(
-            cpu=device.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
-            log_with=trackers or None,
-            project_dir=config.training.output_dir,
-        )
