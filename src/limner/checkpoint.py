@@ -9,6 +9,7 @@
       tokenizer.json        the words the built-in text encoder knows
       manifest.json         size and checksum of each of these, written last
 
+A model in shards may be saved in shards instead of the first three (`limner.checkpoint_shards`).
 How it reaches the disk is in `limner.checkpoint_writing`; what does not verify is not opened.
 Everything is read with `weights_only=True`, safetensors, or as plain text: nothing in it can run.
 """
@@ -20,13 +21,14 @@ import logging
 import pickle
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from limner.checkpoint_shards import INDEX, read_index, read_shards, shard_files
 from limner.checkpoint_writing import (
     MANIFEST,
     NAME,
@@ -36,6 +38,7 @@ from limner.checkpoint_writing import (
 )
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.shards import gathered, shard_like, sharded_state
 from limner.text.tokenizer import CaptionTokenizer
 
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
@@ -43,6 +46,14 @@ TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
 
 log = logging.getLogger("limner")
+
+
+class Weighted(Protocol):
+    """A module, or what keeps weights by name as one does."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, weights: dict[str, Tensor], /) -> Any: ...
 
 
 @dataclass
@@ -112,14 +123,29 @@ class Checkpoint:
         """As the run was when it was saved (0 before its first step)."""
         return self.state.images // max(1, self.state.step)
 
-    def load_weights(self, model: nn.Module, averaged: bool) -> None:
-        """Put the weights into the model; the averaged ones if asked and there."""
+    def load_weights(self, model: Weighted, averaged: bool) -> None:
+        """Put the weights into the model, or this process's part of them if it is sharded; the
+        averaged ones if asked and there."""
         fit_weights(model, self.tensors(averaged), self._weights(averaged))
+
+    @property
+    def in_shards(self) -> bool:
+        return (self.folder / INDEX).is_file()
+
+    @property
+    def has_average(self) -> bool:
+        if self.in_shards:
+            return "averaged" in read_index(self.folder)["parts"]
+        return (self.folder / AVERAGED).is_file()
 
     def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
         """The weights by name. Raises LimnerError if they are damaged."""
+        if self.in_shards:
+            self.verify(INDEX, *shard_files(self.folder))
+            part = "averaged" if averaged and self.has_average else "model"
+            return read_shards(self.folder, part)
         path = self._weights(averaged)
-        self.verify(path)
+        self.verify(path.name)
         if path.name != AVERAGED:
             return load_tensors(path)
         try:
@@ -128,28 +154,35 @@ class Checkpoint:
             raise LimnerError(f"{path} is damaged: {error}") from None
 
     def _weights(self, averaged: bool) -> Path:
+        if self.in_shards:
+            return self.folder / INDEX
         path = self.folder / AVERAGED
         return path if averaged and path.is_file() else self.folder / "model.pt"
 
-    def verify(self, path: Path) -> None:
-        """Raises LimnerError if the file is not what was written."""
-        if problem := damage(self.folder, names=(path.name,)):
+    def verify(self, *names: str) -> None:
+        """Raises LimnerError if these files are not what was written."""
+        if problem := damage(self.folder, names=names):
             raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")
 
     def load_optimizers(self, optimizers: dict[str, Any]) -> None:
         """Put the state of each optimizer (and of what else remembers something from update to
         update) back where it came from."""
-        path = self.folder / "optimizer.pt"
-        self.verify(path)
-        saved = load_tensors(path)
+        path = self.folder / (INDEX if self.in_shards else "optimizer.pt")
+        if self.in_shards:
+            self.verify(INDEX, *shard_files(self.folder))
+            saved = read_shards(self.folder, "optimizers")
+        else:
+            self.verify(path.name)
+            saved = load_tensors(path)
         for name, optimizer in optimizers.items():
             if name in ("scaler", "balance") and name not in saved:
                 continue  # of a run without it; it finds its numbers in a few updates
             groups = getattr(optimizer, "param_groups", [])
             settings = [{k: v for k, v in g.items() if k != "params"} for g in groups]
             try:
-                optimizer.load_state_dict(saved[name])
-            except (KeyError, TypeError, ValueError, AttributeError):
+                state = sharded_state(saved[name], optimizer) if groups else saved[name]
+                optimizer.load_state_dict(state)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
                 raise LimnerError(
                     f"{path} does not fit the {name} optimizer of this configuration; "
                     f"optimizer.type is {self.config.optimizer.type!r} in the checkpoint"
@@ -169,12 +202,13 @@ class Contents:
     tokenizer: CaptionTokenizer | None
     config: Config
     state: TrainingState
+    copied_already: bool = False
 
     @classmethod
     def of(
         cls,
-        model: nn.Module,
-        averaged: nn.Module | None,
+        model: Weighted,
+        averaged: Weighted | None,
         optimizers: dict[str, Any],
         tokenizer: CaptionTokenizer | None,
         config: Config,
@@ -191,8 +225,20 @@ class Contents:
 
     def copied(self) -> Contents:
         """The same in memory of its own, on the host."""
+        if self.copied_already:
+            return self
         tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
         return replace(self, **{name: _copied(value) for name, value in tensors.items()})
+
+    def whole(self, keep: bool) -> Contents:
+        """The same of a sharded run, made whole in the host's memory. Every process calls it.
+
+        Args:
+            keep: whether to have it, or only to give one's parts.
+        """
+        tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
+        whole = {name: gathered(value, keep) for name, value in tensors.items()}
+        return replace(self, copied_already=True, **whole)
 
 
 def _copied(value: Any) -> Any:
@@ -218,18 +264,30 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
             weights = {name: t.contiguous() for name, t in contents.averaged.items()}
             save_file(weights, staging / AVERAGED)
         torch.save(contents.optimizers, staging / "optimizer.pt")
-        (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
-        if contents.tokenizer is not None:
-            contents.tokenizer.save(staging / TOKENIZER)
-        (staging / "training_state.json").write_text(
-            json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
-        )
+        write_texts(staging, contents)
     return folder
+
+
+def write_texts(staging: Path, contents: Contents) -> None:
+    """What a checkpoint says in words."""
+    (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
+    if contents.tokenizer is not None:
+        contents.tokenizer.save(staging / TOKENIZER)
+    (staging / "training_state.json").write_text(
+        json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
+    )
+
+
+def needed(folder: Path) -> tuple[str, ...]:
+    """The files without which a folder is no finished checkpoint."""
+    if not (folder / INDEX).is_file():
+        return FILES
+    return (*FILES[2:], INDEX)
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    return [p for p in _numbered(run_folder) if all((p / name).is_file() for name in FILES)]
+    return [p for p in _numbered(run_folder) if all((p / n).is_file() for n in needed(p))]
 
 
 def _numbered(run_folder: Path) -> list[Path]:
@@ -249,7 +307,7 @@ def newest_good(
     """
     passed_over: list[str] = []
     for path in reversed(_numbered(run_folder)):
-        missing = [name for name in FILES if not (path / name).is_file()]
+        missing = [name for name in needed(path) if not (path / name).is_file()]
         problem = f"{', '.join(missing)} missing" if missing else damage(path, names)
         if problem is None:
             return path, passed_over
@@ -274,7 +332,7 @@ def newest_checkpoint(run_folder: Path) -> Path:
 def find_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder as given, or the newest good one of a run folder. Raises LimnerError."""
     folder = Path(path)
-    if folder.is_file() and folder.name in (*FILES, AVERAGED):
+    if folder.is_file() and folder.name in (*FILES, AVERAGED, INDEX):
         folder = folder.parent
     if not folder.is_dir():
         raise LimnerError(
@@ -291,7 +349,7 @@ def find_checkpoint(path: str | Path) -> Path:
             raise LimnerError(
                 f"{folder} has no good checkpoint:\n  - " + "\n  - ".join(passed_over)
             )
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
+    if missing := [name for name in needed(folder) if not (folder / name).is_file()]:
         raise LimnerError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
     return folder
 
@@ -342,7 +400,7 @@ def check_same_model(saved: Config, asked: Config) -> None:
         )
 
 
-def fit_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def fit_weights(model: Weighted, weights: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model. Raises LimnerError naming what does not fit."""
     wanted = model.state_dict()
     problems = [
@@ -359,7 +417,7 @@ def fit_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> Non
             + "\n".join(f"  - {p}" for p in problems[:5])
             + more
         )
-    model.load_state_dict(weights)
+    model.load_state_dict({name: shard_like(wanted[name], t) for name, t in weights.items()})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return options.run(options) or 0
     except LimnerError as error:
-        print(f"limner: {error}", file=sys.stderr)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        who = f"limner, process {os.environ.get('RANK')}" if several else "limner"
+        print(f"{who}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except OSError as error:  # a disk that is full, a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)

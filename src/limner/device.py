@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -20,11 +21,24 @@ T = TypeVar("T")
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto`: CUDA, then Apple's GPU, then the processor. Raises LimnerError for one not here."""
+    """`auto`: CUDA, then Apple's GPU, then the processor. Raises LimnerError for one not here.
+
+    Of several processes on a machine each has a GPU of its own: that of its number there, which
+    torchrun, accelerate, and Slurm's step say in LOCAL_RANK.
+    """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
-        return torch.device("cuda" if here["cuda"] else "mps" if here["mps"] else "cpu")
+        wanted = "cuda" if here["cuda"] else "mps" if here["mps"] else "cpu"
     device = torch.device(wanted)
+    if device == torch.device("cuda") and here["cuda"] and "LOCAL_RANK" in os.environ:
+        number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= count:
+            raise LimnerError(
+                f"process {number} of this machine has no GPU of its own: torch sees {count}; "
+                f"start {count} processes here (torchrun --nproc_per_node {count}), or set "
+                "training.device=cpu"
+            )
+        device = torch.device("cuda", number)
     if not here.get(device.type, True):
         raise LimnerError(
             f"device {wanted}: torch {torch.__version__} finds none on this machine; take auto or "

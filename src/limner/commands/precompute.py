@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
 
@@ -13,7 +14,7 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
         parents=[common, configured],
         help="compute latents and text embeddings now; training would do it at its start",
         usage=f"limner precompute {CONFIGURED}",
-        epilog="Start it several times, on several GPUs, and the work is shared.",
+        epilog="Start it several times, or under torchrun, and the work is shared.",
     )
     precompute.set_defaults(run=run, takes_overrides=True)
 
@@ -21,4 +22,5 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.training.inputs import precompute
 
-    precompute(configured_by(options), print)
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
+    precompute(configured_by(options), print if first else lambda line: None)

@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
     trainer = Trainer(config, resume=options.resume)
     trainer.accelerator.print(f"data: {trainer.data.set.description}")  # how it was understood
     trainer.train()
+    trainer.accelerator.end_training()
     if trainer.accelerator.is_main_process:
         for sentence in sentences(examine(trainer.folder, config, trainer.data)):
             print(sentence)

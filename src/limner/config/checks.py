@@ -24,6 +24,19 @@ def problems(config: Config) -> Iterator[str]:
             f"training.batch_size {training.batch_size} x gradient_accumulation_steps "
             f"{accumulation}; leave gradient_accumulation_steps out, it follows"
         )
+    if training.sharding != "none" and training.batch_size == "auto":
+        yield (
+            "training.batch_size: auto measures a whole model in one process, and "
+            "training.sharding is set to fsdp; take a number (memory that runs out halves it at "
+            "the next start)"
+        )
+    if training.sharding != "none" and training.mixed_precision == "fp16":
+        yield (
+            "training.mixed_precision: fp16 scales gradients, which training.sharding fsdp does "
+            "not do; take bf16 or no"
+        )
+    if training.checkpoint_shards and training.sharding == "none":
+        yield "training.checkpoint_shards: belongs to training.sharding fsdp; set both, or neither"
     counted = training.max_steps or training.num_epochs
     if training.max_minutes and not counted and config.lr_scheduler.type in ("linear", "cosine"):
         yield (

@@ -87,6 +87,15 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass instead of keeping them: less
     memory, about a third more time (`limner estimate` says when it is needed)."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Of several processes: `none`, each holds the whole model; `fsdp` (FSDP2), each holds a part
+    of weights, gradients, optimizer states, and average, for what does not fit into one GPU."""
+    checkpoint_shards: bool = False
+    """Of a sharded run: each process writes its part into a checkpoint, instead of the first one
+    all of them. Training waits for it; no process needs memory for the whole."""
+    process_timeout: Positive = 1800.0
+    """Seconds after which a process that hears nothing of the others gives up; longer than what the
+    first one does alone (held-out loss, previews)."""
     compile_model: bool = True
     """torch.compile the transformer blocks where a compiler is at hand."""
     trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)

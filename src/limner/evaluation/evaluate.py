@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limner.checkpoint import AVERAGED, Checkpoint
+from limner.checkpoint import Checkpoint
 from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
@@ -253,7 +253,7 @@ def about_checkpoint(
     given: str | Path, opened: Checkpoint | WeightsFile, generator: ImageGenerator
 ) -> dict[str, Any]:
     """Which weights were evaluated."""
-    averaged = isinstance(opened, WeightsFile) or (opened.folder / AVERAGED).is_file()
+    averaged = isinstance(opened, WeightsFile) or opened.has_average
     path = opened.path if isinstance(opened, WeightsFile) else opened.folder
     return {
         "path": path.as_posix(),

@@ -39,7 +39,10 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=1e-6, elementwise_affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        # Of a sharded model the weight arrives in the precision of the blocks.
+        weight = None if self.weight is None else self.weight.float()
+        normed = nn.functional.rms_norm(x.float(), self.normalized_shape, weight, self.eps)
+        return normed.to(x.dtype)
 
 
 class SwiGLU(nn.Module):

@@ -16,6 +16,7 @@ from limner import device as devices
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.training.batch_size import settle_batch
+from limner.training.parallel import alone
 from limner.training.progress import format_duration
 
 MARGIN = 0.9
@@ -257,6 +258,7 @@ def probe(config: Config) -> dict[str, Any]:
     """One short run in a process of its own. Raises MemoryError, or LimnerError with its words."""
     done = subprocess.run(
         [sys.executable, "-m", "limner.training.probe"],
+        env=alone(),
         input=config.model_dump_json(),
         capture_output=True,
         text=True,

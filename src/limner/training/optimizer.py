@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from limner.config import Config
 from limner.device import fast_bfloat16
 from limner.models.layers import StackedLinear
+from limner.shards import full, local, shard_like, with_local
 
 
 class Muon(torch.optim.Optimizer):
@@ -24,6 +25,9 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are orthogonalised in one batched product, which is what makes it cheap
     for small models. The update's root mean square is 0.2 for any shape, as in Moonlight (Liu et
     al. 2025, equation 4), so that it shares AdamW's learning rate.
+
+    Of matrices in shards each process has a part of the momentum and of the direction. A matrix
+    that is due is brought together and orthogonalised whole, by every process as without shards.
 
     Args:
         params: matrices and convolutions, or groups with `params` and `parts`: each of a group's
@@ -58,28 +62,30 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            gradients = [p.grad for p in parameters]
+            weights = [local(p) for p in parameters]
+            gradients = [local(p.grad) for p in parameters]
             for p in parameters:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta = [self.state[p]["momentum"] for p in parameters]
+            momenta = [local(self.state[p]["momentum"]) for p in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             for shape, members in _by_shape(parameters).items():
                 rows = shape[0] // group["parts"]
                 due = [i for i in members if self._is_due(parameters[i], i, group["period"])]
                 if due:
-                    stacked = torch.stack([nesterov[i].reshape(shape) for i in due])
+                    whole = [full(with_local(parameters[i], nesterov[i])) for i in due]
+                    stacked = torch.stack([matrix.reshape(shape) for matrix in whole])
                     found = orthogonalise(stacked.reshape(-1, rows, shape[1])).reshape(-1, *shape)
                     for i, direction in zip(due, found, strict=True):
                         # A copy: a view would keep, and save, the directions of all the others.
                         kept = direction.reshape(parameters[i].shape).clone()
-                        self.state[parameters[i]]["direction"] = kept
+                        self.state[parameters[i]]["direction"] = shard_like(parameters[i], kept)
                 torch._foreach_add_(
-                    [parameters[i] for i in members],
-                    [self.state[parameters[i]]["direction"] for i in members],
+                    [weights[i] for i in members],
+                    [local(self.state[parameters[i]]["direction"]) for i in members],
                     alpha=-group["lr"] * 0.2 * max(rows, shape[1]) ** 0.5,
                 )
 
@@ -102,7 +108,7 @@ def _by_shape(tensors: list[Tensor]) -> dict[tuple[int, int], list[int]]:
     """Which tensors are matrices of one shape; a convolution's is [out, in x height x width]."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, tensor in enumerate(tensors):
-        groups[tensor.shape[0], tensor[0].numel()].append(i)
+        groups[tensor.shape[0], tensor.shape[1:].numel()].append(i)
     return groups
 
 

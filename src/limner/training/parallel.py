@@ -7,7 +7,10 @@ costs the overlap of communication with the backward pass.)
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -16,16 +19,51 @@ import torch.distributed as dist
 from torch import Tensor
 
 from limner.errors import LimnerError
+from limner.shards import full, is_shard
 
 BUCKET = 2**24
 """Numbers that are sent together, 64 MiB."""
 
 
+RESTARTED = (
+    "; after a restart torchrun hands out the addresses of processes that are gone (pytorch issue "
+    "135712): set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+)
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """Say in words that the processes of a run do not find each other.
+
+    Raises:
+        LimnerError: for such an error; others go through.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            raise
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        raise LimnerError(
+            "the processes of this run do not find each other "
+            f"({' '.join(str(error).split())[:160]}): look whether all were started, with the "
+            "same number of processes and the same address and port of the first"
+            + (RESTARTED if restarted else "")
+        ) from error
+
+
+def alone() -> dict[str, str]:
+    """The environment of a program that this process starts, and that is not one of the run's."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    starts = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_", "ROLE_", "FSDP_")
+    return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(starts)}
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over the processes."""
+    """Replace each gradient by its mean over the processes; those in shards are that already."""
     if not _several():
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None and not is_shard(p)]
     for bucket in _buckets(gradients):
         flat = torch.cat([g.reshape(-1) for g in bucket])
         _all_reduce(flat)
@@ -43,6 +81,15 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(tensor)
     if bucket:
         yield bucket
+
+
+def clip_gradients(parameters: Iterable[Tensor], longest: float) -> float:
+    """Scale the gradient down to this L2 norm where it is longer; its norm before, which is that
+    over all shards."""
+    parameters = list(parameters)
+    norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    torch.nn.utils.clip_grads_with_norm_(parameters, longest, norm)
+    return float(norm)
 
 
 def sum_over_processes(*tensors: Tensor) -> None:
@@ -64,20 +111,51 @@ def any_process(here: bool) -> bool:
 
 
 def _all_reduce(tensor: Tensor, **how: Any) -> None:
-    try:
+    with others_may_end():
         dist.all_reduce(tensor, **how)
+
+
+@contextlib.contextmanager
+def others_may_end() -> Iterator[None]:
+    """Say in words that another process of the run is gone, where torch says that a connection is.
+
+    Raises:
+        LimnerError: for such an error; others go through.
+    """
+    try:
+        yield
     except RuntimeError as error:
+        if not (_several() and _is_lost(error)):
+            raise
         raise LimnerError(
-            "another process of this run has ended, so this one cannot go on "
+            "another process of this run has ended, or was not heard of for "
+            f"training.process_timeout, so this one cannot go on "
             f"({' '.join(str(error).split())[:160]}); start all of them again, and the run goes "
             "on from its last checkpoint"
         ) from error
 
 
+def _is_lost(error: RuntimeError) -> bool:
+    # NCCL's and the store's have a type; gloo's name its source files.
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
 @lru_cache(maxsize=1)
 def _on_hosts() -> dist.ProcessGroup | None:
     """A way to talk that waits for no GPU."""
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    if dist.get_backend() == "gloo":
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=_patience))
+
+
+_patience = 1800.0
+
+
+def wait_for_others(seconds: float) -> timedelta:
+    """From here on a process waits so long for what another one is to say."""
+    global _patience
+    _patience = seconds
+    return timedelta(seconds=seconds)
 
 
 def _several() -> bool:

@@ -88,7 +88,10 @@ class Saver:
             return
         if isinstance(error, LimnerError):
             raise error
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        self.not_written(folder, " ".join(str(error).split())[:300] or type(error).__name__)
+
+    def not_written(self, folder: Path, reason: str) -> None:
+        """Say so, or raise LimnerError (see the class)."""
         good = checkpoints(folder.parent)
         last = f"the last good one is {good[-1].name}" if good else "there is none yet"
         self.failed = f"{folder} could not be written ({reason}); {last}"
@@ -98,8 +101,12 @@ class Saver:
 
     def _write(self, folder: Path, contents: Contents) -> None:
         save_checkpoint(folder, contents)
+        self.prune(folder.parent)
+
+    def prune(self, run_folder: Path) -> None:
+        """Delete older checkpoints, a newer one being durable."""
         if self.keep:
             best = f"checkpoint-{self.best()}"
-            for old in checkpoints(folder.parent)[: -self.keep]:
+            for old in checkpoints(run_folder)[: -self.keep]:
                 if old.name != best:
                     remove(old)

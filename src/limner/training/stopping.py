@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 from limner.errors import LimnerError
+
+ECHO = 10.0
+"""Seconds."""
 
 
 class Stopped(LimnerError):
@@ -25,12 +30,18 @@ class StopOnSignal:
     A second one ends the process at once: the system's own handling is back in place after the
     first, so that it works even where the program is stuck. Checkpoints are written whole or not
     at all, so that nothing is harmed.
+
+    Of several processes each hears a Ctrl-C, or a Slurm step's end, twice: by itself and from
+    torchrun, which passes on what it got. There what comes within `ECHO` of the first is that.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
         """Of the signal that came, such as "SIGTERM"."""
         self.before: dict[signal.Signals, Any] = {}
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.launched = several or "TORCHELASTIC_RUN_ID" in os.environ
+        self.since = 0.0
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # only there it is allowed
@@ -48,9 +59,17 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        now = time.monotonic()
+        if self.name is None:
+            self.name, self.since = signal.Signals(number).name, now
+            if self.launched:
+                return
+        elif now - self.since < ECHO:
+            return
         for every in self.before:
             signal.signal(every, signal.SIG_DFL)
+        if self.launched:  # and this is a second one
+            signal.raise_signal(number)
 
 
 def leave_ctrl_c_to_the_main_process(worker: int) -> None:

@@ -7,7 +7,6 @@ weights, and the image count, and on nothing else, which is what makes a resumed
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import logging
 import time
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
@@ -26,6 +23,7 @@ from limner.checkpoint import (
     Checkpoint,
     Contents,
     TrainingState,
+    fit_weights,
     save_checkpoint,
 )
 from limner.checkpoint_writing import finish_interrupted
@@ -43,23 +41,27 @@ from limner.models.parts import open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage, build_model
 from limner.text.tokenizer import CaptionTokenizer
+from limner.training.accelerator import open_accelerator
+from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
-from limner.training.parallel import any_process
+from limner.training.parallel import any_process, others_may_end
 from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
 from limner.training.resume import find_resume
 from limner.training.runlog import list_refused
 from limner.training.saving import Saver
+from limner.training.saving_shards import save_in_shards
 from limner.training.schedule import ema_decay, fallen, learning_rate_share
+from limner.training.sharding import forget_notes, note_pieces, noted_pieces, shard_model
 from limner.training.stopping import (
     StopOnSignal,
     Stopped,
     leave_ctrl_c_to_the_main_process,
     quiet_about_workers,
 )
-from limner.training.update import HalfDone, Update, Updated, stateful
+from limner.training.update import HalfDone, ShortOfMemory, Update, Updated, stateful
 from limner.training.watch import Watch
 
 MOST_WORKER_DEATHS = 5
@@ -85,7 +87,7 @@ class Trainer:
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
         self.parts = open_parts(config)
-        self.accelerator = _accelerator(config)
+        self.accelerator = open_accelerator(config)
         config = self.parts.config
         self.folder = Path(config.training.output_dir)
         if self.accelerator.is_main_process:
@@ -109,10 +111,14 @@ class Trainer:
         reader = self.parts.reader or self.tokenizer
         assert reader is not None
         self.reader: PretrainedText | CaptionTokenizer = reader
+        self.sharded = config.training.sharding != "none" and self.accelerator.num_processes > 1
         self.model = self.fresh_model()
-        # Drawing and the held-out loss use this copy, which is never compiled: their batches have
-        # other shapes, each of which would be compiled anew.
-        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.average = Average(self.model)
+        self.averaged = self.average.model
+        if self.sharded:
+            shard_model(self.model, self.device, self.dtype)
+            self.average.shard(self.model, self.accelerator.is_main_process)
+            self.recall_pieces()
         self.update = Update(
             self.model,
             self.objective,
@@ -151,6 +157,7 @@ class Trainer:
         inputs = self.inputs  # made before the clock of the run starts
         budget = Budget(self.config, state, self.accelerator, len(inputs.trained.rows))
         with (
+            others_may_end(),
             StopOnSignal() as stop,
             self.watch(budget) as watch,
             self.saver(watch) as saver,
@@ -177,7 +184,8 @@ class Trainer:
                     roll_back(self, saver, watch)
                 stopping = any_process(stop.name is not None)
                 due = due or state.step % settings.save_steps == 0
-                due = due or (settings.keep_best and watch.best_step() == state.step)
+                # Only the main process knows which is the best.
+                due = any_process(due or (settings.keep_best and watch.best_step() == state.step))
                 # While updates are left out older checkpoints are what helps: none is pruned.
                 if (due and not state.skipped_in_a_row) or budget.finished() or stopping:
                     self.save_numbered(saver)
@@ -208,7 +216,7 @@ class Trainer:
             self.parts,
             self.reader,
             self.objective,
-            self.averaged,
+            self.average,
             self.dtype,
             self.accelerator,
             budget,
@@ -229,7 +237,10 @@ class Trainer:
             devices.allow_shapes(len(self.config.data.buckets))
         for part in (self.model.denoiser, self.model.text_encoder):
             for block in getattr(part, "blocks", []):
-                block.compile()
+                if self.sharded:  # bringing the weights together stays outside
+                    block.forward = torch.compile(block.forward)
+                else:
+                    block.compile()
         self.model.denoiser.final_layer.compile()
 
     def set_learning_rate(self) -> float:
@@ -247,31 +258,34 @@ class Trainer:
     def step(self, say: Callable[[str], None] = print) -> tuple[Updated, list[Refused]]:
         """One update of the weights, and the rows that were refused on the way to it."""
         batches = self.next_batches(say)
-        updated = self.update(batches, say)
+        try:
+            updated = self.update(batches, say)
+        except ShortOfMemory:
+            process, size = self.accelerator.process_index, self.config.training.micro_batch_size
+            note_pieces(self.folder, process, size, self.state.pieces)
+            raise
         if updated.skipped:
             self.last_bad = batches[0]
         return updated, [row for batch in batches for row in batch.refused]
 
-    @torch.no_grad()
     def update_average(self, images_per_step: int) -> None:
         settings = self.config.training
         decay = 0.0
         if settings.use_ema:
             images = self.state.images + images_per_step
             decay = ema_decay(images, images_per_step, settings.ema_decay, settings.ema_ramp)
-        averaged = [p.detach() for p in self.averaged.parameters()]
-        torch._foreach_lerp_(averaged, [p.detach() for p in self.model.parameters()], 1 - decay)
+        self.average.follow(self.model, decay)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Weights, their average, and the optimizers from a checkpoint, or as at the start."""
         if checkpoint:
             checkpoint.load_weights(self.model, averaged=False)
-            checkpoint.load_weights(self.averaged, averaged=True)
+            checkpoint.load_weights(self.average, averaged=True)
             checkpoint.load_optimizers(stateful(self.update))
             return
         fresh = self.fresh_model().state_dict()
-        self.model.load_state_dict(fresh)
-        self.averaged.load_state_dict(fresh)
+        for weights in (self.model, self.average):
+            fit_weights(weights, fresh, self.folder)
         self.update.balance.reset()
         for optimizer in self.update.optimizers.values():
             optimizer.state.clear()
@@ -283,19 +297,37 @@ class Trainer:
         return Saver(limit, best, stop, watch.event)
 
     def save_numbered(self, saver: Saver) -> None:
-        if self.accelerator.is_main_process:
-            saver.save(self.folder / f"checkpoint-{self.state.step}", self.contents())
+        folder = self.folder / f"checkpoint-{self.state.step}"
+        if main := self.accelerator.is_main_process:
+            forget_notes(self.folder)
+        if self.sharded and self.config.training.checkpoint_shards:
+            saver.failed = None
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            if reason := save_in_shards(folder, self.parts_of_contents(), *place):
+                saver.not_written(folder, reason)
+            elif main:
+                saver.prune(self.folder)
+            return
+        contents = self.contents()
+        if main:
+            saver.save(folder, contents)
 
     def save_checkpoint(self, folder: str | Path) -> Path:
         """Write everything needed to draw, resume, or share to a folder, whole or not at all."""
-        path = Path(folder)
+        path, contents = Path(folder), self.contents()
         if self.accelerator.is_main_process:
-            save_checkpoint(path, self.contents())
+            save_checkpoint(path, contents)
         self.accelerator.wait_for_everyone()
         return path
 
     def contents(self) -> Contents:
-        averaged = self.averaged if self.config.training.use_ema else None
+        """What a checkpoint of now holds. Every process of a sharded run gives its part."""
+        contents = self.parts_of_contents()
+        return contents.whole(self.accelerator.is_main_process) if self.sharded else contents
+
+    def parts_of_contents(self) -> Contents:
+        """The same, as this process has it."""
+        averaged = self.average if self.config.training.use_ema else None
         parts = self.model, averaged, stateful(self.update)
         return Contents.of(*parts, self.tokenizer, self.config, self.state)
 
@@ -347,7 +379,13 @@ class Trainer:
     def fresh_model(self) -> TextToImage:
         """A function of the seed: every process of a run builds the same."""
         torch.manual_seed(self.config.training.seed)
-        return build_model(self.config, self.reader.text_size).to(self.device)
+        model = build_model(self.config, self.reader.text_size)
+        return model if self.sharded else model.to(self.device)
+
+    def recall_pieces(self) -> None:
+        """Take micro-batches in as many parts as an earlier start found that they must be."""
+        noted = [noted_pieces(self.folder, self.config.training.micro_batch_size)]
+        self.state.pieces = max(self.state.pieces, broadcast_object_list(noted)[0])
 
     def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:
         """The micro-batches of the next update; the same again if a worker dies over them."""
@@ -406,17 +444,3 @@ class Trainer:
         )
         with quiet_about_workers():
             return iter(loader)
-
-
-def _accelerator(config: Config) -> Accelerator:
-    # Accelerate keeps one state per program and refuses another device; a notebook that trains
-    # first on the GPU and then on the processor is nothing to refuse.
-    if AcceleratorState._shared_state:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    device = devices.choose_device(config.training.device)
-    trackers = [t for t in config.training.trackers if t != "none"]
-    return Accelerator(
-        cpu=device.type == "cpu",
-        log_with=trackers or None,
-        project_dir=config.training.output_dir,
-    )

@@ -22,8 +22,9 @@ from limner.device import give_back_freed_memory, is_out_of_memory
 from limner.diffusion.objective import Objective
 from limner.errors import LimnerError
 from limner.models.dropout import seed_dropout
+from limner.shards import is_shard
 from limner.training.balance import LevelBalance
-from limner.training.parallel import any_process, average_gradients
+from limner.training.parallel import any_process, average_gradients, clip_gradients
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Updated:
     """L2 norm of the whole gradient, before clipping."""
     skipped: bool
     """The weights are as they were: the loss or the gradient was not finite."""
+
+
+class ShortOfMemory(LimnerError):
+    """Memory ran out in this process while others wait for its part of a weight: they cannot be
+    told, so that all have to start again."""
 
 
 class HalfDone(Exception):
@@ -71,20 +77,21 @@ class Update:
         self.moved = 0.0
         """How far the training times have moved to those of the end, 0 to 1."""
         self.state, self.device, self.dtype = state, device, dtype
+        self.sharded = any(map(is_shard, model.parameters()))
 
     def __call__(self, batches: Sequence[Batch], say: Callable[[str], None] = print) -> Updated:
         """One update from these micro-batches.
 
         Raises:
             LimnerError: not even one picture fits into memory.
-            HalfDone: see there.
+            HalfDone, ShortOfMemory: see there.
         """
         loss = self.gradients_within_memory(batches, say)
         average_gradients(self.model.parameters())
         if self.scaler:
             for optimizer in self.optimizers.values():
                 self.scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+        norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         skipped = any_process(not self.is_good(loss, norm))
         if skipped:
             self.balance.forget()
@@ -116,7 +123,7 @@ class Update:
                     raise
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
             # Outside of the handler, which keeps all that the failed pass had computed.
-            if not any_process(bool(reason)):
+            if not (bool(reason) if self.sharded else any_process(bool(reason))):
                 return loss
             self.forget_gradients()
             self.balance.forget()
@@ -130,6 +137,13 @@ class Update:
                 )
             self.state.pieces *= 2
             size = -(-largest // self.state.pieces)
+            if self.sharded:
+                raise ShortOfMemory(
+                    f"memory ran out at step {self.state.step + 1} ({reason}), in the midst of "
+                    "what the processes of a sharded model do together: start all of them again, "
+                    f"and the run goes on from its last checkpoint with {size} pictures at a time "
+                    "(torchrun --max_restarts does that by itself)"
+                )
             say(
                 f"memory ran out at step {self.state.step + 1} ({reason or 'in another process'}); "
                 f"from here on {size} pictures at a time, the update stays that of "
@@ -178,7 +192,12 @@ class Update:
             if not is_out_of_memory(error):
                 raise
             short = True
-        if any_process(short):
+        if short and self.sharded:
+            raise ShortOfMemory(
+                f"memory ran out in the optimizer's part of step {self.state.step + 1}: start all "
+                "processes again, and the run goes on from its last checkpoint"
+            )
+        if not self.sharded and any_process(short):
             self.forget_gradients()
             give_back_freed_memory()
             raise HalfDone

@@ -22,9 +22,9 @@ from limner.diffusion.objective import Objective
 from limner.evaluation.distances.memorisation import COPIES
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
-from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.advice import Spikes, advise, best_of, measurements
+from limner.training.average import Average
 from limner.training.budget import Budget
 from limner.training.copies import copying
 from limner.training.heldout import FixedGrid, loss_by_level, mean
@@ -49,7 +49,7 @@ class Watch:
         parts: Parts,
         reader: CaptionTokenizer | PretrainedText,
         objective: Objective,
-        averaged: TextToImage,
+        average: Average,
         dtype: torch.dtype,
         accelerator: Accelerator,
         budget: Budget,
@@ -57,7 +57,8 @@ class Watch:
     ) -> None:
         self.config, self.data, self.set, self.inputs = config, data, data.set, inputs
         self.space, self.reader = parts.space, reader
-        self.objective, self.averaged, self.dtype = objective, averaged, dtype
+        self.objective, self.average, self.dtype = objective, average, dtype
+        self.averaged = average.model
         self.accelerator, self.budget, self.state = accelerator, budget, budget.state
         self.folder = Path(config.training.output_dir)
         self.main = accelerator.is_main_process
@@ -97,7 +98,9 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self.progress.__exit__(kind, error, trace)
-        self.accelerator.end_training()
+        # Not end_training, which also ends the processes' talk: save_checkpoint needs it later.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def hello(self) -> None:
         million = sum(p.numel() for p in self.averaged.parameters()) / 1e6
@@ -170,18 +173,23 @@ class Watch:
         every = settings.logging_steps, settings.save_steps, settings.heldout_steps
         if last or any(step % steps == 0 for steps in every):
             self.write_losses(learning_rate)
+        heldout = step % settings.heldout_steps == 0 or last
+        preview = step % settings.preview_steps == 0 or last
+        if heldout or preview:
+            self.average.collect()
         if not self.main:
             return
-        if step % settings.heldout_steps == 0 or last:
+        if heldout:
             self.try_to(self.write_heldout, "the held-out loss was not measured")
-        if step % settings.preview_steps == 0 or last:
+        if preview:
             self.try_to(self.write_preview, "the preview was not drawn")
 
     def try_to(self, do: Callable[[], None], otherwise: str) -> None:
         """A full disk or memory costs a look at the run, not the run."""
         reason = ""
         try:
-            do()
+            with self.average.on(self.accelerator.device):
+                do()
         except OSError as error:
             reason = str(error)
         except Exception as error:
@@ -307,7 +315,9 @@ class Watch:
         side = self.config.data.image_size // space.downsampling
         picture = torch.zeros(1, space.channels, side, side, device=device)
         text = self.inputs.words.encode([""]).to(device)
-        flops = devices.training_flops(self.averaged, (picture, torch.ones(1, device=device), text))
+        inputs = picture, torch.ones(1, device=device), text
+        with self.average.on(device):
+            flops = devices.training_flops(self.averaged, inputs)
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = devices.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes

@@ -1,0 +1,30 @@
+"""Where a run computes: its processes, which have found each other, and their devices."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+
+from limner import device as devices
+from limner.config import Config
+from limner.training.parallel import meeting, wait_for_others
+
+
+def open_accelerator(config: Config) -> Accelerator:
+    """The processes of this run, and the device of this one. Raises LimnerError if they do not find
+    each other, or if there is no such device."""
+    # Accelerate keeps one state per program and refuses another device; a notebook that trains
+    # first on the GPU and then on the processor is nothing to refuse.
+    if AcceleratorState._shared_state:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    device = devices.choose_device(config.training.device)
+    trackers = [t for t in config.training.trackers if t != "none"]
+    patience = wait_for_others(config.training.process_timeout)
+    with meeting():
+        return Accelerator(
+            cpu=device.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+            log_with=trackers or None,
+            project_dir=config.training.output_dir,
+        )

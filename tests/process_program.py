@@ -1,0 +1,140 @@
+"""What the tests of several processes start: runs one after the other, and what may go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from limner import Trainer, load_config
+from limner import device as devices
+from limner.training import saving_shards
+from limner.training.optimizer import Muon
+from limner.training.parallel import clip_gradients
+from limner.training.update import Update
+
+LOSS = Update.loss
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def nan_in_one(update: Update, batch: Any) -> torch.Tensor:
+    """The third update's loss is no number in the last process."""
+    last = dist.get_world_size() - 1 if dist.is_initialized() else 0
+    wrong = update.state.step == 2 and last == RANK
+    return LOSS(update, batch) * (float("nan") if wrong else 1.0)
+
+
+def short_of_memory(update: Update, batch: Any) -> torch.Tensor:
+    """Process 1 has no room for more than two pictures from the fifth update on."""
+    if update.state.step >= 4 and RANK == 1 and len(batch) > 2:
+        raise torch.OutOfMemoryError("injected: out of memory")
+    return LOSS(update, batch)
+
+
+def killed_once(update: Update, batch: Any) -> torch.Tensor:
+    """Process 1 dies in its fifth update, in its first life."""
+    if update.state.step == 4 and RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return LOSS(update, batch)
+
+
+def dawdling(update: Update, batch: Any) -> torch.Tensor:
+    """An update takes so long that something can happen in it."""
+    time.sleep(0.4)
+    return LOSS(update, batch)
+
+
+def failing(update: Update, batch: Any) -> torch.Tensor:
+    """Process 1 has an error that nobody expected."""
+    if update.state.step == 2 and RANK == 1:
+        raise ZeroDivisionError("injected")
+    return LOSS(update, batch)
+
+
+def muon_in_shards() -> None:
+    """Muon of matrices in shards makes, to the bit, the steps of Muon of whole ones."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    shapes = [(12, 8), (12, 8), (6, 10), (3, 5)]  # the last in fewer rows than processes
+    generator = torch.Generator().manual_seed(0)
+    draws = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(6)]
+    whole = [torch.nn.Parameter(t.clone()) for t in draws[0]]
+    parts = [torch.nn.Parameter(distribute_tensor(t, mesh, [Shard(0)])) for t in draws[0]]
+    plain, sharded = (
+        Muon([{"params": p[:3], "parts": 3}, {"params": p[3:]}], 0.1, weight_decay=0.1, period=2)
+        for p in (whole, parts)
+    )
+    for gradients in draws[1:]:
+        for a, b, gradient in zip(whole, parts, gradients, strict=True):
+            a.grad, b.grad = gradient.clone(), distribute_tensor(gradient, mesh, [Shard(0)])
+        norms = clip_gradients(whole, 2.0), clip_gradients(parts, 2.0)
+        assert abs(norms[0] - norms[1]) < 1e-5 * norms[0], norms
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(b.grad.full_tensor(), a.grad)
+            b.grad = distribute_tensor(a.grad, mesh, [Shard(0)])
+        plain.step()
+        sharded.step()
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(b.full_tensor(), a), (b.full_tensor() - a).abs().max()
+        assert b.to_local().shape[0] < a.shape[0]
+
+
+def only_a_part_is_here(trainer: Trainer) -> None:
+    """Of weights, average, and optimizer states; biases are split too unevenly to count."""
+    weights = dict(trainer.model.named_parameters())
+    average = trainer.average.shards
+    states = [s for o in trainer.optimizers.values() for s in o.state_dict()["state"].values()]
+    kept = [t for s in states for t in s.values() if isinstance(t, torch.Tensor) and t.ndim]
+    for tensors in (weights.values(), average.values(), kept):
+        here = sum(t.to_local().numel() for t in tensors)  # type: ignore[attr-defined]
+        assert here < 1.05 / dist.get_world_size() * sum(t.numel() for t in tensors)
+    main = dist.get_rank() == 0
+    assert {t.device.type for t in trainer.averaged.parameters()} == {"cpu" if main else "meta"}
+
+
+def no_room_once() -> None:
+    """Process 1 cannot write its part of the first checkpoint."""
+    write = saving_shards.write_shard
+
+    def full(folder: Path, number: int, *others: Any) -> None:
+        if number == 1 and folder.name == ".checkpoint-3.writing":
+            raise OSError(28, "No space left on device")
+        write(folder, number, *others)
+
+    saving_shards.write_shard = full
+
+
+FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {
+    f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
+}
+
+
+def main() -> None:
+    devices.matmul_peak = lambda device, dtype: 1e12  # takes longer than these runs
+    torch.set_num_threads(1)
+    for config, resume, fault in json.loads(sys.argv[1]):
+        Update.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]
+        if fault == "no_room_once":
+            no_room_once()
+        trainer = Trainer(load_config(config), resume=resume)
+        trainer.train()
+        if trainer.sharded:
+            only_a_part_is_here(trainer)
+        if fault == "muon_in_shards":
+            muon_in_shards()
+        if fault == "saved_again":
+            trainer.save_checkpoint(trainer.folder / "final")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Training runs in several processes of this machine, as a launcher starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from limner.config import Config
+
+PROGRAM = Path(__file__).with_name("process_program.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it torchrun's restarts find addresses of processes that are gone (pytorch issue 135712).
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run among those of a launch; `fault` is a name in process_program.py."""
+
+    config: Config
+    resume: Path | None = None
+    fault: str = ""
+
+
+def launched(
+    command: Sequence[str], timeout: float = 140, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A launcher's end; once more if two programs of this machine chose the same port."""
+    for _ in range(2):
+        process = started(command, **environment)
+        try:
+            said = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a launcher ends its processes then, and not when it is killed
+            process.communicate(timeout=60)
+            raise
+        if "EADDRINUSE" not in said[1]:
+            break
+    return subprocess.CompletedProcess(list(command), process.returncode, *said)
+
+
+def started(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        list(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
+    )
+
+
+def program(*runs: Run) -> list[str]:
+    """What a launcher is to start: these runs, one after the other."""
+    told = [(str(written(r.config)), r.resume and str(r.resume), r.fault) for r in runs]
+    return [str(PROGRAM), json.dumps(told)]
+
+
+def run_in(processes: int, *runs: Run, restarts: int = 0) -> str:
+    """Train them to their ends; what was said."""
+    launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
+    ended = launched([*launcher, f"--max_restarts={restarts}", *program(*runs)], **OWN_STORE)
+    assert ended.returncode == 0, ended.stderr[-6000:]
+    return ended.stdout + ended.stderr
+
+
+def written(config: Config) -> Path:
+    path = Path(config.training.output_dir).with_suffix(".yaml")
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    return path
+
+
+def leaves(value: object, name: str = "") -> dict[str, object]:
+    """{"path/to/it": value} of nested dicts and lists."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, inner in items for k, v in leaves(inner, f"{name}/{key}").items()}
+    return {name: value}
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return a == b
