@@ -26,6 +26,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from limner.data.pictures import DRAWN_SIDE, png_bytes
 from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints
@@ -121,6 +122,10 @@ class EmojiPictures:
         square = Image.new("RGB", (image_size, image_size), "white")
         square.paste(drawn, ((image_size - drawn.width) // 2, (image_size - drawn.height) // 2))
         return np.array(square)
+
+    def picture(self, row: Row) -> bytes:
+        """The bytes of a PNG of DRAWN_SIDE pixels."""
+        return png_bytes(self.load(row, DRAWN_SIDE))
 
     def path(self, row: Row) -> None:
         """Nothing that could be damaged."""

@@ -50,6 +50,11 @@ class PictureSet(Protocol):
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
         ...
 
+    def picture(self, row: Row) -> bytes | Path:
+        """What the row's picture is stored as, undecoded: a file, or the bytes of one. A built-in
+        set draws at any size, and gives a square PNG. Raises PictureError."""
+        ...
+
     def path(self, row: Row) -> Path | None:
         """The file that the row's picture is read from, if it is of the user's own making."""
         ...

@@ -29,6 +29,7 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageDraw
 
+from limner.data.pictures import DRAWN_SIDE, png_bytes
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints, digest
@@ -119,6 +120,10 @@ class ShapesPictures:
     def load(self, row: Row, image_size: int) -> np.ndarray:
         """The picture, uint8 [image_size, image_size, 3], the same at every call."""
         return draw(parse(row.captions[0]), image_size, int(row.key.rsplit("-", 1)[1]))
+
+    def picture(self, row: Row) -> bytes:
+        """The bytes of a PNG of DRAWN_SIDE pixels."""
+        return png_bytes(self.load(row, DRAWN_SIDE))
 
     def path(self, row: Row) -> None:
         """Nothing that could be damaged."""

@@ -76,6 +76,10 @@ class FolderPictures:
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""
         return pictures.decode(self.folder / row.key, image_size, self.crop, name=row.key)
 
+    def picture(self, row: Row) -> Path:
+        """The file itself."""
+        return self.folder / row.key
+
     def path(self, row: Row) -> Path:
         return self.folder / row.key
 
