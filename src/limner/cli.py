@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from limner.commands import (
+    check_data,
     demo,
     doctor,
     estimate,
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add(commands, every, config)
     train_autoencoder.add(commands, every, config)
     doctor.add(commands, every, config)
+    check_data.add(commands, every)
     prepare.add(commands, every)
     report.add(commands, every)
     evaluate.add(commands, every)
