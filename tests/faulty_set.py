@@ -266,7 +266,7 @@ class _Planting:
             "caption-html": (f"<b>{caption}</b>", f"{caption} &amp; more"),
             "caption-mojibake": tuple(
                 text.encode("utf-8").decode("cp1252")
-                for text in ("a café at night", "“a red house”", "ein grüner Fluß")
+                for text in ("a café at night", "déjà vu – a red house", "ein grüner Fluß")
             ),
             "caption-boilerplate": (
                 f"{caption}, royalty-free stock photo",

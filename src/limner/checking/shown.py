@@ -61,6 +61,7 @@ def cut_shown(whole: Image.Image, image_size: int) -> Image.Image:
     small.thumbnail((SIDE, SIDE))
     box = kept_part(small.width, small.height, image_size, image_size)
     left, top, right, bottom = (round(edge) for edge in box)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # of a very long and thin one
     if right - left >= small.width and bottom - top >= small.height:
         return small
     shaded = Image.blend(small, Image.new("RGB", small.size, _SHADE), 0.75)
