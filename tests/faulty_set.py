@@ -261,7 +261,11 @@ class _Planting:
         things = [row.captions[0] for row in self.emoji.rows[n::41]]
         texts = {
             "caption-placeholder": ("Untitled", "null", "a photo of {caption}"),
-            "caption-file-name": ("IMG_1234", "holiday-in-rome.JPG", "9f86d081884c7d659a2feaa0c55a"),
+            "caption-file-name": (
+                "IMG_1234",
+                "holiday-in-rome.JPG",
+                "9f86d081884c7d659a2feaa0",
+            ),
             "caption-url": (f"{caption} https://example.com/p?id=7", "www.example.com/cats"),
             "caption-html": (f"<b>{caption}</b>", f"{caption} &amp; more"),
             "caption-mojibake": tuple(

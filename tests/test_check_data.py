@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,12 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[tuple[st
 @pytest.fixture(scope="module")
 def checked(
     faulty: tuple[Path, set[tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, dict[str, bytes], dict[str, bytes]]]:
+) -> tuple[Path, dict[str, bytes], dict[str, bytes]]:
     """(output, the data's files before, and after)."""
     folder, output = faulty[0], tmp_path_factory.mktemp("checked")
     before = everything_in(folder)
     assert main(["check-data", str(folder), *SETTINGS, "--output", str(output)]) == 2
-    yield output, before, everything_in(folder)
+    return output, before, everything_in(folder)
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:

@@ -26,10 +26,14 @@ _HTML = re.compile(
     re.IGNORECASE,
 )
 _PLACEHOLDERS = frozenset(
-    "untitled|null|none|nan|nil|undefined|n/a|n.a.|na|no caption|no description|caption|title|"
-    "description|text|image|an image|picture|a picture|photo|a photo|img|placeholder|todo|tbd|"
-    "fixme|test|testing|unknown|default|no title|untitled image|lorem ipsum|alt text|xxx|...|…|"
-    "-|--|_|.|?|无标题|未命名|图片|照片|暂无|标题|没有描述".split("|")
+    {
+        *("untitled", "untitled image", "null", "none", "nan", "nil", "undefined", "n/a", "n.a."),
+        *("na", "no caption", "no description", "no title", "caption", "title", "description"),
+        *("text", "alt text", "image", "an image", "picture", "a picture", "photo", "a photo"),
+        *("img", "placeholder", "todo", "tbd", "fixme", "test", "testing", "unknown", "default"),
+        *("lorem ipsum", "xxx", "...", "…", "-", "--", "_", ".", "?"),
+        *("无标题", "未命名", "图片", "照片", "暂无", "标题", "没有描述"),
+    }
 )
 _TEMPLATE = re.compile(r"\{\{?\s*\w+\s*\}?\}|\[(?:caption|title|description|insert[^\]]*)\]|%s")
 _BOILERPLATE = re.compile(

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def check(
             problems.add(finding)
         findings = problems.told()
     told = {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": {"name": picture_set.name, "description": picture_set.description},
         "rows": {
             "usable": len(picture_set.rows),
@@ -168,9 +168,7 @@ def _looked_at(
                 say(f"{done:,} of {len(which):,} rows looked at, about {left:.0f}s left")
 
 
-def _tell(
-    picture_set: PictureSet, row: Row, problems: Problems, faults: Sequence[Fault]
-) -> None:
+def _tell(picture_set: PictureSet, row: Row, problems: Problems, faults: Sequence[Fault]) -> None:
     path = picture_set.path(row) if faults else None
     for fault in faults:
         problems.add(Finding(fault.kind, row.key, fault.said, str(path) if path else None))

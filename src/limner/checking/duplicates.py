@@ -47,8 +47,8 @@ def find_duplicates(
                 yield finding("duplicate", index, first, f"the same pixels as {row(first).key}")
             else:
                 said = (
-                    f"the same pixels as {row(other).key}, which is {row(other).captions[0]!r}, and "
-                    f"this is {row(index).captions[0]!r}"
+                    f"the same pixels as {row(other).key}, which is {row(other).captions[0]!r}, "
+                    f"and this is {row(index).captions[0]!r}"
                 )
                 yield finding("conflicting-captions", index, other, said)
 
@@ -65,9 +65,7 @@ def find_duplicates(
         yield finding("near-split-leak", index, other, said)
     for index, other in sorted(earlier.items()):
         if index not in leaks:
-            yield finding(
-                "near-duplicate", index, other, f"nearly the same as {row(other).key}"
-            )
+            yield finding("near-duplicate", index, other, f"nearly the same as {row(other).key}")
 
 
 def _share_a_caption(row: Row, others: Sequence[Row]) -> bool:

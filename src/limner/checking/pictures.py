@@ -70,10 +70,10 @@ def look(picture_set: PictureSet, row: Row, image_size: int, drawn: bool) -> Loo
             frames = getattr(header, "n_frames", 1) if kind != "MPO" else 1
             transparent = header.has_transparency_data and _is_transparent(header)
     faults = [] if drawn else list(_of_size(width, height, image_size))
-    levels = [low_high for low_high in rgb.getextrema()]
-    blank = all(high - low <= _ONE_COLOUR for low, high in levels)  # type: ignore[misc, operator]
+    levels = np.array(rgb.getextrema())  # lowest and highest of each channel
+    blank = bool((levels[:, 1] - levels[:, 0] <= _ONE_COLOUR).all())
     if blank:
-        faults.append(Fault("blank", f"one colour, about {tuple(low for low, _ in levels)}"))  # type: ignore[misc]
+        faults.append(Fault("blank", f"one colour, about {tuple(levels[:, 0].tolist())}"))
     faults += _of_kind(row, source, kind, mode, frames, transparent)
     small = rgb.resize((SMALL, SMALL), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return Looked(

@@ -1,4 +1,4 @@
-"""The pictures that the page shows: what the model will see of some rows, and rows that are alike."""
+"""The pictures that the page shows: what the model will see of some rows, and rows alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from limner.config import Config
@@ -93,7 +92,7 @@ def show_duplicates(
         names = [f"{FOLDER}/alike-{number:02d}-{side}.png" for side in "ab"]
         try:
             for row, name in zip(both, names, strict=True):
-                _thumbnail(picture_set.load(row, SIDE // 2)).save(output / name)
+                Image.fromarray(picture_set.load(row, SIDE // 2)).save(output / name)
         except PictureError:
             continue
         told.append(
@@ -105,7 +104,3 @@ def show_duplicates(
             }
         )
     return told
-
-
-def _thumbnail(picture: np.ndarray) -> Image.Image:
-    return Image.fromarray(picture)

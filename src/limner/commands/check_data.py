@@ -25,7 +25,7 @@ def add(commands: Commands, common: Parent) -> None:
         "cannot be used, or a held-out picture is trained.",
     )
     check.add_argument("where", nargs="?", metavar="CONFIG_OR_DATA",
-                       help="YAML file, or the data set's folder or file (data.dataset_path)")  # fmt: skip
+                       help="YAML file, or where the data are (data.dataset_path)")  # fmt: skip
     check.add_argument("--config", type=Path, help="a YAML file, as a flag")
     check.add_argument("--output", type=Path, metavar="FOLDER",
                        help="where check.html, check.json, and problems.jsonl go "

@@ -6,6 +6,7 @@ It is read from `check.json` and the pictures beside it alone; what is not there
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ def captions(told: dict[str, Any]) -> str:
         found = part(about, key)
         if found:
             lengths[f"{key}: least, median, 95%, most"] = ", ".join(
-                f"{number(found.get(name)) or 0:,.0f}" for name in ("least", "median", "p95", "most")
+                f"{number(found.get(name)) or 0:,.0f}"
+                for name in ("least", "median", "p95", "most")
             )
     for name, key in (
         ("captions", "count"),
@@ -243,11 +245,11 @@ def labelled(histogram: dict[str, Any], unit: str) -> dict[str, float]:
     if not (isinstance(edges, list) and isinstance(counts, list) and len(counts) == len(edges) + 1):
         return {}
     if unit:
-        inner = [f"{low} to {high - 1} {unit}" for low, high in zip(edges, edges[1:], strict=False)]
+        inner = [f"{low} to {high - 1} {unit}" for low, high in pairwise(edges)]
         names = [f"below {edges[0]} {unit}", *inner, f"{edges[-1]} {unit} and more"]
     else:
         named = [_ratio(edge) for edge in edges]
-        inner = [f"{low} to {high}" for low, high in zip(named, named[1:], strict=False)]
+        inner = [f"{low} to {high}" for low, high in pairwise(named)]
         names = [f"below {named[0]}", *inner, f"{named[-1]} and more"]
     filled = [i for i, count in enumerate(counts) if number(count)]
     if not filled:
