@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from limner.commands import (
+    caption,
     check_data,
     demo,
     doctor,
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     train_autoencoder.add(commands, every, config)
     doctor.add(commands, every, config)
     check_data.add(commands, every)
+    caption.add(commands, every)
     prepare.add(commands, every)
     report.add(commands, every)
     evaluate.add(commands, every)
