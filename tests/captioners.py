@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-WORDS = (
-    "a photo of red green blue cat dog house tree on under the big small two runs sleeps sky sea "
-    "with and old new"
-).split()
+WORDS = [
+    *("a", "photo", "of", "red", "green", "blue", "cat", "dog", "house", "tree", "on", "under"),
+    *("the", "big", "small", "two", "runs", "sleeps", "sky", "sea", "with", "and", "old", "new"),
+]
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<unk>"]
 VOCABULARY = len(SPECIAL) + len(WORDS)
 CHAT = (
