@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-WORDS = (
-    "a photo of red green blue cat dog house tree on under the big small two runs sleeps sky sea "
-    "with and old new"
-).split()
-SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
+WORDS = [
+    *("a", "photo", "of", "red", "green", "blue", "cat", "dog", "house", "tree", "on", "under"),
+    *("the", "big", "small", "two", "runs", "sleeps", "sky", "sea", "with", "and", "old", "new"),
+]
+SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<unk>"]
 VOCABULARY = len(SPECIAL) + len(WORDS)
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
@@ -26,22 +26,22 @@ SIGHT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
 SIZE = {"height": 32, "width": 32}
 
 
-def tokenizer() -> Any:
+def tokenizer(image_token: bool = True) -> Any:
     """Words to ids, between <s> and </s>."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="a", pad_token="<pad>", bos_token="<s>",
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", bos_token="<s>",
         eos_token="</s>", cls_token="<s>", sep_token="</s>", model_max_length=512,
-        additional_special_tokens=["<image>"], extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>"} if image_token else {},
     )  # fmt: skip
 
 
@@ -143,6 +143,6 @@ def tiny_blip2(folder: Path) -> Path:
     )  # fmt: skip
     Blip2ForConditionalGeneration(config).save_pretrained(folder)
     Blip2Processor(
-        BlipImageProcessorPil(size=SIZE), tokenizer(), num_query_tokens=4
+        BlipImageProcessorPil(size=SIZE), tokenizer(image_token=False), num_query_tokens=4
     ).save_pretrained(folder)
     return folder

@@ -53,6 +53,8 @@ class Captioner:
         self.model = read_pretrained(
             transformers.AutoModelForImageTextToText, folder, KEY, use_safetensors=True, dtype=dtype
         )
+        if self.model.generation_config.pad_token_id is None:  # BLIP takes it from nowhere else
+            self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.model.eval().to(device)
         self.name = f"{name} ({self.kind}, {name_of(dtype)} on {device.type})"
 
@@ -65,7 +67,6 @@ class Captioner:
             **inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
         )
         asked = inputs.get("input_ids")
         if asked is not None and self.kind not in BEGINS_WITH:
@@ -100,9 +101,7 @@ class Captioner:
         options: dict[str, Any] = {"return_tensors": "pt"}
         if self.kind == "vision-encoder-decoder" or self.text is None:
             pictures = getattr(self.processor, "image_processor", self.processor)
-            return pictures(images=images, **options) if self.kind != "blip-2" else self.processor(
-                images=images, **options
-            )
+            return pictures(images=images, **options)
         if self.kind == "git":  # its end mark after the prompt would end the caption
             inputs = self.processor.image_processor(images=images, **options)
             begun = [self.tokenizer.cls_token_id]
