@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 from browser import Page, browser_or_skip, find_browser, open_browser
+from faulty_set import SIDE, faulty_set
 from made_up_evaluation import made_up_evaluation
 from made_up_run import made_up_run
 
+from limner.checking.check import check
+from limner.config import load_config
+from limner.pages.check_page import write_check_page
 from limner.pages.evaluation_page import write_page
 from limner.pages.report import write_report
 
@@ -90,6 +94,10 @@ KEPT = {
 """Of models that were really trained."""
 
 
+CHARTS = {"run report": 2, "check of the data": 0}
+"""Line charts that are seen at a width, where it is not one."""
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with open_browser(browser_or_skip(), tmp_path_factory.mktemp("browser") / "profile") as page:
@@ -102,7 +110,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("recall", "checker"):
         made_up_evaluation(folder / name, checker=name == "checker")
     made_up_run(folder / "run", strips=True)
+    faulty_set(folder / "data")
+    settings = {"dataset_path": str(folder / "data"), "image_size": SIDE}
+    check(load_config({"data": settings}), folder / "check")
     return {
+        "check of the data": write_check_page(folder / "check"),
         "run report": write_report(folder / "run"),
         "evaluation, recall": write_page(folder / "recall"),
         "evaluation, checker": write_page(folder / "checker"),
@@ -111,7 +123,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    "name", ["run report", "evaluation, recall", "evaluation, checker", *sorted(KEPT)]
+    "name",
+    ["run report", "evaluation, recall", "evaluation, checker", "check of the data", *sorted(KEPT)],
 )
 def test_a_page_is_seen_whole_at_any_width_and_in_both_themes(
     page: Page, files: dict[str, Path], name: str
@@ -132,7 +145,7 @@ def test_a_page_is_seen_whole_at_any_width_and_in_both_themes(
             assert faint["count"] > 60
             charts = page.ask("[...document.querySelectorAll('.chart')].filter("
                               "chart => chart.getClientRects().length).length")  # fmt: skip
-            assert charts == {"run report": 2}.get(name, 1), where  # one of the two widths
+            assert charts == CHARTS.get(name, 1), where  # one of the two widths
             assert page.complaints() == [], where
             assert page.requests() == [], where
             papers.add(page.ask("getComputedStyle(document.body).backgroundColor"))

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from limner.commands import (
+    caption,
+    check_data,
     demo,
     doctor,
     estimate,
@@ -82,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add(commands, every, config)
     train_autoencoder.add(commands, every, config)
     doctor.add(commands, every, config)
+    check_data.add(commands, every)
+    caption.add(commands, every)
     prepare.add(commands, every)
     report.add(commands, every)
     evaluate.add(commands, every)

@@ -24,6 +24,9 @@ EXTENSIONS = frozenset(
 )
 """File names that are looked at as pictures, in lower case."""
 
+DRAWN_SIDE = 128
+"""Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""
+
 _MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
 """Errors of reading that another try may not meet, as on a network drive."""
 RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
@@ -75,20 +78,27 @@ def fit(image: Image.Image, height: int, width: int, crop: Crop = "center") -> I
     """An RGB picture of any size as `height` x `width` pixels: see `decode`."""
     if crop == "pad":
         return _pad(image, height, width)
-    # The largest part with the sides' ratio; one of its sides is the picture's own, exactly.
-    part: tuple[float, float]
-    if image.width * height <= image.height * width:
-        part = (image.width, image.width * height / width)
-    else:
-        part = (image.height * width / height, image.height)
-    left, top = (image.width - part[0]) / 2, (image.height - part[1]) / 2
     # Cropping inside resize never makes the whole picture larger, however long and thin it is.
     return image.resize(
         (width, height),
         Image.Resampling.LANCZOS,
-        box=(left, top, left + part[0], top + part[1]),
+        box=kept_part(image.width, image.height, height, width),
         reducing_gap=_REDUCING_GAP,
     )
+
+
+def kept_part(
+    width: int, height: int, to_height: int, to_width: int
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what a crop to `to_height` x `to_width` leaves of a picture:
+    the largest part with these sides' ratio, in the middle, in pixels of the picture."""
+    part: tuple[float, float]  # one of its sides is the picture's own, exactly
+    if width * to_height <= height * to_width:
+        part = (width, width * to_height / to_width)
+    else:
+        part = (height * to_width / to_height, height)
+    left, top = (width - part[0]) / 2, (height - part[1]) / 2
+    return left, top, left + part[0], top + part[1]
 
 
 def open_rgb(
@@ -152,10 +162,6 @@ def as_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (*_WHITE, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-DRAWN_SIDE = 128
-"""Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

@@ -25,13 +25,16 @@ NEVER = (
 _PATH = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|[^/]*/[^/]*/|.*[/\\]$")
 
 
-def find_folder(name: str, key: str, subfolder: str | None = None) -> Path:
+def find_folder(
+    name: str, key: str, subfolder: str | None = None, also: tuple[str, ...] = ()
+) -> Path:
     """The local folder that holds config.json and weights of a pretrained part.
 
     Args:
         name: a local folder, or the id of a Hub repository, which is downloaded once.
         key: of the configuration, for messages: `vae.pretrained_model_name`.
         subfolder: where the part is if the folder or repository is a whole diffusers pipeline.
+        also: patterns of files that are wanted besides configurations, weights, and vocabularies.
 
     Raises:
         LimnerError: saying what was looked for, where, why it cannot be had, and how to get it.
@@ -43,7 +46,7 @@ def find_folder(name: str, key: str, subfolder: str | None = None) -> Path:
         raise LimnerError(
             f"{key}: {name!r} is no folder: nothing is at {path.absolute()}.\n{_ways(name, key)}"
         )
-    return _checked(_download(name, key, subfolder), name, key)
+    return _checked(_download(name, key, subfolder, also), name, key)
 
 
 def find_file(name: str, key: str, patterns: tuple[str, ...]) -> Path:
@@ -143,7 +146,7 @@ def _checked(folder: Path, name: str, key: str) -> Path:
     return folder
 
 
-def _download(name: str, key: str, subfolder: str | None) -> Path:
+def _download(name: str, key: str, subfolder: str | None, also: tuple[str, ...]) -> Path:
     def get(*patterns: str, only_root: bool) -> Path:
         ignored = [*NEVER, "*/*"] if only_root else list(NEVER)
         return _snapshot(name, key, list(patterns), ignored)
@@ -153,7 +156,7 @@ def _download(name: str, key: str, subfolder: str | None) -> Path:
     prefix = f"{subfolder}/" if inner else ""
     # A pipeline keeps the tokenizer in a folder of its own, beside the text encoder's.
     beside = ["tokenizer/*"] if inner and subfolder == "text_encoder" else []
-    texts = [prefix + pattern for pattern in TEXTS] + beside
+    texts = [prefix + pattern for pattern in (*TEXTS, *also)] + beside
     for kind in WEIGHTS:
         top = get(f"{prefix}*{kind}", *texts, only_root=not inner)
         folder = top / subfolder if inner and subfolder else top
@@ -192,9 +195,11 @@ def _snapshot(name: str, key: str, patterns: list[str], ignored: list[str]) -> P
 
 
 def _ways(name: str, key: str) -> str:
+    # A flag of a command, such as --model, is not a key that can be null.
+    give = f"give {key} FOLDER." if key.startswith("-") else f"set {key}=FOLDER; or set it to null"
     return (
         "To get it: set HF_ENDPOINT=https://hf-mirror.com to use a mirror; or run\n"
         f"  hf download {name if not _PATH.match(name) else 'ID'} --local-dir FOLDER\n"
-        f"on a machine that can, bring the folder, and set {key}=FOLDER; or set it to null to "
-        "do without."
+        f"on a machine that can, bring the folder, and {give}"
+        + ("" if key.startswith("-") else " to do without.")
     )

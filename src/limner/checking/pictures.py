@@ -1,0 +1,157 @@
+"""What one picture is: its header, its faults, and what it is compared by."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from limner.data.pictures import kept_part, open_rgb
+from limner.data.rows import PictureError, PictureSet, Row
+from limner.fingerprints import digest
+
+SMALL = 32
+"""Side to which pictures are scaled, whole, to be compared."""
+_DECODED = 64
+"""Pixels: a big JPEG is decoded at a fraction of its size, never below twice this side."""
+_ONE_COLOUR = 2
+"""Levels of 256 by which a channel of a blank picture may vary."""
+MOST_CUT = 0.5
+_TINY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    kind: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A picture that can be decoded."""
+
+    width: int
+    height: int
+    """Upright, pixels."""
+    format: str
+    mode: str
+    pixels: bytes
+    """The hash of its decoded pixels, 16 bytes."""
+    small: np.ndarray
+    """The whole picture, uint8 [32, 32, 3]."""
+    blank: bool
+    faults: tuple[Fault, ...] = field(default=())
+
+
+def look(picture_set: PictureSet, row: Row, image_size: int, drawn: bool) -> Looked | Fault:
+    """Decode a row's picture once, to its end, and say all that is known of it.
+
+    Args:
+        image_size: of the training picture, pixels.
+        drawn: the set draws at any size, so that the size means nothing.
+    """
+    try:
+        source = picture_set.picture(row)
+        data = _bytes(source)
+        rgb = open_rgb(data, row.key, shorter_side=_DECODED)
+    except PictureError as error:
+        return Fault(_kind_of(error), str(error))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as header:
+            width, height = header.size
+            if header.getexif().get(0x0112, 1) >= 5:  # Orientation: on its side
+                width, height = height, width
+            kind, mode = header.format or "", header.mode
+            frames = getattr(header, "n_frames", 1) if kind != "MPO" else 1
+            transparent = header.has_transparency_data and _is_transparent(header)
+    faults = [] if drawn else list(_of_size(width, height, image_size))
+    levels = np.array(rgb.getextrema())  # lowest and highest of each channel
+    blank = bool((levels[:, 1] - levels[:, 0] <= _ONE_COLOUR).all())
+    if blank:
+        faults.append(Fault("blank", f"one colour, about {tuple(levels[:, 0].tolist())}"))
+    faults += _of_kind(row, source, kind, mode, frames, transparent)
+    small = rgb.resize((SMALL, SMALL), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Looked(
+        width,
+        height,
+        kind,
+        mode,
+        digest(f"{rgb.width} {rgb.height}", rgb.tobytes()),
+        np.asarray(small),
+        blank,
+        tuple(faults),
+    )
+
+
+def share_cut(width: int, height: int, to_height: int, to_width: int) -> float:
+    """The share of a picture that a crop to these sides' ratio takes away, 0 to 1."""
+    left, top, right, bottom = kept_part(width, height, to_height, to_width)
+    return 1 - (right - left) * (bottom - top) / (width * height)
+
+
+def _of_size(width: int, height: int, image_size: int) -> list[Fault]:
+    """Of the size at most one thing is said: the cut part, or else what is enlarged."""
+    size, side = f"{width} x {height} pixels", min(width, height)
+    cut = share_cut(width, height, image_size, image_size)
+    if side * _TINY < image_size:
+        return [Fault("tiny-picture", f"{size}; data.image_size is {image_size}")]
+    if cut > MOST_CUT:
+        return [Fault("extreme-ratio", f"{size}: {cut:.0%} is cut away")]
+    if side < image_size:
+        return [Fault("small-picture", f"{size}; data.image_size is {image_size}")]
+    return []
+
+
+def _of_kind(
+    row: Row, source: bytes | Path, kind: str, mode: str, frames: int, transparent: bool
+) -> list[Fault]:
+    faults = []
+    suffix = PurePosixPath(source.name if isinstance(source, Path) else row.key).suffix.lower()
+    named = Image.registered_extensions().get(suffix)
+    if named and named != {"MPO": "JPEG"}.get(kind, kind):  # cameras' JPEG with a second picture
+        faults.append(Fault("wrong-extension", f"it is {kind}, and its name ends in {suffix}"))
+    if frames > 1:
+        faults.append(Fault("animated", f"{frames} frames"))
+    if transparent:
+        faults.append(Fault("transparent", f"{kind} of mode {mode}"))
+    if mode.startswith("I") or mode == "F":
+        faults.append(Fault("sixteen-bit", f"{kind} of mode {mode}"))
+    elif mode in ("1", "L", "LA"):
+        faults.append(Fault("grey", f"{kind} of mode {mode}"))
+    elif mode == "CMYK":
+        faults.append(Fault("cmyk", f"{kind} of mode {mode}"))
+    return faults
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel is: many files have a channel for it that is full everywhere."""
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return int(lowest) < 255  # type: ignore[arg-type]
+
+
+def _bytes(source: bytes | Path) -> bytes | Path:
+    """The content, read once; where that fails the path, which `open_rgb` tries with patience."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError:
+        return source
+
+
+def _kind_of(error: PictureError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, Image.DecompressionBombError):
+        return "too-many-pixels"
+    if isinstance(cause, FileNotFoundError):
+        return "missing-file"
+    if isinstance(cause, UnidentifiedImageError):
+        return "not-a-picture"
+    said = str(cause).lower()
+    breaks_off = ("truncated", "unexpected end", "eof", "not enough image data")
+    return "truncated" if any(words in said for words in breaks_off) else "unreadable"

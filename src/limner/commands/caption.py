@@ -1,0 +1,82 @@
+"""`limner caption`: captions for pictures that have none."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from limner.commands.common import Commands, Parent, flag
+from limner.errors import LimnerError
+
+
+def add(commands: Commands, common: Parent) -> None:
+    caption = commands.add_parser(
+        "caption",
+        parents=[common],
+        help="write a .txt beside each picture of a folder, with a captioning model",
+        epilog="Start it again after an interruption: pictures with a caption are skipped.",
+    )
+    caption.add_argument("folder", type=Path, metavar="FOLDER", help="with pictures, at any depth")
+    caption.add_argument(
+        "--model", required=True, metavar="NAME_OR_FOLDER",
+        help="Hub id or local folder of an image-text-to-text model of transformers",
+    )  # fmt: skip
+    caption.add_argument(
+        "--prompt", help="what to ask a chat model, or how a caption of BLIP or GIT begins"
+    )
+    caption.add_argument(
+        "--overwrite", action="store_true", help="write anew where there is a .txt (default: keep)"
+    )
+    flag(caption, "--batch_size", type=int, default=8, metavar="N",
+         help="pictures at once (default 8; halved where memory runs out)")  # fmt: skip
+    flag(caption, "--max_new_tokens", type=int, default=60, metavar="N",
+         help="of a caption at most (default 60)")  # fmt: skip
+    flag(caption, "--num_samples", type=int, metavar="N", help="at most so many pictures")
+    caption.add_argument("--device", default="auto", help="auto (default), cuda, mps, or cpu")
+    caption.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from limner.captioning.caption import caption_pictures, pictures_to_caption
+
+    for name in ("batch_size", "max_new_tokens", "num_samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise LimnerError(f"--{name} {value}: give 1 or more")
+    keys, kept = pictures_to_caption(options.folder, options.overwrite)
+    if not keys:
+        print(f"all {kept:,} pictures of {options.folder} have captions; --overwrite renews them")
+        return 0
+
+    from limner.captioning.captioner import Captioner
+    from limner.device import choose_device, choose_precision, part_precision
+
+    device = choose_device(options.device)
+    dtype = part_precision(choose_precision("auto", device))
+    captioner = Captioner(options.model, device, dtype, options.prompt)
+    _say(f"{len(keys):,} pictures to caption, {kept:,} have captions; {captioner.name}")
+    told = caption_pictures(
+        options.folder.expanduser().absolute(),
+        keys,
+        lambda images: captioner(images, options.max_new_tokens),
+        options.batch_size,
+        options.num_samples,
+        _say,
+    )
+    print(
+        f"{told.written:,} captions written, {kept:,} kept, {len(told.refused):,} pictures could "
+        f"not be captioned" + (f", {told.left:,} left for another time" if told.left else "")
+    )
+    for refused in told.refused:
+        print(f"  {refused.reason.splitlines()[0]}")
+    if told.odd:
+        print(f"{len(told.odd):,} captions look wrong; read them (limner check-data lists them):")
+        for key, said in told.odd[:10]:
+            print(f"  {key}: {said}")
+    print("read some before you train on them: models see what is not there, and miss what is")
+    return 0 if told.written or not told.refused else 2
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,119 @@
+"""`limner check-data`: what is wrong with a data set, row by row, before it is trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.commands.common import Commands, Parent
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from limner.config import Config
+
+
+def add(commands: Commands, common: Parent) -> None:
+    check = commands.add_parser(
+        "check-data",
+        parents=[common],
+        help="what is wrong with a data set: every row that is, and why; changes nothing",
+        usage="limner check-data CONFIG_OR_DATA [section.key=value ...] [--output FOLDER] "
+        "[--sample N] [--strict] [--json]",
+        epilog="Exit code 0: nothing must be mended; 1: there are warnings, with --strict; 2: rows "
+        "cannot be used, or a held-out picture is trained.",
+    )
+    check.add_argument("where", nargs="?", metavar="CONFIG_OR_DATA",
+                       help="YAML file, or where the data are (data.dataset_path)")  # fmt: skip
+    check.add_argument("--config", type=Path, help="a YAML file, as a flag")
+    check.add_argument("--output", type=Path, metavar="FOLDER",
+                       help="where check.html, check.json, and problems.jsonl go "
+                       "(default: check in training.output_dir)")  # fmt: skip
+    check.add_argument("--sample", type=int, metavar="N", help="look at N rows, chosen by hash")
+    check.add_argument("--strict", action="store_true", help="warnings count: exit code 1")
+    check.add_argument("--json", action="store_true", help="print check.json, for programs")
+    check.set_defaults(run=run, takes_overrides=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    from limner.checking.check import check
+    from limner.checking.findings import exit_code
+    from limner.pages.check_page import write_check_page
+
+    if options.sample is not None and options.sample < 1:
+        raise LimnerError(f"--sample {options.sample}: give 1 or more")
+    config = _config(options)
+    output = options.output or Path(config.training.output_dir) / "check"
+    told = check(config, output, options.sample, _to_stderr)
+    page = write_check_page(output)
+    if options.json:
+        print((output / "check.json").read_text(encoding="utf-8"))
+    else:
+        for line in lines(told):
+            print(line)
+        print(f"all of it: {output / 'problems.jsonl'}; with pictures: {page}")
+    return exit_code(told["findings"], options.strict)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    from limner.config import load_config
+
+    where, overrides = options.where, list(options.overrides)
+    if where is not None and "=" in where and not Path(where).exists():
+        overrides.insert(0, where)
+        where = None
+    if where is None or options.config is not None:
+        if where is not None:
+            raise LimnerError(f"both --config {options.config} and {where} are given: which one?")
+        return load_config(options.config, overrides)
+    if Path(where).suffix.lower() in (".yaml", ".yml"):
+        return load_config(where, overrides)
+    return load_config({"data": {"dataset_path": where}}, overrides)
+
+
+def lines(told: dict[str, Any]) -> list[str]:
+    """For people: counts, then each kind of finding with its first rows."""
+    rows, captions = told["rows"], told["captions"]
+    of = f" of {rows['used']:,}" if rows["looked_at"] < rows["used"] else ""
+    said = [
+        f"{told['dataset']['name']}: {rows['looked_at']:,}{of} rows looked at "
+        f"({rows['trained']:,} trained, {rows['held_out']:,} held out), "
+        f"{captions['count']:,} captions"
+    ]
+    cut = told["pictures"].get("mean_share_cut")
+    if cut is not None:
+        size = told["settings"]["data.image_size"]
+        said.append(f"cropped to {size} x {size}, {cut:.0%} of a picture is cut away in the mean")
+    if told["captions"]["scripts"]:
+        total = max(1, captions["count"])
+        scripts = (f"{name} {n / total:.0%}" for name, n in captions["scripts"].items())
+        said.append(f"captions by script: {', '.join(scripts)}")
+    for finding in told["findings"]:
+        if finding["severity"] == "note":
+            said.append(f"note     {finding['kind']}: {finding['count']:,} ({finding['meaning']})")
+            continue
+        said.append(
+            f"{finding['severity']:7}  {finding['kind']}: {finding['count']:,}, "
+            f"{finding['meaning']}"
+        )
+        said += [f"{'':11}{_row(first)}" for first in finding["first"][:3]]
+        if finding["count"] > 3:
+            said.append(f"{'':11}... and {finding['count'] - 3:,} more")
+        said.append(f"{'':9}-> {finding['todo']}")
+    severities = [f["severity"] for f in told["findings"] for _ in range(f["count"])]
+    said.append(
+        f"{severities.count('error'):,} errors, {severities.count('warning'):,} warnings, "
+        f"{severities.count('note'):,} notes"
+    )
+    return said
+
+
+def _row(first: dict[str, Any]) -> str:
+    said = first["said"].splitlines()[0]
+    whole = said if said.startswith(first["key"]) else f"{first['key']}: {said}"
+    return whole if len(whole) <= 160 else whole[:159] + "…"
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,325 @@
+"""`limner check-data`: it finds every planted fault by its kind and row, and no others."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faulty_set import PLANTED, ROWS, SIDE, TRAIN_SPLIT, faulty_set
+from page_reader import read
+from PIL import Image
+
+from limner.checking.alike import Compared
+from limner.checking.captions import faults_of, mojibake, repeated, script_of
+from limner.checking.findings import KINDS, exit_code
+from limner.checking.pictures import share_cut
+from limner.checking.shown import cut_shown
+from limner.cli import main
+from limner.data.emoji import EmojiPictures
+from limner.data.pictures import fit
+from limner.fingerprints import digest
+
+SETTINGS = [f"data.image_size={SIDE}", f"data.train_split={TRAIN_SPLIT}"]
+
+
+def found_in(output: Path) -> list[dict[str, Any]]:
+    text = (output / "problems.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[tuple[str, str]]]:
+    folder = tmp_path_factory.mktemp("faulty") / "data"
+    return folder, faulty_set(folder)
+
+
+@pytest.fixture(scope="module")
+def checked(
+    faulty: tuple[Path, set[tuple[str, str]]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, bytes], dict[str, bytes]]:
+    """(output, the data's files before, and after)."""
+    folder, output = faulty[0], tmp_path_factory.mktemp("checked")
+    before = everything_in(folder)
+    assert main(["check-data", str(folder), *SETTINGS, "--output", str(output)]) == 2
+    return output, before, everything_in(folder)
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {p.as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_every_planted_fault_is_found_with_its_kind_and_row_and_no_other(
+    faulty: tuple[Path, set[tuple[str, str]]], checked: tuple[Path, Any, Any]
+) -> None:
+    found = [(line["kind"], line["key"]) for line in found_in(checked[0])]
+    assert Counter(found).most_common(1)[0][1] == 1  # each is told once
+    assert set(found) - faulty[1] == set()
+    assert faulty[1] - set(found) == set()
+    assert sum(kind in PLANTED for kind, _ in found) == 100
+    assert len(PLANTED) >= 15
+
+
+def test_a_finding_says_what_where_and_what_to_do(checked: tuple[Path, Any, Any]) -> None:
+    for line in found_in(checked[0]):
+        assert line["said"]
+        assert line["todo"]
+        assert line["severity"] == KINDS[line["kind"]].severity
+        if line["place"] is not None and line["kind"] != "missing-file":
+            assert Path(line["place"]).is_file()
+        if "leak" in line["kind"] or "duplicate" in line["kind"]:
+            assert line["other"] in line["said"]
+
+
+def test_the_data_are_as_they_were(checked: tuple[Path, Any, Any]) -> None:
+    _, before, after = checked
+    assert before == after
+
+
+def test_the_summary_counts_what_is_there(checked: tuple[Path, Any, Any]) -> None:
+    told = json.loads((checked[0] / "check.json").read_text(encoding="utf-8"))
+    counts = {finding["kind"]: finding["count"] for finding in told["findings"]}
+    assert {kind: counts[kind] for kind in PLANTED} == {k: n for k, (n, _) in PLANTED.items()}
+    assert told["findings"][0]["kind"] == "split-leak"  # the worst is said first
+    rows, pictures = told["rows"], told["pictures"]
+    refused = sum(PLANTED[k][0] for k in ("missing-file", "empty-caption", "unusable-row"))
+    bad = ("not-a-picture", "truncated", "unreadable", "too-many-pixels")
+    undecodable = sum(PLANTED[k][0] for k in bad)
+    assert rows["looked_at"] == ROWS - refused - PLANTED["repeated-row"][0]
+    assert rows["decoded"] == pictures["count"] == rows["looked_at"] - undecodable
+    assert rows["trained"] + rows["held_out"] == rows["looked_at"]
+    assert sum(pictures["shorter_side"]["counts"]) == pictures["count"]
+    assert sum(pictures["formats"].values()) == pictures["count"]
+    assert sum(told["captions"]["scripts"].values()) == told["captions"]["count"]
+    assert len(told["samples"]) == 12
+
+
+def test_the_page_shows_it_and_loads_nothing(checked: tuple[Path, Any, Any]) -> None:
+    page = read(checked[0] / "check.html")
+    assert page.handlers == []
+    assert all(load.startswith("data:image/") for load in page.loads)
+    assert len(page.loads) == 2 * (12 + 8)
+    for kind in PLANTED:
+        assert kind in page.words
+    assert "What the model will see" in page.words
+    for line in found_in(checked[0]):
+        if line["kind"] == "split-leak":
+            assert line["key"] in page.words
+
+
+@pytest.mark.parametrize("name", ["emoji", "shapes"])
+def test_nothing_false_is_said_of_the_built_in_sets(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data.dataset_name={name}", "data.num_samples=700", "--output", str(tmp_path)]
+    assert main(["check-data", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].startswith("0 errors")
+    for line in found_in(tmp_path):
+        if name == "shapes":  # the same scene drawn again, all but in the same place
+            assert line["kind"] == "near-duplicate"
+            assert line["key"].rsplit("-", 1)[0] == line["other"].rsplit("-", 1)[0]
+        elif line["kind"] in ("conflicting-captions", "duplicate"):
+            emoji = EmojiPictures()
+            rows = {row.key: row for row in emoji.rows}
+            pair = [emoji.load(rows[line[key]], 128) for key in ("key", "other")]
+            assert np.array_equal(*pair)  # Twemoji draws these alike
+        else:
+            assert line["severity"] == "note"
+
+
+def test_a_clean_folder_exits_with_0_and_warnings_count_where_asked(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", str(tmp_path / "out")
+    write_pairs(data, 12)
+    assert main(["check-data", str(data), "--output", output]) == 0
+    assert found_in(Path(output)) == []
+    assert main(["check-data", str(data), "--output", output, "--strict"]) == 0
+    warned = ["check-data", str(data), "data.image_size=96", "--output", output]
+    assert main(warned) == 0
+    assert main([*warned, "--strict"]) == 1
+    assert {line["kind"] for line in found_in(Path(output))} == {"small-picture"}
+    (data / "3.txt").unlink()
+    assert main(["check-data", str(data), "--output", output]) == 2
+    assert {line["kind"] for line in found_in(Path(output))} == {"no-caption"}
+
+
+def write_pairs(folder: Path, count: int, side: int = 64) -> None:
+    folder.mkdir()
+    emoji = EmojiPictures("demo", ["en"])
+    for number, row in enumerate(emoji.rows[:: len(emoji.rows) // count][:count]):
+        Image.fromarray(emoji.load(row, side)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(row.captions[0], encoding="utf-8")
+
+
+def test_a_configuration_and_a_sample_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, config = tmp_path / "data", tmp_path / "my.yaml"
+    write_pairs(data, 12)
+    run = {"dataset_path": data.as_posix()}
+    config.write_text(
+        f"data: {json.dumps(run)}\ntraining: {{output_dir: {(tmp_path / 'run').as_posix()}}}\n",
+        encoding="utf-8",
+    )
+    assert main(["check-data", str(config), "--sample", "5", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"]["looked_at"] == 5
+    assert told["rows"]["used"] == 12
+    assert told == json.loads((tmp_path / "run" / "check" / "check.json").read_text("utf-8"))
+    assert main(["check-data", "--config", str(config), "--sample", "5", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["samples"] == told["samples"]
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    write_pairs(data, 12)
+    assert main(["check-data", str(data), "--output", str(data / "check")]) == 2
+    assert "inside the data set, which is never changed" in capsys.readouterr().err
+    assert not (data / "check").exists()
+    assert main(["check-data", str(tmp_path / "nowhere")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert main(["check-data", str(data), "--sample", "0"]) == 2
+    assert "--sample 0" in capsys.readouterr().err
+
+
+def test_one_caption_for_many_pictures(tmp_path: Path) -> None:
+    data, output = tmp_path / "data", tmp_path / "out"
+    write_pairs(data, 20)
+    for number in range(7):
+        (data / f"{number}.txt").write_text("a drawing", encoding="utf-8")
+    assert main(["check-data", str(data), "--output", str(output)]) == 0
+    (line,) = found_in(output)
+    assert (line["kind"], line["key"]) == ("caption-shared", "0.png")
+    assert "7 of 20" in line["said"]
+
+
+def test_the_exit_code() -> None:
+    assert exit_code([], strict=True) == 0
+    assert exit_code([{"severity": "note"}], strict=True) == 0
+    assert exit_code([{"severity": "warning"}], strict=False) == 0
+    assert exit_code([{"severity": "warning"}], strict=True) == 1
+    assert exit_code([{"severity": "warning"}, {"severity": "error"}], strict=False) == 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 100), (300, 100), (90, 240), (1000, 3)])
+def test_what_is_cut_is_what_the_crop_cuts(width: int, height: int) -> None:
+    """A white picture with its cut part in red: nothing red is left after the crop."""
+    cut = share_cut(width, height, 16, 16)
+    assert cut == pytest.approx(1 - min(width, height) / max(width, height))
+    edge = (max(width, height) - min(width, height)) // 2
+    picture = Image.new("RGB", (width, height), "white")
+    if edge:
+        end = (edge, height) if width > height else (width, edge)
+        for corner in ((0, 0), (width - end[0], height - end[1])):
+            picture.paste("red", (*corner, corner[0] + end[0], corner[1] + end[1]))
+    kept = np.asarray(fit(picture, 16, 16))
+    assert (kept[3:-3, 3:-3] > 240).all()
+    shown = np.asarray(cut_shown(picture, 16)).reshape(-1, 3)
+    grey = (np.abs(shown.astype(int) - 128).max(1) < 70).mean()
+    assert grey == pytest.approx(cut, abs=0.12) or min(width, height) < 10
+
+
+# ---- alike
+
+
+def test_nearly_the_same_are_found_as_by_looking_at_all_pairs() -> None:
+    """500 pictures of soft noise, some again with little added: the windows lose no pair."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(60, 190, (500, 1, 1, 3)) + rng.integers(-50, 50, (500, 8, 8, 3))
+    small = base.repeat(4, 1).repeat(4, 2)
+    for i in range(100):  # of pictures apart by 0 to 8 levels in a cell
+        small[400 + i] = small[i] + rng.integers(-1, 2, small[i].shape)
+        small[400 + i, :4, :4] += i % 9
+    small = small.clip(0, 255).astype(np.uint8)
+    with Compared(500) as compared:
+        for i in rng.permutation(500):
+            compared.put(int(i), digest(str(i)), small[i])
+        found = set(compared.nearly(np.arange(500)))
+    wide = small.astype(np.float32)
+    expected = set()
+    for i in range(500):
+        apart = wide[i + 1 :] - wide[i]
+        cells = np.abs(apart.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4))).max((1, 2, 3))
+        rms = np.sqrt(np.square(apart).mean((1, 2, 3)))
+        expected |= {(i, i + 1 + int(k)) for k in np.flatnonzero((cells <= 4.4) & (rms <= 4))}
+    assert 40 <= len(expected) < 100
+    assert found == expected
+
+
+def test_the_same_are_found_as_by_a_dictionary() -> None:
+    rng = np.random.default_rng(1)
+    hashes = [digest(str(k)) for k in rng.integers(0, 60, 100)]
+    small = np.zeros((32, 32, 3), dtype=np.uint8)
+    with Compared(120) as compared:
+        for i, pixels in enumerate(hashes):
+            compared.put(i, pixels, small)  # rows 100 to 119 cannot be decoded
+        groups = [group.tolist() for group in compared.same()]
+    expected: dict[bytes, list[int]] = {}
+    for i, pixels in enumerate(hashes):
+        expected.setdefault(pixels, []).append(i)
+    assert groups == [group for group in expected.values() if len(group) > 1]
+
+
+# ---- captions
+
+GOOD_CAPTIONS = [
+    "a cat on a chair",
+    "thumbs up, dark skin tone",
+    "红苹果",
+    "りんごとオレンジ",
+    "한국의 산",
+    "Красный дом",
+    "تفاحة حمراء",
+    "Ein grüner Fluß, naïve façade, ÅÄÖ, Năm mới, São João é cão",
+    "7",
+    "3 < 5 and 7 > 2, rock & roll",
+    "New York, New York at night",
+    "a picture of an untitled painting",
+    "the number 2024 on a wall, 1 1 1 1 on a clock",
+    "an image processing pipeline, no one in it",
+    "“quoted” — with dashes… and 90° of ½",
+    "version 2.0 of a photo 5",
+]
+
+
+@pytest.mark.parametrize("caption", GOOD_CAPTIONS)
+def test_nothing_is_said_of_a_good_caption(caption: str) -> None:
+    assert list(faults_of(caption)) == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "script"),
+    [
+        *zip(GOOD_CAPTIONS[:2], ["Latin"] * 2, strict=True),
+        ("红苹果 with a cat", "Latin"),
+        ("红苹果", "Chinese characters"),
+        ("日本の山", "Japanese (kana)"),
+        ("한국의 산", "Korean (Hangul)"),
+        ("Красный дом", "Cyrillic"),
+        ("تفاحة حمراء", "Arabic"),
+        ("42 !", "no letters"),
+    ],
+)
+def test_the_script_is_that_of_most_letters(caption: str, script: str) -> None:
+    assert script_of(caption) == script
+
+
+def test_mojibake_is_undone() -> None:
+    for text in ("café", "naïve “quote” – dash", "Fluß", "红苹果", "日本の山", "дом", "🍎 apple"):
+        for encoding in ("cp1252", "latin-1"):
+            try:
+                broken = text.encode("utf-8").decode(encoding)
+            except UnicodeDecodeError:
+                continue
+            assert mojibake(broken) == text
+        assert mojibake(text) is None
+    assert mojibake("a caf\ufffd") == "a caf?"
+
+
+def test_loops_are_found_and_counting_is_none() -> None:
+    assert repeated("a dog and a dog and a dog and") == "a dog and"
+    assert repeated("very very very big") == "very"
+    assert repeated("very very big, very very small") is None
+    assert repeated("0 0 0 0") is None
+    assert repeated("x " * 5000) == "x"
