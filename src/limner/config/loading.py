@@ -60,6 +60,10 @@ def load_config(
     where, values = _read(source)
     for text in overrides:
         _override(values, text)
+    if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
+        from limner.training.init_from import inherit  # it reads checkpoints, and so needs torch
+
+        inherit(values)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

@@ -44,6 +44,7 @@ from limner.models.text_to_image import TextToImage, build_model
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
+from limner.training.init_from import open_origin, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.optimizer import build_optimizers
 from limner.training.parallel import any_process
@@ -100,13 +101,17 @@ class Trainer:
         if self.accelerator.is_main_process:  # before their number may end the run
             list_refused(self.folder, self.data.set.refused)
         check_share_refused(len(self.data.set.refused), len(self.data.set.rows), config)
-        self.tokenizer = checkpoint.tokenizer if checkpoint else self.learn_words()
+        origin = None if checkpoint else open_origin(config)
+        self.tokenizer = (
+            checkpoint.tokenizer if checkpoint else words_of(origin, config) or self.learn_words()
+        )
         self.state = checkpoint.state if checkpoint else TrainingState()
 
         reader = self.parts.reader or self.tokenizer
         assert reader is not None
         self.reader: PretrainedText | CaptionTokenizer = reader
         self.model = self.fresh_model()
+        self.news += start_from(self.model, self.tokenizer, origin)
         # Drawing and the held-out loss use this copy, which is never compiled: their batches have
         # other shapes, each of which would be compiled anew.
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -264,7 +269,9 @@ class Trainer:
             checkpoint.load_weights(self.averaged, averaged=True)
             checkpoint.load_optimizers(stateful(self.update))
             return
-        fresh = self.fresh_model().state_dict()
+        first = self.fresh_model()
+        start_from(first, self.tokenizer, open_origin(self.config))
+        fresh = first.state_dict()
         self.model.load_state_dict(fresh)
         self.averaged.load_state_dict(fresh)
         self.update.balance.reset()
