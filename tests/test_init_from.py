@@ -55,7 +55,8 @@ def test_the_words_are_kept_and_read_any_language(
 ) -> None:
     tokenizer = Trainer(tuned()).tokenizer
     earlier = Checkpoint.open(trained / "outputs").tokenizer
-    assert tokenizer is not None and earlier is not None
+    assert tokenizer is not None
+    assert earlier is not None
     assert torch.equal(tokenizer("a red circle"), earlier("a red circle"))
     assert tokenizer.length("红苹果") > 1
 
@@ -75,7 +76,10 @@ def test_another_patch_size_makes_first_and_last_layer_new(
     (said,) = [s for s in trainer.news if "starts from" in s]
     new = said.split("new, and random: ")[1]
     assert "denoiser.patch_embedding (64 x 12 here, 64 x 48 there)" in new
-    assert "denoiser.final_layer" in new and "blocks" not in new
+    assert "denoiser.final_layer" in new
+    assert "blocks" not in new
+    bias = trainer.model.state_dict()["denoiser.final_layer.linear.bias"]
+    assert not bias.any()  # half a layer is not taken
 
 
 def test_of_another_vocabulary_known_words_keep_their_rows(
@@ -83,7 +87,8 @@ def test_of_another_vocabulary_known_words_keep_their_rows(
 ) -> None:
     trainer = Trainer(tuned("text_encoder.vocab_size=320", "text_encoder.max_length=30"))
     earlier = Checkpoint.open(trained / "outputs").tokenizer
-    assert trainer.tokenizer is not None and earlier is not None
+    assert trainer.tokenizer is not None
+    assert earlier is not None
     known = earlier.tokenizer.get_vocab()
     rows, there = trainer.model.text_encoder.embedding.weight, averaged(trained)
     shared = {w: i for w, i in trainer.tokenizer.tokenizer.get_vocab().items() if w in known}
@@ -95,7 +100,7 @@ def test_of_another_vocabulary_known_words_keep_their_rows(
 
 
 def test_another_width_that_fits_nowhere_is_refused(tuned: Callable[..., Config]) -> None:
-    with pytest.raises(LimnerError, match="nothing of .* fits this model"):
+    with pytest.raises(LimnerError, match=r"nothing of .* fits this model"):
         Trainer(tuned("model.hidden_size=128", "text_encoder.hidden_size=128"))
 
 

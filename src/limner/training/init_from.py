@@ -133,13 +133,21 @@ def start_from(
     if origin is None:
         return []
     there, here = origin.tensors(), model.state_dict()
-    taken, partly, new = 0, [], {}
+    # Half a layer is worth nothing: where a weight does not fit, its bias starts anew, too.
+    unfit = {
+        _layer(name)
+        for name, tensor in here.items()
+        if name not in (EMBEDDING, POSITIONS)
+        and (name not in there or there[name].shape != tensor.shape)
+    }
+    taken, matrices, partly, new = 0, 0, [], {}
     for name, tensor in here.items():
         found = there.get(name)
         if found is None:
             new[name] = "not there"
         elif name == EMBEDDING and _words_differ(tokenizer, origin) and _same_width(tensor, found):
-            assert tokenizer and origin.tokenizer
+            assert tokenizer
+            assert origin.tokenizer
             count = _take_words(tensor, found, tokenizer, origin.tokenizer)
             partly.append(f"{count} of {len(tensor)} words")
         elif name == POSITIONS and tensor.shape != found.shape and _same_width(tensor, found):
@@ -148,11 +156,14 @@ def start_from(
             partly.append(f"the first {count} of {len(tensor)} places of a caption")
         elif found.shape != tensor.shape:
             new[name] = f"{_size(tensor)} here, {_size(found)} there"
+        elif name not in (EMBEDDING, POSITIONS) and _layer(name) in unfit:
+            new[name] = "its layer is new"
         else:
             tensor.copy_(found)
             taken += 1
+            matrices += tensor.dim() > 1
     place = origin.path if isinstance(origin, WeightsFile) else origin.folder
-    if not taken:
+    if not matrices:
         name, reason = next(iter(new.items()))
         raise LimnerError(
             f"training.init_from: nothing of {place} fits this model ({name}: {reason}); leave "
@@ -190,6 +201,10 @@ def _take_words(
     return len(pairs)
 
 
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _size(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
 
@@ -197,7 +212,7 @@ def _size(tensor: Tensor) -> str:
 def _groups(names: dict[str, str]) -> list[str]:
     """Tensors by the part they belong to, with the reason of the first."""
     groups: dict[str, list[str]] = {}
-    for name, reason in names.items():
+    for name, reason in sorted(names.items(), key=lambda item: item[1] == "its layer is new"):
         parts = name.split(".")
         key = ".".join(parts[:3] if len(parts) > 2 and parts[2].isdigit() else parts[:2])
         groups.setdefault(key, []).append(reason)
