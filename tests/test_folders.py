@@ -184,9 +184,10 @@ def test_a_missing_folder_names_the_nearest_that_exists(tmp_path: Path):
     assert "data.dataset_path" in message
 
 
-def test_a_file_in_place_of_the_folder_names_the_folder(folder: Path):
+def test_a_file_that_is_no_table_names_its_folder(folder: Path):
     write_json(folder)
-    assert f"Give the folder it is in: {folder}" in error_of(folder / "metadata.json")
+    assert f"Give the folder it is in, {folder / 'images'}" in error_of(folder / "images/a.png")
+    assert pairs(FolderPictures(folder / "metadata.json")) == WANTED
 
 
 def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
@@ -214,11 +215,11 @@ def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
         ("", ["line 1, column 1", "the end of the text"]),
         ("[" * 100_000, ["nested too deeply"]),
         ("{}", ["an object with the keys none, not a list", '[{"image":']),
-        ('{"images": [], "annotations": []}', ["'annotations'", "limner prepare --type coco"]),
+        ('{"images": [], "annotations": []}', ["'annotations'", "data.format: coco"]),
         ('"x"', ["'x', not a list"]),
         ("[]", ["has no rows"]),
         ("[3]", ["row 1", "'3' stands where"]),
-        ('[{"image": "images/a.png", "caption": "x"}]', ["row 1", "Rename 'caption' to 'text'"]),
+        ('[{"image": "images/a.png", "kaption": "x"}]', ["row 1", "Add 'text'"]),
         ('[{"imagee": "images/a.png", "text": "x"}]', ["row 1", "Rename 'imagee' to 'image'"]),
         ('[{"image": "images/a.png"}]', ["row 1", "found 'image'", "Add 'text'"]),
     ],
@@ -235,7 +236,7 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
         "file_name,text\nimages/a.png,red, ripe\n", encoding="utf-8"
     )
     assert re.search(r"more cells.*quotes.*; first: metadata\.csv, line 2", error_of(folder))
-    (folder / "metadata.csv").write_text("image,text\nimages/a.png,red\n", encoding="utf-8")
+    (folder / "metadata.csv").write_text("id,text\nimages/a.png,red\n", encoding="utf-8")
     assert "the first line: there is no 'file_name'" in error_of(folder)
     (folder / "metadata.csv").write_text('file_name,text\nimages/a.png,"red\n', encoding="utf-8")
     assert re.search(r"metadata\.csv, after line 1: .*not valid CSV.*not closed", error_of(folder))

@@ -1,30 +1,58 @@
-"""`limner prepare`: data sets of others into our layout."""
+"""`limner prepare`: data in any format that is read, as any that is written."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from limner.commands.common import Commands, Parent
+from limner.commands.common import Commands, Parent, flag
+
+TYPES = (
+    *("auto", "custom", "folder", "classes", "table", "coco", "cub", "datasets", "webdataset"),
+    "parquet",
+)
+LAYOUTS = ("metadata", "imagefolder", "pairs", "webdataset", "parquet")
 
 
 def add(commands: Commands, common: Parent) -> None:
     prepare = commands.add_parser(
-        "prepare", parents=[common], help="turn a COCO folder or any of ours into metadata.json"
+        "prepare",
+        parents=[common],
+        help="turn data in any format into metadata.json, imagefolder, tar shards, ...",
+        usage="limner prepare --input INPUT --output OUTPUT [flags] [data.key=value ...]",
     )
     prepare.add_argument(
-        "--type", choices=("coco", "custom"), default="custom", help="what the input is"
-    )
-    prepare.add_argument("--input", type=Path, required=True, help="folder to read")
+        "--type", choices=TYPES, default="auto",
+        help="what the input is; auto looks (custom is the same)",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--input", type=Path, required=True,
+        help="folder or file to read; with --type datasets also a Hub id",
+    )  # fmt: skip
     prepare.add_argument("--output", type=Path, required=True, help="folder to write")
-    prepare.add_argument("--num_samples", type=int, help="at most so many pictures")
-    prepare.set_defaults(run=run)
+    prepare.add_argument("--to", choices=LAYOUTS, default="metadata", help="what is written")
+    flag(prepare, "--num_samples", type=int, help="at most so many pictures")
+    flag(
+        prepare, "--shard_size", default="256MiB",
+        help="of webdataset and parquet: pictures (1000) or bytes (256MiB) in a file",
+    )  # fmt: skip
+    prepare.set_defaults(run=run, takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> None:
     from limner.data.prepare import prepare
 
-    prepared = prepare(options.type, options.input, options.output, options.num_samples)
+    source = options.input.as_posix() if options.type == "datasets" else options.input
+    prepared = prepare(
+        options.type,
+        source,
+        options.output,
+        options.num_samples,
+        to=options.to,
+        shard_size=options.shard_size,
+        overrides=options.overrides,
+    )
+    print(f"read: {prepared.description}")
     print(f"{prepared.count} pictures in {options.output}")
     if prepared.refused:
         first = prepared.refused[0]

@@ -6,12 +6,30 @@ from typing import Literal
 
 from limner.config.types import Count, PositiveInt, PositiveShare, Section, Share
 
+Format = Literal[
+    "auto", "folder", "classes", "table", "coco", "cub", "datasets", "webdataset", "parquet"
+]
+
 
 class DataConfig(Section):
     dataset_name: str | None = None
-    """`emoji` or `shapes` (built in); None: the folder at `dataset_path`."""
+    """`emoji` or `shapes` (built in), or the Hub id of a data set (org/name), which the package
+    datasets reads; None: what is at `dataset_path`."""
     dataset_path: str = "./data"
-    """Folder with metadata.json, metadata.jsonl, or picture + .txt pairs."""
+    """Folder or file of your own data; how it is laid out is found by looking (docs/data.md)."""
+    format: Format = "auto"
+    """What is at `dataset_path`, where looking is not enough. folder: metadata.json, .jsonl, .csv,
+    or pairs of picture and .txt; classes: folders whose names are the captions; table: a CSV, TSV,
+    JSON or Parquet file with a column of paths; datasets: whatever the package datasets reads."""
+    image_column: str | None = None
+    """Column (or key) of the picture; None: image, file_name, ... whichever is there."""
+    caption_column: str | tuple[str, ...] | None = None
+    """Column of the captions, or several of them, the main one first; None: text, caption, ...
+    whichever is there. A list in a cell is several captions."""
+    dataset_config: str | None = None
+    """Of a data set on the Hub: which of its configurations; None: its only one, or its default."""
+    dataset_split: str = "train"
+    """Of what the package datasets reads: the split, as in `train` or `train[:1000]`."""
     image_size: PositiveInt = 64
     """Side of the square training picture, pixels."""
     num_samples: PositiveInt | None = None

@@ -2,7 +2,7 @@
 
 The order of the pictures is a function of (seed, image count, number of rows). Only if the bad rows
 are known beforehand do they change nothing for the good ones. Files that were good are remembered
-by path, size, and time of change, and not decoded again.
+by path, size, and time of change, pictures inside a table by the table's, and not decoded again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import PIL
 from filelock import FileLock
 
 from limner.config import Config
-from limner.data.rows import PictureError, PictureSet, Refused, Row
+from limner.data.rows import Contained, PictureError, PictureSet, Refused, Row
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, RACY_NS, digest
@@ -41,8 +41,10 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
     With `data.num_samples`, only as many good rows as are wanted stay, by their sampling rank.
     """
     rows, wanted = picture_set.rows, config.data.num_samples
-    if not rows or picture_set.path(rows[0]) is None:
+    if not rows:
         return
+    if picture_set.path(rows[0]) is None and not isinstance(picture_set, Contained):
+        return  # drawn, not read: nothing that could be damaged
     ranked: Sequence[int] = range(len(rows))
     if wanted is not None and wanted < len(rows):
         ranked = sorted(ranked, key=lambda i: sampling_rank(rows[i].key))
@@ -97,7 +99,10 @@ class _Remembered:
         """Why each row's picture cannot be used; None for a good one."""
 
         def fault(row: Row) -> tuple[str | None, bytes | None]:
-            signature, calm = _signature(picture_set.path(row))
+            path = picture_set.path(row)
+            signature, calm = _signature(path)
+            if path is None and isinstance(picture_set, Contained):
+                signature, calm = digest(picture_set.signature(row), PIL.__version__), True
             if signature in self.known:
                 return None, None
             try:

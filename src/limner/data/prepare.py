@@ -1,32 +1,28 @@
-"""Turns COCO captions, or any folder that is read here, into the plain layout of metadata.json."""
+"""Turns data in any format that is read here into any layout that is written."""
 
 from __future__ import annotations
 
 import io
-import json
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import get_args
 
 from PIL import Image
 
-from limner.data.formats.folders import (
-    Entry,
-    FolderPictures,
-    Listing,
-    collect,
-    existing_folder,
-    parse_json,
-    read_text,
-    require_rows,
-)
+from limner.config import load_config
+from limner.config.data import Format
+from limner.data.formats.entries import require_rows
 from limner.data.pictures import open_rgb
-from limner.data.rows import PictureError, Refused, Row
+from limner.data.rows import Contained, PictureError, PictureSet, Refused, Row
+from limner.data.sources import open_picture_set
 from limner.data.split import sampling_rank
+from limner.data.writing import SHARD_SIZE, WRITERS, Layout, Picture, ShardSize, write_json
 from limner.errors import LimnerError
+
+KINDS = ("auto", "custom", *get_args(Format)[1:])
+"""What the input may be; "custom", of scripts that people have, is another word for "auto"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +31,39 @@ class Prepared:
 
     count: int
     refused: list[Refused]
+    description: str
+    """Of the input: in which format it was found to be."""
 
 
 def prepare(
-    kind: Literal["coco", "custom"],
+    kind: str,
     source: str | Path,
     output: str | Path,
     num_samples: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    to: Layout = "metadata",
+    shard_size: str = SHARD_SIZE,
+    overrides: Sequence[str] = (),
 ) -> Prepared:
-    """Writes output/images/image_000001.jpg ... and output/metadata.json, every picture verified.
+    """Writes every picture, verified, with all its captions, in one of the layouts of `writing`.
 
-    kind: "coco", a folder with annotations/captions_*.json and the picture folders they name, or
-    such a JSON with the pictures beside it; "custom", any folder that FolderPictures reads.
-    num_samples: that many good pictures at most, chosen and numbered by a hash of their paths, so
-    that a larger number only adds to them; None takes all, in the order of the source.
-    on_progress: called with (rows done, rows at most) after each row.
+    Args:
+        kind: the format of the source, one of KINDS; "auto" looks.
+        source: a folder or file; with kind "datasets" it may be a Hub id.
+        num_samples: that many good pictures at most, chosen and numbered by a hash of their keys,
+            so that a larger number only adds to them; None takes all, in the order of the source.
+        on_progress: called with (rows done, rows at most) after each row.
+        to: the layout; "metadata" is output/images/image_000001.jpg ... and output/metadata.json.
+        shard_size: of what is written in shards: at most so many pictures, or so much.
+        overrides: `data.key=value`, as for a run: which columns, which split, ...
 
-    "text" is a string where a picture has one caption, a list where it has more. JPEG and PNG
-    files without transparency are copied byte for byte, others become PNG (upright, on white).
-    Rows that cannot be used are listed in output/refused.json. Everything is written to a folder
-    beside `output`, which takes its name at the end: a killed run leaves no half-made data set.
-    Raises LimnerError if `output` is in use, the source cannot be read, or no picture is good.
+    JPEG and PNG files without transparency are copied byte for byte, others become PNG (upright, on
+    white). Who is held out is written where the source says so. Rows that cannot be used are
+    listed in output/refused.json. Everything is written to a folder beside `output`, which takes
+    its name at the end: a killed run leaves no half-made data set.
+
+    Raises:
+        LimnerError: `output` is in use, the source cannot be read, or no picture is good.
     """
     output = Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -66,29 +73,34 @@ def prepare(
         )
     if num_samples is not None and num_samples < 1:
         raise LimnerError(f"--num_samples is {num_samples}: give 1 or more, or leave it out.")
-    folder, rows, refused = _read(kind, Path(source))
+    size = ShardSize(shard_size)
+    picture_set = _open(kind, str(source), overrides)
+    rows: Sequence[Row] = picture_set.rows
+    refused = list(picture_set.refused)
     if num_samples is not None:
         rows = sorted(rows, key=lambda row: sampling_rank(row.key))
 
     staging = output.with_name(f".{output.name}.limner-unfinished")
     shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
+    count = 0
     try:
-        (staging / "images").mkdir(parents=True)
-        metadata: list[dict[str, Any]] = []
-        for done, row in enumerate(rows, start=1):
-            try:
-                name = _copy(folder / row.key, row.key, staging, number=len(metadata) + 1)
-                text = row.captions[0] if len(row.captions) == 1 else list(row.captions)
-                metadata.append({"image": name, "text": text})
-            except PictureError as error:
-                refused.append(Refused(row.key, str(error).removeprefix(f"{row.key}: ")))
-            if on_progress:
-                on_progress(done, len(rows))
-            if len(metadata) == num_samples:
-                break
-        require_rows(metadata, refused, folder)
-        _write_json(staging / "metadata.json", metadata)
-        _write_json(
+        staging.mkdir(parents=True)
+        with WRITERS[to](staging, size) as writer:
+            for done, row in enumerate(rows, start=1):
+                try:
+                    data, extension = _verified(_bytes(picture_set, row), row.key)
+                    name = f"image_{count + 1:06d}"
+                    writer.add(Picture(name, data, extension, row.captions, row.held_out))
+                    count += 1
+                except PictureError as error:
+                    refused.append(Refused(row.key, str(error).removeprefix(f"{row.key}: ")))
+                if on_progress:
+                    on_progress(done, len(rows))
+                if count == num_samples:
+                    break
+            require_rows(range(count), refused, str(source))
+            writer.finish()
+        write_json(
             staging / "refused.json", [{"key": row.key, "reason": row.reason} for row in refused]
         )
         if output.exists():
@@ -101,78 +113,39 @@ def prepare(
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Prepared(len(metadata), refused)
+    return Prepared(count, refused, picture_set.description)
 
 
-def _read(kind: str, source: Path) -> tuple[Path, list[Row], list[Refused]]:
-    """(folder that the keys are relative to, rows, refused)."""
-    if kind == "coco":
-        return _read_coco(source)
-    if kind == "custom":
-        custom = FolderPictures(source)
-        return custom.folder, custom.rows, custom.refused
-    raise LimnerError(f"--type is {kind!r}: it must be coco or custom.")
+def _open(kind: str, source: str, overrides: Sequence[str]) -> PictureSet:
+    if kind not in KINDS:
+        raise LimnerError(f"--type is {kind!r}: it must be {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    data = {"dataset_path": source, "format": "auto" if kind == "custom" else kind}
+    if kind == "datasets" and not Path(source).expanduser().exists():
+        data["dataset_name"] = source
+    return open_picture_set(load_config({"data": data}, overrides))
 
 
-def _read_coco(source: Path) -> tuple[Path, list[Row], list[Refused]]:
-    if source.is_file():
-        folder, files = source.absolute().parent, [source.absolute()]
-    else:
-        folder = existing_folder(source)
-        files = sorted(folder.glob("annotations/captions_*.json"))
-        files = files or sorted(folder.glob("captions_*.json"))
-    if not files:
-        raise LimnerError(
-            f"{folder} has no annotations/captions_*.json. For COCO, give the folder that holds "
-            "annotations/ and the picture folders (train2017/, ...), or a captions JSON itself."
-        )
-    if folder.name == "annotations":  # the JSON was given where COCO has it
-        folder = folder.parent
-    listing = Listing(folder)
-    entries = (entry for file in files for entry in _coco_entries(file, listing))
-    rows, refused = collect(entries, folder)
-    require_rows(rows, refused, folder)
-    return folder, rows, refused
-
-
-def _coco_entries(file: Path, listing: Listing) -> Iterator[Entry]:
-    """One entry per picture of a captions file (https://cocodataset.org/#format-data)."""
-    data = parse_json(read_text(file), file)
+def _bytes(picture_set: PictureSet, row: Row) -> bytes:
+    """The encoded picture. Raises PictureError."""
+    if isinstance(picture_set, Contained):
+        return picture_set.read_bytes(row)
+    path = picture_set.path(row)
+    if path is None:
+        raise PictureError(f"{row.key}: {picture_set.name} holds no picture files")
     try:
-        names = {image["id"]: image["file_name"] for image in data["images"]}
-        captions: dict[Any, list[Any]] = defaultdict(list)
-        for annotation in data["annotations"]:
-            captions[annotation["image_id"]].append(annotation["caption"])
-    except (KeyError, TypeError) as error:
-        raise LimnerError(
-            f"{file} is not a COCO captions file: {error}. It must hold "
-            '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}.'
-        ) from error
-    split = file.stem.removeprefix("captions_")
-    places = (split, f"images/{split}", "images", "", file.parent.name)
-    for identity in names | captions:
-        name = names.get(identity)
-        key = name
-        if isinstance(name, str):
-            found = (f"{place}/{name}".lstrip("/") for place in places)
-            key = next((path for path in found if not listing.missing(path)), f"{split}/{name}")
-        yield Entry(f"{file.name}, image {identity}", key, captions.get(identity, []))
-
-
-def _copy(path: Path, key: str, staging: Path, number: int) -> str:
-    """Writes one verified picture; its path within the data set. Raises PictureError."""
-    try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{key}: the file cannot be read ({error.strerror}).") from error
+        raise PictureError(f"{row.key}: the file cannot be read ({error.strerror}).") from error
+
+
+def _verified(data: bytes, key: str) -> tuple[bytes, str]:
+    """(bytes, extension) to write of a picture that was decoded to its end. Raises PictureError."""
     picture = open_rgb(data, key)
-    extension = _extension_to_keep(data)
-    name = f"images/image_{number:06d}{extension or '.png'}"
-    if extension:
-        (staging / name).write_bytes(data)
-    else:
-        picture.save(staging / name, icc_profile=None)  # it may be that of another colour space
-    return name
+    if extension := _extension_to_keep(data):
+        return data, extension
+    new = io.BytesIO()
+    picture.save(new, "PNG", icc_profile=None)  # it may be that of another colour space
+    return new.getvalue(), ".png"
 
 
 def _extension_to_keep(data: bytes) -> str | None:
@@ -181,7 +154,3 @@ def _extension_to_keep(data: bytes) -> str | None:
         if image.mode not in ("RGB", "L") or image.has_transparency_data:
             return None
         return {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}.get(image.format or "")
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,4 +56,17 @@ class PictureSet(Protocol):
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """What each row's picture is made from, hashed: uint8 [N, 16], other if that changes."""
+        ...
+
+
+@runtime_checkable
+class Contained(Protocol):
+    """Of a PictureSet whose pictures lie inside larger files: tables, archives."""
+
+    def read_bytes(self, row: Row) -> bytes:
+        """The row's picture as it is encoded there. Raises PictureError."""
+        ...
+
+    def signature(self, row: Row) -> bytes:
+        """What stands for that picture, without reading it: other if its file changes."""
         ...

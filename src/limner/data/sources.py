@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from limner.config import Config
 from limner.data.checked import take_out_bad
@@ -35,14 +38,61 @@ def open_picture_set(config: Config) -> PictureSet:
         from limner.data.shapes import ShapesPictures
 
         return ShapesPictures(config.data.num_samples or 4000)
-    if name in ("", "folder", "custom", "local"):
-        from limner.data.formats.folders import FolderPictures
+    return _open_format(config)
 
-        return FolderPictures(config.data.dataset_path)
-    raise LimnerError(
-        f"data.dataset_name: {config.data.dataset_name!r} is neither emoji nor shapes; for your "
-        "own folder leave it out and set data.dataset_path (data sets by Hub id are not read yet)"
-    )
+
+def _open_format(config: Config) -> PictureSet:
+    """People's own data: in the format that is named, or that looking finds."""
+    kind, path = _format_and_path(config)
+    if kind == "datasets":
+        from limner.data.formats.hub import open_datasets
+
+        return open_datasets(config)
+    if kind == "webdataset":
+        tars = _part("limner.data.formats.tars", kind)
+        return tars.open_tars(config)
+    if kind == "parquet":
+        parquet = _part("limner.data.formats.parquet", kind)
+        return parquet.open_parquet(config)
+    from limner.data.formats.columns import Columns
+    from limner.data.formats.folders import FolderPictures
+
+    return FolderPictures(path, columns=Columns.of(config), kind=kind)
+
+
+def _format_and_path(config: Config) -> tuple[str, str]:
+    data = config.data
+    name = data.dataset_name or ""
+    kind: str = data.format
+    # Configurations of others name the kind of their data here, and have its place in the path.
+    if name.lower() in ("coco", "cub"):
+        kind = name.lower() if kind == "auto" else kind
+    elif "/" in name and kind in ("auto", "datasets"):
+        return "datasets", name
+    elif name.lower() not in ("", "folder", "custom", "local", "imagefolder"):
+        raise LimnerError(
+            f"data.dataset_name: {name!r} is neither emoji nor shapes, nor a data set on the Hub, "
+            "whose id has the form org/name; for your own pictures leave it out and set "
+            "data.dataset_path"
+        )
+    if kind == "auto":
+        from limner.data.formats.columns import Columns
+        from limner.data.formats.looking import recognise
+
+        kind = recognise(Path(data.dataset_path), Columns.of(config))
+    return kind, data.dataset_path
+
+
+def _part(module: str, kind: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise LimnerError(
+            f"data of the format {kind} is not read by this version"
+            + ("; data.format: datasets reads it, too" if kind == "parquet" else "")
+        ) from None
 
 
 def open_data(config: Config, say: Callable[[str], None] = print) -> Data:

@@ -1,0 +1,142 @@
+"""Which column (or key) holds the picture and which the captions, in tables that others wrote."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from limner.config import Config
+from limner.data.formats.entries import Entry
+from limner.errors import LimnerError
+
+IMAGE = (
+    *("image", "file_name", "filename", "image_path", "img_path", "filepath", "file_path", "path"),
+    *("img", "image_name", "image_file", "file", "picture", "photo"),
+)
+CAPTIONS = (
+    *("text", "caption", "captions", "texts", "prompt", "prompts", "description", "descriptions"),
+    *("sentence", "sentences", "raw", "comment"),
+)
+"""What these columns are called, capitals aside. The first of them that is there is used, and the
+description says which that is."""
+HELD_OUT = "held_out"
+"""A column of this name says, by true or false, which rows are never trained on."""
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False, "": None, "none": None, "nan": None}
+_LONGEST_LIST = 1_000_000  # characters of a cell that is looked into for a list
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that were asked for; None: those that are there, by their known names."""
+
+    image: str | None = None
+    captions: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Columns:
+        captions = config.data.caption_column
+        return cls(
+            config.data.image_column, (captions,) if isinstance(captions, str) else captions or None
+        )
+
+    def choose(self, names: Mapping[str, int] | Iterable[str], image: str = "image") -> Chosen:
+        """Which of the names are used. Where names are counted, as in rows that differ, the known
+        name counts that most rows have. `image`: what is missed where there is none."""
+        counts = names if isinstance(names, Mapping) else dict.fromkeys(names, 1)
+        captions = self.captions
+        if captions is None:
+            captions = (_commonest(counts, CAPTIONS) or "text",)
+        return Chosen(self.image or _commonest(counts, IMAGE) or image, captions)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns that are used."""
+
+    image: str
+    captions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"columns {', '.join((self.image, *self.captions))}"
+
+    def missing(self, names: Iterable[Any]) -> str | None:
+        """What column is not there, which one might be meant, and what there is."""
+        found = [str(name) for name in names]
+        asked = ((self.image, IMAGE), *((name, CAPTIONS) for name in self.captions))
+        for key, known in asked:
+            if key in found:
+                continue
+            setting = "data.image_column" if known is IMAGE else "data.caption_column"
+            alike = difflib.get_close_matches(key, found, n=1)
+            if key in known:
+                also = [name for name in found if name.strip().lower() in known] or alike
+                fix = f"Rename {also[0]!a} to '{key}'" if also else f"Add '{key}'"
+                fix += f", or name another in {setting}."
+            else:  # it was asked for by that name
+                fix = f"Correct {setting}" + (f": is {alike[0]!a} meant?" if alike else ".")
+            listed = ", ".join(ascii(name)[:40] for name in found[:20]) or "nothing"
+            return f"there is no '{key}'; found {listed}. {fix}"
+        return None
+
+    def require(self, names: Iterable[Any], where: str) -> None:
+        """Raises LimnerError if a column is not there."""
+        if fault := self.missing(names):
+            raise LimnerError(f"{where}: {fault}")
+
+    def entry(self, place: str, row: Mapping[Any, Any], every: bool = True) -> Entry:
+        """A row as a pair. `every`: each column must be there, as in a table; else, of several
+        columns of captions, one is enough."""
+        there = tuple(name for name in self.captions if name in row)
+        wanted = self if every or not there else Chosen(self.image, there)
+        if fault := wanted.missing(row):
+            return Entry(place, None, None, fault)
+        held_out = row.get(HELD_OUT)
+        truth = _TRUTH.get(str(held_out).strip().lower(), held_out)
+        if truth is not None and not isinstance(truth, bool):
+            fault = f"'{HELD_OUT}' is {str(held_out)[:40]!r}, neither true nor false"
+            return Entry(place, None, None, fault)
+        return Entry(place, row[self.image], joined([row[name] for name in there]), None, truth)
+
+
+def joined(cells: list[Any]) -> Any:
+    """The captions of one row: those of the only cell as they are, or of all that are not empty."""
+    cells = [_as_list(cell) for cell in cells]
+    if len(cells) == 1:
+        return cells[0]
+    captions: list[Any] = []
+    for cell in cells:
+        captions += [text for text in (cell if isinstance(cell, list) else [cell]) if text]
+    # Two columns may well say the same, which is no fault of the row.
+    return [text for i, text in enumerate(captions) if text not in captions[:i]] or ""
+
+
+def _as_list(cell: Any) -> Any:
+    """A cell of text that is written as a list, as pandas and json do, as that list."""
+    if not isinstance(cell, str) or len(cell) > _LONGEST_LIST:
+        return cell
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return cell
+    for read in (json.loads, ast.literal_eval):  # literals only: nothing is executed
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list) and found and all(isinstance(item, str) for item in found):
+            return found
+    return cell
+
+
+def _commonest(counts: Mapping[str, int], known: tuple[str, ...]) -> str | None:
+    there = [
+        name
+        for word in known
+        for name in counts
+        if isinstance(name, str) and name.strip().lower() == word
+    ]
+    return max(there, key=lambda name: counts[name], default=None)  # of equals the first

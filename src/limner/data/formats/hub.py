@@ -1,0 +1,100 @@
+"""What the package `datasets` finds: a data set on the Hub, one that it saved, or a local folder.
+
+Code from the Hub is never run: data sets that need it (`trust_remote_code`) are not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limner.config import Config
+from limner.data.formats.arrow import DatasetPictures
+from limner.data.formats.columns import Columns
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NEEDS = "run: pip install 'limner[data]' (or pip install datasets)"
+
+
+def open_datasets(config: Config) -> DatasetPictures:
+    """What `data.dataset_name` (a Hub id) or `data.dataset_path` names. Raises LimnerError."""
+    data = config.data
+    name = data.dataset_name if "/" in (data.dataset_name or "") else None
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise LimnerError(f"{name or data.dataset_path}: to read it, {NEEDS}") from None
+    columns = Columns.of(config)
+    if name is not None:
+        return DatasetPictures(_from_hub(config, name), name, columns)
+    path = Path(data.dataset_path).expanduser().absolute()
+    if not path.exists():
+        raise LimnerError(f"data.dataset_path: there is no {path}")
+    folder = path if path.is_dir() else path.parent
+    return DatasetPictures(_from_disk(config, path), str(data.dataset_path), columns, folder)
+
+
+def _from_hub(config: Config, name: str) -> Dataset:
+    import datasets
+
+    data = config.data
+    mirror = "without the Hub, HF_ENDPOINT=https://hf-mirror.com names a mirror"
+    try:
+        return datasets.load_dataset(name, data.dataset_config, split=data.dataset_split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise LimnerError(
+            f"data.dataset_name: {name} is not on the Hub, or only for some: {error}. Look at its "
+            "name; for a private one, log in with `hf auth login`"
+        ) from None
+    except (ValueError, RuntimeError) as error:  # of its configurations, of its splits, of scripts
+        raise LimnerError(_asked_wrongly(f"data.dataset_name: {name}", config, error)) from None
+    except OSError as error:
+        raise LimnerError(
+            f"data.dataset_name: {name} could not be downloaded ({error}). Look at the connection "
+            f"and the disk; {mirror}"
+        ) from None
+    except Exception as error:  # of the several libraries that download
+        kind = type(error).__name__
+        raise LimnerError(
+            f"data.dataset_name: {name} could not be read ({kind}: {error}); {mirror}"
+        ) from None
+
+
+def _from_disk(config: Config, path: Path) -> Dataset:
+    import datasets
+
+    data = config.data
+    try:
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(str(path))
+            if isinstance(found, datasets.DatasetDict):
+                if data.dataset_split not in found:
+                    raise LimnerError(
+                        f"data.dataset_split: {path} has no {data.dataset_split!r}; "
+                        f"its splits are {', '.join(map(str, found))}"
+                    )
+                return found[data.dataset_split]
+            return found
+        kind, files = str(path), None
+        if path.is_file():
+            files, kind = str(path), path.suffix.lower().lstrip(".")
+            kind = {"jsonl": "json", "tsv": "csv"}.get(kind, kind)
+        return datasets.load_dataset(
+            kind, data.dataset_config, split=data.dataset_split, data_files=files
+        )
+    except LimnerError:
+        raise
+    except Exception as error:  # of pyarrow, of the file system, of what it made of the folder
+        raise LimnerError(_asked_wrongly(f"data.dataset_path: {path}", config, error)) from None
+
+
+def _asked_wrongly(what: str, config: Config, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:600] or type(error).__name__
+    return (
+        f"{what} cannot be read by the package datasets as split "
+        f"{config.data.dataset_split!r} of configuration {config.data.dataset_config!r}: {reason} "
+        "(data.dataset_split and data.dataset_config choose others)"
+    )
