@@ -7,6 +7,8 @@
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
+      lora.safetensors      of a run with `lora.rank`: what it needs to go on
+      adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
 
 How it reaches the disk is in `limner.checkpoint_writing`; what does not verify is not opened.
@@ -41,6 +43,7 @@ from limner.text.tokenizer import CaptionTokenizer
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
 TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
+LORA, ADAPTER = "lora.safetensors", "adapter"
 
 log = logging.getLogger("limner")
 
@@ -131,9 +134,9 @@ class Checkpoint:
         path = self.folder / AVERAGED
         return path if averaged and path.is_file() else self.folder / "model.pt"
 
-    def verify(self, path: Path) -> None:
-        """Raises LimnerError if the file is not what was written."""
-        if problem := damage(self.folder, names=(path.name,)):
+    def verify(self, path: Path, name: str | None = None) -> None:
+        """Raises LimnerError if the file is not what was written. `name`: in the manifest."""
+        if problem := damage(self.folder, names=(name or path.name,)):
             raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")
 
     def load_optimizers(self, optimizers: dict[str, Any]) -> None:
@@ -160,6 +163,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """Of a run with `lora.rank`, whose model is saved with them merged."""
+
+    kept: dict[str, Tensor]
+    """Adapted weights without adapters, and the adapters as trained."""
+    shown: dict[str, Tensor]
+    """The (averaged) adapters, named as peft does."""
+    description: dict[str, Any]
+    """peft's configuration."""
+
+
+@dataclass(frozen=True)
 class Contents:
     """What is to be saved: state dicts as they are, or copies that training no longer changes."""
 
@@ -169,6 +184,7 @@ class Contents:
     tokenizer: CaptionTokenizer | None
     config: Config
     state: TrainingState
+    adapters: Adapters | None = None
 
     @classmethod
     def of(
@@ -192,7 +208,11 @@ class Contents:
     def copied(self) -> Contents:
         """The same in memory of its own, on the host."""
         tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
-        return replace(self, **{name: _copied(value) for name, value in tensors.items()})
+        adapters = self.adapters and replace(
+            self.adapters, kept=_copied(self.adapters.kept), shown=_copied(self.adapters.shown)
+        )
+        copies = {name: _copied(value) for name, value in tensors.items()}
+        return replace(self, **copies, adapters=adapters)
 
 
 def _copied(value: Any) -> Any:
@@ -211,7 +231,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER)))
+    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER)))
     with written_whole(folder) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
@@ -221,10 +241,21 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
         if contents.tokenizer is not None:
             contents.tokenizer.save(staging / TOKENIZER)
+        if contents.adapters is not None:
+            _save_adapters(staging, contents.adapters)
         (staging / "training_state.json").write_text(
             json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
         )
     return folder
+
+
+def _save_adapters(staging: Path, adapters: Adapters) -> None:
+    save_file({name: t.contiguous() for name, t in adapters.kept.items()}, staging / LORA)
+    (staging / ADAPTER).mkdir()
+    shown = {name: t.contiguous() for name, t in adapters.shown.items()}
+    save_file(shown, staging / ADAPTER / "adapter_model.safetensors", {"format": "pt"})
+    text = json.dumps(adapters.description, indent=2, sort_keys=True, default=sorted)  # of sets
+    (staging / ADAPTER / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -328,7 +359,7 @@ def check_same_model(saved: Config, asked: Config) -> None:
     """Refuse to continue a checkpoint as another model, naming each setting that differs."""
     differences = [
         f"{section}.{key}: {there!r} in the checkpoint, {here!r} in the configuration"
-        for section in ("model", "text_encoder", "vae")
+        for section in ("model", "text_encoder", "vae", "lora")
         for (key, there), (_, here) in zip(
             getattr(saved, section), getattr(asked, section), strict=True
         )

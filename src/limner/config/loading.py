@@ -19,6 +19,7 @@ from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.errors import explain, sentence
 from limner.config.evaluation import EvaluationConfig
+from limner.config.lora import LoraConfig
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
 from limner.config.types import Section
@@ -33,6 +34,7 @@ class Config(Section):
     vae: VaeConfig = VaeConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()

@@ -123,12 +123,18 @@ def words_of(origin: Checkpoint | WeightsFile | None, config: Config) -> Caption
 
 
 def start_from(
-    model: TextToImage, tokenizer: CaptionTokenizer | None, origin: Checkpoint | WeightsFile | None
+    model: TextToImage,
+    tokenizer: CaptionTokenizer | None,
+    origin: Checkpoint | WeightsFile | None,
+    frozen: bool = False,
 ) -> list[str]:
     """Put the (averaged) weights that fit into a freshly initialised model; say what did not.
 
+    Args:
+        frozen: they will not learn, so that all of them must fit.
+
     Raises:
-        LimnerError: nothing fits, or the weights are damaged.
+        LimnerError: nothing fits (or not all, if frozen), or the weights are damaged.
     """
     if origin is None:
         return []
@@ -168,6 +174,12 @@ def start_from(
         raise LimnerError(
             f"training.init_from: nothing of {place} fits this model ({name}: {reason}); leave "
             "model.* unset to take its shape, or train without init_from"
+        )
+    if frozen and (random := [*partly, *_groups(new)]):
+        raise LimnerError(
+            f"lora.rank: adapters leave the model as it is, and this would stay random: "
+            f"{', '.join(random)}; leave model.* and text_encoder.* unset to take those of {place},"
+            " or train without lora"
         )
     said = [f"starts from {place}: {taken} of {len(here)} tensors as there"]
     if partly:

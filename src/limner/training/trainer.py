@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import logging
 import time
@@ -46,6 +47,7 @@ from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
 from limner.training.init_from import open_origin, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
+from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
 from limner.training.parallel import any_process
 from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
@@ -61,6 +63,7 @@ from limner.training.stopping import (
 )
 from limner.training.update import HalfDone, Update, Updated, stateful
 from limner.training.watch import Watch
+from limner.weights_file import WeightsFile
 
 MOST_WORKER_DEATHS = 5
 
@@ -84,6 +87,7 @@ class Trainer:
     half_done_at: int | None = None
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
+        check_installed(config)
         self.parts = open_parts(config)
         self.accelerator = _accelerator(config)
         config = self.parts.config
@@ -110,8 +114,8 @@ class Trainer:
         reader = self.parts.reader or self.tokenizer
         assert reader is not None
         self.reader: PretrainedText | CaptionTokenizer = reader
-        self.model = self.fresh_model()
-        self.news += start_from(self.model, self.tokenizer, origin)
+        self.model, said = self.first_model(origin)
+        self.news += said
         # Drawing and the held-out loss use this copy, which is never compiled: their batches have
         # other shapes, each of which would be compiled anew.
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -259,19 +263,23 @@ class Trainer:
         if settings.use_ema:
             images = self.state.images + images_per_step
             decay = ema_decay(images, images_per_step, settings.ema_decay, settings.ema_ramp)
-        averaged = [p.detach() for p in self.averaged.parameters()]
-        torch._foreach_lerp_(averaged, [p.detach() for p in self.model.parameters()], 1 - decay)
+        pairs = zip(self.averaged.parameters(), self.model.parameters(), strict=True)
+        averaged, trained = zip(
+            *((a, p.detach()) for a, p in pairs if p.requires_grad), strict=True
+        )
+        torch._foreach_lerp_(averaged, trained, 1 - decay)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Weights, their average, and the optimizers from a checkpoint, or as at the start."""
         if checkpoint:
-            checkpoint.load_weights(self.model, averaged=False)
-            checkpoint.load_weights(self.averaged, averaged=True)
+            if self.config.lora.rank is not None:
+                load_checkpoint(checkpoint, self.model, self.averaged)
+            else:
+                checkpoint.load_weights(self.model, averaged=False)
+                checkpoint.load_weights(self.averaged, averaged=True)
             checkpoint.load_optimizers(stateful(self.update))
             return
-        first = self.fresh_model()
-        start_from(first, self.tokenizer, open_origin(self.config))
-        fresh = first.state_dict()
+        fresh = self.first_model(open_origin(self.config))[0].state_dict()
         self.model.load_state_dict(fresh)
         self.averaged.load_state_dict(fresh)
         self.update.balance.reset()
@@ -299,7 +307,15 @@ class Trainer:
     def contents(self) -> Contents:
         averaged = self.averaged if self.config.training.use_ema else None
         parts = self.model, averaged, stateful(self.update)
-        return Contents.of(*parts, self.tokenizer, self.config, self.state)
+        contents = Contents.of(*parts, self.tokenizer, self.config, self.state)
+        if self.config.lora.rank is None:
+            return contents
+        return dataclasses.replace(
+            contents,
+            model=merged(self.model),
+            averaged=merged(averaged) if averaged else None,
+            adapters=adapters_of(self.model, averaged),
+        )
 
     # Small parts
 
@@ -346,6 +362,12 @@ class Trainer:
         """A function of the seed: every process of a run builds the same."""
         torch.manual_seed(self.config.training.seed)
         return build_model(self.config, self.reader.text_size).to(self.device)
+
+    def first_model(self, origin: Checkpoint | WeightsFile | None) -> tuple[TextToImage, list[str]]:
+        """As it is before its first update, and what is to be said about it."""
+        model = self.fresh_model()
+        said = start_from(model, self.tokenizer, origin, self.config.lora.rank is not None)
+        return model, said + add_adapters(model, self.config)
 
     def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:
         """The micro-batches of the next update; the same again if a worker dies over them."""
