@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from limner.config.types import (
     BelowOne,
@@ -18,6 +18,16 @@ from limner.config.types import (
     lower,
     yaml_no,
 )
+
+Tracker = (
+    Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow"]
+    | Literal["aim", "clearml", "dvclive", "swanlab", "none"]
+)
+
+
+def one_or_more(value: Any) -> Any:
+    """`wandb` for `[wandb]`; YAML reads an empty value as None."""
+    return (value,) if isinstance(value, str) else ("none",) if value is None else value
 
 
 class TrainingConfig(Section):
@@ -93,8 +103,13 @@ class TrainingConfig(Section):
     memory, about a third more time (`limner estimate` says when it is needed)."""
     compile_model: bool = True
     """torch.compile the transformer blocks where a compiler is at hand."""
-    trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)
-    """Where figures go besides log.jsonl."""
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(one_or_more)] = ("tensorboard",)
+    """Where figures, previews, and the configuration go besides the run's folder, by the names
+    that accelerate has for them; one or several. Without a login they write to this machine."""
+    tracker_project: Annotated[str, Field(min_length=1)] = "limner"
+    """What trackers file the run under."""
+    run_name: str | None = None
+    """What trackers call the run; None: the name of `output_dir`."""
 
     @property
     def micro_batch_size(self) -> int:

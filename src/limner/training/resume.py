@@ -30,7 +30,7 @@ SAME_RUN = {
             "preview_steps",
         ),
         *("preview_prompts", "num_workers", "prefetch_factor", "gradient_checkpointing"),
-        *("compile_model", "trackers"),
+        *("compile_model", "trackers", "tracker_project", "run_name"),
     ),
     "vae": ("pretrained_model_name", "use_slicing", "use_tiling"),
     "text_encoder": ("pretrained_model_name",),

@@ -61,6 +61,7 @@ from limner.training.stopping import (
     leave_ctrl_c_to_the_main_process,
     quiet_about_workers,
 )
+from limner.training.trackers import check_trackers
 from limner.training.update import HalfDone, Update, Updated, stateful
 from limner.training.watch import Watch
 from limner.weights_file import WeightsFile
@@ -88,6 +89,7 @@ class Trainer:
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
         check_installed(config)
+        check_trackers(config)
         self.parts = open_parts(config)
         self.accelerator = _accelerator(config)
         config = self.parts.config
@@ -431,9 +433,4 @@ def _accelerator(config: Config) -> Accelerator:
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)
     device = devices.choose_device(config.training.device)
-    trackers = [t for t in config.training.trackers if t != "none"]
-    return Accelerator(
-        cpu=device.type == "cpu",
-        log_with=trackers or None,
-        project_dir=config.training.output_dir,
-    )
+    return Accelerator(cpu=device.type == "cpu", project_dir=config.training.output_dir)

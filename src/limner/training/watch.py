@@ -75,7 +75,7 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.main:
             (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-            self.log.start_trackers()
+            self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
         if self.main:
@@ -95,6 +95,7 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self.progress.__exit__(kind, error, trace)
+        self.log.finish()
         self.accelerator.end_training()
 
     def hello(self) -> None:
@@ -284,6 +285,7 @@ class Watch:
             self.config,
             self.dtype,
         )
+        self.log.preview(path, self.state.step)
 
     def write_speed(self) -> None:
         """At the end: images/s, and the share of what a matrix product reaches on this device."""
@@ -297,6 +299,8 @@ class Watch:
         picture = torch.zeros(1, space.channels, side, side, device=device)
         text = self.inputs.words.encode([""]).to(device)
         flops = devices.training_flops(self.averaged, (picture, torch.ones(1, device=device), text))
+        if self.config.lora.rank is not None:
+            flops *= 2 / 3  # a matrix that does not learn has no gradient of its own to compute
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = devices.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes
