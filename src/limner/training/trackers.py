@@ -1,7 +1,7 @@
 """Where figures, previews, and the configuration go besides the run's folder: trackers.
 
-They are accelerate's. No account is needed for any of wandb, trackio, comet_ml, mlflow, tensorboard: without a login they
-write to this machine. One that fails is left out with a sentence, the run and the others go on.
+They are accelerate's. tensorboard, wandb, trackio, comet_ml, and mlflow need no account: without a
+login they write to this machine. One that fails is left out with a sentence, the run and the others go on.
 """
 
 from __future__ import annotations
@@ -135,11 +135,12 @@ class Trackers:
             online = bool(comet_ml.get_config("comet.api_key"))
             if not online:
                 self.say("comet_ml: no API key here, so it writes to this machine (comet upload)")
+            begun = "get" if name in self.ids else "create"
             place = {} if online else {"offline_directory": str(self.folder / "comet")}
             return {
                 "online": online,
                 "experiment_key": self._id(name),
-                "mode": "get_or_create" if online else "create",
+                "mode": "get_or_create" if online else begun,
                 "experiment_config": comet_ml.ExperimentConfig(name=self.name, **place),
             }
         if name == "mlflow":
