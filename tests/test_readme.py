@@ -94,6 +94,8 @@ def test_every_shown_command_is_understood() -> None:
         (("docs/evaluation.md", "docs/evaluation.zh-CN.md"), 1),
         (("docs/sampling.md", "docs/sampling.zh-CN.md"), 2),
         (("docs/data.md", "docs/data.zh-CN.md"), 11),
+        (("docs/finetuning.md", "docs/finetuning.zh-CN.md"), 4),
+        (("docs/trackers.md", "docs/trackers.zh-CN.md"), 1),
     ],
 )
 def test_both_languages_show_the_same_code(pair: tuple[str, str], fewest: int) -> None:

@@ -1,7 +1,7 @@
 """Where figures, previews, and the configuration go besides the run's folder: trackers.
 
 They are accelerate's. tensorboard, wandb, trackio, comet_ml, and mlflow need no account: without a
-login they write to this machine. One that fails is left out with a sentence, the run and the others go on.
+login they write to this machine. One that fails is left out with a sentence; the others go on.
 """
 
 from __future__ import annotations
