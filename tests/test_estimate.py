@@ -169,7 +169,8 @@ def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
         size = config.training.batch_size
         each = 10 if config.training.gradient_checkpointing else 100
         counts = dict.fromkeys(
-            ("parameters", "denoiser_parameters", "weight_bytes", "optimizer_bytes", "trained",
+            ("parameters", "denoiser_parameters", "weight_bytes", "trained_bytes",
+             "optimizer_bytes", "trained",
              "held_out", "captions", "checkpoint_bytes"), 10,
         )  # fmt: skip
         times = {"seconds_per_step": 1.0, "gflops_per_picture": 1.0, "share_of_matmul_peak": 0.3}

@@ -7,6 +7,8 @@
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
+      lora.safetensors      of a run with `lora.rank`: what it needs to go on
+      adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
 
 A model in shards may be saved in shards instead of the first three (`limner.checkpoint_shards`).
@@ -44,6 +46,7 @@ from limner.text.tokenizer import CaptionTokenizer
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
 TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
+LORA, ADAPTER = "lora.safetensors", "adapter"
 
 log = logging.getLogger("limner")
 
@@ -193,6 +196,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """Of a run with `lora.rank`, whose model is saved with them merged."""
+
+    kept: dict[str, Tensor]
+    """Adapted weights without adapters, and the adapters as trained."""
+    shown: dict[str, Tensor]
+    """The (averaged) adapters, named as peft does."""
+    description: dict[str, Any]
+    """peft's configuration."""
+
+
+@dataclass(frozen=True)
 class Contents:
     """What is to be saved: state dicts as they are, or copies that training no longer changes."""
 
@@ -203,6 +218,7 @@ class Contents:
     config: Config
     state: TrainingState
     copied_already: bool = False
+    adapters: Adapters | None = None
 
     @classmethod
     def of(
@@ -228,7 +244,11 @@ class Contents:
         if self.copied_already:
             return self
         tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
-        return replace(self, **{name: _copied(value) for name, value in tensors.items()})
+        adapters = self.adapters and replace(
+            self.adapters, kept=_copied(self.adapters.kept), shown=_copied(self.adapters.shown)
+        )
+        copies = {name: _copied(value) for name, value in tensors.items()}
+        return replace(self, **copies, adapters=adapters)
 
     def whole(self, keep: bool) -> Contents:
         """The same of a sharded run, made whole in the host's memory. Every process calls it.
@@ -257,7 +277,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER)))
+    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER)))
     with written_whole(folder) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
@@ -265,6 +285,8 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
             save_file(weights, staging / AVERAGED)
         torch.save(contents.optimizers, staging / "optimizer.pt")
         write_texts(staging, contents)
+        if contents.adapters is not None:
+            _save_adapters(staging, contents.adapters)
     return folder
 
 
@@ -283,6 +305,15 @@ def needed(folder: Path) -> tuple[str, ...]:
     if not (folder / INDEX).is_file():
         return FILES
     return (*FILES[2:], INDEX)
+
+
+def _save_adapters(staging: Path, adapters: Adapters) -> None:
+    save_file({name: t.contiguous() for name, t in adapters.kept.items()}, staging / LORA)
+    (staging / ADAPTER).mkdir()
+    shown = {name: t.contiguous() for name, t in adapters.shown.items()}
+    save_file(shown, staging / ADAPTER / "adapter_model.safetensors", {"format": "pt"})
+    text = json.dumps(adapters.description, indent=2, sort_keys=True, default=sorted)  # of sets
+    (staging / ADAPTER / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -386,7 +417,7 @@ def check_same_model(saved: Config, asked: Config) -> None:
     """Refuse to continue a checkpoint as another model, naming each setting that differs."""
     differences = [
         f"{section}.{key}: {there!r} in the checkpoint, {here!r} in the configuration"
-        for section in ("model", "text_encoder", "vae")
+        for section in ("model", "text_encoder", "vae", "lora")
         for (key, there), (_, here) in zip(
             getattr(saved, section), getattr(asked, section), strict=True
         )

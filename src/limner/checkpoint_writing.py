@@ -160,7 +160,8 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST} is damaged ({error or type(error).__name__})"
     for name, (size, sha256) in listed.items():
-        if "/" in name or "\\" in name or name in ("", ".", ".."):
+        parts = name.split("/")  # a folder of a folder, never out of it
+        if "\\" in name or ":" in name or len(parts) > 2 or {"", ".", ".."} & set(parts):
             return f"{MANIFEST} names {name!r}, which is no file of a checkpoint"
         path = folder / name
         if name == EDITABLE and path.is_file():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 from runs import events, messages
 from test_resume import differing, elsewhere, run
@@ -144,7 +145,10 @@ def test_the_log_waits_for_a_disk_that_is_full(
 
 @pytest.mark.parametrize("part", ["previews", "tensorboard"])
 def test_a_preview_or_a_tracker_that_cannot_be_written_does_not_end_the_run(
-    part: str, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+    part: str,
+    tiny_config: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = tiny_config(
         "training.preview_steps=3",
@@ -157,8 +161,10 @@ def test_a_preview_or_a_tracker_that_cannot_be_written_does_not_end_the_run(
 
     monkeypatch.setattr(Image.Image, "save", full)
     if part == "tensorboard":
-        monkeypatch.setattr(trainer.accelerator, "log", full)
+        monkeypatch.setattr(TensorBoardTracker, "log", full)
     trainer.train()
+    told = "the tracker tensorboard fails and is left out from here on" in capsys.readouterr().err
+    assert told == (part == "tensorboard")
     assert (trainer.folder / "checkpoint-6").is_dir()
     said = [m for m in messages(trainer.folder) if "the preview was not drawn" in m]
     assert len(said) == 2

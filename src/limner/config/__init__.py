@@ -8,6 +8,7 @@ from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.evaluation import EvaluationConfig
 from limner.config.loading import Config, complete, known_keys, load_config
+from limner.config.lora import LoraConfig
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LoraConfig",
     "LrSchedulerConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -37,12 +37,33 @@ def problems(config: Config) -> Iterator[str]:
         )
     if training.checkpoint_shards and training.sharding == "none":
         yield "training.checkpoint_shards: belongs to training.sharding fsdp; set both, or neither"
+    yield from _adapter_problems(config)
     counted = training.max_steps or training.num_epochs
     if training.max_minutes and not counted and config.lr_scheduler.type in ("linear", "cosine"):
         yield (
             f"lr_scheduler.type: {config.lr_scheduler.type} falls over a known number of steps, "
             "and training.max_minutes alone does not say how many there will be; take wsd or "
             "constant, or set training.max_steps or training.num_epochs"
+        )
+
+
+def _adapter_problems(config: Config) -> Iterator[str]:
+    if config.lora.rank is None:
+        for key in sorted(config.lora.model_fields_set & {"alpha", "target_modules"}):
+            if getattr(config.lora, key) is not None:
+                yield f"lora.{key}: says nothing without lora.rank; set that, or leave it out"
+        return
+    if config.training.init_from is None:
+        yield (
+            "lora.rank: adapters need a model that they adapt; name its run folder, checkpoint, or "
+            "exported file in training.init_from"
+        )
+    if config.training.sharding != "none":
+        yield "training.sharding: adapters (lora.rank) are not split over processes; set it to none"
+    if config.optimizer.type != "adamw":
+        yield (
+            f"optimizer.type: {config.optimizer.type}, but adapters (lora.rank) learn with AdamW; "
+            "leave it out (and training.learning_rate, which is another one), or set adamw"
         )
 
 

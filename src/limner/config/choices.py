@@ -42,13 +42,18 @@ def resolve(config: Config) -> Config:
         text = changed(text, hidden_size=max(64, min(384, model.hidden_size) // 64 * 64))
     if text.pretrained_model_name is None and text.max_length is None:
         text = changed(text, max_length=32)
-    training = config.training
+    training, optimizer = config.training, config.optimizer
+    if config.lora.rank is not None and "type" not in optimizer.model_fields_set:
+        optimizer = changed(optimizer, type="adamw")
     if training.learning_rate is None:
-        peak = 4e-3 if config.optimizer.type == "muon" else 1e-3
+        peak = 4e-3 if optimizer.type == "muon" else 1e-3
         rate = peak * min(1.0, 256 / model.hidden_size) ** 0.5
         training = changed(training, learning_rate=float(f"{rate:.2g}"))
     config = config.model_copy(
-        update={"text_encoder": text, "scheduler": scheduler, "training": training}
+        update={
+            **{"text_encoder": text, "scheduler": scheduler},
+            **{"training": training, "optimizer": optimizer},
+        }
     )
     if config.vae.pretrained_model_name is None:
         return changed(config, model=fit_model(config, channels=3, downsampling=1))

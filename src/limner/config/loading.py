@@ -19,6 +19,7 @@ from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.errors import explain, sentence
 from limner.config.evaluation import EvaluationConfig
+from limner.config.lora import LoraConfig
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
 from limner.config.types import Section
@@ -33,6 +34,7 @@ class Config(Section):
     vae: VaeConfig = VaeConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
@@ -60,6 +62,10 @@ def load_config(
     where, values = _read(source)
     for text in overrides:
         _override(values, text)
+    if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
+        from limner.training.init_from import inherit  # it reads checkpoints, and so needs torch
+
+        inherit(values)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

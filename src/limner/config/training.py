@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from limner.config.types import (
     BelowOne,
@@ -18,6 +18,16 @@ from limner.config.types import (
     lower,
     yaml_no,
 )
+
+Tracker = (
+    Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow"]
+    | Literal["aim", "clearml", "dvclive", "swanlab", "none"]
+)
+
+
+def one_or_more(value: Any) -> Any:
+    """`wandb` for `[wandb]`; YAML reads an empty value as None."""
+    return (value,) if isinstance(value, str) else ("none",) if value is None else value
 
 
 class TrainingConfig(Section):
@@ -44,6 +54,10 @@ class TrainingConfig(Section):
     """Updates; wins over `num_epochs`."""
     max_minutes: Positive | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
+    init_from: str | None = None
+    """Fine-tuning: the run folder, checkpoint, or exported file whose (averaged) weights the run
+    starts with. Keys of `model`, `vae`, `text_encoder`, and of what is predicted that are not set
+    are those of that model; what does not fit is new, and said."""
     resume: Annotated[Literal["auto", "no"], BeforeValidator(yaml_no)] = "auto"
     """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
     that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""
@@ -98,8 +112,13 @@ class TrainingConfig(Section):
     first one does alone (held-out loss, previews)."""
     compile_model: bool = True
     """torch.compile the transformer blocks where a compiler is at hand."""
-    trackers: tuple[Literal["tensorboard", "none"], ...] = ("tensorboard",)
-    """Where figures go besides log.jsonl."""
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(one_or_more)] = ("tensorboard",)
+    """Where figures, previews, and the configuration go besides the run's folder, by the names
+    that accelerate has for them; one or several. Without a login they write to this machine."""
+    tracker_project: Annotated[str, Field(min_length=1)] = "limner"
+    """What trackers file the run under."""
+    run_name: str | None = None
+    """What trackers call the run; None: the name of `output_dir`."""
 
     @property
     def micro_batch_size(self) -> int:

@@ -111,7 +111,10 @@ def without_paths(config: Config) -> Config:
     return config.model_copy(
         update={
             "data": changed(config.data, dataset_path=plain.data.dataset_path),
-            "training": changed(config.training, output_dir=plain.training.output_dir),
+            "training": changed(
+                config.training, output_dir=plain.training.output_dir, init_from=None
+            ),
+            "lora": plain.lora,  # merged: nothing of it is left to say
             "cache": changed(config.cache, folder=plain.cache.folder),
             "evaluation": changed(
                 config.evaluation, reference=None, inception=None, dinov2=None, clip=None

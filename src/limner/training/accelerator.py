@@ -19,12 +19,10 @@ def open_accelerator(config: Config) -> Accelerator:
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)
     device = devices.choose_device(config.training.device)
-    trackers = [t for t in config.training.trackers if t != "none"]
     patience = wait_for_others(config.training.process_timeout)
     with meeting():
         return Accelerator(
             cpu=device.type == "cpu",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
-            log_with=trackers or None,
             project_dir=config.training.output_dir,
         )

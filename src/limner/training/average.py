@@ -45,8 +45,12 @@ class Average:
     def follow(self, model: TextToImage, decay: float) -> None:
         """average = decay * average + (1 - decay) * weights."""
         average = self.shards.values() if self.shards else self.model.parameters()
-        mine = [local(tensor.detach()) for tensor in average]
-        torch._foreach_lerp_(mine, [local(p.detach()) for p in model.parameters()], 1 - decay)
+        # What does not learn, beside adapters, is its own average.
+        learning = [
+            pair for pair in zip(average, model.parameters(), strict=True) if pair[1].requires_grad
+        ]
+        mine = [local(tensor.detach()) for tensor, _ in learning]
+        torch._foreach_lerp_(mine, [local(p.detach()) for _, p in learning], 1 - decay)
 
     @torch.no_grad()
     def collect(self) -> None:

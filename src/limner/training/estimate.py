@@ -110,7 +110,8 @@ def estimate(config: Config) -> Estimate:
     step_fixed, step_per_picture = line(small, large, "seconds_per_step")
     step = max(step_fixed + step_per_picture * batch_size, large["seconds_per_step"])
     weights = large["weight_bytes"]
-    known = 2 * weights + weights + large["optimizer_bytes"]
+    gradients = large["trained_bytes"]
+    known = 2 * weights + gradients + large["optimizer_bytes"]
     steps, seconds = length_of(config, large["trained"], step)
     peak = round(fixed + per_picture * batch_size)
     short = None
@@ -129,7 +130,7 @@ def estimate(config: Config) -> Estimate:
         effective_batch=batch_size * config.training.gradient_accumulation_steps,
         weights=weights,
         averaged=weights,
-        gradients=weights,
+        gradients=gradients,
         optimizer=large["optimizer_bytes"],
         activations=round(per_picture * batch_size),
         rest=max(0, round(fixed - known)),

@@ -143,7 +143,7 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
                 parts = module.parts if isinstance(module, StackedLinear) else 1
                 matrices[parts].append(module.weight)
     taken = {id(p) for group in matrices.values() for p in group}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     decayed = [p for p in rest if p.ndim >= 2]
     plain = [p for p in rest if p.ndim < 2]
     # Told apart by the trainer when it sets the rate of each update.

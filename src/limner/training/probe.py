@@ -105,7 +105,7 @@ def measure(config: Config) -> dict[str, Any]:
             for value in state.values()
             if isinstance(value, Tensor)
         ]
-        checkpoint = sum(f.stat().st_size for f in Path(folder).glob("checkpoint-*/*"))
+        checkpoint = sum(f.stat().st_size for f in Path(folder).glob("checkpoint-*/**/*"))
         peak = torch.cuda.max_memory_reserved(trainer.device) if cuda else peak_resident()
         denoiser = sum(p.numel() for p in trainer.model.denoiser.parameters())
         return {
@@ -117,6 +117,7 @@ def measure(config: Config) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in weights),
             "denoiser_parameters": denoiser,
             "weight_bytes": sum(p.nbytes for p in weights),
+            "trained_bytes": sum(p.nbytes for p in weights if p.requires_grad),
             "optimizer_bytes": sum(value.nbytes for value in states),
             "checkpoint_bytes": checkpoint,
             "trained": len(trainer.data.trained.rows),

@@ -31,6 +31,7 @@ SAME_RUN = {
         ),
         *("preview_prompts", "num_workers", "prefetch_factor", "gradient_checkpointing"),
         *("compile_model", "trackers", "sharding", "checkpoint_shards", "process_timeout"),
+        *("tracker_project", "run_name"),
     ),
     "vae": ("pretrained_model_name", "use_slicing", "use_tiling"),
     "text_encoder": ("pretrained_model_name",),

@@ -1,4 +1,4 @@
-"""What a run leaves behind in words and numbers: log.jsonl, the tracker, and refused.jsonl.
+"""What a run leaves behind in words and numbers: log.jsonl, the trackers, and refused.jsonl.
 
 A disk that is full does not end a run for the sake of its log: lines wait in memory until they can
 be written.
@@ -16,14 +16,16 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from limner.config import Config
 from limner.data.rows import Refused
+from limner.training.trackers import Trackers
 
 MOST_WAITING = 10_000
 """Lines that wait for a disk; the oldest are given up beyond that."""
 
 
 class RunLog:
-    """Appends one JSON object per event; also sends the numbers to accelerate's trackers.
+    """Appends one JSON object per event; also sends the numbers to the trackers.
 
     A run resumed at step N forgets what was logged after N, so that the log of a resumed run is
     that of an uninterrupted one.
@@ -35,7 +37,7 @@ class RunLog:
         self.refused_path = folder / "refused.jsonl"
         self.refused_rows: set[Refused] = set()
         self.waiting: dict[Path, list[Any]] = {}
-        self.tracking = False
+        self.trackers: Trackers | None = None
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if resumed_at:
@@ -55,16 +57,20 @@ class RunLog:
             return
         self._append(self.path, [{"kind": kind, "step": step, **values}])
         numbers = {f"{kind}/{k}": v for k, v in _flat(values) if isinstance(v, int | float)}
-        if numbers and self.tracking:
-            try:
-                self.accelerator.log(numbers, step=step)
-            except Exception as error:  # each tracker has errors of its own
-                self.tracking = False
-                _complain(f"the tracker fails and is left out from here on: {error}")
+        if numbers and self.trackers and kind != "event":
+            self.trackers.log(numbers, step)
 
-    def start_trackers(self) -> None:
-        self.accelerator.init_trackers("tensorboard")
-        self.tracking = True
+    def start_trackers(self, config: Config, resumed_at: int) -> None:
+        self.trackers = Trackers(config, resumed_at, _complain)
+        self.trackers.start()
+
+    def preview(self, path: Path, step: int) -> None:
+        if self.trackers:
+            self.trackers.picture(path, step)
+
+    def finish(self) -> None:
+        if self.trackers:
+            self.trackers.finish()
 
     def refuse(self, rows: Iterable[Refused]) -> list[Refused]:
         """List rows that cannot be used, each once; returns those that are new."""

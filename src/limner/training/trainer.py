@@ -7,6 +7,7 @@ weights, and the image count, and on nothing else, which is what makes a resumed
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -45,7 +46,9 @@ from limner.training.accelerator import open_accelerator
 from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
+from limner.training.init_from import open_origin, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
+from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
 from limner.training.parallel import any_process, others_may_end
 from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
@@ -61,8 +64,10 @@ from limner.training.stopping import (
     leave_ctrl_c_to_the_main_process,
     quiet_about_workers,
 )
+from limner.training.trackers import check_trackers
 from limner.training.update import HalfDone, ShortOfMemory, Update, Updated, stateful
 from limner.training.watch import Watch
+from limner.weights_file import WeightsFile
 
 MOST_WORKER_DEATHS = 5
 
@@ -86,6 +91,8 @@ class Trainer:
     half_done_at: int | None = None
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
+        check_installed(config)
+        check_trackers(config)
         self.parts = open_parts(config)
         self.accelerator = open_accelerator(config)
         config = self.parts.config
@@ -105,14 +112,18 @@ class Trainer:
         if self.accelerator.is_main_process:  # before their number may end the run
             list_refused(self.folder, self.data.set.refused)
         check_share_refused(len(self.data.set.refused), len(self.data.set.rows), config)
-        self.tokenizer = checkpoint.tokenizer if checkpoint else self.learn_words()
+        origin = None if checkpoint else open_origin(config)
+        self.tokenizer = (
+            checkpoint.tokenizer if checkpoint else words_of(origin, config) or self.learn_words()
+        )
         self.state = checkpoint.state if checkpoint else TrainingState()
 
         reader = self.parts.reader or self.tokenizer
         assert reader is not None
         self.reader: PretrainedText | CaptionTokenizer = reader
         self.sharded = config.training.sharding != "none" and self.accelerator.num_processes > 1
-        self.model = self.fresh_model()
+        self.model, said = self.first_model(origin)
+        self.news += said
         self.average = Average(self.model)
         self.averaged = self.average.model
         if self.sharded:
@@ -279,11 +290,14 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Weights, their average, and the optimizers from a checkpoint, or as at the start."""
         if checkpoint:
-            checkpoint.load_weights(self.model, averaged=False)
-            checkpoint.load_weights(self.average, averaged=True)
+            if self.config.lora.rank is not None:
+                load_checkpoint(checkpoint, self.model, self.averaged)
+            else:
+                checkpoint.load_weights(self.model, averaged=False)
+                checkpoint.load_weights(self.average, averaged=True)
             checkpoint.load_optimizers(stateful(self.update))
             return
-        fresh = self.fresh_model().state_dict()
+        fresh = self.first_model(open_origin(self.config))[0].state_dict()
         for weights in (self.model, self.average):
             fit_weights(weights, fresh, self.folder)
         self.update.balance.reset()
@@ -329,7 +343,15 @@ class Trainer:
         """The same, as this process has it."""
         averaged = self.average if self.config.training.use_ema else None
         parts = self.model, averaged, stateful(self.update)
-        return Contents.of(*parts, self.tokenizer, self.config, self.state)
+        contents = Contents.of(*parts, self.tokenizer, self.config, self.state)
+        if self.config.lora.rank is None:
+            return contents
+        return dataclasses.replace(
+            contents,
+            model=merged(self.model),
+            averaged=merged(averaged.model) if averaged else None,
+            adapters=adapters_of(self.model, averaged and averaged.model),
+        )
 
     # Small parts
 
@@ -386,6 +408,12 @@ class Trainer:
         """Take micro-batches in as many parts as an earlier start found that they must be."""
         noted = [noted_pieces(self.folder, self.config.training.micro_batch_size)]
         self.state.pieces = max(self.state.pieces, broadcast_object_list(noted)[0])
+
+    def first_model(self, origin: Checkpoint | WeightsFile | None) -> tuple[TextToImage, list[str]]:
+        """As it is before its first update, and what is to be said about it."""
+        model = self.fresh_model()
+        said = start_from(model, self.tokenizer, origin, self.config.lora.rank is not None)
+        return model, said + add_adapters(model, self.config)
 
     def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:
         """The micro-batches of the next update; the same again if a worker dies over them."""

@@ -72,7 +72,7 @@ class Update:
         self.model, self.objective = model, objective
         self.optimizers, self.scaler = optimizers, scaler
         self.max_grad_norm = config.training.max_grad_norm
-        self.dropout = config.model.dropout > 0
+        self.dropout = config.model.dropout > 0 or config.lora.dropout > 0
         self.balance = LevelBalance(config.scheduler.level_balance or 0.0, device)
         self.moved = 0.0
         """How far the training times have moved to those of the end, 0 to 1."""

@@ -77,7 +77,7 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.main:
             (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-            self.log.start_trackers()
+            self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
         if self.main:
@@ -99,8 +99,7 @@ class Watch:
     ) -> None:
         self.progress.__exit__(kind, error, trace)
         # Not end_training, which also ends the processes' talk: save_checkpoint needs it later.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        self.log.finish()
 
     def hello(self) -> None:
         million = sum(p.numel() for p in self.averaged.parameters()) / 1e6
@@ -303,6 +302,7 @@ class Watch:
             self.dtype,
             self.sizes,
         )
+        self.log.preview(path, self.state.step)
 
     def write_speed(self) -> None:
         """At the end: images/s, and the share of what a matrix product reaches on this device."""
@@ -318,6 +318,8 @@ class Watch:
         inputs = picture, torch.ones(1, device=device), text
         with self.average.on(device):
             flops = devices.training_flops(self.averaged, inputs)
+        if self.config.lora.rank is not None:
+            flops *= 2 / 3  # a matrix that does not learn has no gradient of its own to compute
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = devices.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes

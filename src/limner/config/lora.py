@@ -1,0 +1,20 @@
+"""Adapters: fine-tuning that leaves the model as it is and learns small corrections beside it."""
+
+from __future__ import annotations
+
+from limner.config.types import BelowOne, Positive, PositiveInt, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adaptation (Hu et al. 2021) of the model named in `training.init_from`."""
+
+    rank: PositiveInt | None = None
+    """Width of the corrections: each adapted matrix W becomes W + alpha / rank * B A, and only A
+    [rank, in] and B [out, rank] learn, with AdamW. None: all weights learn."""
+    alpha: Positive | None = None
+    """Scale of the corrections. None: `rank`, so that the factor is 1."""
+    dropout: BelowOne = 0.0
+    """Of what goes into A; helps when pictures are very few."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the matrices in the transformer blocks that are adapted, such as [qkv, out]. None:
+    those of attention and feed-forward."""

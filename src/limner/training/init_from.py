@@ -1,0 +1,231 @@
+"""Fine-tuning: a new run that starts with the weights of another model (`training.init_from`).
+
+What fits by name and shape is taken, what does not is new, and each is said. The words that the
+built-in text encoder knows are kept, so that they mean what they meant; being bytes at the base,
+they can spell any language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.checkpoint import Checkpoint, newest_good
+from limner.config import Config
+from limner.errors import LimnerError
+from limner.models.text_to_image import TextToImage
+from limner.text.tokenizer import CaptionTokenizer
+from limner.weights_file import WeightsFile, open_for_drawing
+
+MEANING = (
+    *("objective", "num_train_timesteps", "prediction_type"),
+    *("beta_start", "beta_end", "beta_schedule"),
+)
+"""Keys of `scheduler` that decide what the network's output is."""
+OF_PICTURES = ("patch_size", "in_channels", "out_channels")
+EMBEDDING, POSITIONS = "text_encoder.embedding.weight", "text_encoder.positions"
+
+
+def inherit(values: dict[str, Any]) -> None:
+    """Fill the keys of a configuration that were not set and describe the model from the model
+    that the run starts from. Where all are set (a checkpoint's own), that model is not needed.
+
+    Args:
+        values: sections of keys, as read; changed in place.
+
+    Raises:
+        LimnerError: it is needed, and not there.
+    """
+    training = values["training"]
+    read: list[Config] = []
+
+    def origin() -> Config:
+        if not read:
+            # A run that has begun holds what it inherited, and needs the first model no more.
+            own, _ = newest_good(Path(training.get("output_dir") or "./outputs"), ())
+            if own and (found := Checkpoint.open(own).config).training.init_from == str(
+                training["init_from"]
+            ):
+                read.append(found)
+            else:
+                read.append(_open(str(training["init_from"])).config)
+        return read[0]
+
+    _fill(values, "vae", ("pretrained_model_name",), origin)
+    _fill(values, "text_encoder", ("pretrained_model_name",), origin)
+    for section, keys in _keys().items():
+        if not _same_part(values, section, origin):
+            continue
+        _fill(values, section, keys, origin)
+    if _same_part(values, "vae", origin):
+        _fill(values, "model", OF_PICTURES, origin)
+
+
+def _keys() -> dict[str, tuple[str, ...]]:
+    fields = {name: tuple(f.annotation.model_fields) for name, f in Config.model_fields.items()}  # type: ignore[union-attr]
+    model = tuple(key for key in fields["model"] if key not in OF_PICTURES)
+    return {
+        "model": model,
+        "vae": fields["vae"],
+        "text_encoder": fields["text_encoder"],
+        "scheduler": MEANING,
+    }
+
+
+def _fill(
+    values: dict[str, Any], section: str, keys: tuple[str, ...], origin: Callable[[], Config]
+) -> None:
+    mine = values.setdefault(section, {})
+    for key in keys:
+        if key not in mine:
+            mine[key] = origin().model_dump(mode="json")[section][key]
+
+
+def _same_part(values: dict[str, Any], section: str, origin: Callable[[], Config]) -> bool:
+    """Whether a pretrained part is the one that the model learned with."""
+    if section not in ("vae", "text_encoder"):
+        return True
+    missing = set(_keys()[section]) - set(values[section])
+    if section == "vae":
+        missing |= set(OF_PICTURES) - set(values["model"])
+    if not missing:
+        return False  # nothing is open, so nothing has to be known
+    there = getattr(origin(), section).pretrained_model_name
+    return bool(values[section]["pretrained_model_name"] == there)
+
+
+def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
+    """The model that the run starts from; None: it starts from nothing. Raises LimnerError."""
+    name = config.training.init_from
+    return _open(name) if name is not None else None
+
+
+def _open(name: str) -> Checkpoint | WeightsFile:
+    try:
+        return open_for_drawing(name)
+    except LimnerError as error:
+        raise LimnerError(f"training.init_from: {error}") from None
+
+
+def words_of(origin: Checkpoint | WeightsFile | None, config: Config) -> CaptionTokenizer | None:
+    """Its tokenizer, unless it has none or another vocabulary is asked for."""
+    text = config.text_encoder
+    if origin is None or origin.tokenizer is None or text.pretrained_model_name is not None:
+        return None
+    if text.vocab_size != origin.config.text_encoder.vocab_size:
+        return None
+    assert text.max_length
+    return CaptionTokenizer(origin.tokenizer.tokenizer, text.max_length)
+
+
+def start_from(
+    model: TextToImage,
+    tokenizer: CaptionTokenizer | None,
+    origin: Checkpoint | WeightsFile | None,
+    frozen: bool = False,
+) -> list[str]:
+    """Put the (averaged) weights that fit into a freshly initialised model; say what did not.
+
+    Args:
+        frozen: they will not learn, so that all of them must fit.
+
+    Raises:
+        LimnerError: nothing fits (or not all, if frozen), or the weights are damaged.
+    """
+    if origin is None:
+        return []
+    there, here = origin.tensors(), model.state_dict()
+    # Half a layer is worth nothing: where a weight does not fit, its bias starts anew, too.
+    unfit = {
+        _layer(name)
+        for name, tensor in here.items()
+        if name not in (EMBEDDING, POSITIONS)
+        and (name not in there or there[name].shape != tensor.shape)
+    }
+    taken, matrices, partly, new = 0, 0, [], {}
+    for name, tensor in here.items():
+        found = there.get(name)
+        if found is None:
+            new[name] = "not there"
+        elif name == EMBEDDING and _words_differ(tokenizer, origin) and _same_width(tensor, found):
+            assert tokenizer
+            assert origin.tokenizer
+            count = _take_words(tensor, found, tokenizer, origin.tokenizer)
+            partly.append(f"{count} of {len(tensor)} words")
+        elif name == POSITIONS and tensor.shape != found.shape and _same_width(tensor, found):
+            count = min(len(tensor), len(found))
+            tensor[:count] = found[:count].to(tensor)
+            partly.append(f"the first {count} of {len(tensor)} places of a caption")
+        elif found.shape != tensor.shape:
+            new[name] = f"{_size(tensor)} here, {_size(found)} there"
+        elif name not in (EMBEDDING, POSITIONS) and _layer(name) in unfit:
+            new[name] = "its layer is new"
+        else:
+            tensor.copy_(found)
+            taken += 1
+            matrices += tensor.dim() > 1
+    place = origin.path if isinstance(origin, WeightsFile) else origin.folder
+    if not matrices:
+        name, reason = next(iter(new.items()))
+        raise LimnerError(
+            f"training.init_from: nothing of {place} fits this model ({name}: {reason}); leave "
+            "model.* unset to take its shape, or train without init_from"
+        )
+    if frozen and (random := [*partly, *_groups(new)]):
+        raise LimnerError(
+            f"lora.rank: adapters leave the model as it is, and this would stay random: "
+            f"{', '.join(random)}; leave model.* and text_encoder.* unset to take those of {place},"
+            " or train without lora"
+        )
+    said = [f"starts from {place}: {taken} of {len(here)} tensors as there"]
+    if partly:
+        said.append("taken in part: " + ", ".join(partly))
+    if new:
+        said.append("new, and random: " + ", ".join(_groups(new)))
+    if left := _groups({name: "" for name in there if name not in here}):
+        said.append("not used: " + ", ".join(left))
+    return ["; ".join(said)]
+
+
+def _words_differ(tokenizer: CaptionTokenizer | None, origin: Checkpoint | WeightsFile) -> bool:
+    if tokenizer is None or origin.tokenizer is None:
+        return False
+    return tokenizer.tokenizer.get_vocab() != origin.tokenizer.tokenizer.get_vocab()
+
+
+def _same_width(a: Tensor, b: Tensor) -> bool:
+    return a.shape[1:] == b.shape[1:]
+
+
+@torch.no_grad()
+def _take_words(
+    into: Tensor, rows: Tensor, tokenizer: CaptionTokenizer, earlier: CaptionTokenizer
+) -> int:
+    """The rows of tokens that both spell alike; how many."""
+    known = earlier.tokenizer.get_vocab()
+    pairs = [(i, known[w]) for w, i in tokenizer.tokenizer.get_vocab().items() if w in known]
+    for here, there in pairs:
+        into[here] = rows[there].to(into)
+    return len(pairs)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "one number"
+
+
+def _groups(names: dict[str, str]) -> list[str]:
+    """Tensors by the part they belong to, with the reason of the first."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in sorted(names.items(), key=lambda item: item[1] == "its layer is new"):
+        parts = name.split(".")
+        key = ".".join(parts[:3] if len(parts) > 2 and parts[2].isdigit() else parts[:2])
+        groups.setdefault(key, []).append(reason)
+    return [f"{key} ({why[0]})" if why[0] else key for key, why in groups.items()]

@@ -1,0 +1,126 @@
+"""Fine-tuning: what a run that starts from another model takes from it, and what it says."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from limner.checkpoint import Checkpoint
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+from limner.training.trainer import Trainer
+
+SMALL_RUN = [
+    *("data.dataset_name=shapes", "data.num_samples=24", "data.image_size=16"),
+    *("training.device=cpu", "training.batch_size=4", "training.max_steps=4"),
+    *("training.save_steps=2", "training.logging_steps=1", "training.heldout_steps=2"),
+    *("training.heldout_pictures=4", "training.preview_prompts=[a red circle]"),
+    *("training.mixed_precision=no", "training.num_workers=0", "training.compile_model=false"),
+    *("training.trackers=[none]", "lr_scheduler.warmup_steps=1"),
+    "sampling.num_inference_steps=2",
+]
+
+
+@pytest.fixture
+def tuned(trained: Path, tmp_path: Path, quick_end: None) -> Callable[..., Config]:
+    """A configuration without a model section, that starts from the trained one."""
+
+    def build(*more: str) -> Config:
+        origin = f"training.init_from='{trained / 'outputs'}'"
+        output = f"training.output_dir='{tmp_path / 'tuned'}'"
+        return load_config(None, [*SMALL_RUN, origin, output, *more])
+
+    return build
+
+
+def averaged(trained: Path) -> dict[str, torch.Tensor]:
+    return Checkpoint.open(trained / "outputs").tensors()
+
+
+def test_a_configuration_without_a_model_starts_as_the_other_ended(
+    tuned: Callable[..., Config], trained: Path
+) -> None:
+    trainer = Trainer(tuned("data.image_size=32"))
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, averaged(trained)[name]), name
+    assert trainer.config.model == Checkpoint.open(trained / "outputs").config.model
+    assert trainer.state.step == 0
+    assert any("starts from" in sentence for sentence in trainer.news)
+
+
+def test_the_words_are_kept_and_read_any_language(
+    tuned: Callable[..., Config], trained: Path
+) -> None:
+    tokenizer = Trainer(tuned()).tokenizer
+    earlier = Checkpoint.open(trained / "outputs").tokenizer
+    assert tokenizer is not None
+    assert earlier is not None
+    assert torch.equal(tokenizer("a red circle"), earlier("a red circle"))
+    assert tokenizer.length("红苹果") > 1
+
+
+def test_more_layers_are_new_and_said(tuned: Callable[..., Config], trained: Path) -> None:
+    trainer = Trainer(tuned("model.num_layers=3"))
+    weights, there = trainer.model.state_dict(), averaged(trained)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in there.items())
+    (said,) = [s for s in trainer.news if "starts from" in s]
+    assert "new, and random: denoiser.blocks.2 (not there)" in said
+
+
+def test_another_patch_size_makes_first_and_last_layer_new(
+    tuned: Callable[..., Config], trained: Path
+) -> None:
+    trainer = Trainer(tuned("model.patch_size=2"))
+    (said,) = [s for s in trainer.news if "starts from" in s]
+    new = said.split("new, and random: ")[1]
+    assert "denoiser.patch_embedding (64 x 12 here, 64 x 48 there)" in new
+    assert "denoiser.final_layer" in new
+    assert "blocks" not in new
+    bias = trainer.model.state_dict()["denoiser.final_layer.linear.bias"]
+    assert not bias.any()  # half a layer is not taken
+
+
+def test_of_another_vocabulary_known_words_keep_their_rows(
+    tuned: Callable[..., Config], trained: Path
+) -> None:
+    trainer = Trainer(tuned("text_encoder.vocab_size=320", "text_encoder.max_length=30"))
+    earlier = Checkpoint.open(trained / "outputs").tokenizer
+    assert trainer.tokenizer is not None
+    assert earlier is not None
+    known = earlier.tokenizer.get_vocab()
+    rows, there = trainer.model.text_encoder.embedding.weight, averaged(trained)
+    shared = {w: i for w, i in trainer.tokenizer.tokenizer.get_vocab().items() if w in known}
+    assert len(shared) >= 256
+    for word, i in shared.items():
+        assert torch.equal(rows[i], there["text_encoder.embedding.weight"][known[word]])
+    positions = trainer.model.text_encoder.positions
+    assert torch.equal(positions[:24], there["text_encoder.positions"])
+
+
+def test_another_width_that_fits_nowhere_is_refused(tuned: Callable[..., Config]) -> None:
+    with pytest.raises(LimnerError, match=r"nothing of .* fits this model"):
+        Trainer(tuned("model.hidden_size=128", "text_encoder.hidden_size=128"))
+
+
+def test_a_model_that_is_not_there_is_said(tuned: Callable[..., Config]) -> None:
+    with pytest.raises(LimnerError, match=r"training\.init_from: no checkpoint at"):
+        tuned("training.init_from=nowhere")
+
+
+def test_resume_needs_the_first_model_no_more(
+    tuned: Callable[..., Config], trained: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "outputs", copy)
+    there = f"training.init_from='{copy}'"
+    whole = Trainer(tuned(there))
+    whole.train()
+    shutil.rmtree(tmp_path / "tuned" / "checkpoint-4")
+    shutil.rmtree(copy)
+    again = Trainer(tuned(there))  # the same command
+    assert again.state.step == 2
+    again.train()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
