@@ -350,7 +350,7 @@ class Trainer:
             contents,
             model=merged(self.model),
             averaged=merged(averaged.model) if averaged else None,
-            adapters=adapters_of(self.model, averaged and averaged.model),
+            adapters=adapters_of(self.model, averaged.model if averaged else None),
         )
 
     # Small parts
