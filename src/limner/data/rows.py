@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,28 @@ class Row:
     """At least one; the first is the main caption, the others say the same in other words."""
     held_out: bool | None = None
     """Fixed by the data set, or None: decided by hash and `data.train_split`."""
+
+
+class SomeRows(Sequence[Row]):
+    """Those rows of a data set that stand at `positions`, int64 [N]; a view, made as asked for."""
+
+    def __init__(self, rows: Sequence[Row], positions: np.ndarray) -> None:
+        self.all, self.positions = rows, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, which: SupportsIndex) -> Row: ...
+    @overload
+    def __getitem__(self, which: slice) -> SomeRows: ...
+    def __getitem__(self, which: SupportsIndex | slice) -> Row | SomeRows:
+        if isinstance(which, slice):
+            return SomeRows(self.all, self.positions[which])
+        return self.all[int(self.positions[which])]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.all[int(position)] for position in self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +65,8 @@ class PictureSet(Protocol):
     name: str
     description: str
     """What the pictures are, what is held out, and by what rule: printed in the report."""
-    rows: list[Row]
+    rows: Sequence[Row]
+    """A list, or anything that makes a row when it is asked for: a million rows are no objects."""
     refused: list[Refused]
 
     def load(self, row: Row, image_size: int) -> np.ndarray:

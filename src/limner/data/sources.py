@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limner.config import Config
 from limner.data.checked import take_out_bad
 from limner.data.examples import Pictures
 from limner.data.order import FullShuffle, Order
-from limner.data.rows import PictureSet, Row
+from limner.data.rows import PictureSet, SomeRows
 from limner.data.split import split_rows
 from limner.errors import LimnerError
 
@@ -111,8 +113,8 @@ def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
     # In latent space the pictures are seen once; what is read again and again are their latents.
     memory_mb = 0 if config.vae.pretrained_model_name else config.data.memory_mb
 
-    def pictures(positions: list[int]) -> Pictures:
-        rows: list[Row] = [picture_set.rows[i] for i in positions]
+    def pictures(positions: np.ndarray) -> Pictures:
+        rows = SomeRows(picture_set.rows, positions)
         return Pictures(picture_set, rows, config.data.image_size, memory_mb)
 
     return Data(picture_set, pictures(trained), pictures(held_out))
