@@ -19,7 +19,7 @@ import PIL
 from filelock import FileLock
 
 from limner.config import Config
-from limner.data.rows import Contained, PictureError, PictureSet, Refused, Row
+from limner.data.rows import Contained, InPieces, PictureError, PictureSet, Refused, Row
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, RACY_NS, digest
@@ -43,6 +43,8 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
     rows, wanted = picture_set.rows, config.data.num_samples
     if not rows:
         return
+    if isinstance(picture_set, InPieces):
+        return  # all of it would have to be read before the first step
     if picture_set.path(rows[0]) is None and not isinstance(picture_set, Contained):
         return  # drawn, not read: nothing that could be damaged
     ranked: Sequence[int] = range(len(rows))

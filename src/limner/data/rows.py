@@ -93,3 +93,19 @@ class Contained(Protocol):
     def signature(self, row: Row) -> bytes:
         """What stands for that picture, without reading it: other if its file changes."""
         ...
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """Of a PictureSet whose pictures come in pieces, such as what is fetched from far away."""
+
+    windowed: bool
+    """Whether pictures are shuffled within windows of pieces, and not all together."""
+
+    def piece_firsts(self, places: np.ndarray) -> np.ndarray:
+        """Where the pieces begin among the rows at `places` (ascending): int64 [P + 1]."""
+        ...
+
+    def fetch_ahead(self, current: list[int], following: list[int]) -> None:
+        """The pieces that are needed now, and those that are needed next."""
+        ...

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +12,10 @@ from limner.config import Config
 from limner.data.checked import take_out_bad
 from limner.data.examples import Pictures
 from limner.data.order import FullShuffle, Order
-from limner.data.rows import PictureSet, SomeRows
+from limner.data.rows import InPieces, PictureSet, SomeRows
 from limner.data.split import split_rows
+from limner.data.streams.places import of_shards
+from limner.data.streams.windows import WINDOW, WindowedShuffle
 from limner.errors import LimnerError
 
 
@@ -46,16 +46,22 @@ def open_picture_set(config: Config) -> PictureSet:
 def _open_format(config: Config) -> PictureSet:
     """People's own data: in the format that is named, or that looking finds."""
     kind, path = _format_and_path(config)
+    if kind == "datasets" and config.data.streaming:
+        from limner.data.formats.streamed import open_streamed
+
+        return open_streamed(config)
     if kind == "datasets":
         from limner.data.formats.hub import open_datasets
 
         return open_datasets(config)
     if kind == "webdataset":
-        tars = _part("limner.data.formats.tars", kind)
-        return tars.open_tars(config)
+        from limner.data.formats.tars import open_tars
+
+        return open_tars(config)
     if kind == "parquet":
-        parquet = _part("limner.data.formats.parquet", kind)
-        return parquet.open_parquet(config)
+        from limner.data.formats.parquet import open_parquet
+
+        return open_parquet(config)
     from limner.data.formats.columns import Columns
     from limner.data.formats.folders import FolderPictures
 
@@ -78,23 +84,13 @@ def _format_and_path(config: Config) -> tuple[str, str]:
             "data.dataset_path"
         )
     if kind == "auto":
+        kind = of_shards(data.dataset_path) or kind
+    if kind == "auto":
         from limner.data.formats.columns import Columns
         from limner.data.formats.looking import recognise
 
         kind = recognise(Path(data.dataset_path), Columns.of(config))
     return kind, data.dataset_path
-
-
-def _part(module: str, kind: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise LimnerError(
-            f"data of the format {kind} is not read by this version; `limner prepare` of one that "
-            "does writes it as files"
-        ) from None
 
 
 def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
@@ -122,4 +118,9 @@ def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
 
 def training_order(data: Data, config: Config) -> Order:
     """Whose turn it is among the trained rows, at every count of the run."""
-    return FullShuffle(len(data.trained.rows), config.training.seed)
+    rows, seed = data.trained.rows, config.training.seed
+    if isinstance(data.set, InPieces) and data.set.windowed and isinstance(rows, SomeRows):
+        firsts = data.set.piece_firsts(rows.positions)
+        window = config.data.shuffle_window or WINDOW
+        return WindowedShuffle(firsts, window, seed, data.set.fetch_ahead)
+    return FullShuffle(len(rows), seed)

@@ -1,4 +1,4 @@
-"""Files by path or URL, here or far away: which there are, whether they changed, some bytes of them.
+"""Files by path or URL, here or far away: which there are, whether they changed, what is in them.
 
 What is far away is read through fsspec (https://, s3://, hf://, ...). A network that fails is asked
 again for minutes; then the run ends, and says so, rather than learn from something else.
@@ -66,12 +66,22 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def is_pattern(path: str) -> bool:
-    """Whether it stands for more than the one file or folder of that name."""
-    if not is_url(path) and os.path.exists(os.path.expanduser(path)):
-        return False
-    query = "?" if not is_url(path) else "*"  # a URL may well have a question mark
-    return any(letter in path for letter in ("{", "*", query))
+def of_shards(path: str) -> str | None:
+    """The format (a value of `data.format`) that a URL or a pattern says by its ending; None: it is
+    neither, or says nothing."""
+    if not is_url(path) and (
+        os.path.exists(os.path.expanduser(path)) or not any(letter in path for letter in "{*?[")
+    ):
+        return None
+    name = path.split("?")[0].lower() if is_url(path) else path.lower()
+    if name.endswith(".parquet"):
+        return "parquet"
+    if ".tar" in name or name.endswith((".tgz", ".txz", ".tbz2")):
+        return "webdataset"
+    raise LimnerError(
+        f"data.dataset_path: {path} says by no ending what it holds; end it with *.tar or "
+        "*.parquet, or set data.format to webdataset or parquet"
+    )
 
 
 def find(path: str, endings: tuple[str, ...]) -> list[Place]:
