@@ -70,7 +70,7 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
                 said, done = now, first + len(some)
                 left = (now - began) / done * (len(ranked) - done)
                 say(f"{done:,} of {len(ranked):,} pictures checked, about {left:.0f}s left")
-    picture_set.rows = [rows[i] for i in sorted(good[:wanted])]
+    picture_set.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
     if not picture_set.rows:
         first_bad = picture_set.refused[0]
         raise LimnerError(

@@ -65,9 +65,12 @@ class PictureSet(Protocol):
     name: str
     description: str
     """What the pictures are, what is held out, and by what rule: printed in the report."""
-    rows: Sequence[Row]
-    """A list, or anything that makes a row when it is asked for: a million rows are no objects."""
     refused: list[Refused]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """A list, or what makes a row when it is asked for: a million rows are no objects."""
+        ...
 
     def load(self, row: Row, image_size: int) -> np.ndarray:
         """The row's picture, uint8 [image_size, image_size, 3]. Raises PictureError."""

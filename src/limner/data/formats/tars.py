@@ -149,7 +149,7 @@ class _Reading:
         if self.key is not None and not self.done(self.key, self.sample):
             self.waiting[self.key] = self.sample
         self.key = key
-        self.sample = self.waiting.pop(key, None) or _Sample() if key is not None else _Sample()
+        self.sample = _Sample() if key is None else self.waiting.pop(key, _Sample())
 
     def finish(self) -> None:
         self.next(None)
