@@ -1,16 +1,24 @@
-"""COCO or any folder becomes images/ and metadata.json: whole or not at all, with nothing lost."""
+"""Any format becomes any layout: whole or not at all, with nothing lost."""
 
 import json
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from emoji_formats import COUNT, EXAMPLES, SIDE, emoji
 from PIL import Image
 
 import limner.data.prepare
+from limner.cli import main
+from limner.commands import prepare as commands
+from limner.config import load_config
 from limner.data.formats.folders import FolderPictures
-from limner.data.prepare import prepare
-from limner.data.writing import MetadataWriter, Picture
+from limner.data.prepare import KINDS, prepare
+from limner.data.rows import PictureSet
+from limner.data.sources import open_picture_set
+from limner.data.writing import LAYOUTS, WRITERS, Layout, MetadataWriter, Picture
 from limner.errors import LimnerError
 
 
@@ -21,6 +29,7 @@ def noise(path: Path, seed: int, kind: str = "RGB") -> None:
 
 
 def beside(folder: Path, name: str, caption: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
     return folder / name
 
@@ -213,7 +222,7 @@ def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
         prepare("coco", source, tmp_path / "data")
     with pytest.raises(LimnerError, match=r"no folder .*gone .*--input"):
         prepare("coco", tmp_path / "gone", tmp_path / "data")
-    with pytest.raises(LimnerError, match="it must be auto, custom, .* or parquet"):
+    with pytest.raises(LimnerError, match=r"it must be auto, custom, .* or parquet"):
         prepare("COCO", source, tmp_path / "data")
     with pytest.raises(LimnerError, match="--num_samples is 0"):
         prepare("custom", source, tmp_path / "data", 0)
@@ -222,3 +231,157 @@ def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
     (source / "c.webp").unlink()
     with pytest.raises(LimnerError, match=r"(?s)no usable row of 5.*4 x the file is empty"):
         prepare("custom", source, tmp_path / "data")
+
+
+def opened(path: Path, *words: str) -> PictureSet:
+    return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
+
+
+def members(folder: Path) -> list[tuple[str, bytes]]:
+    """(name, content) of each member of all shards, in order."""
+    found = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                file = tar.extractfile(member)
+                assert file is not None
+                found.append((member.name, file.read()))
+    return found
+
+
+def same_pictures(pictures: PictureSet) -> None:
+    """They are the emoji: captions, pixels, and who is held out."""
+    for place, (row, one) in enumerate(zip(pictures.rows, emoji(), strict=True)):
+        assert row.captions == one.captions
+        assert np.array_equal(pictures.load(row, SIDE), one.pixels)
+        assert row.held_out is (place >= 16)
+
+
+BACK = {"parquet": ["data.format=datasets"]}
+
+
+@pytest.mark.parametrize("to", ["metadata", "imagefolder", "pairs", "parquet"])
+def test_to_each_layout_and_back_nothing_is_lost(to: Layout, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    source = EXAMPLES["coco"].build(tmp_path / "source")
+    assert prepare("auto", source, tmp_path / to, to=to, shard_size="10").count == COUNT
+    there = opened(tmp_path / to, *BACK.get(to, []))
+    assert there.refused == []
+    same_pictures(there)
+    kind = "datasets" if to == "parquet" else "auto"
+    prepare(kind, tmp_path / to, tmp_path / "back")
+    same_pictures(opened(tmp_path / "back"))
+    for path, one in zip(sorted((tmp_path / "back/images").iterdir()), emoji(), strict=True):
+        assert path.read_bytes() == one.data
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_from_each_format(name: str, tmp_path: Path):
+    path = EXAMPLES[name].build(tmp_path / "source")
+    words = EXAMPLES[name].settings
+    prepared = prepare("auto", path, tmp_path / "data", overrides=words)
+    assert (prepared.count, prepared.refused) == (COUNT, [])
+    for row, one in zip(opened(tmp_path / "data").rows, emoji(), strict=True):
+        assert row.captions == one.captions
+
+
+def test_shards_are_what_the_ecosystem_writes(tmp_path: Path):
+    source = EXAMPLES["coco"].build(tmp_path / "source")
+    for name in ("one", "two"):
+        prepare("auto", source, tmp_path / name, to="webdataset", shard_size="10")
+    shards = sorted((tmp_path / "one").glob("*.tar"))
+    assert [path.name for path in shards] == [f"shard-{n:06d}.tar" for n in range(3)]
+    for path in shards:  # the same bytes whenever they are written
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    found = members(tmp_path / "one")
+    assert len(found) == 3 * COUNT
+    for place, one in enumerate(emoji()):
+        (picture, data), (text, caption), (about, more) = found[3 * place : 3 * place + 3]
+        key = f"image_{place + 1:06d}"
+        assert (picture, text, about) == (f"{key}{one.name[-4:]}", f"{key}.txt", f"{key}.json")
+        assert data == one.data
+        assert caption.decode() == one.captions[0]
+        held_out = place >= 16
+        assert json.loads(more) == {"captions": list(one.captions), "held_out": held_out}
+    with tarfile.open(shards[0]) as tar:
+        assert {(m.mtime, m.uid, m.uname) for m in tar.getmembers()} == {(0, 0, "")}
+        assert len(tar.getmembers()) == 30
+
+
+def test_the_package_datasets_reads_shards_of_one_kind_of_picture(tmp_path: Path):
+    for number, one in enumerate(emoji()):
+        noise(beside(tmp_path / "mine", f"{number:02}.png", one.captions[0]), number)
+    prepare("auto", tmp_path / "mine", tmp_path / "tars", to="webdataset", shard_size="9")
+    files = [str(path) for path in sorted((tmp_path / "tars").glob("*.tar"))]
+    table = datasets.load_dataset(
+        "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "hf")
+    )
+    assert isinstance(table.features["png"], datasets.Image)
+    assert table["txt"][:] == [one.captions[0] for one in emoji()]
+
+
+def test_a_shard_ends_by_pictures_or_by_bytes(tmp_path: Path):
+    for number in range(7):
+        noise(beside(tmp_path / "mine", f"{number}.png", "x"), number)
+    size = (tmp_path / "mine/0.png").stat().st_size
+    assert size < 500 < 1000 < 3 * size  # a tar has two more files of each, and a block of each
+    for to, pattern, of_1kb in (("webdataset", "*.tar", 7), ("parquet", "data/*.parquet", 4)):
+        for shard_size, shards in (("3", 3), ("7", 1), ("1KB", of_1kb), ("1GiB", 1)):
+            output = tmp_path / f"{to}-{shard_size}"
+            prepare("auto", tmp_path / "mine", output, to=to, shard_size=shard_size)
+            assert len(list(output.glob(pattern))) == shards
+    for wrong in ("0", "many", "3 pictures", "-1"):
+        with pytest.raises(LimnerError, match=r"--shard_size is .*\(1000\) or a size \(256MiB\)"):
+            prepare("auto", tmp_path / "mine", tmp_path / "no", shard_size=wrong)
+
+
+def test_the_parquet_shows_pictures_and_lists_to_datasets(tmp_path: Path):
+    source = EXAMPLES["coco"].build(tmp_path / "source")
+    prepare("auto", source, tmp_path / "data", to="parquet", shard_size="10")
+    names = [path.name for path in sorted((tmp_path / "data/data").iterdir())]
+    assert names == [f"train-{n:05d}-of-00003.parquet" for n in range(3)]
+    table = datasets.load_dataset(
+        str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "hf")
+    )
+    assert isinstance(table.features["image"], datasets.Image)
+    assert table["captions"][:] == [list(one.captions) for one in emoji()]
+    assert np.array_equal(np.array(table[5]["image"].convert("RGB")), emoji()[5].pixels)
+
+
+@pytest.mark.parametrize("to", ["imagefolder", "pairs", "webdataset", "parquet"])
+def test_in_every_layout_a_run_that_dies_leaves_nothing(
+    to: Layout, source: Path, tmp_path: Path, monkeypatch
+):
+    def dies(self: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WRITERS[to], "finish", dies)
+        with pytest.raises(LimnerError, match="could not be written: No space left"):
+            prepare("auto", source, tmp_path / "data", to=to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+    assert prepare("auto", source, tmp_path / "data", to=to).count == 4
+
+
+def test_the_command_says_what_was_read_and_takes_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = EXAMPLES["metadata.jsonl"].build(tmp_path / "source")
+    words = ["--input", str(path), "--output", str(tmp_path / "data"), "--to", "pairs"]
+    assert main(["prepare", *words, "data.caption_column=chinese", "--num-samples", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "metadata.jsonl, columns file_name, chinese" in said
+    assert f"4 pictures in {tmp_path / 'data'}" in said
+    texts = {path.read_text(encoding="utf-8") for path in (tmp_path / "data").glob("*.txt")}
+    assert texts < {one.captions[1] for one in emoji()}
+
+
+def test_the_words_of_the_command_are_those_of_the_program():
+    assert commands.TYPES == KINDS
+    assert commands.LAYOUTS == LAYOUTS
+    assert set(WRITERS) == set(LAYOUTS)
+
+
+def test_what_has_no_files_says_so(tmp_path: Path):
+    with pytest.raises(LimnerError, match="holds no picture files"):
+        prepare("auto", tmp_path, tmp_path / "data", overrides=["data.dataset_name=shapes"])

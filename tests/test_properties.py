@@ -1,6 +1,7 @@
 """Whatever stands in a configuration or in metadata: a valid object or a clear error."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 from limner.checkpoint import TrainingState
 from limner.checkpoint_writing import damage
 from limner.config import Config, known_keys, load_config
-from limner.data.formats.folders import MOST_CHARACTERS, collect, read_folder
+from limner.data.formats.folders import (
+    MOST_CHARACTERS,
+    FolderPictures,
+    collect,
+    read_folder,
+)
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 
@@ -127,16 +133,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def read(folder: Path) -> None:
+def read(path: Path, folder: Path | None = None, opens: Callable[..., Any] = read_folder) -> None:
     """Rows that stay inside the folder and have words, reasons for the rest, or one clear error."""
+    folder = folder or path
     try:
-        found = read_folder(folder)
+        found = opens(path)
     except LimnerError as error:
         words = str(error)
         assert str(folder) in words
         return
     rows, refused = found.rows, found.refused
-    assert found.layout
     assert len({row.key for row in rows}) == len(rows)
     for row in rows:
         assert isinstance(row, Row)
@@ -183,6 +189,32 @@ def test_any_bytes_as_metadata(folder: Path, name: str, data: bytes, before: byt
         other.unlink()
     (folder / name).write_bytes(before + data)
     read(folder)
+
+
+STARTS = {
+    "t.csv": b"image,text,held_out\na.png,",
+    "t.tsv": b"caption\tfile_name\n",
+    "captions.txt": b"image|comment\n",
+    "t.jsonl": b'{"image": "a.png", "text": "',
+    "t.parquet": b"PAR1",
+    "annotations/captions_x.json": b'{"images": [{"id": 1, "file_name": "a.png"}], "ann',
+    "images.txt": b"1 ",
+    "train_test_split.txt": b"1 ",
+}
+
+
+@FEW
+@given(st.sampled_from([*STARTS]), st.booleans(), st.binary(max_size=200))
+def test_any_bytes_in_any_format(folder: Path, name: str, begun: bool, data: bytes) -> None:
+    for other in STARTS:
+        (folder / other).unlink(missing_ok=True)
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    (folder / name).write_bytes(STARTS[name] * begun + data)
+    if name == "train_test_split.txt":
+        (folder / "images.txt").write_text("1 a.png\n", encoding="utf-8")
+    for path in (folder, folder / name):
+        read(path, folder, FolderPictures)
 
 
 @FEW

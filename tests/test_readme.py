@@ -80,7 +80,7 @@ def test_every_shown_command_is_understood() -> None:
             configuration = options.config or getattr(options, "where", None)
             assert configuration is None or (ROOT / configuration).is_file(), words
             load_config(configuration and ROOT / configuration, as_overrides(rest))
-        elif words[0] == "evaluate":
+        elif words[0] in ("evaluate", "prepare"):
             load_config(None, as_overrides(rest))
         else:
             assert rest == [], words
@@ -93,6 +93,7 @@ def test_every_shown_command_is_understood() -> None:
         (("docs/publishing.md", "docs/publishing.zh-CN.md"), 4),
         (("docs/evaluation.md", "docs/evaluation.zh-CN.md"), 1),
         (("docs/sampling.md", "docs/sampling.zh-CN.md"), 2),
+        (("docs/data.md", "docs/data.zh-CN.md"), 11),
     ],
 )
 def test_both_languages_show_the_same_code(pair: tuple[str, str], fewest: int) -> None:

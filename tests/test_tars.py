@@ -54,9 +54,7 @@ def pairs(first: int, count: int) -> list[tuple[str, bytes]]:
 
 
 @pytest.fixture
-def opened(
-    tmp_path: Path, tiny_config: Callable[..., Config]
-) -> Callable[..., tuple[Config, Any]]:
+def opened(tmp_path: Path, tiny_config: Callable[..., Config]) -> Callable[..., tuple[Config, Any]]:
     def build(path: str, *overrides: str) -> tuple[Config, Any]:
         config = tiny_config(
             "data.dataset_name=null",
@@ -125,7 +123,13 @@ def test_a_tar_that_is_cut_off_gives_what_is_whole(
 def test_what_lacks_a_half_is_refused_and_a_missing_shard_is_named(
     tmp_path: Path, opened: Callable[..., Any]
 ) -> None:
-    entries = [*pairs(0, 12), ("x.png", png(1)), ("y.txt", b"y"), ("z.png", png(1)), ("z.txt", b" ")]
+    entries = [
+        *pairs(0, 12),
+        ("x.png", png(1)),
+        ("y.txt", b"y"),
+        ("z.png", png(1)),
+        ("z.txt", b" "),
+    ]
     (tmp_path / "s-000.tar").write_bytes(tar_of(entries))
     _, found = opened(str(tmp_path / "s-000.tar"))
     assert len(found.rows) == 12
@@ -229,9 +233,7 @@ def test_a_run_from_shards_far_away_resumes_to_the_bit(
 
     def elsewhere(name: str, **training: Any) -> Config:
         settings = {"output_dir": str(tmp_path / name), **training}
-        return config.model_copy(
-            update={"training": config.training.model_copy(update=settings)}
-        )
+        return config.model_copy(update={"training": config.training.model_copy(update=settings)})
 
     Trainer(elsewhere("whole")).train()
     half = elsewhere("half")

@@ -335,6 +335,10 @@ def write_speed(folder: Path, size: int = 2**25) -> float:
 def data(config: Config) -> Iterator[Finding]:
     from limner.data.sources import open_picture_set
 
+    name = config.data.dataset_name
+    if name and "/" in name:  # looking at it would download it
+        yield hub(f"data.dataset_name: {name} is read from the Hub")
+        return
     try:
         found = open_picture_set(config)
     except (LimnerError, ImportError) as error:

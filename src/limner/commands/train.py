@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         options.config, options.overrides
     )
     trainer = Trainer(config, resume=options.resume)
+    trainer.accelerator.print(f"data: {trainer.data.set.description}")  # how it was understood
     trainer.train()
     if trainer.accelerator.is_main_process:
         for sentence in sentences(examine(trainer.folder, config, trainer.data)):

@@ -15,11 +15,11 @@ from limner.errors import LimnerError
 
 IMAGE = (
     *("image", "file_name", "filename", "image_path", "img_path", "filepath", "file_path", "path"),
-    *("img", "image_file", "file", "picture", "photo"),
+    *("img", "image_name", "image_file", "file", "picture", "photo"),
 )
 CAPTIONS = (
     *("text", "caption", "captions", "texts", "prompt", "prompts", "description", "descriptions"),
-    *("sentence", "sentences", "raw"),
+    *("sentence", "sentences", "raw", "comment"),
 )
 """What these columns are called, capitals aside. The first of them that is there is used, and the
 description says which that is."""
@@ -67,17 +67,20 @@ class Chosen:
     def missing(self, names: Iterable[Any]) -> str | None:
         """What column is not there, which one might be meant, and what there is."""
         found = [str(name) for name in names]
-        for key, known in ((self.image, IMAGE), *((name, CAPTIONS) for name in self.captions)):
-            if key not in found:
-                nearest = [name for name in found if name.strip().lower() in (key, *known)]
-                nearest = nearest or difflib.get_close_matches(key, found, n=1)
-                setting = "image_column" if known is IMAGE else "caption_column"
-                fix = f"Rename {nearest[0]!a} to '{key}'" if nearest else f"Add '{key}'"
-                listed = ", ".join(ascii(name)[:40] for name in found[:20]) or "nothing"
-                return (
-                    f"there is no '{key}'; found {listed}. {fix}, or name another in "
-                    f"data.{setting}."
-                )
+        asked = ((self.image, IMAGE), *((name, CAPTIONS) for name in self.captions))
+        for key, known in asked:
+            if key in found:
+                continue
+            setting = "data.image_column" if known is IMAGE else "data.caption_column"
+            alike = difflib.get_close_matches(key, found, n=1)
+            if key in known:
+                also = [name for name in found if name.strip().lower() in known] or alike
+                fix = f"Rename {also[0]!a} to '{key}'" if also else f"Add '{key}'"
+                fix += f", or name another in {setting}."
+            else:  # it was asked for by that name
+                fix = f"Correct {setting}" + (f": is {alike[0]!a} meant?" if alike else ".")
+            listed = ", ".join(ascii(name)[:40] for name in found[:20]) or "nothing"
+            return f"there is no '{key}'; found {listed}. {fix}"
         return None
 
     def require(self, names: Iterable[Any], where: str) -> None:

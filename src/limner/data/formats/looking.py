@@ -107,11 +107,14 @@ def _of_file(path: Path, columns: Columns) -> str:
 
 
 def _is_table(path: Path, columns: Columns) -> bool:
-    if path.suffix.lower() in (".json", ".jsonl"):
-        return path.suffix.lower() == ".jsonl" and _objects_with_columns(path, columns)
+    ending = path.suffix.lower()
+    if ending == ".txt" and path.name.lower() != "captions.txt":  # Flickr8k's is one
+        return False
+    if ending in (".json", ".jsonl"):
+        return ending == ".jsonl" and _objects_with_columns(path, columns)
     if not has_columns(path, columns):
         return False
-    return path.suffix.lower() != ".parquet" or not parquet_holds_bytes(path, columns)
+    return ending != ".parquet" or not parquet_holds_bytes(path, columns)
 
 
 def _objects_with_columns(path: Path, columns: Columns) -> bool:

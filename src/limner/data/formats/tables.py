@@ -17,11 +17,13 @@ from limner.errors import LimnerError
 if TYPE_CHECKING:
     import pyarrow
 
-TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
-"""What a table's file name may end with; the paths in it are relative to its folder."""
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".txt")
+"""What a table's file name may end with. The paths in it are relative to its folder, or to the
+one folder in it where the pictures are."""
 PARQUET_NEEDS = "to read Parquet, run: pip install 'limner[data]' (or pip install pyarrow)"
 
 _AT_ONCE = 10_000  # rows of Parquet
+_LOOKED_AT = 50  # rows whose files are looked for in other folders
 
 
 def read_table_file(path: Path, columns: Columns) -> Found:
@@ -29,11 +31,19 @@ def read_table_file(path: Path, columns: Columns) -> Found:
     path = path.absolute()
     chosen, entries = read_table(path, columns)
     entries = list(entries)
+    if within := _folder_of_pictures(entries, path.parent):
+        entries = [
+            entry._replace(
+                image=f"{within}/{entry.image}" if _is_name(entry.image) else entry.image
+            )
+            for entry in entries
+        ]
     rows, refused = collect(entries, path.parent)
     require_rows(rows, refused, path)
     given = any(entry.held_out is not None for entry in entries)
     held_out = f"Held out as the column {HELD_OUT} says; else by hash." if given else BY_HASH
-    return Found(f"{path.name}, {chosen}", path.parent, rows, refused, held_out)
+    layout = f"{path.name}, {chosen}" + (f", pictures in {within}/" if within else "")
+    return Found(layout, path.parent, rows, refused, held_out)
 
 
 def read_table(path: Path, columns: Columns) -> tuple[Chosen, Iterable[Entry]]:
@@ -41,7 +51,7 @@ def read_table(path: Path, columns: Columns) -> tuple[Chosen, Iterable[Entry]]:
     ending = path.suffix.lower()
     if ending == ".parquet":
         return _parquet(path, columns)
-    if ending in (".csv", ".tsv"):
+    if ending in (".csv", ".tsv", ".txt"):
         return _separated(path, columns)
     if ending == ".jsonl":
         return _objects(_lines(path), columns, "file_name")
@@ -74,15 +84,14 @@ def parquet_schema(path: Path) -> pyarrow.Schema:
         raise LimnerError(f"{path}: {PARQUET_NEEDS}") from None
     try:
         return parquet.read_schema(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are these
         raise LimnerError(f"{path} cannot be read as Parquet: {error}") from None
 
 
 def parquet_holds_bytes(path: Path, columns: Columns) -> bool:
     """Whether a Parquet file holds the pictures themselves, rather than paths of them."""
-    import pyarrow
-
     schema = parquet_schema(path)
+    import pyarrow
 
     def holds_bytes(kind: pyarrow.DataType) -> bool:
         if pyarrow.types.is_struct(kind):
@@ -92,6 +101,22 @@ def parquet_holds_bytes(path: Path, columns: Columns) -> bool:
     image = columns.choose(schema.names).image
     asked = [image] if image in schema.names else schema.names  # of any other name
     return any(holds_bytes(schema.field(name).type) for name in asked)
+
+
+def _folder_of_pictures(entries: list[Entry], folder: Path) -> str | None:
+    """The one folder in which the pictures are, where a table has only their names; None where
+    they are where it says, or in no or several such folders."""
+    names = [entry.image for entry in entries[:_LOOKED_AT] if _is_name(entry.image)]
+    if not names or any((folder / name).is_file() for name in names):
+        return None
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    having = [place for place in inner if any((folder / place / n).is_file() for n in names)]
+    return having[0] if len(having) == 1 else None
+
+
+def _is_name(image: object) -> bool:
+    """Whether this is a plain file name, which lies in no folder."""
+    return isinstance(image, str) and bool(image.strip()) and not set(image) & set("/\\:\0")
 
 
 def _objects(
@@ -201,7 +226,7 @@ def _parquet(path: Path, columns: Columns) -> tuple[Chosen, Iterator[Entry]]:
                     for row in _rows(batch):
                         number += 1
                         yield chosen.entry(f"{path.name}, row {number}", row)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             raise LimnerError(
                 f"{path} cannot be read as Parquet after row {number}: {error}"
             ) from None
