@@ -119,7 +119,9 @@ def open_data(config: Config, say: Callable[[str], None] = print) -> Data:
 def training_order(data: Data, config: Config) -> Order:
     """Whose turn it is among the trained rows, at every count of the run."""
     rows, seed = data.trained.rows, config.training.seed
-    if isinstance(data.set, InPieces) and data.set.windowed and isinstance(rows, SomeRows):
+    # Latents are kept here, one by one, wherever the pictures are.
+    in_pieces = isinstance(data.set, InPieces) and not config.vae.pretrained_model_name
+    if in_pieces and data.set.windowed and isinstance(rows, SomeRows):
         firsts = data.set.piece_firsts(rows.positions)
         window = config.data.shuffle_window or WINDOW
         return WindowedShuffle(firsts, window, seed, data.set.fetch_ahead)

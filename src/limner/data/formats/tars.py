@@ -3,9 +3,11 @@
     0001.jpg 0001.txt 0002.jpg 0002.json ...
 
 A sample's key is the path up to the first dot of the name. Its captions are the .txt (the whole
-text is one caption), or of a .json the key that `data.caption_column` names, or that is commonly
-called so. Members of one sample usually are neighbours; where they are not they are found all the
-same. Plain tars only: in a compressed one no picture could be read by itself.
+text is one caption) and the list "captions" of a .json beside it, as with files in a folder; or, of
+a .json alone, the key that `data.caption_column` names, or that is commonly called so. "held_out"
+in the .json says, by true or false, whether the sample is never trained on. Members of one sample
+usually are neighbours; where they are not they are found all the same. Plain tars only: in a
+compressed one no picture could be read by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, BinaryIO
 
 from limner.config import Config
 from limner.data import pictures
-from limner.data.formats.columns import CAPTIONS, Columns, joined
+from limner.data.formats.columns import CAPTIONS, HELD_OUT, Columns, joined
 from limner.data.formats.entries import check_caption, is_unicode
 from limner.data.streams.index import Building, Index
 from limner.data.streams.places import Place, find, open_place, read_range
@@ -168,7 +170,7 @@ class _Reading:
         if picture is None or not (sample.texts or sample.json is not None):
             return False
         key = _readable(key)
-        found, faults = self.found(sample)
+        found, held_out, faults = self.found(sample)
         captions = dict[str, None]()
         for caption in found:
             if fault := check_caption(caption):
@@ -176,32 +178,36 @@ class _Reading:
             else:
                 captions[caption.strip()] = None
         if captions:
-            self.building.add(key, tuple(captions), picture.offset, picture.size)
+            self.building.add(key, tuple(captions), picture.offset, picture.size, held_out)
         if faults or not captions:
             self.building.refuse(key, "; ".join([*sample.faults, *faults]))
         return True
 
-    def found(self, sample: _Sample) -> tuple[list[Any], list[str]]:
-        """(captions, unchecked; what is wrong where there are none)."""
-        if sample.texts and (self.captions is None or sample.json is None):
-            return list(sample.texts), []
-        assert sample.json is not None
+    def found(self, sample: _Sample) -> tuple[list[Any], bool | None, list[str]]:
+        """(captions, unchecked; whether held out; what is wrong where there are none)."""
+        if sample.json is None:
+            return list(sample.texts), None, []
         try:
             about = json.loads(sample.json)
         except (ValueError, RecursionError) as error:
-            return [], [f"its .json is not valid JSON: {error}"]
+            return [], None, [f"its .json is not valid JSON: {error}"]
         if not isinstance(about, dict):
-            return [], [f"its .json holds {str(about)[:40]!r}, not an object with a caption"]
+            if sample.texts and self.captions is None:  # programs keep other things there
+                return list(sample.texts), None, []
+            return [], None, [f"its .json holds {str(about)[:40]!r}, not an object with a caption"]
+        held_out = about.get(HELD_OUT) if isinstance(about.get(HELD_OUT), bool) else None
+        if sample.texts and self.captions is None:
+            more = about.get("captions")
+            return [*sample.texts, *(more if isinstance(more, list) else [])], held_out, []
         names = self.captions or [name for name in CAPTIONS if name in about][:1]
         there = [about[name] for name in names if name in about]
         if not there:
             wanted = ", ".join(self.captions or CAPTIONS[:3])
             has = ", ".join(map(str, about)) or "nothing"
-            return [], [
-                f"its .json has no {wanted}, only {has[:200]}; data.caption_column names another"
-            ]
+            fault = f"its .json has no {wanted}, only {has[:200]}"
+            return [], None, [f"{fault}; data.caption_column names another"]
         cell = joined(there)
-        return (cell if isinstance(cell, list) else [cell]), []
+        return (cell if isinstance(cell, list) else [cell]), held_out, []
 
 
 def _readable(key: str) -> str:

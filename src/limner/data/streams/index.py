@@ -52,6 +52,7 @@ class Building:
     def __init__(self, name: str) -> None:
         self.name = name
         self.refused: list[Refused] = []
+        self.captions = 0
         self.text = bytearray()
         self.starts = array.array("q", [0])
         self.offsets, self.sizes = array.array("q"), array.array("q")
@@ -69,6 +70,7 @@ class Building:
     ) -> None:
         """A sample; its key is unique in the shard, and the shard's name is put before it."""
         key = f"{self.name}/{key}"
+        self.captions += len(captions)
         self.text += json.dumps([key, *captions], ensure_ascii=False).encode()
         self.starts.append(len(self.text))
         self.offsets.append(offset)
@@ -167,6 +169,7 @@ class Index:
             header = json.loads(file.read(length))
             self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.about: dict[str, Any] = header["about"]
+        self.captions: int = header["captions"]
         self.refused = [Refused(*row) for row in header["refused"]]
         begin, arrays = _aligned(8 + length), {}
         for name, kind in ARRAYS.items():
@@ -272,6 +275,7 @@ def _write(path: Path, about: dict[str, Any], building: Building) -> None:
     header = json.dumps(
         {
             "about": about,
+            "captions": building.captions,
             "counts": {name: arrays[name].size for name in ARRAYS},
             "refused": [[row.key, row.reason] for row in building.refused],
         }

@@ -17,6 +17,7 @@ import numpy as np
 
 from limner.config import Config
 from limner.data import pictures
+from limner.data.formats.columns import HELD_OUT
 from limner.data.formats.entries import require_rows
 from limner.data.rows import Refused, Row, SomeRows
 from limner.data.streams.index import Building, Index, Say, open_index
@@ -131,10 +132,14 @@ class ShardPictures:
         self.files, self.pieces = Files(), pieces
         counts = [len(index.piece_at) for index in indexes]
         self.first_pieces = np.cumsum([0, *counts]).tolist()
+        captions = sum(index.captions for index in indexes)
+        given = any((index.held_out >= 0).any() for index in indexes)
         self.description = (
-            f"{len(rows):,} pictures from {name} ({kind.layout}, {len(indexes):,} "
-            f"{'shard' if len(indexes) == 1 else 'shards'}); {len(self.refused):,} rows refused. "
-            "Held out by a hash of the shard's name and the sample's key, and data.train_split."
+            f"{len(rows):,} pictures with {captions:,} captions from {name} ({kind.layout}, "
+            f"{len(indexes):,} {'shard' if len(indexes) == 1 else 'shards'}); "
+            f"{len(self.refused):,} rows refused. "
+            + (f"Held out as {HELD_OUT} says; else by " if given else "Held out by ")
+            + "a hash of the shard's name and the sample's key, and data.train_split."
         )
         self._ahead()
 
