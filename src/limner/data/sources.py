@@ -47,9 +47,10 @@ def _open_format(config: Config) -> PictureSet:
     """People's own data: in the format that is named, or that looking finds."""
     kind, path = _format_and_path(config)
     if kind == "datasets" and config.data.streaming:
-        from limner.data.formats.streamed import open_streamed
-
-        return open_streamed(config)
+        raise LimnerError(
+            "data.streaming: data sets of the Hub are not streamed by name yet; name their files: "
+            "data.dataset_name=null data.dataset_path='hf://datasets/org/name/data/*.parquet'"
+        )
     if kind == "datasets":
         from limner.data.formats.hub import open_datasets
 
@@ -120,8 +121,13 @@ def training_order(data: Data, config: Config) -> Order:
     """Whose turn it is among the trained rows, at every count of the run."""
     rows, seed = data.trained.rows, config.training.seed
     # Latents are kept here, one by one, wherever the pictures are.
-    in_pieces = isinstance(data.set, InPieces) and not config.vae.pretrained_model_name
-    if in_pieces and data.set.windowed and isinstance(rows, SomeRows):
+    stored = config.vae.pretrained_model_name is not None
+    if (
+        isinstance(data.set, InPieces)
+        and data.set.windowed
+        and isinstance(rows, SomeRows)
+        and not stored
+    ):
         firsts = data.set.piece_firsts(rows.positions)
         window = config.data.shuffle_window or WINDOW
         return WindowedShuffle(firsts, window, seed, data.set.fetch_ahead)
