@@ -166,6 +166,43 @@ def saved(folder: Path) -> Path:
     return folder
 
 
+def tars(folder: Path) -> Path:
+    """Two shards: one with a .txt and all captions in a .json, one with the .json alone."""
+    import tarfile
+
+    folder.mkdir(parents=True)
+    for shard, some in enumerate((emoji()[:13], emoji()[13:])):
+        path = folder / f"emoji-{shard:03}.tar"
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+            for e in some:
+                stem, _, ending = e.name.rpartition(".")
+                members = [
+                    (ending, e.data),
+                    ("json", json.dumps({"captions": e.captions}).encode()),
+                ]
+                members += [("txt", e.captions[0].encode())] if shard == 0 else []
+                for last, data in members:
+                    about = tarfile.TarInfo(f"emoji/{stem}.{last}")
+                    about.size = len(data)
+                    tar.addfile(about, io.BytesIO(data))
+    return folder
+
+
+def parquet_of_bytes(folder: Path) -> Path:
+    """As sets on the Hub are stored: a struct of the bytes and a name, in row groups."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True)
+    rows = [
+        {"image": {"bytes": e.data, "path": e.name}, "captions": list(e.captions)} for e in emoji()
+    ]
+    for shard, some in enumerate((rows[:13], rows[13:])):
+        path = folder / f"train-{shard:05}-of-00002.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), path, row_group_size=5)
+    return folder
+
+
 @dataclass(frozen=True)
 class Example:
     """A way to write the emoji, and what a configuration needs to read them.
@@ -174,16 +211,16 @@ class Example:
         kind: the format that looking must find.
         settings: besides data.dataset_path.
         held_out: the places among `emoji()` that the format holds out itself.
+        key: what the row of a picture is called, without folders, by its place.
+        windowed: it is read in pieces, and its order is another one.
     """
 
     build: Callable[[Path], Path]
     kind: str
     settings: tuple[str, ...] = ()
     held_out: frozenset[int] | None = None
-
-    def key(self, place: int) -> str:
-        """The key of the row of a picture, without folders."""
-        return emoji()[place].name
+    key: Callable[[int], str] = lambda place: emoji()[place].name
+    windowed: bool = False
 
 
 EXAMPLES = {
@@ -199,6 +236,13 @@ EXAMPLES = {
     "coco": Example(coco, "coco", (), frozenset(range(16, COUNT))),
     "cub": Example(cub, "cub", (), frozenset(range(3, COUNT, 4))),
     "save_to_disk": Example(saved, "datasets"),
+    "tars": Example(tars, "webdataset", key=lambda place: emoji()[place].name.rpartition(".")[0]),
+    "parquet of pictures": Example(
+        parquet_of_bytes,
+        "parquet",
+        key=lambda place: str(place if place < 13 else place - 13),
+        windowed=True,
+    ),
 }
 """Every format that keeps all captions, and so the same rows; `classes` keeps one for each
 folder."""

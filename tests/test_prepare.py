@@ -257,18 +257,27 @@ def same_pictures(pictures: PictureSet) -> None:
         assert row.held_out is (place >= 16)
 
 
-BACK = {"parquet": ["data.format=datasets"]}
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("to", ["metadata", "imagefolder", "pairs", "parquet"])
-def test_to_each_layout_and_back_nothing_is_lost(to: Layout, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("to", "kind"),
+    [
+        *((to, "auto") for to in ("metadata", "imagefolder", "pairs", "webdataset", "parquet")),
+        ("parquet", "datasets"),
+    ],
+)
+def test_to_each_layout_and_back_nothing_is_lost(
+    to: Layout, kind: str, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     source = EXAMPLES["coco"].build(tmp_path / "source")
     assert prepare("auto", source, tmp_path / to, to=to, shard_size="10").count == COUNT
-    there = opened(tmp_path / to, *BACK.get(to, []))
+    there = opened(tmp_path / to, f"data.format={kind}")
     assert there.refused == []
     same_pictures(there)
-    kind = "datasets" if to == "parquet" else "auto"
     prepare(kind, tmp_path / to, tmp_path / "back")
     same_pictures(opened(tmp_path / "back"))
     for path, one in zip(sorted((tmp_path / "back/images").iterdir()), emoji(), strict=True):

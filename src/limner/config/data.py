@@ -43,6 +43,12 @@ class DataConfig(Section):
     """Of a data set on the Hub: which of its configurations; None: its only one, or its default."""
     dataset_split: str = "train"
     """Of what the package datasets reads: the split, as in `train` or `train[:1000]`."""
+    streaming: bool = False
+    """Read the shards of a data set on the Hub, or of what else the package datasets reads, from
+    where they are, piece by piece, instead of downloading them first (docs/streaming.md)."""
+    shuffle_window: PositiveInt | None = None
+    """Of data that is fetched piece by piece: pictures that are shuffled together, about; None:
+    4,096, and all of them where the tars are on this machine."""
     image_size: PositiveInt = 64
     """Side of the square training picture, pixels."""
     buckets: Annotated[
@@ -82,3 +88,5 @@ class CacheConfig(Section):
     """Where latents and text embeddings are kept, computed once; runs share it."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """In which precision they are kept."""
+    pieces_mb: PositiveInt = 4096
+    """MiB that pieces of shards, fetched from far away or unpacked, take in `folder` at most."""

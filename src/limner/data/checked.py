@@ -19,7 +19,7 @@ import PIL
 from filelock import FileLock
 
 from limner.config import Config
-from limner.data.rows import Contained, PictureError, PictureSet, Refused, Row
+from limner.data.rows import Contained, InPieces, PictureError, PictureSet, Refused, Row
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, RACY_NS, digest
@@ -43,6 +43,8 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
     rows, wanted = picture_set.rows, config.data.num_samples
     if not rows:
         return
+    if isinstance(picture_set, InPieces):
+        return  # all of it would have to be read before the first step
     if picture_set.path(rows[0]) is None and not isinstance(picture_set, Contained):
         return  # drawn, not read: nothing that could be damaged
     ranked: Sequence[int] = range(len(rows))
@@ -68,7 +70,7 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
                 said, done = now, first + len(some)
                 left = (now - began) / done * (len(ranked) - done)
                 say(f"{done:,} of {len(ranked):,} pictures checked, about {left:.0f}s left")
-    picture_set.rows = [rows[i] for i in sorted(good[:wanted])]
+    picture_set.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
     if not picture_set.rows:
         first_bad = picture_set.refused[0]
         raise LimnerError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
 
@@ -23,6 +23,28 @@ class Row:
     """At least one; the first is the main caption, the others say the same in other words."""
     held_out: bool | None = None
     """Fixed by the data set, or None: decided by hash and `data.train_split`."""
+
+
+class SomeRows(Sequence[Row]):
+    """Those rows of a data set that stand at `positions`, int64 [N]; a view, made as asked for."""
+
+    def __init__(self, rows: Sequence[Row], positions: np.ndarray) -> None:
+        self.all, self.positions = rows, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, which: SupportsIndex) -> Row: ...
+    @overload
+    def __getitem__(self, which: slice) -> SomeRows: ...
+    def __getitem__(self, which: SupportsIndex | slice) -> Row | SomeRows:
+        if isinstance(which, slice):
+            return SomeRows(self.all, self.positions[which])
+        return self.all[int(self.positions[which])]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.all[int(position)] for position in self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +65,12 @@ class PictureSet(Protocol):
     name: str
     description: str
     """What the pictures are, what is held out, and by what rule: printed in the report."""
-    rows: list[Row]
     refused: list[Refused]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """A list, or what makes a row when it is asked for: a million rows are no objects."""
+        ...
 
     def load(self, row: Row, image_size: int | tuple[int, int]) -> np.ndarray:
         """The row's picture, uint8 [image_size, image_size, 3], or of (height, width). Raises
@@ -75,4 +101,20 @@ class Contained(Protocol):
 
     def signature(self, row: Row) -> bytes:
         """What stands for that picture, without reading it: other if its file changes."""
+        ...
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """Of a PictureSet whose pictures come in pieces, such as what is fetched from far away."""
+
+    windowed: bool
+    """Whether pictures are shuffled within windows of pieces, and not all together."""
+
+    def piece_firsts(self, places: np.ndarray) -> np.ndarray:
+        """Where the pieces begin among the rows at `places` (ascending): int64 [P + 1]."""
+        ...
+
+    def fetch_ahead(self, current: list[int], following: list[int]) -> None:
+        """The pieces that are needed now, and those that are needed next."""
         ...

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +15,10 @@ from limner.data.checked import take_out_bad
 from limner.data.examples import Pictures
 from limner.data.measured import shapes_of
 from limner.data.order import FullShuffle, OneShapePerUpdate, Order
-from limner.data.rows import PictureSet, Row
+from limner.data.rows import InPieces, PictureSet, SomeRows
 from limner.data.split import split_rows
+from limner.data.streams.places import of_shards
+from limner.data.streams.windows import WINDOW, WindowedShuffle
 from limner.errors import LimnerError
 
 
@@ -51,16 +51,23 @@ def open_picture_set(config: Config) -> PictureSet:
 def _open_format(config: Config) -> PictureSet:
     """People's own data: in the format that is named, or that looking finds."""
     kind, path = _format_and_path(config)
+    if kind == "datasets" and config.data.streaming:
+        raise LimnerError(
+            "data.streaming: data sets of the Hub are not streamed by name yet; name their files: "
+            "data.dataset_name=null data.dataset_path='hf://datasets/org/name/data/*.parquet'"
+        )
     if kind == "datasets":
         from limner.data.formats.hub import open_datasets
 
         return open_datasets(config)
     if kind == "webdataset":
-        tars = _part("limner.data.formats.tars", kind)
-        return tars.open_tars(config)
+        from limner.data.formats.tars import open_tars
+
+        return open_tars(config)
     if kind == "parquet":
-        parquet = _part("limner.data.formats.parquet", kind)
-        return parquet.open_parquet(config)
+        from limner.data.formats.parquet import open_parquet
+
+        return open_parquet(config)
     from limner.data.formats.columns import Columns
     from limner.data.formats.folders import FolderPictures
 
@@ -83,23 +90,13 @@ def _format_and_path(config: Config) -> tuple[str, str]:
             "data.dataset_path"
         )
     if kind == "auto":
+        kind = of_shards(data.dataset_path) or kind
+    if kind == "auto":
         from limner.data.formats.columns import Columns
         from limner.data.formats.looking import recognise
 
         kind = recognise(Path(data.dataset_path), Columns.of(config))
     return kind, data.dataset_path
-
-
-def _part(module: str, kind: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise LimnerError(
-            f"data of the format {kind} is not read by this version"
-            + ("; data.format: datasets reads it, too" if kind == "parquet" else "")
-        ) from None
 
 
 def open_data(config: Config, say: Callable[[str], None] = print, unit: int = 1) -> Data:
@@ -121,8 +118,8 @@ def open_data(config: Config, say: Callable[[str], None] = print, unit: int = 1)
 
     buckets, said = in_buckets(picture_set, trained, config, unit)
 
-    def pictures(positions: list[int]) -> Pictures:
-        rows: list[Row] = [picture_set.rows[i] for i in positions]
+    def pictures(positions: np.ndarray) -> Pictures:
+        rows = SomeRows(picture_set.rows, positions)
         theirs = buckets and buckets.only(positions)
         return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
 
@@ -131,7 +128,7 @@ def open_data(config: Config, say: Callable[[str], None] = print, unit: int = 1)
 
 def in_buckets(
     picture_set: PictureSet,
-    trained: list[int],
+    trained: np.ndarray,
     config: Config,
     unit: int,
 ) -> tuple[Buckets | None, list[str]]:
@@ -140,8 +137,13 @@ def in_buckets(
     wanted, side = config.data.buckets, config.data.image_size
     if wanted is None:
         return None, []
+    if isinstance(picture_set, InPieces) and picture_set.windowed:
+        raise LimnerError(
+            "data.buckets: the shapes of pictures that are streamed are not known beforehand; copy "
+            "the shards here (local tars will do), or leave it out"
+        )
     shapes = shapes_of(picture_set, picture_set.rows, Path(config.cache.folder))
-    own = shapes[np.asarray(trained)]
+    own = shapes[trained]
     if wanted == "auto":
         sizes = with_enough(own, sizes_around(side, unit, config.data.max_aspect_ratio))
     else:
@@ -174,4 +176,16 @@ def training_order(data: Data, config: Config, processes: int = 1, images: int =
         group = settings.micro_batch_size * settings.gradient_accumulation_steps * processes
         members = buckets.members()
         return OneShapePerUpdate(members, group, settings.seed, images % group)
-    return FullShuffle(len(data.trained.rows), config.training.seed)
+    rows, seed = data.trained.rows, config.training.seed
+    # Latents are kept here, one by one, wherever the pictures are.
+    stored = config.vae.pretrained_model_name is not None
+    if (
+        isinstance(data.set, InPieces)
+        and data.set.windowed
+        and isinstance(rows, SomeRows)
+        and not stored
+    ):
+        firsts = data.set.piece_firsts(rows.positions)
+        window = config.data.shuffle_window or WINDOW
+        return WindowedShuffle(firsts, window, seed, data.set.fetch_ahead)
+    return FullShuffle(len(rows), seed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from limner.data.rows import Row
 from limner.errors import LimnerError
@@ -36,38 +38,45 @@ def in_second_half(key: str) -> bool:
     return _uniform(key, 2) >= 0.5
 
 
+def draws(key: str) -> tuple[float, float]:
+    """What decides about a row: its numbers for `is_held_out` and for `sampling_rank`."""
+    word = hashlib.sha256(key.encode("utf-8")).digest()
+    return _draw(word, 0), _draw(word, 1)
+
+
 def split_rows(
     rows: Sequence[Row], train_split: float, num_samples: int | None = None
-) -> tuple[list[int], list[int]]:
-    """Indices into `rows`, ascending: (trained, held out); together at most `num_samples`.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into `rows`, ascending, int64: (trained, held out); together at most `num_samples`.
 
     `Row.held_out` decides where it is set, the hash of the key elsewhere. Where that holds out
     nothing although `train_split` < 1, the row of the highest hash (the first to go, were
-    `train_split` lowered) is held out if there are at least ten rows. Raises LimnerError if
-    nothing is left to train on.
+    `train_split` lowered) is held out if there are at least ten rows. Rows that know all of this
+    by heart (`Decided`) are not made for it. Raises LimnerError if nothing is left to train on.
     """
     if num_samples is not None and num_samples < 1:
         raise LimnerError(
             f"data.num_samples is {num_samples}: give 1 or more, or leave it out to use every row."
         )
-    used: Sequence[int] = range(len(rows))
+    own, hashes = _decided(rows)
+    used = np.arange(len(rows))
     if num_samples is not None and num_samples < len(rows):
-        used = heapq.nsmallest(num_samples, used, key=lambda i: sampling_rank(rows[i].key))
-        used = sorted(used)
+        used = np.sort(np.argsort(hashes[:, 1], kind="stable")[:num_samples])
         _log.info(
             "data.num_samples: %d of %d rows are used, chosen by a hash of their keys",
             num_samples,
             len(rows),
         )
 
-    held_out = [i for i in used if _is_held_out(rows[i], train_split)]
-    undecided = [i for i in used if rows[i].held_out is None]
-    if not held_out and undecided and train_split < 1 and len(used) >= FEWEST_TO_HOLD_OUT_ONE:
-        held_out = [max(undecided, key=lambda i: _uniform(rows[i].key, 0))]
+    own, place = own[used], hashes[used, 0]
+    aside = np.where(own < 0, place >= train_split, own > 0)
+    undecided = np.flatnonzero(own < 0)
+    enough = len(used) >= FEWEST_TO_HOLD_OUT_ONE
+    if not aside.any() and len(undecided) and train_split < 1 and enough:
+        aside[undecided[np.argmax(place[undecided])]] = True
 
-    aside = set(held_out)
-    trained = [i for i in used if i not in aside]
-    if not trained:
+    trained, held_out = used[~aside], used[aside]
+    if not len(trained):
         raise LimnerError(
             f"no row is left to train on: of {len(rows)} rows {len(used)} are used "
             f"(data.num_samples: {num_samples}) and {len(held_out)} held out "
@@ -77,11 +86,32 @@ def split_rows(
     return trained, held_out
 
 
-def _is_held_out(row: Row, train_split: float) -> bool:
-    return is_held_out(row.key, train_split) if row.held_out is None else row.held_out
+@runtime_checkable
+class Decided(Protocol):
+    """Rows whose hashes were computed before."""
+
+    def decided(self) -> tuple[np.ndarray, np.ndarray]:
+        """(`Row.held_out`, int8 [N]: 0, 1, or -1 for None; `draws` of the keys, float64 [N, 2])."""
+        ...
+
+
+def _decided(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(rows, Decided):
+        return rows.decided()
+    own = np.full(len(rows), -1, dtype=np.int8)
+    hashes = np.zeros((len(rows), 2))
+    for i, row in enumerate(rows):
+        hashes[i] = draws(row.key)
+        if row.held_out is not None:
+            own[i] = row.held_out
+    return own, hashes
 
 
 def _uniform(key: str, draw: int) -> float:
-    """The key's draw number 0 to 3 from [0, 1): 53 bits of its SHA-256, all that a float holds."""
-    word = hashlib.sha256(key.encode("utf-8")).digest()[8 * draw : 8 * draw + 8]
-    return (int.from_bytes(word, "big") >> 11) / 2**53
+    """The key's draw number 0 to 3 from [0, 1)."""
+    return _draw(hashlib.sha256(key.encode("utf-8")).digest(), draw)
+
+
+def _draw(word: bytes, number: int) -> float:
+    """53 bits of a SHA-256, all that a float holds."""
+    return (int.from_bytes(word[8 * number : 8 * number + 8], "big") >> 11) / 2**53
