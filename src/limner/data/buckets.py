@@ -45,7 +45,7 @@ class Buckets:
         """The positions of each bucket's rows, ascending."""
         return [np.flatnonzero(self.of_row == bucket) for bucket in range(len(self.sizes))]
 
-    def only(self, positions: Sequence[int]) -> Buckets:
+    def only(self, positions: Sequence[int] | np.ndarray) -> Buckets:
         """The same sizes, of some of the rows."""
         return Buckets(self.sizes, self.of_row[np.asarray(positions, dtype=np.int64)])
 
