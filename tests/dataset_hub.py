@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0" * 40
 
@@ -20,8 +21,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def dataset_hub(name: str, files: Mapping[str, bytes]) -> Iterator[str]:
-    """Serve the files as the data set `name` until the block ends; the address."""
+def dataset_hub(
+    name: str, files: Mapping[str, bytes], asked: list[int] | None = None
+) -> Iterator[str]:
+    """Serve the files as the data set `name` until the block ends; the address.
+
+    `asked` collects how many bytes each answer had.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -43,9 +49,19 @@ def dataset_hub(name: str, files: Mapping[str, bytes]) -> Iterator[str]:
                     self.answer(b"", send, 404, missing)
                 else:
                     tag = f'"{hashlib.sha1(found).hexdigest()}"'
-                    self.answer(found, send, headers={"ETag": tag, "X-Repo-Commit": COMMIT})
+                    headers = {"ETag": tag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+                    status = 200
+                    if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or ""):
+                        first, last = int(wanted[1]), int(wanted[2] or len(found) - 1)
+                        headers["Content-Range"] = f"bytes {first}-{last}/{len(found)}"
+                        status, found = 206, found[first : last + 1]
+                    if send and asked is not None:
+                        asked.append(len(found))
+                    self.answer(found, send, status, headers)
             elif "/tree/" in path:
-                listed = self.listed(path.split("/tree/")[1].partition("/")[2])
+                query = parse_qs(urlsplit(self.path).query)
+                whole = query.get("recursive", ["false"])[0].lower() in ("1", "true")
+                listed = self.listed(path.split("/tree/")[1].partition("/")[2], whole)
                 status, headers = (200, {}) if listed else (404, missing)
                 self.answer(json.dumps(listed).encode(), send, status, headers)
             else:
@@ -53,13 +69,15 @@ def dataset_hub(name: str, files: Mapping[str, bytes]) -> Iterator[str]:
                 about = {"id": name, "sha": COMMIT, "siblings": siblings}
                 self.answer(json.dumps(about).encode(), send)
 
-        def listed(self, under: str) -> list[dict[str, Any]]:
-            """What is in a folder: its files, and its folders without what is in them."""
+        def listed(self, under: str, whole: bool) -> list[dict[str, Any]]:
+            """What is in a folder; its folders as `whole` says, or without what is in them."""
             found: dict[str, dict[str, Any]] = {}
             start = f"{under}/" if under else ""
             for path, data in files.items():
                 if path.startswith(start):
                     first, deeper, _ = path.removeprefix(start).partition("/")
+                    if whole:
+                        first, deeper = path.removeprefix(start), ""
                     here = {"path": start + first, "oid": hashlib.sha1(data).hexdigest()}
                     size = {} if deeper else {"size": len(data)}
                     found[first] = {"type": "directory" if deeper else "file", **here, **size}

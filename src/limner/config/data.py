@@ -44,8 +44,8 @@ class DataConfig(Section):
     dataset_split: str = "train"
     """Of what the package datasets reads: the split, as in `train` or `train[:1000]`."""
     streaming: bool = False
-    """Read the shards of a data set on the Hub, or of what else the package datasets reads, from
-    where they are, piece by piece, instead of downloading them first (docs/streaming.md)."""
+    """Read the Parquet files or tars of a data set on the Hub from where they are, piece by piece,
+    instead of downloading all of them first (docs/streaming.md)."""
     shuffle_window: PositiveInt | None = None
     """Of data that is fetched piece by piece: pictures that are shuffled together, about; None:
     4,096, and all of them where the tars are on this machine."""

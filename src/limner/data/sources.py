@@ -51,11 +51,10 @@ def open_picture_set(config: Config) -> PictureSet:
 def _open_format(config: Config) -> PictureSet:
     """People's own data: in the format that is named, or that looking finds."""
     kind, path = _format_and_path(config)
-    if kind == "datasets" and config.data.streaming:
-        raise LimnerError(
-            "data.streaming: data sets of the Hub are not streamed by name yet; name their files: "
-            "data.dataset_name=null data.dataset_path='hf://datasets/org/name/data/*.parquet'"
-        )
+    if kind == "datasets" and config.data.streaming and path == config.data.dataset_name:
+        from limner.data.formats.hub_streamed import open_streamed
+
+        return open_streamed(config)
     if kind == "datasets":
         from limner.data.formats.hub import open_datasets
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -40,8 +41,8 @@ def open_tars(config: Config) -> ShardPictures:
     return open_tar_files(config, config.data.dataset_path, config.data.dataset_path)
 
 
-def open_tar_files(config: Config, path: str, name: str) -> ShardPictures:
-    if path.lower().split("?")[0].endswith(COMPRESSED):
+def open_tar_files(config: Config, path: str | Sequence[str], name: str) -> ShardPictures:
+    if isinstance(path, str) and path.lower().split("?")[0].endswith(COMPRESSED):
         raise LimnerError(
             f"data.dataset_path: {path} is compressed as a whole, so that no picture in it can be "
             "read without all before it; pictures are compressed already: unpack it to a plain "

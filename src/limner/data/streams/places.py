@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
@@ -84,14 +84,15 @@ def of_shards(path: str) -> str | None:
     )
 
 
-def find(path: str, endings: tuple[str, ...]) -> list[Place]:
-    """The files that a path, URL, or pattern stands for, in the order of their names.
+def find(path: str | Sequence[str], endings: tuple[str, ...]) -> list[Place]:
+    """The files that a path, URL, or pattern (or each of several) stands for, by their names.
 
     `{000..012}` counts, `{a,b}` lists, `*` and `?` match names; a folder stands for all files in it
     with one of the endings. Raises LimnerError, naming the files of a list that are not there.
     """
     urls: list[str] = []
-    for one in expanded(path):
+    paths = [path] if isinstance(path, str) else path
+    for one in (one for each in paths for one in expanded(each)):
         urls += _local(one, endings) if not is_url(one) else _far(one, endings)
     if not urls:
         raise LimnerError(
