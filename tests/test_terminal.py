@@ -21,7 +21,7 @@ ANSI = "\x1b["
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     (choices,) = [a.choices for a in build_parser()._actions if a.choices is not None]
-    return dict(choices)  # type: ignore[call-overload]
+    return dict(choices)
 
 
 def test_every_command_has_examples_at_the_end_of_its_help() -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from limner.commands import (
     caption,
@@ -29,7 +30,7 @@ from limner.commands import (
     train,
     train_autoencoder,
 )
-from limner.commands.common import as_overrides, common, configured
+from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples
 from limner.errors import LimnerError
 
@@ -106,9 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train your own text-to-image Diffusion Transformer, and draw with it.",
     )
     parser.set_defaults(log_level="info", no_color=False, takes_overrides=False, takes_words=None)
-    commands = parser.add_subparsers(
+    subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=HelpWithExamples
     )
+    commands = cast("Commands", subparsers)
     every, config = common(), configured()
     demo.add(commands, every)
     train.add(commands, every)

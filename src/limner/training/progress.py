@@ -20,9 +20,10 @@ REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes t
 class Progress:
     """Context manager around a training run; the trainer calls `update` after each step.
 
-    On a terminal it redraws one line (bar, step, pictures seen, speed, losses, time left), and in a
-    notebook, as plain text under the cell, which needs no widgets (rich's own does). Anywhere else (CI, a log file, a pipe) it prints a line with the same figures at most every `plain_every`
-    seconds. With `enabled` false (every process but the main one) it is silent.
+    On a terminal it redraws one line (bar, step, pictures seen, speed, losses, time left). In a
+    notebook it replaces one line of text under the cell, which needs no widgets (rich's own does).
+    Anywhere else (CI, a log file, a pipe) it prints a line with the same figures at most every
+    `plain_every` seconds. With `enabled` false (every process but the main one) it is silent.
     """
 
     def __init__(
