@@ -115,7 +115,7 @@ def check(
 
 def _split(
     picture_set: PictureSet, config: Config, problems: Problems
-) -> tuple[Sequence[int], Sequence[int]]:
+) -> tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]:
     rows = picture_set.rows
     try:
         return split_rows(rows, config.data.train_split, config.data.num_samples)
@@ -131,7 +131,7 @@ def _some(rows: Sequence[Row], used: list[int], sample: int | None) -> list[int]
 
 
 def _reader(
-    config: Config, rows: Sequence[Row], trained: Sequence[int]
+    config: Config, rows: Sequence[Row], trained: Sequence[int] | np.ndarray
 ) -> tuple[CutsCaptions | None, str]:
     """What counts a caption's tokens as training will, and its name."""
     text = config.text_encoder
