@@ -124,3 +124,16 @@ def test_resume_needs_the_first_model_no_more(
     again.train()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+def test_what_fits_and_means_something_else_is_said(tuned: Callable[..., Config]) -> None:
+    heads = tuned().model.num_heads
+    (said,) = [s for s in Trainer(tuned(f"model.num_heads={2 * heads}")).news if "fit, but" in s]
+    assert f"model.num_heads: {heads} there, {2 * heads} here" in said
+    (said,) = [
+        s for s in Trainer(tuned("scheduler.prediction_type=sample")).news if "fit, but" in s
+    ]
+    assert "scheduler.prediction_type: velocity there, sample here" in said
+    assert not [s for s in Trainer(tuned()).news if "fit, but" in s]
+    with pytest.raises(LimnerError, match=r"lora\.rank.*model\.num_heads"):
+        Trainer(tuned("lora.rank=2", f"model.num_heads={2 * heads}"))

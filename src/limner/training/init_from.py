@@ -191,6 +191,33 @@ def start_from(
     return ["; ".join(said)]
 
 
+def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> list[str]:
+    """What fits by its shape and does not mean what it meant: a sentence, if there is any.
+
+    Raises:
+        LimnerError: adapters are asked for, and would be beside weights that mean something else.
+    """
+    if origin is None:
+        return []
+    keys = [("model", "num_heads"), *(("scheduler", key) for key in MEANING)]
+    keys.append(("vae", "fingerprint"))  # latents of as many channels, made by other weights
+    differ = [
+        f"{section}.{key}: {there} there, {here} here"
+        for section, key in keys
+        if (there := getattr(getattr(origin.config, section), key))
+        != (here := getattr(getattr(config, section), key))
+    ]
+    if not differ:
+        return []
+    told = "; ".join(differ)
+    if config.lora.rank is not None:
+        raise LimnerError(
+            f"lora.rank: adapters leave the model as it is, and here its weights would mean "
+            f"something else ({told}); leave these keys unset to take that model's"
+        )
+    return [f"the weights fit, but were learned for something else ({told}): much is learned anew"]
+
+
 def _words_differ(tokenizer: CaptionTokenizer | None, origin: Checkpoint | WeightsFile) -> bool:
     if tokenizer is None or origin.tokenizer is None:
         return False
