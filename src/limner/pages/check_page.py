@@ -96,7 +96,9 @@ def figures(told: dict[str, Any]) -> str:
         if value is not None
     ]
     if cut is not None:
-        cards.append(("of a picture is cut away", f"{cut:.0%}", "mean, by the square crop"))
+        buckets = text(part(told, "settings"), "data.buckets")
+        crop = "to the nearest of data.buckets" if buckets else "by the square crop"
+        cards.append(("of a picture is cut away", f"{cut:.0%}", f"mean, {crop}"))
     shown = "".join(
         f'<div class="small"><dt>{escape(name)}</dt><dd>{escape(value)}</dd>'
         f'<dd class="note">{escape(note)}</dd></div>'
@@ -187,7 +189,8 @@ def seen(folder: Path, told: dict[str, Any]) -> str:
             f'<figure><div class="pair two">{images}</div><figcaption><bdi>{escape(main)}</bdi>'
             f"{others}</figcaption></figure>"
         )
-    size = number(part(told, "settings").get("data.image_size"))
+    settings = part(told, "settings")
+    size = None if text(settings, "data.buckets") else number(settings.get("data.image_size"))
     note = "Left the original, what is cut away in grey; right what is trained"
     note += f", {size:.0f} × {size:.0f} pixels." if size else "."
     note += " A choice by training.seed."
