@@ -137,10 +137,9 @@ def findings(told: dict[str, Any]) -> str:
 
 
 def _listed(row: dict[str, Any]) -> str:
-    return (
-        f"<li><bdi>{escape(text(row, 'key'))}</bdi><br>"
-        f"<small>{escape(text(row, 'said'))}</small></li>"
-    )
+    key, said = text(row, "key"), text(row, "said")
+    said = said.removeprefix(f"{key}: ")
+    return f"<li><bdi>{escape(key)}</bdi><br><small>{escape(said)}</small></li>"
 
 
 def _sentence(words: str) -> str:
@@ -243,7 +242,7 @@ def captions(told: dict[str, Any]) -> str:
 
 
 def labelled(histogram: dict[str, Any], unit: str) -> dict[str, float]:
-    """{"below 16 px": 3, "16 to 31 px": 8, ...}, empty ends left out."""
+    """{"below 16 px": 3, "16 to 31 px": 8, ...}, empty ones left out."""
     edges, counts = histogram.get("edges"), histogram.get("counts")
     if not (isinstance(edges, list) and isinstance(counts, list) and len(counts) == len(edges) + 1):
         return {}
@@ -254,10 +253,7 @@ def labelled(histogram: dict[str, Any], unit: str) -> dict[str, float]:
         named = [_ratio(edge) for edge in edges]
         inner = [f"{low} to {high}" for low, high in pairwise(named)]
         names = [f"below {named[0]}", *inner, f"{named[-1]} and more"]
-    filled = [i for i, count in enumerate(counts) if number(count)]
-    if not filled:
-        return {}
-    return {names[i]: float(counts[i]) for i in range(filled[0], filled[-1] + 1)}
+    return {name: float(n) for name, n in zip(names, counts, strict=True) if number(n)}
 
 
 def _ratio(edge: float) -> str:
