@@ -1,6 +1,7 @@
 """`limner check-data`: it finds every planted fault by its kind and row, and no others."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -195,6 +196,13 @@ def test_one_caption_for_many_pictures(tmp_path: Path) -> None:
     (line,) = found_in(output)
     assert (line["kind"], line["key"]) == ("caption-shared", "0.png")
     assert "7 of 20" in line["said"]
+
+
+@pytest.mark.parametrize("guide", ["checking.md", "checking.zh-CN.md"])
+def test_the_guide_names_every_kind_in_its_order(guide: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / guide).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| (error|warning|note) \|", text, re.MULTILINE)
+    assert rows == [(kind, about.severity) for kind, about in KINDS.items()]
 
 
 def test_the_exit_code() -> None:
