@@ -66,7 +66,9 @@ def check(
             problems.add(of_refused(refused))
         trained, held_out = _split(picture_set, config, problems)
         of_all = len(trained) + len(held_out)
-        which = _some(picture_set.rows, sorted([*trained, *held_out]), sample)
+        which = _some(
+            picture_set.rows, np.sort(np.concatenate([trained, held_out])).tolist(), sample
+        )
         out = np.isin(which, held_out)
         sizes = _Sizes(config, _buckets(picture_set, trained, config))
         reader, tokens_by = _reader(config, picture_set.rows, trained)
@@ -120,23 +122,24 @@ def check(
 
 def _split(
     picture_set: PictureSet, config: Config, problems: Problems
-) -> tuple[Sequence[int], Sequence[int]]:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of rows, int64: trained, held out."""
     rows = picture_set.rows
     try:
         return split_rows(rows, config.data.train_split, config.data.num_samples)
     except LimnerError as error:
         problems.add(Finding("nothing-to-train", picture_set.name, str(error)))
-        return range(len(rows)), []
+        return np.arange(len(rows)), np.arange(0)
 
 
-def _buckets(picture_set: PictureSet, trained: Sequence[int], config: Config) -> Buckets | None:
+def _buckets(picture_set: PictureSet, trained: np.ndarray, config: Config) -> Buckets | None:
     """The size that each row is trained at, where `data.buckets` asks for several."""
     unit = 1
     if config.data.buckets == "auto":
         from limner.models.parts import open_parts
 
         unit = open_parts(config).unit
-    return in_buckets(picture_set, np.asarray(trained, dtype=np.int64), config, unit)[0]
+    return in_buckets(picture_set, trained, config, unit)[0]
 
 
 class _Sizes:
@@ -162,7 +165,7 @@ def _some(rows: Sequence[Row], used: list[int], sample: int | None) -> list[int]
 
 
 def _reader(
-    config: Config, rows: Sequence[Row], trained: Sequence[int]
+    config: Config, rows: Sequence[Row], trained: np.ndarray
 ) -> tuple[CutsCaptions | None, str]:
     """What counts a caption's tokens as training will, and its name."""
     text = config.text_encoder
