@@ -92,6 +92,11 @@ def test_a_caption_begins_with_the_prompt(name: str, models: dict[str, Path]) ->
     captioner = Captioner(str(models[name]), CPU, torch.float32, "a photo of")
     for caption in captioner(images(), 8):
         assert caption.startswith("a photo of ")
+    # The prompt is not followed by its end mark, after which a model has nothing more to say.
+    begun = captioner._inputs(images(1))["input_ids"][0].tolist()
+    words = captioner.tokenizer("a photo of", add_special_tokens=False).input_ids
+    end = [captioner.tokenizer.sep_token_id] if name == "blip" else []  # which takes it off itself
+    assert begun == [captioner.tokenizer.cls_token_id, *words, *end]
 
 
 def test_a_chat_model_is_asked_and_only_its_answer_is_kept(models: dict[str, Path]) -> None:
