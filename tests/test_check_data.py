@@ -1,7 +1,10 @@
 """`limner check-data`: it finds every planted fault by its kind and row, and no others."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import emoji_formats
 import numpy as np
 import pytest
+from dataset_hub import dataset_hub, files_of
 from emoji_formats import EXAMPLES, settings
 from faulty_set import PLANTED, ROWS, SIDE, TRAIN_SPLIT, faulty_set
 from page_reader import read
@@ -23,6 +27,7 @@ from limner.checking.shown import cut_shown
 from limner.cli import main
 from limner.data.emoji import EmojiPictures
 from limner.data.pictures import fit
+from limner.data.prepare import prepare
 from limner.fingerprints import digest
 
 SETTINGS = [f"data.image_size={SIDE}", f"data.train_split={TRAIN_SPLIT}"]
@@ -413,6 +418,34 @@ def test_a_file_that_nothing_names_is_told_where_rows_lie(name: str, tmp_path: P
         return
     (line,) = found
     assert (line["kind"], line["place"]) == ("unreferenced-file", str(first.parent / "stray.png"))
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_a_set_that_is_streamed_is_checked_where_it_is(layout: str, tmp_path: Path) -> None:
+    emoji_formats.metadata_jsonl(tmp_path / "source")
+    prepare(
+        "auto", tmp_path / "source", tmp_path / "set", to=layout, shard_size="10",
+        overrides=["data.caption_column=[english, chinese]"],
+    )  # fmt: skip
+    words = ["data.dataset_name=someone/emoji", "data.streaming=true", "data.image_size=16"]
+    words += [f"cache.folder={(tmp_path / 'cache').as_posix()}", "--output", str(tmp_path / "out")]
+    with dataset_hub("someone/emoji", files_of(tmp_path / "set"), []) as address:
+        there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-m", "limner", "check-data", *words],
+            env=there, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert found_in(tmp_path / "out") == []
+        told = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+        assert told["rows"]["decoded"] == len(emoji_formats.emoji())
+        # Shapes of what is far away are not known beforehand: training says so, too.
+        done = subprocess.run(
+            [sys.executable, "-m", "limner", "check-data", *words, "data.buckets=auto"],
+            env=there, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "data.buckets: the shapes of pictures that are streamed" in done.stderr
 
 
 def test_folders_as_captions(tmp_path: Path) -> None:
