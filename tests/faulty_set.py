@@ -187,7 +187,7 @@ class _Planting:
         line = len(self.lines) + 1
         key = self.key(".png")
         bad = (
-            (json.dumps({"file_name": key, "words": "a cat"}), f"metadata.jsonl, line {line}"),
+            (json.dumps({"file_name": key, "words": "a cat"}), key),
             (json.dumps({"file_name": "../secret.png", "text": "a cat"}), "../secret.png"),
             (json.dumps({"file_name": key, "text": 7}), key),
             ('{"file_name": "images/a.png", "text": "a cat"', f"metadata.jsonl, line {line}"),

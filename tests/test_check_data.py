@@ -1,12 +1,20 @@
 """`limner check-data`: it finds every planted fault by its kind and row, and no others."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import emoji_formats
 import numpy as np
 import pytest
+from dataset_hub import dataset_hub, files_of
+from emoji_formats import EXAMPLES, settings
 from faulty_set import PLANTED, ROWS, SIDE, TRAIN_SPLIT, faulty_set
 from page_reader import read
 from PIL import Image
@@ -19,6 +27,7 @@ from limner.checking.shown import cut_shown
 from limner.cli import main
 from limner.data.emoji import EmojiPictures
 from limner.data.pictures import fit
+from limner.data.prepare import prepare
 from limner.fingerprints import digest
 
 SETTINGS = [f"data.image_size={SIDE}", f"data.train_split={TRAIN_SPLIT}"]
@@ -194,6 +203,13 @@ def test_one_caption_for_many_pictures(tmp_path: Path) -> None:
     assert "7 of 20" in line["said"]
 
 
+@pytest.mark.parametrize("guide", ["checking.md", "checking.zh-CN.md"])
+def test_the_guide_names_every_kind_in_its_order(guide: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / guide).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \| (error|warning|note) \|", text, re.MULTILINE)
+    assert rows == [(kind, about.severity) for kind, about in KINDS.items()]
+
+
 def test_the_exit_code() -> None:
     assert exit_code([], strict=True) == 0
     assert exit_code([{"severity": "note"}], strict=True) == 0
@@ -215,7 +231,7 @@ def test_what_is_cut_is_what_the_crop_cuts(width: int, height: int) -> None:
             picture.paste("red", (*corner, corner[0] + end[0], corner[1] + end[1]))
     kept = np.asarray(fit(picture, 16, 16))
     assert (kept[3:-3, 3:-3] > 240).all()
-    shown = np.asarray(cut_shown(picture, 16)).reshape(-1, 3)
+    shown = np.asarray(cut_shown(picture, 16, 16)).reshape(-1, 3)
     grey = (np.abs(shown.astype(int) - 128).max(1) < 70).mean()
     assert grey == pytest.approx(cut, abs=0.12) or min(width, height) < 10
 
@@ -323,3 +339,155 @@ def test_loops_are_found_and_counting_is_none() -> None:
     assert repeated("very very big, very very small") is None
     assert repeated("0 0 0 0") is None
     assert repeated("x " * 5000) == "x"
+
+
+# ---- formats
+
+FORMATS = [*EXAMPLES]
+LISTED = (
+    "metadata.json",
+    "metadata.jsonl",
+    "metadata.csv",
+    "csv",
+    "parquet of paths",
+    "coco",
+    "cub",
+)
+"""Those in which a file may lie that nothing names."""
+
+
+def check_format(name: str, folder: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    """(exit code, findings worse than notes)."""
+    ours = [*settings(name, folder / "data"), "data.image_size=16", *words]
+    code = main(["check-data", *ours, "--output", str(folder / "out")])
+    return code, [line for line in found_in(folder / "out") if line["severity"] != "note"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_false_is_said_of_any_format(name: str, tmp_path: Path) -> None:
+    assert check_format(name, tmp_path) == (0, [])
+    told = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+    held_out = EXAMPLES[name].held_out
+    assert told["rows"]["looked_at"] == told["rows"]["decoded"] == len(emoji_formats.emoji())
+    assert held_out is None or told["rows"]["held_out"] == len(held_out)
+    assert told["captions"]["scripts"].keys() == {"Latin", "Chinese characters"}
+    assert len(told["samples"]) == 12
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_planted_in_any_format_is_found_by_its_row(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that breaks off, one that is no picture, one that is an earlier one's again (both
+    trained), and a caption that stands for one."""
+    good = list(emoji_formats.emoji())
+    same = 5, 9
+    good[1] = replace(good[1], data=good[1].data[: len(good[1].data) * 2 // 3])
+    good[2] = replace(good[2], data=b"<html>404 Not Found</html>")
+    good[same[1]] = replace(good[same[1]], data=good[same[0]].data)
+    good[14] = replace(good[14], captions=("untitled", good[14].captions[1]))
+    monkeypatch.setattr(emoji_formats, "emoji", lambda: tuple(good))
+    code, found = check_format(name, tmp_path, "data.train_split=1")
+    assert code == 2
+    expected = {
+        ("truncated", 1),
+        ("not-a-picture", 2),
+        ("conflicting-captions", same[1]),
+        ("caption-placeholder", 14),
+    }
+    key = EXAMPLES[name].key
+    assert Counter(line["kind"] for line in found) == Counter(kind for kind, _ in expected)
+    for kind, place in expected:
+        (line,) = (line for line in found if line["kind"] == kind)
+        assert line["key"].rpartition("/")[2].endswith(key(place))
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_file_that_nothing_names_is_told_where_rows_lie(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    ours = [*settings(name, data), "data.image_size=16"]
+    first = next(data.rglob(emoji_formats.emoji()[0].name))
+    for place in (first.parent / "stray.png", data / "another-use" / "apart.png"):
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16)).save(place)
+    words = ["check-data", *ours, "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    found = [line for line in found_in(tmp_path / "out") if line["severity"] != "note"]
+    if name == "csv":  # the path is that of the list itself, and there may be other lists
+        assert found == []
+        return
+    (line,) = found
+    assert (line["kind"], line["place"]) == ("unreferenced-file", str(first.parent / "stray.png"))
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_a_set_that_is_streamed_is_checked_where_it_is(layout: str, tmp_path: Path) -> None:
+    emoji_formats.metadata_jsonl(tmp_path / "source")
+    prepare(
+        "auto", tmp_path / "source", tmp_path / "set", to=layout, shard_size="10",
+        overrides=["data.caption_column=[english, chinese]"],
+    )  # fmt: skip
+    words = ["data.dataset_name=someone/emoji", "data.streaming=true", "data.image_size=16"]
+    words += [f"cache.folder={(tmp_path / 'cache').as_posix()}", "--output", str(tmp_path / "out")]
+    with dataset_hub("someone/emoji", files_of(tmp_path / "set"), []) as address:
+        there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-m", "limner", "check-data", *words],
+            env=there, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert found_in(tmp_path / "out") == []
+        told = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+        assert told["rows"]["decoded"] == len(emoji_formats.emoji())
+        # Shapes of what is far away are not known beforehand: training says so, too.
+        done = subprocess.run(
+            [sys.executable, "-m", "limner", "check-data", *words, "data.buckets=auto"],
+            env=there, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "data.buckets: the shapes of pictures that are streamed" in done.stderr
+
+
+def test_folders_as_captions(tmp_path: Path) -> None:
+    """One caption for all pictures of a folder is meant, and said to be so only where it is
+    a large share."""
+    data, output = tmp_path / "data", tmp_path / "out"
+    for number, one in enumerate(emoji_formats.emoji()):
+        place = data / f"{'abcdefghijkl'[number % 12]}_cat" / one.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(one.data)
+    words = ["check-data", str(data), "data.image_size=16", "--output", str(output)]
+    assert main(words) == 0
+    assert [line for line in found_in(output) if line["severity"] != "note"] == []
+
+
+def test_with_buckets_the_cut_is_that_of_the_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    emoji = EmojiPictures("demo", ["en"])
+    for number, row in enumerate(emoji.rows[:48]):
+        square = Image.fromarray(emoji.load(row, 64))
+        sides = ((64, 64), (128, 64), (64, 192))[number % 3]
+        square.resize(sides).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text(row.captions[0], encoding="utf-8")
+    words = ["check-data", str(data), "data.image_size=64", "--output", str(output)]
+    assert main(words) == 0
+    assert Counter(line["kind"] for line in found_in(output)) == {"extreme-ratio": 16}
+    told = json.loads((output / "check.json").read_text("utf-8"))
+    assert told["pictures"]["mean_share_cut"] == pytest.approx((0 + 1 / 2 + 2 / 3) / 3)
+    capsys.readouterr()
+    assert main([*words, "data.buckets=[[64, 64], [32, 64], [96, 32]]"]) == 0
+    assert found_in(output) == []
+    told = json.loads((output / "check.json").read_text("utf-8"))
+    assert told["pictures"]["mean_share_cut"] == 0
+    assert "the nearest size of data.buckets, 0% of a picture" in capsys.readouterr().out
+    assert "to the nearest of data.buckets" in read(output / "check.html").words
+    seen = {Image.open(path).size for path in (output / "pictures").glob("*-seen.png")}
+    assert seen <= {(64, 64), (64, 32), (32, 96)}
+    assert len(seen) > 1
+    assert main([*words, "data.buckets=auto"]) == 0
+    told = json.loads((output / "check.json").read_text("utf-8"))
+    # 3:1 is longer than data.max_aspect_ratio, 2:1, and is cut to that.
+    assert told["pictures"]["mean_share_cut"] == pytest.approx((0 + 0 + 1 / 3) / 3, abs=0.01)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from recording_hub import recording_hub
 from runs import events, messages
-from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of, workplace
+from shown import PICTURES, ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of, workplace
 from test_resume import differing
 
 import limner
@@ -157,6 +157,9 @@ def test_speed_is_said_and_every_key_is_there(told: Told) -> None:
     assert events(Path("outputs/shown-0"), "train")[-1]["images_per_second"] > 0
     assert "pictures/s" in told.printed
     assert "compile" in told.printed
+    assert f"{PICTURES} rows looked at" in told.printed
+    page = Path("outputs/check/check.html").read_text(encoding="utf-8")
+    assert "Shorter side, pixels" in page
     main(["train", "--config", "configs/train_config.yaml", "training.output_dir=outputs/said"])
     first = messages(Path("outputs/said"))[0]
     assert "processor" in first
@@ -191,11 +194,17 @@ def test_the_end_is_the_same_as_without_the_interruption(told: Told) -> None:
 
 @answers("Q7")
 def test_bad_rows_are_listed_and_change_nothing(told: Told) -> None:
-    assert "2 pictures with captions" in told.printed
+    assert "2 rows looked at" in told.printed
+    assert "0 errors" in told.printed
     assert "True\n2 rows; the first: {'image': 'images/image_000001.jpg'" in told.printed
     rows = json.loads(Path("data/metadata.json").read_text(encoding="utf-8"))
     bad = [{"image": "images/gone.jpg", "text": "a cat"}, {"image": "images/image_000003.jpg"}]
     Path("data/metadata.json").write_text(json.dumps([*rows, *bad]), encoding="utf-8")
+    assert main(["check-data", "configs/train_config.yaml", "--output", "checked"]) == 2
+    found = Path("checked/problems.jsonl").read_text(encoding="utf-8").splitlines()
+    kinds = {line["key"]: line["kind"] for line in map(json.loads, found)}
+    assert kinds["images/gone.jpg"] == "missing-file"
+    assert kinds["images/image_000003.jpg"] == "unusable-row"
     words = ["training.output_dir=outputs/bad", "training.batch_size=1", "data.train_split=1"]
     assert main(["train", "--config", "configs/train_config.yaml", *words]) == 0
     listed = Path("outputs/bad/refused.jsonl").read_text(encoding="utf-8").splitlines()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from limner.checkpoint import Checkpoint
+from limner.cli import main
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.training.trainer import Trainer
@@ -105,7 +106,7 @@ def test_another_width_that_fits_nowhere_is_refused(tuned: Callable[..., Config]
 
 
 def test_a_model_that_is_not_there_is_said(tuned: Callable[..., Config]) -> None:
-    with pytest.raises(LimnerError, match=r"training\.init_from: no checkpoint at"):
+    with pytest.raises(LimnerError, match=r"training\.init_from: there is no model at"):
         tuned("training.init_from=nowhere")
 
 
@@ -124,3 +125,30 @@ def test_resume_needs_the_first_model_no_more(
     again.train()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+def test_what_fits_and_means_something_else_is_said(tuned: Callable[..., Config]) -> None:
+    heads = tuned().model.num_heads
+    (said,) = [s for s in Trainer(tuned(f"model.num_heads={2 * heads}")).news if "fit, but" in s]
+    assert f"model.num_heads: {heads} there, {2 * heads} here" in said
+    (said,) = [
+        s for s in Trainer(tuned("scheduler.prediction_type=sample")).news if "fit, but" in s
+    ]
+    assert "scheduler.prediction_type: velocity there, sample here" in said
+    assert not [s for s in Trainer(tuned()).news if "fit, but" in s]
+    with pytest.raises(LimnerError, match=r"lora\.rank.*model\.num_heads"):
+        Trainer(tuned("lora.rank=2", f"model.num_heads={2 * heads}"))
+
+
+def test_an_exported_file_is_a_model_to_start_from(
+    tuned: Callable[..., Config], trained: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "painter.safetensors"
+    assert main(["export", str(trained / "outputs"), "--output", str(file)]) == 0
+    trainer = Trainer(tuned(f"training.init_from='{file}'"))
+    assert trainer.config.model == Checkpoint.open(trained / "outputs").config.model
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, averaged(trained)[name]), name
+    (tmp_path / "other.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(LimnerError, match="no file that limner export wrote"):
+        tuned(f"training.init_from='{tmp_path / 'other.safetensors'}'")

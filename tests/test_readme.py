@@ -105,7 +105,7 @@ def test_every_shown_command_is_understood() -> None:
                 o for o in as_overrides(rest) if not o.startswith(("training.init_from", "lora"))
             ]
             load_config(configuration and ROOT / configuration, own)
-        elif words[0] in ("evaluate", "prepare"):
+        elif words[0] in ("evaluate", "prepare", "check-data"):
             load_config(None, as_overrides(rest))
         else:
             assert rest == [], words

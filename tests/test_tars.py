@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from limner.checkpoint import load_tensors
 from limner.config import Config
 from limner.data.examples import Batch, TrainingExamples
+from limner.data.formats import tars
 from limner.data.order import CountBatches
 from limner.data.sources import Data, open_data, open_picture_set, training_order
 from limner.data.streams import index as indexes
@@ -184,7 +185,15 @@ def shards_far_away(name: str) -> str:
     return f"memory://{name}/s-{{000..002}}.tar"
 
 
-def keys_seen(config: Config, data: Data, start: int, batches: int, workers: int) -> list[int]:
+def keys_seen(
+    config: Config,
+    data: Data,
+    start: int,
+    batches: int,
+    workers: int,
+    processes: int = 1,
+    rank: int = 0,
+) -> list[int]:
     """The colours' numbers in the order in which the loader shows them."""
 
     def silent(caption: str) -> torch.Tensor:
@@ -193,7 +202,7 @@ def keys_seen(config: Config, data: Data, start: int, batches: int, workers: int
     examples = TrainingExamples(
         data.trained, silent, 0, 0.0, 0.5, 0.0, training_order(data, config)
     )
-    counts = CountBatches(start, 5)
+    counts = CountBatches(start, 5, processes, rank)
     loader: DataLoader[Any] = DataLoader(
         examples, batch_sampler=counts, num_workers=workers, collate_fn=Batch.of
     )
@@ -244,3 +253,38 @@ def test_a_run_from_shards_far_away_resumes_to_the_bit(
     again.train()
     weights = [load_tensors(tmp_path / n / "checkpoint-6" / "model.pt") for n in ("whole", "half")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_two_processes_see_what_one_would(tmp_path: Path, opened: Callable[..., Any]) -> None:
+    path = shards_far_away("shared")
+    config, _ = opened(path, "data.memory_mb=0", "data.shuffle_window=24", "data.train_split=1")
+    data = open_data(config)
+    whole = keys_seen(config, data, 0, 24, 0)
+    halves = [
+        keys_seen(config, open_data(config), 0, 12, 0, processes=2, rank=rank) for rank in (0, 1)
+    ]
+    turns = [[half[i : i + 5] for i in range(0, 60, 5)] for half in halves]
+    assert [n for both in zip(*turns, strict=True) for one in both for n in one] == whole
+
+
+def test_an_index_that_a_kill_cut_short_goes_on_where_it_was(
+    tmp_path: Path, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(3):
+        (tmp_path / f"{shard}.tar").write_bytes(tar_of(pairs(40 * shard, 40)))
+    read: list[str] = []
+    build = tars.Tars.build
+
+    def counted(self: tars.Tars, place: Any, building: Any) -> None:
+        read.append(place.name)
+        if read == ["0.tar", "1.tar"]:
+            build(self, place, building)
+            raise KeyboardInterrupt  # before it is put in its place
+        build(self, place, building)
+
+    monkeypatch.setattr(tars.Tars, "build", counted)
+    with pytest.raises(KeyboardInterrupt):
+        opened(str(tmp_path / "*.tar"))
+    _, found = opened(str(tmp_path / "*.tar"))
+    assert [read.count(f"{shard}.tar") for shard in range(3)] == [1, 2, 1]
+    assert [row.captions[0] for row in found.rows] == [f"colour {n}" for n in range(120)]

@@ -135,8 +135,11 @@ def _keep(folder: Path, key: str, text: str, told: Captioned) -> None:
         return
     path = (folder / key).with_suffix(".txt")
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text + "\n", encoding="utf-8", newline="\n")
-    os.replace(staging, path)
+    try:
+        staging.write_text(text + "\n", encoding="utf-8", newline="\n")
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
     told.written += 1
     told.odd += [(key, f"{fault.kind}: {fault.said}") for fault in faults_of(text)]
 

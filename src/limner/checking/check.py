@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,12 @@ from limner.checking.findings import Finding, Problems, of_refused
 from limner.checking.pictures import Fault, Looked, look, share_cut
 from limner.checking.shown import show_duplicates, show_samples
 from limner.config import Config
+from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
+from limner.data.formats.folders import FolderPictures
 from limner.data.pictures import EXTENSIONS
 from limner.data.rows import PictureSet, Row
-from limner.data.sources import open_picture_set
+from limner.data.sources import in_buckets, open_picture_set
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
 
@@ -63,26 +66,29 @@ def check(
             problems.add(of_refused(refused))
         trained, held_out = _split(picture_set, config, problems)
         of_all = len(trained) + len(held_out)
-        which = _some(picture_set.rows, sorted([*trained, *held_out]), sample)
+        which = _some(
+            picture_set.rows, np.sort(np.concatenate([trained, held_out])).tolist(), sample
+        )
         out = np.isin(which, held_out)
+        sizes = _Sizes(config, _buckets(picture_set, trained, config))
         reader, tokens_by = _reader(config, picture_set.rows, trained)
         with Compared(len(which)) as compared:
-            pictures = _Pictures(config.data.image_size, drawn)
+            pictures = _Pictures(drawn)
             captions = _Captions(reader)
-            for index, row, found in _looked_at(picture_set, which, config, drawn, say):
+            for index, row, found in _looked_at(picture_set, which, sizes, drawn, say):
                 _tell(picture_set, row, problems, captions.add(row))
                 if isinstance(found, Fault):
                     _tell(picture_set, row, problems, [found])
                     continue
                 _tell(picture_set, row, problems, found.faults)
-                pictures.add(found)
+                pictures.add(found, sizes.of(which[index]))
                 if not found.blank:
                     compared.put(index, found.pixels, found.small)
             _tell_shared(picture_set, which, captions, problems)
             for finding in find_duplicates(picture_set, which, out, compared):
                 problems.add(finding)
             good = [which[i] for i in np.flatnonzero(compared.there)]
-        for finding in _unreferenced(picture_set):
+        for finding in _unreferenced(picture_set, config):
             problems.add(finding)
         findings = problems.told()
     told = {
@@ -102,11 +108,12 @@ def check(
         "captions": {**captions.told(), "tokens_by": tokens_by},
         "settings": {
             "data.image_size": config.data.image_size,
+            "data.buckets": sizes.told(),
             "data.train_split": config.data.train_split,
             "data.num_samples": config.data.num_samples,
             "text_encoder.max_length": reader.max_length if reader else None,
         },
-        "samples": show_samples(picture_set, good, config, output),
+        "samples": show_samples(picture_set, good, sizes.of, config.training.seed, output),
         "alike": show_duplicates(picture_set, which, findings, output),
     }
     _write(output / "check.json", json.dumps(told, indent=1))
@@ -115,13 +122,40 @@ def check(
 
 def _split(
     picture_set: PictureSet, config: Config, problems: Problems
-) -> tuple[Sequence[int], Sequence[int]]:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of rows, int64: trained, held out."""
     rows = picture_set.rows
     try:
         return split_rows(rows, config.data.train_split, config.data.num_samples)
     except LimnerError as error:
         problems.add(Finding("nothing-to-train", picture_set.name, str(error)))
-        return range(len(rows)), []
+        return np.arange(len(rows)), np.arange(0)
+
+
+def _buckets(picture_set: PictureSet, trained: np.ndarray, config: Config) -> Buckets | None:
+    """The size that each row is trained at, where `data.buckets` asks for several."""
+    unit = 1
+    if config.data.buckets == "auto":
+        from limner.models.parts import open_parts
+
+        unit = open_parts(config).unit
+    return in_buckets(picture_set, trained, config, unit)[0]
+
+
+class _Sizes:
+    """(height, width) that each row is trained at."""
+
+    def __init__(self, config: Config, buckets: Buckets | None) -> None:
+        self.side, self.buckets = config.data.image_size, buckets
+
+    def of(self, position: int) -> tuple[int, int]:
+        return self.buckets.size(position) if self.buckets else (self.side, self.side)
+
+    def told(self) -> str | None:
+        """None where all are squares."""
+        if self.buckets is None:
+            return None
+        return ", ".join(f"{width} x {height}" for height, width in self.buckets.sizes)
 
 
 def _some(rows: Sequence[Row], used: list[int], sample: int | None) -> list[int]:
@@ -131,7 +165,7 @@ def _some(rows: Sequence[Row], used: list[int], sample: int | None) -> list[int]
 
 
 def _reader(
-    config: Config, rows: Sequence[Row], trained: Sequence[int]
+    config: Config, rows: Sequence[Row], trained: np.ndarray
 ) -> tuple[CutsCaptions | None, str]:
     """What counts a caption's tokens as training will, and its name."""
     text = config.text_encoder
@@ -151,15 +185,15 @@ def _reader(
 
 
 def _looked_at(
-    picture_set: PictureSet, which: list[int], config: Config, drawn: bool, say: Say
+    picture_set: PictureSet, which: list[int], sizes: _Sizes, drawn: bool, say: Say
 ) -> Iterator[tuple[int, Row, Looked | Fault]]:
     """Every picture decoded once, by threads, in the order of `which`."""
-    size = config.data.image_size
     began = said = time.monotonic()
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as threads:
         for first in range(0, len(which), AT_ONCE):
-            rows = [picture_set.rows[i] for i in which[first : first + AT_ONCE]]
-            found = threads.map(lambda row: look(picture_set, row, size, drawn), rows)
+            some = which[first : first + AT_ONCE]
+            rows, to = [picture_set.rows[i] for i in some], [sizes.of(i) for i in some]
+            found = threads.map(lambda row, size: look(picture_set, row, size, drawn), rows, to)
             for offset, (row, looked) in enumerate(zip(rows, found, strict=True)):
                 yield first + offset, row, looked
             done = first + len(rows)
@@ -177,21 +211,21 @@ def _tell(picture_set: PictureSet, row: Row, problems: Problems, faults: Sequenc
 class _Pictures:
     """Sizes, shapes, formats: counted."""
 
-    def __init__(self, image_size: int, drawn: bool) -> None:
-        self.image_size, self.drawn = image_size, drawn
+    def __init__(self, drawn: bool) -> None:
+        self.drawn = drawn
         self.count, self.cut = 0, 0.0
         self.formats: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
         self.sides = np.zeros(len(SIDES) + 1, dtype=np.int64)
         self.ratios = np.zeros(len(RATIOS) + 1, dtype=np.int64)
 
-    def add(self, found: Looked) -> None:
+    def add(self, found: Looked, size: tuple[int, int]) -> None:
         self.count += 1
         self.formats[found.format] += 1
         self.modes[found.mode] += 1
         self.sides[np.searchsorted(SIDES, min(found.width, found.height), side="right")] += 1
         self.ratios[np.searchsorted(RATIOS, found.width / found.height, side="right")] += 1
-        self.cut += share_cut(found.width, found.height, self.image_size, self.image_size)
+        self.cut += share_cut(found.width, found.height, *size)
 
     def told(self) -> dict[str, Any]:
         if self.drawn or not self.count:
@@ -280,19 +314,25 @@ def _quantiles(lengths: Counter[int]) -> dict[str, int]:
     return {"least": values[0], "median": at(0.5), "p95": at(0.95), "most": values[-1]}
 
 
-def _unreferenced(picture_set: PictureSet) -> Iterator[Finding]:
-    """Picture files in the set's folder that neither a row nor a refused row names."""
-    folder = getattr(picture_set, "folder", None)
-    if not isinstance(folder, Path):
+def _unreferenced(picture_set: PictureSet, config: Config) -> Iterator[Finding]:
+    """Picture files beside those of the rows that neither a row nor a refused row names.
+
+    Only folders in which a row's picture lies are looked at: others may be of another use, such
+    as COCO's val2017/. Where the path is a file that lists pictures, others may list the rest.
+    """
+    if not isinstance(picture_set, FolderPictures):
+        return
+    if Path(config.data.dataset_path).expanduser().is_file():
         return
     named = {row.key for row in picture_set.rows} | {row.key for row in picture_set.refused}
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(directory, name)
-            key = path.relative_to(folder).as_posix()
-            if path.suffix.lower() in EXTENSIONS and name[0] != "." and key not in named:
-                yield Finding("unreferenced-file", key, "no row names this file", str(path))
+    for within in sorted({posixpath.dirname(row.key) for row in picture_set.rows}):
+        folder = picture_set.folder / within
+        for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
+            key = posixpath.join(within, name)
+            if Path(name).suffix.lower() in EXTENSIONS and name[0] != "." and key not in named:
+                yield Finding(
+                    "unreferenced-file", key, "no row names this file", str(folder / name)
+                )
 
 
 def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:

@@ -66,15 +66,16 @@ KINDS = {
     ),
     "blank": _warning("a picture of one colour", "Take it out, if that is not meant."),
     "tiny-picture": _warning(
-        "less than a quarter of data.image_size: enlarged, it is a blur",
+        "less than a quarter of the size it is trained at: enlarged, it is a blur",
         "Take it out, or find a larger one.",
     ),
     "small-picture": _warning(
-        "smaller than data.image_size: it will be enlarged",
+        "smaller than the size it is trained at: it will be enlarged",
         "Take it out, find a larger one, or lower data.image_size.",
     ),
     "extreme-ratio": _warning(
-        "more than half of the picture is cut away to make it square", "Crop it by hand."
+        "more than half of the picture is cut away to fit the size it is trained at",
+        "Crop it by hand, or let data.buckets keep its shape.",
     ),
     "wrong-extension": _warning(
         "the file's name says another format than it is in", "Rename it; it can be read."

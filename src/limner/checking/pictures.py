@@ -47,11 +47,11 @@ class Looked:
     faults: tuple[Fault, ...] = field(default=())
 
 
-def look(picture_set: PictureSet, row: Row, image_size: int, drawn: bool) -> Looked | Fault:
+def look(picture_set: PictureSet, row: Row, size: tuple[int, int], drawn: bool) -> Looked | Fault:
     """Decode a row's picture once, to its end, and say all that is known of it.
 
     Args:
-        image_size: of the training picture, pixels.
+        size: (height, width) of the training picture, pixels.
         drawn: the set draws at any size, so that the size means nothing.
     """
     try:
@@ -69,7 +69,7 @@ def look(picture_set: PictureSet, row: Row, image_size: int, drawn: bool) -> Loo
             kind, mode = header.format or "", header.mode
             frames = getattr(header, "n_frames", 1) if kind != "MPO" else 1
             transparent = header.has_transparency_data and _is_transparent(header)
-    faults = [] if drawn else list(_of_size(width, height, image_size))
+    faults = [] if drawn else list(_of_size(width, height, *size))
     levels = np.array(rgb.getextrema())  # lowest and highest of each channel
     blank = bool((levels[:, 1] - levels[:, 0] <= _ONE_COLOUR).all())
     if blank:
@@ -94,16 +94,17 @@ def share_cut(width: int, height: int, to_height: int, to_width: int) -> float:
     return 1 - (right - left) * (bottom - top) / (width * height)
 
 
-def _of_size(width: int, height: int, image_size: int) -> list[Fault]:
+def _of_size(width: int, height: int, to_height: int, to_width: int) -> list[Fault]:
     """Of the size at most one thing is said: the cut part, or else what is enlarged."""
-    size, side = f"{width} x {height} pixels", min(width, height)
-    cut = share_cut(width, height, image_size, image_size)
-    if side * _TINY < image_size:
-        return [Fault("tiny-picture", f"{size}; data.image_size is {image_size}")]
+    size, to = f"{width} x {height} pixels", f"it is trained at {to_width} x {to_height}"
+    enlarged = max(to_width / width, to_height / height)
+    cut = share_cut(width, height, to_height, to_width)
+    if enlarged > _TINY:
+        return [Fault("tiny-picture", f"{size}; {to}")]
     if cut > MOST_CUT:
         return [Fault("extreme-ratio", f"{size}: {cut:.0%} is cut away")]
-    if side < image_size:
-        return [Fault("small-picture", f"{size}; data.image_size is {image_size}")]
+    if enlarged > 1:
+        return [Fault("small-picture", f"{size}; {to}")]
     return []
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from limner.config import Config
 from limner.data.order import seeded_generator
 from limner.data.pictures import kept_part, open_rgb
 from limner.data.rows import PictureError, PictureSet, Row
@@ -23,28 +22,36 @@ ALIKE = ("split-leak", "near-split-leak", "conflicting-captions", "near-duplicat
 
 
 def show_samples(
-    picture_set: PictureSet, good: Sequence[int], config: Config, output: Path
+    picture_set: PictureSet,
+    good: Sequence[int],
+    size_of: Callable[[int], tuple[int, int]],
+    seed: int,
+    output: Path,
 ) -> list[dict[str, Any]]:
     """Some decodable rows, chosen by the seed: the original with what is cut away in grey, and
-    what is trained at data.image_size. Written below `output`."""
+    what is trained. Written below `output`.
+
+    Args:
+        size_of: (height, width) at which a row is trained.
+    """
     import torch
 
     folder = output / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    generator = seeded_generator(config.training.seed, "check")
+    generator = seeded_generator(seed, "check")
     chosen = torch.randperm(len(good), generator=generator)[:SAMPLES].tolist()
     told = []
     for number, place in enumerate(sorted(chosen)):
         row = picture_set.rows[good[place]]
-        size = config.data.image_size
+        size = size_of(good[place])
         try:
             whole = open_rgb(picture_set.picture(row), row.key, shorter_side=SIDE)
             seen = Image.fromarray(picture_set.load(row, size))
         except PictureError:  # changed since it was looked at
             continue
         names = f"{FOLDER}/{number:02d}-whole.jpg", f"{FOLDER}/{number:02d}-seen.png"
-        cut_shown(whole, size).save(output / names[0], quality=88)
+        cut_shown(whole, *size).save(output / names[0], quality=88)
         if max(seen.size) > SIDE:
             seen.thumbnail((SIDE, SIDE))
         seen.save(output / names[1])
@@ -54,11 +61,11 @@ def show_samples(
     return told
 
 
-def cut_shown(whole: Image.Image, image_size: int) -> Image.Image:
+def cut_shown(whole: Image.Image, to_height: int, to_width: int) -> Image.Image:
     """The picture, at most SIDE pixels long, with what the crop takes away greyed out."""
     small = whole.copy()
     small.thumbnail((SIDE, SIDE))
-    box = kept_part(small.width, small.height, image_size, image_size)
+    box = kept_part(small.width, small.height, to_height, to_width)
     left, top, right, bottom = (round(edge) for edge in box)
     right, bottom = max(right, left + 1), max(bottom, top + 1)  # of a very long and thin one
     if right - left >= small.width and bottom - top >= small.height:

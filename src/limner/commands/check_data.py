@@ -84,7 +84,12 @@ def lines(told: dict[str, Any]) -> list[str]:
     cut = told["pictures"].get("mean_share_cut")
     if cut is not None:
         size = told["settings"]["data.image_size"]
-        said.append(f"cropped to {size} x {size}, {cut:.0%} of a picture is cut away in the mean")
+        to = (
+            "the nearest size of data.buckets"
+            if told["settings"]["data.buckets"]
+            else f"{size} x {size}"
+        )
+        said.append(f"cropped to {to}, {cut:.0%} of a picture is cut away in the mean")
     if told["captions"]["scripts"]:
         total = max(1, captions["count"])
         scripts = (f"{name} {n / total:.0%}" for name, n in captions["scripts"].items())

@@ -19,6 +19,7 @@ from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.errors import explain, sentence
 from limner.config.evaluation import EvaluationConfig
+from limner.config.inherited import inherit
 from limner.config.lora import LoraConfig
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
@@ -63,9 +64,7 @@ def load_config(
     for text in overrides:
         _override(values, text)
     if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
-        from limner.training.init_from import inherit  # it reads checkpoints, and so needs torch
-
-        inherit(values)
+        inherit(values, load_config)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:

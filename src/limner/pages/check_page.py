@@ -96,7 +96,9 @@ def figures(told: dict[str, Any]) -> str:
         if value is not None
     ]
     if cut is not None:
-        cards.append(("of a picture is cut away", f"{cut:.0%}", "mean, by the square crop"))
+        buckets = text(part(told, "settings"), "data.buckets")
+        crop = "to the nearest of data.buckets" if buckets else "by the square crop"
+        cards.append(("of a picture is cut away", f"{cut:.0%}", f"mean, {crop}"))
     shown = "".join(
         f'<div class="small"><dt>{escape(name)}</dt><dd>{escape(value)}</dd>'
         f'<dd class="note">{escape(note)}</dd></div>'
@@ -135,10 +137,9 @@ def findings(told: dict[str, Any]) -> str:
 
 
 def _listed(row: dict[str, Any]) -> str:
-    return (
-        f"<li><bdi>{escape(text(row, 'key'))}</bdi><br>"
-        f"<small>{escape(text(row, 'said'))}</small></li>"
-    )
+    key, said = text(row, "key"), text(row, "said")
+    said = said.removeprefix(f"{key}: ")
+    return f"<li><bdi>{escape(key)}</bdi><br><small>{escape(said)}</small></li>"
 
 
 def _sentence(words: str) -> str:
@@ -187,7 +188,8 @@ def seen(folder: Path, told: dict[str, Any]) -> str:
             f'<figure><div class="pair two">{images}</div><figcaption><bdi>{escape(main)}</bdi>'
             f"{others}</figcaption></figure>"
         )
-    size = number(part(told, "settings").get("data.image_size"))
+    settings = part(told, "settings")
+    size = None if text(settings, "data.buckets") else number(settings.get("data.image_size"))
     note = "Left the original, what is cut away in grey; right what is trained"
     note += f", {size:.0f} × {size:.0f} pixels." if size else "."
     note += " A choice by training.seed."
@@ -240,7 +242,7 @@ def captions(told: dict[str, Any]) -> str:
 
 
 def labelled(histogram: dict[str, Any], unit: str) -> dict[str, float]:
-    """{"below 16 px": 3, "16 to 31 px": 8, ...}, empty ends left out."""
+    """{"below 16 px": 3, "16 to 31 px": 8, ...}, empty ones left out."""
     edges, counts = histogram.get("edges"), histogram.get("counts")
     if not (isinstance(edges, list) and isinstance(counts, list) and len(counts) == len(edges) + 1):
         return {}
@@ -251,10 +253,7 @@ def labelled(histogram: dict[str, Any], unit: str) -> dict[str, float]:
         named = [_ratio(edge) for edge in edges]
         inner = [f"{low} to {high}" for low, high in pairwise(named)]
         names = [f"below {named[0]}", *inner, f"{named[-1]} and more"]
-    filled = [i for i, count in enumerate(counts) if number(count)]
-    if not filled:
-        return {}
-    return {names[i]: float(counts[i]) for i in range(filled[0], filled[-1] + 1)}
+    return {name: float(n) for name, n in zip(names, counts, strict=True) if number(n)}
 
 
 def _ratio(edge: float) -> str:

@@ -79,9 +79,17 @@ def share_gauge(name: str, value: float, interval: Interval | None, note: str = 
         marks += span("whisker", place(interval[0]), place(interval[1]))
     said = "; ".join(words for words in (note, between(interval, percent=True)) if words)
     return (
-        f'<div class="share"><p><bdi>{escape(name)}</bdi> <b>{value:.0%}</b></p>{strip(marks)}'
+        f'<div class="share"><p><bdi>{escape(name)}</bdi> <b>{escape(_share(value))}</b></p>'
+        f"{strip(marks)}"
         f'<p class="note">{escape(said)}</p></div>'
     )
+
+
+def _share(value: float) -> str:
+    """What is rounded to nothing or to all, and is neither, is said as such."""
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
 
 
 def scale(low: float, high: float) -> Callable[[float], float]:

@@ -7,104 +7,25 @@ they can spell any language.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from limner.checkpoint import Checkpoint, newest_good
+from limner.checkpoint import Checkpoint
 from limner.config import Config
+from limner.config.inherited import MEANING
 from limner.errors import LimnerError
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
 from limner.weights_file import WeightsFile, open_for_drawing
 
-MEANING = (
-    *("objective", "num_train_timesteps", "prediction_type"),
-    *("beta_start", "beta_end", "beta_schedule"),
-)
-"""Keys of `scheduler` that decide what the network's output is."""
-OF_PICTURES = ("patch_size", "in_channels", "out_channels")
 EMBEDDING, POSITIONS = "text_encoder.embedding.weight", "text_encoder.positions"
-
-
-def inherit(values: dict[str, Any]) -> None:
-    """Fill the keys of a configuration that were not set and describe the model from the model
-    that the run starts from. Where all are set (a checkpoint's own), that model is not needed.
-
-    Args:
-        values: sections of keys, as read; changed in place.
-
-    Raises:
-        LimnerError: it is needed, and not there.
-    """
-    training = values["training"]
-    read: list[Config] = []
-
-    def origin() -> Config:
-        if not read:
-            # A run that has begun holds what it inherited, and needs the first model no more.
-            own, _ = newest_good(Path(training.get("output_dir") or "./outputs"), ())
-            if own and (found := Checkpoint.open(own).config).training.init_from == str(
-                training["init_from"]
-            ):
-                read.append(found)
-            else:
-                read.append(_open(str(training["init_from"])).config)
-        return read[0]
-
-    _fill(values, "vae", ("pretrained_model_name",), origin)
-    _fill(values, "text_encoder", ("pretrained_model_name",), origin)
-    for section, keys in _keys().items():
-        if not _same_part(values, section, origin):
-            continue
-        _fill(values, section, keys, origin)
-    if _same_part(values, "vae", origin):
-        _fill(values, "model", OF_PICTURES, origin)
-
-
-def _keys() -> dict[str, tuple[str, ...]]:
-    fields = {name: tuple(f.annotation.model_fields) for name, f in Config.model_fields.items()}  # type: ignore[union-attr]
-    model = tuple(key for key in fields["model"] if key not in OF_PICTURES)
-    return {
-        "model": model,
-        "vae": fields["vae"],
-        "text_encoder": fields["text_encoder"],
-        "scheduler": MEANING,
-    }
-
-
-def _fill(
-    values: dict[str, Any], section: str, keys: tuple[str, ...], origin: Callable[[], Config]
-) -> None:
-    mine = values.setdefault(section, {})
-    for key in keys:
-        if key not in mine:
-            mine[key] = origin().model_dump(mode="json")[section][key]
-
-
-def _same_part(values: dict[str, Any], section: str, origin: Callable[[], Config]) -> bool:
-    """Whether a pretrained part is the one that the model learned with."""
-    if section not in ("vae", "text_encoder"):
-        return True
-    missing = set(_keys()[section]) - set(values[section])
-    if section == "vae":
-        missing |= set(OF_PICTURES) - set(values["model"])
-    if not missing:
-        return False  # nothing is open, so nothing has to be known
-    there = getattr(origin(), section).pretrained_model_name
-    return bool(values[section]["pretrained_model_name"] == there)
 
 
 def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
     """The model that the run starts from; None: it starts from nothing. Raises LimnerError."""
     name = config.training.init_from
-    return _open(name) if name is not None else None
-
-
-def _open(name: str) -> Checkpoint | WeightsFile:
+    if name is None:
+        return None
     try:
         return open_for_drawing(name)
     except LimnerError as error:
@@ -189,6 +110,33 @@ def start_from(
     if left := _groups({name: "" for name in there if name not in here}):
         said.append("not used: " + ", ".join(left))
     return ["; ".join(said)]
+
+
+def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> list[str]:
+    """What fits by its shape and does not mean what it meant: a sentence, if there is any.
+
+    Raises:
+        LimnerError: adapters are asked for, and would be beside weights that mean something else.
+    """
+    if origin is None:
+        return []
+    keys = [("model", "num_heads"), *(("scheduler", key) for key in MEANING)]
+    keys.append(("vae", "fingerprint"))  # latents of as many channels, made by other weights
+    differ = [
+        f"{section}.{key}: {there} there, {here} here"
+        for section, key in keys
+        if (there := getattr(getattr(origin.config, section), key))
+        != (here := getattr(getattr(config, section), key))
+    ]
+    if not differ:
+        return []
+    told = "; ".join(differ)
+    if config.lora.rank is not None:
+        raise LimnerError(
+            f"lora.rank: adapters leave the model as it is, and here its weights would mean "
+            f"something else ({told}); leave these keys unset to take that model's"
+        )
+    return [f"the weights fit, but were learned for something else ({told}): much is learned anew"]
 
 
 def _words_differ(tokenizer: CaptionTokenizer | None, origin: Checkpoint | WeightsFile) -> bool:

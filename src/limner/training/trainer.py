@@ -46,7 +46,7 @@ from limner.training.accelerator import open_accelerator
 from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
-from limner.training.init_from import open_origin, start_from, words_of
+from limner.training.init_from import open_origin, other_meaning, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
@@ -412,7 +412,8 @@ class Trainer:
     def first_model(self, origin: Checkpoint | WeightsFile | None) -> tuple[TextToImage, list[str]]:
         """As it is before its first update, and what is to be said about it."""
         model = self.fresh_model()
-        said = start_from(model, self.tokenizer, origin, self.config.lora.rank is not None)
+        said = other_meaning(origin, self.config)
+        said += start_from(model, self.tokenizer, origin, self.config.lora.rank is not None)
         return model, said + add_adapters(model, self.config)
 
     def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:

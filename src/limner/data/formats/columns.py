@@ -94,12 +94,12 @@ class Chosen:
         there = tuple(name for name in self.captions if name in row)
         wanted = self if every or not there else Chosen(self.image, there)
         if fault := wanted.missing(row):
-            return Entry(place, None, None, fault)
+            return Entry(place, row.get(self.image), None, fault)
         held_out = row.get(HELD_OUT)
         truth = _TRUTH.get(str(held_out).strip().lower(), held_out)
         if truth is not None and not isinstance(truth, bool):
             fault = f"'{HELD_OUT}' is {str(held_out)[:40]!r}, neither true nor false"
-            return Entry(place, None, None, fault)
+            return Entry(place, row.get(self.image), None, fault)
         return Entry(place, row[self.image], joined([row[name] for name in there]), None, truth)
 
 

@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     image: Any
     text: Any
     fault: str | None = None
-    """What is wrong with the row as a whole."""
+    """What is wrong with the row as a whole; its picture may be known all the same."""
     held_out: bool | None = None
     """Whether the data set itself holds the picture out; None: it does not say."""
 
@@ -60,10 +60,10 @@ def collect(entries: Iterable[Entry], folder: Path) -> tuple[list[Row], list[Ref
     refused = []
     listing = Listing(folder)
     for place, image, text, fault, aside in entries:
-        if fault:
-            refused.append(Refused(place, f"{place}: {fault}"))
-            continue
         key, reason = _check_path(image, listing)
+        if fault:
+            refused.append(Refused(place if reason else key, f"{place}: {fault}"))
+            continue
         texts = text if isinstance(text, list) else [text]
         if not texts:
             reason = reason or 'the list under "text" is empty'
@@ -166,7 +166,7 @@ def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> Non
         return
     reasons = [row.reason.split(": ", 1)[-1].rstrip(".") for row in refused]  # without the place
     why = "".join(
-        f"\n  {count:,} x {reason}; first: {refused[reasons.index(reason)].key}"
+        f"\n  {count:,} x {reason}; first: {_where(refused[reasons.index(reason)])}"
         for reason, count in Counter(reasons).most_common(3)
     )
     raise LimnerError(
@@ -174,3 +174,9 @@ def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> Non
         if refused
         else f"{folder}: the metadata has no rows. One is needed for each picture."
     )
+
+
+def _where(row: Refused) -> str:
+    """The picture, and where its row stands, if that is known."""
+    place, colon, _ = row.reason.partition(": ")
+    return row.key if not colon or place == row.key else f"{row.key} ({place})"

@@ -57,7 +57,7 @@ class Files:
             self.opened[path] = file
             try:
                 return parts(file)
-            except OSError:
+            except (OSError, ValueError):  # what takes its place is another file
                 self.opened.pop(path).close()
                 raise
 

@@ -1,0 +1,334 @@
+"""`limner caption`: a .txt beside each picture that has none, by tiny models of known kinds."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captioners import tiny_blip, tiny_blip2, tiny_git, tiny_llava, tiny_vit_gpt2
+from conftest import TINY
+from PIL import Image
+
+from limner import device as devices
+from limner.captioning import caption as captioning
+from limner.captioning.caption import caption_pictures, pictures_to_caption
+from limner.captioning.captioner import Captioner
+from limner.cli import main
+from limner.data.formats.folders import FolderPictures
+from limner.errors import LimnerError
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "blip": tiny_blip,
+    "git": tiny_git,
+    "vit-gpt2": tiny_vit_gpt2,
+    "blip-2": tiny_blip2,
+    "llava": tiny_llava,
+}
+CPU = torch.device("cpu")
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {name: build(folder / name) for name, build in MODELS.items()}
+
+
+def images(count: int = COUNT) -> list[Image.Image]:
+    """Pictures that differ much, of several sizes."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    sides = [(40, 30), (32, 32), (20, 50)]
+    nearest = Image.Resampling.NEAREST
+    return [Image.fromarray(one).resize(sides[i % 3], nearest) for i, one in enumerate(coarse)]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures at two depths: 0.png, more/1.png, 2.png, ..."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, image in enumerate(images()):
+        image.save(folder / ("more" if number % 2 else ".") / f"{number}.png")
+    return folder
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*.txt"))
+    }
+
+
+def numbered(pictures: Sequence[Image.Image]) -> list[str]:
+    """In place of a model: says the size."""
+    return [f"a picture {p.width} wide and {p.height} high" for p in pictures]
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_captions_are_the_same_one_by_one_and_in_batches(
+    name: str, models: dict[str, Path]
+) -> None:
+    captioner = Captioner(str(models[name]), CPU, torch.float32)
+    pictures = images()
+    together = captioner(pictures, 12)
+    assert together == [captioner([picture], 12)[0] for picture in pictures]
+    assert len(set(together)) > 1  # it looks
+    for caption in together:
+        assert 0 < len(caption.split()) <= 12
+        assert "<" not in caption  # no marks
+
+
+@pytest.mark.parametrize("name", ["blip", "git"])
+def test_a_caption_begins_with_the_prompt(name: str, models: dict[str, Path]) -> None:
+    captioner = Captioner(str(models[name]), CPU, torch.float32, "a photo of")
+    for caption in captioner(images(), 8):
+        assert caption.startswith("a photo of ")
+    # The prompt is not followed by its end mark, after which a model has nothing more to say.
+    begun = captioner._inputs(images(1))["input_ids"][0].tolist()
+    words = captioner.tokenizer("a photo of", add_special_tokens=False).input_ids
+    end = [captioner.tokenizer.sep_token_id] if name == "blip" else []  # which takes it off itself
+    assert begun == [captioner.tokenizer.cls_token_id, *words, *end]
+
+
+def test_a_chat_model_is_asked_and_only_its_answer_is_kept(models: dict[str, Path]) -> None:
+    captioner = Captioner(str(models["llava"]), CPU, torch.float32, "the old house on the sea")
+    asked = captioner._inputs(images(2))
+    words = captioner.tokenizer.batch_decode(asked["input_ids"], skip_special_tokens=True)
+    assert all("the old house on the sea dog" in " ".join(said.split()) for said in words)
+    other = Captioner(str(models["llava"]), CPU, torch.float32, "two red")
+    answers = captioner(images(), 8)
+    assert all("the old house on the sea" not in answer for answer in answers)
+    assert answers != other(images(), 8)
+
+
+def test_a_model_that_takes_no_prompt_says_so(models: dict[str, Path]) -> None:
+    with pytest.raises(LimnerError, match=r"--prompt: .* takes none"):
+        Captioner(str(models["vit-gpt2"]), CPU, torch.float32, "a photo of")
+
+
+# ---- the folder
+
+
+def test_the_whole_command_and_then_a_run(
+    models: dict[str, Path],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # On every processor alike: in bfloat16 a tiny model hesitates between words.
+    monkeypatch.setattr(devices, "part_precision", lambda precision: torch.float32)
+    (photos / "0.txt").write_text("my own words", encoding="utf-8")
+    (photos / "2.txt").write_text(" \n", encoding="utf-8")  # says nothing
+    words = ["caption", str(photos), "--model", str(models["blip"]), "--device", "cpu"]
+    words += ["--max_new_tokens", "9", "--batch_size", "4"]
+    assert main(words) == 0
+    assert "5 captions written, 1 kept, 0 pictures could not" in capsys.readouterr().out
+    written = texts(photos)
+    assert written.pop("0.txt") == "my own words"
+    assert len(written) == COUNT - 1
+    captioner = Captioner(str(models["blip"]), CPU, torch.float32)
+    for name, text in written.items():
+        with Image.open((photos / name).with_suffix(".png")) as picture:
+            assert text == captioner([picture.convert("RGB")], 9)[0] + "\n"
+
+    times = {p: p.stat().st_mtime_ns for p in photos.rglob("*.txt")}
+    assert main(words) == 0
+    assert "all 6 pictures" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in photos.rglob("*.txt")} == times
+
+    theirs = ("data.dataset_name=", "data.num_samples=", "training.max_steps=")
+    run = [word for word in TINY if not word.startswith(theirs)]
+    run += [f"data.dataset_path={photos.as_posix()}", "training.max_steps=1"]
+    run += ["training.compile_model=false", f"training.output_dir={tmp_path.as_posix()}/run"]
+    assert main(["train", *run]) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open(encoding="utf-8")]
+    assert any("6 pictures" in str(event.get("message")) for event in log)
+
+    assert main([*words, "--overwrite"]) == 0
+    assert "6 captions written, 0 kept" in capsys.readouterr().out
+    assert texts(photos)["0.txt"] != "my own words"
+
+
+def test_bad_pictures_are_listed_and_are_no_end(
+    models: dict[str, Path], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (photos / "0.png").read_bytes()
+    (photos / "0.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "more" / "1.png").write_text("no picture", encoding="utf-8")
+    words = ["caption", str(photos), "--model", str(models["git"]), "--device", "cpu"]
+    assert main([*words, "--batch_size", "2", "--max_new_tokens", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "4 captions written, 0 kept, 2 pictures could not be captioned" in said
+    assert "0.png" in said
+    assert "more/1.png" in said
+    assert set(texts(photos)) == {"2.txt", "4.txt", "more/3.txt", "more/5.txt"}
+    for path in photos.rglob("*.png"):
+        path.write_text("no picture", encoding="utf-8")
+    assert main([*words, "--overwrite"]) == 2  # none of them
+
+
+def test_where_memory_runs_out_half_as_many_are_looked_at(photos: Path) -> None:
+    sizes: list[int] = []
+    said: list[str] = []
+
+    def small(pictures: Sequence[Image.Image]) -> list[str]:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return numbered(pictures)
+
+    keys, _ = pictures_to_caption(photos)
+    told = caption_pictures(photos, keys, small, batch_size=5, say=said.append)
+    assert told.written == COUNT
+    assert sizes[0] == 5
+    assert sum(size for size in sizes if size <= 2) == COUNT
+    assert sum(size > 2 for size in sizes) <= 2
+    assert any("memory ran out: 2 pictures at once" in line for line in said)
+    for key in keys:
+        with Image.open(photos / key) as picture:
+            expected = numbered([picture])[0] + "\n"
+        assert (photos / key).with_suffix(".txt").read_text(encoding="utf-8") == expected
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from limner.captioning.caption import caption_pictures, pictures_to_caption
+
+folder, replace, done = Path(sys.argv[1]), os.replace, []
+
+def replace_three(source, target):
+    if len(done) == 3:
+        os._exit(9)
+    done.append(target)
+    replace(source, target)
+
+os.replace = replace_three
+keys, _ = pictures_to_caption(folder)
+caption_pictures(folder, keys, lambda pictures: ["a picture"] * len(pictures), batch_size=4)
+"""
+"""Dies between writing its fourth caption and putting it in its place."""
+
+
+def test_a_run_that_is_killed_goes_on(photos: Path) -> None:
+    keys, _ = pictures_to_caption(photos)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(photos)], check=False)
+    assert done.returncode == 9
+    first = texts(photos)
+    assert first == {Path(key).with_suffix(".txt").as_posix(): "a picture\n" for key in keys[:3]}
+    left, kept = pictures_to_caption(photos)
+    assert (left, kept) == (keys[3:], 3)
+    assert caption_pictures(photos, left, numbered, batch_size=4).written == 3
+    assert pictures_to_caption(photos) == ([], COUNT)
+    assert first.items() <= texts(photos).items()
+    assert len(FolderPictures(photos).rows) == COUNT  # what is left of the dead run is no caption
+
+
+def test_what_is_interrupted_leaves_nothing_half_written(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(source: Any, target: Any) -> None:
+        raise KeyboardInterrupt
+
+    keys, _ = pictures_to_caption(photos)
+    monkeypatch.setattr(captioning.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        caption_pictures(photos, keys, numbered)
+    assert [path.suffix for path in photos.rglob("*.*")] == [".png"] * COUNT
+
+
+def test_a_few_are_a_stable_choice(photos: Path) -> None:
+    keys, _ = pictures_to_caption(photos)
+    told = caption_pictures(photos, keys, numbered, num_samples=2)
+    assert (told.written, told.left) == (2, 4)
+    first = set(texts(photos))
+    for path in photos.rglob("*.txt"):
+        path.unlink()
+    caption_pictures(photos, keys[::-1], numbered, num_samples=2)
+    assert set(texts(photos)) == first
+
+
+def test_captions_that_look_wrong_are_said(photos: Path) -> None:
+    keys, _ = pictures_to_caption(photos)
+
+    def looping(pictures: Sequence[Image.Image]) -> list[str]:
+        return ["a dog and a dog and a dog and a dog"] * len(pictures)
+
+    told = caption_pictures(photos, keys, looping)
+    assert [key for key, _ in told.odd] == keys
+    assert "caption-repeats" in told.odd[0][1]
+    silent = caption_pictures(photos, keys, lambda pictures: [""] * len(pictures))
+    assert (silent.written, len(silent.refused)) == (0, COUNT)
+
+
+# ---- what cannot be done
+
+
+@pytest.mark.parametrize("name", captioning.METADATA)
+def test_a_folder_with_metadata_is_refused(
+    name: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / name).write_text("[]", encoding="utf-8")
+    assert main(["caption", str(photos), "--model", "nowhere/at-all"]) == 2
+    assert f"has a {name}" in capsys.readouterr().err
+    assert texts(photos) == {}
+
+
+def test_no_code_of_a_model_is_run(
+    models: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither its Python files nor its pickles."""
+    evil, ran = tmp_path / "evil", tmp_path / "ran"
+    shutil.copytree(models["blip"], evil)
+    code = f"from pathlib import Path\nPath({str(ran)!r}).touch()\n"
+    for file in ("modeling_evil.py", "processing_evil.py", "configuration_evil.py"):
+        (evil / file).write_text(code, encoding="utf-8")
+    config = json.loads((evil / "config.json").read_text(encoding="utf-8"))
+    config["model_type"] = "evil"
+    config["auto_map"] = {
+        "AutoConfig": "configuration_evil.EvilConfig",
+        "AutoModelForImageTextToText": "modeling_evil.Evil",
+        "AutoProcessor": "processing_evil.Evil",
+    }
+    (evil / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (evil / "processor_config.json").unlink(missing_ok=True)
+    words = ["caption", str(photos), "--device", "cpu", "--model"]
+    assert main([*words, str(evil)]) == 2
+    assert "--model: " in capsys.readouterr().err
+    assert not ran.exists()
+
+    pickled = tmp_path / "pickled"
+    shutil.copytree(models["blip"], pickled)
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    assert main([*words, str(pickled)]) == 2
+    assert "has no *.safetensors" in capsys.readouterr().err
+    assert texts(photos) == {}
+
+
+def test_what_is_missing_is_said(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["caption", str(tmp_path / "empty"), "--model", "x/y"]) == 2
+    assert "has no pictures" in capsys.readouterr().err
+    assert main(["caption", str(photos), "--model", "./nowhere", "--batch_size", "0"]) == 2
+    assert "--batch_size 0: give 1 or more" in capsys.readouterr().err
+    assert main(["caption", str(photos), "--model", "./nowhere", "--device", "cpu"]) == 2
+    assert "--model: './nowhere' is no folder" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["caption", str(photos), "--model", "./nowhere", "--device", "cpu"]) == 2
+    assert 'pip install "limner[pretrained]"' in capsys.readouterr().err
