@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,6 +207,7 @@ def test_debug_shows_shapes_and_ranges_through_the_model(
         (line,) = [message for message in said if message.startswith(f"{part}: ")]
         assert line.startswith(f"{part}: {before}")
         assert f" -> {after}" in line
+        assert re.search(r" mean \S+.*, \d+\.\d\d ms$", line)
     assert main(["train", *words, "--resume", "latest", "training.max_steps=2"]) == 0
     assert debugged(caplog) == []
     assert (

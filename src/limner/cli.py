@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from limner.commands import (
     caption,
     check_data,
+    completion,
     demo,
     doctor,
     estimate,
@@ -27,7 +30,8 @@ from limner.commands import (
     train,
     train_autoencoder,
 )
-from limner.commands.common import as_overrides, common, configured
+from limner.commands.common import Commands, as_overrides, common, configured
+from limner.commands.examples import HelpWithExamples
 from limner.errors import LimnerError
 
 
@@ -38,7 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Prompts may hold letters that the code page of a Windows console does not have.
             stream.reconfigure(errors="replace")
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        parser.print_help()
+        return 0
+    if near := nearest_command(parser, words[0]):
+        parser.error(f"there is no command {words[0]!r}; {near!r} is the nearest")
+    options, rest = parser.parse_known_args(words)
+    if options.no_color:
+        os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
     logging.basicConfig(
         level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
     )
@@ -58,15 +70,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LimnerError as error:
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         who = f"limner, process {os.environ.get('RANK')}" if several else "limner"
-        print(f"{who}: {error}", file=sys.stderr, flush=True)
+        say_error(f"{who}: {error}")
         return error.exit_code
     except OSError as error:  # a disk that is full, a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        print(f"limner: {reason}; check the path, the space, and your permissions", file=sys.stderr)
+        say_error(f"limner: {reason}; check the path, the space, and your permissions")
         return 2
     except KeyboardInterrupt:
         print("limner: interrupted; what was saved is kept", file=sys.stderr)
         return 130
+
+
+def say_error(text: str) -> None:
+    """On stderr; red on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if console.is_terminal and console.color_system is not None:
+        console.print(Text(text, style="red"), soft_wrap=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:
+    """The command that a misspelled word is like; None if it is one, a flag, or like none."""
+    (choices,) = [a.choices for a in parser._actions if a.choices is not None]
+    if word.startswith("-") or word in choices:
+        return None
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,8 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="limner",
         description="Train your own text-to-image Diffusion Transformer, and draw with it.",
     )
-    parser.set_defaults(log_level="info", takes_overrides=False, takes_words=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.set_defaults(log_level="info", no_color=False, takes_overrides=False, takes_words=None)
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=HelpWithExamples
+    )
+    commands = cast("Commands", subparsers)
     every, config = common(), configured()
     demo.add(commands, every)
     train.add(commands, every)
@@ -93,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add(commands, every)
     publish.add(commands, every)
     generate_classes.add(commands, every)
+    completion.add(commands, every)
     return parser
 
 

@@ -24,8 +24,11 @@ def common() -> Parent:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info",
-        help="debug shows shapes and ranges all the way through the model",
+        help="debug shows shapes, ranges, and times all the way through the model",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-color", action="store_true", help="no colours; NO_COLOR=1 does the same"
+    )
     return parser
 
 

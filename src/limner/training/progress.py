@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -19,9 +20,10 @@ REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes t
 class Progress:
     """Context manager around a training run; the trainer calls `update` after each step.
 
-    On a terminal it redraws one line (bar, step, pictures seen, speed, losses, time left). Anywhere
-    else (CI, a log file, a pipe) it prints a line with the same figures at most every `plain_every`
-    seconds. With `enabled` false (every process but the main one) it is silent.
+    On a terminal it redraws one line (bar, step, pictures seen, speed, losses, time left). In a
+    notebook it replaces one line of text under the cell, which needs no widgets (rich's own does).
+    Anywhere else (CI, a log file, a pipe) it prints a line with the same figures at most every
+    `plain_every` seconds. With `enabled` false (every process but the main one) it is silent.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class Progress:
         self.plain_every = plain_every
         self.console = console or Console(highlight=False)
         self.clock = clock
+        self.notebook = NotebookLine() if enabled and self.console.is_jupyter else None
         is_screen = self.console.is_terminal and not self.console.is_dumb_terminal
+        is_screen = is_screen and not self.console.is_jupyter
         self.live = (
             Live(console=self.console, auto_refresh=False) if enabled and is_screen else None
         )
@@ -58,6 +62,8 @@ class Progress:
         if self.live is not None:
             self.live.refresh()
             self.live.stop()
+        elif self.unshown and self.notebook is not None:
+            self._show_in_notebook(self.clock())
         elif self.unshown:
             self._print(self.unshown)  # the last figures are the ones people look for
             self.unshown = ""
@@ -89,6 +95,10 @@ class Progress:
                 self.last_shown = now
             return
         self.unshown = plain_line(*figures)
+        if self.notebook is not None:
+            if now - self.last_shown >= REFRESH_EVERY or step == total_steps:
+                self._show_in_notebook(now)
+            return
         if now - self.last_shown >= self.plain_every or step == total_steps:
             self._print(self.unshown)
             self.unshown = ""
@@ -99,11 +109,36 @@ class Progress:
         if self.enabled:
             self._print(text)
 
+    def _show_in_notebook(self, now: float) -> None:
+        assert self.notebook is not None
+        self.notebook.show(self.unshown)
+        self.unshown = ""
+        self.last_shown = now
+
     def _print(self, text: str) -> None:
+        if self.notebook is not None:
+            print(text)
+            return
         # A Windows console or a log file may know only cp1252; "?" there is better than a crash.
         encoding = self.console.encoding
         text = text.encode(encoding, errors="replace").decode(encoding)
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class NotebookLine:
+    """A line under a notebook's cell that is replaced in place."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+    def show(self, text: str) -> None:
+        from IPython.display import display
+
+        shown = {"text/plain": text}
+        if self.handle is None:
+            self.handle = display(shown, raw=True, display_id=True)
+        else:
+            self.handle.update(shown, raw=True)
 
 
 def plain_line(

@@ -1,0 +1,34 @@
+"""`limner completion`: a script for the shell, which then completes commands and flags."""
+
+from __future__ import annotations
+
+import argparse
+
+from limner.commands.common import Commands, Parent
+from limner.errors import LimnerError
+
+SHELLS = ("bash", "zsh", "tcsh")
+"""Those that shtab writes for."""
+
+
+def add(commands: Commands, common: Parent) -> None:
+    completion = commands.add_parser(
+        "completion",
+        parents=[common],
+        help="print a script with which the shell completes commands and flags",
+        epilog="A new shell reads it. It is written from this version's flags: write it anew after "
+        "an update.",
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh, or tcsh")
+    completion.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ImportError:
+        raise LimnerError("completion needs shtab: pip install shtab") from None
+
+    from limner.cli import build_parser
+
+    print(shtab.complete(build_parser(), shell=options.shell))

@@ -1,0 +1,68 @@
+"""The end of each command's help: commands to copy. A test parses every one of them."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = {
+    "demo": ["limner demo", "limner demo --minutes 3 --output outputs/quick"],
+    "train": [
+        "limner train data.dataset_path=my_pictures training.output_dir=outputs/mine",
+        "limner train --config my.yaml training.max_minutes=60",
+        "limner train --config my.yaml --resume latest",
+        "limner train training.init_from=outputs/demo data.dataset_path=my_pictures",
+    ],
+    "generate": [
+        'limner generate outputs/demo "a red apple"',
+        'limner generate outputs/demo "a red apple" --num_images 8 --sheet --output apples.png',
+        'limner generate outputs/demo "an apple" "a pear" --interpolate 6',
+    ],
+    "precompute": [
+        "limner precompute my.yaml",
+        "limner precompute data.dataset_path=my_pictures",
+    ],
+    "estimate": ["limner estimate my.yaml", "limner estimate model.num_layers=24 --json"],
+    "train-autoencoder": [
+        "limner train-autoencoder my.yaml --output outputs/autoencoder",
+        "limner train-autoencoder data.dataset_path=my_pictures --output outputs/autoencoder",
+    ],
+    "doctor": ["limner doctor", "limner doctor my.yaml --json"],
+    "check-data": ["limner check-data my_pictures", "limner check-data my.yaml --strict --json"],
+    "caption": [
+        "limner caption my_pictures --model Salesforce/blip-image-captioning-base",
+        "limner caption my_pictures --model my_model --num_samples 10 --overwrite",
+    ],
+    "prepare": [
+        "limner prepare --input my_pictures --output prepared",
+        "limner prepare --input my_pictures --output shards --to webdataset --shard_size 1000",
+    ],
+    "report": ["limner report outputs/demo"],
+    "evaluate": [
+        "limner evaluate outputs/demo",
+        "limner evaluate outputs/demo --num_images 2000 --output measured",
+        "limner evaluate --compare first/evaluation second/evaluation",
+    ],
+    "sweep": ["limner sweep outputs/demo", "limner sweep outputs/demo --costs 8 16 --dry-run"],
+    "export": [
+        "limner export outputs/demo --output apple.safetensors",
+        "limner export outputs/demo --output for_diffusers --format diffusers",
+    ],
+    "publish": [
+        "limner publish outputs/demo --repo me/fruit --dry-run",
+        'limner publish outputs/demo --repo me/fruit --license apache-2.0 --prompt "a red apple"',
+    ],
+    "generate-classes": ["limner generate-classes DiT-XL-2-256x256.pt 207 360 --output dogs.png"],
+    "completion": [
+        "limner completion bash > ~/.local/share/bash-completion/completions/limner",
+        "limner completion zsh > ~/.zfunc/_limner",
+    ],
+}
+
+
+class HelpWithExamples(argparse.ArgumentParser):
+    """A command's parser, whose help ends with its examples, one a line and not wrapped."""
+
+    def format_help(self) -> str:
+        lines = EXAMPLES.get(self.prog.split()[-1], [])
+        shown = "\nexamples:\n" + "".join(f"  {line}\n" for line in lines)
+        return super().format_help() + (shown if lines else "")

@@ -1,0 +1,122 @@
+"""What a person meets in the shell: help with examples, completion, colours."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from limner.cli import build_parser, main
+from limner.commands.common import as_overrides
+from limner.commands.examples import EXAMPLES
+from limner.config import load_config
+
+ANSI = "\x1b["
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    (choices,) = [a.choices for a in build_parser()._actions if a.choices is not None]
+    return dict(choices)
+
+
+def test_every_command_has_examples_at_the_end_of_its_help() -> None:
+    assert set(parsers()) == set(EXAMPLES)
+    for name, parser in parsers().items():
+        *_, shown = parser.format_help().partition("\nexamples:\n")
+        assert [line.strip() for line in shown.splitlines()] == EXAMPLES[name]
+
+
+@pytest.mark.parametrize("example", [line for lines in EXAMPLES.values() for line in lines])
+def test_every_example_is_understood(example: str) -> None:
+    words = shlex.split(example.partition(" > ")[0])
+    assert words[0] == "limner"
+    options, rest = build_parser().parse_known_args(words[1:])
+    if not options.takes_overrides:
+        assert rest == []
+        return
+    where = str(getattr(options, "where", None) or "")
+    settings = [where] if "=" in where else []
+    given = [s for s in [*settings, *as_overrides(rest)] if "init_from" not in s]
+    load_config(None, given)  # the model that one starts from is the reader's
+
+
+def test_limner_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "check-data" in capsys.readouterr().out
+
+
+def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["generte", "outputs/demo", "a cat"])
+    assert left.value.code == 2
+    assert "'generate' is the nearest" in capsys.readouterr().err
+
+
+def completed(line: str, script: str) -> list[str]:
+    """What bash offers at the end of the line."""
+    words = line.split(" ")
+    program = (
+        f"{script}\nCOMP_WORDS=({' '.join(shlex.quote(w) for w in words)})\n"
+        f"COMP_CWORD={len(words) - 1}\nCOMPREPLY=()\n"
+        '_shtab_limner\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash"], input=program, capture_output=True, text=True, timeout=60)
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "check-data" in script
+    assert "--guidance_scale" in script
+    if shutil.which("bash") is None:
+        return  # Windows; what the script holds is compared above
+    assert set(completed("limner gen", script)) == {"generate", "generate-classes"}
+    assert completed("limner generate --guidance_sc", script) == ["--guidance_scale"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert "check-data" in capsys.readouterr().out
+
+
+def refused(how: str, *flags: str, **variables: str) -> str:
+    """What `limner generate` without a prompt says on stderr, which is a pipe or a terminal."""
+    surely = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**surely, "TERM": "xterm", **variables}
+    command = [sys.executable, "-m", "limner", "generate", *flags]
+    if how == "pipe":
+        done = subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", timeout=60
+        )
+        return done.stderr
+    import pty
+
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60
+    )
+    os.close(theirs)
+    said = os.read(ours, 65536).decode("utf-8")
+    os.close(ours)
+    return said
+
+
+def test_there_is_no_colour_in_a_pipe_unless_it_is_forced() -> None:
+    assert "a checkpoint and a prompt, please" in refused("pipe")
+    assert ANSI not in refused("pipe")
+    assert ANSI in refused("pipe", FORCE_COLOR="1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_errors_are_red_on_a_terminal_unless_it_is_not_wanted() -> None:
+    assert f"{ANSI}31m" in refused("terminal")
+    assert ANSI not in refused("terminal", NO_COLOR="1")
+    assert ANSI not in refused("terminal", "--no-color")
+    assert ANSI not in refused("terminal", TERM="dumb")
