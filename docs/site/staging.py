@@ -25,7 +25,7 @@ NAMES = {
 NAVIGATION = {
     "Start": ("index", "tutorial", "faq"),
     "Your data": ("data", "checking", "streaming"),
-    "Train": ("terminal", "finetuning", "buckets", "launching", "reliability"),
+    "Train": ("terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
     "Draw": ("sampling",),
     "Measure": ("evaluation", "runs/emoji", "runs/emoji-latents", "benchmarks"),
     "Share": ("publishing",),
