@@ -388,7 +388,7 @@ def test_preparing_what_is_not_there_is_refused(fails: Fails, tmp_path: Path) ->
     assert not output.exists()
 
 
-@pytest.mark.parametrize("words", [[], ["paint"], ["demo", "--minutes", "0"], ["demo", "outputs"]])
+@pytest.mark.parametrize("words", [["paint"], ["demo", "--minutes", "0"], ["demo", "outputs"]])
 def test_commands_that_do_not_exist_are_refused(words: list[str], fails: Fails) -> None:
     assert "usage: limner" in fails(*words)
 
