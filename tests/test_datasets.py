@@ -58,7 +58,7 @@ def test_a_folder_that_load_dataset_reads_is_read_and_its_files_stay_files(tmp_p
         assert row.key == f"images/{one.name}"
         assert row.captions == one.captions[::-1]
         assert found.path(row) == tmp_path / "set" / row.key
-        assert found.read_bytes(row) == one.data
+        assert found.picture(row).read_bytes() == one.data
         assert np.array_equal(found.load(row, SIDE), one.pixels)
     known = Fingerprints(tmp_path / "contents.npy")
     before = found.contents(found.rows, known)
@@ -74,7 +74,7 @@ def test_pictures_stay_in_the_table_until_they_are_asked_for(tmp_path: Path):
     )
     assert type(found.table.data).__name__ != "InMemoryTable"
     assert found.path(found.rows[0]) is None
-    assert [found.read_bytes(row) for row in found.rows] == [one.data for one in emoji()]
+    assert [found.picture(row) for row in found.rows] == [one.data for one in emoji()]
 
 
 def test_workers_and_resume_see_the_same_pictures(tmp_path: Path, tiny_config: Build):
@@ -196,7 +196,7 @@ def test_a_table_that_was_changed_in_place_is_hashed_anew(tmp_path: Path):
     file.unlink()  # the old one stays mapped
     file.write_bytes(changed)
     again = opened(tmp_path / "set")
-    assert again.read_bytes(again.rows[2]) == other
+    assert again.picture(again.rows[2]) == other
     assert again.signature(again.rows[3]) != found.signature(found.rows[3])
     differs = (again.contents(again.rows, known) != before).any(axis=1)
     assert np.flatnonzero(differs).tolist() == [2]

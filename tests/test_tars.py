@@ -108,7 +108,7 @@ def test_an_odd_tar_is_read_as_tarfile_reads_it(
                 n for n in tar.getnames() if n.removeprefix("./").startswith(stem + ".")
                 and n.endswith("png")
             )  # fmt: skip
-            assert found.read_bytes(row) == tar.extractfile(name).read()  # type: ignore[union-attr]
+            assert found.picture(row) == tar.extractfile(name).read()  # type: ignore[union-attr]
 
 
 def test_a_tar_that_is_cut_off_gives_what_is_whole(

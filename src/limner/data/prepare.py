@@ -127,13 +127,11 @@ def _open(kind: str, source: str, overrides: Sequence[str]) -> PictureSet:
 
 def _bytes(picture_set: PictureSet, row: Row) -> bytes:
     """The encoded picture. Raises PictureError."""
-    if isinstance(picture_set, Contained):
-        return picture_set.read_bytes(row)
-    path = picture_set.path(row)
-    if path is None:
+    if picture_set.path(row) is None and not isinstance(picture_set, Contained):
         raise PictureError(f"{row.key}: {picture_set.name} holds no picture files")
+    source = picture_set.picture(row)
     try:
-        return path.read_bytes()
+        return source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise PictureError(f"{row.key}: the file cannot be read ({error.strerror}).") from error
 

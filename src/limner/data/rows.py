@@ -95,10 +95,6 @@ class PictureSet(Protocol):
 class Contained(Protocol):
     """Of a PictureSet whose pictures lie inside larger files: tables, archives."""
 
-    def read_bytes(self, row: Row) -> bytes:
-        """The row's picture as it is encoded there. Raises PictureError."""
-        ...
-
     def signature(self, row: Row) -> bytes:
         """What stands for that picture, without reading it: other if its file changes."""
         ...

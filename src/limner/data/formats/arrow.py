@@ -19,7 +19,7 @@ from limner.data import pictures
 from limner.data.formats.classes import readable
 from limner.data.formats.columns import HELD_OUT, IMAGE, Chosen, Columns
 from limner.data.formats.entries import check_caption, require_rows
-from limner.data.rows import PictureError, Refused, Row
+from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, Fingerprints, digest
 
@@ -86,15 +86,6 @@ class DatasetPictures:
         """The file, where the table holds only its path."""
         held, file = self._picture(self._place(row.key))
         return file if held is None else None
-
-    def read_bytes(self, row: Row) -> bytes:
-        """The encoded picture. Raises PictureError."""
-        held, file = self._picture(self._place(row.key))
-        try:
-            return file.read_bytes() if held is None else held.as_py()
-        except OSError as error:
-            reason = f"the file cannot be read ({error.strerror})"
-            raise PictureError(f"{row.key}: {reason}.") from error
 
     def signature(self, row: Row) -> bytes:
         """What stands for the row's picture as long as the table is the same one."""

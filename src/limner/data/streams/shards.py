@@ -160,16 +160,12 @@ class ShardPictures:
 
     def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
         """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
-        return pictures.decode(self.read_bytes(row), image_size, self.crop, name=row.key)
+        return pictures.decode(self.picture(row), image_size, self.crop, name=row.key)
 
     def path(self, row: Row) -> None:
         """It has no file of its own."""
 
     def picture(self, row: Row) -> bytes:
-        """The same as `read_bytes`."""
-        return self.read_bytes(row)
-
-    def read_bytes(self, row: Row) -> bytes:
         """The row's picture as it is encoded in its shard."""
         index, number = self._at(row)
         if self._in_place(index):
