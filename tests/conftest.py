@@ -1,10 +1,11 @@
 """What several test files share: a configuration of the smallest run that has every part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from recording_hub import TOKEN, Recorded, point_client_at, recording_hub
 
 from limner import device as devices
 from limner.cli import main
@@ -69,3 +70,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
         assert main(["train", "--config", str(folder / "tiny.yaml")]) == 0
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    """A Hub that the client finds, where one is logged in with TOKEN."""
+    with recording_hub() as recorded:
+        point_client_at(recorded.address, tmp_path / "hub", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield recorded

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 COMMIT = "0" * 40
+REVISIONS = ("main", "v1", COMMIT)
+TOKEN = "hf_" + "averysecrettoken" * 2
 LARGE = 100_000
 """Files from so many bytes on go the way of large files."""
 
@@ -109,6 +114,8 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
             if files is None or recorded.refuse:
                 error = {"X-Error-Code": "RepoNotFound"}
                 self.answer(b"{}", recorded.refuse or 404, error, send)
+            elif "/revision/" in path and path.split("/revision/")[1] not in REVISIONS:
+                self.answer(b"{}", 404, {"X-Error-Code": "RevisionNotFound"}, send)
             elif "/resolve/" in path:
                 found = files.get(path.split("/resolve/")[1].partition("/")[2])
                 if found is None:
@@ -168,3 +175,21 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def point_client_at(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What HF_ENDPOINT, HF_HOME, and HF_HUB_DISABLE_XET do, which the client reads when it is
+    imported."""
+    from huggingface_hub import constants, file_download, hf_api
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    assert file_download.constants is constants

@@ -18,6 +18,7 @@ from PIL import Image
 from pretrained import (
     tiny_clip,
 )
+from recording_hub import Recorded
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -245,7 +246,7 @@ def test_what_cannot_be_exported_is_told(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_what_the_guide_says_to_type_works_as_typed(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Recorded, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guide = (Path(__file__).parents[1] / "docs" / "publishing.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -257,9 +258,14 @@ def test_what_the_guide_says_to_type_works_as_typed(
             done.append("python")
         for line in content.splitlines() if language == "bash" else ():
             words = shlex.split(line, comments=True)
-            sends = words[1] == "publish" and "--dry-run" not in words
-            if words[0] == "limner" and not sends and words[1] != "generate-classes":
+            # Of a run that is not here, of other weights, and of whole trainings: tested elsewhere.
+            elsewhere = "me/cats" in words or words[1] in ("generate-classes", "train")
+            if words[0] == "limner" and not elsewhere:
                 assert main(words[1:]) == 0
                 done.append(words[1])
-    assert done == [*("export", "export", "generate", "python", "export", "python"), "publish"]
+    assert done == [
+        *("export", "export", "generate", "python", "export", "python"),
+        *("publish", "publish", "generate", "generate"),
+    ]
     assert (tmp_path / "output.png").is_file()
+    assert hub.files.keys() == {"me/apple-painter"}

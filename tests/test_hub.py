@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants, file_download, hf_api
+from huggingface_hub import constants
+from recording_hub import point_client_at
 
 from limner.errors import LimnerError
 from limner.models.hub import find_file, find_folder, weight_files
@@ -142,24 +143,10 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    use(address, tmp_path / "hub", monkeypatch)
+    point_client_at(address, tmp_path / "hub", monkeypatch)
     yield address
     server.shutdown()
     server.server_close()
-
-
-def use(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT and HF_HOME do, which the client reads when it is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(hf_api.api, "endpoint", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert file_download.constants is constants
 
 
 def names(folder: Path) -> set[str]:
@@ -172,7 +159,7 @@ def test_a_repository_is_downloaded_once_and_only_what_is_needed(
     folder = find_folder("someone/vae", KEY, "vae")
     assert names(folder) == {"config.json", "model.safetensors"}
     assert names(find_folder("someone/old", KEY)) == {"config.json", "pytorch_model.bin"}
-    use("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)  # nobody answers there
+    point_client_at("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)  # nobody answers there
     assert find_folder("someone/vae", KEY, "vae") == folder
 
 
@@ -221,7 +208,7 @@ def test_why_the_hub_does_not_give_it(endpoint: str, name: str, why: str) -> Non
 
 
 def test_without_a_network_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)
+    point_client_at("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)
     said = message("someone/vae")
     assert "there is no connection to it, and it is not in the local cache" in said
     assert str(tmp_path / "hub") in said

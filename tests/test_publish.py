@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from evaluation_of import evaluation_of
 from made_up import made_up_checkpoint
 from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip
-from recording_hub import Recorded, recording_hub
+from recording_hub import TOKEN, Recorded, recording_hub
 
 from limner import ImageGenerator, Trainer
 from limner.checkpoint import Checkpoint
@@ -30,22 +29,7 @@ from limner.publishing.markdown import plain
 from limner.publishing.publish import Said, publish
 from limner.weights_file import sha256_of
 
-TOKEN = "hf_" + "averysecrettoken" * 2
 PIPELINE = {"README.md", "limner.safetensors", "manifest.json", "model_index.json", "pipeline.py"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
-    """What HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET do, which are read when it is imported."""
-    from huggingface_hub import constants, hf_api
-
-    with recording_hub() as recorded:
-        monkeypatch.setattr(constants, "ENDPOINT", recorded.address)
-        monkeypatch.setattr(hf_api.api, "endpoint", recorded.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield recorded
 
 
 @pytest.fixture(scope="module")
@@ -114,25 +98,25 @@ def test_a_run_is_published_whole_and_the_token_stays_unseen(trained: Path, tmp_
         assert "limner.safetensors" not in downloaded, (
             "diffusers needs no second copy of the weights"
         )
-        shell = card.partition("```bash\n")[2].partition("```")[0].splitlines()
-        modules = {"hf": "huggingface_hub.cli.hf", "limner": "limner"}
-        for program, *words in map(shlex.split, shell):
+        hub.requests.clear()
+        (line,) = card.partition("```bash\n")[2].partition("\n```")[0].splitlines()
+        program, *words = shlex.split(line)
+        assert program == "limner"
+        # Once it is here, it is drawn from without a network, too.
+        for offline in ("0", "1"):
             done = subprocess.run(
-                [sys.executable, "-m", modules[program], *words],
-                env=environment,
+                [sys.executable, "-m", "limner", *words],
+                env=environment | {"HF_HUB_OFFLINE": offline},
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
             )
             assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "shapes") == arrived | {
-        name: content
-        for name, content in files_of(tmp_path / "shapes").items()
-        if name.startswith(".cache/")
-    }
+        downloaded = {r.split()[1].split("/", 5)[-1] for r in hub.requests if "/resolve/" in r}
+        assert downloaded == {"limner.safetensors"}, "nothing else is needed, and no code"
     here, there = (np.array(Image.open(tmp_path / n)) for n in ("picture.png", "output.png"))
     assert np.abs(here.astype(int) - there).max() <= 1
-    prompt = shlex.split(shell[-1])[3]
+    prompt = words[2]
     own = ImageGenerator(trained / "outputs", device="cpu").generate(prompt, seed=42)
     assert np.array_equal(own, there)
 
@@ -162,7 +146,7 @@ def test_the_card_is_made_from_the_run(trained: Path, capsys: pytest.CaptureFixt
     assert "Drawn with dpmsolver++, 2 steps, guidance 3, in float32." in card
     assert "trained prompts: 0.0% of 23 drawn fully right" in card
     assert 'DiffusionPipeline.from_pretrained("me/shapes", trust_remote_code=True)' in card
-    assert "limner generate shapes/limner.safetensors" in card
+    assert "limner generate me/shapes " in card
 
 
 def test_a_dry_run_sends_nothing(hub: Recorded, checkpoint: Path) -> None:
@@ -179,7 +163,7 @@ def facts(**changes: Any) -> Facts:
     values: dict[str, Any] = {
         "repo": "me/model", "config": load_config({"data": {"dataset_path": "/home/me/cats"}}),
         "parameters": 1000, "step": 5, "images": 20, "seconds": 61.0, "dtype": "float32",
-        "weights_file": "limner.safetensors", "samples": [], "results": {}, "evaluation": {},
+        "samples": [], "results": {}, "evaluation": {},
         "page": None, "license": None, "data_name": None, "data_license": None,
     }  # fmt: skip
     return Facts(**values | changes)

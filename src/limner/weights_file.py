@@ -26,6 +26,7 @@ from limner.checkpoint import Checkpoint, TrainingState, fit_weights
 from limner.checkpoint_writing import not_written, sync
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.models.find_model import find_model
 from limner.models.parts import moved
 from limner.text.tokenizer import CaptionTokenizer
 
@@ -90,8 +91,9 @@ class WeightsFile:
 
 
 def open_for_drawing(path: str | Path) -> Checkpoint | WeightsFile:
-    """A file of weights, a checkpoint folder, or the newest checkpoint of a run folder."""
-    path = Path(path)
+    """A file of weights, a checkpoint folder, the newest checkpoint of a run folder, or the id of a
+    published model (see `find_model`)."""
+    path = find_model(path)
     in_checkpoint = (path.parent / "training_state.json").is_file()
     if path.suffix == SUFFIX and path.is_file() and not in_checkpoint:
         return WeightsFile.open(path)

@@ -17,6 +17,7 @@ Parent: TypeAlias = argparse.ArgumentParser
 
 CONFIGURED = "[CONFIG] [section.key=value ...]"
 """How the commands that `configured` is a parent of are called."""
+A_MODEL = "run, checkpoint, exported file, or Hub id"
 
 
 def common() -> Parent:

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from limner.commands.common import Commands, Parent, flag, seed
+from limner.commands.common import A_MODEL, Commands, Parent, flag, seed
 from limner.commands.generate import SOLVER_NAMES
 from limner.errors import LimnerError
 
@@ -41,9 +41,7 @@ def add(commands: Commands, common: Parent) -> None:
         "evaluation.num_images=2000, or --evaluation.num_images 2000. Without any network named, "
         "distances are on EfficientNet-Lite0, whose weights a package brings.",
     )
-    evaluate.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT", help="run or checkpoint folder, or file"
-    )
+    evaluate.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=A_MODEL)
     evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN/evaluation)")
     evaluate.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limner.commands.common import Commands, Parent
+from limner.commands.common import A_MODEL, Commands, Parent
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -14,7 +14,7 @@ def add(commands: Commands, common: Parent) -> None:
         parents=[common],
         help="write the weights as one file to share, or as a folder that diffusers loads",
     )
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="run or checkpoint folder")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
     export.add_argument("--output", type=Path, required=True, help="folder (or file) to write")
     export.add_argument(
         "--format", choices=("safetensors", "diffusers"), default="safetensors",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.commands.common import Commands, Parent, flag, seed
+from limner.commands.common import A_MODEL, Commands, Parent, flag, seed
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SEEDS = 2**63
 
 def add(commands: Commands, common: Parent) -> None:
     generate = commands.add_parser("generate", parents=[common], help="draw pictures from prompts")
-    generate.add_argument("where", nargs="?", metavar="CHECKPOINT", help="run or checkpoint folder")
+    generate.add_argument("where", nargs="?", metavar="CHECKPOINT", help=A_MODEL)
     generate.add_argument("what", nargs="*", metavar="PROMPT", help="one picture each, in quotes")
     generate.add_argument("--checkpoint", help="the same, as a flag")
     generate.add_argument("--prompt", help="the same, as a flag")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limner.commands.common import Commands, Parent
+from limner.commands.common import A_MODEL, Commands, Parent
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -15,7 +15,7 @@ def add(commands: Commands, common: Parent) -> None:
         help="upload a model to the Hub: for diffusers and for Limner, with a model card",
         epilog="Log in with `hf auth login` or set HF_TOKEN; HF_ENDPOINT names another Hub.",
     )
-    publish.add_argument("checkpoint", metavar="CHECKPOINT", help="run or checkpoint folder")
+    publish.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
     publish.add_argument("--repo", required=True, metavar="NAME", help="owner/name, or name alone")
     publish.add_argument("--private", action="store_true", help="of a repository that is new")
     publish.add_argument(

@@ -5,7 +5,6 @@ Only configurations are read here, as text; the weights are `training/init_from.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from limner.config.model import ModelConfig, TextEncoderConfig, VaeConfig
 from limner.errors import LimnerError
+from limner.models.find_model import file_config, find_model
 
 if TYPE_CHECKING:
     from limner.config import Config
@@ -46,7 +46,7 @@ def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Conf
             own = _newest(Path(training.get("output_dir") or "./outputs"))
             found = load(own / "config.yaml") if own else None
             if found is None or found.training.init_from != str(training["init_from"]):
-                found = _of_model(Path(str(training["init_from"])), load)
+                found = _of_model(str(training["init_from"]), load)
             read.append(found)
         return read[0]
 
@@ -71,8 +71,12 @@ def _newest(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _of_model(path: Path, load: Callable[[Path | dict[str, Any]], Config]) -> Config:
+def _of_model(name: str, load: Callable[[Path | dict[str, Any]], Config]) -> Config:
     """The configuration of a run, a checkpoint (or a file in it), or an exported file."""
+    try:
+        path = find_model(name)
+    except LimnerError as error:
+        raise LimnerError(f"training.init_from: {error}") from None
     folder = path.parent if path.is_file() else path
     if (path.is_file() or path.is_dir()) and (folder / "training_state.json").is_file():
         return load(folder / "config.yaml")
@@ -81,17 +85,12 @@ def _of_model(path: Path, load: Callable[[Path | dict[str, Any]], Config]) -> Co
     if not path.is_file():
         raise LimnerError(
             f"training.init_from: there is no model at {path.absolute()}; name a run folder, a "
-            "checkpoint in it, or a file that limner export wrote"
+            "checkpoint in it, a file that limner export wrote, or the Hub id of a published model"
         )
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "np") as file:
-            sections = json.loads((file.metadata() or {})["config"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise LimnerError(
-            f"training.init_from: {path} is no file that limner export wrote ({error})"
-        ) from None
+        sections = file_config(path)
+    except LimnerError as error:
+        raise LimnerError(f"training.init_from: {error}") from None
     for section in ("vae", "text_encoder"):  # pretrained parts that came along beside the file
         name = sections.get(section, {}).get("pretrained_model_name") or ""
         if name.startswith("./") and (path.parent / name).is_dir():

@@ -55,9 +55,10 @@ class TrainingConfig(Section):
     max_minutes: Positive | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
     init_from: str | None = None
-    """Fine-tuning: the run folder, checkpoint, or exported file whose (averaged) weights the run
-    starts with. Keys of `model`, `vae`, `text_encoder`, and of what is predicted that are not set
-    are those of that model; what does not fit is new, and said."""
+    """Fine-tuning: the run folder, checkpoint, exported file, or published model (by its Hub id)
+    whose (averaged) weights the run starts with. Keys of `model`, `vae`, `text_encoder`, and of
+    what is predicted that are not set are those of that model; what does not fit is new, and
+    said."""
     resume: Annotated[Literal["auto", "no"], BeforeValidator(yaml_no)] = "auto"
     """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
     that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""

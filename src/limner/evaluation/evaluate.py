@@ -70,7 +70,7 @@ def evaluate(
         checkpoint: as `limner generate` takes it.
         overrides: `section.key=value`, of `evaluation`, `sampling`, `cache`, and where things are.
         output: the folder to write; None: `evaluation` in the run's folder, or beside a checkpoint
-            that was named itself.
+            that was named itself, or here for a model from the Hub.
         device: "cuda", "mps", "cpu"; None: the best there is.
         command: what was typed, to be written down.
         say: takes lines for people.

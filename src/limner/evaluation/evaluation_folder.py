@@ -37,7 +37,10 @@ def places(opened: Checkpoint | WeightsFile) -> list[Path]:
 
 
 def place_of(given: Path, opened: Checkpoint | WeightsFile) -> Path:
-    """Where it goes: in the run folder if that was named, else beside what was."""
+    """Where it goes: in the run folder if that was named, else beside what was; of a model from
+    the Hub, whose copy lies in a cache, here."""
+    if not given.exists():
+        return Path(f"{given.name.partition('@')[0]}-evaluation")
     if isinstance(opened, Checkpoint) and given.resolve() == opened.folder.resolve().parent:
         return given / "evaluation"
     return places(opened)[0]

@@ -35,8 +35,9 @@ class ImageGenerator:
     """Draws from a checkpoint, which carries its own configuration.
 
     Args:
-        checkpoint: a checkpoint folder, a run folder (its newest checkpoint), or a .safetensors
-            file that `limner export` wrote.
+        checkpoint: a checkpoint folder, a run folder (its newest checkpoint), a .safetensors
+            file that `limner export` wrote, or the Hub id of a published model, `owner/name` or
+            `owner/name@revision`.
         scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++, unipc; None: as
             configured.
         device: "cuda", "mps", "cpu", a torch.device, or None: the best there is.

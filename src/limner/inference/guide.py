@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from limner.checkpoint import Checkpoint
 from limner.config import Config
 from limner.device import part_precision
 from limner.diffusion.objective import build_objective
@@ -16,6 +15,7 @@ from limner.models.parts import open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
 from limner.text.tokenizer import CaptionTokenizer
+from limner.weights_file import open_for_drawing
 
 SAME_SPACE = {
     "data": ("image_size",),
@@ -36,13 +36,13 @@ def open_guide(
     """The guide of a model with this (complete) configuration, and the guide's own configuration.
 
     Args:
-        path: the guide's checkpoint, or its run folder (the newest one).
+        path: the guide, as `limner generate` takes a model.
         words: of the model; the guide shares a pretrained text encoder that is the same.
 
     Raises:
         LimnerError: there is no such checkpoint, or it was trained in another space.
     """
-    opened = Checkpoint.open(path)
+    opened = open_for_drawing(path)
     theirs = opened.config
     differences = [
         f"{section}.{key}: {there!r} in the guide, {here!r} in the model"
@@ -53,7 +53,7 @@ def open_guide(
     ]
     if differences:
         raise LimnerError(
-            f"{opened.folder} cannot guide this model, for it was trained in another space:\n"
+            f"{path} cannot guide this model, for it was trained in another space:\n"
             + "\n".join(f"  - {d}" for d in differences)
             + "\ntake an earlier checkpoint of the same run, or a smaller model trained like it"
         )

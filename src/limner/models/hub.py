@@ -66,7 +66,7 @@ def find_file(name: str, key: str, patterns: tuple[str, ...]) -> Path:
             raise LimnerError(
                 f"{key}: {name!r} is neither a file nor a folder: nothing is at {path.absolute()}."
             )
-        path = _snapshot(name, key, list(patterns), [])
+        path = snapshot(name, key, list(patterns), [])
     for pattern in patterns:
         if found := sorted(path.glob(pattern)):
             return found[0]
@@ -149,7 +149,7 @@ def _checked(folder: Path, name: str, key: str) -> Path:
 def _download(name: str, key: str, subfolder: str | None, also: tuple[str, ...]) -> Path:
     def get(*patterns: str, only_root: bool) -> Path:
         ignored = [*NEVER, "*/*"] if only_root else list(NEVER)
-        return _snapshot(name, key, list(patterns), ignored)
+        return snapshot(name, key, list(patterns), ignored)
 
     top = get("config.json", "model_index.json", only_root=True)
     inner = bool(subfolder) and (top / "model_index.json").is_file()
@@ -165,13 +165,32 @@ def _download(name: str, key: str, subfolder: str | None, also: tuple[str, ...])
     return folder
 
 
-def _snapshot(name: str, key: str, patterns: list[str], ignored: list[str]) -> Path:
-    """The local copy of what `patterns` name in a Hub repository. Raises LimnerError."""
+def snapshot(
+    name: str,
+    key: str,
+    patterns: list[str],
+    ignored: list[str],
+    revision: str | None = None,
+    ways: str | None = None,
+) -> Path:
+    """The local copy of what `patterns` name in a Hub repository.
+
+    Args:
+        key: as `find_folder`; empty: the message names none.
+        ways: out of it, to be told; None: those for a pretrained part.
+
+    Raises:
+        LimnerError: it cannot be had.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
+            )
+        )
     except hub.GatedRepoError:
         why = (
             f"it is gated: accept its terms at {constants.ENDPOINT}/{name} and log in with "
@@ -179,6 +198,8 @@ def _snapshot(name: str, key: str, patterns: list[str], ignored: list[str]) -> P
         )
     except hub.RepositoryNotFoundError:
         why = "there is no such repository, or it is private: check the spelling"
+    except hub.RevisionNotFoundError:
+        why = f"it has no revision {revision!r}"
     except hub.HFValidationError as error:
         why = f"that is no legal id ({str(error).splitlines()[0]})"
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) as error:
@@ -187,10 +208,11 @@ def _snapshot(name: str, key: str, patterns: list[str], ignored: list[str]) -> P
         why += f", and it is not in the local cache {constants.HF_HUB_CACHE}"
     except OSError as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    asked = f"{key}: {name!r}" if key else repr(name)
     raise LimnerError(
-        f"{key}: {name!r} could not be had. Looked for a folder at {Path(name).absolute()}, which "
+        f"{asked} could not be had. Looked for a folder at {Path(name).absolute()}, which "
         f"is not there, and for a repository at {constants.ENDPOINT}/{name}: {why}.\n"
-        f"{_ways(name, key)}"
+        f"{ways or _ways(name, key)}"
     )
 
 

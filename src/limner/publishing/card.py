@@ -69,8 +69,6 @@ class Facts:
     seconds: float
     dtype: str
     """Of the weights."""
-    weights_file: str
-    """Name of the file that Limner draws from."""
     samples: Sequence[Sample]
     results: dict[str, Any]
     """results.json of the run, if it is about these weights."""
@@ -173,7 +171,6 @@ def _use(facts: Facts) -> str:
         s.prompt for s in facts.samples if s.prompt.replace(" ", "a").replace(",", "a").isalpha()
     )
     prompt = next(simple, "a red apple")
-    name = facts.repo.rpartition("/")[2]
     return f"""## How to use it
 
 With diffusers, without Limner:
@@ -195,8 +192,13 @@ run. One of diffusers' own schedulers takes the place of the one that is here by
 With Limner, which draws the same picture from the same seed:
 
 ```bash
-hf download {facts.repo} --local-dir {name}
-limner generate {name}/{facts.weights_file} "{prompt}" --seed 42
+limner generate {facts.repo} "{prompt}" --seed 42
+```
+
+and goes on from it with other pictures:
+
+```bash
+limner train training.init_from={facts.repo} data.dataset_path=my_pictures
 ```
 """
 

@@ -14,14 +14,13 @@ from limner.config import Config
 from limner.config.choices import changed
 from limner.device import part_precision
 from limner.errors import LimnerError
+from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
 from limner.publishing.diffusers_folder import is_export, write_diffusers_folder
 from limner.weights_file import SUFFIX, WeightsFile, open_for_drawing, write_weights_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Format = Literal["safetensors", "diffusers"]
-FILE_NAME = "limner.safetensors"
-"""Of the file of weights, where only a folder was named."""
 
 
 def export(
@@ -60,7 +59,7 @@ def export(
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
-        path = output if output.suffix == SUFFIX else output / FILE_NAME
+        path = output if output.suffix == SUFFIX else output / WEIGHTS_FILE
         write_weights_file(path, weights, without_paths(config), opened.tokenizer, opened.state)
         return path
     refuse_foreign(output)

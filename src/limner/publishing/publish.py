@@ -16,11 +16,11 @@ from limner.config.choices import changed
 from limner.device import name_of
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
+from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
 from limner.publishing.card import Facts, Sample, model_card
 from limner.publishing.diffusers_folder import write_diffusers_folder
 from limner.publishing.export import (
-    FILE_NAME,
     in_precision,
     part_dtype,
     refuse_foreign,
@@ -106,7 +106,7 @@ def prepare(
     weights = in_precision(opened.tensors(), dtype)
     write_diffusers_folder(folder, parts, opened.tokenizer, weights, part_dtype(dtype))
     beside = _with_parts_beside(folder, without_paths(parts.config))
-    write_weights_file(folder / FILE_NAME, weights, beside, opened.tokenizer, opened.state)
+    write_weights_file(folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state)
     run = run_of(opened)
     evaluation, page = evaluation_of(folder, opened, said.page)
     prompts = said.prompts
@@ -120,7 +120,6 @@ def prepare(
         images=opened.state.images,
         seconds=opened.state.seconds,
         dtype=dtype,
-        weights_file=FILE_NAME,
         samples=[*_draw(folder, prompts), *kept_samples(folder, run)],
         results=run.results if run else {},
         evaluation=evaluation,
@@ -138,7 +137,7 @@ def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
     """Pictures for the card, by the weights that are published."""
     if not prompts:
         return []
-    generator = ImageGenerator(folder / FILE_NAME)
+    generator = ImageGenerator(folder / WEIGHTS_FILE)
     pictures = generator.generate_batch(prompts, seeds=list(range(len(prompts))))
     how = generator.sampling.model_dump(mode="json") | {"dtype": name_of(generator.dtype)}
     (folder / "samples").mkdir(exist_ok=True)
