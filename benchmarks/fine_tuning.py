@@ -1,0 +1,198 @@
+"""At which learning rate does a run that starts from another model learn best, and what is lost?
+
+    python benchmarks/fine_tuning.py            # 40 minutes on two cores
+    python benchmarks/fine_tuning.py --only tones --shares 0.3 1
+
+The demo's model learns the demo's emoji, once. From there runs go on with pictures that it has
+never seen, each at another share of the default rate: all weights, adapters of rank 16, and, to
+compare, a model of the same shape from nothing.
+
+    tones   240 pictures like those it knows: 40 other subjects in six tones, 15 % held out
+    plain   60 things without tones, all different: a small collection, learned by heart
+
+Measured by recall (src/limner/evaluation/recall.py) of what is trained and held out, and of the
+demo's pictures: what it could draw before. Prints a table and writes results/fine_tuning.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limner import ImageGenerator
+from limner.config import Config, load_config
+from limner.data.emoji import EmojiPictures, split_tones
+from limner.data.rows import Row
+from limner.data.sources import Data
+from limner.demo import demo_config
+from limner.device import choose_device, choose_precision, describe, name_of
+from limner.evaluation import recall
+from limner.evaluation.answers import rank_drawings
+from limner.evaluation.drawings import draw, of_captions
+from limner.evaluation.exam import versions
+from limner.training.runlog import read_log
+from limner.training.trainer import Trainer
+
+RESULTS = Path(__file__).parent / "results" / "fine_tuning.json"
+BASE_STEPS = 1000
+STEPS = {"tones": 300, "plain": 150}
+REMEMBERED = 100
+"""Of the demo's captions, drawn again afterwards."""
+DEFAULTS = {"all weights": 4e-3, "adapters": 1e-3, "from nothing": 4e-3}
+"""What learns, and the default of its training.learning_rate: with Muon, and with AdamW."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1, 3])
+    parser.add_argument("--only", choices=tuple(STEPS), help="one of the two sets")
+    parser.add_argument("--base_steps", type=int, default=BASE_STEPS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        base = demo(folder / "base", options.base_steps)
+        trainer = Trainer(base)
+        trainer.train()
+        known = trainer.data
+        lines = [measured("demo", "base", 1.0, folder / "base", known, known)]
+        for name in [options.only] if options.only else list(STEPS):
+            write(SETS[name](), folder / name)
+            for way, rate in DEFAULTS.items():
+                for share in options.shares if way != "from nothing" else [1.0]:
+                    run = folder / f"run-{len(lines)}"
+                    config = tuned(base, folder / name, run, STEPS[name], way)
+                    config["training"]["learning_rate"] = share * rate
+                    trainer = Trainer(load_config(config))
+                    trainer.train()
+                    lines.append(measured(name, way, share, run, trainer.data, known))
+    RESULTS.write_text(json.dumps({**about(), "runs": lines}, indent=1) + "\n", encoding="utf-8")
+    print(table(lines))
+
+
+def demo(folder: Path, steps: int) -> Config:
+    config = demo_config(10.0, str(folder), torch.device("cpu")).model_dump(mode="json")
+    config["training"] |= {"max_minutes": None, "max_steps": steps} | QUIET
+    return load_config(config)
+
+
+QUIET = {"trackers": ["none"], "heldout_steps": 10**6, "preview_steps": 10**6}
+
+
+def tuned(base: Config, pictures: Path, run: Path, steps: int, way: str) -> dict[str, Any]:
+    """A run with other pictures: from the base, with nothing said about the model; or from
+    nothing, with a model of the same shape."""
+    sections = {
+        "data": {"dataset_path": str(pictures), "image_size": 64, "train_split": 0.85},
+        "sampling": base.sampling.model_dump(mode="json"),
+        "training": {
+            "output_dir": str(run),
+            "device": "cpu",
+            "max_steps": steps,
+            "batch_size": 32,
+            "num_workers": 0,
+        }
+        | QUIET
+        | {"heldout_steps": steps},
+    }
+    if way == "from nothing":
+        return sections | {
+            section: getattr(base, section).model_dump(mode="json")
+            for section in ("model", "text_encoder")
+        }
+    sections["training"]["init_from"] = base.training.output_dir
+    if way == "adapters":
+        sections["lora"] = {"rank": 16}
+    return sections
+
+
+def tones() -> list[Row]:
+    every, shown = EmojiPictures(languages=["en"]), EmojiPictures("demo", ["en"])
+    familiar = {split_tones(row.key)[0] for row in shown.rows}
+    subjects: dict[str, list[Row]] = {}
+    for row in every.rows:
+        subject, worn = split_tones(row.key)
+        if subject not in familiar and len(worn) <= 1:
+            subjects.setdefault(subject, []).append(row)
+    complete = [rows for rows in subjects.values() if len(rows) == 6]
+    return [row for rows in complete[:: len(complete) // 40][:40] for row in rows]
+
+
+def plain() -> list[Row]:
+    every, shown = EmojiPictures(languages=["en"]), EmojiPictures("demo", ["en"])
+    familiar = {row.key for row in shown.rows}
+    # Single characters without tones: no flags, no families.
+    found = [r for r in every.rows if "-" not in r.key and r.key not in familiar]
+    toned = {split_tones(row.key)[0] for row in every.rows if split_tones(row.key)[1]}
+    found = [r for r in found if r.key not in toned]
+    return found[:: len(found) // 60][:60]
+
+
+SETS: dict[str, Callable[[], list[Row]]] = {"tones": tones, "plain": plain}
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """Pictures with their names beside them, as people have theirs."""
+    folder.mkdir()
+    every = EmojiPictures(languages=["en"])
+    for row in rows:
+        (folder / f"{row.key}.png").write_bytes(every.picture(row))
+        (folder / f"{row.key}.txt").write_text(row.captions[0], encoding="utf-8")
+
+
+def measured(
+    name: str, way: str, share: float, run: Path, data: Data, known: Data
+) -> dict[str, Any]:
+    """Draw what was trained, what was held out, and what was known before."""
+    device = choose_device("cpu")
+    precision = choose_precision("auto", device)
+    generator = ImageGenerator(run, device=device, dtype=name_of(precision))
+    line: dict[str, Any] = {"set": name, "way": way, "share": share}
+    line["learning_rate"] = generator.config.training.learning_rate
+    for what, pictures, most in (
+        ("trained", data.trained, 400),
+        ("held out", data.held_out, 400),
+        ("known before", known.trained, REMEMBERED),
+    ):
+        drawings = of_captions(pictures, "held out" if what == "held out" else "trained", most)
+        draw(generator, drawings)
+        rank_drawings(drawings, known if what == "known before" else data)
+        line[what] = recall.summary([d.rank for d in drawings if d.rank])
+    losses = [event for event in read_log(run / "log.jsonl") if event["kind"] == "heldout"]
+    line["heldout_loss"] = losses[-1]["loss"] if losses else None
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def about() -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": "python benchmarks/fine_tuning.py",
+        "machine": f"{describe(choose_device('cpu'))}, {torch.get_num_threads()} threads",
+        "versions": versions(),
+        "steps": {"base": BASE_STEPS} | STEPS,
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    head = (
+        "| set | what learns | rate, of the default | trained @1 | held out @1 | known before @1 |"
+    )
+    rows = [head, "|---|---|---|---|---|---|"]
+    for line in lines:
+        shares = [line[key]["at_1"] for key in ("trained", "held out", "known before")]
+        cells = [line["set"], line["way"], f"{line['share']:g}", *(f"{s:.2f}" for s in shares)]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
