@@ -255,7 +255,7 @@ def test_compiled_code_sees_batches_of_one_size_and_draws_the_same(
         block.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
-    monkeypatch.setattr(limner.ImageGenerator, "_at_once", lambda *_: 2)
+    monkeypatch.setattr(limner.ImageGenerator, "at_once", lambda *_: 2)
     monkeypatch.setattr("limner.inference.generator.why_not_compile", lambda _: None)
     drawn = drawn_by(trained, tmp_path / "compiled", *prompts, *words, "--compile")
     assert sizes == {4}  # two pictures, two texts

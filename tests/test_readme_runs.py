@@ -15,6 +15,7 @@ from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip, tiny_dinov2
 from recording_hub import recording_hub
 from shown import ROOT, Runner, Told, as_the_hub, blocks_of, workplace
+from visitor import visitor
 
 from limner import device as devices
 from limner.config import load_config
@@ -70,6 +71,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:
         as_the_hub(hub, patch)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr("webbrowser.open", visitor(folder / "played.html"))
         patch.setattr(devices, "why_not_compile", lambda device: None)
         workplace(folder)
         patch.chdir(folder)
@@ -111,7 +113,7 @@ def test_every_command_that_is_shown_was_run(told: Told) -> None:
 
 def test_the_commands_leave_what_they_say(told: Told) -> None:
     for name in (
-        *("apple.png", "output-0.png", "output-sheet.png", "a.png"),
+        *("apple.png", "output-0.png", "output-sheet.png", "a.png", "played.html"),
         *("outputs/report.html", "outputs/demo/evaluation/evaluation.html"),
         *("vae/config.json", "painter.safetensors", "painter/model_index.json"),
         *("outputs/demo/checkpoint-1000/sweep.json", "data-prepared/metadata.json"),

@@ -22,6 +22,7 @@ from limner.commands import (
     export,
     generate,
     generate_classes,
+    play,
     precompute,
     prepare,
     publish,
@@ -115,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add(commands, every)
     train.add(commands, every)
     generate.add(commands, every)
+    play.add(commands, every)
     precompute.add(commands, every, config)
     estimate.add(commands, every, config)
     train_autoencoder.add(commands, every, config)

@@ -119,5 +119,6 @@ def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
     print("and try")
     print(f'  limner generate {output_dir} "a red apple" --seed 42')
     print(f'  limner generate {output_dir} "红苹果" --seed 7 --output apple.png')
+    print(f"  limner play {output_dir}   # on a page in the browser")
     print("  limner train --config configs/train_config.yaml   # your own pictures")
     return folder

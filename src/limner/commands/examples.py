@@ -17,6 +17,7 @@ EXAMPLES = {
         'limner generate outputs/demo "a red apple" --num_images 8 --sheet --output apples.png',
         'limner generate outputs/demo "an apple" "a pear" --interpolate 6',
     ],
+    "play": ["limner play outputs/demo", "limner play outputs/demo --output drawn --port 0"],
     "precompute": [
         "limner precompute my.yaml",
         "limner precompute data.dataset_path=my_pictures",

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.debug import log_shapes
     from limner.inference.generator import ImageGenerator
+    from limner.inference.saving import save_picture
 
     checkpoint = options.checkpoint or options.where
     prompts = [*options.what, *([options.prompt] if options.prompt is not None else [])]
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
-        picture.save(numbered)
+        save_picture(picture, numbered)
         print(numbered)
     if options.sheet:
         print(save_sheet(path, pictures, labels))

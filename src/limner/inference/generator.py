@@ -14,11 +14,12 @@ from limner.checkpoint import check_same_model
 from limner.config import Config
 from limner.data.buckets import ratio_of, size_for
 from limner.data.pictures import to_pil
-from limner.device import choose_device, part_precision, why_not_compile
+from limner.device import choose_device, name_of, part_precision, why_not_compile
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.inference.guide import open_guide
-from limner.inference.sampling import Guide, draw, ready
+from limner.inference.sampling import Guide, Progress, draw, ready
+from limner.inference.saving import remember
 from limner.inference.settings import sampling_settings
 from limner.inference.variations import Picture, Start, Towards, fitted
 from limner.models.parts import moved, open_parts
@@ -85,6 +86,7 @@ class ImageGenerator:
             assert opened.tokenizer is not None
             self.words = opened.tokenizer
         self.space.load(self.device, part_dtype)
+        self.step = opened.state.step
         model = build_model(self.config, self.words.text_size)
         opened.load_weights(model, averaged=True)
         self.model = ready(model, self.device, self.dtype)
@@ -129,9 +131,10 @@ class ImageGenerator:
         init_image: Picture | None = None,
         strength: float | None = None,
         towards: Towards | None = None,
+        progress: Progress | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
-        """A picture per prompt.
+        """A picture per prompt, with how it was drawn in its `info` (see `saving.how_drawn`).
 
         Args:
             num_inference_steps, guidance_scale: None: as the checkpoint's configuration has them.
@@ -148,6 +151,7 @@ class ImageGenerator:
             strength: how far from it, 0 (that picture) to 1 (as if there were none); None: 0.6.
                 Only about that share of the steps is taken.
             towards: other prompts and seeds, to draw what lies between (see `interpolate`).
+            progress: called as `progress(step, steps, x0)` after each step of each batch.
             settings: other keys of the `sampling` section of a configuration, such as
                 `shift=3.0` or `guidance_interval=(0.2, 0.8)`.
 
@@ -173,7 +177,7 @@ class ImageGenerator:
         if len(each) != len(prompts):
             raise LimnerError(f"{len(prompts)} prompts need as many seeds, or one; got {len(each)}")
         start = self._start(init_image, strength, height, width)
-        at_once = max(1, min(self._at_once(batch_size, height, width), len(prompts)))
+        at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
         pictures: list[Image.Image] = []
         wanted = len(prompts)
         if self.compiled and (missing := -wanted % at_once):
@@ -195,8 +199,24 @@ class ImageGenerator:
                 guide=self.guide,
                 start=start,
                 towards=towards and towards.rows(some),
+                progress=progress,
             )
             pictures += to_pil(self.space.decode(drawn[: wanted - first]))
+        how = {
+            "model_step": self.step,
+            "negative_prompt": negative_prompt,
+            "strength": start and start.strength,
+            "guided_by_a_model": True if self.guide else None,
+            "sampling": sampling.model_dump(mode="json"),
+            "dtype": name_of(self.dtype),
+        }
+        for i, picture in enumerate(pictures):
+            way = towards and {
+                "end_prompt": towards.prompts[i],
+                "end_seed": towards.seeds[i],
+                "weight": towards.weights[i],
+            }
+            remember(picture, {"prompt": prompts[i], "seed": each[i], "towards": way, **how})
         return pictures
 
     def size_for(self, aspect_ratio: float | str) -> tuple[int, int]:
@@ -268,9 +288,10 @@ class ImageGenerator:
         x0 = self.space.encode(fitted(picture, height, width).to(self.device))
         return Start(x0, strength)
 
-    def _at_once(self, most: int, height: int, width: int) -> int:
-        """On a processor only as many pictures as its caches hold from layer to layer: about 2,048
-        tokens, those for the second text of guidance included."""
+    def at_once(self, most: int, height: int, width: int) -> int:
+        """How many pictures of a size are drawn together. On a processor only as many as its caches
+        hold from layer to layer: about 2,048 tokens, those for the second text of guidance
+        included."""
         if self.device.type != "cpu":
             return most
         patch = self.space.downsampling * (self.config.model.patch_size or 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ class Guide(NamedTuple):
     words: Words
 
 
+class Progress(Protocol):
+    def __call__(self, step: int, steps: int, x0: Tensor) -> object:
+        """Called after each step, counted from 1.
+
+        Args:
+            x0: [B, C, height, width], the clean pictures (or latents) as the model sees them now.
+        """
+
+
 @torch.no_grad()
 def draw(
     model: TextToImage,
@@ -43,6 +52,7 @@ def draw(
     guide: Guide | None = None,
     start: Start | None = None,
     towards: Towards | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture per (prompt, seed).
 
@@ -59,6 +69,7 @@ def draw(
         guide: guidance moves away from what this model says instead.
         start: the picture to start from instead of pure noise.
         towards: other prompts and seeds, to draw what lies between.
+        progress: told of every step; what it raises ends the drawing.
 
     Returns:
         [B, C, height, width] float32, about [-1, 1], on the model's device.
@@ -82,7 +93,12 @@ def draw(
     x = noise(0)
     if start is not None and strength < 1:  # at 1 nothing is left of the picture, on any path
         x = objective.add_noise(start.x0.to(device), x, timesteps[:1].to(device))
-    return SOLVERS[sampling.scheduler_type](denoise, x, timesteps, path, noise)
+
+    def told(i: int, x0: Tensor) -> None:
+        if progress is not None:
+            progress(i + 1, len(timesteps) - 1, x0)
+
+    return SOLVERS[sampling.scheduler_type](denoise, x, timesteps, path, noise, told)
 
 
 def read(

@@ -1,0 +1,69 @@
+"""What the page may ask for: typed, and checked before a model hears of it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from limner.config.types import NonNegative, PositiveInt, Section, Seed, Share
+from limner.errors import LimnerError
+
+MOST_PICTURES = 64
+MOST_PIXELS = 4096
+"""Of a side."""
+SEEDS = 2**63
+
+
+class Asked(Section):
+    prompts: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_PICTURES)]
+    """One or several; each is drawn `num_images` times."""
+    num_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 1
+    seed: Seed = 0
+    """Of the first picture of a prompt; the next has the next."""
+    negative_prompt: str | None = None
+    num_inference_steps: Annotated[PositiveInt, Field(le=1000)] | None = None
+    guidance_scale: NonNegative | None = None
+    scheduler_type: str | None = None
+    height: Annotated[PositiveInt, Field(le=MOST_PIXELS)] | None = None
+    width: Annotated[PositiveInt, Field(le=MOST_PIXELS)] | None = None
+    init_image: str | None = None
+    """A picture to start from: its file, base64."""
+    strength: Share | None = None
+
+    @classmethod
+    def read(cls, values: Any) -> Asked:
+        """Raises LimnerError, naming what cannot be used."""
+        try:
+            asked = cls.model_validate(values)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise LimnerError("what was asked for cannot be drawn: " + "; ".join(lines)) from None
+        if len(asked.prompts) * asked.num_images > MOST_PICTURES:
+            raise LimnerError(
+                f"{len(asked.prompts)} prompts, each {asked.num_images} times, are more than "
+                f"{MOST_PICTURES} pictures; ask for fewer"
+            )
+        return asked
+
+    def pictures(self) -> list[tuple[str, int]]:
+        """Prompt and seed of each picture."""
+        seeds = [(self.seed + i) % SEEDS for i in range(self.num_images)]
+        return [(prompt, seed) for prompt in self.prompts for seed in seeds]
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `ImageGenerator.generate_batch` by the same names.
+
+        Raises:
+            LimnerError: `init_image` is no base64.
+        """
+        names = ("num_inference_steps", "guidance_scale", "scheduler_type", "height", "width")
+        found = {name: getattr(self, name) for name in (*names, "negative_prompt", "strength")}
+        if self.init_image is not None:
+            try:
+                found["init_image"] = base64.b64decode(self.init_image, validate=True)
+            except (binascii.Error, ValueError):
+                raise LimnerError("init_image is no base64") from None
+        return found

@@ -1,0 +1,170 @@
+"""A model that is opened once and draws for whoever asks, one request at a time."""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from limner.checkpoint_writing import MANIFEST, NAME
+from limner.data.pictures import to_pil
+from limner.device import describe, name_of
+from limner.diffusion.solvers import SOLVERS
+from limner.inference.generator import ImageGenerator
+from limner.inference.saving import how_drawn, save_picture
+from limner.models.latent_space import PixelSpace
+from limner.pages.run_folder import read_run
+from limner.playing.asked import Asked
+from limner.training.heldout import spread
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes events as they come; what it raises ends the drawing."""
+EXAMPLES = 8
+AT_ONCE = 16
+
+
+class Painter:
+    """Args:
+    checkpoint: as `ImageGenerator` takes it. Of a run folder, newer checkpoints are noticed.
+    keep_in: a folder that every drawing is saved in, too.
+    options: of `ImageGenerator`, by name.
+
+    Raises:
+        LimnerError: the model cannot be opened.
+    """
+
+    def __init__(self, checkpoint: str | Path, keep_in: Path | None = None, **options: Any) -> None:
+        self.checkpoint, self.keep_in, self.options = checkpoint, keep_in, options
+        self.lock = threading.Lock()
+        self.generator = ImageGenerator(checkpoint, **options)
+
+    def about(self) -> dict[str, Any]:
+        """What the page shows of the model, and what it fills its fields with."""
+        generator = self.generator
+        config, sampling = generator.config, generator.sampling
+        return {
+            "name": Path(self.checkpoint).name,
+            "step": generator.step,
+            "newer": self.newer(),
+            "parameters": sum(p.numel() for p in generator.model.parameters()),
+            "device": describe(generator.device),
+            "dtype": name_of(generator.dtype),
+            "size": config.data.image_size,
+            "unit": generator.patch * generator.space.downsampling,
+            "shapes": self.shapes(),
+            "solvers": list(SOLVERS),
+            "sampling": sampling.model_dump(mode="json"),
+            "examples": self.examples(),
+            "keeps": None if self.keep_in is None else str(self.keep_in),
+        }
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of the sizes it was trained at, in pixels."""
+        data = self.generator.config.data
+        if isinstance(data.buckets, tuple):
+            return [(int(height), int(width)) for height, width in data.buckets]
+        return [(data.image_size, data.image_size)]
+
+    def examples(self) -> list[str]:
+        """Some prompts that the run drew: what it may be asked for."""
+        prompts = list(self.generator.config.training.preview_prompts or ())
+        if not prompts and (folder := self.run_folder()) is not None:
+            drawn = read_run(folder).samples
+            prompts = [str(drawn[i]["prompt"]) for i in spread(len(drawn), EXAMPLES)]
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt][:EXAMPLES]
+
+    def run_folder(self) -> Path | None:
+        """Where checkpoints come in, if that was named."""
+        folder = Path(self.checkpoint)
+        return folder if folder.is_dir() and any(folder.glob("checkpoint-*")) else None
+
+    def newer(self) -> int | None:
+        """The step of a checkpoint that the run has written since, if there is one."""
+        folder = self.run_folder()
+        steps = [
+            int(match[1])
+            for path in (folder.iterdir() if folder else ())
+            if (match := NAME.fullmatch(path.name)) and (path / MANIFEST).is_file()
+        ]
+        newest = max(steps, default=0)
+        return newest if newest > self.generator.step else None
+
+    def take_newest(self) -> None:
+        """Draw from the run's newest checkpoint from now on. Raises LimnerError."""
+        with self.lock:
+            self.generator = ImageGenerator(self.checkpoint, **self.options)
+
+    def draw(self, asked: Asked, tell: Tell) -> None:
+        """Draw all that is asked for, and tell of each step and each picture.
+
+        Events, by `kind`:
+            waiting   somebody else's drawing goes first
+            progress  `first` and `count` of the pictures that are being drawn, `step` of `steps`,
+                      and in pixel space `previews`: each as the model sees it now, JPEG in base64
+            picture   `number`, `png` in base64, and `how` it was drawn
+
+        Raises:
+            LimnerError: a setting, size, or start picture cannot be used.
+        """
+        settings = asked.settings()
+        if not self.lock.acquire(blocking=False):
+            tell({"kind": "waiting"})
+            self.lock.acquire()
+        try:
+            self._draw(asked, settings, tell)
+        finally:
+            self.lock.release()
+
+    def _draw(self, asked: Asked, settings: dict[str, Any], tell: Tell) -> None:
+        generator, every = self.generator, asked.pictures()
+        size = generator.config.data.image_size
+        at_once = generator.at_once(AT_ONCE, asked.height or size, asked.width or size)
+        for first in range(0, len(every), at_once):
+            some = every[first : first + at_once]
+
+            def progress(step: int, steps: int, x0: Tensor, first: int = first) -> None:
+                event: dict[str, Any] = {"first": first, "count": len(x0)}
+                event |= {"step": step, "steps": steps}
+                if isinstance(generator.space, PixelSpace):
+                    event["previews"] = [_encoded(p, "JPEG") for p in to_pil(x0)]
+                tell({"kind": "progress", **event})
+
+            drawn = generator.generate_batch(
+                [prompt for prompt, _ in some],
+                seeds=[seed for _, seed in some],
+                batch_size=at_once,
+                progress=progress,
+                **settings,
+            )
+            for number, picture in enumerate(drawn, start=first):
+                if self.keep_in is not None:
+                    keep(picture, self.keep_in)
+                how = how_drawn(picture)
+                event = {"kind": "picture", "number": number, "how": how}
+                tell({**event, "png": _encoded(picture, "PNG")})
+
+
+def keep(picture: Image.Image, folder: Path) -> Path:
+    """Save a drawing by its prompt and seed; one by that name that is there already stays."""
+    how = how_drawn(picture)
+    words = re.sub(r"[^\w-]+", "-", str(how["prompt"])).strip("-")[:60].strip("-") or "empty"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, number = folder / f"{words}-{how['seed']}.png", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{words}-{how['seed']}-{number}.png"
+    save_picture(picture, path)
+    return path
+
+
+def _encoded(picture: Image.Image, format: str) -> str:
+    data = BytesIO()
+    save_picture(picture, data, format)
+    return base64.b64encode(data.getvalue()).decode()
