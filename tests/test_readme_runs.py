@@ -66,6 +66,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     quick = {
         "train": ("training.compile_model=false", "training.num_workers=0"),
         "train-autoencoder": autoencoder,
+        "play": ("--port", "0"),
         "evaluate": ("--num_images", "4", "evaluation.other_images=2"),
     }
     with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:

@@ -14,6 +14,7 @@ from PIL import Image
 from recording_hub import recording_hub
 from runs import messages
 from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of
+from visitor import visitor
 
 from limner import device as devices
 from limner.checkpoint import newest_checkpoint
@@ -64,11 +65,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Told, Any]]
         "train-autoencoder": (*config, *autoencoder),
         "sweep": ("--costs", "2", "--pictures", "4", "--device", "cpu"),
         "generate": ("--device", "cpu"),
+        "play": ("--device", "cpu", "--port", "0"),
     }
     with pytest.MonkeyPatch.context() as patch, recording_hub("your-username") as hub:
         as_the_hub(hub, patch)
         patch.chdir(folder)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr("webbrowser.open", visitor(folder / "played.html"))
         patch.setattr(devices, "why_not_compile", lambda device: None)
         runner = Reader(folder, quick)
         for block in blocks_of((ROOT / LANGUAGES[0]).read_text(encoding="utf-8")):
@@ -84,7 +87,7 @@ def test_every_block_runs_in_its_order(told: tuple[Told, Any]) -> None:
     assert ran.blocks == len(blocks) > 12
     names = [words[1] for words in ran.commands if words[0] == "limner"]
     assert list(dict.fromkeys(names)) == [
-        *("caption", "check-data", "doctor", "estimate", "train", "report", "generate"),
+        *("caption", "check-data", "doctor", "estimate", "train", "report", "generate", "play"),
         *("evaluate", "sweep", "export", "publish", "train-autoencoder"),
     ]
     headings = [block.heading for block in blocks if block.heading[0].isdigit()]
