@@ -1,17 +1,18 @@
 """At which learning rate does a run that starts from another model learn best, and what is lost?
 
-    python benchmarks/fine_tuning.py            # 40 minutes on two cores
-    python benchmarks/fine_tuning.py --only tones --shares 0.3 1
+    python benchmarks/fine_tuning.py                         # an hour on two cores
+    python benchmarks/fine_tuning.py --only tones --ways adapters --rates 3e-3 1e-2
 
 The demo's model learns the demo's emoji, once. From there runs go on with pictures that it has
-never seen, each at another share of the default rate: all weights, adapters of rank 16, and, to
-compare, a model of the same shape from nothing.
+never seen, each at another rate: all weights; adapters of rank 16 (and two others), with the text
+encoder learning, too, or not; and, to compare, a model of the same shape from nothing.
 
     tones   240 pictures like those it knows: 40 other subjects in six tones, 15 % held out
     plain   60 things without tones, all different: a small collection, learned by heart
 
 Measured by recall (src/limner/evaluation/recall.py) of what is trained and held out, and of the
-demo's pictures: what it could draw before. Prints a table and writes results/fine_tuning.json.
+demo's pictures: what it could draw before. Appends a line for each run to
+results/fine_tuning.jsonl, and prints all lines as a table.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from typing import Any
 import torch
 
 from limner import ImageGenerator
+from limner.checkpoint import newest_checkpoint
 from limner.config import Config, load_config
 from limner.data.emoji import EmojiPictures, split_tones
 from limner.data.rows import Row
-from limner.data.sources import Data
+from limner.data.sources import Data, open_data
 from limner.demo import demo_config
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
@@ -40,59 +42,71 @@ from limner.evaluation.exam import versions
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
 
-RESULTS = Path(__file__).parent / "results" / "fine_tuning.json"
+RESULTS = Path(__file__).parent / "results" / "fine_tuning.jsonl"
 BASE_STEPS = 1000
 STEPS = {"tones": 300, "plain": 150}
 REMEMBERED = 100
 """Of the demo's captions, drawn again afterwards."""
-DEFAULTS = {"all weights": 4e-3, "adapters": 1e-3, "from nothing": 4e-3}
-"""What learns, and the default of its training.learning_rate: with Muon, and with AdamW."""
+TEXT = {"train_text_encoder": True}
+WAYS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "all weights": ({}, (1.2e-4, 4e-4, 1.2e-3, 4e-3, 1.2e-2)),
+    "adapters": ({"rank": 16, "train_text_encoder": False}, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "adapters and text": ({"rank": 16, **TEXT}, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "rank 4 and text": ({"rank": 4, **TEXT}, (1e-2,)),
+    "rank 64 and text": ({"rank": 64, **TEXT}, (5e-3, 1e-2)),
+    "from nothing": ({}, (4e-3,)),
+}
+"""What learns: the section `lora`, and each training.learning_rate (with Muon; adapters: AdamW)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1, 3])
     parser.add_argument("--only", choices=tuple(STEPS), help="one of the two sets")
-    parser.add_argument("--base_steps", type=int, default=BASE_STEPS)
+    parser.add_argument("--ways", choices=tuple(WAYS), nargs="+", default=list(WAYS))
+    parser.add_argument("--rates", type=float, nargs="+", help="instead of those of each way")
+    parser.add_argument("--base", type=Path, help="the demo's model, trained by this before")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        base = demo(folder / "base", options.base_steps)
-        trainer = Trainer(base)
-        trainer.train()
-        known = trainer.data
-        lines = [measured("demo", "base", 1.0, folder / "base", known, known)]
+        base = options.base or folder / "base"
+        if options.base is None:
+            Trainer(demo(base)).train()
+        shape = load_config(newest_checkpoint(base) / "config.yaml")
+        known = open_data(shape)
+        if options.base is None:
+            note(measured("demo", "base", base, known, known))
         for name in [options.only] if options.only else list(STEPS):
             write(SETS[name](), folder / name)
-            for way, rate in DEFAULTS.items():
-                for share in options.shares if way != "from nothing" else [1.0]:
-                    run = folder / f"run-{len(lines)}"
-                    config = tuned(base, folder / name, run, STEPS[name], way)
-                    config["training"]["learning_rate"] = share * rate
+            for way in options.ways:
+                for rate in options.rates or WAYS[way][1]:
+                    run = Path(tempfile.mkdtemp(dir=folder)) / "run"
+                    config = tuned(shape, base, folder / name, run, STEPS[name], way)
+                    config["training"]["learning_rate"] = rate
                     trainer = Trainer(load_config(config))
                     trainer.train()
-                    lines.append(measured(name, way, share, run, trainer.data, known))
-    RESULTS.write_text(json.dumps({**about(), "runs": lines}, indent=1) + "\n", encoding="utf-8")
-    print(table(lines))
+                    note(measured(name, way, run, trainer.data, known))
+    print(table([json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]))
 
 
-def demo(folder: Path, steps: int) -> Config:
+def demo(folder: Path) -> Config:
     config = demo_config(10.0, str(folder), torch.device("cpu")).model_dump(mode="json")
-    config["training"] |= {"max_minutes": None, "max_steps": steps} | QUIET
+    config["training"] |= {"max_minutes": None, "max_steps": BASE_STEPS} | QUIET
     return load_config(config)
 
 
 QUIET = {"trackers": ["none"], "heldout_steps": 10**6, "preview_steps": 10**6}
 
 
-def tuned(base: Config, pictures: Path, run: Path, steps: int, way: str) -> dict[str, Any]:
+def tuned(
+    shape: Config, base: Path, pictures: Path, run: Path, steps: int, way: str
+) -> dict[str, Any]:
     """A run with other pictures: from the base, with nothing said about the model; or from
     nothing, with a model of the same shape."""
     sections = {
         "data": {"dataset_path": str(pictures), "image_size": 64, "train_split": 0.85},
-        "sampling": base.sampling.model_dump(mode="json"),
+        "sampling": shape.sampling.model_dump(mode="json"),
         "training": {
             "output_dir": str(run),
             "device": "cpu",
@@ -105,13 +119,11 @@ def tuned(base: Config, pictures: Path, run: Path, steps: int, way: str) -> dict
     }
     if way == "from nothing":
         return sections | {
-            section: getattr(base, section).model_dump(mode="json")
+            section: getattr(shape, section).model_dump(mode="json")
             for section in ("model", "text_encoder")
         }
-    sections["training"]["init_from"] = base.training.output_dir
-    if way == "adapters":
-        sections["lora"] = {"rank": 16}
-    return sections
+    sections["training"]["init_from"] = str(base)
+    return sections | {"lora": WAYS[way][0]}
 
 
 def tones() -> list[Row]:
@@ -148,14 +160,12 @@ def write(rows: list[Row], folder: Path) -> None:
         (folder / f"{row.key}.txt").write_text(row.captions[0], encoding="utf-8")
 
 
-def measured(
-    name: str, way: str, share: float, run: Path, data: Data, known: Data
-) -> dict[str, Any]:
+def measured(name: str, way: str, run: Path, data: Data, known: Data) -> dict[str, Any]:
     """Draw what was trained, what was held out, and what was known before."""
     device = choose_device("cpu")
     precision = choose_precision("auto", device)
     generator = ImageGenerator(run, device=device, dtype=name_of(precision))
-    line: dict[str, Any] = {"set": name, "way": way, "share": share}
+    line: dict[str, Any] = {"set": name, "way": way}
     line["learning_rate"] = generator.config.training.learning_rate
     for what, pictures, most in (
         ("trained", data.trained, 400),
@@ -168,29 +178,29 @@ def measured(
         line[what] = recall.summary([d.rank for d in drawings if d.rank])
     losses = [event for event in read_log(run / "log.jsonl") if event["kind"] == "heldout"]
     line["heldout_loss"] = losses[-1]["loss"] if losses else None
-    print(json.dumps(line), flush=True)
     return line
 
 
-def about() -> dict[str, Any]:
-    return {
+def note(line: dict[str, Any]) -> None:
+    line |= {
         "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/fine_tuning.py",
         "machine": f"{describe(choose_device('cpu'))}, {torch.get_num_threads()} threads",
         "versions": versions(),
-        "steps": {"base": BASE_STEPS} | STEPS,
+        "steps": BASE_STEPS if line["set"] == "demo" else STEPS[line["set"]],
     }
+    text = json.dumps(line)
+    print(text, flush=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    head = (
-        "| set | what learns | rate, of the default | trained @1 | held out @1 | known before @1 |"
-    )
-    rows = [head, "|---|---|---|---|---|---|"]
-    for line in lines:
+    rows = ["| set | what learns | rate | trained @1 | held out @1 | known before @1 |"]
+    rows.append("|---|---|---|---|---|---|")
+    for line in sorted(lines, key=lambda line: (line["set"], line["way"], line["learning_rate"])):
         shares = [line[key]["at_1"] for key in ("trained", "held out", "known before")]
-        cells = [line["set"], line["way"], f"{line['share']:g}", *(f"{s:.2f}" for s in shares)]
-        rows.append("| " + " | ".join(cells) + " |")
+        cells = [line["set"], line["way"], f"{line['learning_rate']:g}"]
+        rows.append("| " + " | ".join([*cells, *(f"{share:.2f}" for share in shares)]) + " |")
     return "\n".join(rows)
 
 

@@ -93,3 +93,40 @@ def test_the_results_kept_are_those_of_recipes_that_are_there() -> None:
     kept = BENCHMARKS / "results" / "learning.jsonl"
     found = [json.loads(text) for text in kept.read_text(encoding="utf-8").splitlines()]
     assert {result["recipe"] for result in found} <= set(EVERY)
+
+
+# What documents say was measured
+
+WAYS_IN_WORDS = {
+    "all weights": "all weights",
+    "adapters of rank 16, text encoder": "adapters and text",
+    "adapters of rank 16 alone": "adapters",
+    "adapters of rank 4, text encoder": "rank 4 and text",
+    "adapters of rank 64, text encoder": "rank 64 and text",
+    "a model of the same shape, from nothing": "from nothing",
+}
+
+
+@pytest.mark.parametrize("name", ["finetuning.md", "finetuning.zh-CN.md"])
+def test_the_rates_of_fine_tuning_are_those_that_were_measured(name: str) -> None:
+    lines = (BENCHMARKS / "results" / "fine_tuning.jsonl").read_text("utf-8").splitlines()
+    measured = {(r["set"], r["way"], r["learning_rate"]): r for r in map(json.loads, lines)}
+    docs = BENCHMARKS.parent / "docs"
+    english, told = ((docs / n).read_text("utf-8").splitlines() for n in ("finetuning.md", name))
+    shown = [row.split("|")[1:-1] for row in told if row.startswith("|") and "e-" in row]
+    words = [row.split("|")[1].strip() for row in english if row.startswith("|") and "e-" in row]
+    assert len(shown) == len(words) == 13
+    for what, (_, rate, tones, plain) in zip(words, shown, strict=True):
+        number = float(rate.replace("（", "(").partition("(")[0])
+        ways = ["adapters", "adapters and text"] if what == "either" else [WAYS_IN_WORDS[what]]
+        for way in ways:
+            of_tones, of_plain = (
+                measured["tones", way, number],
+                measured.get(("plain", way, number)),
+            )
+            keys = "trained", "held out", "known before"
+            assert tones.strip() == ", ".join(f"{of_tones[key]['at_1']:.2f}" for key in keys)
+            if plain.strip():
+                assert of_plain is not None
+                pair = (of_plain[key]["at_1"] for key in ("trained", "known before"))
+                assert plain.strip() == ", ".join(f"{share:.2f}" for share in pair)

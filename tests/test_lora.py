@@ -21,6 +21,7 @@ from limner.inference.generator import ImageGenerator
 from limner.models.text_to_image import build_model
 from limner.publishing.export import export
 from limner.training.lora import merged
+from limner.training.optimizer import TEXT_SHARE
 from limner.training.trainer import Trainer
 
 SHORT = [
@@ -32,6 +33,7 @@ SHORT = [
     *("training.trackers=[none]", "lr_scheduler.warmup_steps=1", "training.learning_rate=0.01"),
     *("sampling.num_inference_steps=2", "lora.rank=3"),
 ]
+FROZEN_TEXT = "lora.train_text_encoder=false"
 
 
 @pytest.fixture
@@ -64,11 +66,43 @@ def test_at_first_it_draws_as_the_model_does(adapted: Callable[..., Config], tra
     assert {id(p) for p in owned} == {id(p) for p in learn}
 
 
+def test_the_text_encoder_learns_along(adapted: Callable[..., Config], trained: Path) -> None:
+    trainer = Trainer(adapted())
+    rates = {
+        name: group["rate_share"]
+        for optimizer in trainer.optimizers.values()
+        for group in optimizer.param_groups
+        for name, p in trainer.model.named_parameters()
+        if any(p is own for own in group["params"])
+    }
+    text = {name for name, _ in trainer.model.named_parameters() if name.startswith("text_encoder")}
+    assert {rates[name] for name in text} == {TEXT_SHARE}
+    assert {rate for name, rate in rates.items() if name not in text} == {1.0}
+    assert {name for name in rates if ".lora_" not in name} == text
+    trainer.train()
+    there = Checkpoint.open(trained / "outputs").tensors()
+    state = trainer.model.state_dict()
+    for name, tensor in there.items():
+        now = state[name] if name in state else state[name.replace(".w", ".base_layer.w")]
+        assert torch.equal(now, tensor) == (name not in text), name
+    saved = Checkpoint.open(trainer.folder)
+    for network, averaged in ((trainer.averaged, True), (trainer.model, False)):
+        plain = build_model(saved.config, trainer.reader.text_size).eval()
+        saved.load_weights(plain, averaged)
+        with torch.no_grad():
+            expected = network.eval()(*inputs(trainer))
+            torch.testing.assert_close(plain(*inputs(trainer)), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(
+        saved.tensors(True)["text_encoder.embedding.weight"],
+        saved.tensors(False)["text_encoder.embedding.weight"],
+    )
+
+
 @pytest.mark.parametrize("ema", ["true", "false"])
 def test_only_adapters_learn_and_the_merged_model_computes_the_same(
     adapted: Callable[..., Config], trained: Path, ema: str
 ) -> None:
-    trainer = Trainer(adapted(f"training.use_ema={ema}"))
+    trainer = Trainer(adapted(FROZEN_TEXT, f"training.use_ema={ema}"))
     trainer.train()
     there = Checkpoint.open(trained / "outputs").tensors()
     for name, tensor in trainer.model.state_dict().items():
@@ -86,18 +120,26 @@ def test_only_adapters_learn_and_the_merged_model_computes_the_same(
             assert (before(*inputs(trainer)) - expected).abs().max() > 1e-3  # it did learn
 
 
-@pytest.mark.parametrize("more", ["lora.dropout=0.2", "training.use_ema=false"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("lora.dropout=0.2",),
+        ("training.use_ema=false",),
+        (FROZEN_TEXT,),
+        (FROZEN_TEXT, "training.use_ema=false"),
+    ],
+)
 def test_a_run_goes_on_to_the_bit(
-    adapted: Callable[..., Config], trained: Path, tmp_path: Path, more: str
+    adapted: Callable[..., Config], trained: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained / "outputs", copy)
-    config = adapted(more, f"training.init_from='{copy}'")
+    config = adapted(*more, f"training.init_from='{copy}'")
     whole = Trainer(config)
     whole.train()
     shutil.rmtree(whole.folder / "checkpoint-4")
     shutil.rmtree(copy)  # a run that has begun does not need it
-    again = Trainer(adapted(more, f"training.init_from='{copy}'"))
+    again = Trainer(adapted(*more, f"training.init_from='{copy}'"))
     assert again.state.step == 2
     again.train()
     for one, other in ((whole.model, again.model), (whole.averaged, again.averaged)):
@@ -114,6 +156,9 @@ def test_peft_reads_the_adapter(adapted: Callable[..., Config], trained: Path) -
     Checkpoint.open(trained / "outputs").load_weights(plain, averaged=True)
     x, t, ids = inputs(trainer)
     with torch.no_grad():
+        kept = Checkpoint.open(newest).tensors()
+        learned = {n: t for n, t in kept.items() if n.startswith("text_encoder.")}
+        plain.load_state_dict(learned, strict=False)  # as docs/finetuning.md has it
         text = plain.text_encoder(ids)
         theirs = peft.PeftModel.from_pretrained(plain.denoiser, str(newest / "adapter")).eval()
         expected = trainer.averaged(x, t, ids)
@@ -150,7 +195,8 @@ def test_dit_as_published_has_adapters_in_its_blocks_alone(
     base = Trainer(tiny_config("model.architecture=dit"))
     base.train()
     trainer = Trainer(adapted(f"training.init_from='{base.folder}'"))
-    learn = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    every = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    learn = {n for n in every if not n.startswith("text_encoder.")}
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in learn} == {"qkv", "proj", "fc1", "fc2"}
     assert all(n.startswith("denoiser.blocks.") for n in learn)
 
@@ -176,3 +222,13 @@ def test_other_adapters_do_not_go_on(adapted: Callable[..., Config]) -> None:
     Trainer(adapted("training.max_steps=2")).train()
     with pytest.raises(LimnerError, match=r"lora\.rank: 3 in the checkpoint, 4 in the"):
         Trainer(adapted("lora.rank=4"), resume="latest")
+
+
+def test_the_default_rate_is_what_adapters_need(adapted: Callable[..., Config]) -> None:
+    def rate(*more: str) -> float | None:
+        return adapted("training.learning_rate=null", *more).training.learning_rate
+
+    assert rate() == 0.01
+    assert rate("lora.rank=16") == 0.01
+    assert rate("lora.rank=64") == 0.005
+    assert rate("lora.rank=null") == 0.004

@@ -47,6 +47,8 @@ def resolve(config: Config) -> Config:
         optimizer = changed(optimizer, type="adamw")
     if training.learning_rate is None:
         peak = 4e-3 if optimizer.type == "muon" else 1e-3
+        if config.lora.rank is not None:  # measured: benchmarks/fine_tuning.py
+            peak = 1e-2 * min(1.0, 16 / config.lora.rank) ** 0.5
         rate = peak * min(1.0, 256 / model.hidden_size) ** 0.5
         training = changed(training, learning_rate=float(f"{rate:.2g}"))
     config = config.model_copy(

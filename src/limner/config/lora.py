@@ -15,6 +15,9 @@ class LoraConfig(Section):
     """Scale of the corrections. None: `rank`, so that the factor is 1."""
     dropout: BelowOne = 0.0
     """Of what goes into A; helps when pictures are very few."""
+    train_text_encoder: bool = True
+    """The text encoder learns, too, all of it, at a tenth of the rate: new names need that. false:
+    it stays as it is, and the adapters are all that changes."""
     target_modules: tuple[str, ...] | None = None
     """Names of the matrices in the transformer blocks that are adapted, such as [qkv, out]. None:
     those of attention and feed-forward."""

@@ -46,8 +46,9 @@ class TrainingConfig(Section):
     """Pictures per update, over all processes and forward passes: `gradient_accumulation_steps`
     follows from it, so that a run learns the same whatever machine it is on."""
     learning_rate: Positive | None = None
-    """Peak learning rate: Muon's update is scaled to AdamW's size. None: 4e-3 with Muon and 1e-3
-    with AdamW, times the root of 256 / hidden_size in wider models."""
+    """Peak learning rate: Muon's update is scaled to AdamW's size. None: 4e-3 with Muon, 1e-3 with
+    AdamW, and 1e-2 for adapters (times the root of 16 / rank above that rank); times the root of
+    256 / hidden_size in wider models."""
     num_epochs: Positive | None = None
     """Passes over the training pictures."""
     max_steps: PositiveInt | None = None

@@ -1,8 +1,9 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): the model stays, small corrections beside it learn.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): the denoiser stays, small corrections beside it learn.
 
-The layers are peft's. A checkpoint holds the corrections added to the weights, so that whatever
-draws needs no peft; besides, what the run needs to go on to the bit, and the corrections alone in
-peft's own format:
+The text encoder, which is small, learns as a whole (`lora.train_text_encoder`). The layers are
+peft's. A checkpoint holds the corrections added to the weights, so that whatever draws needs no
+peft; besides, what the run needs to go on to the bit, and the corrections alone in peft's own
+format:
 
     checkpoint-1000/
       lora.safetensors      adapted weights as they were, and A and B as trained
@@ -42,7 +43,8 @@ def check_installed(config: Config) -> None:
 
 
 def add_adapters(model: TextToImage, config: Config) -> list[str]:
-    """Put adapters beside the denoiser's matrices and freeze all else; the sentence about it.
+    """Put adapters beside the denoiser's matrices and freeze what does not learn; the sentence
+    about it.
 
     A is random (a function of the seed) and B zero: the model draws as before.
 
@@ -54,6 +56,7 @@ def add_adapters(model: TextToImage, config: Config) -> list[str]:
     from peft import inject_adapter_in_model
 
     model.requires_grad_(False)
+    model.text_encoder.requires_grad_(config.lora.train_text_encoder)
     torch.manual_seed(config.training.seed)
     inject_adapter_in_model(_peft_config(config, model.denoiser), model.denoiser, NAME)
     for _, layer in _adapted(model):
@@ -61,10 +64,12 @@ def add_adapters(model: TextToImage, config: Config) -> list[str]:
         layer.lora_dropout[NAME] = PictureDropout(config.lora.dropout)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
-    count = sum(1 for _ in _adapted(model))
+    where = f"beside {sum(1 for _ in _adapted(model))} matrices"
+    if config.lora.train_text_encoder:
+        where += ", and the text encoder"
     return [
-        f"LoRA of rank {config.lora.rank} beside {count} matrices: {learn:,} numbers learn, the "
-        f"model's {whole:,} stay as they are"
+        f"LoRA of rank {config.lora.rank} {where}: {learn:,} numbers learn, the other {whole:,} "
+        "stay as they are"
     ]
 
 
@@ -147,10 +152,12 @@ def load_checkpoint(checkpoint: Checkpoint, model: TextToImage, averaged: TextTo
     _fit(model, state, checkpoint.folder / LORA)
     file = f"{ADAPTER}/adapter_model.safetensors"
     if checkpoint.config.training.use_ema:
-        shown = _read(checkpoint, file)
+        shown, texts = _read(checkpoint, file), checkpoint.tensors(averaged=True)
         for name in state:
             if ".lora_" in name:
                 state[name] = shown.get(_peft_name(name.removeprefix("denoiser.")))
+            elif name.startswith("text_encoder."):
+                state[name] = texts.get(name)
     _fit(averaged, state, checkpoint.folder / file)
 
 

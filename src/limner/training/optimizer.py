@@ -18,6 +18,10 @@ from limner.device import fast_bfloat16
 from limner.models.layers import StackedLinear
 from limner.shards import full, local, shard_like, with_local
 
+TEXT_SHARE = 0.1
+"""Of the rate, for a text encoder that learns beside adapters: these need about ten times the rate
+of whole weights (benchmarks/fine_tuning.py)."""
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised by Newton-Schulz, scaled to the size of an AdamW update.
@@ -143,26 +147,36 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
                 parts = module.parts if isinstance(module, StackedLinear) else 1
                 matrices[parts].append(module.weight)
     taken = {id(p) for group in matrices.values() for p in group}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    decayed = [p for p in rest if p.ndim >= 2]
-    plain = [p for p in rest if p.ndim < 2]
-    # Told apart by the trainer when it sets the rate of each update.
-    share = {"rate_share": settings.adamw_rate_share if matrices else 1.0}
+    rest = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in taken}
+    share = settings.adamw_rate_share if matrices else 1.0
+    groups = []
+    for names, its_share in _by_rate(rest, share, config.lora.rank is not None):
+        for decayed in (True, False):
+            params = [rest[name] for name in names if (rest[name].ndim >= 2) == decayed]
+            decay = settings.weight_decay if decayed else 0.0
+            # `rate_share` is what the trainer multiplies the rate of each update with.
+            groups.append({"params": params, "weight_decay": decay, "rate_share": its_share})
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": settings.weight_decay, **share},
-                {"params": plain, "weight_decay": 0.0, **share},
-            ],
+            groups,
             lr=lr,
             betas=settings.betas,
             eps=settings.eps,
-            fused=rest[0].device.type in ("cuda", "cpu"),
+            fused=next(iter(rest.values())).device.type in ("cuda", "cpu"),
         )
     }
     if matrices:
-        groups = [{"params": group, "parts": parts} for parts, group in sorted(matrices.items())]
+        stacks = [{"params": group, "parts": parts} for parts, group in sorted(matrices.items())]
         optimizers["muon"] = Muon(
-            groups, lr, settings.muon_momentum, settings.weight_decay, settings.muon_period
+            stacks, lr, settings.muon_momentum, settings.weight_decay, settings.muon_period
         )
     return optimizers
+
+
+def _by_rate(names: Iterable[str], share: float, adapted: bool) -> list[tuple[list[str], float]]:
+    """Names of parameters by the share of the learning rate that they have."""
+    if not adapted:
+        return [(list(names), share)]
+    text = [name for name in names if name.startswith("text_encoder.")]
+    rest = [name for name in names if name not in text]
+    return [(rest, share), (text, TEXT_SHARE)] if text else [(rest, share)]
