@@ -16,6 +16,7 @@ import pytest
 from browser import Page, browser_or_skip, open_browser
 from made_up import made_up_checkpoint
 from PIL import Image
+from pretrained import tiny_autoencoder
 from visitor import visitor
 
 from limner import ImageGenerator
@@ -145,6 +146,20 @@ def test_a_start_picture_is_a_start(ask: Ask) -> None:
     assert np.array(pictures(events)[0]).reshape(-1, 3).tolist() == [[255, 0, 0]] * 256
     _, events = ask("/draw", {"prompts": ["x"], "init_image": "no base64!"})
     assert events == [{"kind": "error", "message": "init_image is no base64"}]
+
+
+def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None:
+    vae = f"vae.pretrained_model_name='{tiny_autoencoder(tmp_path / 'vae')}'"
+    folder = tmp_path / "checkpoint"
+    painter = Painter(
+        made_up_checkpoint(folder, vae, "data.image_size=32", "model.patch_size=2"), device="cpu"
+    )
+    events: list[dict[str, Any]] = []
+    painter.draw(Asked(prompts=("a circle",), seed=3), events.append)
+    assert [set(e) - {"kind"} for e in events[:-1]] == [{"first", "count", "step", "steps"}] * 2
+    own = ImageGenerator(folder, device="cpu").generate("a circle", seed=3)
+    assert np.array_equal(pictures(events)[0], own)
+    assert painter.about()["unit"] == 2 * painter.generator.space.downsampling
 
 
 # The model
