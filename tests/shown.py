@@ -24,7 +24,7 @@ import pytest
 import yaml
 from conftest import TINY
 from PIL import Image
-from recording_hub import Recorded
+from recording_hub import TOKEN, Recorded, point_client_at
 
 from limner.cli import main
 from limner.config import Config, load_config
@@ -268,12 +268,7 @@ def script(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-def as_the_hub(recorded: Recorded, patch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET do, which are read when it is imported."""
-    from huggingface_hub import constants, hf_api
-
-    patch.setattr(constants, "ENDPOINT", recorded.address)
-    patch.setattr(hf_api.api, "endpoint", recorded.address)
-    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
-    patch.setenv("HF_TOKEN", "hf_" + "averysecrettoken" * 2)
+def as_the_hub(recorded: Recorded, patch: pytest.MonkeyPatch, cache: Path) -> None:
+    """The Hub that documents mean, where one is logged in, with nothing downloaded yet."""
+    point_client_at(recorded.address, cache, patch)
+    patch.setenv("HF_TOKEN", TOKEN)

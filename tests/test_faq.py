@@ -23,6 +23,7 @@ from limner.cli import main
 from limner.config import load_config
 from limner.data.sources import open_data
 from limner.errors import LimnerError
+from limner.inference.saving import how_drawn
 from limner.models.text_to_image import build_model
 from limner.training.trainer import Trainer
 
@@ -320,9 +321,9 @@ def test_the_larger_model_is_what_is_estimated(work: Path) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     with recording_hub("your-username") as recorded:
-        as_the_hub(recorded, monkeypatch)
+        as_the_hub(recorded, monkeypatch, tmp_path / "hub")
         yield recorded
 
 
@@ -332,6 +333,8 @@ def test_what_is_shared_arrives(hub: Any, told: Told) -> None:
     assert {"README.md", "model_index.json", "limner.safetensors"} <= set(
         hub.files["your-username/dit-model"]
     )
+    assert how_drawn(Image.open("shared.png"))["prompt"] == "a cat on a chair"
+    assert any(r.split()[1].endswith("/limner.safetensors") for r in hub.requests)
     sent = hub.files["your-username/dit-checkpoint"]
     assert {"model.pt", "optimizer.pt", "config.yaml"} <= set(sent)
     for name, content in sent.items():

@@ -70,7 +70,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         "evaluate": ("--num_images", "4", "evaluation.other_images=2"),
     }
     with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:
-        as_the_hub(hub, patch)
+        as_the_hub(hub, patch, folder.parent / "hub")
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
         patch.setattr("webbrowser.open", visitor(folder / "played.html"))
         patch.setattr(devices, "why_not_compile", lambda device: None)

@@ -68,7 +68,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Told, Any]]
         "play": ("--device", "cpu", "--port", "0"),
     }
     with pytest.MonkeyPatch.context() as patch, recording_hub("your-username") as hub:
-        as_the_hub(hub, patch)
+        as_the_hub(hub, patch, tmp_path_factory.mktemp("hub"))
         patch.chdir(folder)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
         patch.setattr("webbrowser.open", visitor(folder / "played.html"))
