@@ -209,6 +209,7 @@ def test_dit_as_published_has_adapters_in_its_blocks_alone(
         (["optimizer.type=muon"], "learn with AdamW"),
         (["training.init_from=null"], r"name .* in training\.init_from"),
         (["lora.rank=null", "lora.alpha=2"], r"lora\.alpha: says nothing without lora\.rank"),
+        (["lora.rank=null", FROZEN_TEXT], r"lora\.train_text_encoder: says nothing without lora"),
     ],
 )
 def test_what_cannot_be_is_said(

@@ -49,8 +49,9 @@ def problems(config: Config) -> Iterator[str]:
 
 def _adapter_problems(config: Config) -> Iterator[str]:
     if config.lora.rank is None:
-        for key in sorted(config.lora.model_fields_set & {"alpha", "target_modules"}):
-            if getattr(config.lora, key) is not None:
+        keys = {"alpha", "target_modules", "train_text_encoder"}
+        for key in sorted(config.lora.model_fields_set & keys):
+            if getattr(config.lora, key) not in (None, True):
                 yield f"lora.{key}: says nothing without lora.rank; set that, or leave it out"
         return
     if config.training.init_from is None:
