@@ -17,7 +17,7 @@ from browser import Page, browser_or_skip, open_browser
 from made_up import made_up_checkpoint
 from PIL import Image
 from pretrained import tiny_autoencoder
-from visitor import visitor
+from visitor import visit_pages
 
 from limner import ImageGenerator
 from limner.cli import main
@@ -322,13 +322,15 @@ def test_what_goes_wrong_is_told_on_the_page(browser: Page, server: Server) -> N
 def test_the_command_opens_the_page_and_ends_with_ctrl_c(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("webbrowser.open", visitor(tmp_path / "page.html"))
+    opened = visit_pages(monkeypatch, tmp_path / "page.html")
     assert main(["play", str(run), "--port", "0", "--device", "cpu"]) == 0
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "<title>Limner</title>" in page
     assert "NONCE" not in page
     assert "://" not in page, "it needs nothing from elsewhere"
-    assert "Draw at http://127.0.0.1:" in capsys.readouterr().out
+    assert f"Draw at {opened[0]} (Ctrl-C ends it)" in capsys.readouterr().out
+    assert main(["play", str(run), "--port", "0", "--device", "cpu", "--no-browser"]) == 0
+    assert len(opened) == 1
 
 
 def test_what_cannot_be_played_is_told_before_anything_is_served(

@@ -15,7 +15,7 @@ from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip, tiny_dinov2
 from recording_hub import recording_hub
 from shown import ROOT, Runner, Told, as_the_hub, blocks_of, workplace
-from visitor import visitor
+from visitor import visit_pages
 
 from limner import device as devices
 from limner.config import load_config
@@ -72,7 +72,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:
         as_the_hub(hub, patch, folder.parent / "hub")
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
-        patch.setattr("webbrowser.open", visitor(folder / "played.html"))
+        visit_pages(patch, folder / "played.html")
         patch.setattr(devices, "why_not_compile", lambda device: None)
         workplace(folder)
         patch.chdir(folder)

@@ -14,7 +14,7 @@ from PIL import Image
 from recording_hub import recording_hub
 from runs import messages
 from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of
-from visitor import visitor
+from visitor import visit_pages
 
 from limner import device as devices
 from limner.checkpoint import newest_checkpoint
@@ -71,7 +71,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Told, Any]]
         as_the_hub(hub, patch, tmp_path_factory.mktemp("hub"))
         patch.chdir(folder)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
-        patch.setattr("webbrowser.open", visitor(folder / "played.html"))
+        visit_pages(patch, folder / "played.html")
         patch.setattr(devices, "why_not_compile", lambda device: None)
         runner = Reader(folder, quick)
         for block in blocks_of((ROOT / LANGUAGES[0]).read_text(encoding="utf-8")):

@@ -1,24 +1,36 @@
 """Who opens the page of `limner play` in place of a browser, and then presses Ctrl-C."""
 
-import _thread
 import threading
 import urllib.request
-from collections.abc import Callable
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 
-def visitor(kept: Path) -> Callable[[str], bool]:
-    """In place of `webbrowser.open`: keeps the page in a file."""
+from limner.playing.server import Server
 
-    def visit(address: str) -> bool:
-        def ask() -> None:
-            try:
-                with urllib.request.urlopen(address, timeout=60) as page:
-                    kept.write_bytes(page.read())
-            finally:
-                _thread.interrupt_main()
 
-        threading.Thread(target=ask).start()
-        return True
+def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:
+    """From now on each page that is served is kept in a file, and then its server is interrupted.
 
-    return visit
+    Not by a signal, which a process that was started in the background may ignore.
+
+    Returns:
+        The addresses that a browser is asked to open, as they come.
+    """
+    opened: list[str] = []
+
+    def serve(server: Server) -> None:
+        thread = threading.Thread(target=ThreadingHTTPServer.serve_forever, args=(server,))
+        thread.start()
+        try:
+            with urllib.request.urlopen(server.address, timeout=60) as page:
+                kept.write_bytes(page.read())
+        finally:
+            server.shutdown()
+            thread.join()
+        raise KeyboardInterrupt
+
+    patch.setattr(Server, "serve_forever", serve)
+    patch.setattr("webbrowser.open", opened.append)
+    return opened
