@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from conftest import TINY
+from pretrained import tiny_autoencoder, tiny_clip
 
 from limner.checkpoint import Contents, TrainingState, save_checkpoint
 from limner.config import load_config
@@ -12,6 +13,18 @@ from limner.models.text_to_image import TextToImage, build_model
 from limner.text.tokenizer import CaptionTokenizer
 
 CAPTIONS = ["a small red circle", "two blue squares above a green cross", "红苹果"]
+
+
+def made_up_in_latents(folder: Path, parts: Path) -> Path:
+    """One that draws in latents and reads with a pretrained encoder, both in `parts`."""
+    return made_up_checkpoint(
+        folder,
+        f"text_encoder.pretrained_model_name='{tiny_clip(parts / 'clip', whole=True)}'",
+        "text_encoder.max_length=null",
+        f"vae.pretrained_model_name='{tiny_autoencoder(parts / 'vae')}'",
+        "data.image_size=32",
+        "model.patch_size=2",
+    )
 
 
 def made_up_checkpoint(folder: Path, *overrides: str) -> Path:

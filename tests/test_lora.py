@@ -54,6 +54,19 @@ def inputs(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([300.0, 800.0]), text
 
 
+@torch.no_grad()
+def computed_by_the_merged(trainer: Trainer) -> list[Tensor]:
+    """By the average and the model that a run's checkpoint holds: what those with adapters do."""
+    saved, computed = Checkpoint.open(trainer.folder), list[Tensor]()
+    for network, averaged in ((trainer.averaged, True), (trainer.model, False)):
+        plain = build_model(saved.config, trainer.reader.text_size).eval()
+        saved.load_weights(plain, averaged)
+        computed.append(plain(*inputs(trainer)))
+        expected = network.eval()(*inputs(trainer))
+        torch.testing.assert_close(computed[-1], expected, rtol=1e-4, atol=1e-5)
+    return computed
+
+
 def test_at_first_it_draws_as_the_model_does(adapted: Callable[..., Config], trained: Path) -> None:
     trainer = Trainer(adapted())
     there = Checkpoint.open(trained / "outputs").tensors()
@@ -85,13 +98,8 @@ def test_the_text_encoder_learns_along(adapted: Callable[..., Config], trained: 
     for name, tensor in there.items():
         now = state[name] if name in state else state[name.replace(".w", ".base_layer.w")]
         assert torch.equal(now, tensor) == (name not in text), name
+    computed_by_the_merged(trainer)
     saved = Checkpoint.open(trainer.folder)
-    for network, averaged in ((trainer.averaged, True), (trainer.model, False)):
-        plain = build_model(saved.config, trainer.reader.text_size).eval()
-        saved.load_weights(plain, averaged)
-        with torch.no_grad():
-            expected = network.eval()(*inputs(trainer))
-            torch.testing.assert_close(plain(*inputs(trainer)), expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(
         saved.tensors(True)["text_encoder.embedding.weight"],
         saved.tensors(False)["text_encoder.embedding.weight"],
@@ -108,16 +116,11 @@ def test_only_adapters_learn_and_the_merged_model_computes_the_same(
     for name, tensor in trainer.model.state_dict().items():
         if ".lora_" not in name:
             assert torch.equal(tensor, there[name.replace(".base_layer.", ".")]), name
-    saved = Checkpoint.open(trainer.folder)
-    for network, averaged in ((trainer.averaged, True), (trainer.model, False)):
-        plain = build_model(saved.config, trainer.reader.text_size).eval()
-        saved.load_weights(plain, averaged)
-        with torch.no_grad():
-            expected = network.eval()(*inputs(trainer))
-            torch.testing.assert_close(plain(*inputs(trainer)), expected, rtol=1e-4, atol=1e-5)
-            before = build_model(saved.config, trainer.reader.text_size).eval()
-            before.load_state_dict(there)
-            assert (before(*inputs(trainer)) - expected).abs().max() > 1e-3  # it did learn
+    before = build_model(trainer.config, trainer.reader.text_size).eval()
+    before.load_state_dict(there)
+    with torch.no_grad():
+        for now in computed_by_the_merged(trainer):
+            assert (before(*inputs(trainer)) - now).abs().max() > 1e-3  # it did learn
 
 
 @pytest.mark.parametrize(

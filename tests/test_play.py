@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Page, browser_or_skip, open_browser
-from made_up import made_up_checkpoint
+from made_up import made_up_checkpoint, made_up_in_latents
 from PIL import Image
-from pretrained import tiny_autoencoder
 from visitor import visit_pages
 
 from limner import ImageGenerator
@@ -149,11 +148,8 @@ def test_a_start_picture_is_a_start(ask: Ask) -> None:
 
 
 def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None:
-    vae = f"vae.pretrained_model_name='{tiny_autoencoder(tmp_path / 'vae')}'"
-    folder = tmp_path / "checkpoint"
-    painter = Painter(
-        made_up_checkpoint(folder, vae, "data.image_size=32", "model.patch_size=2"), device="cpu"
-    )
+    folder = made_up_in_latents(tmp_path / "checkpoint", tmp_path / "parts")
+    painter = Painter(folder, device="cpu")
     events: list[dict[str, Any]] = []
     painter.draw(Asked(prompts=("a circle",), seed=3), events.append)
     assert [set(e) - {"kind"} for e in events[:-1]] == [{"first", "count", "step", "steps"}] * 2
@@ -227,8 +223,7 @@ OPENED = (
 )
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_one_draws_on_the_page(browser: Page, server: Server, width: int, dark: bool) -> None:
     browser.go(server.address, width, dark)
     browser.ask(OPENED)

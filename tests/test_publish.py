@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import yaml
 from evaluation_of import evaluation_of
-from made_up import made_up_checkpoint
+from made_up import made_up_checkpoint, made_up_in_latents
 from PIL import Image
-from pretrained import tiny_autoencoder, tiny_clip
 from recording_hub import TOKEN, Recorded, recording_hub
 
 from limner import ImageGenerator, Trainer
@@ -369,14 +368,7 @@ def test_pretrained_parts_come_along_and_are_found_beside_the_file(
     hub: Recorded, tmp_path: Path
 ) -> None:
     parts = tmp_path / "parts"
-    checkpoint = made_up_checkpoint(
-        tmp_path / "checkpoint",
-        f"text_encoder.pretrained_model_name='{tiny_clip(parts / 'clip', whole=True)}'",
-        "text_encoder.max_length=null",
-        f"vae.pretrained_model_name='{tiny_autoencoder(parts / 'vae')}'",
-        "data.image_size=32",
-        "model.patch_size=2",
-    )
+    checkpoint = made_up_in_latents(tmp_path / "checkpoint", parts)
     there = np.array(ImageGenerator(checkpoint, device="cpu").generate("a circle", seed=1))
     address = publish(checkpoint, "me/latents", output=tmp_path / "kept", say=lambda _: None)
     assert address == f"{hub.address}/me/latents/commit/{'0' * 40}"

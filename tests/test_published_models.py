@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from made_up import made_up_checkpoint
-from pretrained import tiny_autoencoder, tiny_clip
+from made_up import made_up_checkpoint, made_up_in_latents
 from recording_hub import Recorded, point_client_at
 
 from limner import ImageGenerator, Trainer
@@ -116,14 +115,7 @@ def test_a_guide_may_be_an_exported_file(checkpoint: Path, tmp_path: Path) -> No
 
 def test_pretrained_parts_come_along(hub: Recorded, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
-    checkpoint = made_up_checkpoint(
-        tmp_path / "checkpoint",
-        f"text_encoder.pretrained_model_name='{tiny_clip(parts / 'clip', whole=True)}'",
-        "text_encoder.max_length=null",
-        f"vae.pretrained_model_name='{tiny_autoencoder(parts / 'vae')}'",
-        "data.image_size=32",
-        "model.patch_size=2",
-    )
+    checkpoint = made_up_in_latents(tmp_path / "checkpoint", parts)
     there = drawn(checkpoint).astype(int)
     publish(checkpoint, "me/latents", say=lambda _: None)
     hub.requests.clear()

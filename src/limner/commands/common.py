@@ -80,6 +80,21 @@ def flag(parser: argparse._ActionsContainer, name: str, **how: Any) -> None:
     parser.add_argument(name[:2] + name[2:].replace("_", "-"), dest=name[2:], **{**how, **quietly})
 
 
+def parts_flags(parser: argparse._ActionsContainer) -> None:
+    """Where the pretrained parts of a model are."""
+    parser.add_argument("--vae", help="where the autoencoder is now, if it was moved")
+    flag(parser, "--text_encoder", help="where the text encoder is now, if it was moved")
+
+
+def device_flags(parser: argparse._ActionsContainer) -> None:
+    """What draws, and in which precision."""
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="bfloat16: faster where hardware has it, and nearly the same pictures",
+    )  # fmt: skip
+
+
 def seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:

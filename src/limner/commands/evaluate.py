@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from limner.commands.common import A_MODEL, Commands, Parent, flag, seed
+from limner.commands.common import A_MODEL, Commands, Parent, flag, parts_flags, seed
 from limner.commands.generate import SOLVER_NAMES
 from limner.errors import LimnerError
 
@@ -68,8 +68,7 @@ def add(commands: Commands, common: Parent) -> None:
     sampling.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
     where = evaluate.add_argument_group("where and how")
     where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
-    where.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    flag(where, "--text_encoder", help="where the text encoder is now, if it was moved")
+    parts_flags(where)
     evaluate.set_defaults(run=run, takes_overrides=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limner.commands.common import A_MODEL, Commands, Parent
+from limner.commands.common import A_MODEL, Commands, Parent, parts_flags
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -29,8 +29,7 @@ def add(commands: Commands, common: Parent) -> None:
         "--weights", choices=("averaged", "last"), default="averaged",
         help="the average over training, which draws better (default), or those of the last update",
     )  # fmt: skip
-    export.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    export.add_argument("--text_encoder", help="where the text encoder is now, if it was moved")
+    parts_flags(export)
     export.set_defaults(run=run)
 
 

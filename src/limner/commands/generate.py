@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.commands.common import A_MODEL, Commands, Parent, flag, seed
+from limner.commands.common import A_MODEL, Commands, Parent, device_flags, flag, parts_flags, seed
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc")
 """Those of limner.diffusion.solvers, which imports torch."""
-SEEDS = 2**63
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -60,13 +59,8 @@ def add(commands: Commands, common: Parent) -> None:
     )  # fmt: skip
     flag(between, "--end_seed", type=seed, help="of the last picture of --interpolate")
     where = generate.add_argument_group("where and how")
-    where.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    flag(where, "--text_encoder", help="where the text encoder is now, if it was moved")
-    where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
-    where.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="bfloat16: faster where hardware has it, and nearly the same pictures",
-    )  # fmt: skip
+    parts_flags(where)
+    device_flags(where)
     where.add_argument("--compile", action="store_true", help="worth its seconds for many pictures")
     generate.set_defaults(run=run, takes_words="what")
 
@@ -75,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from limner.config import load_config
+    from limner.config.types import SEEDS
     from limner.debug import log_shapes
     from limner.inference.generator import ImageGenerator
     from limner.inference.saving import save_picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limner.commands.common import A_MODEL, Commands, Parent, flag
+from limner.commands.common import A_MODEL, Commands, Parent, device_flags, parts_flags
 
 PORT = 8765
 
@@ -22,14 +22,9 @@ def add(commands: Commands, common: Parent) -> None:
     play.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0: any free one")
     play.add_argument("--no-browser", action="store_true", help="only say where the page is")
     play.add_argument("--output", type=Path, metavar="FOLDER", help="keep every drawing here, too")
-    play.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    flag(play, "--text_encoder", help="where the text encoder is now, if it was moved")
+    parts_flags(play)
     play.add_argument("--guide", metavar="CHECKPOINT", help="a weaker model, to move away from")
-    play.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
-    play.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="bfloat16: faster where hardware has it, and nearly the same pictures",
-    )  # fmt: skip
+    device_flags(play)
     play.set_defaults(run=run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limner.commands.common import A_MODEL, Commands, Parent
+from limner.commands.common import A_MODEL, Commands, Parent, parts_flags
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -36,8 +36,7 @@ def add(commands: Commands, common: Parent) -> None:
         help="of the weights (default float32)",
     )  # fmt: skip
     publish.add_argument("--output", type=Path, help="keep what is uploaded in this folder")
-    publish.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    publish.add_argument("--text_encoder", help="where the text encoder is now, if it was moved")
+    parts_flags(publish)
     publish.set_defaults(run=run)
 
 

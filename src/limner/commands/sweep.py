@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from limner.commands.common import Commands, Parent, flag, positive
+from limner.commands.common import Commands, Parent, flag, parts_flags, positive
 from limner.errors import LimnerError
 
 
@@ -44,8 +44,7 @@ def add(commands: Commands, common: Parent) -> None:
         help="an earlier checkpoint, to move away from instead; nothing is stored",
     )  # fmt: skip
     sweep.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
-    sweep.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    flag(sweep, "--text_encoder", help="where the text encoder is now, if it was moved")
+    parts_flags(sweep)
     sweep.set_defaults(run=run)
 
 

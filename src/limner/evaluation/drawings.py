@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.config.types import SEEDS
 from limner.data.examples import Pictures
 from limner.data.rows import PictureError
 from limner.data.sources import Data
@@ -20,7 +21,6 @@ from limner.training.heldout import spread
 
 AT_ONCE = 64
 """Pictures drawn together at most; fewer where memory does not suffice."""
-SEEDS = 2**63
 
 
 @dataclass

@@ -12,11 +12,6 @@ from limner.models.hub import snapshot
 
 WEIGHTS_FILE = "limner.safetensors"
 """Of a published model: what Limner draws from."""
-CHECKPOINT_FILES = (
-    *("model.pt", "ema.safetensors", "optimizer.pt", "training_state.json", "config.yaml"),
-    *("tokenizer.json", "manifest.json"),
-)
-"""Of a checkpoint that was uploaded as it is."""
 _MODEL = re.compile(r"([\w.-]+)/[\w.-]+(?<!\.safetensors)(?<!\.pt)(@[\w./-]+)?")
 _WAYS = (
     "A model is a run folder (outputs/demo), a checkpoint in it, a file that limner export wrote, "
@@ -63,7 +58,9 @@ def _downloaded_model(repository: str) -> Path:
 
     folder = get(WEIGHTS_FILE)
     if not (folder / WEIGHTS_FILE).is_file():
-        folder = get(*CHECKPOINT_FILES)
+        from limner.checkpoint import AVERAGED, FILES, TOKENIZER  # brings torch
+
+        folder = get(*FILES, AVERAGED, TOKENIZER)
         if not (folder / "training_state.json").is_file():
             raise LimnerError(
                 f"{name!r} is on the Hub, and no model of Limner's: it holds neither "

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from limner.config.types import NonNegative, PositiveInt, Section, Seed, Share
+from limner.config.types import SEEDS, NonNegative, PositiveInt, Section, Seed, Share
 from limner.errors import LimnerError
 
 MOST_PICTURES = 64
 MOST_PIXELS = 4096
 """Of a side."""
-SEEDS = 2**63
 
 
 class Asked(Section):

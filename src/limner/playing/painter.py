@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from limner.checkpoint_writing import MANIFEST, NAME
+from limner.checkpoint import checkpoints
 from limner.data.pictures import to_pil
 from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
@@ -88,12 +88,8 @@ class Painter:
     def newer(self) -> int | None:
         """The step of a checkpoint that the run has written since, if there is one."""
         folder = self.run_folder()
-        steps = [
-            int(match[1])
-            for path in (folder.iterdir() if folder else ())
-            if (match := NAME.fullmatch(path.name)) and (path / MANIFEST).is_file()
-        ]
-        newest = max(steps, default=0)
+        finished = checkpoints(folder) if folder else []
+        newest = int(finished[-1].name.rpartition("-")[2]) if finished else 0
         return newest if newest > self.generator.step else None
 
     def take_newest(self) -> None:
