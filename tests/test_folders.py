@@ -121,7 +121,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
         ("images/A.png", "x", "not there (capitals count)"),
         ("pics/a.png", "x", "the folder 'pics' is not there"),
         ("images/b.png", "  \n", "the caption is empty"),
-        ("images/b.png", [], 'list under "text" is empty'),
+        ("images/b.png", [], "the list of captions is empty"),
         ("images/b.png", None, "the caption is None, not text"),
         ("images/b.png", 7, "the caption is 7, not text"),
         ("images/b.png", "\ud800", "the caption is not valid Unicode"),
@@ -138,7 +138,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
         ("\\\\server\\share\\b.png", "x", "leads out of the folder"),
         ("C:\\b.png", "x", "leads out of the folder"),
         ("C:b.png", "x", "leads out of the folder"),
-        ("images/b.png\0.png", "x", "leads out of the folder"),
+        ("images/b.png\0.png", "x", "holds a NUL character"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place_and_reason(folder: Path, image, text, reason):
@@ -218,7 +218,7 @@ def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
         ('{"images": [], "annotations": []}', ["'annotations'", "data.format: coco"]),
         ('"x"', ["'x', not a list"]),
         ("[]", ["has no rows"]),
-        ("[3]", ["row 1", "'3' stands where"]),
+        ("[3]", ["row 1", "3 stands where"]),
         ('[{"image": "images/a.png", "kaption": "x"}]', ["row 1", "Add 'text'"]),
         ('[{"imagee": "images/a.png", "text": "x"}]', ["row 1", "Rename 'imagee' to 'image'"]),
         ('[{"image": "images/a.png"}]', ["row 1", "found 'image'", "Add 'text'"]),
@@ -239,7 +239,7 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
     (folder / "metadata.csv").write_text("id,text\nimages/a.png,red\n", encoding="utf-8")
     assert "the first line: there is no 'file_name'" in error_of(folder)
     (folder / "metadata.csv").write_text('file_name,text\nimages/a.png,"red\n', encoding="utf-8")
-    assert re.search(r"metadata\.csv, after line 1: .*not valid CSV.*not closed", error_of(folder))
+    assert re.search(r"the quote that opens .* not closed.*; first: .*line 2", error_of(folder))
     good = '{"file_name": "images/a.png", "text": "x"}\n'
     (folder / "metadata.jsonl").write_text(good + "\n{oops}", encoding="utf-8")
     [refused] = FolderPictures(folder).refused

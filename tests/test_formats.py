@@ -153,11 +153,20 @@ def test_which_columns_are_used_is_said_and_can_be_chosen(table):
         ("[one]", ("[one]",)),
         ("\"['one', __import__('os')]\"", ("['one', __import__('os')]",)),
         ('"[1, 2]"', ("[1, 2]",)),
-        ("[]", ("[]",)),
     ],
 )
 def test_a_list_in_a_cell_is_several_captions_and_nothing_else_is(table, cell: str, captions):
     assert rows_of(table(f"image,text\na.png,{cell}\n")) == {"a.png": captions}
+
+
+@pytest.mark.parametrize("cell", ["[]", " [ ] ", '"[""""]"', "\"['  ']\""])
+def test_an_empty_list_is_no_caption(table, cell: str):
+    path = table(f"image,text\na.png,{cell}\nb.png,red\n")
+    found = opened([f"data.dataset_path='{path}'"])
+    assert [row.captions for row in found.rows] == [("red",)]
+    [refused] = found.refused
+    assert refused.key == "a.png"
+    assert "is empty" in refused.reason
 
 
 def test_rows_of_json_may_differ_and_the_commonest_name_counts(table):
@@ -342,7 +351,7 @@ def test_cubs_gaps_are_refused_and_listed(tmp_path: Path):
     found = opened([f"data.dataset_path='{path}'"])
     reasons = " ".join(row.reason for row in found.refused)
     assert (len(found.rows), len(found.refused)) == (COUNT - 3, 3)
-    for wanted in ("its captions, ", 'list under "text" is empty', "says None of it"):
+    for wanted in ("its captions, ", "the list of captions is empty", "says None of it"):
         assert wanted in reasons
     write(path / "images.txt", "1 x.jpg\nbroken\n")
     with pytest.raises(LimnerError, match=r"images\.txt, line 2: 'broken' is not 'number value'"):

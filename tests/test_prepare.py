@@ -119,7 +119,7 @@ def test_coco_keeps_every_caption_and_names_what_it_refuses(coco: Path, tmp_path
     reasons = " | ".join(f"{row.key}: {row.reason}" for row in prepared.refused)
     for wanted in (
         "train2017/000000000030.jpg: captions_train2017.json, image 30: the picture file is not",
-        'image 31: the list under "text" is empty',
+        "image 31: the list of captions is empty",
         "image 32: the path leads out of the folder",
         "image 9: the same picture and text",
     ):

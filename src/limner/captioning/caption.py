@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import posixpath
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from limner.checking.captions import faults_of
+from limner.data.folder_walk import FolderWalk
 from limner.data.formats.folders import existing_folder
 from limner.data.pictures import EXTENSIONS, open_rgb
 from limner.data.rows import PictureError, Refused
@@ -58,18 +60,17 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
             )
     wanted: list[str] = []
     kept, taken = 0, set()
-    for directory, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(directory, name)
-            if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
+    for directory, within, names in FolderWalk(folder):
+        for name in names:
+            path = directory / name
+            if path.suffix.lower() not in EXTENSIONS:
                 continue
             beside = path.with_suffix(".txt")
             if beside in taken or (not overwrite and _says_something(beside)):
                 kept += 1
                 continue
             taken.add(beside)
-            wanted.append(path.relative_to(folder).as_posix())
+            wanted.append(posixpath.join(within, name))
     if not wanted and not kept:
         raise LimnerError(
             f"{folder} has no pictures (known: {' '.join(sorted(EXTENSIONS))}). Give the folder "

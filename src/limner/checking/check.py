@@ -28,6 +28,7 @@ from limner.checking.shown import show_duplicates, show_samples
 from limner.config import Config
 from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
+from limner.data.folder_walk import is_system_name
 from limner.data.formats.folders import FolderPictures
 from limner.data.pictures import EXTENSIONS
 from limner.data.rows import PictureSet, Row
@@ -329,7 +330,8 @@ def _unreferenced(picture_set: PictureSet, config: Config) -> Iterator[Finding]:
         folder = picture_set.folder / within
         for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
             key = posixpath.join(within, name)
-            if Path(name).suffix.lower() in EXTENSIONS and name[0] != "." and key not in named:
+            is_image = Path(name).suffix.lower() in EXTENSIONS and not is_system_name(name)
+            if is_image and key not in named:
                 yield Finding(
                     "unreferenced-file", key, "no row names this file", str(folder / name)
                 )

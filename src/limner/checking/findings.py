@@ -114,7 +114,7 @@ _REFUSED = (
     ("the same picture and text stand in an earlier row", "repeated-row"),
     ("there is no .txt of the same name", "no-caption"),
     ("the caption is empty", "empty-caption"),
-    ('the list under "text" is empty', "empty-caption"),
+    ("the list of captions is empty", "empty-caption"),
     ("is not there", "missing-file"),
     ("there is no picture of the same name", "missing-file"),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share
@@ -17,6 +18,20 @@ def auto_or_sizes(value: Any) -> Any:
     if isinstance(value, str) and value.lower() != "auto":
         raise PydanticCustomError("buckets", "auto, or sizes as in [[64, 48], [48, 64]],")
     return value.lower() if isinstance(value, str) else value
+
+
+def _encoding(value: str | None) -> str | None:
+    """The name of a codec for text; base64 and such are none."""
+    if value is None:
+        return None
+    try:
+        if isinstance(b"a".decode(codecs.lookup(value).name, errors="replace"), str):
+            return value
+    except (LookupError, ValueError, UnicodeError):
+        pass
+    raise PydanticCustomError(
+        "encoding", "the name of an encoding, such as utf-8, gb18030, big5, cp932, or cp1252,"
+    )
 
 
 Format = Literal[
@@ -39,6 +54,12 @@ class DataConfig(Section):
     caption_column: str | tuple[str, ...] | None = None
     """Column of the captions, or several of them, the main one first; None: text, caption, ...
     whichever is there. A list in a cell is several captions."""
+    allowed_paths: str | tuple[str, ...] | None = None
+    """Folders outside of the data's own that the paths of its pictures may lead to; None: absolute
+    paths and `..` that lead out of it are refused (docs/data.md)."""
+    encoding: Annotated[str | None, AfterValidator(_encoding)] = None
+    """Of text files (captions, tables) that are not UTF-8, such as gb18030, big5, cp932, cp1252;
+    None: found where it is certain, else the rows are refused (docs/data.md)."""
     dataset_config: str | None = None
     """Of a data set on the Hub: which of its configurations; None: its only one, or its default."""
     dataset_split: str = "train"

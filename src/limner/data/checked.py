@@ -19,6 +19,8 @@ import PIL
 from filelock import FileLock
 
 from limner.config import Config
+from limner.data.color import UNUSABLE
+from limner.data.pictures import DECODING
 from limner.data.rows import Contained, InPieces, PictureError, PictureSet, Refused, Row
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
@@ -28,6 +30,7 @@ AT_ONCE = 1024
 SIZE = 64
 """Side to which a picture is decoded when checked: a JPEG of many pixels is then decoded at a
 fraction of its size, but read to its end."""
+DECODED_BY = f"{PIL.__version__} {DECODING}"
 REMEMBERED_FROM = 1000
 """Rows; fewer are decoded in no time, and leave no trace."""
 SAY_EVERY = 15.0  # seconds
@@ -53,6 +56,7 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
     else:
         wanted = len(rows)
     good: list[int] = []
+    UNUSABLE.take()
     folder = Path(config.cache.folder) if len(rows) >= REMEMBERED_FROM else None
     with _remembered(folder) as remembered, ThreadPoolExecutor() as threads:
         began = said = time.monotonic()
@@ -70,6 +74,11 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
                 said, done = now, first + len(some)
                 left = (now - began) / done * (len(ranked) - done)
                 say(f"{done:,} of {len(ranked):,} pictures checked, about {left:.0f}s left")
+    if count := UNUSABLE.take():
+        say(
+            f"{count:,} pictures have a colour profile that cannot be used, and are read as sRGB "
+            "(limner check-data lists them)"
+        )
     picture_set.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
     if not picture_set.rows:
         first_bad = picture_set.refused[0]
@@ -121,14 +130,14 @@ def signature_of(picture_set: PictureSet, row: Row) -> tuple[bytes | None, bool]
     path = picture_set.path(row)
     if path is None:
         if isinstance(picture_set, Contained):
-            return digest(picture_set.signature(row), PIL.__version__), True
+            return digest(picture_set.signature(row), DECODED_BY), True
         return None, False
     try:
         absolute = os.path.abspath(path)
         found = os.stat(absolute)
     except OSError:
         return None, False
-    looks = f"{found.st_size} {found.st_mtime_ns} {PIL.__version__}"
+    looks = f"{found.st_size} {found.st_mtime_ns} {DECODED_BY}"
     return digest(absolute, looks), found.st_mtime_ns < time.time_ns() - RACY_NS
 
 

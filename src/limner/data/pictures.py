@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import os
+import re
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from limner.data.rows import PictureError
+from limner.data import color, regular_files
+from limner.data.decode_budget import BUDGET, BYTES_PER_PIXEL
+from limner.data.image_formats import (
+    first_bytes,
+    format_by_bytes,
+    formats,
+    learn_heic,
+    what_it_is,
+)
+from limner.data.png_chunks import SIGNATURE, without_texts
+from limner.data.regular_files import why_not_regular
+from limner.data.rows import PictureError, UnsupportedFormat
 
 Crop = Literal["center", "pad"]
 Size = int | tuple[int, int]
 """Of a picture in pixels: the side of a square, or (height, width)."""
 
 EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".ppm", ".pgm"}
+    {
+        *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".ppm"),
+        *(".pgm", ".avif", ".heic", ".heif", ".jxl"),
+    }
 )
 """File names that are looked at as pictures, in lower case."""
+
+DECODING = 2
+"""Another number when the same file becomes other pixels: what was computed from the old ones, and
+is kept, is then computed anew. 2: colour profiles are applied."""
 
 DRAWN_SIDE = 128
 """Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""
@@ -44,14 +66,15 @@ def decode(
 ) -> np.ndarray:
     """Any picture file, or its bytes, in a size: uint8 [height, width, 3], RGB.
 
-    The picture is turned as its EXIF says, laid on white where it is transparent, and scaled with
-    an antialiasing filter: "center" scales it to cover `image_size` and keeps the middle,
-    "pad" keeps the whole picture on white paper. Smaller pictures are enlarged. Of an animation
-    the first frame counts. Raises PictureError, which calls the picture `name` (or its path).
+    The picture is turned as its EXIF says, its colours become sRGB, it is laid on white where it is
+    transparent, and scaled with an antialiasing filter: "center" scales it to cover `image_size`
+    and keeps the middle, "pad" keeps the whole picture on white paper. Smaller pictures are
+    enlarged. Of an animation the first frame counts. Raises PictureError, which calls the picture
+    `name` (or its path).
     """
     height, width = height_and_width(image_size)
-    image = open_rgb(picture, name, shorter_side=max(height, width))
-    return np.array(fit(image, height, width, crop))
+    with opened_rgb(picture, name, shorter_side=max(height, width)) as image:
+        return np.array(fit(image, height, width, crop))
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -62,16 +85,90 @@ def upright_size(picture: str | Path | bytes) -> tuple[int, int] | None:
     """(height, width) in pixels of a picture turned as its EXIF says, from its header alone; None
     where that cannot be read, which decoding will say more about."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(
-                io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            ) as image:
-                width, height = image.size
-                turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+        with opened(picture) as image:
+            width, height = image.size
+            turned = orientation(image) >= 5
     except Exception:  # a damaged header is answered with nearly any
         return None
     return (width, height) if turned else (height, width)
+
+
+@contextlib.contextmanager
+def opened(picture: str | Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """A picture file of a format that is read, its header only: not decoded yet.
+
+    Raises what Pillow does, or NotAPictureFile. Pillow's warnings of what it can still read, such
+    as odd EXIF data or 100 megapixels, are not news for every epoch.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if isinstance(picture, bytes):
+            if len(picture) > regular_files.MAX_IMAGE_BYTES:
+                raise NotAPictureFile(f"it has {len(picture):,} bytes")
+        elif reason := why_not_regular(picture, regular_files.MAX_IMAGE_BYTES):
+            raise NotAPictureFile(reason)
+        elif os.stat(picture).st_size == 0:  # files of the kernel say so, too, and never end
+            raise UnidentifiedImageError("0 bytes")
+        info: dict[str, bytes | None] = {}
+        try:
+            image = Image.open(_source(picture), formats=formats())
+        except ValueError:
+            if (plain := _without_texts(picture)) is None:
+                raise
+            image = Image.open(io.BytesIO(plain[0]), formats=formats())
+            info = plain[1]
+        with image:
+            image.info.update(info)
+            yield image
+
+
+def _source(picture: str | Path | bytes) -> io.BytesIO | str | Path:
+    return io.BytesIO(picture) if isinstance(picture, bytes) else picture
+
+
+def _without_texts(picture: str | Path | bytes) -> tuple[bytes, dict[str, bytes | None]] | None:
+    """A PNG without long texts (see `png_chunks`); None where there are none to be taken out."""
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    if not data.startswith(SIGNATURE):
+        return None
+    plain = without_texts(data)
+    return plain if len(plain[0]) < len(data) else None
+
+
+class NotAPictureFile(Exception):
+    """What is not to be opened: a device, or a file of absurd size."""
+
+
+def orientation(image: Image.Image) -> int:
+    """How the picture is to be turned, 1 (not at all) to 8. Programs write the value as text,
+    fractions, lists; what is none of the eight counts as 1."""
+    try:
+        value = image.getexif().get(ORIENTATION)
+        if isinstance(value, (tuple, list)):
+            value = value[0]
+        if isinstance(value, bytes):
+            value = value.strip(b"\0 ").decode("ascii") if len(value) > 1 else value[0]
+        number = float(value)  # type: ignore[arg-type]
+    except Exception:  # EXIF data that are damaged are answered with nearly any
+        return 1
+    return int(number) if number in range(1, 9) else 1
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data say (EXIF 2.3, 4.6.4)."""
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def fit(image: Image.Image, height: int, width: int, crop: Crop = "center") -> Image.Image:
@@ -107,33 +204,55 @@ def open_rgb(
     shorter_side: int | None = None,
     retries: int = 2,
 ) -> Image.Image:
-    """The picture upright, in RGB, on white; fully decoded, so that damage anywhere shows.
+    """The picture upright, in sRGB, on white; fully decoded, so that damage anywhere shows.
 
     With `shorter_side` in pixels a big JPEG is decoded at a fraction of its size (never below
     twice that side), which is several times faster. Where the disk or the network fails, it is
     tried `retries` times more. Raises PictureError.
     """
+    with opened_rgb(picture, name, shorter_side, retries) as image:
+        return image
+
+
+@contextlib.contextmanager
+def opened_rgb(
+    picture: str | Path | bytes,
+    name: str | None = None,
+    shorter_side: int | None = None,
+    retries: int = 2,
+) -> Iterator[Image.Image]:
+    """The same for threads: as long as the block runs, the picture counts among the pixels that a
+    process may hold at once."""
     name = name or ("the picture" if isinstance(picture, bytes) else str(picture))
+    with contextlib.ExitStack() as held:
+        yield _decoded(picture, name, shorter_side, retries, held)
+
+
+def _decoded(
+    picture: str | Path | bytes,
+    name: str,
+    shorter_side: int | None,
+    retries: int,
+    held: contextlib.ExitStack,
+) -> Image.Image:
     try:
-        # Pillow warns of what it can still read, such as odd EXIF data or 100 megapixels: not news
-        # for every epoch. What it cannot read is an error below.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(
-                io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            ) as image:
-                if shorter_side is not None:
-                    image.draft(None, (2 * shorter_side, 2 * shorter_side))
-                image.load()
-                return as_rgb(ImageOps.exif_transpose(image))
+        with opened(picture) as image:
+            if shorter_side is not None:
+                image.draft(None, (2 * shorter_side, 2 * shorter_side))
+            held.enter_context(BUDGET.hold(image.width * image.height * BYTES_PER_PIXEL))
+            _mend_transparency(image)
+            image.load()
+            return as_rgb(upright(image))
     except Image.DecompressionBombError as error:
         raise PictureError(
-            f"{name}: the picture has more pixels than are safe to decode ({error}). "
+            f"{name}: the picture has more pixels than are safe to decode ({_pixels(error)}). "
             "Scale it down, or take its row out."
         ) from error
     except UnidentifiedImageError as error:
+        return _unidentified(picture, name, shorter_side, retries, held, error)
+    except NotAPictureFile as error:
         raise PictureError(
-            f"{name}: {_what_it_is(picture)}. Replace it, or take its row out."
+            f"{name}: the file cannot be read: {error}. Take its row out."
         ) from error
     except FileNotFoundError as error:
         raise PictureError(
@@ -143,25 +262,90 @@ def open_rgb(
         if error.errno is None:  # a decoder's own words
             raise _undecodable(name, error) from error
         if retries and error.errno in _MAY_PASS:
+            held.close()
             time.sleep(RETRY_AFTER / retries)
-            return open_rgb(picture, name, shorter_side, retries - 1)
+            return _decoded(picture, name, shorter_side, retries - 1, held)
         raise PictureError(
             f"{name}: the file cannot be read ({error.strerror}). Check the disk and the "
             "permissions, or take its row out."
         ) from error
+    except ValueError as error:
+        if (plain := _without_texts(picture)) is None:
+            raise _undecodable(name, error) from error
+        held.close()
+        return _decoded(plain[0], name, shorter_side, 0, held)
     except Exception as error:  # decoders answer damaged bytes with nearly any exception
         raise _undecodable(name, error) from error
 
 
+def _unidentified(
+    picture: str | Path | bytes,
+    name: str,
+    shorter_side: int | None,
+    retries: int,
+    held: contextlib.ExitStack,
+    error: UnidentifiedImageError,
+) -> Image.Image:
+    """A format for which a package is there to be loaded; or the error that says what it is."""
+    start = b"" if str(error) == "0 bytes" else first_bytes(picture)
+    kind = format_by_bytes(start)
+    if kind == "HEIC" and "HEIF" not in formats() and learn_heic():
+        held.close()
+        return _decoded(picture, name, shorter_side, retries, held)
+    if (kind == "HEIC" and "HEIF" in formats()) or (kind == "AVIF" and "AVIF" in formats()):
+        raise _undecodable(name, ValueError(f"a damaged {kind} picture")) from error
+    said = f"{name}: {what_it_is(start)}. Replace it, or take its row out."
+    raise (UnsupportedFormat if kind else PictureError)(said) from error
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any picture of Pillow's as RGB, on white where it is transparent."""
+    """Any picture of Pillow's as RGB in sRGB, on white where it is transparent."""
+    convert = color.conversion(image)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (*_WHITE, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        return _on_white(image, convert)
+    if convert is not None:
+        return convert(image)
+    if image.mode == "LAB":
+        return color.from_lab(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+_STRIP = 2**20
+"""Pixels of a transparent picture that are laid on white at a time: it takes several copies."""
+
+
+def _on_white(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image] | None
+) -> Image.Image:
+    paper = Image.new("RGB", image.size, _WHITE)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        strip = image.crop(box).convert("RGBA")
+        if convert is not None:
+            alpha = strip.getchannel("A")
+            strip = convert(strip.convert("RGB"))
+            strip.putalpha(alpha)
+        white = Image.new("RGBA", strip.size, (*_WHITE, 255))
+        paper.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
+    return paper
+
+
+def _mend_transparency(image: ImageFile.ImageFile) -> None:
+    """The one colour that is transparent in a PNG of 16 bits is given in 16 bits; of a coloured one
+    Pillow reads the upper eight of each channel."""
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, tuple) and image.tile and image.tile[0].args == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in transparent)
+
+
+def _pixels(error: Image.DecompressionBombError) -> str:
+    numbers = [int(number) for number in re.findall(r"\d+", str(error))]
+    if len(numbers) < 2:
+        return str(error)
+    return f"{numbers[0]:,} pixels; {numbers[1]:,} at most are decoded"
 
 
 def png_bytes(picture: np.ndarray) -> bytes:
@@ -199,12 +383,22 @@ def to_pil(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in levels.movedim(-3, -1).cpu().contiguous().numpy()]
 
 
+_UPPER_8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+"""Levels of 16 bits in 8, rounded: 65535 = 257 * 255."""
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits (modes I;16 and I) scaled to 8: Pillow's `convert` would clip them."""
+    """Grey levels of 16 bits (modes I;16 and I) scaled to 8: Pillow's `convert` would clip them.
+    The level that is transparent, if the file names one, becomes an alpha channel."""
     levels = np.asarray(image)
     if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
         raise ValueError("its levels are not 8 or 16 bits, so that white is not defined")
-    return Image.fromarray(np.round(levels / 257).astype(np.uint8))  # 65535 = 257 * 255
+    grey = Image.fromarray(_UPPER_8[levels])
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        opaque = np.where(levels == transparent, 0, 255).astype(np.uint8)
+        grey.putalpha(Image.fromarray(opaque))
+    return grey
 
 
 def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -214,26 +408,3 @@ def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
     paper = Image.new("RGB", (width, height), _WHITE)
     paper.paste(small, ((width - size[0]) // 2, (height - size[1]) // 2))
     return paper
-
-
-def _what_it_is(picture: str | Path | bytes) -> str:
-    """What a file that is no picture looks like, for its owner."""
-    if isinstance(picture, bytes):
-        start = picture[:512]
-    else:
-        with open(picture, "rb") as file:
-            start = file.read(512)
-    if not start:
-        return "the file is empty (0 bytes)"
-    if not any(start):
-        return "the file holds only zero bytes, as an interrupted download leaves it"
-    if start[4:8] == b"ftyp":
-        return "this is a HEIC, AVIF or video file, which is not supported: convert it to JPEG"
-    text = start.decode("utf-8", errors="replace").lstrip("\ufeff \r\n\t")
-    if "\ufffd" in text[:-1] or "\0" in text:
-        return "the file is not a picture of a kind that is supported (JPEG, PNG, WebP, GIF, ...)"
-    if "<svg" in text:
-        return "this is an SVG drawing: convert it to PNG"
-    if text.lower().startswith(("<!doctype html", "<html")):
-        return "this is a web page, saved in place of a picture"
-    return f"the file is text, not a picture: it begins with {text[:30]!r}"

@@ -59,6 +59,10 @@ class PictureError(LimnerError):
     """A picture that cannot be decoded; the message names its row."""
 
 
+class UnsupportedFormat(PictureError):
+    """A picture in a format that is not read here; the message says what would."""
+
+
 class PictureSet(Protocol):
     """Anything that has rows and can load their pictures: emoji, shapes, a folder."""
 

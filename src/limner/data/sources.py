@@ -67,10 +67,10 @@ def _open_format(config: Config) -> PictureSet:
         from limner.data.formats.parquet import open_parquet
 
         return open_parquet(config)
-    from limner.data.formats.columns import Columns
     from limner.data.formats.folders import FolderPictures
+    from limner.data.formats.options import ReadOptions
 
-    return FolderPictures(path, columns=Columns.of(config), kind=kind)
+    return FolderPictures(path, options=ReadOptions.of(config), kind=kind)
 
 
 def _format_and_path(config: Config) -> tuple[str, str]:

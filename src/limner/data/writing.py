@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
 from limner.data.formats.columns import HELD_OUT
-from limner.data.formats.tables import PARQUET_NEEDS
+from limner.data.formats.parquet_rows import NEEDS as PARQUET_NEEDS
 from limner.errors import LimnerError
 
 Layout = Literal["metadata", "imagefolder", "pairs", "webdataset", "parquet"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from limner.data.pictures import as_rgb, fit, open_rgb, to_tensor
+from limner.data.pictures import as_rgb, fit, open_rgb, to_tensor, upright
 from limner.data.rows import PictureError
 from limner.errors import LimnerError
 from limner.models.text_encoder import EncodedText
@@ -64,7 +64,7 @@ def fitted(picture: Picture, height: int, width: int) -> Tensor:
     """
     try:
         if isinstance(picture, Image.Image):
-            image = as_rgb(ImageOps.exif_transpose(picture))
+            image = as_rgb(upright(picture))
         else:
             image = open_rgb(picture, shorter_side=max(height, width))
     except PictureError as error:  # it has no row that could be taken out

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limner.config import Config
 from limner.data.examples import Source
-from limner.data.pictures import Size, height_and_width, to_tensor
+from limner.data.pictures import DECODING, Size, height_and_width, to_tensor
 from limner.data.rows import PictureError, Refused, Row
 from limner.data.sources import Data, open_data
 from limner.data.store import Store
@@ -157,7 +157,8 @@ def _latents_of_size(
     height, width = height_and_width(size)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     key = {
-        "format": 1,
+        "format": 2,
+        "decoding": DECODING,
         "autoencoder": config.vae.fingerprint,
         "image_size": size if isinstance(size, int) else f"{width} x {height}",
         "crop": getattr(data.set, "crop", "center"),
@@ -240,7 +241,7 @@ def stored_captions(
     """What the pretrained encoder makes of every caption, of none, and of the preview's prompts."""
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     key = {
-        "format": 1,
+        "format": 2,
         "text_encoder": config.text_encoder.fingerprint,
         "max_length": config.text_encoder.max_length,
         "computed_in": name_of(dtype),

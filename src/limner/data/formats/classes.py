@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from limner.data import pictures
+from limner.data.folder_walk import FolderWalk
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.formats.options import ReadOptions
 from limner.data.formats.reading import existing_folder
 
 NO_CAPTION = frozenset(
@@ -49,7 +51,7 @@ def are_classes(folder: Path) -> bool:
     At least two folders hold the pictures, none lies above them, and each name has a word that
     is about pictures' contents.
     """
-    names = {posixpath.dirname(key) for key in _pictures(folder)}
+    names = {posixpath.dirname(key) for key in _pictures(FolderWalk(folder))}
     last = {posixpath.basename(name) for name in names}
     return (
         "" not in names
@@ -58,13 +60,14 @@ def are_classes(folder: Path) -> bool:
     )
 
 
-def read_classes(path: Path) -> Found:
+def read_classes(path: Path, options: ReadOptions) -> Found:
     """Its rows: the caption is the name of the folder that a picture lies in.
 
     Where all is in train/ and in val/ or test/, the latter are held out.
     """
     folder = existing_folder(path)
-    keys = list(_pictures(folder))
+    walk = FolderWalk(folder)
+    keys = list(_pictures(walk))
     tops = {key.split("/")[0].lower() for key in keys}
     split = bool(tops & TRAIN and tops & HELD_OUT) and tops <= TRAIN | HELD_OUT
 
@@ -75,21 +78,18 @@ def read_classes(path: Path) -> Found:
             held_out = key.split("/")[0].lower() in HELD_OUT if split else None
             yield Entry(key, key, readable(name), fault, held_out)
 
-    rows, refused = collect(entries(), folder)
+    rows, refused = collect(entries(), folder, options.allowed)
     require_rows(rows, refused, folder)
     classes = len({row.captions for row in rows})
     layout = f"the names of {classes:,} folders as captions"
     rule = f"Held out: all in {' and '.join(sorted(tops & HELD_OUT))}." if split else BY_HASH
-    return Found(layout, folder, rows, refused, rule)
+    passed_over = str(walk.passed_over)
+    return Found(layout, folder, rows, refused, rule, (passed_over,) if passed_over else ())
 
 
-def _pictures(folder: Path) -> Iterator[str]:
+def _pictures(walk: FolderWalk) -> Iterator[str]:
     """The paths of all pictures, relative, with forward slashes, in a stable order."""
-    for directory, subfolders, names in os.walk(folder):
-        # Names with a leading dot belong to the system (macOS puts ._apple.jpg beside apple.jpg).
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        within = Path(directory).relative_to(folder).as_posix().removeprefix(".")
-        for name in sorted(names):
-            extension = os.path.splitext(name)[1].lower()
-            if extension in pictures.EXTENSIONS and not name.startswith("."):
+    for _, within, names in walk:
+        for name in names:
+            if os.path.splitext(name)[1].lower() in pictures.EXTENSIONS:
                 yield posixpath.join(within, name)

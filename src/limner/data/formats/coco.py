@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from limner.data.formats.entries import BY_HASH, Entry, Found, Listing, collect, require_rows
+from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.formats.options import ReadOptions
 from limner.data.formats.reading import existing_folder, parse_json, read_text
+from limner.data.image_paths import ImagePaths
 from limner.errors import LimnerError
 
 
@@ -18,7 +21,7 @@ def coco_files(folder: Path) -> list[Path]:
     return found or sorted(folder.glob("captions_*.json"))
 
 
-def read_coco(source: Path) -> Found:
+def read_coco(source: Path, options: ReadOptions) -> Found:
     """A folder as COCO has it, or one captions JSON of any name with the pictures near it.
 
     Where captions of train and of val pictures are both there, val is held out.
@@ -38,13 +41,13 @@ def read_coco(source: Path) -> Found:
     splits = {file: file.stem.removeprefix("captions_") for file in files}
     parts = {split[:3] for split in splits.values()}
     both = {"tra", "val"} <= parts
-    listing = Listing(folder)
+    paths = ImagePaths(folder, options.allowed)
     entries = (
         entry
         for file, split in splits.items()
-        for entry in _entries(file, split, split.startswith("val") if both else None, listing)
+        for entry in _entries(file, split, split.startswith("val") if both else None, paths)
     )
-    rows, refused = collect(entries, folder)
+    rows, refused = collect(entries, folder, options.allowed)
     require_rows(rows, refused, folder)
     layout = f"COCO captions of {', '.join(file.name for file in files)}"
     held_out = [split for split in splits.values() if split.startswith("val")]
@@ -52,7 +55,7 @@ def read_coco(source: Path) -> Found:
     return Found(layout, folder, rows, refused, rule)
 
 
-def _entries(file: Path, split: str, held_out: bool | None, listing: Listing) -> Iterator[Entry]:
+def _entries(file: Path, split: str, held_out: bool | None, paths: ImagePaths) -> Iterator[Entry]:
     """One entry per picture of a captions file (https://cocodataset.org/#format-data)."""
     data = parse_json(read_text(file), file)
     try:
@@ -69,8 +72,8 @@ def _entries(file: Path, split: str, held_out: bool | None, listing: Listing) ->
     for identity in names | captions:
         name = names.get(identity)
         key = name
-        if isinstance(name, str):
+        if isinstance(name, str) and not os.path.isabs(name):
             found = (f"{place}/{name}".lstrip("/") for place in places)
-            key = next((path for path in found if not listing.missing(path)), f"{split}/{name}")
+            key = next((path for path in found if not paths.find(path)[1]), f"{split}/{name}")
         place = f"{file.name}, image {identity}"
         yield Entry(place, key, captions.get(identity, []), None, held_out)

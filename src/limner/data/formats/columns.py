@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from limner.config import Config
 from limner.data.formats.entries import Entry
 from limner.errors import LimnerError
+from limner.messages import shorten
 
 IMAGE = (
     *("image", "file_name", "filename", "image_path", "img_path", "filepath", "file_path", "path"),
@@ -48,10 +49,11 @@ class Columns:
         """Which of the names are used. Where names are counted, as in rows that differ, the known
         name counts that most rows have. `image`: what is missed where there is none."""
         counts = names if isinstance(names, Mapping) else dict.fromkeys(names, 1)
-        captions = self.captions
+        captions, others = self.captions, tuple[str, ...]()
         if captions is None:
-            captions = (_commonest(counts, CAPTIONS) or "text",)
-        return Chosen(self.image or _commonest(counts, IMAGE) or image, captions)
+            first, *rest = _known(counts, CAPTIONS) or ["text"]
+            captions, others = (first,), tuple(rest)
+        return Chosen(self.image or _commonest(counts, IMAGE) or image, captions, others)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Chosen:
 
     image: str
     captions: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    """Columns that are called like captions as well, where none was asked for."""
 
     def __str__(self) -> str:
         return f"columns {', '.join((self.image, *self.captions))}"
@@ -75,11 +79,13 @@ class Chosen:
             alike = difflib.get_close_matches(key, found, n=1)
             if key in known:
                 also = [name for name in found if name.strip().lower() in known] or alike
-                fix = f"Rename {also[0]!a} to '{key}'" if also else f"Add '{key}'"
+                fix = f"Rename {shorten(also[0], 40)} to '{key}'" if also else f"Add '{key}'"
                 fix += f", or name another in {setting}."
             else:  # it was asked for by that name
-                fix = f"Correct {setting}" + (f": is {alike[0]!a} meant?" if alike else ".")
-            listed = ", ".join(ascii(name)[:40] for name in found[:20]) or "nothing"
+                fix = f"Correct {setting}" + (
+                    f": is {shorten(alike[0], 40)} meant?" if alike else "."
+                )
+            listed = ", ".join(shorten(name, 40) for name in found[:20]) or "nothing"
             return f"there is no '{key}'; found {listed}. {fix}"
         return None
 
@@ -87,6 +93,36 @@ class Chosen:
         """Raises LimnerError if a column is not there."""
         if fault := self.missing(names):
             raise LimnerError(f"{where}: {fault}")
+
+    def refuse_doubled(self, names: Iterable[Any], where: str) -> None:
+        """Raises LimnerError where a column that is used stands twice: only one would be read."""
+        listed = list(names)
+        for name in (self.image, *self.captions, HELD_OUT):
+            if (count := listed.count(name)) > 1:
+                raise LimnerError(
+                    f"{where}: {count} columns are called '{name}', and only one can be read. Give "
+                    "each a name of its own (data.image_column and data.caption_column say which "
+                    "are used)."
+                )
+
+    def filled(self, is_filled: Callable[[str], bool]) -> tuple[Chosen, str]:
+        """The same, with captions from the first column that has any; and what to say of it.
+
+        Args:
+            is_filled: whether a column holds any text.
+        """
+        (chosen, *more) = self.captions
+        if more or not self.others or is_filled(chosen):
+            return self, ""
+        for name in self.others:
+            if is_filled(name):
+                others = tuple(other for other in self.others if other != name)
+                note = (
+                    f"The column '{chosen}' is empty, and '{name}' is used in its place "
+                    "(data.caption_column says which is meant)."
+                )
+                return Chosen(self.image, (name,), others), note
+        return self, ""
 
     def entry(self, place: str, row: Mapping[Any, Any], every: bool = True) -> Entry:
         """A row as a pair. `every`: each column must be there, as in a table; else, of several
@@ -98,24 +134,47 @@ class Chosen:
         held_out = row.get(HELD_OUT)
         truth = _TRUTH.get(str(held_out).strip().lower(), held_out)
         if truth is not None and not isinstance(truth, bool):
-            fault = f"'{HELD_OUT}' is {str(held_out)[:40]!r}, neither true nor false"
+            fault = f"'{HELD_OUT}' is {shorten(held_out)}, neither true nor false"
             return Entry(place, row.get(self.image), None, fault)
-        return Entry(place, row[self.image], joined([row[name] for name in there]), None, truth)
+        text = joined([row[name] for name in there])
+        if is_empty(text) and (other := next((n for n in self.others if has_text(row.get(n))), "")):
+            (chosen,) = self.captions
+            fault = (
+                f"'{chosen}' is empty, and '{other}' is not: set data.caption_column to "
+                f"[{chosen}, {other}] to read both"
+            )
+            return Entry(place, row[self.image], None, fault)
+        return Entry(place, row[self.image], text, None, truth)
+
+
+def is_empty(cell: Any) -> bool:
+    return cell is None or cell == [] or (isinstance(cell, str) and not cell.strip())
+
+
+def has_text(cell: Any) -> bool:
+    """Whether a cell holds a caption, or a list of some."""
+    cell = as_list(cell)
+    return (
+        any(isinstance(text, str) and text.strip() for text in cell)
+        if isinstance(cell, list)
+        else isinstance(cell, str) and bool(cell.strip())
+    )
 
 
 def joined(cells: list[Any]) -> Any:
     """The captions of one row: those of the only cell as they are, or of all that are not empty."""
-    cells = [_as_list(cell) for cell in cells]
+    cells = [as_list(cell) for cell in cells]
     if len(cells) == 1:
         return cells[0]
     captions: list[Any] = []
     for cell in cells:
         captions += [text for text in (cell if isinstance(cell, list) else [cell]) if text]
     # Two columns may well say the same, which is no fault of the row.
-    return [text for i, text in enumerate(captions) if text not in captions[:i]] or ""
+    known = [text for text in captions if isinstance(text, str)]
+    return [*dict.fromkeys(known), *(text for text in captions if text not in known)] or ""
 
 
-def _as_list(cell: Any) -> Any:
+def as_list(cell: Any) -> Any:
     """A cell of text that is written as a list, as pandas and json do, as that list."""
     if not isinstance(cell, str) or len(cell) > _LONGEST_LIST:
         return cell
@@ -127,16 +186,21 @@ def _as_list(cell: Any) -> Any:
             found = read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if isinstance(found, list) and found and all(isinstance(item, str) for item in found):
+        if isinstance(found, list) and all(isinstance(item, str) for item in found):
             return found
     return cell
 
 
-def _commonest(counts: Mapping[str, int], known: tuple[str, ...]) -> str | None:
+def _known(counts: Mapping[str, int], known: tuple[str, ...]) -> list[str]:
+    """Those of the names that are known, the one of most rows first; of equals the first known."""
     there = [
         name
         for word in known
         for name in counts
         if isinstance(name, str) and name.strip().lower() == word
     ]
-    return max(there, key=lambda name: counts[name], default=None)  # of equals the first
+    return sorted(there, key=lambda name: -counts[name])
+
+
+def _commonest(counts: Mapping[str, int], known: tuple[str, ...]) -> str | None:
+    return next(iter(_known(counts, known)), None)

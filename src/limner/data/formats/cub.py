@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from limner.data.formats.classes import readable
+from limner.data.formats.encodings import Guesses
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.formats.options import ReadOptions
 from limner.data.formats.reading import existing_folder, read_text
+from limner.data.image_paths import ImagePaths
 from limner.errors import LimnerError
+from limner.messages import shorten
 
 CAPTIONS = ("text_c10", "text/text_c10", "text", "cvpr2016_cub/text_c10")
 """Where the captions are looked for, in the folder and beside it."""
@@ -31,7 +35,7 @@ def cub_folder(path: Path) -> Path | None:
     return None
 
 
-def read_cub(path: Path) -> Found:
+def read_cub(path: Path, options: ReadOptions) -> Found:
     """Its rows: held out are those of the test split; captions are the class names, made readable,
     where there are no others."""
     folder = cub_folder(existing_folder(path))
@@ -44,27 +48,32 @@ def read_cub(path: Path) -> Found:
     split_file = folder / "train_test_split.txt"
     split = _table(split_file) if split_file.is_file() else {}
     texts = _captions_folder(folder, next(iter(names.values()), ""))
+    paths, guesses = ImagePaths(folder, options.allowed), Guesses()
 
     def entries() -> Iterator[Entry]:
         for number, name in names.items():
             place, fault = f"images.txt, picture {number}", None
             held_out = None if not split else split.get(number) == "0"
             if split and split.get(number) not in ("0", "1"):
-                fault = f"train_test_split.txt says {split.get(number)!r} of it, neither 0 nor 1"
+                fault = (
+                    f"train_test_split.txt says {shorten(split.get(number))} of it, neither 0 nor 1"
+                )
             captions: str | list[str] = readable(posixpath.dirname(name))
-            if texts is not None and not fault:
+            _, leads_out = paths.key(f"images/{name}")  # the captions then would be read elsewhere
+            if texts is not None and not fault and not leads_out:
                 file = texts / Path(name).with_suffix(".txt")
                 try:
-                    captions = _captions(file)
+                    captions = _captions(file, options.encoding, guesses)
                 except LimnerError as error:
                     fault = str(error)
             yield Entry(place, f"images/{name}", captions, fault, held_out)
 
-    rows, refused = collect(entries(), folder)
+    rows, refused = collect(entries(), folder, options.allowed)
     require_rows(rows, refused, folder)
     source = f"captions of {texts}" if texts else "class names as captions, as no others are there"
     rule = "Held out: the test split of train_test_split.txt." if split else BY_HASH
-    return Found(f"CUB-200-2011, {source}", folder, rows, refused, rule)
+    notes = (str(guesses),) if str(guesses) else ()
+    return Found(f"CUB-200-2011, {source}", folder, rows, refused, rule, notes)
 
 
 def _captions_folder(folder: Path, example: str) -> Path | None:
@@ -73,11 +82,12 @@ def _captions_folder(folder: Path, example: str) -> Path | None:
     return next((place for place in places if (place / posixpath.dirname(example)).is_dir()), None)
 
 
-def _captions(file: Path) -> list[str]:
+def _captions(file: Path, encoding: str | None, guesses: Guesses) -> list[str]:
     if not file.is_file():
         raise LimnerError(f"its captions, {file}, are not there")
     # People described a picture in the same words now and then; nothing is lost by saying it once.
-    return list(dict.fromkeys(line.strip() for line in read_text(file).split("\n") if line.strip()))
+    lines = read_text(file, encoding, guesses).split("\n")
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _table(path: Path) -> dict[str, str]:
@@ -88,6 +98,6 @@ def _table(path: Path) -> dict[str, str]:
         if not line.strip():
             continue
         if not value:
-            raise LimnerError(f"{path}, line {line_number}: {line[:60]!r} is not 'number value'")
+            raise LimnerError(f"{path}, line {line_number}: {shorten(line)} is not 'number value'")
         found[number] = value.strip()
     return found

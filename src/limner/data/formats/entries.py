@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from limner.data import pictures
+from limner.data.formats.encodings import is_undecoded, readings, utf_16_without_mark
+from limner.data.image_paths import ImagePaths
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
+from limner.messages import shorten, shorten_name
 
 BY_HASH = (
     "Held out by a hash of the picture's path and data.train_split, so that adding pictures moves "
@@ -44,6 +45,7 @@ class Found:
         layout: how it is written, for people.
         folder: what the rows' keys are relative to.
         held_out: who is held out, and by what rule, for people.
+        notes: what people should know of the reading besides, in sentences.
     """
 
     layout: str
@@ -51,22 +53,29 @@ class Found:
     rows: list[Row]
     refused: list[Refused]
     held_out: str = BY_HASH
+    notes: tuple[str, ...] = ()
 
 
-def collect(entries: Iterable[Entry], folder: Path) -> tuple[list[Row], list[Refused]]:
-    """Checks each pair; rows in the order of first mention, a picture's captions merged."""
-    captions: dict[str, list[str]] = {}
+def collect(
+    entries: Iterable[Entry], folder: Path, allowed: Sequence[Path] = ()
+) -> tuple[list[Row], list[Refused]]:
+    """Checks each pair; rows in the order of first mention, a picture's captions merged.
+
+    Args:
+        allowed: folders outside of `folder` that paths may lead to.
+    """
+    captions: dict[str, dict[str, None]] = {}
     held_out: dict[str, bool] = {}
     refused = []
-    listing = Listing(folder)
+    paths = ImagePaths(folder, allowed)
     for place, image, text, fault, aside in entries:
-        key, reason = _check_path(image, listing)
+        key, reason = paths.find(image)
         if fault:
             refused.append(Refused(place if reason else key, f"{place}: {fault}"))
             continue
         texts = text if isinstance(text, list) else [text]
         if not texts:
-            reason = reason or 'the list under "text" is empty'
+            reason = reason or "the list of captions is empty"
         if reason:
             refused.append(Refused(key, f"{place}: {reason}"))
             continue
@@ -78,58 +87,17 @@ def collect(entries: Iterable[Entry], folder: Path) -> tuple[list[Row], list[Ref
             if reason:
                 refused.append(Refused(key, f"{place}: {reason}"))
             else:
-                captions.setdefault(key, []).append(caption)
+                captions.setdefault(key, {})[caption] = None
                 if aside is not None:  # held out by any of its rows: never trained on
                     held_out[key] = aside or held_out.get(key, False)
     rows = [Row(key, tuple(texts), held_out.get(key)) for key, texts in captions.items()]
     return rows, refused
 
 
-class Listing:
-    """What files are in a folder: each directory is read once, so that a million rows are cheap."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.names: dict[str, frozenset[str] | None] = {}
-
-    def missing(self, key: str) -> str | None:
-        """Why there is no file at this relative path, or None if there is one."""
-        directory, name = posixpath.split(key)
-        if directory not in self.names:
-            try:
-                with os.scandir(self.root / directory) as found:
-                    self.names[directory] = frozenset(item.name for item in found if item.is_file())
-            except OSError:
-                self.names[directory] = None
-        names = self.names[directory]
-        if names is None:
-            return f"the folder {directory!r} is not there"
-        return None if name in names else "the picture file is not there (capitals count)"
-
-
-def _check_path(image: object, listing: Listing) -> tuple[str, str | None]:
-    """(key, None), or what to call the row and why its path is refused."""
-    if not isinstance(image, str) or not image.strip():
-        return "(no path)", f"the path is {repr(image)[:40]}, not the name of a picture file"
-    if not is_unicode(image):
-        return ascii(image), "the path is not valid Unicode (UTF-8)"
-    if "://" in image:
-        return image, "this is a web address: download the picture, and give its path"
-    path = image.replace("\\", "/")
-    key = posixpath.normpath(path)
-    if path.startswith("/") or path[1:2] == ":" or key.split("/")[0] == ".." or "\0" in path:
-        return image, "the path leads out of the folder: give one relative to it, without '..'"
-    if posixpath.splitext(key)[1].lower() not in pictures.EXTENSIONS:
-        return (
-            key,
-            f"not a picture by its extension (known: {' '.join(sorted(pictures.EXTENSIONS))})",
-        )
-    return key, listing.missing(key)
-
-
 def check_caption(caption: object) -> str | None:
+    """Why a caption cannot be used, or None."""
     if not isinstance(caption, str):
-        return f"the caption is {repr(caption)[:40]}, not text"
+        return f"the caption is {shorten(caption)}, not text"
     if not caption.strip():
         return "the caption is empty"
     if len(caption) > MOST_CHARACTERS:
@@ -137,27 +105,43 @@ def check_caption(caption: object) -> str | None:
             f"the caption has {len(caption):,} characters, more than the {MOST_CHARACTERS:,} that "
             "any caption has: is it the right text?"
         )
-    return _not_unicode(caption)
+    return _control_character(caption) or _not_unicode(caption)
+
+
+_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+"""Control characters (C0, delete, C1) that are no white space."""
+
+
+def _control_character(caption: str) -> str | None:
+    found = _CONTROL.search(caption)
+    if found is None:
+        return None
+    if name := utf_16_without_mark(caption):
+        return (
+            "the caption is UTF-16 without a mark that says so, and full of NUL characters. Save "
+            f"the file as UTF-8, or set data.encoding to {name}"
+        )
+    line = caption.count("\n", 0, found.start()) + 1
+    called = "a NUL character" if found[0] == "\0" else f"the control character {found[0]!r}"
+    return f"the caption's line {line} holds {called}: {shorten(caption)}. Take it out"
 
 
 def _not_unicode(caption: str) -> str | None:
-    for place, letter in enumerate(caption):
-        if "\ud800" <= letter <= "\udfff":
-            line = caption.count("\n", 0, place) + 1
-            if letter < "\udc80" or letter > "\udcff":  # an escape of JSON's, not read_text's
-                return "the caption is not valid Unicode (half of a surrogate pair)"
-            byte = ord(letter) - 0xDC00
-            return f"the caption's line {line}: byte 0x{byte:02x} is not UTF-8. Save it as UTF-8."
-    return None
+    if is_unicode(caption):
+        return None
+    place = next(i for i, letter in enumerate(caption) if "\ud800" <= letter <= "\udfff")
+    if not all("\udc80" <= c <= "\udcff" for c in caption if "\ud800" <= c <= "\udfff"):
+        # An escape of JSON's, not a byte that was not decoded.
+        return "the caption is not valid Unicode (half of a surrogate pair)"
+    line, byte = caption.count("\n", 0, place) + 1, ord(caption[place]) - 0xDC00
+    which = readings(caption)
+    asked = f", or set data.encoding: {which}" if which else ""
+    return f"the caption's line {line}: byte 0x{byte:02x} is not UTF-8. Save it as UTF-8{asked}."
 
 
 def is_unicode(text: str) -> bool:
     """False for lone surrogates, which JSON escapes and file names of other encodings can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not is_undecoded(text)
 
 
 def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> None:
@@ -179,4 +163,5 @@ def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> Non
 def _where(row: Refused) -> str:
     """The picture, and where its row stands, if that is known."""
     place, colon, _ = row.reason.partition(": ")
-    return row.key if not colon or place == row.key else f"{row.key} ({place})"
+    key = shorten_name(row.key)
+    return key if not colon or place == row.key else f"{key} ({place})"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from limner.data import pictures
+from limner.data.folder_walk import FolderWalk, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
 from limner.data.formats.columns import HELD_OUT, Columns
 from limner.data.formats.cub import read_cub
+from limner.data.formats.encodings import Guesses, decode, decode_together
 from limner.data.formats.entries import (
     BY_HASH,
     MOST_CHARACTERS,
@@ -24,8 +26,10 @@ from limner.data.formats.entries import (
     require_rows,
 )
 from limner.data.formats.looking import METADATA, recognise, table_in, unknown
-from limner.data.formats.reading import existing_folder, parse_json, read_text
+from limner.data.formats.options import ReadOptions
+from limner.data.formats.reading import existing_folder, parse_json, read_bytes
 from limner.data.formats.tables import read_table_file
+from limner.data.regular_files import MAX_CAPTION_BYTES, MAX_SIDECAR_BYTES
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints
@@ -52,24 +56,25 @@ class FolderPictures:
         self,
         path: str | Path,
         crop: pictures.Crop = "center",
-        columns: Columns | None = None,
+        options: ReadOptions | None = None,
         kind: str = "auto",
     ) -> None:
         self.name = str(path)
         self.crop = crop
-        columns = columns or Columns()
+        options = options or ReadOptions()
         place = Path(path).expanduser()
         if kind == "auto":
-            kind = recognise(place, columns)
+            kind = recognise(place, options.columns)
         if kind not in READERS:
             raise LimnerError(f"{path}: data.format {kind} is not one of {', '.join(READERS)}")
-        found = READERS[kind](place, columns)
+        found = READERS[kind](place, options)
         self.folder = found.folder
         self.rows, self.refused = found.rows, found.refused
         captions = sum(len(row.captions) for row in self.rows)
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {self.name} "
-            f"({found.layout}); {len(self.refused):,} rows refused. {found.held_out}"
+            f"({found.layout}); {len(self.refused):,} rows refused. "
+            + " ".join((found.held_out, *found.notes))
         )
 
     def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
@@ -88,19 +93,20 @@ class FolderPictures:
         return known.of_files([self.folder / row.key for row in rows])
 
 
-def read_folder(path: Path, columns: Columns | None = None) -> Found:
+def read_folder(path: Path, options: ReadOptions | None = None) -> Found:
     """A folder with metadata.json, .jsonl, .csv or .parquet, or with a .txt beside each picture.
 
     Raises LimnerError if it has neither.
     """
-    folder = existing_folder(path)
+    folder, options = existing_folder(path), options or ReadOptions()
     for name in METADATA:
         if (folder / name).is_file():
-            return read_table_file(folder / name, columns or Columns())
-    entries, refused = _captions_beside(folder)
+            return read_table_file(folder / name, options)
+    walk, guesses = FolderWalk(folder), Guesses()
+    entries, refused = _captions_beside(walk, options.encoding, guesses)
     if not entries:
         raise unknown(folder)
-    rows, more_refused = collect(entries, folder)
+    rows, more_refused = collect(entries, folder, options.allowed)
     require_rows(rows, refused + more_refused, folder)
     given = any(entry.held_out is not None for entry in entries)
     rule = f"Held out as {HELD_OUT} in the .json beside a picture says; else by hash."
@@ -110,15 +116,16 @@ def read_folder(path: Path, columns: Columns | None = None) -> Found:
         rows,
         refused + more_refused,
         rule if given else BY_HASH,
+        tuple(note for note in (str(walk.passed_over), str(guesses)) if note),
     )
 
 
-READERS: dict[str, Callable[[Path, Columns], Found]] = {
+READERS: dict[str, Callable[[Path, ReadOptions], Found]] = {
     "folder": read_folder,
-    "table": lambda path, columns: read_table_file(_table(path, columns), columns),
-    "coco": lambda path, _: read_coco(path),
-    "cub": lambda path, _: read_cub(path),
-    "classes": lambda path, _: read_classes(path),
+    "table": lambda path, options: read_table_file(_table(path, options.columns), options),
+    "coco": read_coco,
+    "cub": read_cub,
+    "classes": read_classes,
 }
 
 
@@ -135,22 +142,34 @@ def _table(path: Path, columns: Columns) -> Path:
     return found
 
 
-def _captions_beside(folder: Path) -> tuple[list[Entry], list[Refused]]:
+class _Pair(NamedTuple):
+    """A picture and the .txt of its name."""
+
+    text: str
+    key: str
+    caption: str
+    more: Path | None
+    """A .json of the same name."""
+
+
+def _captions_beside(
+    walk: FolderWalk, encoding: str | None, guesses: Guesses
+) -> tuple[list[Entry], list[Refused]]:
     """Pairs of picture and .txt of the same name; the whole .txt, stripped, is one caption.
 
     More of them stand as a list under "captions" in a .json beside it, if there is one.
     """
-    entries: list[Entry] = []
+    pairs: list[_Pair] = []
     refused: list[Refused] = []
-    for directory, within, names in _directories(folder):
-        texts = {name[:-4]: name for name in names if name.lower().endswith(".txt")}
-        more = {name[:-5]: name for name in names if name.lower().endswith(".json")}
+    for directory, within, names in walk:
+        texts = {composed(name[:-4]): name for name in names if name.lower().endswith(".txt")}
+        more = {composed(name[:-5]): name for name in names if name.lower().endswith(".json")}
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
             stem, extension = os.path.splitext(name)
             if extension.lower() in pictures.EXTENSIONS:
-                if stem in texts:
-                    beside[stem].append(name)
+                if composed(stem) in texts:
+                    beside[composed(stem)].append(name)
                 else:
                     key = posixpath.join(within, name)
                     refused.append(Refused(key, "there is no .txt of the same name beside it"))
@@ -159,33 +178,30 @@ def _captions_beside(folder: Path) -> tuple[list[Entry], list[Refused]]:
                 reason = "there is no picture of the same name beside it of a known extension"
                 refused.append(Refused(posixpath.join(within, text), reason))
                 continue
-            caption: Any
+            keys = [posixpath.join(within, name) for name in beside[stem]]
             try:
-                caption, held_out = read_text(directory / text), None
-                if stem in more:
-                    caption, held_out = _more_captions(directory / more[stem], caption)
+                caption = decode(read_bytes(directory / text, MAX_CAPTION_BYTES), encoding)
             except LimnerError as error:
-                refused += [Refused(posixpath.join(within, n), str(error)) for n in beside[stem]]
+                refused += [Refused(key, str(error)) for key in keys]
                 continue
-            for name in beside[stem]:
-                key = posixpath.join(within, name)
-                entries.append(Entry(text, key, caption, None, held_out))
+            sidecar = directory / more[stem] if stem in more else None
+            pairs += [_Pair(text, key, caption, sidecar) for key in keys]
+    read = decode_together([pair.caption for pair in pairs], encoding, guesses)
+    entries = []
+    for pair, caption in zip(pairs, read, strict=True):
+        try:
+            found = (caption, None) if pair.more is None else _more_captions(pair.more, caption)
+        except LimnerError as error:
+            refused.append(Refused(pair.key, str(error)))
+            continue
+        entries.append(Entry(pair.text, pair.key, found[0], None, found[1]))
     return entries, refused
-
-
-def _directories(folder: Path) -> Iterator[tuple[Path, str, list[str]]]:
-    """Every directory in a stable order: itself, its path within the folder, its files."""
-    for directory, subfolders, names in os.walk(folder):
-        # Names with a leading dot belong to the system (macOS puts ._apple.jpg beside apple.jpg).
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        within = Path(directory).relative_to(folder).as_posix().removeprefix(".")
-        yield Path(directory), within, sorted(name for name in names if not name.startswith("."))
 
 
 def _more_captions(path: Path, first: str) -> tuple[Any, bool | None]:
     """(captions, whether held out) of a picture whose .txt says `first`, from the .json beside
     it. Programs keep other things in such files, which are let be."""
-    data = parse_json(read_text(path), path)
+    data = parse_json(decode(read_bytes(path, MAX_SIDECAR_BYTES)), path)
     if not isinstance(data, dict):
         return first, None
     captions, held_out = data.get("captions"), data.get(HELD_OUT)

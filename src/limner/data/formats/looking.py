@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 
 from limner.data import pictures
+from limner.data.folder_walk import FolderWalk, composed
 from limner.data.formats.classes import are_classes
 from limner.data.formats.coco import coco_files
 from limner.data.formats.columns import Columns
@@ -26,6 +27,7 @@ from limner.data.formats.cub import cub_folder
 from limner.data.formats.reading import existing_folder, parse_json, read_text
 from limner.data.formats.tables import TABLES, has_columns, parquet_holds_bytes
 from limner.errors import LimnerError
+from limner.output_folders import kind_of_output
 
 METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -47,6 +49,12 @@ def recognise(path: Path, columns: Columns) -> str:
     if path.is_file():
         return _of_file(path, columns)
     folder = existing_folder(path)
+    if kind := kind_of_output(folder):
+        raise LimnerError(
+            f"{folder} holds {kind} of Limner's, which is not read as data. Name the folder that "
+            "your pictures are in (data.dataset_path); data.format reads even this one as what it "
+            "says."
+        )
     if any((folder / name).is_file() for name in METADATA):
         return "folder"
     if (folder / "dataset_dict.json").is_file() or (
@@ -124,7 +132,7 @@ def _objects_with_columns(path: Path, columns: Columns) -> bool:
         row = parse_json(line, path)
     except LimnerError:
         return False
-    return isinstance(row, dict) and columns.choose(row).missing(row) is None
+    return isinstance(row, dict) and columns.choose(list(row)).missing(row) is None
 
 
 def _parquet_with_pictures(folder: Path, columns: Columns) -> bool:
@@ -136,12 +144,11 @@ def _parquet_with_pictures(folder: Path, columns: Columns) -> bool:
 
 def _any_caption_beside(folder: Path) -> bool:
     """Whether any picture has a .txt of its name beside it."""
-    for _, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        texts = {name[:-4] for name in names if name.lower().endswith(".txt") and name[0] != "."}
+    for _, _, names in FolderWalk(folder):
+        texts = {composed(name[:-4]) for name in names if name.lower().endswith(".txt")}
         for name in names:
             stem, extension = os.path.splitext(name)
-            if stem in texts and extension.lower() in pictures.EXTENSIONS:
+            if composed(stem) in texts and extension.lower() in pictures.EXTENSIONS:
                 return True
     return False
 
@@ -152,7 +159,11 @@ def _hint(folder: Path) -> str:
         inner = next(folder.glob(f"*/{name}"), None)
         if inner:
             return f" (but {inner.parent} has a {name}: give that folder)"
-    bare = sum(path.suffix.lower() in pictures.EXTENSIONS for path in folder.rglob("*"))
+    bare = sum(
+        os.path.splitext(name)[1].lower() in pictures.EXTENSIONS
+        for _, _, names in FolderWalk(folder)
+        for name in names
+    )
     if not bare:
         return ""
     tables = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in TABLES]

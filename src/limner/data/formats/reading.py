@@ -3,37 +3,69 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from limner.data.formats.entries import is_unicode
+from limner.data.formats.encodings import (
+    Guesses,
+    decode_lines,
+    is_undecoded,
+    utf_16_without_mark,
+)
+from limner.data.regular_files import MAX_TABLE_BYTES, why_not_regular
 from limner.errors import LimnerError
+from limner.messages import shorten, shorten_name
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte-order mark. Raises LimnerError.
-
-    Bytes that are not UTF-8 become lone surrogates, by which the rows that hold them are known.
-    """
+def read_bytes(path: Path, most: int = MAX_TABLE_BYTES) -> bytes:
+    """A regular file of at most `most` bytes. Raises LimnerError."""
     try:
-        data = path.read_bytes()
+        if reason := why_not_regular(path, most):
+            raise LimnerError(f"{path} is not read: {reason}")
+        return path.read_bytes()
     except OSError as error:
         raise LimnerError(
             f"{path} cannot be read: {error.strerror or error}. Check its permissions."
         ) from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise LimnerError(f"{path} is UTF-16. Save the file as UTF-8.")
-    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def read_text(path: Path, encoding: str | None = None, guesses: Guesses | None = None) -> str:
+    """A text file in UTF-8, or as its first bytes say, or as `encoding`, or by a certain guess.
+
+    Bytes that are in none of these become lone surrogates, by which the rows that hold them are
+    known. Raises LimnerError.
+
+    Args:
+        encoding: `data.encoding`.
+        guesses: where a guess is noted, for people.
+    """
+    data = read_bytes(path)
+    if encoding is None and (name := utf_16_without_mark(data)):
+        raise LimnerError(
+            f"{path} is UTF-16 without a mark at its beginning that says so. Save it as UTF-8, or "
+            f"set data.encoding to {name}."
+        )
+    return decode_lines(data, encoding, guesses)
+
+
+class DoubledKeys(dict[str, Any]):
+    """An object of JSON in which keys stand twice: of each the last value counts."""
+
+    doubled: frozenset[str] = frozenset()
 
 
 def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
-    """JSON that begins at `first_line` of `path`. Raises LimnerError: line, column, what stands."""
+    """JSON that begins at `first_line` of `path`; objects with a key twice are `DoubledKeys`.
+
+    Raises LimnerError: line, column, what stands there.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        stands = text[error.pos :].split("\n")[0][:40]
+        stands = text[error.pos : error.pos + 40].split("\n")[0]
         before = text[: error.pos].rstrip()[-20:].split("\n")[-1]
-        not_utf8 = "" if is_unicode(text) else " It is not UTF-8 either: save the file as UTF-8."
+        not_utf8 = " It is not UTF-8 either: save the file as UTF-8." if is_undecoded(text) else ""
         raise LimnerError(
             f"{path}, line {error.lineno + first_line - 1}, column {error.colno}: this is not "
             f"valid JSON: {error.msg}; there stands {stands or 'the end of the text'!r}, after "
@@ -45,10 +77,20 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
         raise LimnerError(f"{path}: the JSON is nested too deeply. Write a flat list.") from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked, counts = DoubledKeys(found), Counter(key for key, _ in pairs)
+    marked.doubled = frozenset(key for key, count in counts.items() if count > 1)
+    return marked
+
+
 def kind_of(data: object) -> str:
     if isinstance(data, dict):
-        return f"an object with the keys {', '.join(repr(key) for key in list(data)[:5]) or 'none'}"
-    return f"a list of {len(data)}" if isinstance(data, list) else f"{str(data)[:40]!r}"
+        keys = ", ".join(shorten(key) for key in list(data)[:5])
+        return f"an object with the keys {keys or 'none'}"
+    return f"a list of {len(data)}" if isinstance(data, list) else shorten(data)
 
 
 def existing_folder(path: Path) -> Path:
@@ -58,7 +100,8 @@ def existing_folder(path: Path) -> Path:
     if not folder.is_dir():
         nearest = next((parent for parent in folder.parents if parent.is_dir()), folder.anchor)
         raise LimnerError(
-            f"there is no folder {folder} (the nearest that exists is {nearest}). Correct the "
-            "path (data.dataset_path, or --input when preparing), or make the folder."
+            f"there is no folder {shorten_name(str(folder))} (the nearest that exists is "
+            f"{nearest}). Correct the path (data.dataset_path, or --input when preparing), or "
+            "make the folder."
         )
     return folder

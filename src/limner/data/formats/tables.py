@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from limner.data.formats.columns import HELD_OUT, Chosen, Columns
+from limner.data.folder_walk import is_system_name
+from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
+from limner.data.formats.encodings import Guesses
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
-from limner.data.formats.reading import kind_of, parse_json, read_text
+from limner.data.formats.options import ReadOptions
+from limner.data.formats.parquet_rows import (
+    DamagedRows,
+    open_parquet_file,
+    read_group,
+)
+from limner.data.formats.reading import DoubledKeys, kind_of, parse_json, read_text
+from limner.data.formats.separated import named, read_separated, separator_of
+from limner.data.image_paths import MAX_PATH, ImagePaths
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -20,17 +29,16 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".txt")
 """What a table's file name may end with. The paths in it are relative to its folder, or to the
 one folder in it where the pictures are."""
-PARQUET_NEEDS = "to read Parquet, run: pip install 'limner[data]' (or pip install pyarrow)"
 
 _AT_ONCE = 10_000  # rows of Parquet
 _LOOKED_AT = 50  # rows whose files are looked for in other folders
 
 
-def read_table_file(path: Path, columns: Columns) -> Found:
+def read_table_file(path: Path, options: ReadOptions) -> Found:
     """The rows of a table file. Raises LimnerError if it has no such columns or no usable row."""
     path = path.absolute()
-    chosen, entries = read_table(path, columns)
-    entries = list(entries)
+    table = read_table(path, options)
+    entries = list(table.entries)
     if within := _folder_of_pictures(entries, path.parent):
         entries = [
             entry._replace(
@@ -38,26 +46,40 @@ def read_table_file(path: Path, columns: Columns) -> Found:
             )
             for entry in entries
         ]
-    rows, refused = collect(entries, path.parent)
+    rows, refused = collect(entries, path.parent, options.allowed)
     require_rows(rows, refused, path)
     given = any(entry.held_out is not None for entry in entries)
     held_out = f"Held out as the column {HELD_OUT} says; else by hash." if given else BY_HASH
-    layout = f"{path.name}, {chosen}" + (f", pictures in {within}/" if within else "")
-    return Found(layout, path.parent, rows, refused, held_out)
+    layout = f"{path.name}, {table.columns}" + (f", pictures in {within}/" if within else "")
+    return Found(layout, path.parent, rows, refused, held_out, table.notes)
 
 
-def read_table(path: Path, columns: Columns) -> tuple[Chosen, Iterable[Entry]]:
-    """(the columns that are used, the pairs) of a file that ends with one of TABLES."""
+class Table(NamedTuple):
+    """What a table file holds."""
+
+    columns: Chosen
+    entries: Iterable[Entry]
+    notes: tuple[str, ...] = ()
+    """For people: see Found."""
+
+
+def read_table(path: Path, options: ReadOptions) -> Table:
+    """The columns that are used and the pairs of a file that ends with one of TABLES."""
     ending = path.suffix.lower()
     if ending == ".parquet":
-        return _parquet(path, columns)
+        return _parquet(path, options.columns)
+    if ending not in TABLES:
+        raise LimnerError(f"{path} is no table: its name must end with {', '.join(TABLES)}")
+    guesses = Guesses()
+    text = read_text(path, options.encoding, guesses)
+    notes = (str(guesses),) if str(guesses) else ()
     if ending in (".csv", ".tsv", ".txt"):
-        return _separated(path, columns)
-    if ending == ".jsonl":
-        return _objects(_lines(path), columns, "file_name")
-    if ending == ".json":
-        return _objects(_list(path), columns, "image")
-    raise LimnerError(f"{path} is no table: its name must end with {', '.join(TABLES)}")
+        table = _separated(path, text, options.columns)
+    elif ending == ".jsonl":
+        table = _objects(_lines(path, text), options.columns, "file_name")
+    else:
+        table = _objects(_list(path, text), options.columns, "image")
+    return table._replace(notes=(*table.notes, *notes))
 
 
 def has_columns(path: Path, columns: Columns) -> bool:
@@ -69,7 +91,7 @@ def has_columns(path: Path, columns: Columns) -> bool:
         else:
             with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
                 line = file.readline(1_000_000)
-            names = next(csv.reader([line], delimiter=_separator(path, line)), [])
+            names = next(csv.reader([line], delimiter=separator_of(path, line)), [])
     except (LimnerError, OSError, csv.Error):
         return False
     names = list(names)
@@ -78,14 +100,8 @@ def has_columns(path: Path, columns: Columns) -> bool:
 
 def parquet_schema(path: Path) -> pyarrow.Schema:
     """What columns a Parquet file has. Raises LimnerError."""
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise LimnerError(f"{path}: {PARQUET_NEEDS}") from None
-    try:
-        return parquet.read_schema(path)
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are these
-        raise LimnerError(f"{path} cannot be read as Parquet: {error}") from None
+    with open_parquet_file(path, str(path)) as file:
+        return file.schema_arrow
 
 
 def parquet_holds_bytes(path: Path, columns: Columns) -> bool:
@@ -107,40 +123,51 @@ def _folder_of_pictures(entries: list[Entry], folder: Path) -> str | None:
     """The one folder in which the pictures are, where a table has only their names; None where
     they are where it says, or in no or several such folders."""
     names = [entry.image for entry in entries[:_LOOKED_AT] if _is_name(entry.image)]
-    if not names or any((folder / name).is_file() for name in names):
+    paths = ImagePaths(folder)
+    if not names or any(paths.existing(name)[1] is None for name in names):
         return None
-    inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    having = [place for place in inner if any((folder / place / n).is_file() for n in names)]
+    inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_system_name(p.name))
+    having = [
+        place for place in inner if any(paths.existing(f"{place}/{n}")[1] is None for n in names)
+    ]
     return having[0] if len(having) == 1 else None
 
 
 def _is_name(image: object) -> bool:
     """Whether this is a plain file name, which lies in no folder."""
-    return isinstance(image, str) and bool(image.strip()) and not set(image) & set("/\\:\0")
+    return (
+        isinstance(image, str)
+        and 0 < len(image.strip()) <= MAX_PATH
+        and not set(image) & set("/\\:\0")
+    )
 
 
-def _objects(
-    rows: list[tuple[str, object, str | None]], columns: Columns, image: str
-) -> tuple[Chosen, Iterator[Entry]]:
+def _objects(rows: list[tuple[str, object, str | None]], columns: Columns, image: str) -> Table:
     """Rows as (place, object, fault); the columns are those that most of them have."""
-    counts = Counter(key for _, row, _ in rows if isinstance(row, dict) for key in row)
+    objects = [row for _, row, _ in rows if isinstance(row, dict)]
+    counts = Counter(key for row in objects for key in row)
     chosen = columns.choose(counts, image)
+    chosen, note = chosen.filled(lambda name: any(has_text(row.get(name)) for row in objects))
 
     def entries() -> Iterator[Entry]:
         for place, row, fault in rows:
             if fault is None and not isinstance(row, dict):
                 should = f'{{"{chosen.image}": ..., "{chosen.captions[0]}": ...}}'
                 fault = f"{kind_of(row)} stands where {should} should"
-            if isinstance(row, dict):
+            if isinstance(row, DoubledKeys):
+                for name in sorted(row.doubled & {chosen.image, *chosen.captions}):
+                    fault = f"the key '{name}' stands twice: write a list for several captions"
+            if fault is None and isinstance(row, dict):
                 yield chosen.entry(place, row, every=False)
             else:
-                yield Entry(place, None, None, fault)
+                key = row.get(chosen.image) if isinstance(row, dict) else None
+                yield Entry(place, key, None, fault)
 
-    return chosen, entries()
+    return Table(chosen, entries(), (note,) if note else ())
 
 
-def _list(path: Path) -> list[tuple[str, object, str | None]]:
-    data = parse_json(read_text(path), path)
+def _list(path: Path, text: str) -> list[tuple[str, object, str | None]]:
+    data = parse_json(text, path)
     if not isinstance(data, list):
         coco = isinstance(data, dict) and "annotations" in data
         fix = "This looks like COCO captions: set data.format: coco. " if coco else ""
@@ -151,10 +178,10 @@ def _list(path: Path) -> list[tuple[str, object, str | None]]:
     return [(f"{path.name}, row {number}", row, None) for number, row in enumerate(data, start=1)]
 
 
-def _lines(path: Path) -> list[tuple[str, object, str | None]]:
+def _lines(path: Path, text: str) -> list[tuple[str, object, str | None]]:
     rows: list[tuple[str, object, str | None]] = []
     # Not splitlines(): captions may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path.name}, line {number}"
             try:
@@ -164,75 +191,57 @@ def _lines(path: Path) -> list[tuple[str, object, str | None]]:
     return rows
 
 
-def _separated(path: Path, columns: Columns) -> tuple[Chosen, Iterator[Entry]]:
-    text = read_text(path)
-    separator = _separator(path, text.partition("\n")[0])
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        names = list(reader.fieldnames or ())
-    except csv.Error as error:
-        raise _not_csv(path, reader, error) from error
+def _separated(path: Path, text: str, columns: Columns) -> Table:
+    names, records = read_separated(path, text)
     chosen = columns.choose(names, "file_name")
-    chosen.require(names, f"{path}, the first line")
+    where = f"{path}, the first line"
+    chosen.require(names, where)
+    chosen.refuse_doubled(names, where)
+    rows = [(record, named(names, record.cells)) for record in records]
+    chosen, note = chosen.filled(lambda name: any(has_text(row.get(name)) for _, row in rows))
 
     def entries() -> Iterator[Entry]:
-        try:
-            for row in reader:
-                place = f"{path.name}, line {reader.line_num}"
-                if reader.restkey in row:
-                    fault = (
-                        "there are more cells than columns. "
-                        'A text that holds a comma needs quotes: "a red, ripe apple".'
-                    )
-                    yield Entry(place, None, None, fault)
-                else:
-                    yield chosen.entry(place, row)
-        except csv.Error as error:
-            raise _not_csv(path, reader, error) from error
+        for record, row in rows:
+            place = f"{path.name}, line {record.line}"
+            if record.fault:
+                yield Entry(place, None, None, record.fault)
+            else:
+                yield chosen.entry(place, row)
 
-    return chosen, entries()
+    return Table(chosen, entries(), (note,) if note else ())
 
 
-def _separator(path: Path, first_line: str) -> str:
-    """What stands between cells: a tab in a TSV; in a CSV a comma, or what programs write instead
-    where numbers have commas."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    if "," not in first_line:
-        return next((mark for mark in ";\t|" if mark in first_line), ",")
-    return ","
-
-
-def _not_csv(path: Path, reader: csv.DictReader[str], error: csv.Error) -> LimnerError:
-    return LimnerError(
-        f"{path}, after line {reader.line_num}: this is not valid CSV: {error}. "
-        "Look there for a quote that is opened and not closed."
-    )
-
-
-def _parquet(path: Path, columns: Columns) -> tuple[Chosen, Iterator[Entry]]:
+def _parquet(path: Path, columns: Columns) -> Table:
     names = parquet_schema(path).names
     chosen = columns.choose(names)
     chosen.require(names, str(path))
+    chosen.refuse_doubled(names, str(path))
+    note = ""
+    if chosen.others:
+        chosen, note = chosen.filled(lambda name: _column_has_text(path, name))
     wanted = [chosen.image, *chosen.captions, *([HELD_OUT] if HELD_OUT in names else [])]
 
     def entries() -> Iterator[Entry]:
-        import pyarrow.parquet as parquet
-
         number = 0
-        try:
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(_AT_ONCE, columns=list(dict.fromkeys(wanted))):
-                    for row in _rows(batch):
+        with open_parquet_file(path, str(path)) as file:
+            for group in range(file.num_row_groups):
+                for row in read_group(file, group, list(dict.fromkeys(wanted)), _AT_ONCE):
+                    if isinstance(row, DamagedRows):
+                        counted = row._replace(first=row.first + 1, last=row.last + 1)  # from 1
+                        yield Entry(path.name, None, None, str(counted))
+                        number = row.last + 1
+                    else:
                         number += 1
                         yield chosen.entry(f"{path.name}, row {number}", row)
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise LimnerError(
-                f"{path} cannot be read as Parquet after row {number}: {error}"
-            ) from None
 
-    return chosen, entries()
+    return Table(chosen, entries(), (note,) if note else ())
 
 
-def _rows(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
-    return batch.to_pylist()
+def _column_has_text(path: Path, name: str) -> bool:
+    with open_parquet_file(path, str(path)) as file:
+        groups = (
+            row
+            for group in range(file.num_row_groups)
+            for row in read_group(file, group, [name], _AT_ONCE)
+        )
+        return any(has_text(row[name]) for row in groups if not isinstance(row, DamagedRows))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limner.data import pictures as files
 from limner.data.examples import Pictures
+from limner.data.folder_walk import FolderWalk
 from limner.data.rows import PictureError, Refused
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints, digest
@@ -55,7 +56,7 @@ class DataPictures:
         self.count: int | None = len(self.which)
         # Files are cropped and scaled (data/pictures.py); the built-in sets draw at any size.
         crop = getattr(pictures.set, "crop", None)
-        how = f"{crop} crop, scaled (Lanczos, Pillow)" if crop else "drawn at that size"
+        how = f"{crop} crop, scaled (Lanczos, Pillow), in sRGB" if crop else "drawn at that size"
         self.preparation = f"{pictures.image_size} x {pictures.image_size} pixels, {how}"
         self.refused: list[Refused] = []
 
@@ -93,16 +94,17 @@ class PictureFolder:
     def __init__(self, folder: Path, image_size: int) -> None:
         self.image_size, self.name = image_size, str(folder)
         self.files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in files.EXTENSIONS and path.is_file()
+            directory / name
+            for directory, _, names in FolderWalk(folder)
+            for name in names
+            if Path(name).suffix.lower() in files.EXTENSIONS
         )
         if not self.files:
             what = "holds no pictures" if folder.is_dir() else "is no folder"
             raise LimnerError(f"{folder} {what}")
         self.count: int | None = len(self.files)
         self.preparation = (
-            f"{image_size} x {image_size} pixels, center crop, scaled (Lanczos, Pillow)"
+            f"{image_size} x {image_size} pixels, center crop, scaled (Lanczos, Pillow), in sRGB"
         )
         self.refused: list[Refused] = []
 

@@ -1,0 +1,139 @@
+"""Every folder below one, as data are looked for: links followed, what is no data passed over.
+
+Real folders come first, in the order of their names; then those that links lead to, each real
+folder once, so that loops end. What is passed over is remembered, to be said once.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from limner.messages import shorten_name
+from limner.output_folders import kind_of_output
+
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("$recycle.bin", "recycler", "system volume information"),  # Windows
+        *("__macosx", "lost+found", "thumbnails", ".ipynb_checkpoints"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology, QNAP
+    }
+)
+"""Folders of operating systems, network drives and notebooks, in lower case. All whose name begins
+with a dot (`.Trash-1000`, `.thumbnails`) are passed over besides."""
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+
+
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder belongs to the system, and not to the data: hidden ones, too, such
+    as the `._apple.jpg` that macOS puts beside apple.jpg."""
+    lower = name.lower()
+    return name.startswith(".") or lower in SYSTEM_FOLDERS or lower in SYSTEM_FILES
+
+
+def is_system_path(path: str) -> bool:
+    """The same of any part of a path with forward slashes."""
+    return any(part not in (".", "..") and is_system_name(part) for part in path.split("/") if part)
+
+
+def composed(name: str) -> str:
+    """A name as it is compared: macOS may keep `é` as two characters, other systems as one."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+@dataclass
+class PassedOver:
+    """What a walk did not look into: (why, path) of the first few, and how many of each kind."""
+
+    first: list[tuple[str, str]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, why: str, path: str) -> None:
+        self.counts[why] += 1
+        if self.counts[why] <= 3:
+            self.first.append((why, path))
+
+    def __str__(self) -> str:
+        """For people; empty where there is nothing to say."""
+        parts = []
+        for why, count in self.counts.items():
+            paths = ", ".join(shorten_name(path) for kind, path in self.first if kind == why)
+            parts.append(f"{paths}{', ...' if count > 3 else ''} ({why})")
+        return f"Passed over: {'; '.join(parts)}." if parts else ""
+
+
+class FolderWalk:
+    """Iterates over (folder, its path within the root, names of its files, sorted).
+
+    Args:
+        root: looked at whatever it is called and whatever it is.
+
+    Attributes:
+        passed_over: filled while it is iterated over.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.passed_over = PassedOver()
+
+    def __iter__(self) -> Iterator[tuple[Path, str, list[str]]]:
+        real = os.path.realpath(self.root)
+        self.seen = {real}
+        self.above = {str(parent) for parent in Path(real).parents}
+        self.links: list[str] = []
+        yield from self._visit("", real)
+        while self.links:
+            links, self.links = sorted(self.links), []
+            for within in links:
+                target = os.path.realpath(self.root / within)
+                if target in self.above:
+                    self.passed_over.add("links that lead back above the data", within)
+                elif target not in self.seen:
+                    self.seen.add(target)
+                    yield from self._visit(within, target)
+
+    def _visit(self, within: str, real: str) -> Iterator[tuple[Path, str, list[str]]]:
+        folder = self.root / within if within else self.root
+        files, folders, links = list[str](), list[str](), set[str]()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not _is_folder(entry):
+                        files.append(entry.name)
+                    elif entry.is_symlink():
+                        links.add(entry.name)
+                    else:
+                        folders.append(entry.name)
+        except OSError as error:
+            self.passed_over.add(f"cannot be read: {error.strerror or error}", within or ".")
+            return
+        if within and (kind := kind_of_output(folder, {*files, *folders, *links})):
+            self.passed_over.add(f"{kind} of Limner's", within)
+            return
+        yield folder, within, sorted(name for name in files if not is_system_name(name))
+        for name in sorted([*folders, *links]):
+            path = posixpath.join(within, name)
+            if is_system_name(name):
+                if name.lower() in SYSTEM_FOLDERS or name.lower().startswith(".trash"):
+                    self.passed_over.add("of the system", path)
+            elif name in links:
+                self.links.append(path)
+            else:
+                below = os.path.join(real, name)
+                if os.name == "nt":  # a junction does not say that it is a link
+                    below = os.path.realpath(below)
+                if below not in self.seen:
+                    self.seen.add(below)
+                    yield from self._visit(path, below)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False

@@ -1,0 +1,152 @@
+"""Looking for data: links are followed once; what is the system's or Limner's is passed over."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from limner.data.folder_walk import FolderWalk, composed, is_system_path
+from limner.data.formats.folders import FolderPictures
+from limner.output_folders import is_run_folder, kind_of_output
+
+links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+
+
+def pair(folder: Path, name: str, caption: str | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    level = sum(name.encode()) % 256
+    Image.new("RGB", (4, 4), (level, level, level)).save(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_text(caption or f"caption of {name}", encoding="utf-8")
+
+
+def captions(folder: Path) -> dict[str, tuple[str, ...]]:
+    return {row.key: row.captions for row in FolderPictures(folder).rows}
+
+
+@links
+def test_linked_folders_are_followed_and_each_real_folder_once(tmp_path: Path) -> None:
+    data, disk = tmp_path / "data", tmp_path / "other disk"
+    pair(data / "b", "own")
+    pair(disk / "holiday", "beach")
+    pair(disk / "holiday" / "rome", "forum")
+    (data / "a").symlink_to(disk / "holiday")
+    (data / "again").symlink_to(disk / "holiday" / "rome")
+    (data / "twice").symlink_to(data / "b")
+    (data / "loop").symlink_to(data)
+    (data / "b" / "up").symlink_to(data / "b")
+    (data / "gone").symlink_to(tmp_path / "gone")
+    (data / "knot").symlink_to("knot")
+    found = FolderPictures(data)
+    assert [row.key for row in found.rows] == ["b/own.png", "a/beach.png", "a/rome/forum.png"]
+    assert found.refused == []
+    assert [found.load(row, 4)[0, 0, 0] for row in found.rows] == [
+        sum(name.encode()) % 256 for name in ("own", "beach", "forum")
+    ]
+
+
+@links
+def test_a_link_that_leads_above_the_data_is_not_followed_and_said(tmp_path: Path) -> None:
+    pair(tmp_path / "home" / "photos", "mine")
+    pair(tmp_path / "home" / "private", "secret")
+    (tmp_path / "home" / "photos" / "home").symlink_to(tmp_path / "home")
+    found = FolderPictures(tmp_path / "home" / "photos")
+    assert [row.key for row in found.rows] == ["mine.png"]
+    assert "Passed over: home (links that lead back above the data)." in found.description
+
+
+@links
+def test_the_order_without_links_is_as_ever(tmp_path: Path) -> None:
+    for name in ("c/x/1", "a/2", "3", "b/y/z/4", "b/5"):
+        path = tmp_path / name
+        pair(path.parent, path.name)
+    walked = [within for _, within, _ in FolderWalk(tmp_path)]
+    assert walked == ["", "a", "b", "b/y", "b/y/z", "c", "c/x"]
+    assert list(captions(tmp_path)) == ["3.png", "a/2.png", "b/5.png", "b/y/z/4.png", "c/x/1.png"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "$RECYCLE.BIN", "#recycle", "lost+found", "@eaDir", "thumbnails", "Thumbnails", "__MACOSX",
+        ".ipynb_checkpoints", "System Volume Information", ".Trash-1000",
+    ],
+)  # fmt: skip
+def test_folders_of_systems_are_passed_over_and_said_once(name: str, tmp_path: Path) -> None:
+    pair(tmp_path, "good")
+    pair(tmp_path / "deep", "too")
+    pair(tmp_path / name, "trash")
+    pair(tmp_path / "deep" / name / "within", "trash2")
+    found = FolderPictures(tmp_path)
+    assert [row.key for row in found.rows] == ["good.png", "deep/too.png"]
+    assert found.refused == []
+    both = ", ".join(sorted([name, f"deep/{name}"]))
+    assert f"Passed over: {both} (of the system)." in found.description
+
+
+def test_files_of_systems_are_no_pictures(tmp_path: Path) -> None:
+    pair(tmp_path, "good")
+    for name in ("._good.png", "._good.txt", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"of the system")
+    found = FolderPictures(tmp_path)
+    assert [row.key for row in found.rows] == ["good.png"]
+    assert found.refused == []
+    assert "Passed over" not in found.description
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("a/b.png", False), ("./a/../b.png", False), ("__MACOSX/a/b.png", True),
+        ("a/._b.png", True), ("a/@eaDir/b.png", True), (".hidden/b.png", True),
+    ],
+)  # fmt: skip
+def test_paths_of_systems(path: str, wanted: bool) -> None:
+    assert is_system_path(path) is wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("a training run", ["config.yaml", "log.jsonl"]),
+        ("a training run", ["config.yaml", "checkpoint-1000/model.pt"]),
+        ("a checkpoint", ["config.yaml", "training_state.json"]),
+        ("an evaluation", ["evaluation.json", "pictures/x.png"]),
+        ("a data check", ["check.json", "problems.jsonl"]),
+        ("an exported model", ["model_index.json", "transformer/config.json"]),
+        ("a store of latents or embeddings", ["key.json", "shard-00ff.safetensors"]),
+    ],
+)
+def test_what_limner_wrote_is_never_read_as_data(
+    kind: str, names: list[str], tmp_path: Path
+) -> None:
+    pair(tmp_path, "good")
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"")
+    pair(tmp_path / "out" / "samples", "drawn")
+    assert kind_of_output(tmp_path / "out") == kind
+    assert kind_of_output(tmp_path) is None
+    assert is_run_folder(tmp_path / "out") is (kind in ("a training run", "a checkpoint"))
+    found = FolderPictures(tmp_path)
+    assert [row.key for row in found.rows] == ["good.png"]
+    assert f"Passed over: out ({kind} of Limner's)." in found.description
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch) -> None:
+    pair(tmp_path, "good")
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert "shut (cannot be read: Permission denied)" in FolderPictures(tmp_path).description
+
+
+def test_composed_and_decomposed_names_are_one() -> None:
+    assert composed("cafe\u0301.png") == composed("caf\xe9.png") == "caf\xe9.png"
