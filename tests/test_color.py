@@ -17,7 +17,7 @@ from icc_profiles import (
 from PIL import Image, ImageCms
 
 from limner.data import color
-from limner.data.pictures import DECODING, as_rgb, decode
+from limner.data.pictures import DECODING, as_rgb, decode, open_rgb
 
 COLOURS = [
     (200, 100, 50),
@@ -188,3 +188,13 @@ def test_what_is_known_of_a_profile() -> None:
 
 def test_the_number_of_this_way_of_decoding() -> None:
     assert DECODING == 2  # raise it when decoded pixels change, so that nothing old is used
+
+
+def test_a_picture_that_is_scaled_before_it_is_converted_is_the_same() -> None:
+    smooth = np.random.default_rng(0).integers(90, 170, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(smooth).resize((512, 512), Image.Resampling.BICUBIC)
+    data = encoded(image, icc_profile=rgb_profile("Adobe RGB"))
+    converted = open_rgb(data)
+    assert converted.size == (512, 512)
+    whole = np.asarray(converted.resize((64, 64), Image.Resampling.LANCZOS), int)
+    assert np.abs(whole - decode(data, 64)).max() <= 3

@@ -73,8 +73,11 @@ def decode(
     `name` (or its path).
     """
     height, width = height_and_width(image_size)
-    with opened_rgb(picture, name, shorter_side=max(height, width)) as image:
-        return np.array(fit(image, height, width, crop))
+    name = _called(picture, name)
+    with contextlib.ExitStack() as held:
+        image, convert = _decoded(picture, name, max(height, width), 2, held)
+        fitted = fit(image, height, width, crop)
+        return np.array(fitted if convert is None else convert(fitted))
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -223,9 +226,19 @@ def opened_rgb(
 ) -> Iterator[Image.Image]:
     """The same for threads: as long as the block runs, the picture counts among the pixels that a
     process may hold at once."""
-    name = name or ("the picture" if isinstance(picture, bytes) else str(picture))
     with contextlib.ExitStack() as held:
-        yield _decoded(picture, name, shorter_side, retries, held)
+        called = _called(picture, name)
+        image, convert = _decoded(picture, called, shorter_side, retries, held)
+        yield image if convert is None else convert(image)
+
+
+def _called(picture: str | Path | bytes, name: str | None) -> str:
+    return name or ("the picture" if isinstance(picture, bytes) else str(picture))
+
+
+Decoded = tuple[Image.Image, Callable[[Image.Image], Image.Image] | None]
+"""An RGB picture, and what makes its colours sRGB if they are not yet: a large one is quicker
+scaled first."""
 
 
 def _decoded(
@@ -234,7 +247,7 @@ def _decoded(
     shorter_side: int | None,
     retries: int,
     held: contextlib.ExitStack,
-) -> Image.Image:
+) -> Decoded:
     try:
         with opened(picture) as image:
             if shorter_side is not None:
@@ -242,7 +255,10 @@ def _decoded(
             held.enter_context(BUDGET.hold(image.width * image.height * BYTES_PER_PIXEL))
             _mend_transparency(image)
             image.load()
-            return as_rgb(upright(image))
+            turned = upright(image)
+            if turned.mode == "RGB" and not turned.has_transparency_data:
+                return turned, color.conversion(turned)
+            return as_rgb(turned), None
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"{name}: the picture has more pixels than are safe to decode ({_pixels(error)}). "
@@ -285,7 +301,7 @@ def _unidentified(
     retries: int,
     held: contextlib.ExitStack,
     error: UnidentifiedImageError,
-) -> Image.Image:
+) -> Decoded:
     """A format for which a package is there to be loaded; or the error that says what it is."""
     start = b"" if str(error) == "0 bytes" else first_bytes(picture)
     kind = format_by_bytes(start)
