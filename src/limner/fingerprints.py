@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -77,15 +78,11 @@ class Fingerprints:
         """Keep what was read for the next time; what another process kept meanwhile stays."""
         if not self.new:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # Newest last: of a path that was read twice the last entry counts.
         merged = np.concatenate([_load(self.path), *self.new])
         _, last = np.unique(_keys(merged["path"][::-1]), return_index=True)
         merged = merged[::-1][last]
-        staging = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with open(staging, "wb") as file:
-            np.save(file, merged, allow_pickle=False)
-        os.replace(staging, self.path)
+        save_array(self.path, merged)
         self.known, self.new = _load(self.path), []
 
     def _recall(self, entries: np.ndarray) -> np.ndarray:
@@ -119,12 +116,33 @@ def _hasher() -> Any:
 
 
 def _load(path: Path) -> np.ndarray:
+    known = load_array(path)
+    good = known is not None and known.dtype == ENTRY and known.ndim == 1
+    return known if known is not None and good else np.zeros(0, dtype=ENTRY)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """An array as a .npy file with a checksum behind it, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        known = np.load(path, allow_pickle=False)
+        staging.write_bytes(file.getvalue() + digest(file.getvalue()))
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """What `save_array` wrote; None where there is no such file, or it is damaged."""
+    try:
+        data = path.read_bytes()
+        if digest(data[:-DIGEST]) != data[-DIGEST:]:
+            return None
+        return np.lib.format.read_array(io.BytesIO(data[:-DIGEST]), allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        return np.zeros(0, dtype=ENTRY)
-    good = isinstance(known, np.ndarray) and known.dtype == ENTRY and known.ndim == 1
-    return known if good else np.zeros(0, dtype=ENTRY)
+        return None
 
 
 def _keys(paths: np.ndarray) -> np.ndarray:

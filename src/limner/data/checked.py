@@ -24,7 +24,7 @@ from limner.data.pictures import DECODING
 from limner.data.rows import Contained, InPieces, PictureError, PictureSet, Refused, Row
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
-from limner.fingerprints import DIGEST, RACY_NS, digest
+from limner.fingerprints import DIGEST, RACY_NS, digest, load_array, save_array
 
 AT_ONCE = 1024
 SIZE = 64
@@ -160,24 +160,13 @@ def _remembered(folder: Path | None) -> Iterator[_Remembered]:
         yield remembered
         if writable and remembered.new:
             everything = b"".join(remembered.known | set(remembered.new))
-            staging = path.with_name(f".{path.name}.{os.getpid()}")
             with contextlib.suppress(OSError):
-                with staging.open("wb") as file:
-                    signatures = np.frombuffer(everything, dtype=np.uint8).reshape(-1, DIGEST)
-                    np.save(file, signatures, allow_pickle=False)
-                os.replace(staging, path)
+                save_array(path, np.frombuffer(everything, dtype=np.uint8).reshape(-1, DIGEST))
 
 
 def _read(path: Path) -> set[bytes]:
-    try:
-        signatures = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return set()
-    if not (
-        isinstance(signatures, np.ndarray)  # a zip file is none
-        and signatures.dtype == np.uint8
-        and signatures.shape[1:] == (DIGEST,)
-    ):
+    signatures = load_array(path)
+    if signatures is None or signatures.dtype != np.uint8 or signatures.shape[1:] != (DIGEST,):
         return set()
     whole = signatures.tobytes()
     return {whole[i : i + DIGEST] for i in range(0, len(whole), DIGEST)}

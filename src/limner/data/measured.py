@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from limner.data.checked import signature_of
 from limner.data.pictures import upright_size
 from limner.data.rows import PictureError, PictureSet, Row
-from limner.fingerprints import DIGEST
+from limner.fingerprints import DIGEST, load_array, save_array
 
 ENTRY = np.dtype([("file", f"V{DIGEST}"), ("height", "<i4"), ("width", "<i4")])
 REMEMBERED_FROM = 1000
@@ -59,22 +58,13 @@ def shapes_of(picture_set: PictureSet, rows: Sequence[Row], folder: Path | None)
 
 
 def _read(path: Path | None) -> dict[bytes, tuple[int, int]]:
-    if path is None:
-        return {}
-    try:
-        known = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return {}
-    if not (isinstance(known, np.ndarray) and known.dtype == ENTRY and known.ndim == 1):
+    known = load_array(path) if path is not None else None
+    if known is None or known.dtype != ENTRY or known.ndim != 1:
         return {}
     return {bytes(e["file"]): (int(e["height"]), int(e["width"])) for e in known}
 
 
 def _write(path: Path, known: dict[bytes, tuple[int, int]]) -> None:
     entries = np.array([(np.void(f), h, w) for f, (h, w) in known.items()], dtype=ENTRY)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # it is then read again the next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staging.open("wb") as file:
-            np.save(file, entries, allow_pickle=False)
-        os.replace(staging, path)
+        save_array(path, entries)

@@ -21,7 +21,7 @@ from limner.data.formats.columns import HELD_OUT, IMAGE, Chosen, Columns
 from limner.data.formats.entries import check_caption, require_rows
 from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
-from limner.fingerprints import DIGEST, Fingerprints, digest
+from limner.fingerprints import DIGEST, Fingerprints, digest, load_array, save_array
 
 if TYPE_CHECKING:
     import pyarrow
@@ -108,7 +108,7 @@ class DatasetPictures:
             else:
                 found[place] = np.frombuffer(digest(held.as_py()), dtype=np.uint8)
         if len(missing) > len(files):
-            _keep(kept, found)
+            save_array(kept, found)
         if files:  # these may change while the table stays the same: `known` looks at them
             found[list(files)] = known.of_files(list(files.values()))
         return found[places]
@@ -245,18 +245,7 @@ def _identity(data: Dataset) -> bytes:
 
 def _read_kept(path: Path, count: int) -> np.ndarray:
     """uint8 [count, 16]; zeros where nothing is known."""
-    try:
-        kept = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        kept = None
-    if isinstance(kept, np.ndarray) and kept.dtype == np.uint8 and kept.shape == (count, DIGEST):
+    kept = load_array(path)
+    if kept is not None and kept.dtype == np.uint8 and kept.shape == (count, DIGEST):
         return kept
     return np.zeros((count, DIGEST), dtype=np.uint8)
-
-
-def _keep(path: Path, contents: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("wb") as file:
-        np.save(file, contents, allow_pickle=False)
-    os.replace(staging, path)

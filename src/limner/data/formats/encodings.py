@@ -35,7 +35,7 @@ ENOUGH = 64
 """Bytes beyond ASCII without which no guess is certain: with fewer, GBK and Big5 look alike."""
 _MARGIN = 0.04
 """By how much other readings must be less plausible ("chaos" of charset-normalizer, 0 to 1)."""
-_SAMPLE = 20_000  # bytes
+SAMPLE = 20_000  # bytes
 _DAMAGED = 0.2
 """Share of the bytes beyond ASCII that are not UTF-8; below, it is UTF-8 that was damaged."""
 
@@ -120,7 +120,7 @@ def detect(data: bytes) -> str | None:
     if sum("\udc80" <= letter <= "\udcff" for letter in broken) < _DAMAGED * high:
         return None
     lines = [line for line in data.split(b"\n") if not line.isascii()]
-    sample = b"\n".join(lines)[:_SAMPLE].rpartition(b"\n")[0] or b"\n".join(lines)[:_SAMPLE]
+    sample = b"\n".join(lines)[:SAMPLE].rpartition(b"\n")[0] or b"\n".join(lines)[:SAMPLE]
     found = list(from_bytes(sample))
     if not found or (name := EAST_ASIAN.get(found[0].encoding)) is None:
         return None

@@ -3,6 +3,7 @@
     cache/pieces/<hash>.piece
       int64           N, how many pictures
       int64 [N + 1]   where each begins, counted from the first
+      int64 [N]       checksum (CRC-32) of each, verified when it is read
       bytes           the pictures, as they are encoded
 
 Processes and threads that need the same piece at once wait for the one that fetches it. Together
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -95,8 +97,13 @@ class Pieces:
         """
         path = self.path(name)
         for _ in range(3):  # another process may remove what was just there, or it was damaged
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            try:
                 return self.files.read(path, lambda file: _picture(file, number))
+            except FileNotFoundError:
+                pass
+            except ValueError:
+                with contextlib.suppress(OSError):
+                    path.unlink()
             self.get(name, fetch, keep)
         raise LimnerError(
             f"{path} goes as fast as it comes: cache.pieces_mb "
@@ -118,10 +125,11 @@ class Pieces:
 
     def _write(self, path: Path, pictures: Sequence[bytes]) -> None:
         starts = np.cumsum([0, *map(len, pictures)], dtype="<i8")
+        sums = np.array([zlib.crc32(picture) for picture in pictures], dtype="<i8")
         staging = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.writing")
         try:
             with open(staging, "wb") as file:
-                file.write(len(pictures).to_bytes(8, "little") + starts.tobytes())
+                file.write(len(pictures).to_bytes(8, "little") + starts.tobytes() + sums.tobytes())
                 file.writelines(pictures)
             os.replace(staging, path)
         except OSError as error:
@@ -156,17 +164,21 @@ class Pieces:
 
 
 def _picture(file: BinaryIO, number: int) -> bytes:
-    """Raises ValueError if the piece is not whole."""
+    """Raises ValueError if the piece is damaged, or not whole."""
     file.seek(0)
-    count = int.from_bytes(file.read(8), "little")
-    file.seek(8 + 8 * number)
-    place = file.read(16)
-    if not 0 <= number < count or len(place) < 16:
+    count, whole = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+    begin = 8 * (2 * count + 2)  # of the pictures
+    if not 0 <= number < count or begin > whole:
         raise ValueError("the piece is damaged")
-    start, end = (int.from_bytes(part, "little") for part in (place[:8], place[8:]))
-    file.seek(8 * (count + 2) + start)
+    file.seek(8 + 8 * number)
+    start, end = (int.from_bytes(file.read(8), "little") for _ in range(2))
+    file.seek(8 * (count + 2 + number))
+    wanted = int.from_bytes(file.read(8), "little")
+    if not 0 <= start <= end <= whole - begin:
+        raise ValueError("the piece is damaged")
+    file.seek(begin + start)
     found = file.read(end - start)
-    if len(found) != end - start:
+    if zlib.crc32(found) != wanted:
         raise ValueError("the piece is damaged")
     return found
 
@@ -177,6 +189,6 @@ def _is_whole(path: Path) -> bool:
             count = int.from_bytes(file.read(8), "little")
             file.seek(8 + 8 * count)
             end = int.from_bytes(file.read(8), "little")
-            return os.fstat(file.fileno()).st_size == 8 * (count + 2) + end
+            return os.fstat(file.fileno()).st_size == 8 * (2 * count + 2) + end
     except OSError:
         return False

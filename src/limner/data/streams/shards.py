@@ -140,6 +140,7 @@ class ShardPictures:
             f"{len(self.refused):,} rows refused. "
             + (f"Held out as {HELD_OUT} says; else by " if given else "Held out by ")
             + "a hash of the shard's name and the sample's key, and data.train_split."
+            + _said([note for index in indexes for note in index.notes])
         )
         self._ahead()
 
@@ -318,6 +319,11 @@ def open_shards(
             "fetched more than once in a pass"
         )
     return opened
+
+
+def _said(notes: Sequence[str], most: int = 3) -> str:
+    shown = "; ".join(notes[:most]) + (f"; and {len(notes) - most:,} more" * (len(notes) > most))
+    return f" By the looks of their bytes {shown} (data.encoding says it)." if notes else ""
 
 
 def short_names(places: Sequence[Place]) -> list[str]:

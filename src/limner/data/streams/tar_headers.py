@@ -8,10 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from limner.messages import shorten, shorten_name
+
 BLOCK = 512
 FILES = b"0\x007"  # types of members that have contents of their own
 MOST_NAME = 2**20
 """Bytes of a long name's record; a longer one is no name."""
+
+
+MOST_DIGITS = 19
+"""Of a size that is written in decimal: more than any file has."""
 
 
 class Damaged(Exception):
@@ -55,7 +61,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         begin = place + BLOCK
         place = begin + -(-own // BLOCK) * BLOCK if kind not in (b"1", b"2", b"5") else begin
         if begin + own > length:
-            short = name or _short_name(header)
+            short = shorten_name(name or _short_name(header))
             raise Damaged(f"it is cut off in {short}, which it says has {own:,} bytes")
         if kind in (b"L", b"x"):
             if own > MOST_NAME:
@@ -66,13 +72,20 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
             else:
                 found = _pax(record)
                 name = found.get("path", name)
-                size = int(found["size"]) if found.get("size", "").isdecimal() else size
+                if "size" in found:
+                    size = _decimal(found["size"], begin - BLOCK)
             continue
         if kind in b"gK" and kind:  # about all members, or a long target of a link
             continue
         what = "file" if kind in FILES else _KINDS.get(kind, f"a member of type {kind!r}")
         yield Member(name or _short_name(header), begin, own, what)
         name = size = None
+
+
+def _decimal(digits: str, place: int) -> int:
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= MOST_DIGITS):
+        raise Damaged(f"at byte {place:,} a member's size is not a number: {shorten(digits)}")
+    return int(digits)
 
 
 def _short_name(header: bytes) -> str:
