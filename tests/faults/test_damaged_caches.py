@@ -2,6 +2,7 @@
 indexed, fetched or computed again, and nothing that is damaged is trained."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pretrained import tiny_autoencoder
+from test_store import KEY, Maker, contents, filled, ids_of
 
 from limner.config import Config, load_config
+from limner.data.rows import PictureError
 from limner.data.sources import open_picture_set
+from limner.data.store import Store
+from limner.data.store_writing import fill
 from limner.data.streams.pieces import Pieces
 from limner.errors import LimnerError
 from limner.fingerprints import load_array, save_array
+from limner.training import inputs
+from limner.training.inputs import precompute
+from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
 
@@ -124,3 +133,112 @@ def test_arrays_that_are_remembered_are_verified(share: float, tmp_path: Path) -
     flip(path, int(share * path.stat().st_size))
     assert load_array(path) is None
     assert load_array(tmp_path / "none.npy") is None
+
+
+# Stored latents
+
+
+def shard_of(folder: Path) -> tuple[Path, dict[str, Any], int]:
+    """(a shard, its header, where its tensors begin)."""
+    path = sorted(folder.glob("shard-*.safetensors"))[0]
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    return path, json.loads(raw[8 : 8 + length]), 8 + length
+
+
+@pytest.mark.parametrize("where", ["ids", "starts", "sums"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+def test_a_shard_whose_places_are_damaged_is_computed_again(
+    share: float, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = filled(tmp_path).folder
+    before = contents(folder)
+    path, header, begin = shard_of(folder)
+    first, last = header[where]["data_offsets"]
+    flip(path, begin + first + int(share * (last - first)))
+    store, maker = Store.open(tmp_path, "latents", KEY), Maker()
+    assert "its checksum is another one" in store.events[0]
+    fill(store, ids_of(20), maker, 8, 3)
+    assert len(maker.asked) in (4, 8)
+    assert {n: d for n, d in contents(folder).items() if n in before} == before
+
+
+@pytest.mark.parametrize("share", np.linspace(0, 0.999, 9).tolist())
+def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
+    share: float, tmp_path: Path
+) -> None:
+    store = filled(tmp_path)
+    before, folder = contents(store.folder), store.folder
+    path, header, begin = shard_of(folder)
+    first, last = header["values"]["data_offsets"]
+    flip(path, begin + first + int(share * (last - first)))
+
+    again, bad = Store.open(tmp_path, "latents", KEY), list[int]()
+    assert again.events == []  # opening reads no values
+    for number, place in enumerate(again.find(ids_of(20)).tolist()):
+        try:
+            found = float(again.read(place)[0, 0, 0])
+        except PictureError as error:
+            bad.append(number)
+            said = str(error)
+        else:
+            assert found == number
+    assert len(bad) == 1
+    assert "damaged on the disk" in said
+    assert path.with_suffix(".suspect").exists()
+
+    next_start, maker = Store.open(tmp_path, "latents", KEY), Maker()
+    assert "the checksums of 1 of its rows are others" in next_start.events[0]
+    fill(next_start, ids_of(20), maker, 8, 3)
+    assert bad[0] in maker.asked
+    assert {n: d for n, d in contents(folder).items() if n in before} == before
+    assert not path.with_suffix(".suspect").exists()
+    places = next_start.find(ids_of(20)).tolist()
+    assert [float(next_start.read(place)[0, 0, 0]) for place in places] == list(range(20))
+
+
+def test_a_shard_that_was_suspected_and_is_whole_is_used(tmp_path: Path) -> None:
+    folder = filled(tmp_path).folder
+    before = contents(folder)
+    path, _, _ = shard_of(folder)
+    path.with_suffix(".suspect").touch()
+    store = Store.open(tmp_path, "latents", KEY)
+    assert store.events == []
+    assert len(store) == 20
+    assert contents(folder) == before
+
+
+def test_a_run_passes_a_damaged_latent_over_and_says_so(tmp_path: Path, tiny_config: Build) -> None:
+    vae = tiny_autoencoder(tmp_path / "vae")
+    words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2", "data.train_split=1"]
+    words += [f"cache.folder='{tmp_path / 'cache'}'", "training.max_steps=12"]
+    trainer = Trainer(tiny_config(*words))
+    assert trainer.inputs.trained  # computed, and opened
+    (folder,) = (tmp_path / "cache").glob("latents-*")
+    path, header, begin = shard_of(folder)
+    flip(path, begin + header["values"]["data_offsets"][0] + 3)
+    trainer.train()
+    lines = (trainer.folder / "refused.jsonl").read_text("utf-8").splitlines()
+    [refused] = [json.loads(line) for line in lines]
+    assert "damaged on the disk" in refused["reason"]
+    assert refused["reason"].startswith(refused["key"])
+    said: list[str] = []
+    precompute(tiny_config(*words), said.append)
+    assert any("moved to" in line and "computed anew" in line for line in said)
+    assert any("1 pictures to encode" in line or "pictures encoded" in line for line in said)
+
+
+def test_stores_are_of_the_way_in_which_pictures_are_decoded(
+    tmp_path: Path, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents of pictures whose colours were not converted are not used for those that are."""
+    vae = tiny_autoencoder(tmp_path / "vae")
+    words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2"]
+    config = tiny_config(*words, f"cache.folder='{tmp_path / 'cache'}'")
+    monkeypatch.setattr(inputs, "DECODING", 1)
+    precompute(config, lambda _: None)
+    monkeypatch.undo()
+    said: list[str] = []
+    precompute(config, said.append)
+    assert any("decoding is 1 there and 2 here" in line for line in said)
+    assert len(list((tmp_path / "cache").glob("latents-*"))) == 2

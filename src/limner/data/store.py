@@ -2,11 +2,15 @@
 
     cache/latents-3fa1b2c4d5e6/
       key.json                     how the values were made: which weights, size, precision, ...
-      shard-<hash>.safetensors     ids [N, 16], starts [N + 1], values [sum of counts, ...]
+      shard-<hash>.safetensors     ids [N, 16], starts [N + 1], sums [N], values [all counts, ...]
+      shard-<hash>.suspect         a row of that shard was found damaged
 
 A row is found by its id, the hash of the content it was made from: a data set that grows needs only
 its new rows, equal pictures are kept once, and a picture that changes is another row. A folder is
 for one key. Shards are memory-mapped, and what was read does not stay in memory.
+
+Each row has a checksum, verified whenever it is read. A row that is damaged is refused, as a
+picture is; its shard is looked through at the next opening, moved aside, and computed anew.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limner.data.rows import PictureError
 from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, digest
@@ -46,6 +52,7 @@ class Shard:
     shape: tuple[int, ...]
     dtype: torch.dtype
     starts: np.ndarray  # int64 [N + 1]
+    sums: np.ndarray  # uint32 [N]
     mapped: tuple[mmap.mmap, Tensor] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,6 +67,35 @@ class Shard:
             flat = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset)
             self.mapped = memory, flat.view(self.shape)
         return self.mapped[1]
+
+    def row(self, number: int) -> Tensor:
+        """A copy of a row's values. Raises PictureError if they are damaged."""
+        first, last = int(self.starts[number]), int(self.starts[number + 1])
+        values = self.values()[first:last]
+        assert self.mapped is not None
+        size = values.itemsize * int(np.prod(self.shape[1:]))
+        encoded = memoryview(self.mapped[0])[self.offset + first * size : self.offset + last * size]
+        if zlib.crc32(encoded) != self.sums[number]:
+            raise PictureError(
+                "what is stored of it is damaged on the disk (its checksum is another one); it is "
+                "computed again at the next start"
+            )
+        return values.clone()
+
+    def suspect(self) -> Path:
+        """The file that says that the shard is to be looked through."""
+        return self.path.with_suffix(".suspect")
+
+    def damaged_rows(self) -> int:
+        """How many of its rows are damaged; all of it is read."""
+        damaged = 0
+        for number in range(len(self.sums)):
+            try:
+                self.row(number)
+            except PictureError:
+                damaged += 1
+        self.give_back()
+        return damaged
 
     def give_back(self) -> None:
         if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -151,11 +187,16 @@ class Store:
         return self.refused.get(id)
 
     def read(self, position: int) -> Tensor:
-        """A row's values [count, ...], a copy, in the store's precision."""
+        """A row's values [count, ...], a copy, in the store's precision. Raises PictureError if
+        they are not what was written."""
         number = bisect.bisect_right(self.firsts, position) - 1
         shard = self.shards[number]
-        row = position - self.firsts[number]
-        values = shard.values()[int(shard.starts[row]) : int(shard.starts[row + 1])].clone()
+        try:
+            values = shard.row(position - self.firsts[number])
+        except PictureError:
+            with contextlib.suppress(OSError):
+                shard.suspect().touch()
+            raise
         self.bytes_read += max(values.nbytes, MAPPED_AT_ONCE)
         if self.bytes_read > GIVE_BACK_AFTER:
             self.bytes_read = 0
@@ -198,13 +239,16 @@ class Store:
                     file.seek(begin + first)
                     return np.frombuffer(file.read(last - first), dtype=dtype)
 
-                starts = array("starts", "<i8")
+                starts, sums = array("starts", "<i8"), array("sums", "<u4")
                 ids = array("ids", "u1").reshape(-1, DIGEST)
                 values = header["values"]
                 end = begin + max(tensor["data_offsets"][1] for n, tensor in header.items()
                                   if n != "__metadata__")  # fmt: skip
-                if whole != end or len(starts) != len(ids) + 1:
+                if whole != end or len(starts) != len(ids) + 1 or len(sums) != len(ids):
                     raise ValueError("its length is not what it says")
+                places = [array.tobytes() for array in (ids, starts, sums)]
+                if checksum_of(places) != about["sum"]:
+                    raise ValueError("its checksum is another one")
             if differences := _differences(about["key"], self.key):
                 raise ValueError(f"it belongs to another store: {differences}")
             shard = Shard(
@@ -213,7 +257,9 @@ class Store:
                 tuple(values["shape"]),
                 DTYPES[values["dtype"]],
                 starts,
+                sums,
             )
+            self._look_through(shard)
             return shard, ids, about["refused"]
         except OSError as error:  # not the shard's fault: permissions, too many files, a network
             raise LimnerError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -226,6 +272,29 @@ class Store:
                 "computed anew"
             )
             return None
+
+    def _look_through(self, shard: Shard) -> None:
+        """A shard of which a row was found damaged. Raises ValueError if any is."""
+        if not shard.suspect().exists():
+            return
+        damaged = shard.damaged_rows()
+        shard.mapped = None  # Windows renames no file that is mapped
+        shard.suspect().unlink(missing_ok=True)
+        if damaged:
+            raise ValueError(f"the checksums of {damaged:,} of its rows are others")
+
+
+def checksum(values: Tensor) -> int:
+    """CRC-32 of a row's values."""
+    return zlib.crc32(values.contiguous().view(torch.uint8).numpy().data) if values.numel() else 0
+
+
+def checksum_of(parts: Sequence[bytes]) -> int:
+    """CRC-32 of several pieces one after the other."""
+    total = 0
+    for part in parts:
+        total = zlib.crc32(part, total)
+    return total
 
 
 def _hash_of(key: Key) -> str:

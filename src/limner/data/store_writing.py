@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from limner.data.store import Store
+from limner.data.store import Store, checksum, checksum_of
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST
 
@@ -193,15 +194,20 @@ def _write_shard(store: Store, ids: np.ndarray, batches: list[bytes], target: Pa
         id.tobytes().hex(): reason for id, reason in zip(ids, reasons, strict=True) if reason
     }
     staging = target.with_suffix(".writing")
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    joined = torch.cat(values) if values else torch.zeros(0)
+    sums = torch.tensor([checksum(joined[a:b]) for a, b in pairwise(starts.tolist())])
+    places = [ids.tobytes(), starts.numpy().tobytes(), sums.to(torch.uint32).numpy().tobytes()]
     # As bytes, written here: the library's own writing reports a full disk as something else.
     shard = safetensors.torch.save(
         {
             "ids": torch.from_numpy(ids.copy()),
-            "starts": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
-            "values": torch.cat(values) if values else torch.zeros(0),
+            "starts": starts,
+            "sums": sums.to(torch.uint32),
+            "values": joined,
         },
         # One entry: the order of several is not the same every time.
-        {"about": json.dumps({"key": store.key, "refused": refused})},
+        {"about": json.dumps({"key": store.key, "refused": refused, "sum": checksum_of(places)})},
     )
     with open(staging, "wb") as file:
         file.write(shard)

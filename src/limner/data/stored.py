@@ -12,6 +12,7 @@ from limner.data.buckets import Buckets
 from limner.data.rows import PictureError, Row
 from limner.data.store import Store
 from limner.fingerprints import digest
+from limner.messages import shorten
 from limner.text.frozen import FrozenText
 from limner.text.words import stack
 
@@ -41,7 +42,10 @@ class StoredLatents:
             raise PictureError(
                 f"{self.rows[position].key}: {reason or 'its latents are not in the store'}"
             )
-        return self.store.read(int(places[position]))[0].float()
+        try:
+            return self.store.read(int(places[position]))[0].float()
+        except PictureError as error:
+            raise PictureError(f"{self.rows[position].key}: {error}") from None
 
 
 class LatentsInBuckets:
@@ -80,8 +84,11 @@ class StoredCaptions:
         (place,) = self.store.find(np.frombuffer(id, dtype=np.uint8)[None])
         if place < 0:
             reason = self.store.reason(id) or "it is not in the store"
-            raise PictureError(f"caption {caption[:60]!r}: {reason}")
-        row = self.store.read(int(place))
+            raise PictureError(f"caption {shorten(caption)}: {reason}")
+        try:
+            row = self.store.read(int(place))
+        except PictureError as error:
+            raise PictureError(f"caption {shorten(caption)}: {error}") from None
         one = FrozenText.stack([(row[1:], row[0])], self.length)
         return FrozenText(*(part[0] for part in one))
 
