@@ -241,7 +241,7 @@ class ParquetWriter:
 
         self._close()
         self.paths.append(self.folder / f"train-{len(self.paths):05d}.parquet")
-        self.writer = parquet.ParquetWriter(self.paths[-1], self.schema)
+        self.writer = parquet.ParquetWriter(self.paths[-1], self.schema, write_page_checksum=True)
         self.pictures = self.size = 0
 
     def _flush(self) -> None:

@@ -17,17 +17,24 @@ import numpy as np
 
 from limner.data import pictures
 from limner.data.formats.classes import readable
-from limner.data.formats.columns import HELD_OUT, IMAGE, Chosen, Columns
+from limner.data.formats.columns import HELD_OUT, IMAGE, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption, require_rows
-from limner.data.rows import Refused, Row
+from limner.data.formats.parquet_rows import DamagedRows, rows_of, said
+from limner.data.image_paths import ImagePaths
+from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, Fingerprints, digest, load_array, save_array
+from limner.messages import shorten_name
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
 _AT_ONCE = 1000  # rows
+NO_FOLDER = (
+    "only a path stands in place of the picture, and a table without a folder of its own may name "
+    "no files"
+)
 _CACHED = re.compile(r".*/(?:snapshots|extracted)/[0-9a-f]{16,}/(.+)")
 """Where a file lies that was downloaded: what follows is the same on every machine."""
 
@@ -38,10 +45,16 @@ class DatasetPictures:
     A row's key is the path that the picture has in the data set, where all rows have one of their
     own, else the row's number.
 
+    Tables come from others. So their offsets are verified before anything is read through them
+    (those that lie would end the process), and a path in one leads to a picture only if the file
+    itself lies where the set's files are.
+
     Args:
         data: one split; its pictures may be an `Image` column, bytes, or paths.
         name: for people.
-        folder: what relative paths are relative to.
+        folder: what relative paths are relative to, and where files may lie; None: only pictures
+            within the table are read.
+        allowed: folders outside of it, where files may lie as well.
     """
 
     def __init__(
@@ -51,15 +64,19 @@ class DatasetPictures:
         columns: Columns | None = None,
         folder: Path | None = None,
         crop: pictures.Crop = "center",
+        allowed: Sequence[Path] = (),
     ) -> None:
         import datasets
 
         self.name, self.crop, self.folder = name, crop, folder
+        self.paths = None if folder is None else ImagePaths(folder, allowed, links=False)
         chosen = _choose(data, columns or Columns(), name)
+        used = [chosen.image, *chosen.captions, *chosen.others, HELD_OUT]
+        damaged = _damaged(data, [n for n in used if n in data.column_names], name)
         self.identity = _identity(data)
         self.image = chosen.image
         data = _encoded(data, chosen.image, name)
-        keys, self.rows, self.refused = self._read(data, chosen)
+        keys, self.rows, self.refused = self._read(data, chosen, damaged)
         require_rows(self.rows, self.refused, name)
         self.places = keys and {key: place for place, key in enumerate(keys)}
         self.table = data.select_columns([chosen.image]).with_format("arrow")
@@ -70,7 +87,7 @@ class DatasetPictures:
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {name} (read by datasets "
             f"{datasets.__version__}, {chosen}); {len(self.refused):,} rows refused. Held out by "
-            f"{rule}a hash of {by} and data.train_split."
+            f"{rule}a hash of {by} and data.train_split." + (f" {self.note}" if self.note else "")
         )
 
     def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
@@ -79,13 +96,13 @@ class DatasetPictures:
 
     def picture(self, row: Row) -> bytes | Path:
         """As the table holds it: encoded, or the path of its file. Raises PictureError."""
-        held, file = self._picture(self._place(row.key))
-        return file if held is None else held.as_py()
+        found = self._picture(self._place(row.key))
+        return found if isinstance(found, Path) else found.as_py()
 
     def path(self, row: Row) -> Path | None:
         """The file, where the table holds only its path."""
-        held, file = self._picture(self._place(row.key))
-        return file if held is None else None
+        found = self._picture(self._place(row.key))
+        return found if isinstance(found, Path) else None
 
     def signature(self, row: Row) -> bytes:
         """What stands for the row's picture as long as the table is the same one."""
@@ -102,11 +119,11 @@ class DatasetPictures:
         files: dict[int, Path] = {}
         missing = np.unique(places[~found[places].any(axis=1)]).tolist()
         for place in missing:
-            held, file = self._picture(place)
-            if held is None:
-                files[place] = file
+            picture = self._picture(place)
+            if isinstance(picture, Path):
+                files[place] = picture
             else:
-                found[place] = np.frombuffer(digest(held.as_py()), dtype=np.uint8)
+                found[place] = np.frombuffer(digest(picture.as_py()), dtype=np.uint8)
         if len(missing) > len(files):
             save_array(kept, found)
         if files:  # these may change while the table stays the same: `known` looks at them
@@ -116,60 +133,78 @@ class DatasetPictures:
     def _place(self, key: str) -> int:
         return self.places[key] if self.places else int(key)
 
-    def _picture(self, place: int) -> tuple[pyarrow.Scalar | None, Path]:
-        """(the encoded picture, not copied yet, or None; its file, if it is one)."""
+    def _picture(self, place: int) -> pyarrow.Scalar | Path:
+        """The encoded picture, not copied yet, or its file."""
         picture = self.table[place : place + 1].column(self.image)[0]
         held = picture["bytes"]
-        return held if held.is_valid else None, self._file(picture["path"].as_py() or "")
+        return held if held.is_valid else self._file(picture["path"].as_py() or "")
 
     def _file(self, path: str) -> Path:
-        return Path(path) if self.folder is None else self.folder / path
+        """Raises PictureError for one that leads out of the folder."""
+        if self.paths is None:
+            raise PictureError(f"{shorten_name(path)}: {NO_FOLDER}")
+        key, reason = self.paths.key(path)
+        if reason:
+            raise PictureError(f"{shorten_name(path)}: {reason}")
+        return self.paths.root / key
+
+    def _not_a_file(self, path: str) -> str | None:
+        """Why a path leads to no picture that may be read."""
+        if self.paths is None:
+            return NO_FOLDER
+        key, reason = self.paths.key(path)
+        return reason or self.paths.existing(key)[1]
 
     def _read(
-        self, data: Dataset, chosen: Chosen
+        self, data: Dataset, chosen: Chosen, damaged: Sequence[DamagedRows]
     ) -> tuple[list[str] | None, list[Row], list[Refused]]:
         """(the key of every place, if they are paths; rows; refused)."""
-        names = data.column_names
-        words = data.select_columns(
-            list(dict.fromkeys([*chosen.captions, *([HELD_OUT] if HELD_OUT in names else [])]))
-        )
+        names = [*chosen.captions, *chosen.others, HELD_OUT]
+        words = data.select_columns([n for n in dict.fromkeys(names) if n in data.column_names])
+        good = _ranges(len(data), damaged)
+        chosen, self.note = chosen.filled(lambda name: _has_text(words, name, good))
         labels = {
             name: feature.names
             for name, feature in data.features.items()
             if name in chosen.captions and hasattr(feature, "names")  # a ClassLabel
         }
-        paths, lacks = list[str](), set[int]()
-        for place, (path, has_bytes) in enumerate(_places(data, chosen.image)):
-            paths.append(self._key(path) if path else "")
-            if not has_bytes and (not path or "://" in path):
-                lacks.add(place)
-        keys = paths if all(paths) and len(set(paths)) == len(paths) else None
+        paths, lacks = [""] * len(data), dict[int, str]()
+        for place, path, has_bytes in _places(data, chosen.image, good):
+            paths[place] = self._key(path) if path else ""
+            if not has_bytes and (reason := self._lack(path)):
+                lacks[place] = reason
+        whole = [paths[place] for first, last in good for place in range(first, last)]
+        keys = paths if all(whole) and len(set(whole)) == len(whole) else None
         rows, refused = list[Row](), list[Refused]()
-        place = -1
-        for batch in words.with_format("arrow").iter(_AT_ONCE):
-            for values in batch.to_pylist():
-                place += 1
-                key = keys[place] if keys else str(place)
-                if place in lacks:
-                    reason = (
-                        f"only a web address, {paths[place][:60]}, stands in place of the picture: "
-                        "download the pictures"
-                        if paths[place]
-                        else "there is no picture"
-                    )
-                    refused.append(Refused(key, f"row {place}: {reason}"))
-                    continue
-                for name, known in labels.items():
-                    if isinstance(values[name], int) and 0 <= values[name] < len(known):
-                        values[name] = readable(known[values[name]])
-                entry = chosen.entry(f"row {place}", {chosen.image: None} | values)
-                captions, reasons = _good(entry.text)
-                if entry.fault:
-                    captions, reasons = (), [entry.fault]
-                refused += [Refused(key, f"row {place}: {reason}") for reason in reasons]
-                if captions:
-                    rows.append(Row(key, captions, entry.held_out))
+        for rows_lost in damaged:
+            refused.append(Refused(f"rows {rows_lost.first} to {rows_lost.last}", str(rows_lost)))
+        for place, values in _values(words, good):
+            key = keys[place] if keys else str(place)
+            if place in lacks:
+                refused.append(Refused(key, f"row {place}: {lacks[place]}"))
+                continue
+            for name, known in labels.items():
+                if isinstance(values[name], int) and 0 <= values[name] < len(known):
+                    values[name] = readable(known[values[name]])
+            entry = chosen.entry(f"row {place}", {chosen.image: None} | values)
+            captions, reasons = _good(entry.text)
+            if entry.fault:
+                captions, reasons = (), [entry.fault]
+            refused += [Refused(key, f"row {place}: {reason}") for reason in reasons]
+            if captions:
+                rows.append(Row(key, captions, entry.held_out))
         return keys, rows, refused
+
+    def _lack(self, path: str | None) -> str | None:
+        """Why there is no picture for a row that has only a path."""
+        if not path:
+            return "there is no picture"
+        if "://" in path:
+            return (
+                f"only a web address, {shorten_name(path, 60)}, stands in place of the picture: "
+                "download the pictures"
+            )
+        return self._not_a_file(path)
 
     def _key(self, path: str) -> str:
         """A picture's path as it is on every machine."""
@@ -209,15 +244,71 @@ def _encoded(data: Dataset, image: str, name: str) -> Dataset:
         ) from None
 
 
-def _places(data: Dataset, image: str) -> Iterator[tuple[str | None, bool]]:
-    """(path, whether the picture is there as bytes) of each row, without reading the bytes."""
+def _damaged(data: Dataset, names: Sequence[str], name: str) -> list[DamagedRows]:
+    """Rows of columns whose offsets are not what Arrow wants, which would end the process.
+
+    Raises LimnerError where they cannot be told apart: only some rows of the table are used.
+    """
+    import pyarrow
+
+    found: dict[tuple[int, int], str] = {}
+    for column in names:
+        first = 0
+        for chunk in data.data.table.column(column).chunks:
+            try:
+                chunk.validate(full=True)
+            except pyarrow.ArrowInvalid as error:
+                found[first, first + len(chunk) - 1] = said(error)
+            first += len(chunk)
+    if found and data._indices is not None:
+        raise LimnerError(
+            f"{name}: its table is damaged ({next(iter(found.values()))}). Download or write it "
+            "again, or set data.dataset_split to train to use the rows that are whole"
+        )
+    return [DamagedRows(*rows, reason) for rows, reason in sorted(found.items())]
+
+
+def _ranges(count: int, damaged: Sequence[DamagedRows]) -> list[tuple[int, int]]:
+    """The rows between those that are damaged: (first, after the last)."""
+    ranges, first = list[tuple[int, int]](), 0
+    for rows in damaged:
+        ranges.append((first, rows.first))
+        first = max(first, rows.last + 1)
+    return [(a, b) for a, b in [*ranges, (first, count)] if a < b]
+
+
+def _tables(data: Dataset, good: Sequence[tuple[int, int]]) -> Iterator[tuple[int, pyarrow.Table]]:
+    """(the first row, so many rows) of the ranges, some at a time."""
+    arrow = data.with_format("arrow")
+    for first, last in good:
+        for begin in range(first, last, _AT_ONCE):
+            yield begin, arrow[begin : min(last, begin + _AT_ONCE)]
+
+
+def _values(data: Dataset, good: Sequence[tuple[int, int]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for first, table in _tables(data, good):
+        for batch in table.combine_chunks().to_batches():
+            yield from enumerate(rows_of(batch), start=first)
+
+
+def _has_text(data: Dataset, name: str, good: Sequence[tuple[int, int]]) -> bool:
+    return any(has_text(row[name]) for _, row in _values(data.select_columns([name]), good))
+
+
+def _places(
+    data: Dataset, image: str, good: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, str | None, bool]]:
+    """(row, path, whether the picture is there as bytes), without reading the bytes."""
     import pyarrow.compute
 
-    for batch in data.select_columns([image]).with_format("arrow").iter(_AT_ONCE):
-        for chunk in batch.column(image).chunks:
+    for first, table in _tables(data.select_columns([image]), good):
+        place = first
+        for chunk in table.column(image).chunks:
             paths = pyarrow.compute.struct_field(chunk, "path").to_pylist()
             there = pyarrow.compute.struct_field(chunk, "bytes").is_valid().to_pylist()
-            yield from zip(paths, there, strict=True)
+            for path, has_bytes in zip(paths, there, strict=True):
+                yield place, path, has_bytes
+                place += 1
 
 
 def _good(text: Any) -> tuple[tuple[str, ...], list[str]]:

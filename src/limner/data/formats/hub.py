@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from limner.config import Config
 from limner.data.formats.arrow import DatasetPictures
-from limner.data.formats.columns import Columns
+from limner.data.formats.options import ReadOptions
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -27,14 +27,41 @@ def open_datasets(config: Config) -> DatasetPictures:
         import datasets  # noqa: F401
     except ImportError:
         raise LimnerError(f"{name or data.dataset_path}: to read it, {NEEDS}") from None
-    columns = Columns.of(config)
+    options = ReadOptions.of(config)
     if name is not None:
-        return DatasetPictures(_from_hub(config, name), name, columns)
+        data = _from_hub(config, name)
+        folder, allowed = _downloaded_to(data, name)
+        return DatasetPictures(
+            data, name, options.columns, folder, allowed=[*allowed, *options.allowed]
+        )
     path = Path(data.dataset_path).expanduser().absolute()
     if not path.exists():
         raise LimnerError(f"data.dataset_path: there is no {path}")
     folder = path if path.is_dir() else path.parent
-    return DatasetPictures(_from_disk(config, path), str(data.dataset_path), columns, folder)
+    # A snapshot of the Hub's cache consists of links to the blobs beside it.
+    blobs = [above / "blobs" for above in folder.parents if (above / "blobs").is_dir()]
+    of_cache = "snapshots" in folder.parts
+    return DatasetPictures(
+        _from_disk(config, path),
+        str(data.dataset_path),
+        options.columns,
+        folder,
+        allowed=[*(blobs[:1] if of_cache else ()), *options.allowed],
+    )
+
+
+def _downloaded_to(data: Dataset, name: str) -> tuple[Path, list[Path]]:
+    """Where the files of a set from the Hub are: its part of the cache; and, of a set whose
+    pictures were in archives, where the package datasets has unpacked them. (Tables that name such
+    places themselves are not believed: only what builds tables from files does so.)"""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    if data.info.builder_name != "imagefolder":
+        return folder, []
+    return folder, [Path(datasets.config.EXTRACTED_DATASETS_PATH)]
 
 
 def _from_hub(config: Config, name: str) -> Dataset:

@@ -10,12 +10,24 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.config import Config
-from limner.data.formats.columns import HELD_OUT, Chosen, Columns
+from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption
+from limner.data.formats.parquet_rows import (
+    NEEDS,
+    DamagedRows,
+    is_damage,
+    open_parquet_file,
+    read_group,
+    rows_of_group,
+    said,
+    too_large,
+)
+from limner.data.rows import PictureError
 from limner.data.streams.index import Building, Index
 from limner.data.streams.places import Place, find, is_url, open_place, patiently
 from limner.data.streams.shards import ShardPictures, open_shards
@@ -29,7 +41,6 @@ ENDINGS = (".parquet",)
 AT_ONCE = 1000  # rows whose captions are looked at together
 OPEN = 4
 """Parquet files whose contents' list is kept by a process."""
-NEEDS = "run: pip install 'limner[data]' (or pip install pyarrow)"
 
 
 def open_parquet(config: Config) -> ShardPictures:
@@ -49,7 +60,7 @@ def open_parquet_files(config: Config, places: list[Place], name: str) -> ShardP
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
-        raise LimnerError(f"{name}: to read it, {NEEDS}") from None
+        raise LimnerError(f"{name}: {NEEDS}") from None
     return open_shards(
         name, Parquet(Columns.of(config)), of_split(places, config.data.dataset_split), config
     )
@@ -93,21 +104,52 @@ class Parquet:
     def _start(self) -> None:
         self.lock = threading.Lock()
         self.metadata: OrderedDict[str, pyarrow.parquet.FileMetaData] = OrderedDict()
+        self.damaged: dict[tuple[str, int], str] = {}
 
     def build(self, place: Place, building: Building) -> None:
-        with self._open(place) as file:
-            chosen, image = self._choose(file.schema_arrow, place)
+        try:
+            opened = self._open(place)
+        except LimnerError as error:
+            building.refuse("(the whole file)", str(error))
+            return
+        with opened as file:
+            schema = file.schema_arrow
+            chosen, image = self._choose(schema, place)
+            if chosen.others:
+                chosen, note = chosen.filled(lambda name: _has_text(file, name))
+                building.notes += [f"{building.name}: {note}"] if note else []
             names = [*chosen.captions]
-            names += [HELD_OUT] if HELD_OUT in file.schema_arrow.names else []
+            names += [HELD_OUT] if HELD_OUT in schema.names else []
             number = 0
             for group in range(file.num_row_groups):
                 building.piece(group)
-                absent = _absent(file, group, image)
-                for batch in file.iter_batches(AT_ONCE, row_groups=[group], columns=names):
-                    for values in batch.to_pylist():
-                        self._add(building, chosen, values, number, number in absent)
-                        number += 1
+                for row in self._rows(file, group, image, list(dict.fromkeys(names))):
+                    if isinstance(row, DamagedRows):
+                        building.refuse(f"(rows {row.first} to {row.last})", f"{place.url}: {row}")
+                        number = row.last + 1
+                        continue
+                    values, absent = row
+                    self._add(building, chosen, values, number, absent)
+                    number += 1
         _give_back()
+
+    def _rows(
+        self, file: pyarrow.parquet.ParquetFile, group: int, image: str, names: list[str]
+    ) -> Iterator[tuple[dict[str, Any], bool] | DamagedRows]:
+        """(a row's captions, whether it has no picture) of a group, as far as it can be read."""
+        first, last = rows_of_group(file, group)
+        if reason := too_large(file, group, [image]):
+            yield DamagedRows(first, last, reason)
+            return
+        try:
+            absent = _absent(file, group, image)
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            yield DamagedRows(first, last, said(error))
+            return
+        for number, row in enumerate(read_group(file, group, names, AT_ONCE), start=first):
+            yield row if isinstance(row, DamagedRows) else (row, number in absent)
 
     def _add(
         self, building: Building, chosen: Chosen, values: Any, number: int, absent: bool
@@ -134,45 +176,47 @@ class Parquet:
             building.refuse(key, "; ".join(faults))
 
     def fetch(self, index: Index, piece: int) -> list[bytes]:
+        """The pictures of a row group. Raises PictureError if it is damaged: of all its rows."""
         first, last = index.piece_firsts[piece : piece + 2].tolist()
         group = int(index.piece_at[piece])
+        damaged = self.damaged.get((index.place.url, group))
 
-        def read() -> list[bytes]:
+        def read() -> list[bytes] | str:
             with self._open(index.place) as file:
-                before = sum(file.metadata.row_group(g).num_rows for g in range(group))
+                before, _ = rows_of_group(file, group)
                 _, image = self._choose(file.schema_arrow, index.place)
-                column = file.read_row_group(group, columns=[image]).column(0)
-                rows = index.offsets[first:last] - before
+                try:
+                    column = file.read_row_group(group, columns=[image]).column(0)
+                except Exception as error:
+                    if not is_damage(error):
+                        raise
+                    return said(error)
                 found = []
-                for row in rows.tolist():
+                for row in (index.offsets[first:last] - before).tolist():
                     cell = column[row]
                     cell = cell["bytes"] if hasattr(cell, "keys") else cell
                     found.append(cell.as_py() or b"")
                 return found
 
-        found = patiently(index.place.url, read) if not index.place.is_local else read()
-        _give_back()
-        return found
+        if damaged is None:
+            found = patiently(index.place.url, read) if not index.place.is_local else read()
+            _give_back()
+            if not isinstance(found, str):
+                return found
+            damaged = self.damaged[index.place.url, group] = found
+        raise PictureError(
+            f"{index.place.url}, row group {group}: its pictures cannot be read ({damaged}): the "
+            "file is damaged there. Download or write it again"
+        )
 
     def fetch_one(self, index: Index, number: int) -> None:
         """A row group is compressed as a whole."""
 
     def _open(self, place: Place) -> pyarrow.parquet.ParquetFile:
         """Raises LimnerError if it is no Parquet."""
-        import pyarrow.parquet
-
         known = self.metadata.get(place.url)
         source: Any = place.url if place.is_local else open_place(place)
-        try:
-            file = pyarrow.parquet.ParquetFile(
-                source, metadata=known, memory_map=False, pre_buffer=not place.is_local
-            )
-        except pyarrow.ArrowInvalid as error:
-            said = " ".join(str(error).split())[:200]
-            raise LimnerError(
-                f"{place.url} is damaged, or no Parquet file ({said}): make or download it anew, "
-                "or take it out"
-            ) from None
+        file = open_parquet_file(source, place.url, known, ahead=not place.is_local)
         with self.lock:
             self.metadata[place.url] = file.metadata
             while len(self.metadata) > OPEN:
@@ -188,6 +232,7 @@ class Parquet:
             held = [field.name for field in schema if _holds_bytes(field.type)]
             chosen = Chosen(held[0], chosen.captions) if len(held) == 1 else chosen
         chosen.require(schema.names, place.url)
+        chosen.refuse_doubled(schema.names, place.url)
         kind = schema.field(chosen.image).type
         if not _holds_bytes(kind):
             raise LimnerError(
@@ -205,11 +250,19 @@ def _holds_bytes(kind: pyarrow.DataType) -> bool:
     return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
 
+def _has_text(file: pyarrow.parquet.ParquetFile, name: str) -> bool:
+    for group in range(file.num_row_groups):
+        for row in read_group(file, group, [name], AT_ONCE):
+            if not isinstance(row, DamagedRows) and has_text(row[name]):
+                return True
+    return False
+
+
 def _absent(file: pyarrow.parquet.ParquetFile, group: int, image: str) -> set[int]:
     """The rows of a group, counted in the file, without a picture. The pictures are read only if
     the file's own statistics do not say that there are all."""
     about = file.metadata.row_group(group)
-    before = sum(file.metadata.row_group(g).num_rows for g in range(group))
+    before, _ = rows_of_group(file, group)
     for number in range(about.num_columns):
         column = about.column(number)
         if column.path_in_schema == image:

@@ -84,11 +84,9 @@ def read_group(
     file: pyarrow.parquet.ParquetFile, group: int, columns: list[str], at_once: int
 ) -> Iterator[dict[str, Any] | DamagedRows]:
     """The rows of a row group, and at its end, where it is damaged, those that cannot be read."""
-    about = file.metadata
-    first = sum(about.row_group(g).num_rows for g in range(group))
-    number, end = first, first + about.row_group(group).num_rows
-    if reason := _too_large(about.row_group(group), columns):
-        yield DamagedRows(first, end - 1, reason)
+    number, last = rows_of_group(file, group)
+    if reason := too_large(file, group, columns):
+        yield DamagedRows(number, last, reason)
         return
     try:
         for batch in file.iter_batches(at_once, row_groups=[group], columns=columns):
@@ -98,7 +96,13 @@ def read_group(
     except Exception as error:
         if not is_damage(error):
             raise
-        yield DamagedRows(number, end - 1, said(error))
+        yield DamagedRows(number, last, said(error))
+
+
+def rows_of_group(file: pyarrow.parquet.ParquetFile, group: int) -> tuple[int, int]:
+    """(the first row of a row group, the last), counted in the file."""
+    first = sum(file.metadata.row_group(g).num_rows for g in range(group))
+    return first, first + file.metadata.row_group(group).num_rows - 1
 
 
 def rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
@@ -125,10 +129,11 @@ def rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def _too_large(group: pyarrow.parquet.RowGroupMetaData, columns: list[str]) -> str | None:
-    size = 0
-    for number in range(group.num_columns):
-        column = group.column(number)
+def too_large(file: pyarrow.parquet.ParquetFile, group: int, columns: list[str]) -> str | None:
+    """Why these columns of a row group are not read into memory; None if they may be."""
+    about, size = file.metadata.row_group(group), 0
+    for number in range(about.num_columns):
+        column = about.column(number)
         if any(column.path_in_schema.split(".")[0] == name.split(".")[0] for name in columns):
             size += column.total_uncompressed_size
     if size <= MAX_GROUP_BYTES:
