@@ -1,4 +1,4 @@
-"""A made-up data set of 1,000 rows, 100 of which have a fault of one of 30 kinds; seeded."""
+"""A made-up data set of 1,000 rows, 100 of which have a fault of one of 36 kinds; seeded."""
 
 import json
 import struct
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from icc_profiles import rgb_profile
 from PIL import Image
 
 from limner.data.emoji import EmojiPictures
@@ -15,19 +16,23 @@ from limner.data.split import is_held_out
 ROWS, SIDE, TRAIN_SPLIT = 1000, 128, 0.95
 
 PLANTED = {  # kind -> how many rows, how
-    "split-leak": (6, "the bytes of a trained picture again, under a name that is held out"),
+    "split-leak": (5, "the bytes of a trained picture again, under a name that is held out"),
     "near-split-leak": (4, "a trained picture scaled up, under a name that is held out"),
-    "missing-file": (5, "the row stands, the file does not"),
-    "not-a-picture": (5, "a web page, an empty file, text, zeros, a HEIC's beginning"),
-    "truncated": (5, "the last third of the file is gone"),
+    "missing-file": (4, "the row stands, the file does not"),
+    "not-a-picture": (4, "a web page, an empty file, text, zeros"),
+    "unsupported-format": (2, "JPEG XL, under its own name and another one"),
+    "path-refused": (2, "a path out of the folder, one with NUL in it"),
+    "truncated": (4, "the last third of the file is gone"),
     "unreadable": (3, "the PNG's pixels are overwritten, checksums mended"),
     "too-many-pixels": (3, "a PNG that says it has 60,000 x 60,000 pixels"),
     "empty-caption": (4, "white space"),
-    "unusable-row": (4, "no key 'text', a path out of the folder, a number, broken JSON"),
+    "wrong-encoding": (1, "a byte of Latin-1"),
+    "control-characters": (1, "a NUL"),
+    "unusable-row": (3, "no key 'text', a number, broken JSON"),
     "repeated-row": (3, "an earlier line again"),
-    "conflicting-captions": (5, "an earlier picture under another name with another caption"),
-    "duplicate": (5, "an earlier picture, saved anew without loss, with the same caption"),
-    "near-duplicate": (5, "an earlier picture scaled, or as a JPEG, with another caption"),
+    "conflicting-captions": (4, "an earlier picture under another name with another caption"),
+    "duplicate": (4, "an earlier picture, saved anew without loss, with the same caption"),
+    "near-duplicate": (4, "an earlier picture scaled, or as a JPEG, with another caption"),
     "blank": (4, "one colour"),
     "tiny-picture": (2, "24 pixels, where 128 are trained"),
     "small-picture": (4, "96 pixels"),
@@ -41,10 +46,12 @@ PLANTED = {  # kind -> how many rows, how
     "caption-boilerplate": (2, "of a shop, of a chat model"),
     "caption-repeats": (2, "a captioner's loop"),
     "caption-cut": (3, "a list of things"),
+    "damaged-profile": (1, "a colour profile that is cut off"),
     "animated": (2, "a GIF of two frames"),
     "transparent": (2, "a PNG with a hole"),
     "grey": (1, "mode L"),
     "sixteen-bit": (1, "mode I;16"),
+    "colour-profile": (1, "Display P3"),
 }
 UNREFERENCED = 3
 """Picture files that no row names: on top of the 100, as they are no rows."""
@@ -96,7 +103,8 @@ class _Planting:
             self.save(Image.fromarray(self.drawing()[0]), key)
             self.planted.add(("unreferenced-file", key))
         text = "\n".join(self.lines)
-        (self.folder / "metadata.jsonl").write_text(text + "\n", encoding="utf-8")
+        data = (text + "\n").encode("utf-8", errors="surrogateescape")
+        (self.folder / "metadata.jsonl").write_bytes(data)
         assert len(self.lines) == ROWS
         return self.planted
 
@@ -152,9 +160,31 @@ class _Planting:
     def not_a_picture(self, n: int, originals: object) -> str:
         key = self.key(".jpg")
         content = (b"<!DOCTYPE html><html>404</html>", b"", b"a cat", bytes(900))
-        heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(range(200))
-        (self.folder / key).write_bytes((*content, heic)[n])
+        (self.folder / key).write_bytes(content[n])
         self.row(key, self.drawing()[1])
+        return key
+
+    def unsupported_format(self, n: int, originals: object) -> str:
+        key = self.key((".jxl", ".jpg")[n])
+        (self.folder / key).write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(range(200)))
+        self.row(key, self.drawing()[1])
+        return key
+
+    def path_refused(self, n: int, originals: object) -> str:
+        image, key = (("../secret.png", "../secret.png"), ("a\0b.png", "a\\x00b.png"))[n]
+        self.row(image, "a secret")
+        return key
+
+    def wrong_encoding(self, n: int, originals: object) -> str:
+        key, image = self.plain()
+        self.save(image, key)
+        self.lines[-1] = json.dumps({"file_name": key, "text": "caf\udce9"}, ensure_ascii=False)
+        return key
+
+    def control_characters(self, n: int, originals: object) -> str:
+        key, image = self.plain()
+        self.save(image, key)
+        self.lines[-1] = json.dumps({"file_name": key, "text": "a\0cat"})
         return key
 
     def truncated(self, n: int, originals: object) -> str:
@@ -188,7 +218,6 @@ class _Planting:
         key = self.key(".png")
         bad = (
             (json.dumps({"file_name": key, "words": "a cat"}), key),
-            (json.dumps({"file_name": "../secret.png", "text": "a cat"}), "../secret.png"),
             (json.dumps({"file_name": key, "text": 7}), key),
             ('{"file_name": "images/a.png", "text": "a cat"', f"metadata.jsonl, line {line}"),
         )[n]
@@ -280,6 +309,16 @@ class _Planting:
             "caption-cut": tuple(", ".join(things) for _ in range(3)),
         }
         self.row(key, texts[kind][n])
+        return key
+
+    def damaged_profile(self, n: int, originals: object) -> str:
+        key, image = self.plain()
+        self.save(image, key, icc_profile=rgb_profile("Display P3")[:200])
+        return key
+
+    def colour_profile(self, n: int, originals: object) -> str:
+        key, image = self.plain()
+        self.save(image, key, icc_profile=rgb_profile("Display P3"))
         return key
 
     def animated(self, n: int, originals: object) -> str:

@@ -92,8 +92,9 @@ def test_the_summary_counts_what_is_there(checked: tuple[Path, Any, Any]) -> Non
     assert {kind: counts[kind] for kind in PLANTED} == {k: n for k, (n, _) in PLANTED.items()}
     assert told["findings"][0]["kind"] == "split-leak"  # the worst is said first
     rows, pictures = told["rows"], told["pictures"]
-    refused = sum(PLANTED[k][0] for k in ("missing-file", "empty-caption", "unusable-row"))
-    bad = ("not-a-picture", "truncated", "unreadable", "too-many-pixels")
+    of_text = ("empty-caption", "unusable-row", "wrong-encoding", "control-characters")
+    refused = sum(PLANTED[k][0] for k in ("missing-file", "path-refused", *of_text))
+    bad = ("not-a-picture", "truncated", "unreadable", "too-many-pixels", "unsupported-format")
     undecodable = sum(PLANTED[k][0] for k in bad)
     assert rows["looked_at"] == ROWS - refused - PLANTED["repeated-row"][0]
     assert rows["decoded"] == pictures["count"] == rows["looked_at"] - undecodable

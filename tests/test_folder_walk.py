@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from limner.captioning.caption import pictures_to_caption
+from limner.config import load_config
 from limner.data.folder_walk import FolderWalk, composed, is_system_path
 from limner.data.formats.folders import FolderPictures
+from limner.data.sources import open_picture_set
+from limner.errors import LimnerError
 from limner.output_folders import is_run_folder, kind_of_output
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
@@ -150,3 +154,44 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch) -> No
 
 def test_composed_and_decomposed_names_are_one() -> None:
     assert composed("cafe\u0301.png") == composed("caf\xe9.png") == "caf\xe9.png"
+
+
+def test_a_run_that_is_named_as_data_is_refused_unless_its_format_is_said(tmp_path: Path) -> None:
+    pair(tmp_path / "run", "drawn")
+    for name in ("config.yaml", "log.jsonl"):
+        (tmp_path / "run" / name).touch()
+    with pytest.raises(LimnerError, match=r"run holds a training run of Limner's, which is not"):
+        FolderPictures(tmp_path / "run")
+    found = FolderPictures(tmp_path / "run", kind="folder")
+    assert [row.key for row in found.rows] == ["drawn.png"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.tar", "data/t.parquet"])
+def test_what_macos_puts_beside_a_file_hides_it_from_nobody(name: str, tmp_path: Path) -> None:
+    from emoji_formats import parquet_of_bytes, table_csv, tars
+
+    build = {"csv": table_csv, "parquet": parquet_of_bytes, "tar": tars}[name.rpartition(".")[2]]
+    folder = tmp_path / "data"
+    if name.startswith("data/"):
+        build(folder / "data")
+    else:
+        build(folder)
+    for path in [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "images"]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7of the system")
+    words = [f"data.dataset_path='{folder}'", f"cache.folder='{tmp_path / 'cache'}'"]
+    found = open_picture_set(load_config(None, words))
+    assert len(found.rows) == 24
+    assert found.refused == []
+
+
+@links
+def test_captions_are_written_through_links_and_into_no_run(tmp_path: Path) -> None:
+    pair(tmp_path / "disk", "far")
+    pair(tmp_path / "data", "near")
+    pair(tmp_path / "data" / "run", "drawn")
+    (tmp_path / "data" / "run" / "config.yaml").touch()
+    (tmp_path / "data" / "run" / "log.jsonl").touch()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "disk")
+    for path in tmp_path.rglob("*.txt"):
+        path.unlink()
+    assert pictures_to_caption(tmp_path / "data") == (["near.png", "link/far.png"], 0)

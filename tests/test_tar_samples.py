@@ -178,7 +178,7 @@ def test_captions_in_other_encodings(read: Build) -> None:
     ]
     found = read(entries)
     assert [row.captions[0] for row in found.rows] == TRADITIONAL
-    assert "captions of s.tar are read as big5hkscs" in found.description
+    assert "Captions of s.tar are not in UTF-8, and are read as big5hkscs" in found.description
     few = [("0.png", png(0)), ("0.txt", "紅蘋果".encode("big5")), ("1.png", png(1)),
            ("1.txt", b"good")]  # fmt: skip
     found = read(few, name="few.tar")

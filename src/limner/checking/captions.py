@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from limner.checking.pictures import Fault
+from limner.messages import shorten
 
-_EXTENSIONS = r"(?:jpe?g|png|gif|webp|bmp|tiff?|heic|svg|psd|mp4)"
+_EXTENSIONS = r"(?:jpe?g|png|gif|webp|bmp|tiff?|hei[cf]|avif|jxl|svg|psd|mp4)"
 _FILE_NAME = re.compile(
     rf"[^\s/\\]*[\w)]\.{_EXTENSIONS}"
     r"|(?:IMG|DSC[NF]?|PXL|MVIMG|DJI|GOPR|VID|P|Screen ?shot|WhatsApp Image|image|photo|pic)"
@@ -135,4 +136,4 @@ def _script(letter: str) -> str:
 
 
 def _short(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else text[: most - 1] + "…")
+    return shorten(text, most)

@@ -35,6 +35,7 @@ from limner.data.rows import PictureSet, Row
 from limner.data.sources import in_buckets, open_picture_set
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
+from limner.messages import shorten
 
 Say = Callable[[str], None]
 AT_ONCE = 256
@@ -89,7 +90,7 @@ def check(
             for finding in find_duplicates(picture_set, which, out, compared):
                 problems.add(finding)
             good = [which[i] for i in np.flatnonzero(compared.there)]
-        for finding in _unreferenced(picture_set, config):
+        for finding in (*_unreferenced(picture_set, config), *_of_reading(picture_set)):
             problems.add(finding)
         findings = problems.told()
     told = {
@@ -269,7 +270,7 @@ class _Captions:
             self.tokens[length] += 1
             if length > self.reader.max_length:
                 self.cut += 1
-                said = f"{length} tokens, {self.reader.max_length} are read of {caption[:60]!r}"
+                said = f"{length} tokens, {self.reader.max_length} are read of {shorten(caption)}"
                 faults.setdefault("caption-cut", Fault("caption-cut", said))
         return list(faults.values())
 
@@ -298,7 +299,8 @@ def _tell_shared(
 ) -> None:
     for index, count in captions.shared():
         row = picture_set.rows[which[index]]
-        said = f"{count:,} of {len(which):,} pictures are {row.captions[0]!r}; the first is this"
+        shared = shorten(row.captions[0])
+        said = f"{count:,} of {len(which):,} pictures are {shared}; the first is this"
         _tell(picture_set, row, problems, [Fault("caption-shared", said)])
 
 
@@ -337,9 +339,19 @@ def _unreferenced(picture_set: PictureSet, config: Config) -> Iterator[Finding]:
                 )
 
 
+def _of_reading(picture_set: PictureSet) -> Iterator[Finding]:
+    """What was not read, and how what was not clear was read."""
+    if isinstance(picture_set, FolderPictures):
+        for why, path in picture_set.passed_over:
+            place = str(picture_set.folder / path)
+            yield Finding("passed-over", path, f"passed over: {why}", place)
+    for note in getattr(picture_set, "notes", ()):
+        yield Finding("reading", picture_set.name, note)
+
+
 def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:
     folder = getattr(picture_set, "folder", None)
-    if isinstance(folder, Path) and output.absolute().is_relative_to(folder.absolute()):
+    if isinstance(folder, Path) and output.resolve().is_relative_to(folder.resolve()):
         raise LimnerError(
             f"--output {output} is inside the data set, which is never changed: name a folder "
             "outside of it"

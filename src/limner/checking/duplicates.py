@@ -10,6 +10,7 @@ import numpy as np
 from limner.checking.alike import Compared
 from limner.checking.findings import Finding
 from limner.data.rows import PictureSet, Row
+from limner.messages import shorten
 
 
 def find_duplicates(
@@ -46,10 +47,8 @@ def find_duplicates(
             if _share_a_caption(row(index), [row(i) for i in trained if i < index]):
                 yield finding("duplicate", index, first, f"the same pixels as {row(first).key}")
             else:
-                said = (
-                    f"the same pixels as {row(other).key}, which is {row(other).captions[0]!r}, "
-                    f"and this is {row(index).captions[0]!r}"
-                )
+                theirs, ours = (shorten(row(i).captions[0]) for i in (other, index))
+                said = f"the same pixels as {row(other).key}, which is {theirs}, and this is {ours}"
                 yield finding("conflicting-captions", index, other, said)
 
     leaks: dict[int, int] = {}

@@ -45,11 +45,37 @@ KINDS = {
     "nothing-to-train": _error("no row is left to train on", "Add pictures with captions."),
     "missing-file": _error("the picture of a row is not there", "Put it back, or take it out."),
     "not-a-picture": _error("a file is no picture", "Download or convert it again."),
+    "unsupported-format": _error(
+        "a picture in a format that is not read here", "Install what reads it, or convert it."
+    ),
+    "path-refused": _error(
+        "a path that leads out of the data's folder, or to no regular file",
+        "Move the file into the folder, or name its folder in data.allowed_paths.",
+    ),
+    "damaged-file": _error(
+        "a part of a tar, Parquet or Arrow file cannot be read",
+        "Download or write the file again.",
+    ),
     "truncated": _error("a picture breaks off", "Copy or download it again."),
     "unreadable": _error("a picture cannot be decoded", "Save it again as PNG or JPEG."),
     "too-many-pixels": _error("more pixels than are safe to decode", "Scale it down."),
     "no-caption": _error("a picture has no caption", "Write one, or let `limner caption` do it."),
     "empty-caption": _error("a caption is empty", "Write one, or take the row out."),
+    "wrong-encoding": _error(
+        "a caption is not in UTF-8, and in which encoding it is, is not certain",
+        "Save it as UTF-8, or set data.encoding.",
+    ),
+    "control-characters": _error(
+        "a caption holds NUL or other control characters", "Take them out, or save it as UTF-8."
+    ),
+    "broken-quotes": _error(
+        "a quote that opens in a table is not closed before the next row",
+        'Close it, or write it twice ("") if it belongs to the text.',
+    ),
+    "ambiguous-sample": _error(
+        "pictures and captions of a tar share a name, and which belongs to which is not known",
+        "Name each picture and its caption alike, up to the last dot.",
+    ),
     "unusable-row": _error("a row cannot be used", "Mend it as its reason says."),
     "repeated-row": _warning("the same picture and text stand twice", "Take out one of them."),
     "conflicting-captions": _warning(
@@ -100,11 +126,18 @@ KINDS = {
         "one caption for a large share of the pictures",
         "Say what tells these pictures apart, if the model is to learn that.",
     ),
+    "damaged-profile": _warning(
+        "a colour profile that cannot be used: the colours are read as sRGB",
+        "Save it again in sRGB, if its colours are wrong.",
+    ),
     "animated": _note("an animation: its first frame is trained"),
     "transparent": _note("transparent: it is laid on white"),
     "grey": _note("a grey picture: it is trained as it is"),
-    "cmyk": _note("in printing colours (CMYK): converted without its colour profile"),
+    "cmyk": _note("in printing colours (CMYK): converted, with its colour profile if it has one"),
+    "colour-profile": _note("a colour profile other than sRGB: its colours are converted"),
     "sixteen-bit": _note("16 bits a channel: it is trained in 8"),
+    "passed-over": _note("a folder that is no data: of the system, or of Limner", "Nothing."),
+    "reading": _note("how the data were read, where it was not clear", "See whether it is right."),
     "no-artwork": _note("a built-in row without a picture", "Nothing."),
 }
 """The worst first: in this order they are told."""
@@ -114,7 +147,23 @@ _REFUSED = (
     ("the same picture and text stand in an earlier row", "repeated-row"),
     ("there is no .txt of the same name", "no-caption"),
     ("the caption is empty", "empty-caption"),
+    ("' is empty, and '", "empty-caption"),
     ("the list of captions is empty", "empty-caption"),
+    ("leads out of the folder", "path-refused"),
+    ("not a regular file", "path-refused"),
+    ("may name no files", "path-refused"),
+    ("the path holds a NUL", "path-refused"),
+    ("longer than any path", "path-refused"),
+    ("is not UTF-8", "wrong-encoding"),
+    ("UTF-16 without a mark", "wrong-encoding"),
+    ("control character", "control-characters"),
+    ("a NUL character", "control-characters"),
+    ("the quote that opens", "broken-quotes"),
+    ("a cell begins with a quote", "broken-quotes"),
+    ("the file is damaged there", "damaged-file"),
+    ("cannot be read as Parquet", "damaged-file"),
+    ("what follows is not read", "damaged-file"),
+    ("which belongs to which", "ambiguous-sample"),
     ("is not there", "missing-file"),
     ("there is no picture of the same name", "missing-file"),
 )

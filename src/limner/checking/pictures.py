@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from limner.data.pictures import kept_part, open_rgb
-from limner.data.rows import PictureError, PictureSet, Row
+from limner.data.color import profile_of
+from limner.data.pictures import (
+    NotAPictureFile,
+    kept_part,
+    opened,
+    opened_rgb,
+    orientation,
+    read_image,
+)
+from limner.data.rows import DamagedFile, PictureError, PictureSet, Row, UnsupportedFormat
 from limner.fingerprints import digest
 
 SMALL = 32
@@ -57,35 +63,30 @@ def look(picture_set: PictureSet, row: Row, size: tuple[int, int], drawn: bool) 
     try:
         source = picture_set.picture(row)
         data = _bytes(source)
-        rgb = open_rgb(data, row.key, shorter_side=_DECODED)
+        with opened_rgb(data, row.key, shorter_side=_DECODED) as rgb:
+            small = rgb.resize((SMALL, SMALL), Image.Resampling.LANCZOS, reducing_gap=3.0)
+            levels = np.array(rgb.getextrema())  # lowest and highest of each channel
+            pixels = digest(f"{rgb.width} {rgb.height}", rgb.tobytes())
     except PictureError as error:
         return Fault(_kind_of(error), str(error))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as header:
-            width, height = header.size
-            if header.getexif().get(0x0112, 1) >= 5:  # Orientation: on its side
-                width, height = height, width
-            kind, mode = header.format or "", header.mode
-            frames = getattr(header, "n_frames", 1) if kind != "MPO" else 1
-            transparent = header.has_transparency_data and _is_transparent(header)
+    with opened(data) as header:
+        width, height = header.size
+        if orientation(header) >= 5:  # on its side
+            width, height = height, width
+        kind, mode = header.format or "", header.mode
+        frames = getattr(header, "n_frames", 1) if kind != "MPO" else 1
+        transparent = header.has_transparency_data and _is_transparent(header)
+        profile = profile_of(header)
     faults = [] if drawn else list(_of_size(width, height, *size))
-    levels = np.array(rgb.getextrema())  # lowest and highest of each channel
     blank = bool((levels[:, 1] - levels[:, 0] <= _ONE_COLOUR).all())
     if blank:
         faults.append(Fault("blank", f"one colour, about {tuple(levels[:, 0].tolist())}"))
     faults += _of_kind(row, source, kind, mode, frames, transparent)
-    small = rgb.resize((SMALL, SMALL), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Looked(
-        width,
-        height,
-        kind,
-        mode,
-        digest(f"{rgb.width} {rgb.height}", rgb.tobytes()),
-        np.asarray(small),
-        blank,
-        tuple(faults),
-    )
+    if profile == "unusable":
+        faults.append(Fault("damaged-profile", f"{kind} of mode {mode}"))
+    elif profile is not None and mode != "CMYK":
+        faults.append(Fault("colour-profile", f"{kind}, colours in {profile}"))
+    return Looked(width, height, kind, mode, pixels, np.asarray(small), blank, tuple(faults))
 
 
 def share_cut(width: int, height: int, to_height: int, to_width: int) -> float:
@@ -140,13 +141,19 @@ def _bytes(source: bytes | Path) -> bytes | Path:
     if isinstance(source, bytes):
         return source
     try:
-        return source.read_bytes()
-    except OSError:
+        return read_image(source)
+    except (OSError, NotAPictureFile):
         return source
 
 
 def _kind_of(error: PictureError) -> str:
     cause = error.__cause__
+    if isinstance(error, UnsupportedFormat):
+        return "unsupported-format"
+    if isinstance(error, DamagedFile):
+        return "damaged-file"
+    if isinstance(cause, NotAPictureFile):
+        return "path-refused"
     if isinstance(cause, Image.DecompressionBombError):
         return "too-many-pixels"
     if isinstance(cause, FileNotFoundError):

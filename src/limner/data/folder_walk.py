@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from limner.messages import shorten_name
@@ -46,24 +44,18 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-@dataclass
-class PassedOver:
-    """What a walk did not look into: (why, path) of the first few, and how many of each kind."""
-
-    first: list[tuple[str, str]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, why: str, path: str) -> None:
-        self.counts[why] += 1
-        if self.counts[why] <= 3:
-            self.first.append((why, path))
+class PassedOver(list[tuple[str, str]]):
+    """What a walk did not look into: (why, path) of each."""
 
     def __str__(self) -> str:
-        """For people; empty where there is nothing to say."""
+        """For people, the first three of each kind; empty where there is nothing to say."""
+        by_reason: dict[str, list[str]] = {}
+        for why, path in self:
+            by_reason.setdefault(why, []).append(path)
         parts = []
-        for why, count in self.counts.items():
-            paths = ", ".join(shorten_name(path) for kind, path in self.first if kind == why)
-            parts.append(f"{paths}{', ...' if count > 3 else ''} ({why})")
+        for why, paths in by_reason.items():
+            shown = ", ".join(map(shorten_name, paths[:3])) + (", ..." if len(paths) > 3 else "")
+            parts.append(f"{shown} ({why})")
         return f"Passed over: {'; '.join(parts)}." if parts else ""
 
 
@@ -92,7 +84,7 @@ class FolderWalk:
             for within in links:
                 target = os.path.realpath(self.root / within)
                 if target in self.above:
-                    self.passed_over.add("links that lead back above the data", within)
+                    self.passed_over.append(("links that lead back above the data", within))
                 elif target not in self.seen:
                     self.seen.add(target)
                     yield from self._visit(within, target)
@@ -110,17 +102,17 @@ class FolderWalk:
                     else:
                         folders.append(entry.name)
         except OSError as error:
-            self.passed_over.add(f"cannot be read: {error.strerror or error}", within or ".")
+            self.passed_over.append((f"cannot be read: {error.strerror or error}", within or "."))
             return
         if within and (kind := kind_of_output(folder, {*files, *folders, *links})):
-            self.passed_over.add(f"{kind} of Limner's", within)
+            self.passed_over.append((f"{kind} of Limner's", within))
             return
         yield folder, within, sorted(name for name in files if not is_system_name(name))
         for name in sorted([*folders, *links]):
             path = posixpath.join(within, name)
             if is_system_name(name):
                 if name.lower() in SYSTEM_FOLDERS or name.lower().startswith(".trash"):
-                    self.passed_over.add("of the system", path)
+                    self.passed_over.append(("of the system", path))
             elif name in links:
                 self.links.append(path)
             else:

@@ -131,7 +131,7 @@ def _source(picture: str | Path | bytes) -> io.BytesIO | str | Path:
 
 def _without_texts(picture: str | Path | bytes) -> tuple[bytes, dict[str, bytes | None]] | None:
     """A PNG without long texts (see `png_chunks`); None where there are none to be taken out."""
-    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    data = picture if isinstance(picture, bytes) else read_image(Path(picture))
     if not data.startswith(SIGNATURE):
         return None
     plain = without_texts(data)
@@ -140,6 +140,13 @@ def _without_texts(picture: str | Path | bytes) -> tuple[bytes, dict[str, bytes 
 
 class NotAPictureFile(Exception):
     """What is not to be opened: a device, or a file of absurd size."""
+
+
+def read_image(path: Path) -> bytes:
+    """A picture file's content. Raises OSError, or NotAPictureFile."""
+    if reason := why_not_regular(path, regular_files.MAX_IMAGE_BYTES):
+        raise NotAPictureFile(reason)
+    return path.read_bytes()
 
 
 def orientation(image: Image.Image) -> int:

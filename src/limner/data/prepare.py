@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from PIL import Image
-
 from limner.config import load_config
 from limner.config.data import Format
 from limner.data.formats.entries import require_rows
-from limner.data.pictures import open_rgb
+from limner.data.pictures import NotAPictureFile, open_rgb, opened, read_image
 from limner.data.rows import Contained, PictureError, PictureSet, Refused, Row
 from limner.data.sources import open_picture_set
 from limner.data.split import sampling_rank
@@ -131,7 +129,9 @@ def _bytes(picture_set: PictureSet, row: Row) -> bytes:
         raise PictureError(f"{row.key}: {picture_set.name} holds no picture files")
     source = picture_set.picture(row)
     try:
-        return source if isinstance(source, bytes) else source.read_bytes()
+        return source if isinstance(source, bytes) else read_image(source)
+    except NotAPictureFile as error:
+        raise PictureError(f"{row.key}: the file cannot be read: {error}.") from error
     except OSError as error:
         raise PictureError(f"{row.key}: the file cannot be read ({error.strerror}).") from error
 
@@ -142,13 +142,13 @@ def _verified(data: bytes, key: str) -> tuple[bytes, str]:
     if extension := _extension_to_keep(data):
         return data, extension
     new = io.BytesIO()
-    picture.save(new, "PNG", icc_profile=None)  # it may be that of another colour space
+    picture.save(new, "PNG", icc_profile=None)  # its colours are sRGB by now
     return new.getvalue(), ".png"
 
 
 def _extension_to_keep(data: bytes) -> str | None:
     """The extension of a file that every program reads alike, None for one to be written anew."""
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         if image.mode not in ("RGB", "L") or image.has_transparency_data:
             return None
         return {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}.get(image.format or "")

@@ -63,6 +63,10 @@ class UnsupportedFormat(PictureError):
     """A picture in a format that is not read here; the message says what would."""
 
 
+class DamagedFile(PictureError):
+    """A picture in a larger file that cannot be read where it lies."""
+
+
 class PictureSet(Protocol):
     """Anything that has rows and can load their pictures: emoji, shapes, a folder."""
 

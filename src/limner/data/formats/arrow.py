@@ -87,8 +87,9 @@ class DatasetPictures:
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {name} (read by datasets "
             f"{datasets.__version__}, {chosen}); {len(self.refused):,} rows refused. Held out by "
-            f"{rule}a hash of {by} and data.train_split." + (f" {self.note}" if self.note else "")
+            f"{rule}a hash of {by} and data.train_split."
         )
+        self.description = " ".join((self.description, *self.notes))
 
     def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
         """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
@@ -162,7 +163,8 @@ class DatasetPictures:
         names = [*chosen.captions, *chosen.others, HELD_OUT]
         words = data.select_columns([n for n in dict.fromkeys(names) if n in data.column_names])
         good = _ranges(len(data), damaged)
-        chosen, self.note = chosen.filled(lambda name: _has_text(words, name, good))
+        chosen, note = chosen.filled(lambda name: _has_text(words, name, good))
+        self.notes = (note,) if note else ()
         labels = {
             name: feature.names
             for name, feature in data.features.items()

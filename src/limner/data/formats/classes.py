@@ -83,8 +83,7 @@ def read_classes(path: Path, options: ReadOptions) -> Found:
     classes = len({row.captions for row in rows})
     layout = f"the names of {classes:,} folders as captions"
     rule = f"Held out: all in {' and '.join(sorted(tops & HELD_OUT))}." if split else BY_HASH
-    passed_over = str(walk.passed_over)
-    return Found(layout, folder, rows, refused, rule, (passed_over,) if passed_over else ())
+    return Found(layout, folder, rows, refused, rule, passed_over=walk.passed_over)
 
 
 def _pictures(walk: FolderWalk) -> Iterator[str]:

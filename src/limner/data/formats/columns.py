@@ -170,8 +170,8 @@ def joined(cells: list[Any]) -> Any:
     for cell in cells:
         captions += [text for text in (cell if isinstance(cell, list) else [cell]) if text]
     # Two columns may well say the same, which is no fault of the row.
-    known = [text for text in captions if isinstance(text, str)]
-    return [*dict.fromkeys(known), *(text for text in captions if text not in known)] or ""
+    texts = dict.fromkeys(text for text in captions if isinstance(text, str))
+    return [*texts, *(text for text in captions if not isinstance(text, str))] or ""
 
 
 def as_list(cell: Any) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from limner.data.folder_walk import PassedOver
 from limner.data.formats.encodings import is_undecoded, readings, utf_16_without_mark
 from limner.data.image_paths import ImagePaths
 from limner.data.rows import Refused, Row
@@ -46,6 +47,7 @@ class Found:
         folder: what the rows' keys are relative to.
         held_out: who is held out, and by what rule, for people.
         notes: what people should know of the reading besides, in sentences.
+        passed_over: what was not looked into.
     """
 
     layout: str
@@ -54,6 +56,7 @@ class Found:
     refused: list[Refused]
     held_out: str = BY_HASH
     notes: tuple[str, ...] = ()
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
 
 def collect(

@@ -70,11 +70,14 @@ class FolderPictures:
         found = READERS[kind](place, options)
         self.folder = found.folder
         self.rows, self.refused = found.rows, found.refused
+        self.notes, self.passed_over = found.notes, found.passed_over
         captions = sum(len(row.captions) for row in self.rows)
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {self.name} "
             f"({found.layout}); {len(self.refused):,} rows refused. "
-            + " ".join((found.held_out, *found.notes))
+            + " ".join(
+                part for part in (found.held_out, *found.notes, str(found.passed_over)) if part
+            )
         )
 
     def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
@@ -116,7 +119,8 @@ def read_folder(path: Path, options: ReadOptions | None = None) -> Found:
         rows,
         refused + more_refused,
         rule if given else BY_HASH,
-        tuple(note for note in (str(walk.passed_over), str(guesses)) if note),
+        (str(guesses),) if str(guesses) else (),
+        walk.passed_over,
     )
 
 

@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 
 from limner.data import pictures
-from limner.data.folder_walk import FolderWalk, composed
+from limner.data.folder_walk import FolderWalk, composed, is_system_name
 from limner.data.formats.classes import are_classes
 from limner.data.formats.coco import coco_files
 from limner.data.formats.columns import Columns
@@ -65,7 +65,7 @@ def recognise(path: Path, columns: Columns) -> str:
         return "coco"
     if cub_folder(folder):
         return "cub"
-    if next(folder.glob("*.tar"), None):
+    if _files(folder, ".tar"):
         return "webdataset"
     if table_in(folder, columns):
         return "table"
@@ -80,7 +80,7 @@ def recognise(path: Path, columns: Columns) -> str:
 
 def table_in(folder: Path, columns: Columns) -> Path | None:
     """The one table in a folder whose columns are known. Raises LimnerError if there are more."""
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLES and p.is_file())
+    found = _files(folder, *TABLES)
     tables = [path for path in found if _is_table(path, columns)]
     if len(tables) > 1:
         raise LimnerError(
@@ -114,6 +114,18 @@ def _of_file(path: Path, columns: Columns) -> str:
     )
 
 
+def _files(folder: Path, *endings: str) -> list[Path]:
+    """Files in a folder whose names end so, sorted; not those of systems, such as the ._a.csv that
+    macOS puts beside a.csv on other systems' drives."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(endings) and not is_system_name(path.name) and path.is_file()
+    )
+
+
 def _is_table(path: Path, columns: Columns) -> bool:
     ending = path.suffix.lower()
     if ending == ".txt" and path.name.lower() != "captions.txt":  # Flickr8k's is one
@@ -137,8 +149,8 @@ def _objects_with_columns(path: Path, columns: Columns) -> bool:
 
 def _parquet_with_pictures(folder: Path, columns: Columns) -> bool:
     for place in (folder, folder / "data"):
-        if first := min(place.glob("*.parquet"), default=None):
-            return parquet_holds_bytes(first, columns)
+        if found := _files(place, ".parquet"):
+            return parquet_holds_bytes(found[0], columns)
     return False
 
 
@@ -166,6 +178,6 @@ def _hint(folder: Path) -> str:
     )
     if not bare:
         return ""
-    tables = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in TABLES]
+    tables = [path.name for path in _files(folder, *TABLES)]
     named = f", and {', '.join(tables[:3])} with columns that are not known" if tables else ""
     return f" (it has {bare:,} pictures, none with a caption{named})"

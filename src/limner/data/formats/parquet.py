@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.config import Config
+from limner.data.folder_walk import is_system_name
 from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption
 from limner.data.formats.parquet_rows import (
@@ -27,7 +28,7 @@ from limner.data.formats.parquet_rows import (
     said,
     too_large,
 )
-from limner.data.rows import PictureError
+from limner.data.rows import DamagedFile
 from limner.data.streams.index import Building, Index
 from limner.data.streams.places import Place, find, is_url, open_place, patiently
 from limner.data.streams.shards import ShardPictures, open_shards
@@ -51,7 +52,8 @@ def open_parquet(config: Config) -> ShardPictures:
     """
     path = config.data.dataset_path
     within = Path(path).expanduser() / "data"
-    if not is_url(path) and within.is_dir() and not any(within.parent.glob("*.parquet")):
+    here = (file.name for file in within.parent.glob("*.parquet"))
+    if not is_url(path) and within.is_dir() and all(map(is_system_name, here)):
         path = str(within)
     return open_parquet_files(config, find(path, ENDINGS), config.data.dataset_path)
 
@@ -176,7 +178,7 @@ class Parquet:
             building.refuse(key, "; ".join(faults))
 
     def fetch(self, index: Index, piece: int) -> list[bytes]:
-        """The pictures of a row group. Raises PictureError if it is damaged: of all its rows."""
+        """The pictures of a row group. Raises DamagedFile: of all its rows."""
         first, last = index.piece_firsts[piece : piece + 2].tolist()
         group = int(index.piece_at[piece])
         damaged = self.damaged.get((index.place.url, group))
@@ -204,7 +206,7 @@ class Parquet:
             if not isinstance(found, str):
                 return found
             damaged = self.damaged[index.place.url, group] = found
-        raise PictureError(
+        raise DamagedFile(
             f"{index.place.url}, row group {group}: its pictures cannot be read ({damaged}): the "
             "file is damaged there. Download or write it again"
         )

@@ -72,7 +72,10 @@ class Tars:
         for sample in found.samples():
             self._add(building, sample)
         if found.guessed:
-            building.notes.append(f"captions of {building.name} are read as {found.guessed}")
+            building.notes.append(
+                f"Captions of {building.name} are not in UTF-8, and are read as {found.guessed} by "
+                "their looks (data.encoding says it for certain)."
+            )
 
     def _add(self, building: Building, sample: Sample) -> None:
         """Add a sample, or refuse what cannot be used of it."""

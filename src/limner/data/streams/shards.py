@@ -129,6 +129,7 @@ class ShardPictures:
         self.all, self.indexes = rows, indexes
         self.refused: list[Refused] = [row for index in indexes for row in index.refused]
         require_rows(self.rows, self.refused, name)
+        self.notes = [note for index in indexes for note in index.notes]
         self.files, self.pieces = Files(), pieces
         counts = [len(index.piece_at) for index in indexes]
         self.first_pieces = np.cumsum([0, *counts]).tolist()
@@ -140,7 +141,7 @@ class ShardPictures:
             f"{len(self.refused):,} rows refused. "
             + (f"Held out as {HELD_OUT} says; else by " if given else "Held out by ")
             + "a hash of the shard's name and the sample's key, and data.train_split."
-            + _said([note for index in indexes for note in index.notes])
+            + _said(self.notes)
         )
         self._ahead()
 
@@ -322,8 +323,8 @@ def open_shards(
 
 
 def _said(notes: Sequence[str], most: int = 3) -> str:
-    shown = "; ".join(notes[:most]) + (f"; and {len(notes) - most:,} more" * (len(notes) > most))
-    return f" By the looks of their bytes {shown} (data.encoding says it)." if notes else ""
+    more = f" And {len(notes) - most:,} more such notes." if len(notes) > most else ""
+    return "".join(f" {note}" for note in notes[:most]) + more
 
 
 def short_names(places: Sequence[Place]) -> list[str]:
