@@ -33,6 +33,8 @@ def shorten_name(name: str, limit: int = 200) -> str:
     escaped, and of a long one the beginning and the end are shown."""
     if len(name) > limit:
         name = f"{name[: limit // 2]}…{name[-(limit // 4) :]} ({len(name):,} characters)"
+    if name.isprintable():
+        return name
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in name)
 
 

@@ -109,7 +109,7 @@ class ImagePaths:
             if (called := names.composed().get(composed(name))) is None:
                 return key, "the picture file is not there (capitals count)"
             name = called
-        found = posixpath.join(there, name)
+        found = key if there == directory and key.endswith(name) else posixpath.join(there, name)
         if not self.links and (reason := self._linked_out(there, name)):
             return key, reason
         return found, None

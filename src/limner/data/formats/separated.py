@@ -167,5 +167,6 @@ def _plain(line: str, separator: str) -> list[str]:
 
 def named(names: Sequence[str], cells: Sequence[str]) -> dict[str, str | None]:
     """A row by its columns; cells that are missing at its end are None."""
-    padded = [*cells, *[None] * (len(names) - len(cells))]
-    return dict(zip(names, padded, strict=False))
+    if len(cells) >= len(names):
+        return dict(zip(names, cells, strict=False))
+    return dict(zip(names, [*cells, *[None] * (len(names) - len(cells))], strict=True))
