@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dataset_hub import dataset_hub
 from emoji_formats import SIDE, emoji
 from PIL import Image
 
@@ -136,6 +137,63 @@ def test_where_a_set_of_the_hub_may_have_its_files(monkeypatch: pytest.MonkeyPat
     assert _downloaded_to(table, "someone/emoji")[1] == [
         Path(datasets.config.EXTRACTED_DATASETS_PATH)
     ]
+
+
+README = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
+
+
+@pytest.mark.parametrize("written", ["../private/x.parquet", "{private}/*.parquet"])
+def test_a_readme_cannot_have_other_files_read(written: str, tmp_path: Path) -> None:
+    """The package datasets reads what `data_files` in a set's README.md says, wherever it is."""
+    private = tmp_path / "private"
+    private.mkdir()
+    parquet(private / "x.parquet", 0, 8)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    parquet(folder / "own.parquet", 8, 8)
+    (folder / "README.md").write_text(README.format(written.format(private=private)))
+    with pytest.raises(LimnerError, match=r"README\.md has it read .*x\.parquet, which is not a"):
+        opened(folder, "data.format=datasets")
+    (folder / "README.md").write_text(README.format("'*.parquet'"))
+    assert len(opened(folder, "data.format=datasets").rows) == 8
+    (folder / "README.md").write_text(README.format(written.format(private=private)))
+    allowed = opened(folder, "data.format=datasets", f"data.allowed_paths='{private}'")
+    assert [row.captions[0] for row in allowed.rows] == [f"row {n}" for n in range(8)]
+
+
+def test_a_readme_of_the_hub_cannot_have_files_of_this_machine_read(tmp_path: Path) -> None:
+    private = parquet(tmp_path / "private.parquet", 0, 8)
+    own = parquet(tmp_path / "own.parquet", 8, 8).read_bytes()
+    program = (
+        "from limner.config import load_config;"
+        "from limner.data.sources import open_picture_set;"
+        "print(len(open_picture_set(load_config(None, ['data.dataset_name=someone/emoji'])).rows))"
+    )
+    cases = ((f"'{private}'", "relative paths to the dataset repository root"), ("'*'", "8"))
+    for number, (written, wanted) in enumerate(cases):
+        files = {"README.md": README.format(written).encode(), "own.parquet": own}
+        with dataset_hub("someone/emoji", files) as address:
+            there = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / str(number))}
+            done = subprocess.run(
+                [sys.executable, "-c", program], env=there, capture_output=True, text=True,
+                timeout=120,
+            )  # fmt: skip
+        assert wanted in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["../private/data-00000-of-00001.arrow", "/private.arrow", 7, ""])
+def test_a_saved_set_cannot_name_other_tables(name: object, tmp_path: Path) -> None:
+    saved(tmp_path / "private", [])
+    folder = saved(tmp_path / "set", [])
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"] = [{"filename": name}]
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(LimnerError, match="lies elsewhere, and is not read"):
+        opened(folder)
+    (folder / "state.json").unlink()
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["../private"]}))
+    with pytest.raises(LimnerError, match=r"names \.\./private as a part of it"):
+        opened(folder, "data.dataset_split=../private")
 
 
 # Offsets that lie

@@ -5,11 +5,13 @@ Code from the Hub is never run: data sets that need it (`trust_remote_code`) are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.config import Config
 from limner.data.formats.arrow import DatasetPictures
+from limner.data.formats.dataset_files import check_data_files, check_saved, folder_root
 from limner.data.formats.options import ReadOptions
 from limner.errors import LimnerError
 
@@ -38,16 +40,16 @@ def open_datasets(config: Config) -> DatasetPictures:
     if not path.exists():
         raise LimnerError(f"data.dataset_path: there is no {path}")
     folder = path if path.is_dir() else path.parent
-    # A snapshot of the Hub's cache consists of links to the blobs beside it.
-    blobs = [above / "blobs" for above in folder.parents if (above / "blobs").is_dir()]
-    of_cache = "snapshots" in folder.parts
-    return DatasetPictures(
-        _from_disk(config, path),
-        str(data.dataset_path),
-        options.columns,
-        folder,
-        allowed=[*(blobs[:1] if of_cache else ()), *options.allowed],
-    )
+    allowed = [*_blobs(folder), *options.allowed]
+    found = _from_disk(config, path, [folder_root(place) for place in (folder, *allowed)])
+    return DatasetPictures(found, str(data.dataset_path), options.columns, folder, allowed=allowed)
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Of a snapshot in the Hub's cache, which consists of links: where these lead."""
+    if "snapshots" not in folder.parts:
+        return []
+    return [above / "blobs" for above in folder.parents if (above / "blobs").is_dir()][:1]
 
 
 def _downloaded_to(data: Dataset, name: str) -> tuple[Path, list[Path]]:
@@ -70,32 +72,38 @@ def _from_hub(config: Config, name: str) -> Dataset:
     data = config.data
     mirror = "without the Hub, HF_ENDPOINT=https://hf-mirror.com names a mirror"
     try:
+        # The package itself refuses a README that names files outside of its repository.
         return datasets.load_dataset(name, data.dataset_config, split=data.dataset_split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise LimnerError(
-            f"data.dataset_name: {name} is not on the Hub, or only for some: {error}. Look at its "
-            "name; for a private one, log in with `hf auth login`"
+            f"data.dataset_name: {name} is not on the Hub, or only for some: {_said(error)}. Look at "
+            "its name; for a private one, log in with `hf auth login`"
         ) from None
     except (ValueError, RuntimeError) as error:  # of its configurations, of its splits, of scripts
         raise LimnerError(_asked_wrongly(f"data.dataset_name: {name}", config, error)) from None
     except OSError as error:
         raise LimnerError(
-            f"data.dataset_name: {name} could not be downloaded ({error}). Look at the connection "
-            f"and the disk; {mirror}"
+            f"data.dataset_name: {name} could not be downloaded ({_said(error)}). Look at the "
+            f"connection and the disk; {mirror}"
         ) from None
     except Exception as error:  # of the several libraries that download
         kind = type(error).__name__
         raise LimnerError(
-            f"data.dataset_name: {name} could not be read ({kind}: {error}); {mirror}"
+            f"data.dataset_name: {name} could not be read ({kind}: {_said(error)}); {mirror}"
         ) from None
 
 
-def _from_disk(config: Config, path: Path) -> Dataset:
+def _from_disk(config: Config, path: Path, roots: Sequence[str]) -> Dataset:
+    """
+    Args:
+        roots: of the files that may be read for it; see `check_data_files`.
+    """
     import datasets
 
     data = config.data
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            check_saved(path)
             found = datasets.load_from_disk(str(path))
             if isinstance(found, datasets.DatasetDict):
                 if data.dataset_split not in found:
@@ -109,9 +117,10 @@ def _from_disk(config: Config, path: Path) -> Dataset:
         if path.is_file():
             files, kind = str(path), path.suffix.lower().lstrip(".")
             kind = {"jsonl": "json", "tsv": "csv"}.get(kind, kind)
-        return datasets.load_dataset(
-            kind, data.dataset_config, split=data.dataset_split, data_files=files
-        )
+        builder = datasets.load_dataset_builder(kind, data.dataset_config, data_files=files)
+        check_data_files(builder.config.data_files, str(path), roots)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=data.dataset_split)
     except LimnerError:
         raise
     except Exception as error:  # of pyarrow, of the file system, of what it made of the folder
@@ -119,9 +128,14 @@ def _from_disk(config: Config, path: Path) -> Dataset:
 
 
 def _asked_wrongly(what: str, config: Config, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:600] or type(error).__name__
+    reason = _said(error)
     return (
         f"{what} cannot be read by the package datasets as split "
         f"{config.data.dataset_split!r} of configuration {config.data.dataset_config!r}: {reason} "
         "(data.dataset_split and data.dataset_config choose others)"
     )
+
+
+def _said(error: Exception) -> str:
+    """In one line, and not longer than people read: some list all file endings there are."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
