@@ -94,7 +94,7 @@ def test_transparency_is_laid_on_white_after_the_colours_are_converted() -> None
 def test_a_large_transparent_picture_is_converted_in_strips(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("limner.data.pictures._STRIP", 100)
+    monkeypatch.setattr("limner.data.image_modes._STRIP", 100)
     pixels = np.random.default_rng(0).integers(0, 256, (37, 20, 4), dtype=np.uint8)
     image = Image.fromarray(pixels)
     white = Image.new("RGBA", image.size, "white")

@@ -26,6 +26,7 @@ from limner.data.image_formats import (
     learn_heic,
     what_it_is,
 )
+from limner.data.image_modes import WHITE, as_rgb, mend_transparency, orientation, upright
 from limner.data.png_chunks import SIGNATURE, without_texts
 from limner.data.regular_files import why_not_regular
 from limner.data.rows import PictureError, UnsupportedFormat
@@ -53,9 +54,6 @@ _MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errn
 """Errors of reading that another try may not meet, as on a network drive."""
 RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
 
-_WHITE = (255, 255, 255)
-ORIENTATION = 0x0112
-"""EXIF's tag; its values 5 to 8 lay a picture on its side."""
 _REDUCING_GAP = 3.0
 """From this factor above the target, Pillow averages boxes before it filters: fast, and within
 rounding of the filter alone (Pillow's own advice for the value)."""
@@ -149,38 +147,6 @@ def read_image(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def orientation(image: Image.Image) -> int:
-    """How the picture is to be turned, 1 (not at all) to 8. Programs write the value as text,
-    fractions, lists; what is none of the eight counts as 1."""
-    try:
-        value = image.getexif().get(ORIENTATION)
-        if isinstance(value, (tuple, list)):
-            value = value[0]
-        if isinstance(value, bytes):
-            value = value.strip(b"\0 ").decode("ascii") if len(value) > 1 else value[0]
-        number = float(value)  # type: ignore[arg-type]
-    except Exception:  # EXIF data that are damaged are answered with nearly any
-        return 1
-    return int(number) if number in range(1, 9) else 1
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF data say (EXIF 2.3, 4.6.4)."""
-    turn = _TURNS.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
 def fit(image: Image.Image, height: int, width: int, crop: Crop = "center") -> Image.Image:
     """An RGB picture of any size as `height` x `width` pixels: see `decode`."""
     if crop == "pad":
@@ -260,7 +226,7 @@ def _decoded(
             if shorter_side is not None:
                 image.draft(None, (2 * shorter_side, 2 * shorter_side))
             held.enter_context(BUDGET.hold(image.width * image.height * BYTES_PER_PIXEL))
-            _mend_transparency(image)
+            mend_transparency(image)
             image.load()
             turned = upright(image)
             if turned.mode == "RGB" and not turned.has_transparency_data:
@@ -310,7 +276,10 @@ def _unidentified(
     error: UnidentifiedImageError,
 ) -> Decoded:
     """A format for which a package is there to be loaded; or the error that says what it is."""
-    start = b"" if str(error) == "0 bytes" else first_bytes(picture)
+    try:
+        start = b"" if str(error) == "0 bytes" else first_bytes(picture)
+    except OSError:
+        raise _undecodable(name, error) from error
     kind = format_by_bytes(start)
     if kind == "HEIC" and "HEIF" not in formats() and learn_heic():
         held.close()
@@ -319,49 +288,6 @@ def _unidentified(
         raise _undecodable(name, ValueError(f"a damaged {kind} picture")) from error
     said = f"{name}: {what_it_is(start)}. Replace it, or take its row out."
     raise (UnsupportedFormat if kind else PictureError)(said) from error
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any picture of Pillow's as RGB in sRGB, on white where it is transparent."""
-    convert = color.conversion(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        return _on_white(image, convert)
-    if convert is not None:
-        return convert(image)
-    if image.mode == "LAB":
-        return color.from_lab(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-_STRIP = 2**20
-"""Pixels of a transparent picture that are laid on white at a time: it takes several copies."""
-
-
-def _on_white(
-    image: Image.Image, convert: Callable[[Image.Image], Image.Image] | None
-) -> Image.Image:
-    paper = Image.new("RGB", image.size, _WHITE)
-    rows = max(1, _STRIP // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(image.height, top + rows))
-        strip = image.crop(box).convert("RGBA")
-        if convert is not None:
-            alpha = strip.getchannel("A")
-            strip = convert(strip.convert("RGB"))
-            strip.putalpha(alpha)
-        white = Image.new("RGBA", strip.size, (*_WHITE, 255))
-        paper.paste(Image.alpha_composite(white, strip).convert("RGB"), box)
-    return paper
-
-
-def _mend_transparency(image: ImageFile.ImageFile) -> None:
-    """The one colour that is transparent in a PNG of 16 bits is given in 16 bits; of a coloured one
-    Pillow reads the upper eight of each channel."""
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, tuple) and image.tile and image.tile[0].args == "RGB;16B":
-        image.info["transparency"] = tuple(level >> 8 for level in transparent)
 
 
 def _pixels(error: Image.DecompressionBombError) -> str:
@@ -406,28 +332,10 @@ def to_pil(pictures: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in levels.movedim(-3, -1).cpu().contiguous().numpy()]
 
 
-_UPPER_8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-"""Levels of 16 bits in 8, rounded: 65535 = 257 * 255."""
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits (modes I;16 and I) scaled to 8: Pillow's `convert` would clip them.
-    The level that is transparent, if the file names one, becomes an alpha channel."""
-    levels = np.asarray(image)
-    if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError("its levels are not 8 or 16 bits, so that white is not defined")
-    grey = Image.fromarray(_UPPER_8[levels])
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        opaque = np.where(levels == transparent, 0, 255).astype(np.uint8)
-        grey.putalpha(Image.fromarray(opaque))
-    return grey
-
-
 def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
-    paper = Image.new("RGB", (width, height), _WHITE)
+    paper = Image.new("RGB", (width, height), WHITE)
     paper.paste(small, ((width - size[0]) // 2, (height - size[1]) // 2))
     return paper

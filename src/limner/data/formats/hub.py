@@ -76,8 +76,8 @@ def _from_hub(config: Config, name: str) -> Dataset:
         return datasets.load_dataset(name, data.dataset_config, split=data.dataset_split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise LimnerError(
-            f"data.dataset_name: {name} is not on the Hub, or only for some: {_said(error)}. Look at "
-            "its name; for a private one, log in with `hf auth login`"
+            f"data.dataset_name: {name} is not on the Hub, or only for some: {_said(error)}. "
+            "Look at its name; for a private one, log in with `hf auth login`"
         ) from None
     except (ValueError, RuntimeError) as error:  # of its configurations, of its splits, of scripts
         raise LimnerError(_asked_wrongly(f"data.dataset_name: {name}", config, error)) from None
