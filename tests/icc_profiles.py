@@ -72,18 +72,28 @@ def grey_profile(gamma: float | None) -> bytes:
 def cmyk_profile(ink: tuple[float, float, float]) -> bytes:
     """Of a printer all of whose inks look alike: a full one has this colour (L*, a*, b*), paper is
     white, and between them, and with several inks, it goes linearly, to black with all four."""
-    grid = []
+    full, corners = np.array(ink), []
     for index in range(16):
-        share = index.bit_count()
-        full, black = np.array(ink), np.array([0.0, 0.0, 0.0])
-        lab = np.array([100.0, 0, 0]) if not share else full + (black - full) * (share - 1) / 3
-        grid.append([lab[0] * 2.55, lab[1] + 128, lab[2] + 128])
-    table = np.round(np.array(grid)).astype(np.uint8).tobytes()
-    straight = bytes(range(256))
+        inks = index.bit_count()
+        corners.append(full * (1 - (inks - 1) / 3) if inks else np.array([100.0, 0, 0]))
+    return _profile(b"prtr", b"CMYK", b"Lab ", _tags_of_table("printer", corners))
+
+
+def faded_profile(darkest: float) -> bytes:
+    """Of RGB pictures whose black is a grey of this L*."""
+    corners = [np.array([darkest + (100 - darkest) * i.bit_count() / 3, 0, 0]) for i in range(8)]
+    return _profile(b"scnr", b"RGB ", b"Lab ", _tags_of_table("faded", corners))
+
+
+def _tags_of_table(name: str, corners: list[np.ndarray]) -> dict[bytes, bytes]:
+    """L*, a*, b* at the corners of the space, the last channel changing fastest: type mft1."""
+    lab = np.array(corners) * (2.55, 1, 1) + (0, 128, 128)
+    channels = len(corners).bit_length() - 1
     identity = struct.pack(">9i", *[65536 if i % 4 == 0 else 0 for i in range(9)])
-    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + straight * 4 + table + straight * 3
-    tags = {b"desc": _description("printer"), b"wtpt": _xyz(D50), b"A2B0": lut}
-    return _profile(b"prtr", b"CMYK", b"Lab ", tags)
+    straight, table = bytes(range(256)), np.round(lab).astype(np.uint8).tobytes()
+    lut = b"mft1" + bytes(4) + bytes([channels, 3, 2, 0]) + identity
+    lut += straight * channels + table + straight * 3
+    return {b"desc": _description(name), b"wtpt": _xyz(D50), b"A2B0": lut, b"A2B1": lut}
 
 
 def lab_in_srgb(lab: tuple[float, float, float]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import pytest
 from icc_profiles import (
     PRIMARIES,
     cmyk_profile,
+    faded_profile,
     grey_profile,
     in_srgb,
     lab_in_srgb,
@@ -133,6 +134,16 @@ def test_print_is_converted_with_its_profile_and_without_one_as_ever() -> None:
             assert colour_of(data) == pytest.approx(wanted, abs=5), (kind, inks)
     plain = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
     assert colour_of(encoded(plain, "TIFF")) == [0, 255, 255]
+
+
+def test_white_and_black_stay_white_and_black() -> None:
+    """Black point compensation: the darkest of the file becomes black, as photo programs do it."""
+    profile = faded_profile(20)
+    for level, wanted in ((0, 0), (255, 255)):
+        data = encoded(Image.new("RGB", (8, 8), (level,) * 3), icc_profile=profile)
+        assert colour_of(data) == pytest.approx([wanted] * 3, abs=1)
+    middle = colour_of(encoded(Image.new("RGB", (8, 8), (128,) * 3), icc_profile=profile))
+    assert lab_in_srgb((54, 0, 0))[0] < middle[0] < lab_in_srgb((60.2, 0, 0))[0]
 
 
 def test_lab_is_read() -> None:

@@ -190,6 +190,19 @@ def test_no_guess_is_wrong() -> None:
     assert certain >= 0.9 * total
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1254", "sarışın erkek açık cilt tonu"),  # too little, and two letters are Big5
+        ("koi8_r", "указывающий налево палец средний тон кожи\nСанта Клаус очень темный тон кожи\n"
+                   "флаг Ямайка"),  # narrow katakana, read as Shift-JIS
+        ("gbk", "红苹果"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_an_encoding_is_not_taken_for_it(encoding: str, text: str) -> None:
+    assert detect(text.encode(encoding)) is None
+
+
 def test_texts_are_decoded_together_and_counted() -> None:
     guesses = Guesses()
     texts = [decode(text.encode("big5")) for text in TRADITIONAL]

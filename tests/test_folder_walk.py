@@ -51,6 +51,18 @@ def test_linked_folders_are_followed_and_each_real_folder_once(tmp_path: Path) -
 
 
 @links
+def test_a_folder_that_two_links_lead_to_is_read_once(tmp_path: Path) -> None:
+    """The first link leads into what the second leads to."""
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    pair(disk / "holiday", "beach")
+    pair(disk / "holiday" / "rome", "forum")
+    data.mkdir()
+    (data / "a").symlink_to(disk / "holiday" / "rome")
+    (data / "b").symlink_to(disk / "holiday")
+    assert list(captions(data)) == ["a/forum.png", "b/beach.png"]
+
+
+@links
 def test_a_link_that_leads_above_the_data_is_not_followed_and_said(tmp_path: Path) -> None:
     pair(tmp_path / "home" / "photos", "mine")
     pair(tmp_path / "home" / "private", "secret")

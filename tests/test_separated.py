@@ -65,6 +65,14 @@ def test_a_quote_that_is_not_closed_swallows_no_row_and_is_named(read: Build, la
     assert reasons[2].startswith("t.csv, line 6: there are more cells than columns")
 
 
+def test_a_quote_that_a_later_row_happens_to_close_swallows_none_between(read: Build) -> None:
+    text = 'image,text\na.png,red\nb.png,"a cat\nc.png,a dog\nd.png,a bird"\ne.png,blue\n'
+    found = read(text)
+    assert captions(found) == {"a": "red", "c": "a dog", "d": 'a bird"', "e": "blue"}
+    [refused] = found.refused
+    assert refused.reason.startswith("t.csv, line 3: the quote that opens in this line is not")
+
+
 def test_a_caption_of_several_lines_stays_one(read: Build) -> None:
     text = 'image,text\r\na.png,"one\r\ntwo, with a comma\r\n\r\nand ""four"""\r\nb.png,next\r\n'
     assert captions(read(text)) == {"a": 'one\r\ntwo, with a comma\r\n\r\nand "four"', "b": "next"}

@@ -17,6 +17,7 @@ from test_resume import differing, elsewhere, run
 from limner.config import Config
 from limner.data import checked
 from limner.data.formats.folders import MOST_CHARACTERS
+from limner.data.pictures import DECODING
 from limner.data.sources import open_data
 from limner.errors import LimnerError
 
@@ -230,6 +231,11 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
     (folders[0] / row.key).write_bytes(b"spoilt since")
     assert row.key not in [r.key for r in open_data(config).set.rows]
     assert seen == [row.key]
+    assert checked.DECODED_BY.endswith(f" {DECODING}")  # what was good may be no more
+    monkeypatch.setattr(checked, "DECODED_BY", "another way to decode")
+    seen.clear()
+    assert len(open_data(config).set.rows) == 199
+    assert len(seen) == 200
     (tmp_path / "cache" / "checked.npy").write_bytes(b"no array")
     assert len(open_data(config).set.rows) == 199
     picture_set = open_data(config).set
