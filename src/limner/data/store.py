@@ -18,6 +18,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import json
+import math
 import mmap
 import os
 import zlib
@@ -55,6 +56,9 @@ class Shard:
     sums: np.ndarray  # uint32 [N]
     mapped: tuple[mmap.mmap, Tensor] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        self.row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"mapped": None}  # a worker maps the file for itself
 
@@ -63,7 +67,7 @@ class Shard:
             with open(self.path, "rb") as file:
                 # Private, and never written to: torch wants memory that it could write.
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            count = int(np.prod(self.shape))
+            count = math.prod(self.shape)
             flat = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset)
             self.mapped = memory, flat.view(self.shape)
         return self.mapped[1]
@@ -71,16 +75,15 @@ class Shard:
     def row(self, number: int) -> Tensor:
         """A copy of a row's values. Raises PictureError if they are damaged."""
         first, last = int(self.starts[number]), int(self.starts[number + 1])
-        values = self.values()[first:last]
+        values = self.values()[first:last].clone()
         assert self.mapped is not None
-        size = values.itemsize * int(np.prod(self.shape[1:]))
-        encoded = memoryview(self.mapped[0])[self.offset + first * size : self.offset + last * size]
-        if zlib.crc32(encoded) != self.sums[number]:
+        begin, end = self.offset + first * self.row_bytes, self.offset + last * self.row_bytes
+        if zlib.crc32(memoryview(self.mapped[0])[begin:end]) != int(self.sums[number]):
             raise PictureError(
                 "what is stored of it is damaged on the disk (its checksum is another one); it is "
                 "computed again at the next start"
             )
-        return values.clone()
+        return values
 
     def suspect(self) -> Path:
         """The file that says that the shard is to be looked through."""
