@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from icc_profiles import (
 )
 from PIL import Image, ImageCms
 
+from limner.config import load_config
 from limner.data import color
 from limner.data.pictures import DECODING, as_rgb, decode, open_rgb
+from limner.data.sources import open_data
 
 COLOURS = [
     (200, 100, 50),
@@ -209,3 +212,17 @@ def test_a_picture_that_is_scaled_before_it_is_converted_is_the_same() -> None:
     assert converted.size == (512, 512)
     whole = np.asarray(converted.resize((64, 64), Image.Resampling.LANCZOS), int)
     assert np.abs(whole - decode(data, 64)).max() <= 3
+
+
+def test_profiles_that_cannot_be_used_are_said_once_before_the_first_step(tmp_path: Path) -> None:
+    for number in range(12):
+        options = {"icc_profile": BROKEN["noise"]} if number < 3 else {}
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / f"{number}.png", **options)
+        (tmp_path / f"{number}.txt").write_text(f"red {number}", encoding="utf-8")
+    said: list[str] = []
+    data = open_data(load_config(None, [f"data.dataset_path='{tmp_path}'"]), said.append)
+    assert data.set.refused == []
+    assert said == [
+        "3 pictures have a colour profile that cannot be used, and are read as sRGB (limner "
+        "check-data lists them)"
+    ]
