@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from limner.config import Config, ModelConfig
 
 
+def fill_head_sizes(model: Any) -> None:
+    """Of hidden_size = num_heads * attention_head_dim, where `attention_head_dim` and one of the
+    others are given, the third; in the section as read, where only what was given is there."""
+    if not isinstance(model, dict) or not isinstance(model.get("attention_head_dim"), int):
+        return
+    dim, heads, width = (model.get(k) for k in ("attention_head_dim", "num_heads", "hidden_size"))
+    if isinstance(heads, int) and width is None:
+        model["hidden_size"] = heads * dim
+    elif isinstance(width, int) and heads is None and dim > 0 and width % dim == 0:
+        model["num_heads"] = width // dim
+
+
 def resolve(config: Config) -> Config:
     """Choose every value that was left open, by rules that are stated beside each key."""
     model, text, scheduler = config.model, config.text_encoder, config.scheduler
@@ -21,8 +33,6 @@ def resolve(config: Config) -> Config:
         )
         scheduler = changed(scheduler, objective="diffusion" if classic else "flow_matching")
     flow = scheduler.objective == "flow_matching"
-    if scheduler.prediction_type is None:
-        scheduler = changed(scheduler, prediction_type="velocity" if flow else "epsilon")
     if flow and scheduler.logit_mean_end is None:
         mean = scheduler.logit_mean
         scheduler = changed(scheduler, logit_mean_end=2.0 if mean is None else mean)
@@ -43,6 +53,8 @@ def resolve(config: Config) -> Config:
     if text.pretrained_model_name is None and text.max_length is None:
         text = changed(text, max_length=32)
     training, optimizer = config.training, config.optimizer
+    if training.save_steps is None and training.save_every_n_epochs is None:
+        training = changed(training, save_steps=1000)
     if config.lora.rank is not None and "type" not in optimizer.model_fields_set:
         optimizer = changed(optimizer, type="adamw")
     if training.learning_rate is None:
@@ -58,20 +70,50 @@ def resolve(config: Config) -> Config:
         }
     )
     if config.vae.pretrained_model_name is None:
-        return changed(config, model=fit_model(config, channels=3, downsampling=1))
+        return fit_to_pictures(config, channels=3, downsampling=1)
     return config
 
 
-def fit_model(config: Config, channels: int, downsampling: int) -> ModelConfig:
-    model = config.model
+def fit_to_pictures(config: Config, channels: int, downsampling: int) -> Config:
+    """Choose what follows from the pictures or latents that the model sees: how it takes them,
+    and what it predicts of them.
+
+    Args:
+        channels, downsampling: of the autoencoder's latents; 3 and 1 in pixel space.
+    """
+    model, scheduler = config.model, config.scheduler
     side = config.data.image_size // downsampling
     in_channels = model.in_channels or channels
-    return changed(
+    model = changed(
         model,
         patch_size=model.patch_size or max(1, side // 16),
         in_channels=in_channels,
         out_channels=model.out_channels or in_channels,
     )
+    if scheduler.prediction_type is None:
+        noise = "velocity" if scheduler.objective == "flow_matching" else "epsilon"
+        scheduler = changed(scheduler, prediction_type=noise if noise_fits(model) else "sample")
+    return changed(config, model=model, scheduler=scheduler)
+
+
+ROOM_FOR_NOISE = 0.75
+"""Numbers of a patch over the width of the model, up to which noise is predicted; above that, the
+picture (benchmarks/learning/sizes.py)."""
+
+
+def patch_numbers(model: ModelConfig) -> int:
+    """Numbers of one patch: what one token stands for."""
+    return (model.in_channels or 3) * (model.patch_size or 1) ** 2
+
+
+def noise_fits(model: ModelConfig) -> bool:
+    """Whether the noise of a patch passes through the width of the model with room to spare.
+
+    A velocity, v, or epsilon contains the noise, of which every number is independent of all
+    others: what is wider than the model cannot be put out again, and stays in the pictures. A
+    picture can: its pixels hang together (JiT, Li & He 2025, arXiv 2511.13720).
+    """
+    return patch_numbers(model) <= ROOM_FOR_NOISE * model.hidden_size
 
 
 def changed(section: Any, **values: Any) -> Any:

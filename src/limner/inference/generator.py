@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,14 @@ from limner.checkpoint import check_same_model
 from limner.config import Config
 from limner.data.buckets import ratio_of, size_for
 from limner.data.pictures import to_pil
-from limner.device import choose_device, name_of, part_precision, why_not_compile
+from limner.device import (
+    choose_device,
+    name_of,
+    part_precision,
+    precision_note,
+    usable_precision,
+    why_not_compile,
+)
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.inference.guide import open_guide
@@ -30,6 +38,8 @@ from limner.weights_file import open_for_drawing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USUAL_STRENGTH = 0.6
+
+log = logging.getLogger("limner")
 
 
 class ImageGenerator:
@@ -75,7 +85,9 @@ class ImageGenerator:
         self.device = choose_device(str(device or "auto"))
         if dtype not in DTYPES:
             raise LimnerError(f"dtype {dtype!r} is not known; take one of {', '.join(DTYPES)}")
-        self.dtype = DTYPES[dtype]
+        self.dtype = usable_precision(DTYPES[dtype], self.device)
+        if note := precision_note(DTYPES[dtype], self.device, f"dtype {dtype}"):
+            log.warning(note)
         self.objective = build_objective(self.config)
         part_dtype = part_precision(self.dtype)
         self.words: CaptionTokenizer | PretrainedText

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from limner.checkpoint import TrainingState
 from limner.config import Config
-from limner.training.schedule import fallen
+from limner.training.schedule import checkpoint_due, fallen
 
 clock = time.perf_counter
 """Seconds; benchmarks count those of the processor instead."""
@@ -34,6 +34,7 @@ class Budget:
     ) -> None:
         settings = config.training
         self.state, self.accelerator = state, accelerator
+        self.settings, self.num_rows = settings, num_rows
         self.schedule = config.lr_scheduler
         self.seconds = settings.max_minutes * 60 if settings.max_minutes else None
         self.images_per_step = (
@@ -92,6 +93,13 @@ class Budget:
 
     def _fallen(self, step: int) -> float:
         return fallen(self.schedule, step, self.state.total_steps, self.state.decay_start)
+
+    def checkpoint_due(self) -> bool:
+        """Whether the settings want a checkpoint after the update that was counted last."""
+        state = self.state
+        return checkpoint_due(
+            self.settings, state.step, state.images, self.images_per_step, self.num_rows
+        )
 
     def finished(self) -> bool:
         state = self.state

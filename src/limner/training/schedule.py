@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from limner.config import LrSchedulerConfig
+from limner.config import LrSchedulerConfig, TrainingConfig
 
 
 def learning_rate_share(
@@ -34,6 +34,24 @@ def fallen(
     done = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
     done = min(1.0, done)
     return done if settings.type == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+
+
+def checkpoint_due(
+    settings: TrainingConfig, step: int, images: int, images_per_step: int, rows: int
+) -> bool:
+    """Whether `save_steps` or `save_every_n_epochs` wants a checkpoint after update `step`.
+
+    Args:
+        images: seen so far, by this update, too.
+        images_per_step: pictures of an update.
+        rows: pictures of an epoch. It ends within the update that takes its last one.
+    """
+    if settings.save_steps is not None and step % settings.save_steps == 0:
+        return True
+    if settings.save_every_n_epochs is None:
+        return False
+    pictures = settings.save_every_n_epochs * rows
+    return images // pictures > (images - images_per_step) // pictures
 
 
 def ema_decay(images: int, batch_size: int, longest: float, ramp: float) -> float:

@@ -169,8 +169,8 @@ class Watch:
             self.steps += 1
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
         # Also where a checkpoint may be: a run resumed there then averages over the same updates.
-        every = settings.logging_steps, settings.save_steps, settings.heldout_steps
-        if last or any(step % steps == 0 for steps in every):
+        every = settings.logging_steps, settings.heldout_steps
+        if last or self.budget.checkpoint_due() or any(step % steps == 0 for steps in every):
             self.write_losses(learning_rate)
         heldout = step % settings.heldout_steps == 0 or last
         preview = step % settings.preview_steps == 0 or last
