@@ -62,7 +62,7 @@ def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def float16_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This processor passes for one that multiplies float16: so small, emulating it is no matter."""
+    """This processor passes for one that multiplies float16; it is quick enough for tests."""
     monkeypatch.setattr(devices, "multiplies_in_hardware", lambda dtype, device: True)
 
 

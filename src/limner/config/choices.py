@@ -7,20 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from limner.config.model import ModelConfig
+
 if TYPE_CHECKING:
-    from limner.config import Config, ModelConfig
+    from limner.config import Config
+
+
+DEFAULT_WIDTH: int = ModelConfig.model_fields["hidden_size"].default
 
 
 def fill_head_sizes(model: Any) -> None:
-    """Of hidden_size = num_heads * attention_head_dim, where `attention_head_dim` and one of the
-    others are given, the third; in the section as read, where only what was given is there."""
+    """What follows from `attention_head_dim`, where it is given: the width from the heads, or else
+    the heads from the width; in the section as read, where only what was given is there."""
     if not isinstance(model, dict) or not isinstance(model.get("attention_head_dim"), int):
         return
-    dim, heads, width = (model.get(k) for k in ("attention_head_dim", "num_heads", "hidden_size"))
-    if isinstance(heads, int) and width is None:
-        model["hidden_size"] = heads * dim
-    elif isinstance(width, int) and heads is None and dim > 0 and width % dim == 0:
+    dim, heads = model["attention_head_dim"], model.get("num_heads")
+    width = model.get("hidden_size", DEFAULT_WIDTH)
+    if heads is None and isinstance(width, int) and dim > 0 and width % dim == 0:
         model["num_heads"] = width // dim
+    elif isinstance(heads, int) and "hidden_size" not in model:
+        model["hidden_size"] = heads * dim
 
 
 def resolve(config: Config) -> Config:

@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field
 
 from limner.config.types import BelowOne, NonNegative, Positive, PositiveInt, Section, Whole, lower
 
-ActivationFunction = (
-    Literal["gelu", "gelu-approximate", "gelu_new", "geglu", "geglu-approximate"]
-    | Literal["swiglu", "silu", "swish", "relu"]
-)
+ActivationFunction = Literal[
+    "gelu", "gelu-approximate", "gelu_new", "geglu", "geglu-approximate",
+    "swiglu", "silu", "swish", "relu",
+]  # fmt: skip
 """As diffusers and transformers name them."""
 
 

@@ -16,8 +16,8 @@ from limner.training.schedule import checkpoint_due, fallen
 clock = time.perf_counter
 """Seconds; benchmarks count those of the processor instead."""
 LATE = 1.05
-"""A run that was promised minutes stops at this share of them even if steps are left: only where one
-step takes so long that the end could not be fixed in time."""
+"""A run that was promised minutes stops at this share of them even if steps are left: only where
+one step takes so long that the end could not be fixed in time."""
 COMPILING = 3
 """Updates at the start whose time says nothing about that of the others."""
 DRIFT = 0.01
