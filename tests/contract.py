@@ -12,7 +12,8 @@ CONTRACT = """
 `text_encoder.pretrained_model_name`, `text_encoder.max_length`;
 `training.output_dir`, `seed`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`,
 `num_epochs`, `save_steps`, `save_every_n_epochs`, `logging_steps`,
-`mixed_precision`, `max_grad_norm`, `use_ema`, `ema_decay`, `num_workers`, `prefetch_factor`, `compile_model`;
+`mixed_precision`, `max_grad_norm`, `use_ema`, `ema_decay`,
+`num_workers`, `prefetch_factor`, `compile_model`;
 `scheduler.num_train_timesteps`, `beta_start`, `beta_end`, `beta_schedule`, `prediction_type`;
 `optimizer.type`, `weight_decay`, `betas`; `lr_scheduler.type`, `warmup_steps`.
 """
