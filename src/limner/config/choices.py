@@ -112,6 +112,15 @@ def patch_numbers(model: ModelConfig) -> int:
     return (model.in_channels or 3) * (model.patch_size or 1) ** 2
 
 
+def noise_floor(config: Config) -> float:
+    """The squared error per number, at almost no noise, that a prediction which contains the noise
+    has at least: the share of a patch's directions that the width has no room for; 0: none."""
+    model = config.model
+    if config.scheduler.prediction_type == "sample":
+        return 0.0
+    return max(0.0, 1.0 - model.hidden_size / patch_numbers(model))
+
+
 def noise_fits(model: ModelConfig) -> bool:
     """Whether the noise of a patch passes through the width of the model with room to spare.
 

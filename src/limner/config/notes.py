@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from limner.config.choices import patch_numbers
+from limner.config.choices import noise_floor, patch_numbers
 
 if TYPE_CHECKING:
     from limner.config import Config
@@ -36,8 +36,9 @@ def notes(config: Config) -> list[str]:
 def _noise_through_the_width(config: Config) -> Iterator[str]:
     """A choice of what is predicted that cannot work: see `noise_fits`."""
     model, predicted = config.model, config.scheduler.prediction_type
-    if predicted in (None, "sample") or (numbers := patch_numbers(model)) <= model.hidden_size:
+    if predicted is None or not noise_floor(config):
         return
+    numbers = patch_numbers(model)
     yield (
         f"scheduler.prediction_type: {predicted} contains the noise, {numbers:,} independent "
         f"numbers in each patch of {model.patch_size} x {model.patch_size} x {model.in_channels}, "

@@ -31,6 +31,7 @@ from limner.evaluation.drawings import (
     of_captions,
     show_truth,
 )
+from limner.evaluation.speckle import in_words, measure_speckle
 from limner.evaluation.waiting import telling
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
@@ -96,6 +97,7 @@ def examine(
         results |= _measure_recall(drawings, data)
     elif data.set.name == "shapes":
         results["checker"] = check_drawings(drawings)
+    results["flat_region_std"] = measure_speckle(drawings, data)
     results["command"] = command
     chosen = _spread_over_splits(drawings, shown)
     show_truth(chosen, data)
@@ -210,4 +212,6 @@ def sentences(results: dict[str, Any]) -> list[str]:
             f"{split} prompts: {found['all_right']:.1%} of {found['count']} drawn fully right "
             f"({parts})"
         )
+    if speckle := results.get("flat_region_std"):
+        said.append(in_words(speckle))
     return said

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from limner import device as devices
 from limner.config import Config
+from limner.config.choices import noise_floor
 from limner.data.checked import check_share_refused
 from limner.data.examples import warn_of_long_captions
 from limner.data.rows import Refused
@@ -250,7 +251,7 @@ class Watch:
         )
         measured = measurements(read_log(self.log.path))
         self.best = best_of(measured)
-        advice = advise(measured)
+        advice = advise(measured, noise_floor(self.config))
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
             self.event(advice)
