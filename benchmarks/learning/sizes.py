@@ -40,13 +40,13 @@ def both(size: int, patch: int, width: int, minutes: float = 10) -> dict[str, Re
 
 FITS: dict[str, Recipe] = {
     **both(64, 8, 128),
+    **both(128, 16, 256),
+    **both(256, 32, 256),
     **both(64, 8, 192),
     **both(64, 8, 256),
     **both(64, 8, 384, minutes=15),
-    **both(128, 16, 256),
-    **both(256, 32, 256),
-    **both(512, 64, 256, minutes=15),
     **both(64, 4, 128, minutes=15),
+    **both(512, 64, 256, minutes=15),
     **both(128, 8, 256, minutes=30),
 }
-"""64 tokens; 256 in the last two pairs."""
+"""64 tokens; 256 where patches are of 4 pixels, and in the last pair."""

@@ -34,10 +34,12 @@ from limner.commands import (
 from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples
 from limner.errors import LimnerError
+from limner.threads import share_the_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What people did wrong is said without a traceback."""
+    share_the_machine()  # before anything imports torch
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Prompts may hold letters that the code page of a Windows console does not have.

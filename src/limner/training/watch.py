@@ -26,10 +26,11 @@ from limner.models.pretrained_text import PretrainedText
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.advice import Spikes, advise, best_of, measurements
 from limner.training.average import Average
-from limner.training.budget import Budget
+from limner.training.budget import COMPILING, Budget
 from limner.training.copies import copying
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
+from limner.training.machine import MachineShare, Shared
 from limner.training.previews import preview_prompts, preview_sizes, save_preview
 from limner.training.progress import Progress
 from limner.training.runlog import RunLog, read_log
@@ -74,6 +75,10 @@ class Watch:
         self.best = best_of(measurements(events))
         logged = [e["loss"] for e in events if e["kind"] == "train"]
         self.spikes = Spikes([loss for loss in logged if loss is not None])
+        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        self.machine = MachineShare() if alone else None
+        self.shared: Shared | None = None
+        self.said_shared = False
 
     def __enter__(self) -> Watch:
         if self.main:
@@ -225,6 +230,11 @@ class Watch:
         )
         if spike := self.spikes.see(loss, state.step):
             self.event(spike)
+        if self.machine is not None and len(budget.step_seconds) > COMPILING:
+            self.shared = self.machine.look()
+            if self.shared and not self.said_shared:
+                self.said_shared = True
+                self.event(self.shared.in_words())
         left = budget.seconds_left()
         self.progress.update(
             state.step,
@@ -234,6 +244,7 @@ class Watch:
             loss if math.isfinite(loss) else None,
             self.heldout_loss,
             left,
+            self.shared.gets if self.shared else None,
         )
 
     def write_heldout(self) -> None:
