@@ -36,8 +36,8 @@ WARM_UP = 8
 """Steps: compiling is over by then."""
 CONDITIONS = ("alone", "beside a busy program", "beside a second run")
 MOST_LOST, LEAST_SHARE = 0.05, 0.5
-"""What the default promises: of the best speed alone it loses at most so much, and keeps at least so
-much of a fair share in company."""
+"""What the default promises: of the best speed alone it loses at most so much, and keeps at least
+so much of a fair share in company."""
 
 
 def train(seconds: float, threads: int | None) -> None:
@@ -204,8 +204,8 @@ def table(medians: dict[str, dict[str, float]], cores: int) -> None:
     least = min(default[c] / fair[c] for c in (busy, second))
     held = lost <= MOST_LOST and least >= LEAST_SHARE
     print(
-        f"\nLimner's default loses {lost:.1%} alone (at most {MOST_LOST:.0%} is promised) and keeps "
-        f"{least:.0%} of a fair share in company (at least {LEAST_SHARE:.0%}): "
+        f"\nLimner's default loses {lost:.1%} alone (at most {MOST_LOST:.0%} is promised) and "
+        f"keeps {least:.0%} of a fair share in company (at least {LEAST_SHARE:.0%}): "
         f"{'held' if held else 'NOT held'}"
     )
 

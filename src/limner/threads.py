@@ -10,9 +10,9 @@ OPENMP = {
 }
 """How long a thread of OpenMP that waits for the others spins before it sleeps.
 
-By default it spins so long that, while a program of somebody else's has a core, all threads of a run
-spin in wait for the one that is not running, and two runs on one machine nearly stand still. Results
-are the same to the bit. Measured: benchmarks/shared_machine.py.
+By default it spins so long that, while a program of somebody else's has a core, all threads of a
+run spin in wait for the one that is not running, and two runs on one machine nearly stand still.
+Results are the same to the bit. Measured: benchmarks/shared_machine.py.
 """
 
 

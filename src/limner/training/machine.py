@@ -70,7 +70,9 @@ class MachineShare:
     def look(self) -> Shared | None:
         """What the run got since the last look, if others have slowed it down."""
         before, self.before = self.before, self.times()
-        wall, own, helpers, busy = (now - then for now, then in zip(self.before, before))
+        wall, own, helpers, busy = (
+            now - then for now, then in zip(self.before, before, strict=True)
+        )
         cores, threads = psutil.cpu_count() or 1, torch.get_num_threads()
         if wall < 0.5:  # the system counts in hundredths
             return None

@@ -88,8 +88,8 @@ class Progress:
         if not self.enabled:
             return
         now = self.clock()
-        figures = (step, total_steps, images, images_per_second, loss, heldout_loss, seconds_left)
-        figures = (*figures, cpu_share)
+        known = (images, images_per_second, loss, heldout_loss, seconds_left, cpu_share)
+        figures = (step, total_steps, *known)
         if self.live is not None:
             done = share_done(step, total_steps, now - self.started, seconds_left)
             self.live.update(live_line(done, *figures, width=self.console.width))
