@@ -1,0 +1,40 @@
+"""Values of people's data inside messages: shortened, and with nothing a terminal would obey."""
+
+from __future__ import annotations
+
+import reprlib
+
+LIMIT = 60
+"""Characters of a value that a message shows."""
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 3, 4, 4, 4
+_short.maxstring = _short.maxother = LIMIT
+
+
+def shorten(value: object, limit: int = LIMIT) -> str:
+    """A value for a message, as `repr` writes it: quoted, control characters escaped.
+
+    Of a longer one the beginning is shown, and how long it is: a cell may hold a whole picture in
+    base64. Of lists and objects the first items are shown, of nested ones three levels.
+    """
+    if isinstance(value, str):
+        if len(value) <= limit:
+            return repr(value)
+        return f"{value[:limit] + '…'!r} ({len(value):,} characters)"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value):,} bytes"
+    text = _short.repr(value)
+    return text if len(text) <= 2 * limit else text[: 2 * limit - 1] + "…"
+
+
+def shorten_name(name: str, limit: int = 200) -> str:
+    """A path or key for a message, without quotes: control characters and lone surrogates are
+    escaped, and of a long one the beginning and the end are shown."""
+    if len(name) > limit:
+        name = f"{name[: limit // 2]}…{name[-(limit // 4) :]} ({len(name):,} characters)"
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in name)
+
+
+def _escaped(letter: str) -> str:
+    return repr(letter)[1:-1]
