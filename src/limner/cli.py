@@ -52,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if near := nearest_command(parser, words[0]):
         parser.error(f"there is no command {words[0]!r}; {near!r} is the nearest")
     options, rest = parser.parse_known_args(words)
+    if options.takes_words and "--" in words:  # what follows is words, whatever it begins with
+        end = words.index("--")
+        options, rest = parser.parse_known_args(words[:end])
+        if not any(word.startswith("-") for word in rest):
+            rest, words = [], [*rest, *words[end + 1 :]]
+            getattr(options, options.takes_words).extend(words)
     if options.no_color:
         os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
     logging.basicConfig(
