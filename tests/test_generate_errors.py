@@ -39,7 +39,7 @@ def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
         (["a", "--output", "."], r"--output \. cannot be a picture \(it is a folder\)"),
         (["a", "--output", "file.txt/a.png"], r"file\.txt/a\.png cannot be written \("),
         (["a", "--output", "x" * 300 + ".png"], r"\.png cannot be written \(File name too long"),
-        (["a", "--output", "a.jpg", "--height", "70000"], r"JPEG cannot hold a picture of 1 x 70000"),
+        (["a", "--output", "a.jpg", "--height", "70000"], r"JPEG cannot hold .* 1 x 70000"),
         (["a", "--height", "200000"], r"16 x 200000 pixels are 200,000 patches of the model"),
         (["a", "--height", "200000", "--width", "200000"], r"2,500,000,000 patches"),
         (["caf\udce9"], r"the prompt 'caf\\udce9' holds bytes that are no UTF-8"),
