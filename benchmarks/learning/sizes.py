@@ -50,3 +50,32 @@ FITS: dict[str, Recipe] = {
     **both(128, 8, 256, minutes=30),
 }
 """64 tokens; 256 where patches are of 4 pixels, and in the last pair."""
+
+PICTURE = "scheduler.prediction_type=sample"
+
+
+def times(start: float, end: float) -> tuple[str, str]:
+    return f"scheduler.logit_mean={start}", f"scheduler.logit_mean_end={end}"
+
+
+def around(size: int, patch: int, minutes: float = 10) -> dict[str, Recipe]:
+    """What was tuned for the velocity, around the defaults of the picture."""
+    return {
+        f"{size} px, the picture: {name}": sized(
+            size, patch, 256, PICTURE, *overrides, minutes=minutes
+        )
+        for name, overrides in {
+            "times from -1 to 0.6": times(-1, 0.6),
+            "times from -1 to 1.2": times(-1, 1.2),
+            "times from -1.7 to 2": times(-1.7, 2),
+            "times from -1.7 to 0.6": times(-1.7, 0.6),
+            "times from -2.4 to 1.2": times(-2.4, 1.2),
+            "levels as they are": ("scheduler.level_balance=0",),
+            "levels all alike": ("scheduler.level_balance=1",),
+            "rate 2e-3": ("training.learning_rate=2e-3",),
+            "rate 6e-3": ("training.learning_rate=6e-3",),
+        }.items()
+    }
+
+
+TUNED: dict[str, Recipe] = {**around(256, 32), **around(128, 16), **around(512, 64, minutes=15)}
