@@ -60,6 +60,12 @@ def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
 
 
+@pytest.fixture
+def float16_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor passes for one that multiplies float16; it is quick enough for tests."""
+    monkeypatch.setattr(devices, "multiplies_in_hardware", lambda dtype, device: True)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny.yaml and, in outputs/, what `limner train` made of it; only to be read."""

@@ -7,11 +7,13 @@ from typing import Any
 CONTRACT = """
 `data.dataset_name`, `data.dataset_path`, `data.image_size`, `data.num_samples`, `data.train_split`;
 `model.hidden_size`, `num_layers`, `num_heads`, `patch_size`, `in_channels`, `out_channels`,
-`mlp_ratio`, `dropout`;
-`vae.pretrained_model_name`, `vae.use_slicing`; `text_encoder.pretrained_model_name`;
+`attention_head_dim`, `mlp_ratio`, `dropout`, `activation_fn`, `norm_eps`, `attention_bias`;
+`vae.pretrained_model_name`, `vae.use_slicing`, `vae.use_tiling`;
+`text_encoder.pretrained_model_name`, `text_encoder.max_length`;
 `training.output_dir`, `seed`, `batch_size`, `gradient_accumulation_steps`, `learning_rate`,
-`num_epochs`, `save_steps`, `logging_steps`, `mixed_precision`, `max_grad_norm`, `use_ema`,
-`ema_decay`, `num_workers`, `prefetch_factor`, `compile_model`;
+`num_epochs`, `save_steps`, `save_every_n_epochs`, `logging_steps`,
+`mixed_precision`, `max_grad_norm`, `use_ema`, `ema_decay`,
+`num_workers`, `prefetch_factor`, `compile_model`;
 `scheduler.num_train_timesteps`, `beta_start`, `beta_end`, `beta_schedule`, `prediction_type`;
 `optimizer.type`, `weight_decay`, `betas`; `lr_scheduler.type`, `warmup_steps`.
 """
@@ -30,13 +32,19 @@ model:
   patch_size: 4
   in_channels: 3
   out_channels: 3
+  attention_head_dim: 64
   mlp_ratio: 4.0
   dropout: 0.1
+  activation_fn: gelu-approximate
+  norm_eps: 1e-5
+  attention_bias: true
 vae:
   pretrained_model_name: null
   use_slicing: true
+  use_tiling: false
 text_encoder:
   pretrained_model_name: null
+  max_length: 77
 training:
   output_dir: ./outputs
   seed: 42
@@ -45,6 +53,7 @@ training:
   learning_rate: 1e-4
   num_epochs: 100
   save_steps: 1000
+  save_every_n_epochs: 10
   logging_steps: 100
   mixed_precision: no
   max_grad_norm: 1.0

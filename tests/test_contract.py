@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_contract_training
+import test_other_programs
 import torch
 import yaml
 from contract import SHOWN, TUTORIAL, contract_keys, shows
@@ -29,9 +30,10 @@ Build = Callable[..., Config]
 
 
 def test_no_key_of_the_contract_is_without_a_test() -> None:
-    assert test_contract_training.shows is shows  # imported, so that its tests are counted
+    # Imported, so that their tests are counted.
+    assert test_contract_training.shows is test_other_programs.shows is shows
     keys = contract_keys()
-    assert len(keys) == len(set(keys)) == 41
+    assert len(keys) == len(set(keys)) == 48
     assert sorted(SHOWN) == sorted(keys)
     assert set(keys) <= set(known_keys())
     written = [f"{s}.{k}" for s, inner in yaml.safe_load(TUTORIAL).items() for k in inner]
@@ -46,6 +48,7 @@ def test_the_tutorials_file_loads_as_it_is(tmp_path: Path) -> None:
     # YAML reads 1e-4 as words and an unquoted no as false.
     meant["training"] |= {"learning_rate": 1e-4, "mixed_precision": "no"}
     meant["optimizer"]["type"] = "adamw"
+    meant["model"]["norm_eps"] = 1e-5
     for section, keys in meant.items():
         assert {key: loaded[section][key] for key in keys} == keys
 
@@ -66,7 +69,8 @@ def test_the_tutorials_file_trains(
     path.write_text(TUTORIAL, encoding="utf-8")
     smaller = [
         f"data.dataset_path='{folder}'", "data.image_size=8", "model.hidden_size=64",
-        "model.num_layers=1", "model.num_heads=2", "training.num_epochs=1",
+        "model.num_layers=1", "model.num_heads=2", "model.attention_head_dim=32",
+        "training.num_epochs=1",
         "training.num_workers=0", f"training.output_dir='{tmp_path / 'outputs'}'",
         "sampling.num_inference_steps=1",
     ]  # fmt: skip

@@ -158,7 +158,7 @@ def test_num_epochs_are_passes_over_the_training_pictures(
     [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", None)],
 )
 def test_the_network_computes_in_the_precision_asked_for(
-    wanted: str, dtype: torch.dtype | None, tiny_config: Build
+    wanted: str, dtype: torch.dtype | None, tiny_config: Build, float16_here: None
 ) -> None:
     trainer = Trainer(tiny_config(f"training.mixed_precision={wanted}"))
     fast = devices.fast_bfloat16(torch.device("cpu"))

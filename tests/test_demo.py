@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         patch.setattr(demo, "demo_config", small)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
         patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
-        assert main(["demo", "--minutes", "0.1", "--output", str(folder)]) == 0
+        assert main(["demo", "--minutes", "1", "--output", str(folder)]) == 0
     return folder, "\n".join(said)
 
 
@@ -101,7 +102,7 @@ def test_the_figures_cover_the_range_that_is_promised(run: tuple[Path, str]) -> 
     assert results["distance"] == recall.DISTANCE
     assert results["speed"]["matmul_peak_gflops"] == 1000.0
     assert (results["steps"], results["images"]) == (STEPS, 4 * STEPS)
-    assert results["command"] == "limner demo --minutes 0.1"
+    assert results["command"] == "limner demo --minutes 1"
 
 
 def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> None:
@@ -302,6 +303,46 @@ def test_a_perfect_model_gets_full_marks_and_a_blank_one_none(
     said = exam.sentences({"recall": found})
     assert said[0].startswith(f"trained prompts: 100.0% ({found['trained']['count']} of ")
     assert len(said) == 2
+
+
+def test_drawing_ends_in_its_time_and_says_what_it_left_out(
+    run: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(run[0], tmp_path / "demo")
+    config = load_config(folder / "config.yaml")
+    data = open_data(config)
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    draw = perfect(data, lambda prompt, i: False)
+
+    def slowly(self: Any, prompts: list[str], **how: Any) -> list[Image.Image]:
+        nonlocal now
+        now += len(prompts)  # a second each
+        return draw(self, prompts, **how)
+
+    monkeypatch.setattr(ImageGenerator, "generate_batch", slowly)
+    results = exam.examine(folder, config, data, ["a red apple"], seconds=100)
+    assert 95 <= now <= 100
+    drawn = results["drawn"]
+    assert drawn["free"] == [1, 1]
+    assert sum(n for n, _ in drawn.values()) == now
+    for split in ("trained", "held out"):
+        (n, of), found = drawn[split], results["recall"][split]
+        assert found["count"] == n
+        assert n / of == pytest.approx(99 / 335, abs=0.03)  # evenly, of both
+        assert found["at_1"] == 1
+    assert f"draw {drawn['trained'][0]} of 296 trained, " in exam.sentences(results)[0]
+    # Also the pictures that are kept come from all over the set.
+    kept = json.loads((folder / "samples.json").read_text("utf-8"))
+    rows = [row.captions[0] for row in data.trained.rows]
+    places = [rows.index(s["prompt"]) for s in kept if s["split"] == "trained"]
+    assert min(places) < 15
+    assert max(places) > 280
+    # However late it is, something is drawn.
+    now = 0.0
+    results = exam.examine(folder, config, data, seconds=-5)
+    assert now == 16
+    assert "drawn" not in exam.examine(folder, config, data, seconds=1e6)
 
 
 def test_shapes_are_read_back_by_the_checker(

@@ -137,6 +137,7 @@ def losses(folder: Path) -> list[dict[str, Any]]:
     return [event for event in logged(folder) if event["kind"] == "train"]
 
 
+@pytest.mark.usefixtures("float16_here")
 @pytest.mark.parametrize("kind", RUNS)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     kind: str, tiny_config: Callable[..., Config]

@@ -135,6 +135,7 @@ def test_a_log_line_is_the_mean_over_its_steps(tiny_config: Callable[..., Config
         assert [event[name] for event in means] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.usefixtures("float16_here")
 def test_every_line_is_json_even_where_fp16_overflows(tiny_config: Callable[..., Config]) -> None:
     # Nearly clean pictures have the largest losses, where the picture is predicted.
     settings = "scheduler.prediction_type=sample", "scheduler.logit_mean=2"

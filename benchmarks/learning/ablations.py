@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from recipes import Recipe
+from sizes import FITS, TUNED
 
 
 def change(*overrides: str, experiment: str | None = None, minutes: float = 10) -> Recipe:
@@ -194,6 +195,8 @@ ABLATIONS: dict[str, dict[str, Recipe]] = {
             ),
         )
     },
+    "At several sizes: what a patch holds, and the width it goes through": FITS,
+    "At several sizes: what was tuned for the velocity": TUNED,
     "At 1,024 tokens (patches of 2, width 128)": {
         name: change(
             *("model.patch_size=2", "model.hidden_size=128", "model.num_heads=2"),

@@ -16,6 +16,7 @@ from limner.data.pictures import to_pil
 from limner.diffusion.objective import Objective
 from limner.diffusion.path import FlowPath
 from limner.evaluation import recall
+from limner.evaluation.distances.flat_regions import flat_region_std
 from limner.evaluation.distances.kernel_distance import kernel_distance
 from limner.evaluation.features import efficientnet
 from limner.inference.sampling import draw
@@ -45,6 +46,14 @@ def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
     return {
         "trained": recall.summary(recall.ranks(drawn_trained, some, everything)),
         "held_out": recall.summary(recall.ranks(drawn_held_out, places, everything)),
+        "flat_region_std": {
+            name: round(float(flat_region_std(pictures).mean()), 3)
+            for name, pictures in (
+                ("trained", drawn_trained),
+                ("held_out", drawn_held_out),
+                ("real", everything),
+            )
+        },
         "kernel_distance": round(1000 * kernel_distance(seen(drawn_held_out), seen(real)), 3),
         "held_out_error": round(mean(errors["held_out"]), 5),
         "held_out_error_by_level": errors["held_out"],

@@ -34,6 +34,12 @@ HEAD = """\
 | recipe | minutes | steps | trained @1 / @5 | held out @1 / @5 | kernel distance | held-out error |
 |---|---|---|---|---|---|---|
 """
+HEAD_WITH_NOISE = """\
+| recipe | minutes | steps | trained @1 / @5 | held out @1 / @5 | kernel distance | held-out error \
+| noise in flat parts |
+|---|---|---|---|---|---|---|---|
+"""
+"""Where all results have it: those of the first weeks were made before it was measured."""
 FIGURES: tuple[tuple[str, Callable[[Line], float], str], ...] = (
     ("held-out recall at 5", lambda line: line["held_out"]["at_5"], "recall"),
     ("kernel distance x 1000", lambda line: line["kernel_distance"], "distance"),
@@ -46,7 +52,7 @@ def write(lines: Iterable[Line], folder: Path, documents: Iterable[Path] = ()) -
     for line in lines:
         groups[line["recipe"], line["minutes"], line["weights"]].append(line)
     tables = {
-        title: HEAD + rows(groups, recipes)
+        title: table(groups, recipes)
         for title, recipes in TABLES.items()
         if any(name not in ABLATIONS[""] for name, _, _ in groups if name in recipes)
     }
@@ -65,21 +71,23 @@ def write(lines: Iterable[Line], folder: Path, documents: Iterable[Path] = ()) -
 def with_tables(text: str, tables: dict[str, str]) -> str:
     """A document with today's table after each of its `<!-- table: title -->`."""
 
-    def table(found: re.Match[str]) -> str:
+    def found_table(found: re.Match[str]) -> str:
         return f"{found[1]}\n{tables[found[2]]}"
 
-    return re.sub(r"(<!-- table: (.*?) -->)\n(?:\|.*\n)*", table, text)
+    return re.sub(r"(<!-- table: (.*?) -->)\n(?:\|.*\n)*", found_table, text)
 
 
-def rows(groups: dict[Key, list[Line]], names: Iterable[str]) -> str:
+def table(groups: dict[Key, list[Line]], names: Iterable[str]) -> str:
     wanted = list(names)
     keys = sorted(
         (key for key in groups if key[0] in wanted), key=lambda k: (wanted.index(k[0]), k)
     )
-    return "".join(row(key, groups[key]) for key in keys)
+    noise = all("flat_region_std" in line for key in keys for line in groups[key])
+    head = HEAD_WITH_NOISE if noise else HEAD
+    return head + "".join(row(key, groups[key], noise) for key in keys)
 
 
-def row(key: Key, lines: list[Line]) -> str:
+def row(key: Key, lines: list[Line], noise: bool) -> str:
     name, minutes, weights = key
     name += ", last weights" if weights == "last" else ""
     seeds = f" ({len(lines)} seeds)" if len(lines) > 1 else ""
@@ -97,6 +105,8 @@ def row(key: Key, lines: list[Line]) -> str:
         middle([line["kernel_distance"] for line in lines], ".0f"),
         middle([line["held_out_error"] for line in lines], ".3f"),
     ]
+    if noise:
+        cells.append(middle([line["flat_region_std"]["held_out"] for line in lines], ".1f"))
     return "| " + " | ".join(cells) + " |\n"
 
 

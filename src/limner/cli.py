@@ -34,10 +34,12 @@ from limner.commands import (
 from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples
 from limner.errors import LimnerError
+from limner.threads import share_the_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What people did wrong is said without a traceback."""
+    share_the_machine()  # before anything imports torch
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Prompts may hold letters that the code page of a Windows console does not have.
@@ -50,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if near := nearest_command(parser, words[0]):
         parser.error(f"there is no command {words[0]!r}; {near!r} is the nearest")
     options, rest = parser.parse_known_args(words)
+    if options.takes_words and "--" in words:  # what follows is words, whatever it begins with
+        end = words.index("--")
+        options, rest = parser.parse_known_args(words[:end])
+        if not any(word.startswith("-") for word in rest):
+            rest, words = [], [*rest, *words[end + 1 :]]
+            getattr(options, options.takes_words).extend(words)
     if options.no_color:
         os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
     logging.basicConfig(

@@ -108,7 +108,10 @@ def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
         ) from stopped
     command = f"limner demo --minutes {minutes:g}"
     print("Drawing every prompt once, trained and held out, and measuring ...", flush=True)
-    results = examine(folder, trainer.config, trainer.data, FREE_PROMPTS, command=command)
+    left = 0.9 * (60 * minutes - (time.perf_counter() - begin))  # the rest is for measuring
+    results = examine(
+        folder, trainer.config, trainer.data, FREE_PROMPTS, command=command, seconds=left
+    )
     print()
     for sentence in sentences(results):
         print(sentence)

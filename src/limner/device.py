@@ -47,6 +47,11 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def describe_hardware(device: torch.device) -> str:
+    """What computes, without how many of it: "NVIDIA T4", "this processor"."""
+    return "this processor" if device.type == "cpu" else describe(device)
+
+
 def describe(device: torch.device) -> str:
     """A name for people, such as "NVIDIA H100" or "x86_64 processor, 2 threads"."""
     if device.type == "cuda":
@@ -57,10 +62,45 @@ def describe(device: torch.device) -> str:
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """What the network is computed in; weights, their average, and sums stay float32."""
+    """What the network is computed in; weights, their average, and sums stay float32.
+
+    Args:
+        wanted: a value of `training.mixed_precision`. What the device does not multiply in hardware
+            is replaced by the best that it does; `precision_note` says so.
+    """
     if wanted == "auto":
-        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
+        return best_precision(device)
+    asked = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[wanted]
+    return usable_precision(asked, device)
+
+
+def usable_precision(asked: torch.dtype, device: torch.device) -> torch.dtype:
+    """A precision that was asked for, or the best one of a device that would emulate it."""
+    return asked if multiplies_in_hardware(asked, device) else best_precision(device)
+
+
+def best_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+
+
+def precision_note(asked: torch.dtype | str, device: torch.device, key: str) -> str | None:
+    """What is computed in instead of the precision that was asked for; None if it is that one.
+
+    Args:
+        asked: a dtype, or a value of `training.mixed_precision`.
+        key: that asked for it, for the sentence.
+    """
+    if isinstance(asked, str):
+        if asked in ("auto", "no"):
+            return None
+        asked = torch.float16 if asked == "fp16" else torch.bfloat16
+    if (used := usable_precision(asked, device)) == asked:
+        return None
+    return (
+        f"{key}: {describe_hardware(device)} does not multiply {name_of(asked)} in hardware and "
+        f"would be many times slower; computing in {name_of(used)}"
+    )
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -75,13 +115,29 @@ def part_precision(dtype: torch.dtype) -> torch.dtype:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware."""
+    """Whether the device multiplies bfloat16 matrices in hardware, faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return _processor_has("avx512_bf16", "amx_bf16")
     return False
+
+
+def multiplies_in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether matrices of this precision are multiplied in hardware, and not emulated: float16 on a
+    processor that lacks it takes 100 to 400 times as long as float32."""
+    if dtype == torch.float32:
+        return True
+    if dtype == torch.bfloat16:
+        # Apple's GPUs have it, though `auto` does not take it there; so have newer Arm processors.
+        arm = device.type == "cpu" and _processor_has("bf16", "sve_bf16")
+        return fast_bfloat16(device) or arm or device.type == "mps"
+    return device.type != "cpu" or _processor_has("avx512_fp16", "amx_fp16")
+
+
+def _processor_has(*features: str) -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(feature) for feature in features)
 
 
 def keep_freed_memory() -> None:
@@ -149,17 +205,28 @@ def allow_shapes(count: int) -> None:
     torch._dynamo.config.recompile_limit = max(limit, 2 * count)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The best rate of a square matrix product here and now, FLOP/s; takes about half a second."""
-    side = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(side, side, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(6):
-        with synchronised(device):
-            start = time.perf_counter()
-            a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """The best rate of a square matrix product here and now, FLOP/s.
+
+    Small products first; larger ones, which reach more, as long as there is time for six of them.
+
+    Args:
+        seconds: it takes about so long at most, on any device and in any precision.
+    """
+    largest = 8192 if device.type == "cuda" else 2048
+    began, best, side = time.perf_counter(), 0.0, 128
+    while side <= largest:
+        a = torch.randn(side, side, device=device).to(dtype)
+        left = seconds - (time.perf_counter() - began)
+        if best and 6 * 2 * side**3 / best > left:
+            break
+        for _ in range(6):
+            with synchronised(device):
+                start = time.perf_counter()
+                a @ a
+            best = max(best, 2 * side**3 / (time.perf_counter() - start))
+        side *= 2
+    return best
 
 
 @contextlib.contextmanager

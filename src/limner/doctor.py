@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from limner.config import Config
+from limner.config.notes import notes
 from limner.errors import LimnerError
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -234,26 +235,18 @@ def _numbers(version: str) -> tuple[int, int]:
 def precision(config: Config) -> Iterator[Finding]:
     import torch
 
-    from limner.device import choose_device, fast_bfloat16, why_not_compile
+    from limner.device import choose_device, fast_bfloat16, precision_note, why_not_compile
 
     try:
         found = choose_device(config.training.device)
     except LimnerError:
         found = torch.device("cpu")
-    fast, wanted = fast_bfloat16(found), config.training.mixed_precision
-    if wanted == "fp16" and found.type == "cpu":
-        yield Finding(
-            "precision", "warn", "fp16 is slow on a processor", "set training.mixed_precision=auto"
-        )
-    elif wanted == "bf16" and not fast:
-        yield Finding(
-            "precision",
-            "warn",
-            f"bf16 is not in this {found.type}'s hardware: it works, slower than float32",
-            "set training.mixed_precision=auto",
-        )
+    wanted = config.training.mixed_precision
+    if note := precision_note(wanted, found, "training.mixed_precision"):
+        yield Finding("precision", "warn", note, "set training.mixed_precision=auto")
     else:
-        yield Finding("precision", "pass", "bf16 in hardware" if fast else "float32")
+        has_it = fast_bfloat16(found)
+        yield Finding("precision", "pass", "bf16 in hardware" if has_it else "float32")
     reason = why_not_compile(found)
     needed = {
         "Windows": "install Visual Studio's C++ build tools",
@@ -330,6 +323,12 @@ def write_speed(folder: Path, size: int = 2**25) -> float:
 
 
 # The run
+
+
+def configuration(config: Config) -> Iterator[Finding]:
+    """What a run of it would do differently than its keys say."""
+    for note in notes(config):
+        yield Finding("config", "warn", note)
 
 
 def data(config: Config) -> Iterator[Finding]:
@@ -420,6 +419,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     precision,
     memory,
     disk,
+    configuration,
     data,
     pretrained,
 )

@@ -39,6 +39,7 @@ def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> 
     return trainer
 
 
+@pytest.mark.usefixtures("float16_here")
 @pytest.mark.parametrize("how", ["nan", "inf", "gradient", "loss alone"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_an_update_that_is_no_number_is_left_out_and_counted(

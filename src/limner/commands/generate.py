@@ -66,24 +66,23 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from PIL import Image
-
     from limner.config import load_config
     from limner.config.types import SEEDS
     from limner.debug import log_shapes
+    from limner.device import in_parts_that_fit
     from limner.inference.generator import ImageGenerator
-    from limner.inference.saving import save_picture
+    from limner.inference.saving import check_savable, save_all
 
-    checkpoint = options.checkpoint or options.where
-    prompts = [*options.what, *([options.prompt] if options.prompt is not None else [])]
-    if options.checkpoint and options.where is not None:
-        prompts.insert(0, options.where)  # the only words without a flag are the prompt's
+    words = [*([options.where] if options.where is not None else []), *options.what]
+    if not options.checkpoint and words:
+        options.checkpoint = words.pop(0)  # with the flag, all words without one are prompts
+    checkpoint = options.checkpoint
+    prompts = [*words, *([options.prompt] if options.prompt is not None else [])]
     if checkpoint is None or not prompts:
         raise LimnerError('a checkpoint and a prompt, please: limner generate outputs/demo "a cat"')
     path: Path = options.output
-    if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
-        raise LimnerError(f"--output {path} is no name of a picture file, such as apple.png")
     check(options, prompts)
+    check_savable(path, options.height, options.width)
     generator = ImageGenerator(
         checkpoint,
         options.scheduler_type,
@@ -106,15 +105,17 @@ def run(options: argparse.Namespace) -> None:
     else:
         each = [p for p in prompts for _ in range(options.num_images)]
         seeds = [(options.seed + i) % SEEDS for i in range(options.num_images)] * len(prompts)
-        pictures = generator.generate_batch(each, seeds=seeds, **settings)
+        pictures = in_parts_that_fit(
+            16,
+            lambda size: generator.generate_batch(each, seeds=seeds, batch_size=size, **settings),
+        )
         labels = each
         if options.num_images > 1:
             labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
-        numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
-        save_picture(picture, numbered)
-        print(numbered)
+    count = len(pictures)
+    paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
+    for written in save_all(pictures, paths):
+        print(written)
     if options.sheet:
         print(save_sheet(path, pictures, labels))
 

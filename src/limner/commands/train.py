@@ -30,7 +30,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
-    from limner.evaluation.exam import examine, sentences
+    from limner.evaluation.exam import drawing_time, examine, sentences
     from limner.training.resume import resume_config
     from limner.training.trainer import Trainer
 
@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
     trainer.train()
     trainer.accelerator.end_training()
     if trainer.accelerator.is_main_process:
-        for sentence in sentences(examine(trainer.folder, config, trainer.data)):
+        seconds = drawing_time(trainer.state.seconds)
+        results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=print)
+        for sentence in sentences(results):
             print(sentence)
         print(f"see {trainer.folder / 'report.html'}")

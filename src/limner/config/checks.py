@@ -70,6 +70,13 @@ def _adapter_problems(config: Config) -> Iterator[str]:
 
 def _model_problems(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
+    head_dim = model.attention_head_dim
+    if head_dim is not None and head_dim * model.num_heads != model.hidden_size:
+        yield (
+            f"model.attention_head_dim: {model.num_heads} heads (model.num_heads) of {head_dim} "
+            f"are {model.num_heads * head_dim} wide, and model.hidden_size is "
+            f"{model.hidden_size}; leave one of the three out, it follows from the others"
+        )
     if model.hidden_size % model.num_heads:
         fits = [h for h in range(1, model.hidden_size + 1) if model.hidden_size % h == 0]
         near = sorted(fits, key=lambda h: abs(h - model.num_heads))[:2]

@@ -7,8 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from limner.config.model import ModelConfig
+
 if TYPE_CHECKING:
-    from limner.config import Config, ModelConfig
+    from limner.config import Config
+
+
+DEFAULT_WIDTH: int = ModelConfig.model_fields["hidden_size"].default
+
+
+def fill_head_sizes(model: Any) -> None:
+    """What follows from `attention_head_dim`, where it is given: the width from the heads, or else
+    the heads from the width; in the section as read, where only what was given is there."""
+    if not isinstance(model, dict) or not isinstance(model.get("attention_head_dim"), int):
+        return
+    dim, heads = model["attention_head_dim"], model.get("num_heads")
+    width = model.get("hidden_size", DEFAULT_WIDTH)
+    if heads is None and isinstance(width, int) and dim > 0 and width % dim == 0:
+        model["num_heads"] = width // dim
+    elif isinstance(heads, int) and "hidden_size" not in model:
+        model["hidden_size"] = heads * dim
 
 
 def resolve(config: Config) -> Config:
@@ -21,8 +39,6 @@ def resolve(config: Config) -> Config:
         )
         scheduler = changed(scheduler, objective="diffusion" if classic else "flow_matching")
     flow = scheduler.objective == "flow_matching"
-    if scheduler.prediction_type is None:
-        scheduler = changed(scheduler, prediction_type="velocity" if flow else "epsilon")
     if flow and scheduler.logit_mean_end is None:
         mean = scheduler.logit_mean
         scheduler = changed(scheduler, logit_mean_end=2.0 if mean is None else mean)
@@ -43,6 +59,8 @@ def resolve(config: Config) -> Config:
     if text.pretrained_model_name is None and text.max_length is None:
         text = changed(text, max_length=32)
     training, optimizer = config.training, config.optimizer
+    if training.save_steps is None and training.save_every_n_epochs is None:
+        training = changed(training, save_steps=1000)
     if config.lora.rank is not None and "type" not in optimizer.model_fields_set:
         optimizer = changed(optimizer, type="adamw")
     if training.learning_rate is None:
@@ -58,20 +76,59 @@ def resolve(config: Config) -> Config:
         }
     )
     if config.vae.pretrained_model_name is None:
-        return changed(config, model=fit_model(config, channels=3, downsampling=1))
+        return fit_to_pictures(config, channels=3, downsampling=1)
     return config
 
 
-def fit_model(config: Config, channels: int, downsampling: int) -> ModelConfig:
-    model = config.model
+def fit_to_pictures(config: Config, channels: int, downsampling: int) -> Config:
+    """Choose what follows from the pictures or latents that the model sees: how it takes them,
+    and what it predicts of them.
+
+    Args:
+        channels, downsampling: of the autoencoder's latents; 3 and 1 in pixel space.
+    """
+    model, scheduler = config.model, config.scheduler
     side = config.data.image_size // downsampling
     in_channels = model.in_channels or channels
-    return changed(
+    model = changed(
         model,
         patch_size=model.patch_size or max(1, side // 16),
         in_channels=in_channels,
         out_channels=model.out_channels or in_channels,
     )
+    if scheduler.prediction_type is None:
+        noise = "velocity" if scheduler.objective == "flow_matching" else "epsilon"
+        scheduler = changed(scheduler, prediction_type=noise if noise_fits(model) else "sample")
+    return changed(config, model=model, scheduler=scheduler)
+
+
+ROOM_FOR_NOISE = 0.75
+"""Numbers of a patch over the width of the model, up to which noise is predicted; above that, the
+picture (benchmarks/learning/sizes.py)."""
+
+
+def patch_numbers(model: ModelConfig) -> int:
+    """Numbers of one patch: what one token stands for."""
+    return (model.in_channels or 3) * (model.patch_size or 1) ** 2
+
+
+def noise_floor(config: Config) -> float:
+    """The squared error per number, at almost no noise, that a prediction which contains the noise
+    has at least: the share of a patch's directions that the width has no room for; 0: none."""
+    model = config.model
+    if config.scheduler.prediction_type == "sample":
+        return 0.0
+    return max(0.0, 1.0 - model.hidden_size / patch_numbers(model))
+
+
+def noise_fits(model: ModelConfig) -> bool:
+    """Whether the noise of a patch passes through the width of the model with room to spare.
+
+    A velocity, v, or epsilon contains the noise, of which every number is independent of all
+    others: what is wider than the model cannot be put out again, and stays in the pictures. A
+    picture can: its pixels hang together (JiT, Li & He 2025, arXiv 2511.13720).
+    """
+    return patch_numbers(model) <= ROOM_FOR_NOISE * model.hidden_size
 
 
 def changed(section: Any, **values: Any) -> Any:

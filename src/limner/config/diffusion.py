@@ -30,7 +30,9 @@ class SchedulerConfig(Section):
         Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(lower)]
         | None
     ) = None
-    """What the network predicts. None: `velocity` (flow matching) or `epsilon` (diffusion)."""
+    """What the network predicts. None: `velocity` (flow matching) or `epsilon` (diffusion), which
+    contain the noise, where a patch holds at most 3/4 as many numbers as the model is wide; else
+    `sample`, the picture, for noise does not pass through less than its own width."""
     beta_start: Beta | None = None
     """Variance of the noise that the first timestep adds."""
     beta_end: Beta | None = None

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from limner.config.checks import misfits, problems
-from limner.config.choices import changed, fit_model, resolve
+from limner.config.choices import changed, fill_head_sizes, fit_to_pictures, resolve
 from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.errors import explain, sentence
@@ -65,6 +65,7 @@ def load_config(
         _override(values, text)
     if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
         inherit(values, load_config)
+    fill_head_sizes(values.get("model"))
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -81,6 +82,10 @@ def load_config(
     if found := list(problems(config)):
         raise LimnerError(explain(where, found))
     return config
+
+
+OTHER_NAME = "dit"
+"""What other programs for Diffusion Transformers call the section `model`."""
 
 
 def known_keys() -> list[str]:
@@ -113,9 +118,21 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
 
 def _sections(values: dict[Any, Any]) -> dict[Any, Any]:
     """A copy to override. A section whose keys are all commented out is None in YAML: it is {}."""
-    return {
+    sections = {
         k: dict(v) if isinstance(v, dict) else {} if v is None else v for k, v in values.items()
     }
+    if isinstance(other := sections.get(OTHER_NAME), dict):
+        model = sections.setdefault("model", {})
+        if not isinstance(model, dict):
+            return sections  # what is wrong with it is said when all keys are validated
+        for key in sorted(other.keys() & model.keys(), key=str):
+            if other[key] != model[key]:
+                raise LimnerError(
+                    f"{OTHER_NAME}.{key} is {other[key]!r} and model.{key} is {model[key]!r}, and "
+                    f"`{OTHER_NAME}` is another name of the section `model`; keep one of them"
+                )
+        sections["model"] = {**sections.pop(OTHER_NAME), **model}
+    return sections
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -123,6 +140,7 @@ def _override(values: dict[str, Any], text: str) -> None:
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and name):
         raise LimnerError(f"'{text}' is not an override: write section.key=value")
+    section = "model" if section == OTHER_NAME else section
     if not isinstance(values.get(section), dict):
         values[section] = {}
     try:
@@ -149,9 +167,9 @@ def complete(
     Raises:
         LimnerError: naming each key that does not fit the parts.
     """
+    config = fit_to_pictures(config, channels, downsampling)
     config = config.model_copy(
         update={
-            "model": fit_model(config, channels, downsampling),
             "vae": changed(config.vae, fingerprint=vae_fingerprint),
             "text_encoder": changed(
                 config.text_encoder,

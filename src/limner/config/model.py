@@ -8,6 +8,12 @@ from pydantic import BeforeValidator, Field
 
 from limner.config.types import BelowOne, NonNegative, Positive, PositiveInt, Section, Whole, lower
 
+ActivationFunction = Literal[
+    "gelu", "gelu-approximate", "gelu_new", "geglu", "geglu-approximate",
+    "swiglu", "silu", "swish", "relu",
+]  # fmt: skip
+"""As diffusers and transformers name them."""
+
 
 class ModelConfig(Section):
     architecture: Annotated[Literal["modern", "dit"], BeforeValidator(lower)] = "modern"
@@ -19,6 +25,9 @@ class ModelConfig(Section):
     """Transformer blocks."""
     num_heads: PositiveInt = 6
     """Attention heads; they divide `hidden_size` between them."""
+    attention_head_dim: PositiveInt | None = None
+    """Width of a head, for configurations that say it: `hidden_size` over `num_heads`. Given with
+    one of the two, it decides the other."""
     patch_size: PositiveInt | None = None
     """Side of a patch in pixels (or latents); None: the one that gives 16 x 16 tokens."""
     in_channels: PositiveInt | None = None
@@ -29,6 +38,13 @@ class ModelConfig(Section):
     """Width of the feed-forward part over `hidden_size` (SwiGLU takes 2/3 of it: equal cost)."""
     dropout: BelowOne = 0.0
     """Dropout after attention and feed-forward; helps when pictures are few and passes many."""
+    activation_fn: ActivationFunction | None = None
+    """Accepted from configurations that name it, with a note where the architecture has another:
+    `modern` is built with `swiglu`, `dit` with `gelu-approximate`."""
+    norm_eps: Positive | None = None
+    """Accepted likewise: both architectures have 1e-6."""
+    attention_bias: bool | None = None
+    """Accepted likewise: `dit` has biases in its attention, `modern` has none."""
 
 
 class VaeConfig(Section):

@@ -63,8 +63,12 @@ class TrainingConfig(Section):
     resume: Annotated[Literal["auto", "no"], BeforeValidator(yaml_no)] = "auto"
     """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
     that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""
-    save_steps: PositiveInt = 1000
-    """A checkpoint every so many updates, and at the end."""
+    save_steps: PositiveInt | None = None
+    """A checkpoint every so many updates, and at the end. None: 1000, or at the end of epochs only
+    where `save_every_n_epochs` is set."""
+    save_every_n_epochs: PositiveInt | None = None
+    """A checkpoint whenever so many epochs are complete, besides those of `save_steps` if that is
+    set, too."""
     checkpoints_total_limit: PositiveInt | None = 3
     """Older checkpoints beyond this many are deleted after a new one is safe; None: keep all."""
     keep_best: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from limner.training.heldout import spread
 
 AT_ONCE = 64
 """Pictures drawn together at most; fewer where memory does not suffice."""
+FEW = 16
+"""Pictures that are drawn however short the time is."""
 
 
 @dataclass
@@ -74,15 +77,24 @@ def draw(
     generator: ImageGenerator,
     drawings: Sequence[Drawing],
     progress: Callable[[int, int], None] | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Fill in the pictures, in smaller parts where memory runs out.
 
     Args:
         progress: is told the pictures done and the pictures there are.
+        seconds: what would not be done by then is left out, and its `picture` stays None; the first
+            `FEW` are drawn in any case. None: all are drawn.
     """
-    size = AT_ONCE
-    for first in range(0, len(drawings), AT_ONCE):
-        some = drawings[first : first + AT_ONCE]
+    began, drawn, size = time.monotonic(), 0, AT_ONCE
+    while drawn < len(drawings):
+        room = AT_ONCE
+        if seconds is not None:
+            took = time.monotonic() - began
+            room = min(room, int((seconds - took) * drawn / max(took, 1e-6))) if drawn else FEW
+            if room < 1:
+                return
+        some = drawings[drawn : drawn + room]
         prompts, seeds = [d.prompt for d in some], [d.seed for d in some]
 
         def in_parts(
@@ -94,8 +106,19 @@ def draw(
         size, pictures = in_parts_that_fit(size, in_parts)
         for drawing, picture in zip(some, pictures, strict=True):
             drawing.picture = picture
+        drawn += len(some)
         if progress is not None:
-            progress(first + len(some), len(drawings))
+            progress(drawn, len(drawings))
+
+
+def in_any_number(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """In an order of which each beginning is evenly spread over the whole (van der Corput's)."""
+    bits = max(1, (len(drawings) - 1).bit_length())
+
+    def reversed_bits(place: int) -> int:
+        return int(f"{place:0{bits}b}"[::-1], 2)
+
+    return [drawings[i] for i in sorted(range(len(drawings)), key=reversed_bits)]
 
 
 def as_tensor(drawings: Sequence[Drawing]) -> Tensor:

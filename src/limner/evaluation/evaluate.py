@@ -34,6 +34,8 @@ from limner.evaluation.plan import Plan, plan_of
 from limner.evaluation.protocol import protocol
 from limner.evaluation.reference import Reference, open_reference
 from limner.evaluation.settings import evaluation_config
+from limner.evaluation.speckle import in_words as speckle_in_words
+from limner.evaluation.speckle import measure_speckle
 from limner.evaluation.waiting import Say, telling
 from limner.inference.generator import ImageGenerator
 from limner.inference.settings import in_words
@@ -124,6 +126,9 @@ def evaluate(
     draw(generator, plan.every, telling(say, "pictures drawn"))
 
     answers = ask(plan, data, events)
+    speckle = measure_speckle(plan.asked, data)
+    if speckle is not None and speckle["visible"]:
+        events.append(speckle_in_words(speckle))
     prompts = [d.prompt for d in plan.measured]
     metrics = list[dict[str, Any]]()
     pictures = as_tensor(plan.measured)
@@ -164,6 +169,7 @@ def evaluate(
         "device": describe(place),
         "held_out_loss": loss,
         **answers,
+        "flat_region_std": speckle,
         "metrics": metrics,
         "memorisation": memorisation,
         "refused": [{"key": key, "reason": reason} for key, reason in refused.items()],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from limner.evaluation.speckle import in_words as speckle_in_words
+
 
 def sentences(results: dict[str, Any]) -> list[str]:
     """One line each; what of it should be known beside it is in the page and the file."""
@@ -37,6 +39,9 @@ def sentences(results: dict[str, Any]) -> list[str]:
             if floor["counts"] != record["counts"]:
                 beside += f" of {floor['counts'][0]:,} and {floor['counts'][1]:,}"
         said.append(f"{record['name']}: {figure(record)} ({counts}{beside})")
+    speckle = results.get("flat_region_std")
+    if speckle and not speckle["visible"]:  # else it is among the events
+        said.append(speckle_in_words(speckle))
     if copied := results["memorisation"]:
         said.append(copied["verdict"])
     return said + list(results["events"])

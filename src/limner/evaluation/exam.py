@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from limner.data.sources import Data
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
 from limner.evaluation.answers import SPLITS, check_drawings, rank_drawings
-from limner.evaluation.drawings import Drawing, draw, of_captions, show_truth
+from limner.evaluation.drawings import (
+    FEW,
+    Drawing,
+    draw,
+    in_any_number,
+    of_captions,
+    show_truth,
+)
+from limner.evaluation.speckle import in_words, measure_speckle
+from limner.evaluation.waiting import telling
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.pages.report import write_report
@@ -45,12 +55,17 @@ def examine(
     most: int = 400,
     shown: int = 48,
     command: str | None = None,
+    seconds: float | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Draw up to `most` trained and `most` held-out captions and the free prompts; measure; report.
 
     Args:
         run_folder: whose newest checkpoint draws, with its own sampling settings.
         shown: how many of each split are kept as pictures (spread evenly).
+        seconds: that drawing may take: of more prompts than fit an even choice is drawn, and the
+            results say so.
+        say: takes lines for people, while it takes long.
 
     Returns:
         What results.json holds.
@@ -64,18 +79,35 @@ def examine(
         *of_captions(data.held_out, "held out", most),
         *(Drawing(prompt, seed, "free") for seed, prompt in enumerate(free_prompts)),
     ]
-    draw(generator, drawings)
+    progress = telling(say, "pictures drawn") if say else None
+    if seconds is None:
+        draw(generator, drawings, progress)
+    else:
+        free = [d for d in drawings if d.split == "free"]
+        known = in_any_number([d for d in drawings if d.split != "free"])
+        draw(generator, [*known[:FEW], *free, *known[FEW:]], progress, seconds)
+    wanted = Counter(d.split for d in drawings)
+    drawings = [d for d in drawings if d.picture is not None]
 
     results = _about(run_folder, config, data, generator)
+    drawn = Counter(d.split for d in drawings)
+    if drawn != wanted:
+        results["drawn"] = {split: [drawn[split], count] for split, count in wanted.items()}
     if data.set.name == "emoji":
         results |= _measure_recall(drawings, data)
     elif data.set.name == "shapes":
         results["checker"] = check_drawings(drawings)
+    results["flat_region_std"] = measure_speckle(drawings, data)
     results["command"] = command
     chosen = _spread_over_splits(drawings, shown)
     show_truth(chosen, data)
     _write(run_folder, results, chosen)
     return results
+
+
+def drawing_time(training_seconds: float) -> float:
+    """Seconds that drawing may take after a run of so many: an eighth, and a minute at least."""
+    return max(60.0, training_seconds / 8)
 
 
 def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
@@ -165,6 +197,9 @@ def _write_json(path: Path, value: Any) -> None:
 def sentences(results: dict[str, Any]) -> list[str]:
     """The measured figures in words, one line each."""
     said = []
+    if drawn := results.get("drawn"):
+        parts = ", ".join(f"{n} of {of} {split}" for split, (n, of) in drawn.items())
+        said.append(f"the time sufficed to draw {parts} prompts; limner report draws them all")
     for split, found in results.get("recall", {}).items():
         right = round(found["at_1"] * found["count"])
         said.append(
@@ -177,4 +212,6 @@ def sentences(results: dict[str, Any]) -> list[str]:
             f"{split} prompts: {found['all_right']:.1%} of {found['count']} drawn fully right "
             f"({parts})"
         )
+    if speckle := results.get("flat_region_std"):
+        said.append(in_words(speckle))
     return said

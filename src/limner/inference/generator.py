@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,15 @@ from limner.checkpoint import check_same_model
 from limner.config import Config
 from limner.data.buckets import ratio_of, size_for
 from limner.data.pictures import to_pil
-from limner.device import choose_device, name_of, part_precision, why_not_compile
+from limner.device import (
+    choose_device,
+    is_out_of_memory,
+    name_of,
+    part_precision,
+    precision_note,
+    usable_precision,
+    why_not_compile,
+)
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.inference.guide import open_guide
@@ -22,6 +31,7 @@ from limner.inference.sampling import Guide, Progress, draw, ready
 from limner.inference.saving import remember
 from limner.inference.settings import sampling_settings
 from limner.inference.variations import Picture, Start, Towards, fitted
+from limner.messages import shorten
 from limner.models.parts import moved, open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
@@ -30,6 +40,10 @@ from limner.weights_file import open_for_drawing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USUAL_STRENGTH = 0.6
+MOST_TOKENS = 2**16
+"""Patches of a picture, at most: 256 x 256 of them, where models are trained on about 16 x 16."""
+
+log = logging.getLogger("limner")
 
 
 class ImageGenerator:
@@ -75,7 +89,9 @@ class ImageGenerator:
         self.device = choose_device(str(device or "auto"))
         if dtype not in DTYPES:
             raise LimnerError(f"dtype {dtype!r} is not known; take one of {', '.join(DTYPES)}")
-        self.dtype = DTYPES[dtype]
+        self.dtype = usable_precision(DTYPES[dtype], self.device)
+        if note := precision_note(DTYPES[dtype], self.device, f"dtype {dtype}"):
+            log.warning(note)
         self.objective = build_objective(self.config)
         part_dtype = part_precision(self.dtype)
         self.words: CaptionTokenizer | PretrainedText
@@ -158,6 +174,7 @@ class ImageGenerator:
         Raises:
             LimnerError: a setting, size, or picture that cannot be used, or too few seeds.
         """
+        self._check_prompts([*prompts, *([negative_prompt] if negative_prompt else [])])
         size = self.config.data.image_size
         if aspect_ratio is not None:
             if height is not None or width is not None:
@@ -167,6 +184,13 @@ class ImageGenerator:
             self._check_size("height", size if height is None else height),
             self._check_size("width", size if width is None else width),
         )
+        tokens = height * width // (self.space.downsampling * self.patch) ** 2
+        if tokens > MOST_TOKENS:
+            raise LimnerError(
+                f"{width} x {height} pixels are {tokens:,} patches of the model, which was "
+                f"trained on pictures of {size} x {size}; it draws at most {MOST_TOKENS:,}: take "
+                "fewer pixels"
+            )
         sampling = sampling_settings(
             self.config.model_copy(update={"sampling": self.sampling}),
             num_inference_steps=num_inference_steps,
@@ -185,23 +209,31 @@ class ImageGenerator:
             towards = towards and towards.with_more(missing)
         for first in range(0, len(prompts), at_once):
             some = slice(first, first + at_once)
-            drawn = draw(
-                self.model,
-                self.objective,
-                self.words,
-                prompts[some],
-                each[some],
-                sampling,
-                height // self.space.downsampling,
-                width // self.space.downsampling,
-                self.dtype,
-                negative_prompt=negative_prompt,
-                guide=self.guide,
-                start=start,
-                towards=towards and towards.rows(some),
-                progress=progress,
-            )
-            pictures += to_pil(self.space.decode(drawn[: wanted - first]))
+            try:
+                drawn = draw(
+                    self.model,
+                    self.objective,
+                    self.words,
+                    prompts[some],
+                    each[some],
+                    sampling,
+                    height // self.space.downsampling,
+                    width // self.space.downsampling,
+                    self.dtype,
+                    negative_prompt=negative_prompt,
+                    guide=self.guide,
+                    start=start,
+                    towards=towards and towards.rows(some),
+                    progress=progress,
+                )
+                pictures += to_pil(self.space.decode(drawn[: wanted - first]))
+            except Exception as error:
+                if at_once > 1 or not is_out_of_memory(error):
+                    raise
+                raise LimnerError(
+                    f"memory does not suffice for a picture of {width} x {height} pixels; take "
+                    "fewer pixels"
+                ) from error
         how = {
             "model_step": self.step,
             "negative_prompt": negative_prompt,
@@ -271,6 +303,23 @@ class ImageGenerator:
         return self.generate_batch(
             [prompt] * count, seeds=[seed] * count, towards=towards, **others
         )
+
+    def _check_prompts(self, prompts: Sequence[str]) -> None:
+        """Before anything is drawn. Raises LimnerError for what is no text; says what is cut."""
+        for prompt in dict.fromkeys(prompts):
+            try:
+                prompt.encode("utf-8")
+            except UnicodeEncodeError:
+                raise LimnerError(
+                    f"the prompt {ascii(prompt)[:80]} holds bytes that are no UTF-8; type it in a "
+                    "terminal, or keep it in a file, that is UTF-8"
+                ) from None
+            length, most = self.words.length(prompt), self.words.max_length
+            if length > most:
+                log.warning(
+                    "the model reads %d tokens of a prompt, and this one has %d: its end is cut "
+                    "(%s)", most, length, shorten(prompt)
+                )  # fmt: skip
 
     def _start(
         self, picture: Picture | None, strength: float | None, height: int, width: int

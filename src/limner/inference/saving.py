@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from limner import __version__
+from limner.errors import LimnerError
 
 KEY = "limner"
 """Of `picture.info`, and of the text in a PNG: prompt, seed, and settings as JSON."""
@@ -29,6 +34,71 @@ def how_drawn(picture: Image.Image) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def check_savable(path: Path, height: int | None = None, width: int | None = None) -> None:
+    """Before anything is drawn: whether pictures can be written under this name.
+
+    Args:
+        height, width: pixels, where they are known.
+
+    Raises:
+        LimnerError: no file of this name, in this place, or of this kind and size can be written.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    is_folder = os.path.isdir(path)  # also of names that no file could have
+    if is_folder or kind is None or kind not in Image.SAVE:
+        why = f"Pillow reads {path.suffix} files and writes none" if kind else "it is no file name"
+        if is_folder:
+            why = "it is a folder"
+        raise LimnerError(f"--output {path} cannot be a picture ({why}); take apple.png, say")
+    try:
+        for size in ((width or 1, 1), (1, height or 1)):  # what kinds of files limit is a side
+            save_picture(Image.new("RGB", size), BytesIO(), kind)
+    except (OSError, ValueError, KeyError, MemoryError, struct.error) as error:
+        raise LimnerError(
+            f"--output {path}: {kind} cannot hold a picture of {width or 1} x {height or 1} pixels "
+            f"({_reason(error)}); take a name that ends in .png, or fewer pixels"
+        ) from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        raise LimnerError(
+            f"--output {path} cannot be written ({_reason(error)}); name another file"
+        ) from None
+
+
+def save_all(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator[Path]:
+    """Write each, and give its path. What is drawn is not lost where a name cannot be written, be
+    it that a disk is full by now: it goes as PNG to the system's folder for temporary files.
+
+    Raises:
+        LimnerError: at the end, naming what could not be written, why, and where it is instead.
+    """
+    failed: list[str] = []
+    refuge: Path | None = None
+    for picture, path in zip(pictures, paths, strict=True):
+        try:
+            save_picture(picture, path)
+            yield path
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            refuge = refuge or Path(tempfile.mkdtemp(prefix="limner-"))
+            other = refuge / f"{len(failed)}.png"
+            save_picture(picture, other, "PNG")
+            failed.append(f"{path} ({_reason(error)}) is {other} instead")
+    if failed:
+        raise LimnerError("could not be written where they should be:\n" + "\n".join(failed))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def save_picture(picture: Image.Image, to: Path | BytesIO, format: str | None = None) -> None:

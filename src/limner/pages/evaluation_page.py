@@ -141,6 +141,11 @@ def figures(told: dict[str, Any]) -> str:
     if ratio is not None:
         note = between(interval(copying)) or "1: as new as held-out pictures; 0: copies"
         small.append(("distance to the nearest trained picture", f"{ratio:.2f}×", note))
+    noise = part(told, "flat_region_std")
+    if (drawn_noise := number(noise.get("drawn"))) is not None:
+        real = number(noise.get("real"))
+        note = "standard deviation, of 255" + (f"; real {real:.1f}" if real is not None else "")
+        small.append(("noise in flat parts", f"{drawn_noise:.1f}", note))
     gap = number(part(told, "held_out_loss").get("gap"))
     if gap is not None:
         losses = part(told, "held_out_loss")

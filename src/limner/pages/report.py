@@ -108,6 +108,11 @@ def measured(run: Run) -> str:
         note = "; ".join([of_count(found["all_right"], found["count"]), ", ".join(parts)])
         cards.append((name, f"{found['all_right']:.0%}", note.removesuffix("; ")))
     main_cards = len(cards)
+    if (speckle := results.get("flat_region_std")) and "drawn" in speckle:
+        note = f"of 255; {speckle['real']:.1f} in the real pictures"
+        if speckle.get("visible"):
+            note += ": noise has stayed in the pictures"
+        cards.append(("noise in flat parts", f"{speckle['drawn']:.1f}", note))
     speed = results.get("speed", {})
     if speed.get("images_per_second"):
         cards.append(("images per second", f"{speed['images_per_second']:.1f}", "while training"))

@@ -35,6 +35,7 @@ NOT_THE_RECIPE = frozenset(
         *("training.checkpoints_total_limit", "training.device", "training.num_workers"),
         *("training.prefetch_factor", "training.trackers", "training.compile_model"),
         *("training.resume", "training.save_errors", "vae.fingerprint"),
+        "training.save_every_n_epochs",
         "text_encoder.fingerprint",
     )
 )

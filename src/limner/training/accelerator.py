@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
@@ -20,9 +23,17 @@ def open_accelerator(config: Config) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
     device = devices.choose_device(config.training.device)
     patience = wait_for_others(config.training.process_timeout)
+    atexit.register(_leave)
     with meeting():
         return Accelerator(
             cpu=device.type == "cpu",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
             project_dir=config.training.output_dir,
         )
+
+
+def _leave() -> None:
+    """Close the process group before Python unloads it: its threads, still running then, abort the
+    process (SIGABRT, "terminate called without an active exception") whatever its exit code is."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

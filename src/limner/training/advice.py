@@ -23,6 +23,11 @@ class Measurement(NamedTuple):
     by_level: Mapping[str, float] = MappingProxyType({})
     """The held-out loss at each timestep, if that is known."""
 
+    @property
+    def lowest_noise(self) -> tuple[str, float] | None:
+        """The timestep of the least noise, and the held-out loss there."""
+        return min(self.by_level.items(), key=lambda item: int(item[0]), default=None)
+
 
 def measurements(events: Iterable[Mapping[str, Any]]) -> list[Measurement]:
     """The held-out losses of a log, oldest first."""
@@ -38,11 +43,14 @@ def best_of(history: Sequence[Measurement]) -> Measurement | None:
     return min(history, key=lambda m: m.heldout, default=None)
 
 
-def advise(history: Sequence[Measurement]) -> str | None:
-    """A sentence about a run that is not learning, or that has begun to memorise; else None.
+def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | None:
+    """A sentence about a run that is not learning, that cannot lose its noise, or that has begun to
+    memorise; else None.
 
     Args:
         history: all measurements so far, oldest first.
+        noise_floor: what the loss cannot fall below for noise that does not pass through the width
+            of the model (`limner.config.choices.noise_floor`).
     """
     if len(history) <= PATIENCE:
         return None
@@ -52,6 +60,14 @@ def advise(history: Sequence[Measurement]) -> str | None:
             f"not learning: the loss on trained pictures is {recent[-1].trained:.3g}, hardly "
             f"below the {first.trained:.3g} of step {first.step}; try another "
             "training.learning_rate, and see whether captions and pictures belong together"
+        )
+    lowest = recent[-1].lowest_noise
+    if noise_floor and lowest is not None and lowest[1] > 0.9 * noise_floor:
+        return (
+            f"noise stays: the held-out loss at timestep {lowest[0]} of 1000, where there is "
+            f"almost none, is {lowest[1]:.2g} and cannot fall below {noise_floor:.2g}, for the "
+            "noise of a patch is wider than the model; set scheduler.prediction_type=sample, or a "
+            "smaller model.patch_size, and begin anew"
         )
     best = best_of(history)
     assert best

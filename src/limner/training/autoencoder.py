@@ -160,6 +160,9 @@ def _fit(
             f"{million:.2f}M parameters on {devices.describe(device)} in {devices.name_of(dtype)}; "
             f"{len(pictures.rows):,} pictures to learn from"
         )
+        wanted = config.training.mixed_precision
+        if note := devices.precision_note(wanted, device, "training.mixed_precision"):
+            progress.message(note)
         loss_sum = torch.zeros((), device=device)
         while True:
             elapsed = time.perf_counter() - began

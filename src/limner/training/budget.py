@@ -11,22 +11,28 @@ from accelerate.utils import broadcast_object_list
 
 from limner.checkpoint import TrainingState
 from limner.config import Config
-from limner.training.schedule import fallen
+from limner.training.schedule import checkpoint_due, fallen
 
 clock = time.perf_counter
 """Seconds; benchmarks count those of the processor instead."""
-LATE = 1.15
-"""A run that was promised minutes stops at this share of them even if steps are left."""
+LATE = 1.05
+"""A run that was promised minutes stops at this share of them even if steps are left: only where
+one step takes so long that the end could not be fixed in time."""
+COMPILING = 3
+"""Updates at the start whose time says nothing about that of the others."""
+DRIFT = 0.01
+"""Share of the promised time by which the end may be off before it is fixed anew."""
 
 
 class Budget:
     """Keeps the time of a run and fixes its number of updates.
 
     With `max_steps` or `num_epochs` the number is known from the start. With `max_minutes` alone it
-    is fixed from the speed so far when the learning rate's decay is due, and again at each quarter
-    of the way down, for a machine that slows down or speeds up: the rate goes on falling from where
-    it is. The number is part of the training state, so that a resumed run decays as the first
-    one would have.
+    is fixed from the speed so far when the learning rate's decay is due. Whenever the time that is
+    left no longer suffices for the steps that are left (a machine that slows down, or that others
+    use, too), and where it would suffice for more, the number is fixed again: the rate goes on
+    falling from where it is, and ends in time. The number is part of the training state, so that a
+    resumed run decays as the first one would have.
     """
 
     def __init__(
@@ -34,6 +40,7 @@ class Budget:
     ) -> None:
         settings = config.training
         self.state, self.accelerator = state, accelerator
+        self.settings, self.num_rows = settings, num_rows
         self.schedule = config.lr_scheduler
         self.seconds = settings.max_minutes * 60 if settings.max_minutes else None
         self.images_per_step = (
@@ -43,11 +50,14 @@ class Budget:
         )
         self.begin = clock() - state.seconds
         self.step_seconds: list[float] = []
-        self.speed_from: tuple[int, float] | None = None
+        """Of each update by itself, in this process's life."""
+        self.times = [state.seconds]
+        """Seconds of the run after each update of this process's life, and before the first."""
         steps = settings.max_steps
         if steps is None and (settings.num_epochs or not self.seconds):
             steps = math.ceil((settings.num_epochs or 100) * num_rows / self.images_per_step)
-        self.by_the_clock = steps is None
+        self.most_steps = steps
+        """Updates that the settings ask for, if they do."""
         if steps is not None:
             decay = round(steps * self.schedule.decay_share)
             state.total_steps, state.decay_start = steps, steps - decay
@@ -65,33 +75,55 @@ class Budget:
             # One clock for all: they have to agree on when the run ends.
             (self.state.seconds,) = broadcast_object_list([self.state.seconds])
         self.step_seconds.append(seconds)
-        if self.speed_from is None and len(self.step_seconds) == 3:
-            self.speed_from = self.state.step, self.state.seconds  # compiling is over by now
-        if self.by_the_clock and self.speed_from is not None and self._is_due():
-            self._fix_total_steps(*self.speed_from)
-            self.speed_from = self.state.step, self.state.seconds
+        self.times.append(self.state.seconds)
+        if self.seconds and len(self.step_seconds) >= COMPILING and self._is_due():
+            self._fix_total_steps()
 
     def _is_due(self) -> bool:
         state = self.state
         assert self.seconds is not None
         if state.total_steps is None:
             return state.seconds >= self.seconds * (1 - self.schedule.decay_share)
-        before, now = (self._fallen(step) for step in (state.step - 1, state.step))
-        return int(4 * before) < int(4 * now) < 4
+        left = state.total_steps - state.step
+        if left <= 0:
+            return False
+        off = state.seconds + left * self.seconds_per_step() - self.seconds
+        if off < 0 and state.total_steps == self.most_steps:
+            return False
+        return abs(off) > max(DRIFT * self.seconds, self.seconds_per_step())
 
-    def _fix_total_steps(self, first: int, since: float) -> None:
+    def seconds_per_step(self) -> float:
+        """Of late, with everything between the steps: held-out loss and previews will cost their
+        share again."""
+        steps = len(self.times) - 1
+        some = max(1, min(steps - COMPILING, max(10, steps // 4)))
+        return max((self.times[-1] - self.times[-1 - some]) / some, 1e-9)
+
+    def _fix_total_steps(self) -> None:
         state = self.state
         assert self.seconds is not None
-        # Everything between the steps (held-out loss, previews) will cost its share again.
-        per_step = max((state.seconds - since) / max(1, state.step - first), 1e-9)
-        total = state.step + max(1, int((self.seconds - state.seconds) / per_step))
-        # The line to the new end through where the rate is now; it may begin before the run.
+        left = int((self.seconds - state.seconds) / self.seconds_per_step())
+        total = state.step + max(1, left)
+        if self.most_steps is not None:
+            total = min(total, max(self.most_steps, state.step + 1))
         down = self._fallen(state.step)
-        state.decay_start = round((state.step - down * total) / (1 - down))
+        if down > 0 or state.total_steps is None:
+            # The line to the new end through where the rate is now; it may begin before the run.
+            state.decay_start = round((state.step - down * total) / (1 - down))
+        else:
+            decay = round(total * self.schedule.decay_share)
+            state.decay_start = max(state.step, total - decay)
         state.total_steps = total
 
     def _fallen(self, step: int) -> float:
         return fallen(self.schedule, step, self.state.total_steps, self.state.decay_start)
+
+    def checkpoint_due(self) -> bool:
+        """Whether the settings want a checkpoint after the update that was counted last."""
+        state = self.state
+        return checkpoint_due(
+            self.settings, state.step, state.images, self.images_per_step, self.num_rows
+        )
 
     def finished(self) -> bool:
         state = self.state
@@ -100,13 +132,13 @@ class Budget:
 
     def seconds_left(self) -> float | None:
         """About how long it will still take; None before the first step."""
-        if self.state.total_steps is None:
-            assert self.seconds is not None
-            return max(0.0, self.seconds - self.state.seconds)
-        if not self.step_seconds:
-            return None
-        steps = self.state.total_steps - self.state.step
-        return steps * statistics.median(self.step_seconds[-50:])
+        state, promised = self.state, None
+        if self.seconds is not None:
+            promised = max(0.0, self.seconds - state.seconds)
+        if state.total_steps is None or not self.step_seconds:
+            return promised
+        left = (state.total_steps - state.step) * self.seconds_per_step()
+        return left if promised is None else min(left, promised)
 
     def images_per_second(self, steps: int) -> float:
         """Over the last `steps` updates; the median, so that a pause does not count."""

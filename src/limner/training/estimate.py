@@ -14,6 +14,7 @@ import torch
 
 from limner import device as devices
 from limner.config import Config
+from limner.config.notes import notes
 from limner.errors import LimnerError
 from limner.training.batch_size import settle_batch
 from limner.training.parallel import alone
@@ -30,6 +31,8 @@ class Estimate:
 
     device: str
     precision: str
+    notes: tuple[str, ...]
+    """What will not be as the configuration says."""
     parameters: int
     denoiser_parameters: int
     gflops_per_picture: float
@@ -68,7 +71,8 @@ class Estimate:
         text = self.parameters - self.denoiser_parameters
         kept = f" x {self.checkpoints_kept} kept" if self.checkpoints_kept else ", all kept"
         steps = f"{self.steps:,} steps" if self.steps else "as many steps as fit"
-        said = [
+        said = [f"note          {sentence}" for sentence in self.notes]
+        said += [
             f"parameters    {self.parameters / 1e6:.2f}M: {self.denoiser_parameters / 1e6:.2f}M "
             f"that draw, {text / 1e6:.2f}M that read",
             f"work          {self.gflops_per_picture:.2f} GFLOP to learn from one picture",
@@ -101,7 +105,11 @@ def estimate(config: Config) -> Estimate:
     began = time.perf_counter()
     config = settle_batch(config, processes=1)
     device = devices.choose_device(config.training.device)
-    dtype = devices.choose_precision(config.training.mixed_precision, device)
+    wanted = config.training.mixed_precision
+    dtype = devices.choose_precision(wanted, device)
+    all_notes = notes(config)
+    if note := devices.precision_note(wanted, device, "training.mixed_precision"):
+        all_notes.append(note)
     batch_size = config.training.micro_batch_size
     free = free_memory(device)
     small, large = probe_twice(config, free)
@@ -123,6 +131,7 @@ def estimate(config: Config) -> Estimate:
     return Estimate(
         device=devices.describe(device),
         precision=devices.name_of(dtype),
+        notes=tuple(all_notes),
         parameters=large["parameters"],
         denoiser_parameters=large["denoiser_parameters"],
         gflops_per_picture=large["gflops_per_picture"],

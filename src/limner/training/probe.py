@@ -76,6 +76,7 @@ def measure(config: Config) -> dict[str, Any]:
                 "num_epochs": None,
                 "logging_steps": STEPS,
                 "save_steps": 10**9,
+                "save_every_n_epochs": None,
                 "heldout_steps": 10**9,
                 "preview_steps": 10**9,
                 "num_workers": 0,

@@ -77,16 +77,19 @@ class Progress:
         loss: float | None,
         heldout_loss: float | None,
         seconds_left: float | None,
+        cpu_share: float | None = None,
     ) -> None:
         """Shows where the run is. A figure that is not known yet is None and left out.
 
         `total_steps` is None when time and not steps bounds the run; the bar then shows the share
-        of the time that has passed.
+        of the time that has passed. `cpu_share` is what the run gets of its threads' CPU time, on a
+        machine that others use, too.
         """
         if not self.enabled:
             return
         now = self.clock()
-        figures = (step, total_steps, images, images_per_second, loss, heldout_loss, seconds_left)
+        known = (images, images_per_second, loss, heldout_loss, seconds_left, cpu_share)
+        figures = (step, total_steps, *known)
         if self.live is not None:
             done = share_done(step, total_steps, now - self.started, seconds_left)
             self.live.update(live_line(done, *figures, width=self.console.width))
@@ -149,15 +152,15 @@ def plain_line(
     loss: float | None,
     heldout_loss: float | None,
     seconds_left: float | None,
+    cpu_share: float | None = None,
 ) -> str:
     """One line with all figures, which can be read, searched and cut into columns:
 
     `step    120/700 | 3,840 images | 63.0 images/s | loss 0.412 | held-out 0.523 | 4m12s left`
     """
     where = f"step {step:>6}" if total_steps is None else f"step {step:>6}/{total_steps}"
-    return " | ".join(
-        [where, *figures_in_words(images, images_per_second, loss, heldout_loss, seconds_left)]
-    )
+    figures = images, images_per_second, loss, heldout_loss, seconds_left, cpu_share
+    return " | ".join([where, *figures_in_words(*figures)])
 
 
 def figures_in_words(
@@ -166,6 +169,7 @@ def figures_in_words(
     loss: float | None,
     heldout_loss: float | None,
     seconds_left: float | None,
+    cpu_share: float | None = None,
     short: bool = False,
 ) -> list[str]:
     """Each figure with its name; the ones that are not known are left out."""
@@ -178,6 +182,8 @@ def figures_in_words(
         words.append(f"held-out {heldout_loss:.3f}")
     if seconds_left is not None:
         words.append(f"{format_duration(seconds_left)} left")
+    if cpu_share is not None:
+        words.append(f"CPU {cpu_share:.0%}" + ("" if short else ", machine shared"))
     return words
 
 
@@ -190,12 +196,15 @@ def live_line(
     loss: float | None,
     heldout_loss: float | None,
     seconds_left: float | None,
+    cpu_share: float | None = None,
+    *,
     width: int,
 ) -> Table:
     """The bar, which takes what room is left, between the step and the other figures."""
     short = width < ROOMY_WIDTH
     where = f"step {step}" if total_steps is None else f"step {step}/{total_steps}"
-    words = figures_in_words(images, images_per_second, loss, heldout_loss, seconds_left, short)
+    known = images, images_per_second, loss, heldout_loss, seconds_left, cpu_share
+    words = figures_in_words(*known, short)
     figures = ("  " if not short else " ").join(words)
     line = Table.grid(padding=(0, 1, 0, 0), expand=True)
     room = width - len(where) - len(figures) - 3

@@ -31,7 +31,7 @@ SAME_RUN = {
         ),
         *("preview_prompts", "num_workers", "prefetch_factor", "gradient_checkpointing"),
         *("compile_model", "trackers", "sharding", "checkpoint_shards", "process_timeout"),
-        *("tracker_project", "run_name"),
+        *("tracker_project", "run_name", "save_every_n_epochs"),
     ),
     "vae": ("pretrained_model_name", "use_slicing", "use_tiling"),
     "text_encoder": ("pretrained_model_name",),

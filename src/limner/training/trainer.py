@@ -30,6 +30,7 @@ from limner.checkpoint import (
 from limner.checkpoint_writing import finish_interrupted
 from limner.config import Config
 from limner.config.choices import changed
+from limner.config.notes import notes
 from limner.data.checked import check_share_refused
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.order import CountBatches
@@ -104,7 +105,11 @@ class Trainer:
         self.config = config = self.settled(config, checkpoint)
         self.device = self.accelerator.device
         devices.keep_freed_memory()
-        self.dtype = devices.choose_precision(config.training.mixed_precision, self.device)
+        precision = config.training.mixed_precision
+        self.dtype = devices.choose_precision(precision, self.device)
+        self.news += notes(config)
+        if note := devices.precision_note(precision, self.device, "training.mixed_precision"):
+            self.news.append(note)
         self.objective = build_objective(config)
         self.data = open_data(config, self.accelerator.print, self.parts.unit)
         self.config = config = with_buckets(config, self.data)
@@ -194,7 +199,7 @@ class Trainer:
                 if state.skipped_in_a_row == MOST_SKIPPED:
                     roll_back(self, saver, watch)
                 stopping = any_process(stop.name is not None)
-                due = due or state.step % settings.save_steps == 0
+                due = due or budget.checkpoint_due()
                 # Only the main process knows which is the best.
                 due = any_process(due or (settings.keep_best and watch.best_step() == state.step))
                 # While updates are left out older checkpoints are what helps: none is pruned.

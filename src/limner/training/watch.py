@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from limner import device as devices
 from limner.config import Config
+from limner.config.choices import noise_floor
 from limner.data.checked import check_share_refused
 from limner.data.examples import warn_of_long_captions
 from limner.data.rows import Refused
@@ -25,10 +26,11 @@ from limner.models.pretrained_text import PretrainedText
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.advice import Spikes, advise, best_of, measurements
 from limner.training.average import Average
-from limner.training.budget import Budget
+from limner.training.budget import COMPILING, Budget
 from limner.training.copies import copying
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
+from limner.training.machine import MachineShare, Shared
 from limner.training.previews import preview_prompts, preview_sizes, save_preview
 from limner.training.progress import Progress
 from limner.training.runlog import RunLog, read_log
@@ -73,6 +75,10 @@ class Watch:
         self.best = best_of(measurements(events))
         logged = [e["loss"] for e in events if e["kind"] == "train"]
         self.spikes = Spikes([loss for loss in logged if loss is not None])
+        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        self.machine = MachineShare() if alone else None
+        self.shared: Shared | None = None
+        self.said_shared = False
 
     def __enter__(self) -> Watch:
         if self.main:
@@ -169,8 +175,8 @@ class Watch:
             self.steps += 1
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
         # Also where a checkpoint may be: a run resumed there then averages over the same updates.
-        every = settings.logging_steps, settings.save_steps, settings.heldout_steps
-        if last or any(step % steps == 0 for steps in every):
+        every = settings.logging_steps, settings.heldout_steps
+        if last or self.budget.checkpoint_due() or any(step % steps == 0 for steps in every):
             self.write_losses(learning_rate)
         heldout = step % settings.heldout_steps == 0 or last
         preview = step % settings.preview_steps == 0 or last
@@ -224,6 +230,11 @@ class Watch:
         )
         if spike := self.spikes.see(loss, state.step):
             self.event(spike)
+        if self.machine is not None and len(budget.step_seconds) > COMPILING:
+            self.shared = self.machine.look()
+            if self.shared and not self.said_shared:
+                self.said_shared = True
+                self.event(self.shared.in_words())
         left = budget.seconds_left()
         self.progress.update(
             state.step,
@@ -233,6 +244,7 @@ class Watch:
             loss if math.isfinite(loss) else None,
             self.heldout_loss,
             left,
+            self.shared.gets if self.shared else None,
         )
 
     def write_heldout(self) -> None:
@@ -250,7 +262,7 @@ class Watch:
         )
         measured = measurements(read_log(self.log.path))
         self.best = best_of(measured)
-        advice = advise(measured)
+        advice = advise(measured, noise_floor(self.config))
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
             self.event(advice)

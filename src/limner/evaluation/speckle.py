@@ -1,0 +1,58 @@
+"""Is there noise left in drawings? Their flat parts, beside those of the real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from limner.data.rows import PictureError
+from limner.data.sources import Data
+from limner.evaluation.distances.flat_regions import BLOCKS, flat_region_std
+from limner.evaluation.drawings import Drawing, as_tensor, in_any_number
+
+MOST = 400
+"""Pictures that are looked at, of drawings and of real ones."""
+VISIBLE = 3.0
+"""Of 255: the standard deviation above that of real pictures from which on noise is seen."""
+
+
+def measure_speckle(drawings: Sequence[Drawing], data: Data) -> dict[str, Any] | None:
+    """`flat_region_std` of drawings and of their own real pictures, as means; None where none of
+    the drawings has a real picture, or they are too small to have flat parts.
+
+    Returns:
+        "drawn" and "real" (of 255), "count", and "visible": whether drawings are noisier by more
+        than `VISIBLE`.
+    """
+    by_split = {"trained": data.trained, "held out": data.held_out}
+    known, real = list[Drawing](), list[torch.Tensor]()
+    for drawing in in_any_number([d for d in drawings if d.position is not None])[:MOST]:
+        assert drawing.position is not None
+        try:
+            picture = by_split[drawing.split].load(drawing.position)
+        except PictureError:
+            continue
+        if min(picture.shape[:2]) >= BLOCKS:
+            known.append(drawing)
+            real.append(flat_region_std(picture[None]))
+    if not known:
+        return None
+    drawn = float(torch.cat([flat_region_std(as_tensor([d])) for d in known]).mean())
+    true = float(torch.cat(real).mean())
+    return {
+        "drawn": round(drawn, 3),
+        "real": round(true, 3),
+        "count": len(known),
+        "visible": drawn > true + VISIBLE,
+    }
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """One sentence."""
+    said = (
+        f"flat parts of drawings: standard deviation {found['drawn']:.1f} of 255 "
+        f"({found['real']:.1f} in the real pictures)"
+    )
+    return said + (": noise has stayed in the pictures" if found["visible"] else "")

@@ -1,0 +1,83 @@
+"""Is the machine shared? How much of its threads' CPU time a run gets, and what others use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import psutil
+import torch
+
+GETS_LESS = 0.85
+"""Of its threads' CPU time, below which a run is slowed down, if others use the machine."""
+OTHERS_USE = 0.15
+"""Of the machine's CPU time, from which on others use it."""
+
+
+class CpuTimes(NamedTuple):
+    """Seconds, each counted from some moment on."""
+
+    wall: float
+    own: float
+    """Of this process, all of its threads."""
+    helpers: float
+    """Of the processes that it has started."""
+    busy: float
+    """Of all processes of the machine."""
+
+
+class Shared(NamedTuple):
+    """What a run gets of a machine that others use, too; shares of 0 to 1."""
+
+    gets: float
+    """Of the time that its threads could have computed."""
+    others: float
+    """What others use of the machine."""
+    threads: int
+
+    def in_words(self) -> str:
+        return (
+            f"other programs use {self.others:.0%} of this machine: training gets {self.gets:.0%} "
+            f"of the CPU time of its {self.threads} threads, and is slower for it"
+        )
+
+
+def cpu_times() -> CpuTimes:
+    helpers = 0.0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:  # it has ended
+            continue
+        helpers += times.user + times.system
+    times = psutil.cpu_times()
+    return CpuTimes(
+        time.perf_counter(), time.process_time(), helpers, times.user + times.system + times.nice
+    )
+
+
+class MachineShare:
+    """Looks at the time between two calls of `look`.
+
+    A thread that waits for data or for a disk gets less, too: the machine is called shared only
+    where others use it.
+    """
+
+    def __init__(self, times: Callable[[], CpuTimes] = cpu_times) -> None:
+        self.times, self.before = times, times()
+
+    def look(self) -> Shared | None:
+        """What the run got since the last look, if others have slowed it down."""
+        before, self.before = self.before, self.times()
+        wall, own, helpers, busy = (
+            now - then for now, then in zip(self.before, before, strict=True)
+        )
+        cores, threads = psutil.cpu_count() or 1, torch.get_num_threads()
+        if wall < 0.5:  # the system counts in hundredths
+            return None
+        gets = own / (wall * min(threads, cores))
+        others = max(0.0, busy - own - max(0.0, helpers)) / (wall * cores)
+        if gets >= GETS_LESS or others < OTHERS_USE:
+            return None
+        return Shared(gets, min(1.0, others), threads)
