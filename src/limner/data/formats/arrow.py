@@ -76,6 +76,7 @@ class DatasetPictures:
         self.identity = _identity(data)
         self.image = chosen.image
         data = _encoded(data, chosen.image, name)
+        self.whole = _ranges(len(data), damaged)  # rows that may be read: (first, after the last)
         keys, self.rows, self.refused = self._read(data, chosen, damaged)
         require_rows(self.rows, self.refused, name)
         self.places = keys and {key: place for place, key in enumerate(keys)}
@@ -162,7 +163,7 @@ class DatasetPictures:
         """(the key of every place, if they are paths; rows; refused)."""
         names = [*chosen.captions, *chosen.others, HELD_OUT]
         words = data.select_columns([n for n in dict.fromkeys(names) if n in data.column_names])
-        good = _ranges(len(data), damaged)
+        good = self.whole
         chosen, note = chosen.filled(lambda name: _has_text(words, name, good))
         self.notes = (note,) if note else ()
         labels = {
