@@ -53,7 +53,8 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
             why = "it is a folder"
         raise LimnerError(f"--output {path} cannot be a picture ({why}); take apple.png, say")
     try:
-        for size in ((width or 1, 1), (1, height or 1)):  # what kinds of files limit is a side
+        # What kinds of files limit is a side; a size that is none is told by the generator.
+        for size in ((max(1, width or 1), 1), (1, max(1, height or 1))):
             save_picture(Image.new("RGB", size), BytesIO(), kind)
     except (OSError, ValueError, KeyError, MemoryError, struct.error) as error:
         raise LimnerError(
