@@ -304,7 +304,9 @@ def test_a_damaged_file_is_named(
 ) -> None:
     damaged = run / "checkpoint-6" / file
     damaged.write_bytes(content)
-    words = ["--resume", damaged.parent] if command == "train" else [damaged.parent, "a"]
+    words = [damaged.parent, "a"]
+    if command == "train":
+        words = ["--resume", damaged.parent, f"training.output_dir={run}"]
     assert str(damaged) in fails(command, *words)
 
 
@@ -343,7 +345,10 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--seed", "-1"], "--seed"),
         (["a", "--seed", "apple"], "--seed"),
         (["a", "--scheduler_type", "plms"], "invalid choice: 'plms'"),
-        (["a", "--output", "apple.xyz"], "--output apple.xyz cannot be a picture (it is no file name)"),
+        (
+            ["a", "--output", "apple.xyz"],
+            "--output apple.xyz cannot be a picture (it is no file name)",
+        ),
         (["a", "--output", "."], "--output . cannot be a picture (it is a folder)"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
         (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),

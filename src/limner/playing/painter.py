@@ -153,11 +153,20 @@ def keep(picture: Image.Image, folder: Path) -> Path:
     words = re.sub(r"[^\w-]+", "-", str(how["prompt"])).strip("-")[:60].strip("-") or "empty"
     folder.mkdir(parents=True, exist_ok=True)
     path, number = folder / f"{words}-{how['seed']}.png", 1
-    while path.exists():
+    while not _is_new(path):
         number += 1
         path = folder / f"{words}-{how['seed']}-{number}.png"
     save_picture(picture, path)
     return path
+
+
+def _is_new(path: Path) -> bool:
+    """Take this name, unless somebody has it, be it another page a moment ago."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _encoded(picture: Image.Image, format: str) -> str:

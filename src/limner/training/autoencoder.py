@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from limner import __version__
 from limner import device as devices
+from limner.checkpoint_writing import written_whole
 from limner.config import AutoencoderConfig, Config, VaeConfig
 from limner.data.examples import Pictures
 from limner.data.order import position_of, seeded_generator
@@ -27,7 +26,9 @@ from limner.data.pictures import to_pil
 from limner.data.rows import PictureError
 from limner.data.sources import open_data, squares
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.inference.contact_sheet import contact_sheet
+from limner.output_folders import foreign_names
 from limner.training.autoencoder_losses import kl_divergence, psnr, reconstruction_loss, ssim
 from limner.training.heldout import spread
 from limner.training.optimizer import Muon
@@ -37,7 +38,8 @@ WARM_UP, DECAY_SHARE = 50, 0.4
 EMA_HALF_LIFE = 100  # updates
 MEASURED, SHOWN = 256, 12
 """Pictures of each split that are measured, and that are shown."""
-RESULTS = "results.json"
+RESULTS, SHEET = "results.json", "reconstructions.png"
+WRITTEN = (RESULTS, SHEET, "config.json", "diffusion_pytorch_model.safetensors")
 
 
 def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
@@ -54,11 +56,24 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     Raises:
         LimnerError: the folder holds something else, or there are no pictures.
     """
-    settings = config.autoencoder
-    if output.exists() and any(output.iterdir()) and not (output / RESULTS).is_file():
+    with FolderLock(output, "name another --output"):
+        return _train_autoencoder(config, output)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises LimnerError if the folder holds anything that no earlier autoencoder is made of: it is
+    replaced as a whole."""
+    ours = WRITTEN if (folder / RESULTS).is_file() else ()
+    if others := foreign_names(folder, ours):
         raise LimnerError(
-            f"{output} is not empty and no earlier autoencoder: name another --output"
+            f"{folder} is not empty and no earlier autoencoder (it holds {others[0]}), so it is "
+            "not replaced by one: name another --output"
         )
+
+
+def _train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
+    settings = config.autoencoder
+    check_replaceable(output)
     if config.data.image_size % settings.downsampling:
         raise LimnerError(
             f"data.image_size: {config.data.image_size} is not divisible by "
@@ -75,16 +90,13 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     model, steps = _fit(config, data.trained, device, dtype)
     minutes = (time.perf_counter() - began) / 60
     _normalise(model, data.trained, device)
-    staging = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
     measured = {
         name: _measure(model, pictures, device)
         for name, pictures in (("trained", data.trained), ("held_out", data.held_out))
         if len(pictures.rows)
     }
     shown = data.held_out if len(data.held_out.rows) else data.trained
-    _reconstructions(model, shown, device).save(staging / "reconstructions.png")
+    sheet = _reconstructions(model, shown, device)
     results = {
         **measured,
         "pictures": {"trained": len(data.trained.rows), "held_out": len(data.held_out.rows)},
@@ -101,9 +113,10 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "versions": {"limner": __version__, "torch": torch.__version__},
     }
-    (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    os.replace(staging, output)
+    with written_whole(output, sealed=False) as staging:
+        model.save_pretrained(staging)
+        sheet.save(staging / SHEET)
+        (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 

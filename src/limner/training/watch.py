@@ -28,6 +28,7 @@ from limner.training.advice import Spikes, advise, best_of, measurements
 from limner.training.average import Average
 from limner.training.budget import COMPILING, Budget
 from limner.training.copies import copying
+from limner.training.folder import write_config
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
 from limner.training.machine import MachineShare, Shared
@@ -82,7 +83,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.main:
-            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            if said := write_config(self.folder, self.config):
+                self.news = [*self.news, said]
             self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
