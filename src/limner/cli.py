@@ -8,7 +8,9 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import cast
 
 from limner.commands import (
@@ -34,6 +36,7 @@ from limner.commands import (
 from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples
 from limner.errors import LimnerError
+from limner.redaction import RedactedFormatter, redact_urls
 from limner.threads import share_the_machine
 
 
@@ -60,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             getattr(options, options.takes_words).extend(words)
     if options.no_color:
         os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
+    lines = logging.StreamHandler()
+    lines.setFormatter(RedactedFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=options.log_level.upper(), handlers=[lines])
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = show_unexpected
     # `limner` alone decides what is told at debug level; libraries would drown it.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("limner").setLevel(options.log_level.upper())
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:  # a disk that is full, a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        say_error(f"limner: {reason}; check the path, the space, and your permissions")
+        say_error(f"limner: {redact_urls(reason)}; check the path, the space, and your permissions")
         return 2
     except KeyboardInterrupt:
         print("limner: interrupted; what was saved is kept", file=sys.stderr)
@@ -100,6 +105,14 @@ def say_error(text: str) -> None:
         console.print(Text(text, style="red"), soft_wrap=True)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+def show_unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The traceback of an error of the program's own; libraries write whole URLs into theirs."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(redact_urls(text), file=sys.stderr, end="", flush=True)
 
 
 def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:

@@ -31,7 +31,7 @@ from limner.data.examples import CutsCaptions
 from limner.data.folder_walk import is_system_name
 from limner.data.formats.folders import FolderPictures
 from limner.data.pictures import EXTENSIONS
-from limner.data.rows import PictureSet, Row
+from limner.data.rows import PictureSet, Row, shown_set
 from limner.data.sources import in_buckets, open_picture_set
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
@@ -95,7 +95,7 @@ def check(
         findings = problems.told()
     told = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dataset": {"name": picture_set.name, "description": picture_set.description},
+        "dataset": shown_set(picture_set),
         "rows": {
             "usable": len(picture_set.rows),
             "used": of_all,

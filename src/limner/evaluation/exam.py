@@ -19,6 +19,7 @@ from PIL import Image
 
 from limner import __version__
 from limner.config import Config
+from limner.data.rows import shown_set
 from limner.data.sources import Data
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
@@ -36,6 +37,7 @@ from limner.evaluation.waiting import telling
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.pages.report import write_report
+from limner.redaction import places_of, redacted
 from limner.training.heldout import spread
 from limner.training.runlog import read_log
 
@@ -99,6 +101,7 @@ def examine(
         results["checker"] = check_drawings(drawings)
     results["flat_region_std"] = measure_speckle(drawings, data)
     results["command"] = command
+    results = redacted(results, places_of(config.model_dump()))
     chosen = _spread_over_splits(drawings, shown)
     show_truth(chosen, data)
     _write(run_folder, results, chosen)
@@ -114,7 +117,7 @@ def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
     count = rank_drawings(drawings, data)
     known = [d for d in drawings if d.rank is not None]
     return {
-        "range": f"all {count} pictures: {data.set.description}",
+        "range": f"all {count} pictures: {shown_set(data.set)['description']}",
         "distance": recall.DISTANCE,
         "recall": {
             split: recall.summary([d.rank for d in known if d.split == split and d.rank])
@@ -133,7 +136,7 @@ def _about(
     trained = [event for event in log if event["kind"] == "train"]
     keys = ("images_per_second", "mfu", "matmul_peak_gflops", "training_gflops_per_picture")
     return {
-        "dataset": {"name": data.set.name, "description": data.set.description},
+        "dataset": shown_set(data.set),
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "steps": trained[-1]["step"] if trained else 0,
         "images": trained[-1]["images"] if trained else 0,

@@ -15,6 +15,7 @@ from limner.pages.gauges import share_gauge
 from limner.pages.page_parts import SAMPLE_SIDE, folded, page, picture, section, table
 from limner.pages.run_folder import read_json
 from limner.pages.told import number, part, rows, text, texts
+from limner.redaction import redacted
 
 SHOWN = 20
 """Rows of each kind of finding; all of them are in problems.jsonl."""
@@ -32,6 +33,7 @@ def write_check_page(folder: Path) -> Path:
             f"{folder / 'check.json'}: there is nothing to show, or it is broken; "
             "`limner check-data CONFIG` writes it."
         )
+    told = redacted(told, but=("caption", "captions"))
     sections = (
         headline(told),
         figures(told),

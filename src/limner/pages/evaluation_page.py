@@ -46,6 +46,7 @@ from limner.pages.told import (
     text,
     texts,
 )
+from limner.redaction import redacted
 
 
 def write_page(folder: Path) -> Path:
@@ -60,6 +61,7 @@ def write_page(folder: Path) -> Path:
             f"{folder / 'evaluation.json'}: there is no evaluation to show, or it is broken; "
             "`limner evaluate CHECKPOINT` writes one."
         )
+    told = redacted(told, but=("prompt", "caption"))
     sections = (
         headline(told),
         figures(told),

@@ -24,7 +24,7 @@ from limner.config import AutoencoderConfig, Config, VaeConfig
 from limner.data.examples import Pictures
 from limner.data.order import position_of, seeded_generator
 from limner.data.pictures import to_pil
-from limner.data.rows import PictureError
+from limner.data.rows import PictureError, shown_set
 from limner.data.sources import open_data, squares
 from limner.errors import LimnerError
 from limner.inference.contact_sheet import contact_sheet
@@ -88,7 +88,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     results = {
         **measured,
         "pictures": {"trained": len(data.trained.rows), "held_out": len(data.held_out.rows)},
-        "dataset": data.set.description,
+        "dataset": shown_set(data.set)["description"],
         "image_size": config.data.image_size,
         "downsampling": settings.downsampling,
         "latent_channels": settings.latent_channels,

@@ -23,6 +23,7 @@ from limner.diffusion.objective import Objective
 from limner.evaluation.distances.memorisation import COPIES
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
+from limner.redaction import places_of, redact_urls
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.advice import Spikes, advise, best_of, measurements
 from limner.training.average import Average
@@ -64,7 +65,8 @@ class Watch:
         self.accelerator, self.budget, self.state = accelerator, budget, budget.state
         self.folder = Path(config.training.output_dir)
         self.main = accelerator.is_main_process
-        self.log = RunLog(self.folder, accelerator, self.state.step)
+        places = places_of(config.model_dump())
+        self.log = RunLog(self.folder, accelerator, self.state.step, places)
         self.progress = Progress(enabled=self.main)
         self.news = news
         self.heldout_loss: float | None = None
@@ -138,7 +140,7 @@ class Watch:
         """Say something worth keeping, on the screen and in the log."""
         seconds = round(self.budget.elapsed(), 2)
         self.log.write("event", self.state.step, seconds=seconds, message=message)
-        self.progress.message(message)
+        self.progress.message(redact_urls(message))
 
     def refused(self, rows: Iterable[Refused]) -> None:
         for row in self.log.refuse(rows):

@@ -34,6 +34,7 @@ from limner.data.split import draws
 from limner.data.streams.places import Place, patiently
 from limner.errors import LimnerError
 from limner.fingerprints import digest
+from limner.redaction import redact_urls
 
 FORMAT = 2
 MAGIC = b"LIMNERI2"
@@ -91,7 +92,7 @@ class Building:
         self.draws.extend(draws(key))
 
     def refuse(self, key: str, reason: str) -> None:
-        self.refused.append(Refused(f"{self.name}/{key}", reason))
+        self.refused.append(Refused(f"{self.name}/{key}", redact_urls(reason)))
 
     def piece(self, at: int) -> None:
         """What is added from here on is in the piece `at` of the shard's own division."""
@@ -274,19 +275,20 @@ def open_index(
     if (found := _read(path, place)) and found.about == about:
         return found
     folder.mkdir(parents=True, exist_ok=True)
+    shown = redact_urls(place.url)
     with FileLock(path.with_suffix(".lock")):
         found = _read(path, place)
         if found is None and path.exists() and not _is_of_this_format(path):
-            say(f"the index of {place.url} is of an earlier version: it is made anew")
+            say(f"the index of {shown} is of an earlier version: it is made anew")
         elif found is None and path.exists():
             aside = path.with_suffix(".damaged")
             os.replace(path, aside)
-            say(f"{path} is damaged; it was moved to {aside.name}, and {place.url} is indexed anew")
+            say(f"{path} is damaged; it was moved to {aside.name}, and {shown} is indexed anew")
         if found is not None:
             if found.about == about:
                 return found
             say(
-                f"{place.url} is not the file that it was: it is indexed anew. A run that was made "
+                f"{shown} is not the file that it was: it is indexed anew. A run that was made "
                 "with it before does not go on as it would have."
             )
 
