@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from types import TracebackType
 from typing import cast
 
+from limner import console
 from limner.commands import (
     caption,
     check_data,
@@ -34,21 +31,24 @@ from limner.commands import (
     train_autoencoder,
 )
 from limner.commands.common import Commands, as_overrides, common, configured
-from limner.commands.examples import HelpWithExamples
+from limner.commands.examples import HelpWithExamples, Parser
+from limner.console import say, say_error
 from limner.errors import LimnerError
-from limner.redaction import RedactedFormatter, redact_urls
 from limner.threads import share_the_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What people did wrong is said without a traceback."""
     share_the_machine()  # before anything imports torch
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Prompts may hold letters that the code page of a Windows console does not have.
-            stream.reconfigure(errors="replace")
+    console.set_up()
+    try:
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        console.finish()
+
+
+def run(words: list[str]) -> int:
     parser = build_parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     if not words:
         parser.print_help()
         return 0
@@ -63,14 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             getattr(options, options.takes_words).extend(words)
     if options.no_color:
         os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
-    lines = logging.StreamHandler()
-    lines.setFormatter(RedactedFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=options.log_level.upper(), handlers=[lines])
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = show_unexpected
-    # `limner` alone decides what is told at debug level; libraries would drown it.
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("limner").setLevel(options.log_level.upper())
+    console.set_up_logging(options.log_level)
     try:
         flags = [word for word in rest if word.startswith("-")]
         if options.takes_overrides:
@@ -88,31 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:  # a disk that is full, a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        say_error(f"limner: {redact_urls(reason)}; check the path, the space, and your permissions")
+        say_error(f"limner: {reason}; check the path, the space, and your permissions")
         return 2
     except KeyboardInterrupt:
-        print("limner: interrupted; what was saved is kept", file=sys.stderr)
+        say("limner: interrupted; what was saved is kept", err=True)
         return 130
-
-
-def say_error(text: str) -> None:
-    """On stderr; red on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    if console.is_terminal and console.color_system is not None:
-        console.print(Text(text, style="red"), soft_wrap=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
-
-
-def show_unexpected(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """The traceback of an error of the program's own; libraries write whole URLs into theirs."""
-    text = "".join(traceback.format_exception(kind, error, trace))
-    print(redact_urls(text), file=sys.stderr, end="", flush=True)
 
 
 def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:
@@ -124,7 +97,7 @@ def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="limner",
         description="Train your own text-to-image Diffusion Transformer, and draw with it.",
     )

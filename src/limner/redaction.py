@@ -8,7 +8,6 @@ people, projects, and clients.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -170,13 +169,6 @@ def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         else redacted(values, places)
         for section, values in settings.items()
     }
-
-
-class RedactedFormatter(logging.Formatter):
-    """Log lines, tracebacks included, without what URLs hold besides scheme, host, and path."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact_urls(super().format(record))
 
 
 # ---- details -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from limner import console
 from limner.checkpoint import Checkpoint
 from limner.data.rows import shown_set
 from limner.data.sources import Data, open_data, squares
@@ -66,7 +67,7 @@ def evaluate(
     output: Path | None = None,
     device: str | None = None,
     command: str | None = None,
-    say: Say = print,
+    say: Say = console.say,
 ) -> Evaluation:
     """Draw, measure, and write it all down.
 

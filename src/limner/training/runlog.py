@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from limner.config import Config
+from limner.console import say
 from limner.data.rows import Refused
 from limner.redaction import redact_urls, redacted
 from limner.training.trackers import Trackers
@@ -148,4 +148,4 @@ def _lines(objects: Iterable[Any]) -> list[str]:
 
 
 def _complain(sentence: str) -> None:
-    print(f"limner: {sentence}", file=sys.stderr, flush=True)
+    say(f"limner: {sentence}", err=True)
