@@ -34,6 +34,7 @@ from limner.commands import (
 from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples
 from limner.errors import LimnerError
+from limner.full_disk import DiskFull
 from limner.threads import share_the_machine
 
 
@@ -81,7 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         who = f"limner, process {os.environ.get('RANK')}" if several else "limner"
         say_error(f"{who}: {error}")
         return error.exit_code
-    except OSError as error:  # a disk that is full, a folder that may not be written, ...
+    except DiskFull as error:
+        say_error(
+            f"limner: {error.filename} could not be written: {error}; make room, or choose a place "
+            "on another disk"
+        )
+        return 2
+    except OSError as error:  # a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         say_error(f"limner: {reason}; check the path, the space, and your permissions")
         return 2

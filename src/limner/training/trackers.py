@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 
 from PIL import Image
 
-from limner.checkpoint_writing import write_text_whole
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.errors import LimnerError
 

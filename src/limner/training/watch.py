@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from limner import device as devices
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.config.choices import noise_floor
 from limner.data.checked import check_share_refused
@@ -82,7 +83,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.main:
-            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            write_text_whole(self.folder / "config.yaml", self.config.to_yaml())
             self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
