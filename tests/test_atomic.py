@@ -1,4 +1,4 @@
-"""What is written is there whole, or what was before; and what a kill leaves goes, or comes back."""
+"""What is written is there whole, or what was before; what a kill leaves goes, or comes back."""
 
 import logging
 import os
@@ -42,10 +42,15 @@ def test_it_is_replaced_and_nothing_else_is_left(folder: bool, tmp_path: Path) -
 def test_what_was_there_stays_if_the_writing_fails(folder: bool, tmp_path: Path) -> None:
     place = tmp_path / "place"
     put(place, "one", folder)
-    with pytest.raises(ZeroDivisionError), replacing(place, folder=folder) as staging:
-        (staging / "a" if folder else staging).write_text("tw", "utf-8")
-        assert said(place) == "one"
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replacing(place, folder=folder) as staging:
+            (staging / "a" if folder else staging).write_text("tw", "utf-8")
+            assert said(place) == "one"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert said(place) == "one"
     assert hidden(tmp_path) == []
 

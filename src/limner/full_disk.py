@@ -59,7 +59,7 @@ def as_os_error(
     if isinstance(error, DiskFull) or not isinstance(error, Exception):
         return None
     number = _number_of(error, staging)
-    if number in FULL:
+    if number is not None and number in FULL:
         given_back = size_of(staging) if staging else 0
         return DiskFull(number, path, needed, _free(path.parent) + given_back)
     if number is None or isinstance(error, OSError):

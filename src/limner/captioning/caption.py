@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from limner import console
 from limner.atomic import recover_in, write_text_whole
 from limner.checking.captions import faults_of
 from limner.data.folder_walk import FolderWalk
@@ -85,7 +86,7 @@ def caption_pictures(
     captions: Captions,
     batch_size: int = 8,
     num_samples: int | None = None,
-    say: Say = print,
+    say: Say = console.say,
 ) -> Captioned:
     """Write a .txt for each picture, whole or not at all, so that a run that is cut off goes on.
 

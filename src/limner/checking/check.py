@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from limner import console
 from limner.atomic import replacing, write_text_whole
 from limner.checking.alike import Compared
 from limner.checking.captions import faults_of, script_of
@@ -50,7 +51,7 @@ RATIOS = (1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2.0, 3.0)
 
 
 def check(
-    config: Config, output: Path, sample: int | None = None, say: Say = print
+    config: Config, output: Path, sample: int | None = None, say: Say = console.say
 ) -> dict[str, Any]:
     """Look at the data set of a configuration; returns what `check.json` in `output` holds.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from limner.commands.common import A_MODEL, Commands, Parent, flag, parts_flags, seed
 from limner.commands.generate import SOLVER_NAMES
+from limner.console import say
 from limner.errors import LimnerError
 
 AS_OVERRIDES = {
@@ -93,8 +94,8 @@ def run(options: argparse.Namespace) -> None:
     command = shlex.join(["limner", *sys.argv[1:]])
     found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
     for sentence in sentences(found.results):
-        print(sentence)
-    print(f"all of it, with pictures: {found.page}")
+        say(sentence)
+    say(f"all of it, with pictures: {found.page}")
 
 
 def print_comparison(a: Path, b: Path, varying: list[str]) -> None:
@@ -104,8 +105,8 @@ def print_comparison(a: Path, b: Path, varying: list[str]) -> None:
 
     found = compare(read(a), read(b), varying)
     if found.pairs or found.only or found.said:
-        print(f"A: {a}\nB: {b}\n")
+        say(f"A: {a}\nB: {b}\n")
         for line in table(found):
-            print(line)
+            say(line)
     if found.refused:
         raise LimnerError(why_refused(found))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.commands.common import A_MODEL, Commands, Parent, device_flags, flag, parts_flags, seed
+from limner.console import say
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ def run(options: argparse.Namespace) -> None:
     count = len(pictures)
     paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
     for written in save_all(pictures, paths):
-        print(written)
+        say(written)
     if options.sheet:
-        print(save_sheet(path, pictures, labels))
+        say(save_sheet(path, pictures, labels))
 
 
 PASSED_ON = (

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent, seed
+from limner.console import say
 from limner.errors import LimnerError
 
 
@@ -53,4 +54,4 @@ def run(options: argparse.Namespace) -> None:
     for number, picture in enumerate(pictures):
         numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
         picture.save(numbered)
-        print(numbered)
+        say(numbered)

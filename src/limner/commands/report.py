@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -33,5 +34,5 @@ def run(options: argparse.Namespace) -> None:
         command=earlier.results.get("command"),
     )
     for sentence in sentences(results):
-        print(sentence)
-    print(options.run_folder / "report.html")
+        say(sentence)
+    say(options.run_folder / "report.html")

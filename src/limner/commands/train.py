@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -39,12 +40,12 @@ def run(options: argparse.Namespace) -> None:
         options.config, options.overrides
     )
     trainer = Trainer(config, resume=options.resume)
-    trainer.accelerator.print(f"data: {trainer.data.set.description}")  # how it was understood
+    trainer.say(f"data: {trainer.data.set.description}")  # how it was understood
     trainer.train()
     trainer.accelerator.end_training()
     if trainer.accelerator.is_main_process:
         seconds = drawing_time(trainer.state.seconds)
-        results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=print)
+        results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=say)
         for sentence in sentences(results):
-            print(sentence)
-        print(f"see {trainer.folder / 'report.html'}")
+            say(sentence)
+        say(f"see {trainer.folder / 'report.html'}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -25,4 +26,4 @@ def run(options: argparse.Namespace) -> None:
 
     results = train_autoencoder(configured_by(options), options.output)
     for sentence in sentences(results, options.output):
-        print(sentence)
+        say(sentence)

@@ -28,8 +28,8 @@ from torch import Tensor
 from limner.atomic import replacing
 from limner.data.store import Store, checksum, checksum_of
 from limner.errors import LimnerError
-from limner.full_disk import DiskFull, as_os_error
 from limner.fingerprints import DIGEST
+from limner.full_disk import DiskFull, as_os_error
 
 Make = Callable[[list[int]], list[Tensor | str]]
 NOT_FINITE = (

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from limner import console
 from limner.checkpoint import Checkpoint
 from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
@@ -64,7 +65,7 @@ def evaluate(
     output: Path | None = None,
     device: str | None = None,
     command: str | None = None,
-    say: Say = print,
+    say: Say = console.say,
 ) -> Evaluation:
     """Draw, measure, and write it all down.
 

@@ -7,7 +7,6 @@ be written.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from accelerate import Accelerator
 
 from limner.atomic import write_text_whole
 from limner.config import Config
+from limner.console import say
 from limner.data.rows import Refused
 from limner.training.trackers import Trackers
 
@@ -130,4 +130,4 @@ def _lines(objects: Iterable[Any]) -> list[str]:
 
 
 def _complain(sentence: str) -> None:
-    print(f"limner: {sentence}", file=sys.stderr, flush=True)
+    say(f"limner: {sentence}", err=True)

@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from limner import console
 from limner import device as devices
 from limner.checkpoint import (
     Checkpoint,
@@ -111,7 +112,7 @@ class Trainer:
         if note := devices.precision_note(precision, self.device, "training.mixed_precision"):
             self.news.append(note)
         self.objective = build_objective(config)
-        self.data = open_data(config, self.accelerator.print, self.parts.unit)
+        self.data = open_data(config, self.say, self.parts.unit)
         self.config = config = with_buckets(config, self.data)
         self.news += self.data.said
         if self.accelerator.is_main_process:  # before their number may end the run
@@ -159,8 +160,13 @@ class Trainer:
             self.tokenizer,
             self.device,
             self.dtype,
-            self.accelerator.print,
+            self.say,
         )
+
+    def say(self, text: str) -> None:
+        """Print it once, however many processes there are."""
+        if self.accelerator.is_main_process:
+            console.say(text)
 
     def train(self) -> TrainingState:
         """Run to the end; checkpoints, previews, and logs appear in the run's folder.
@@ -271,7 +277,7 @@ class Trainer:
                 group["lr"] = rate * group.get("rate_share", 1.0)
         return rate
 
-    def step(self, say: Callable[[str], None] = print) -> tuple[Updated, list[Refused]]:
+    def step(self, say: Callable[[str], None] = console.say) -> tuple[Updated, list[Refused]]:
         """One update of the weights, and the rows that were refused on the way to it."""
         batches = self.next_batches(say)
         try:
@@ -421,7 +427,7 @@ class Trainer:
         said += start_from(model, self.tokenizer, origin, self.config.lora.rank is not None)
         return model, said + add_adapters(model, self.config)
 
-    def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:
+    def next_batches(self, say: Callable[[str], None] = console.say) -> list[Batch]:
         """The micro-batches of the next update; the same again if a worker dies over them."""
         for _ in range(MOST_WORKER_DEATHS):
             try:

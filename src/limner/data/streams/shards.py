@@ -15,6 +15,7 @@ from typing import Any, Protocol, SupportsIndex, overload
 
 import numpy as np
 
+from limner import console
 from limner.config import Config
 from limner.data import pictures
 from limner.data.formats.columns import HELD_OUT
@@ -283,7 +284,7 @@ def open_shards(
     kind: Kind,
     places: Sequence[Place],
     config: Config,
-    say: Say = print,
+    say: Say = console.say,
 ) -> ShardPictures:
     """The data set in these shards; those that were never seen, or changed, are indexed now."""
     folder = Path(config.cache.folder)
