@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 import posixpath
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from limner import console
+from limner.atomic import recover_in, write_text_whole
 from limner.checking.captions import faults_of
 from limner.data.folder_walk import FolderWalk
 from limner.data.formats.folders import existing_folder
@@ -97,6 +97,8 @@ def caption_pictures(
         num_samples: at most so many, a stable choice by hash.
     """
     told = Captioned()
+    for directory in {(folder / key).parent for key in keys}:
+        recover_in(directory)
     if num_samples is not None and num_samples < len(keys):
         told.left = len(keys) - num_samples
         keys = sorted(heapq.nsmallest(num_samples, keys, key=sampling_rank))
@@ -136,12 +138,7 @@ def _keep(folder: Path, key: str, text: str, told: Captioned) -> None:
         told.refused.append(Refused(key, f"{key}: the model said nothing of it"))
         return
     path = (folder / key).with_suffix(".txt")
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(text + "\n", encoding="utf-8", newline="\n")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_text_whole(path, text + "\n", tidy=False)
     told.written += 1
     told.odd += [(key, f"{fault.kind}: {fault.said}") for fault in faults_of(text)]
 
