@@ -62,6 +62,7 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
     wanted: list[str] = []
     kept, taken = 0, set()
     for directory, within, names in FolderWalk(folder):
+        recover_in(directory)  # what a killed run left of its captions
         for name in names:
             path = directory / name
             if path.suffix.lower() not in EXTENSIONS:
@@ -97,8 +98,6 @@ def caption_pictures(
         num_samples: at most so many, a stable choice by hash.
     """
     told = Captioned()
-    for directory in {(folder / key).parent for key in keys}:
-        recover_in(directory)
     if num_samples is not None and num_samples < len(keys):
         told.left = len(keys) - num_samples
         keys = sorted(heapq.nsmallest(num_samples, keys, key=sampling_rank))
