@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import cast
 
+from limner import console
 from limner.commands import (
     caption,
     check_data,
@@ -32,20 +31,25 @@ from limner.commands import (
     train_autoencoder,
 )
 from limner.commands.common import Commands, as_overrides, common, configured
-from limner.commands.examples import HelpWithExamples
+from limner.commands.examples import HelpWithExamples, Parser
+from limner.console import say, say_error
 from limner.errors import LimnerError
+from limner.full_disk import DiskFull
 from limner.threads import share_the_machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What people did wrong is said without a traceback."""
     share_the_machine()  # before anything imports torch
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Prompts may hold letters that the code page of a Windows console does not have.
-            stream.reconfigure(errors="replace")
+    console.set_up()
+    try:
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        console.finish()
+
+
+def run(words: list[str]) -> int:
     parser = build_parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     if not words:
         parser.print_help()
         return 0
@@ -60,12 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             getattr(options, options.takes_words).extend(words)
     if options.no_color:
         os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
-    # `limner` alone decides what is told at debug level; libraries would drown it.
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("limner").setLevel(options.log_level.upper())
+    console.set_up_logging(options.log_level)
     try:
         flags = [word for word in rest if word.startswith("-")]
         if options.takes_overrides:
@@ -81,25 +80,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         who = f"limner, process {os.environ.get('RANK')}" if several else "limner"
         say_error(f"{who}: {error}")
         return error.exit_code
-    except OSError as error:  # a disk that is full, a folder that may not be written, ...
+    except DiskFull as error:
+        say_error(
+            f"limner: {error.filename} could not be written: {error}; make room, or choose a place "
+            "on another disk"
+        )
+        return 2
+    except OSError as error:  # a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         say_error(f"limner: {reason}; check the path, the space, and your permissions")
         return 2
     except KeyboardInterrupt:
-        print("limner: interrupted; what was saved is kept", file=sys.stderr)
+        say("limner: interrupted; what was saved is kept", err=True)
         return 130
-
-
-def say_error(text: str) -> None:
-    """On stderr; red on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    if console.is_terminal and console.color_system is not None:
-        console.print(Text(text, style="red"), soft_wrap=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
 
 
 def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:
@@ -111,7 +104,7 @@ def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="limner",
         description="Train your own text-to-image Diffusion Transformer, and draw with it.",
     )

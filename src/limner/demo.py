@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from limner.config import Config, load_config
+from limner.console import say
 from limner.device import choose_device
 from limner.errors import LimnerError
 from limner.evaluation.exam import examine, sentences
@@ -114,7 +115,8 @@ def remove_earlier(folder: Path) -> None:
             f"{folder} holds {own[0]}, which no demo wrote, and an earlier demo is removed as a "
             "whole: move it away, or choose another --output"
         )
-    for name in found:
+    # By its configuration a demo is known, also if a kill comes in between.
+    for name in sorted(found, key="config.yaml".__eq__):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -134,7 +136,7 @@ def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
 def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     folder = Path(output_dir)
     trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))
-    print(f"Limner demo: {trainer.data.set.description}", flush=True)
+    say(f"Limner demo: {trainer.data.set.description}")
     try:
         trainer.train()
     except Stopped as stopped:
@@ -143,21 +145,21 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
             "begins anew"
         ) from stopped
     command = f"limner demo --minutes {minutes:g}"
-    print("Drawing every prompt once, trained and held out, and measuring ...", flush=True)
+    say("Drawing every prompt once, trained and held out, and measuring ...")
     left = 0.9 * (60 * minutes - (time.perf_counter() - begin))  # the rest is for measuring
     results = examine(
         folder, trainer.config, trainer.data, FREE_PROMPTS, command=command, seconds=left
     )
-    print()
+    say()
     for sentence in sentences(results):
-        print(sentence)
-    print(f"(nearest by {results['distance']}, among {results['range']})")
-    print(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes in all. Look at")
+        say(sentence)
+    say(f"(nearest by {results['distance']}, among {results['range']})")
+    say(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes in all. Look at")
     for name in ("samples.png", "report.html"):
-        print(f"  {folder / name}")
-    print("and try")
-    print(f'  limner generate {output_dir} "a red apple" --seed 42')
-    print(f'  limner generate {output_dir} "红苹果" --seed 7 --output apple.png')
-    print(f"  limner play {output_dir}   # on a page in the browser")
-    print("  limner train --config configs/train_config.yaml   # your own pictures")
+        say(f"  {folder / name}")
+    say("and try")
+    say(f'  limner generate {output_dir} "a red apple" --seed 42')
+    say(f'  limner generate {output_dir} "红苹果" --seed 7 --output apple.png')
+    say(f"  limner play {output_dir}   # on a page in the browser")
+    say("  limner train --config configs/train_config.yaml   # your own pictures")
     return folder

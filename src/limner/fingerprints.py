@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from limner.atomic import replacing
 from limner.errors import LimnerError
 
 DIGEST = 16
@@ -135,15 +136,10 @@ def save_array(path: Path, array: np.ndarray) -> None:
             f"{path} is an array that Limner did not write, so it is not replaced: name another "
             "cache.folder, or move it away"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as staging:
         staging.write_bytes(file.getvalue() + digest(file.getvalue()))
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def load_array(path: Path) -> np.ndarray | None:

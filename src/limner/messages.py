@@ -35,8 +35,9 @@ def shorten_name(name: str, limit: int = 200) -> str:
         name = f"{name[: limit // 2]}…{name[-(limit // 4) :]} ({len(name):,} characters)"
     if name.isprintable():
         return name
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in name)
+    return "".join(letter if letter.isprintable() else escape(letter) for letter in name)
 
 
-def _escaped(letter: str) -> str:
+def escape(letter: str) -> str:
+    r"""A character as a string literal writes it: `\x1b`, `\u202e`, `\udce9`."""
     return repr(letter)[1:-1]

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from limner import console
+from limner.atomic import replacing, write_text_whole
 from limner.checking.alike import Compared
 from limner.checking.captions import faults_of, script_of
 from limner.checking.duplicates import find_duplicates
@@ -30,7 +32,7 @@ from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
 from limner.data.formats.folders import FolderPictures
 from limner.data.pictures import EXTENSIONS
-from limner.data.rows import PictureSet, Row
+from limner.data.rows import PictureSet, Row, shown_set
 from limner.data.sources import in_buckets, open_picture_set
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
@@ -53,7 +55,7 @@ RATIOS = (1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2.0, 3.0)
 
 
 def check(
-    config: Config, output: Path, sample: int | None = None, say: Say = print
+    config: Config, output: Path, sample: int | None = None, say: Say = console.say
 ) -> dict[str, Any]:
     """Look at the data set of a configuration; returns what `check.json` in `output` holds.
 
@@ -102,9 +104,9 @@ def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[s
         for finding in (*_unreferenced(picture_set, config), *_of_reading(picture_set)):
             problems.add(finding)
         findings = problems.told()
-    told = {
+    told: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dataset": {"name": picture_set.name, "description": picture_set.description},
+        "dataset": shown_set(picture_set),
         "rows": {
             "usable": len(picture_set.rows),
             "used": of_all,
@@ -124,10 +126,12 @@ def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[s
             "data.num_samples": config.data.num_samples,
             "text_encoder.max_length": reader.max_length if reader else None,
         },
-        "samples": show_samples(picture_set, good, sizes.of, config.training.seed, output),
-        "alike": show_duplicates(picture_set, which, findings, output),
     }
-    _write(output / "check.json", json.dumps(told, indent=1))
+    with replacing(output / FOLDER, folder=True, durable=False) as shown:
+        seed = config.training.seed
+        told["samples"] = show_samples(picture_set, good, sizes.of, seed, shown)
+        told["alike"] = show_duplicates(picture_set, which, findings, shown)
+    write_text_whole(output / "check.json", json.dumps(told, indent=1))
     return told
 
 
@@ -378,9 +382,3 @@ def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:
             f"--output {output} is inside the data set, which is never changed: name a folder "
             "outside of it"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)

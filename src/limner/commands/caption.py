@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent, flag
+from limner.console import one_line, say
 from limner.errors import LimnerError
 
 
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
 
     keys, kept = pictures_to_caption(options.folder, options.overwrite)
     if not keys:
-        print(f"all {kept:,} pictures of {options.folder} have captions; --overwrite renews them")
+        say(f"all {kept:,} pictures of {options.folder} have captions; --overwrite renews them")
         return 0
 
     from limner.captioning.captioner import Captioner
@@ -71,19 +71,19 @@ def _run(options: argparse.Namespace) -> int:
         options.num_samples,
         _say,
     )
-    print(
+    say(
         f"{told.written:,} captions written, {kept:,} kept, {len(told.refused):,} pictures could "
         f"not be captioned" + (f", {told.left:,} left for another time" if told.left else "")
     )
     for refused in told.refused:
-        print(f"  {refused.reason.splitlines()[0]}")
+        say(f"  {one_line(refused.reason.splitlines()[0])}")
     if told.odd:
-        print(f"{len(told.odd):,} captions look wrong; read them (limner check-data lists them):")
+        say(f"{len(told.odd):,} captions look wrong; read them (limner check-data lists them):")
         for key, said in told.odd[:10]:
-            print(f"  {key}: {said}")
-    print("read some before you train on them: models see what is not there, and miss what is")
+            say(f"  {one_line(key)}: {one_line(said)}")
+    say("read some before you train on them: models see what is not there, and miss what is")
     return 0 if told.written or not told.refused else 2
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, err=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.commands.common import Commands, Parent
+from limner.console import one_line, say
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def run(options: argparse.Namespace) -> int:
     told = check(config, output, options.sample, _to_stderr)
     page = write_check_page(output)
     if options.json:
-        print((output / "check.json").read_text(encoding="utf-8"))
+        say((output / "check.json").read_text(encoding="utf-8"))
     else:
         for line in lines(told):
-            print(line)
-        print(f"all of it: {output / 'problems.jsonl'}; with pictures: {page}")
+            say(line)
+        say(f"all of it: {output / 'problems.jsonl'}; with pictures: {page}")
     return exit_code(told["findings"], options.strict)
 
 
@@ -117,8 +117,9 @@ def lines(told: dict[str, Any]) -> list[str]:
 def _row(first: dict[str, Any]) -> str:
     said = first["said"].splitlines()[0]
     whole = said if said.startswith(first["key"]) else f"{first['key']}: {said}"
+    whole = one_line(whole)
     return whole if len(whole) <= 160 else whole[:159] + "…"
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, err=True)

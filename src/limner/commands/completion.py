@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from limner.commands.common import Commands, Parent
+from limner.console import say
 from limner.errors import LimnerError
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -31,4 +32,4 @@ def run(options: argparse.Namespace) -> None:
 
     from limner.cli import build_parser
 
-    print(shtab.complete(build_parser(), shell=options.shell))
+    say(shtab.complete(build_parser(), shell=options.shell))

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -27,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
 
     findings = examine(configured_by(options))
     if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        say(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         for line in lines(findings):
-            print(line)
+            say(line)
     return 1 if any(finding.verdict == "fail" for finding in findings) else 0

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
 
     found = estimate(configured_by(options))
     if options.json:
-        print(json.dumps(found.as_dict(), indent=1))
+        say(json.dumps(found.as_dict(), indent=1))
         return
     for line in found.lines():
-        print(line)
+        say(line)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from limner.commands.common import A_MODEL, Commands, Parent, flag, parts_flags, seed
 from limner.commands.generate import SOLVER_NAMES
+from limner.console import say
 from limner.errors import LimnerError
+from limner.redaction import shown_command
 
 AS_OVERRIDES = {
     "num_images": "evaluation.num_images",
@@ -90,11 +92,11 @@ def run(options: argparse.Namespace) -> None:
     for name, key in AS_OVERRIDES.items():
         if (value := getattr(options, name)) is not None:
             overrides.append(f"{key}={json.dumps(value)}")  # YAML reads JSON
-    command = shlex.join(["limner", *sys.argv[1:]])
+    command = shlex.join(["limner", *shown_command(sys.argv[1:])])
     found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
     for sentence in sentences(found.results):
-        print(sentence)
-    print(f"all of it, with pictures: {found.page}")
+        say(sentence)
+    say(f"all of it, with pictures: {found.page}")
 
 
 def print_comparison(a: Path, b: Path, varying: list[str]) -> None:
@@ -104,8 +106,8 @@ def print_comparison(a: Path, b: Path, varying: list[str]) -> None:
 
     found = compare(read(a), read(b), varying)
     if found.pairs or found.only or found.said:
-        print(f"A: {a}\nB: {b}\n")
+        say(f"A: {a}\nB: {b}\n")
         for line in table(found):
-            print(line)
+            say(line)
     if found.refused:
         raise LimnerError(why_refused(found))

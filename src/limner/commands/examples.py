@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import Any
+
+from limner.console import say
 
 EXAMPLES = {
     "demo": ["limner demo", "limner demo --minutes 3 --output outputs/quick"],
@@ -60,7 +64,19 @@ EXAMPLES = {
 }
 
 
-class HelpWithExamples(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Prints its help and its errors, which quote what was typed, as everything is printed."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self.color = False  # of Python 3.14, whose colours would be shown as what they are
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            say(message, err=file is not sys.stdout, end="")
+
+
+class HelpWithExamples(Parser):
     """A command's parser, whose help ends with its examples, one a line and not wrapped."""
 
     def format_help(self) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import A_MODEL, Commands, Parent, parts_flags
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -46,9 +47,9 @@ def run(options: argparse.Namespace) -> None:
         averaged=options.weights == "averaged",
     )
     for line in sizes(written):
-        print(line)
+        say(line)
     snippet = DIFFUSERS if options.format == "diffusers" else LIMNER
-    print(f"\n{snippet.format(written.as_posix())}")
+    say(f"\n{snippet.format(written.as_posix())}")
 
 
 LIMNER = """\
@@ -59,6 +60,7 @@ generator.generate("a red apple", seed=42).save("output.png")"""
 DIFFUSERS = """\
 import torch
 from diffusers import DiffusionPipeline
+from limner.console import say
 
 pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)
 seed = torch.Generator().manual_seed(42)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.commands.common import A_MODEL, Commands, Parent, device_flags, flag, parts_flags, seed
+from limner.console import say
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -116,9 +117,9 @@ def run(options: argparse.Namespace) -> None:
         if options.num_images > 1:
             labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
     for written in save_all(pictures, paths):
-        print(written)
+        say(written)
     if options.sheet:
-        print(save_sheet(path, pictures, labels))
+        say(save_sheet(path, pictures, labels))
 
 
 PASSED_ON = (

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent, seed
+from limner.console import say
 from limner.errors import LimnerError
 
 
@@ -57,4 +58,4 @@ def run(options: argparse.Namespace) -> None:
     for number, (picture, numbered) in enumerate(zip(pictures, paths, strict=True)):
         how = {"label": options.labels[number], "seed": options.seed + number}
         save_picture(remember(picture, how), numbered)
-        print(numbered)
+        say(numbered)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import A_MODEL, Commands, Parent, device_flags, parts_flags
+from limner.console import say
 
 PORT = 8765
 
@@ -39,10 +40,10 @@ def run(options: argparse.Namespace) -> None:
         options.checkpoint, options.output, **{name: getattr(options, name) for name in names}
     )
     with Server(painter, options.port) as server:
-        print(f"Draw at {server.address} (Ctrl-C ends it)", flush=True)
+        say(f"Draw at {server.address} (Ctrl-C ends it)")
         if not options.no_browser:
             webbrowser.open(server.address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print()
+            say()

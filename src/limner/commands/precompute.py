@@ -6,6 +6,7 @@ import argparse
 import os
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -23,4 +24,4 @@ def run(options: argparse.Namespace) -> None:
     from limner.training.inputs import precompute
 
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
-    precompute(configured_by(options), print if first else lambda line: None)
+    precompute(configured_by(options), say if first else lambda line: None)

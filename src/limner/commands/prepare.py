@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent, flag
+from limner.console import say
 
 TYPES = (
     *("auto", "custom", "folder", "classes", "table", "coco", "cub", "datasets", "webdataset"),
@@ -52,11 +53,11 @@ def run(options: argparse.Namespace) -> None:
         shard_size=options.shard_size,
         overrides=options.overrides,
     )
-    print(f"read: {prepared.description}")
-    print(f"{prepared.count} pictures in {options.output}")
+    say(f"read: {prepared.description}")
+    say(f"{prepared.count} pictures in {options.output}")
     if prepared.refused:
         first = prepared.refused[0]
-        print(
+        say(
             f"{len(prepared.refused)} rows could not be used, all listed in "
             f"{options.output / 'refused.json'}; the first: {first.key}: {first.reason}"
         )

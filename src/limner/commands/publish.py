@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import A_MODEL, Commands, Parent, parts_flags
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -61,4 +62,4 @@ def run(options: argparse.Namespace) -> None:
         text_encoder=options.text_encoder,
     )
     if address:
-        print(address)
+        say(address)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent
+from limner.console import say
 from limner.errors import LimnerError
 
 
@@ -40,5 +41,5 @@ def run(options: argparse.Namespace) -> None:
         command=earlier.results.get("command"),
     )
     for sentence in sentences(results):
-        print(sentence)
-    print(options.run_folder / "report.html")
+        say(sentence)
+    say(options.run_folder / "report.html")

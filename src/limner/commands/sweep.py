@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from limner.commands.common import Commands, Parent, flag, parts_flags, positive
+from limner.console import say
 from limner.errors import LimnerError
 
 
@@ -71,10 +72,10 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         vae=options.vae,
         text_encoder=options.text_encoder,
-        say=lambda line: print(line, flush=True),
+        say=say,
     )
-    print()
-    print(comparison(result))
-    print(result.checkpoint / SHEET)
+    say()
+    say(comparison(result))
+    say(result.checkpoint / SHEET)
     if not result.finished:
-        print("time was up before all was tried; the same command goes on from here")
+        say("time was up before all was tried; the same command goes on from here")

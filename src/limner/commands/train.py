@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent
+from limner.console import say
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -16,8 +17,9 @@ def add(commands: Commands, common: Parent) -> None:
         help="train a model from a configuration",
         usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
         epilog="Any key of the configuration can be set here: training.batch_size=16, or "
-        "--training.batch_size 16. Ctrl-C or SIGTERM: the step is finished, all is saved, exit "
-        "code 75; the same command goes on. A second one ends at once.",
+        "--training.batch_size 16. Ctrl-C, SIGTERM, or a terminal that is closed: the step is "
+        "finished, all is saved, exit code 75; the same command goes on. A second signal ends at "
+        "once.",
     )
     train.add_argument("--config", type=Path, help="YAML file (default: every key's default)")
     train.add_argument(
@@ -40,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         options.config, options.overrides
     )
     trainer = Trainer(config, resume=options.resume)
-    trainer.accelerator.print(f"data: {trainer.data.set.description}")  # how it was understood
+    trainer.say(f"data: {trainer.data.set.description}")  # how it was understood
     main = trainer.accelerator.is_main_process
     with run_lock(trainer.folder) if main else contextlib.nullcontext():
         trainer.train()
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         if not main:
             return
         seconds = drawing_time(trainer.state.seconds)
-        results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=print)
+        results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=say)
         for sentence in sentences(results):
-            print(sentence)
-        print(f"see {trainer.folder / 'report.html'}")
+            say(sentence)
+        say(f"see {trainer.folder / 'report.html'}")

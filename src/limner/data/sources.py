@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from limner import console
 from limner.config import Config
 from limner.config.choices import changed
 from limner.data.buckets import Buckets, nearest, sizes_around, told, with_enough
@@ -98,7 +99,7 @@ def _format_and_path(config: Config) -> tuple[str, str]:
     return kind, data.dataset_path
 
 
-def open_data(config: Config, say: Callable[[str], None] = print, unit: int = 1) -> Data:
+def open_data(config: Config, say: Callable[[str], None] = console.say, unit: int = 1) -> Data:
     """The data set, without what cannot be used, and its split.
 
     Args:

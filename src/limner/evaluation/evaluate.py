@@ -17,8 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
+from limner import console
 from limner.checkpoint import Checkpoint
 from limner.config import Config
+from limner.data.rows import shown_set
 from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
@@ -41,6 +43,7 @@ from limner.evaluation.waiting import Say, telling
 from limner.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.inference.settings import in_words
+from limner.redaction import places_of, redacted
 from limner.sweep.record import said_of
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
@@ -66,7 +69,7 @@ def evaluate(
     output: Path | None = None,
     device: str | None = None,
     command: str | None = None,
-    say: Say = print,
+    say: Say = console.say,
 ) -> Evaluation:
     """Draw, measure, and write it all down.
 
@@ -174,8 +177,7 @@ def _evaluate(
         "command": command,
         "checkpoint": about_checkpoint(checkpoint, opened, generator),
         "dataset": {
-            "name": data.set.name,
-            "description": data.set.description,
+            **shown_set(data.set),
             "trained": len(data.trained.rows),
             "held_out": len(data.held_out.rows),
         },
@@ -190,6 +192,7 @@ def _evaluate(
         "refused": [{"key": key, "reason": reason} for key, reason in refused.items()],
         "events": events,
     }
+    results = redacted(results, [str(checkpoint), *places_of(config.model_dump())])
     evaluation_folder.write(folder, results, chosen, cases, data.trained)
 
     from limner.pages.evaluation_page import write_page

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from limner import __version__
+from limner import __version__, console
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
 from limner.config.choices import changed
@@ -58,7 +58,7 @@ def publish(
     output: Path | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = console.say,
 ) -> str | None:
     """Put everything together and upload it in one commit.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limner import __version__
+from limner import __version__, console
 from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import MANIFEST
 from limner.config import SamplingConfig
@@ -71,7 +71,7 @@ def sweep(
     device: str | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-    say: Say = print,
+    say: Say = console.say,
 ) -> Sweep:
     """Search, compare, store.
 

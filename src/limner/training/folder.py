@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from limner.atomic import write_text_whole
 from limner.checkpoint import checkpoints
-from limner.checkpoint_writing import write_text_whole
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.folder_lock import TRAINING, FolderLock

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from limner.config import Config, load_config
+from limner.console import say
 from limner.data.rows import Row
 from limner.data.stored import StoredCaptions
 from limner.device import part_precision
@@ -195,7 +196,7 @@ def peak_resident() -> int:
 
 def main() -> None:
     found = measure(load_config(json.load(sys.stdin)))
-    print(json.dumps(found))
+    say(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from limner.console import printable, rich_console, say
+
 ROOMY_WIDTH = 104  # columns from which the line has room for units and a bar beside all figures
 REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes time from training
 
@@ -35,7 +37,7 @@ class Progress:
     ) -> None:
         self.enabled = enabled
         self.plain_every = plain_every
-        self.console = console or Console(highlight=False)
+        self.console = console or rich_console()
         self.clock = clock
         self.notebook = NotebookLine() if enabled and self.console.is_jupyter else None
         is_screen = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -120,11 +122,11 @@ class Progress:
 
     def _print(self, text: str) -> None:
         if self.notebook is not None:
-            print(text)
+            say(text)
             return
         # A Windows console or a log file may know only cp1252; "?" there is better than a crash.
         encoding = self.console.encoding
-        text = text.encode(encoding, errors="replace").decode(encoding)
+        text = printable(text).encode(encoding, errors="replace").decode(encoding)
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
+from limner import console
 from limner import device as devices
 from limner.checkpoint import (
     Checkpoint,
@@ -64,7 +65,7 @@ from limner.training.sharding import forget_notes, note_pieces, noted_pieces, sh
 from limner.training.stopping import (
     StopOnSignal,
     Stopped,
-    leave_ctrl_c_to_the_main_process,
+    leave_signals_to_the_main_process,
     quiet_about_workers,
 )
 from limner.training.trackers import check_trackers
@@ -127,7 +128,7 @@ class Trainer:
         if note := devices.precision_note(precision, self.device, "training.mixed_precision"):
             self.news.append(note)
         self.objective = build_objective(config)
-        self.data = open_data(config, self.accelerator.print, self.parts.unit)
+        self.data = open_data(config, self.say, self.parts.unit)
         self.config = config = with_buckets(config, self.data)
         self.news += self.data.said
         if self.accelerator.is_main_process:  # before their number may end the run
@@ -175,14 +176,19 @@ class Trainer:
             self.tokenizer,
             self.device,
             self.dtype,
-            self.accelerator.print,
+            self.say,
         )
+
+    def say(self, text: str) -> None:
+        """Print it once, however many processes there are."""
+        if self.accelerator.is_main_process:
+            console.say(text)
 
     def train(self) -> TrainingState:
         """Run to the end; checkpoints, previews, and logs appear in the run's folder.
 
         Raises:
-            Stopped: SIGINT or SIGTERM came; the run is saved and can go on.
+            Stopped: SIGINT, SIGTERM, or SIGHUP came; the run is saved and can go on.
             LimnerError: the run cannot go on, for the reason it gives.
         """
         if self.accelerator.is_main_process:
@@ -241,6 +247,7 @@ class Trainer:
                     f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
                     f"in {self.folder}; the same command goes on from there"
                 )
+            watch.count_jumps()
             watch.point_to_the_best()
             watch.write_speed()
         return state
@@ -296,7 +303,7 @@ class Trainer:
                 group["lr"] = rate * group.get("rate_share", 1.0)
         return rate
 
-    def step(self, say: Callable[[str], None] = print) -> tuple[Updated, list[Refused]]:
+    def step(self, say: Callable[[str], None] = console.say) -> tuple[Updated, list[Refused]]:
         """One update of the weights, and the rows that were refused on the way to it."""
         batches = self.next_batches(say)
         try:
@@ -446,7 +453,7 @@ class Trainer:
         said += start_from(model, self.tokenizer, origin, self.config.lora.rank is not None)
         return model, said + add_adapters(model, self.config)
 
-    def next_batches(self, say: Callable[[str], None] = print) -> list[Batch]:
+    def next_batches(self, say: Callable[[str], None] = console.say) -> list[Batch]:
         """The micro-batches of the next update; the same again if a worker dies over them."""
         for _ in range(MOST_WORKER_DEATHS):
             try:
@@ -499,7 +506,7 @@ class Trainer:
             prefetch_factor=settings.prefetch_factor if settings.num_workers else None,
             collate_fn=Batch.of,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=leave_ctrl_c_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
         )
         with quiet_about_workers():
             return iter(loader)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limner import console
 from limner.checkpoint import TrainingState
 from limner.config import Config
 from limner.data.examples import Batch
@@ -79,7 +80,9 @@ class Update:
         self.state, self.device, self.dtype = state, device, dtype
         self.sharded = any(map(is_shard, model.parameters()))
 
-    def __call__(self, batches: Sequence[Batch], say: Callable[[str], None] = print) -> Updated:
+    def __call__(
+        self, batches: Sequence[Batch], say: Callable[[str], None] = console.say
+    ) -> Updated:
         """One update from these micro-batches.
 
         Raises:

@@ -1,0 +1,208 @@
+"""The one place that prints. Names and captions may hold what a terminal would obey, and whoever
+reads the output may leave: neither harms a run.
+
+Other modules call `say` and `say_error`; rich's displays get their console from `rich_console`, and
+the command line sends log records, warnings, and tracebacks through here, too.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from limner.messages import escape
+from limner.redaction import redact_urls
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and line feed
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # they reorder what stands beside them
+    "\u2028\u2029"  # other line ends
+    "\ud800-\udfff]"  # no encoding has them
+)
+_given_up: dict[bool, Any] = {}
+"""The stream of stdout (False) or stderr (True) that a write failed on."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters, bidirectional controls, and lone surrogates escaped, as in
+    `\\x1b[31m`. Line feeds and tabs stay. Applied twice, it changes nothing more."""
+    return _OBEYED.sub(lambda found: escape(found[0]), text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, with line feeds and tabs escaped, too: a file name cannot add a line."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def say(text: object = "", *, err: bool = False, end: str = "\n") -> None:
+    """Print a line, `printable`, to stdout or to stderr, and flush it.
+
+    Never raises: once a stream cannot be written to (its reader has gone, the disk is full, it is
+    closed), nothing more is printed to it.
+    """
+    _write(err, printable(str(text)) + end)
+
+
+def say_error(text: str) -> None:
+    """As `say`, on stderr and without what URLs hide (as log records, warnings, and tracebacks);
+    red on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
+    from rich.text import Text
+
+    text = redact_urls(text)
+    console = rich_console(err=True)
+    if console.is_terminal and console.color_system is not None:
+        console.print(Text(printable(text), style="red"), soft_wrap=True)
+    else:
+        say(text, err=True)
+
+
+def rich_console(*, err: bool = False, **options: Any) -> Console:
+    """A console of rich that is written to as `say` writes. What it prints is escaped by the
+    caller, as its own colours are control characters."""
+    from rich.console import Console
+
+    return Console(file=_Writer(err), highlight=False, **options)  # type: ignore[arg-type]
+
+
+def set_up() -> None:
+    """For a program of its own, first: warnings and tracebacks are printed by `say`, too."""
+    for number in (0, 1, 2):  # one that is closed would be given to the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Prompts may hold letters that the code page of a Windows console does not have.
+            stream.reconfigure(errors="replace")
+    warnings.showwarning = _show_warning
+    sys.excepthook = _show_exception
+
+
+def set_up_logging(level: str) -> None:
+    """Log records are printed by `say`: Limner's own from this level on, warnings of libraries."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()])
+    # `limner` alone decides what is told at debug level; libraries would drown it.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("limner").setLevel(level.upper())
+
+
+def finish() -> None:
+    """Write what libraries left in the buffers, so that Python has nothing to fail at when it
+    exits."""
+    for err in (False, True):
+        _write(err, "")
+
+
+def _write(err: bool, text: str) -> None:
+    _write_to(sys.stderr if err else sys.stdout, err, text)
+
+
+def _write_to(stream: Any, err: bool, text: str) -> None:
+    # Without a lock: rich, whose live line takes what is printed, has one of its own.
+    if stream is None or _given_up.get(err) is stream:
+        return
+    try:
+        if text:
+            stream.write(_encodable(text, stream))
+        stream.flush()
+    except BlockingIOError:
+        pass  # a reader that is slow for now
+    except (OSError, ValueError):  # ValueError: it is closed
+        _give_up(err, stream)
+
+
+def _encodable(text: str, stream: Any) -> str:
+    encoding = getattr(stream, "encoding", None)
+    if not isinstance(encoding, str) or encoding.lower() in ("utf-8", "utf8"):
+        return text
+    try:
+        return text.encode(encoding, errors="replace").decode(encoding)
+    except LookupError:
+        return text
+
+
+def _give_up(err: bool, stream: Any) -> None:
+    """Print no more to it. What is still in its buffer goes to the null device: Python would fail
+    on it at exit, with a complaint and exit code 120."""
+    _given_up[err] = stream
+    if not isinstance(stream, io.TextIOWrapper):
+        return  # a notebook's, or a test's
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)
+    except (OSError, ValueError):
+        pass  # it has no descriptor
+
+
+class _Writer(io.TextIOBase):
+    """stdout or stderr for a library that writes to a file."""
+
+    def __init__(self, err: bool) -> None:
+        self._err = err
+
+    @property
+    def _stream(self) -> Any:
+        stream = sys.stderr if self._err else sys.stdout
+        return getattr(stream, "rich_proxied_file", stream)  # while rich shows a live line
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        _write_to(self._stream, self._err, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.write("")
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except (AttributeError, ValueError):  # none, or closed
+            return False
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+
+class _LogHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:  # a record of a library whose arguments do not fit
+            text = f"{record.levelname} {record.name}: {record.msg}"
+        say(redact_urls(text), err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    say(redact_urls(text), err=True, end="")
+
+
+def _show_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    say(redact_urls(text), err=True, end="")

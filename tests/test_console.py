@@ -1,0 +1,225 @@
+"""What is printed: nothing that a terminal obeys, and nothing that ends a run by failing."""
+
+from __future__ import annotations
+
+import ast
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import limner
+from limner import console
+from limner.commands.examples import HelpWithExamples
+from limner.console import one_line, printable, say, say_error
+
+SOURCES = Path(limner.__file__).parent
+ESC = "\x1b[2J\x1b]0;owned\x07"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a cat, 一只猫, עברית, 👩‍🚀 é\n\ttwo", "a cat, 一只猫, עברית, 👩‍🚀 é\n\ttwo"),
+        (ESC, r"\x1b[2J\x1b]0;owned\x07"),
+        ("\0\r\b\x7f", r"\x00\r\x08\x7f"),
+        ("\x9b31m\x85", r"\x9b31m\x85"),  # C1: CSI in one byte, and a line end
+        ("\u202egnp.exe\u2066\u200f", r"\u202egnp.exe\u2066\u200f"),
+        ("\u2028\u2029", r"\u2028\u2029"),
+        ("caf\udce9", r"caf\udce9"),
+        (r"\x1b is escaped already", r"\x1b is escaped already"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+
+
+def test_a_name_cannot_add_a_line() -> None:
+    assert one_line("a.png\nerror: all is lost\t\r") == r"a.png\nerror: all is lost\t\r"
+
+
+def test_every_way_of_printing_escapes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(ESC)
+    say(Path(ESC), err=True)
+    say_error(ESC)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    say_error(ESC)
+    monkeypatch.delenv("FORCE_COLOR")
+    console._LogHandler().emit(logging.makeLogRecord({"msg": ESC, "levelname": "WARNING"}))
+    console._LogHandler().emit(logging.makeLogRecord({"msg": "%d", "args": (ESC,)}))
+    console._show_warning(ESC, UserWarning, "a.py", 1)
+    try:
+        raise KeyError(ESC)
+    except KeyError as error:
+        console._show_exception(KeyError, error, error.__traceback__)
+    with pytest.raises(SystemExit):
+        HelpWithExamples(prog="limner").parse_args([ESC])
+    out, err = capsys.readouterr()
+    assert out == printable(ESC) + "\n"
+    assert err.count(r"\x1b[2J") >= 6
+    coloured = err.replace("\x1b[31m", "").replace("\x1b[0m", "")
+    assert coloured != err
+    assert "\x1b" not in coloured + out
+    assert "\x07" not in coloured + out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "utf-16"])
+def test_what_an_encoding_lacks_does_not_raise(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    say("红 apple \udcff")
+    said = raw.getvalue().decode(encoding)
+    assert said.endswith(" apple \\udcff\n")
+
+
+class Broken(io.StringIO):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.tried = error, 0
+
+    def write(self, text: str) -> int:
+        self.tried += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "gone"), OSError(28, "full"), OSError(5, "io"), ValueError("x")]
+)
+@pytest.mark.parametrize("err", [False, True])
+def test_a_write_that_fails_is_the_last(
+    error: Exception, err: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, other, later = Broken(error), io.StringIO(), io.StringIO()
+    names = ("stderr", "stdout") if err else ("stdout", "stderr")
+    monkeypatch.setattr(sys, names[0], broken)
+    monkeypatch.setattr(sys, names[1], other)
+    say("one", err=err)
+    say("two", err=err)
+    console.rich_console(err=err).print("three")
+    console.finish()
+    assert broken.tried == 1
+    say("here", err=not err)
+    assert other.getvalue() == "here\n"
+    monkeypatch.setattr(sys, names[0], later)  # another stream is another try
+    say("there", err=err)
+    assert later.getvalue() == "there\n"
+
+
+def test_streams_that_are_closed_or_none_are_not_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    for stream in (closed, None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        say("x")
+        console.rich_console().print("x")
+        assert not console.rich_console().is_terminal
+        console.finish()
+
+
+def test_a_slow_reader_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Broken(BlockingIOError(11, "later"))
+    monkeypatch.setattr(sys, "stdout", slow)
+    say("one")
+    say("two")
+    assert slow.tried == 2
+
+
+PROGRAM = """
+import sys
+from limner import console
+console.set_up()
+for i in range(3):
+    console.say("x" * 70000)
+    console.rich_console().print("y" * 70000)
+print("left in the buffer", end="")
+console.finish()
+sys.exit(75)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX descriptors")
+@pytest.mark.parametrize("where", ["pipe", "full", "closed"])
+def test_exit_codes_stay_and_python_does_not_complain(where: str) -> None:
+    if where == "full" and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    if where == "closed":
+        command = ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    else:
+        if where == "pipe":
+            read, out = os.pipe()
+            os.close(read)
+        else:
+            out = os.open("/dev/full", os.O_WRONLY)
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60)
+        os.close(out)
+    assert (done.returncode, done.stderr) == (75, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX descriptors")
+def test_help_into_a_pipe_that_nobody_reads_is_no_error() -> None:
+    for words in (["--help"], [], ["train", "--help"]):
+        read, out = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "limner", *words]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60)
+        os.close(out)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX descriptors")
+def test_a_file_that_is_opened_does_not_become_a_stream_that_was_closed(tmp_path: Path) -> None:
+    program = (
+        "import os; from limner import console; console.set_up()\n"
+        f"file = open({str(tmp_path / 'x')!r}, 'w'); assert file.fileno() > 2"
+    )
+    command = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", program]
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
+OWN = {
+    *("print", "Console", "StreamHandler", "basicConfig", "print_exc", "pprint", "warn"),
+    *("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"),
+}
+
+
+def prints(tree: ast.AST) -> list[str]:
+    """The ways in which a module prints on its own."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in OWN:
+            found.append(node.id)
+        elif isinstance(node, ast.Attribute) and {node.attr, ast.unparse(node)} & OWN:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_module_prints_on_its_own() -> None:
+    allowed = {
+        "console.py": {"*"},
+        "training/progress.py": {"Console", "self.console.print"},  # of what is escaped
+        "commands/examples.py": {"sys.stdout"},  # compared, not written to
+    }
+    for path in sorted(SOURCES.rglob("*.py")):
+        name = path.relative_to(SOURCES).as_posix()
+        may = allowed.get(name, set())
+        own = prints(ast.parse(path.read_text("utf-8")))
+        assert "*" in may or set(own) <= may, (name, own)
+
+
+def test_a_module_that_prints_would_be_found() -> None:
+    for line in ("print(1)", "f(say=print)", "sys.stderr.write('x')", "accelerator.print(1)"):
+        assert prints(ast.parse(line))
