@@ -15,7 +15,7 @@ PROMPTS = [
     "a small red circle",
     "Two BLUE squares <pad> <start>",
     "",
-    "红苹果 " + "x" * 99 + "\ud800",
+    "红苹果 " + "x" * 99 + "\ue000",
 ]
 SEEDS = [1, 2, 3, 2**40]
 LATENT = ["data.image_size=32", "model.patch_size=2"]

@@ -163,6 +163,25 @@ def test_a_mean_of_the_times_that_is_set_stays_unless_its_end_is_set_too() -> No
 
 
 @pytest.mark.parametrize(
+    ("data", "times"),
+    [
+        ({"image_size": 32}, (-1, 2)),
+        ({"image_size": 64}, (-1, 2)),
+        ({"image_size": 128}, (-1.69, 1.58)),
+        ({"image_size": 256}, (-2.39, 1.17)),
+        ({"image_size": 512}, (-3.08, 0.75)),
+    ],
+)
+def test_larger_pictures_are_trained_in_more_noise(
+    data: dict[str, int], times: tuple[float, float]
+) -> None:
+    scheduler = load_config({"data": data}).scheduler
+    assert (scheduler.logit_mean, scheduler.logit_mean_end) == times
+    kept = load_config({"data": data, "scheduler": {"logit_mean": -0.123}}).scheduler
+    assert (kept.logit_mean, kept.logit_mean_end) == (-0.123, -0.123)
+
+
+@pytest.mark.parametrize(
     ("given", "objective", "prediction"),
     [
         ({}, "flow_matching", "velocity"),

@@ -343,11 +343,8 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--seed", "-1"], "--seed"),
         (["a", "--seed", "apple"], "--seed"),
         (["a", "--scheduler_type", "plms"], "invalid choice: 'plms'"),
-        (
-            ["a", "--output", "apple.xyz"],
-            "--output apple.xyz cannot be a picture (it is no file name)",
-        ),
-        (["a", "--output", "."], "--output . cannot be a picture (it is a folder)"),
+        (["a", "--output", "apple.xyz"], "--output apple.xyz does not end like a picture's name"),
+        (["a", "--output", "."], "--output . is a folder; take apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
         (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
         (["a", "--shift", "-1"], "sampling.shift: "),

@@ -464,7 +464,7 @@ def test_a_reference_of_ones_own(run: Path, tmp_path: Path) -> None:
     results = results_of(run, f"evaluation.reference='{some}'")
     found = metric(results, "kernel distance")
     assert found["counts"] == [20, 11]
-    assert [row["key"] for row in results["refused"]] == [str(some / "images" / "5.png")]
+    assert [row["key"] for row in results["refused"]] == ["some/images/5.png"]
     archive = tmp_path / "reference.npz"
     array = np.stack([np.array(Image.open(some / "images" / f"{i}.png")) for i in range(4, 12)
                       if i != 5])  # fmt: skip

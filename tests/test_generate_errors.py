@@ -34,9 +34,9 @@ def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a", "--output", "a.psd"], r"a\.psd cannot be a picture \(Pillow reads \.psd files"),
-        (["a", "--output", "a.nothing"], r"a\.nothing cannot be a picture \(it is no file name\)"),
-        (["a", "--output", "."], r"--output \. cannot be a picture \(it is a folder\)"),
+        (["a", "--output", "a.psd"], r"a\.psd is of a kind that Pillow reads and does not"),
+        (["a", "--output", "a.nothing"], r"a\.nothing does not end like a picture's name"),
+        (["a", "--output", "."], r"--output \. is a folder; take apple\.png"),
         (["a", "--output", "file.txt/a.png"], r"file\.txt/a\.png cannot be written \("),
         (["a", "--output", "x" * 300 + ".png"], r"\.png cannot be written \(File name too long"),
         (["a", "--output", "a.jpg", "--height", "70000"], r"JPEG cannot hold .* 1 x 70000"),

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from limner.messages import escape
+from limner.redaction import redact_urls
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,9 +54,11 @@ def say(text: object = "", *, err: bool = False, end: str = "\n") -> None:
 
 
 def say_error(text: str) -> None:
-    """As `say`, on stderr; red on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
+    """As `say`, on stderr and without what URLs hide (as log records, warnings, and tracebacks);
+    red on a terminal, unless NO_COLOR or TERM=dumb say otherwise."""
     from rich.text import Text
 
+    text = redact_urls(text)
     console = rich_console(err=True)
     if console.is_terminal and console.color_system is not None:
         console.print(Text(printable(text), style="red"), soft_wrap=True)
@@ -183,7 +186,7 @@ class _LogHandler(logging.Handler):
             text = self.format(record)
         except Exception:  # a record of a library whose arguments do not fit
             text = f"{record.levelname} {record.name}: {record.msg}"
-        say(text, err=True)
+        say(redact_urls(text), err=True)
 
 
 def _show_warning(
@@ -194,10 +197,12 @@ def _show_warning(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    say(warnings.formatwarning(message, category, filename, lineno, line), err=True, end="")
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    say(redact_urls(text), err=True, end="")
 
 
 def _show_exception(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    say("".join(traceback.format_exception(kind, error, trace)), err=True, end="")
+    text = "".join(traceback.format_exception(kind, error, trace))
+    say(redact_urls(text), err=True, end="")

@@ -14,13 +14,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from limner.config import Config
 from limner.config.notes import notes
 from limner.errors import LimnerError
+from limner.redaction import redact_urls
 
 Verdict = Literal["pass", "warn", "fail"]
 GIB = 2**30
@@ -47,7 +48,7 @@ def examine(config: Config) -> list[Finding]:
         except Exception as error:  # a check that fails is news too, and hides no other
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             findings.append(Finding(check.__name__, "warn", f"could not be looked at: {reason}"))
-    return findings
+    return [replace(finding, seen=redact_urls(finding.seen)) for finding in findings]
 
 
 def lines(findings: list[Finding]) -> Iterator[str]:

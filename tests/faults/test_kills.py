@@ -95,7 +95,7 @@ def started(config: Config, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     name: str, tmp_path: Path, quick_end: None
 ) -> None:

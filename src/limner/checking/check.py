@@ -20,19 +20,20 @@ from typing import Any
 import numpy as np
 
 from limner import console
+from limner.atomic import replacing, write_text_whole
 from limner.checking.alike import Compared
 from limner.checking.captions import faults_of, script_of
 from limner.checking.duplicates import find_duplicates
 from limner.checking.findings import Finding, Problems, of_refused
 from limner.checking.pictures import Fault, Looked, look, share_cut
-from limner.checking.shown import show_duplicates, show_samples
+from limner.checking.shown import FOLDER, show_duplicates, show_samples
 from limner.config import Config
 from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
 from limner.data.folder_walk import is_system_name
 from limner.data.formats.folders import FolderPictures
 from limner.data.pictures import EXTENSIONS
-from limner.data.rows import PictureSet, Row
+from limner.data.rows import PictureSet, Row, shown_set
 from limner.data.sources import in_buckets, open_picture_set
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
@@ -94,9 +95,9 @@ def check(
         for finding in (*_unreferenced(picture_set, config), *_of_reading(picture_set)):
             problems.add(finding)
         findings = problems.told()
-    told = {
+    told: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dataset": {"name": picture_set.name, "description": picture_set.description},
+        "dataset": shown_set(picture_set),
         "rows": {
             "usable": len(picture_set.rows),
             "used": of_all,
@@ -116,10 +117,12 @@ def check(
             "data.num_samples": config.data.num_samples,
             "text_encoder.max_length": reader.max_length if reader else None,
         },
-        "samples": show_samples(picture_set, good, sizes.of, config.training.seed, output),
-        "alike": show_duplicates(picture_set, which, findings, output),
     }
-    _write(output / "check.json", json.dumps(told, indent=1))
+    with replacing(output / FOLDER, folder=True, durable=False) as shown:
+        seed = config.training.seed
+        told["samples"] = show_samples(picture_set, good, sizes.of, seed, shown)
+        told["alike"] = show_duplicates(picture_set, which, findings, shown)
+    write_text_whole(output / "check.json", json.dumps(told, indent=1))
     return told
 
 
@@ -357,9 +360,3 @@ def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:
             f"--output {output} is inside the data set, which is never changed: name a folder "
             "outside of it"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)

@@ -12,6 +12,7 @@ from limner.commands.common import A_MODEL, Commands, Parent, flag, parts_flags,
 from limner.commands.generate import SOLVER_NAMES
 from limner.console import say
 from limner.errors import LimnerError
+from limner.redaction import shown_command
 
 AS_OVERRIDES = {
     "num_images": "evaluation.num_images",
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     for name, key in AS_OVERRIDES.items():
         if (value := getattr(options, name)) is not None:
             overrides.append(f"{key}={json.dumps(value)}")  # YAML reads JSON
-    command = shlex.join(["limner", *sys.argv[1:]])
+    command = shlex.join(["limner", *shown_command(sys.argv[1:])])
     found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
     for sentence in sentences(found.results):
         say(sentence)

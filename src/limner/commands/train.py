@@ -16,8 +16,9 @@ def add(commands: Commands, common: Parent) -> None:
         help="train a model from a configuration",
         usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
         epilog="Any key of the configuration can be set here: training.batch_size=16, or "
-        "--training.batch_size 16. Ctrl-C or SIGTERM: the step is finished, all is saved, exit "
-        "code 75; the same command goes on. A second one ends at once.",
+        "--training.batch_size 16. Ctrl-C, SIGTERM, or a terminal that is closed: the step is "
+        "finished, all is saved, exit code 75; the same command goes on. A second signal ends at "
+        "once.",
     )
     train.add_argument("--config", type=Path, help="YAML file (default: every key's default)")
     train.add_argument(

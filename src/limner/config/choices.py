@@ -5,8 +5,10 @@ Beside each such key its rule is stated; what is chosen is saved with the run.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from limner.config.diffusion import SchedulerConfig
 from limner.config.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -39,11 +41,6 @@ def resolve(config: Config) -> Config:
         )
         scheduler = changed(scheduler, objective="diffusion" if classic else "flow_matching")
     flow = scheduler.objective == "flow_matching"
-    if flow and scheduler.logit_mean_end is None:
-        mean = scheduler.logit_mean
-        scheduler = changed(scheduler, logit_mean_end=2.0 if mean is None else mean)
-    if flow and scheduler.logit_mean is None:
-        scheduler = changed(scheduler, logit_mean=-1.0)
     if scheduler.level_balance is None:
         scheduler = changed(scheduler, level_balance=0.5 if flow else 0.0)
     if not flow:
@@ -99,7 +96,25 @@ def fit_to_pictures(config: Config, channels: int, downsampling: int) -> Config:
     if scheduler.prediction_type is None:
         noise = "velocity" if scheduler.objective == "flow_matching" else "epsilon"
         scheduler = changed(scheduler, prediction_type=noise if noise_fits(model) else "sample")
+    if scheduler.objective == "flow_matching":
+        scheduler = fit_times(scheduler, side)
     return changed(config, model=model, scheduler=scheduler)
+
+
+def fit_times(scheduler: SchedulerConfig, side: int) -> SchedulerConfig:
+    """At which noise to train, for pictures of this many pixels (or latents) a side.
+
+    What is where is seen through more noise in a larger picture, for more pixels say the same: of
+    twice the side, twice as much. The times start there (Hoogeboom et al. 2023, arXiv 2301.11093,
+    eq. 4; the logit is half of the log signal-to-noise ratio).
+    """
+    larger = math.log(max(1.0, side / 64))
+    start, end = scheduler.logit_mean, scheduler.logit_mean_end
+    if end is None:
+        end = round(2.0 - 0.6 * larger, 2) if start is None else start
+    if start is None:
+        start = round(-1.0 - larger, 2)
+    return changed(scheduler, logit_mean=start, logit_mean_end=end)
 
 
 ROOM_FOR_NOISE = 0.75

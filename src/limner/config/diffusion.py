@@ -41,10 +41,11 @@ class SchedulerConfig(Section):
     """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
     logit_mean: Number | None = None
     """Flow matching trains at times with logit(cleanness) ~ N(mean, std): below 0 mostly on noisy
-    pictures, where what is where is decided. None: -1."""
+    pictures, where what is where is decided. None: -1 up to 64 pixels (or latents) a side; in
+    larger pictures, which are seen through more noise, less by the log of side / 64."""
     logit_mean_end: Number | None = None
     """As the learning rate falls, the mean moves here: first what is where, then fine texture.
-    None: 2, or `logit_mean` if that was set."""
+    None: 2 up to 64 pixels, 1.58 at 128, 1.17 at 256, or `logit_mean` if that was set."""
     logit_std: Positive = 1.0
     """Spread of these times."""
     uniform_share: Share = 0.1

@@ -11,6 +11,7 @@ import numpy as np
 
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints
+from limner.redaction import redact, shown_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,12 @@ class PictureSet(Protocol):
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """What each row's picture is made from, hashed: uint8 [N, 16], other if that changes."""
         ...
+
+
+def shown_set(picture_set: PictureSet) -> dict[str, str]:
+    """A data set's name and description as they may be shared: of where it is the last name."""
+    name = picture_set.name
+    return {"name": shown_place(name), "description": redact(picture_set.description, [name])}
 
 
 @runtime_checkable

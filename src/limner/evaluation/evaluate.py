@@ -19,6 +19,7 @@ from torch import Tensor
 
 from limner import console
 from limner.checkpoint import Checkpoint
+from limner.data.rows import shown_set
 from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
@@ -40,6 +41,7 @@ from limner.evaluation.speckle import measure_speckle
 from limner.evaluation.waiting import Say, telling
 from limner.inference.generator import ImageGenerator
 from limner.inference.settings import in_words
+from limner.redaction import places_of, redacted
 from limner.sweep.record import said_of
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
@@ -160,8 +162,7 @@ def evaluate(
         "command": command,
         "checkpoint": about_checkpoint(checkpoint, opened, generator),
         "dataset": {
-            "name": data.set.name,
-            "description": data.set.description,
+            **shown_set(data.set),
             "trained": len(data.trained.rows),
             "held_out": len(data.held_out.rows),
         },
@@ -176,6 +177,7 @@ def evaluate(
         "refused": [{"key": key, "reason": reason} for key, reason in refused.items()],
         "events": events,
     }
+    results = redacted(results, [str(checkpoint), *places_of(config.model_dump())])
     evaluation_folder.write(folder, results, chosen, cases, data.trained)
 
     from limner.pages.evaluation_page import write_page

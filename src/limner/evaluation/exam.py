@@ -18,7 +18,9 @@ from typing import Any
 from PIL import Image
 
 from limner import __version__
+from limner.atomic import replacing, write_text_whole
 from limner.config import Config
+from limner.data.rows import shown_set
 from limner.data.sources import Data
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation import recall
@@ -36,6 +38,7 @@ from limner.evaluation.waiting import telling
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.pages.report import write_report
+from limner.redaction import places_of, redacted
 from limner.training.heldout import spread
 from limner.training.runlog import read_log
 
@@ -99,6 +102,7 @@ def examine(
         results["checker"] = check_drawings(drawings)
     results["flat_region_std"] = measure_speckle(drawings, data)
     results["command"] = command
+    results = redacted(results, places_of(config.model_dump()))
     chosen = _spread_over_splits(drawings, shown)
     show_truth(chosen, data)
     _write(run_folder, results, chosen)
@@ -114,7 +118,7 @@ def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
     count = rank_drawings(drawings, data)
     known = [d for d in drawings if d.rank is not None]
     return {
-        "range": f"all {count} pictures: {data.set.description}",
+        "range": f"all {count} pictures: {shown_set(data.set)['description']}",
         "distance": recall.DISTANCE,
         "recall": {
             split: recall.summary([d.rank for d in known if d.split == split and d.rank])
@@ -133,7 +137,7 @@ def _about(
     trained = [event for event in log if event["kind"] == "train"]
     keys = ("images_per_second", "mfu", "matmul_peak_gflops", "training_gflops_per_picture")
     return {
-        "dataset": {"name": data.set.name, "description": data.set.description},
+        "dataset": shown_set(data.set),
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "steps": trained[-1]["step"] if trained else 0,
         "images": trained[-1]["images"] if trained else 0,
@@ -161,20 +165,19 @@ def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:
 
 
 def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -> None:
-    folder = run_folder / "samples"
-    folder.mkdir(exist_ok=True)
     lines = []
-    for number, d in enumerate(drawings):
-        assert d.picture is not None
-        d.picture.save(folder / f"{number:03d}.png")
-        line: dict[str, Any] = {"prompt": d.prompt, "seed": d.seed, "split": d.split}
-        line |= {"file": f"samples/{number:03d}.png", "truth": None, "rank": d.rank}
-        if d.right is not None:
-            line["right"] = d.right
-        if d.truth is not None:
-            Image.fromarray(d.truth).save(folder / f"{number:03d}-truth.png")
-            line["truth"] = f"samples/{number:03d}-truth.png"
-        lines.append(line)
+    with replacing(run_folder / "samples", folder=True, durable=False) as folder:
+        for number, d in enumerate(drawings):
+            assert d.picture is not None
+            d.picture.save(folder / f"{number:03d}.png")
+            line: dict[str, Any] = {"prompt": d.prompt, "seed": d.seed, "split": d.split}
+            line |= {"file": f"samples/{number:03d}.png", "truth": None, "rank": d.rank}
+            if d.right is not None:
+                line["right"] = d.right
+            if d.truth is not None:
+                Image.fromarray(d.truth).save(folder / f"{number:03d}-truth.png")
+                line["truth"] = f"samples/{number:03d}-truth.png"
+            lines.append(line)
     _write_json(run_folder / "samples.json", lines)
     _write_json(run_folder / "results.json", results)
     sheet = contact_sheet(
@@ -191,7 +194,7 @@ def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_text_whole(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def sentences(results: dict[str, Any]) -> list[str]:

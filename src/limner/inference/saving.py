@@ -48,10 +48,15 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
     kind = Image.registered_extensions().get(path.suffix.lower())
     is_folder = os.path.isdir(path)  # also of names that no file could have
     if is_folder or kind is None or kind not in Image.SAVE:
-        why = f"Pillow reads {path.suffix} files and writes none" if kind else "it is no file name"
         if is_folder:
-            why = "it is a folder"
-        raise LimnerError(f"--output {path} cannot be a picture ({why}); take apple.png, say")
+            why = "is a folder"
+        elif kind is not None:
+            why = "is of a kind that Pillow reads and does not write"
+        elif path.suffix:
+            why = "does not end like a picture's name"
+        else:
+            why = "has no ending, such as .png, that says its kind"
+        raise LimnerError(f"--output {path} {why}; take apple.png, say")
     try:
         # What kinds of files limit is a side; a size that is none is told by the generator.
         for size in ((max(1, width or 1), 1), (1, max(1, height or 1))):

@@ -10,11 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from limner.atomic import write_text_whole
 from limner.errors import LimnerError
 from limner.pages.gauges import share_gauge
 from limner.pages.page_parts import SAMPLE_SIDE, folded, page, picture, section, table
 from limner.pages.run_folder import read_json
 from limner.pages.told import number, part, rows, text, texts
+from limner.redaction import redacted
 
 SHOWN = 20
 """Rows of each kind of finding; all of them are in problems.jsonl."""
@@ -32,6 +34,7 @@ def write_check_page(folder: Path) -> Path:
             f"{folder / 'check.json'}: there is nothing to show, or it is broken; "
             "`limner check-data CONFIG` writes it."
         )
+    told = redacted(told, but=("caption", "captions"))
     sections = (
         headline(told),
         figures(told),
@@ -43,7 +46,7 @@ def write_check_page(folder: Path) -> Path:
         details(told),
     )
     path = folder / "check.html"
-    path.write_text(page(title_of(told), "\n".join(s for s in sections if s)), encoding="utf-8")
+    write_text_whole(path, page(title_of(told), "\n".join(s for s in sections if s)))
     return path
 
 

@@ -7,12 +7,14 @@ again later. Whatever is not there yet is left out.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from limner.atomic import write_text_whole
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.pages.curves import Points
@@ -31,6 +33,7 @@ from limner.pages.page_parts import (
     table,
 )
 from limner.pages.run_folder import Run, read_run
+from limner.redaction import places_of, redacted, redacted_settings
 from limner.training.progress import format_duration
 
 MAX_PREVIEWS = 8
@@ -49,7 +52,7 @@ def write_report(run_folder: Path) -> Path:
     run_folder = Path(run_folder)
     if not run_folder.is_dir():
         raise LimnerError(f"{run_folder}: there is no such run folder to report on.")
-    run = read_run(run_folder)
+    run = shared(read_run(run_folder))
     sections = (
         headline(run),
         measured(run),
@@ -61,8 +64,20 @@ def write_report(run_folder: Path) -> Path:
         again(run),
     )
     path = run_folder / "report.html"
-    path.write_text(page(title_of(run), "\n".join(s for s in sections if s)), encoding="utf-8")
+    write_text_whole(path, page(title_of(run), "\n".join(s for s in sections if s)))
     return path
+
+
+def shared(run: Run) -> Run:
+    """The same as the page may say it: it is sent to others."""
+    places = places_of(run.config)
+    return replace(
+        run,
+        config=redacted_settings(run.config),
+        events=redacted(run.events, places),
+        results=redacted(run.results, places),
+        refused=redacted(run.refused, places),
+    )
 
 
 # ---- sections ----------------------------------------------------------------------------------

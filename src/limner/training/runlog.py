@@ -7,17 +7,18 @@ be written.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.console import say
 from limner.data.rows import Refused
+from limner.redaction import redact_urls, redacted
 from limner.training.trackers import Trackers
 
 MOST_WAITING = 10_000
@@ -29,10 +30,20 @@ class RunLog:
 
     A run resumed at step N forgets what was logged after N, so that the log of a resumed run is
     that of an uninterrupted one.
+
+    Args:
+        places: paths that what is logged may name; the log may be shared, and says of each the
+            last name alone. (refused.jsonl, by which rows are mended, has them whole.)
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, resumed_at: int) -> None:
-        self.accelerator = accelerator
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        resumed_at: int,
+        places: Sequence[str] = (),
+    ) -> None:
+        self.accelerator, self.places = accelerator, places
         self.path = folder / "log.jsonl"
         self.refused_path = folder / "refused.jsonl"
         self.refused_rows: set[Refused] = set()
@@ -55,7 +66,7 @@ class RunLog:
     def write(self, kind: str, step: int, **values: Any) -> None:
         if not self.accelerator.is_main_process:
             return
-        self._append(self.path, [{"kind": kind, "step": step, **values}])
+        self._append(self.path, [{"kind": kind, "step": step, **redacted(values, self.places)}])
         numbers = {f"{kind}/{k}": v for k, v in _flat(values) if isinstance(v, int | float)}
         if numbers and self.trackers and kind != "event":
             self.trackers.log(numbers, step)
@@ -77,7 +88,7 @@ class RunLog:
         new = [row for row in rows if row not in self.refused_rows]
         self.refused_rows.update(new)
         if new and self.accelerator.is_main_process:
-            self._append(self.refused_path, [asdict(row) for row in new])
+            self._append(self.refused_path, [_listed(row) for row in new])
         return new
 
     def _append(self, path: Path, objects: list[Any]) -> None:
@@ -95,7 +106,11 @@ def list_refused(folder: Path, rows: Iterable[Refused]) -> None:
     """Write refused.jsonl if there is anything to list."""
     if rows := list(rows):
         folder.mkdir(parents=True, exist_ok=True)
-        _rewrite(folder / "refused.jsonl", [asdict(row) for row in rows])
+        _rewrite(folder / "refused.jsonl", [_listed(row) for row in rows])
+
+
+def _listed(row: Refused) -> dict[str, str]:
+    return {key: redact_urls(value) for key, value in asdict(row).items()}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -122,10 +137,7 @@ def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
 
 def _rewrite(path: Path, objects: Iterable[Any]) -> None:
     """Whole or not at all, as a kill in the middle would lose what was logged."""
-    staging = path.with_name(f".{path.name}.writing")
-    with staging.open("w", encoding="utf-8") as file:
-        file.writelines(_lines(objects))
-    os.replace(staging, path)
+    write_text_whole(path, "".join(_lines(objects)))
 
 
 def _lines(objects: Iterable[Any]) -> list[str]:

@@ -25,11 +25,15 @@ class Stopped(LimnerError):
 
 
 class StopOnSignal:
-    """Context manager: SIGINT (Ctrl-C) and SIGTERM set `signal`, the loop looks at it.
+    """Context manager: a signal that asks to stop sets `name`, the loop looks at it.
+
+    These are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed, the SSH connection was
+    lost; on Windows SIGBREAK). Where SIGHUP is ignored, as under nohup, it stays ignored.
 
     A second one ends the process at once: the system's own handling is back in place after the
     first, so that it works even where the program is stuck. Checkpoints are written whole or not
-    at all, so that nothing is harmed.
+    at all, so that nothing is harmed. A second SIGHUP is no impatience: the shell passes on its
+    own, and the system sends another one when the shell has ended.
 
     Of several processes each hears a Ctrl-C, or a Slurm step's end, twice: by itself and from
     torchrun, which passes on what it got. There what comes within `ECHO` of the first is that.
@@ -45,7 +49,7 @@ class StopOnSignal:
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # only there it is allowed
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _asking():
                 self.before[number] = signal.signal(number, self._asked)
         return self
 
@@ -67,15 +71,25 @@ class StopOnSignal:
         elif now - self.since < ECHO:
             return
         for every in self.before:
-            signal.signal(every, signal.SIG_DFL)
+            hangs_up = every == getattr(signal, "SIGHUP", None)
+            signal.signal(every, signal.SIG_IGN if hangs_up else signal.SIG_DFL)
         if self.launched:  # and this is a second one
             signal.raise_signal(number)
 
 
-def leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    """For the loader's workers: Ctrl-C reaches all processes of a terminal, and one decides.
-    (SIGTERM is how the loader itself ends them.)"""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _asking() -> list[signal.Signals]:
+    """The signals that ask a run to stop, on this system and as it was started."""
+    names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [n for n in found if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """For the loader's workers: Ctrl-C and a terminal that is closed reach all processes of the
+    terminal, and one decides. (SIGTERM is how the loader itself ends them.)"""
+    for name in ("SIGINT", "SIGHUP", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

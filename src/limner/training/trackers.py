@@ -6,21 +6,24 @@ login they write to this machine. One that fails is left out with a sentence; th
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import yaml
 from PIL import Image
 
-from limner.checkpoint_writing import write_text_whole
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.redaction import redact_urls, redacted_settings, shown_command
 
 PACKAGES = {"comet_ml": "comet-ml"}
 """What pip calls those that it calls otherwise than accelerate does."""
@@ -89,7 +92,7 @@ class Trackers:
             do()
         except Exception as error:  # each tracker has errors of its own
             self.running.pop(name, None)
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = redact_urls(" ".join(str(error).split()))[:300] or type(error).__name__
             self.say(f"the tracker {name} fails and is left out from here on: {reason}")
 
     def _start(self, name: str) -> None:
@@ -97,15 +100,21 @@ class Trackers:
 
         project = "tensorboard" if name == "tensorboard" else self.config.training.tracker_project
         tracker = LOGGER_TYPE_TO_CLASS[name](project, **self._how(name))
-        tracker.start()
+        with _redacted_command_line():
+            tracker.start()
         self.running[name] = tracker
         if name == "mlflow":
             self.ids[name] = tracker.tracker.info.run_id
         if name == "tensorboard":  # whose own way starts another run for it
-            text = f"```yaml\n{self.config.to_yaml()}```"
+            text = yaml.safe_dump(self._shown(), sort_keys=False, allow_unicode=True)
+            text = f"```yaml\n{text}```"
             tracker.tracker.add_text("config", text.replace("\n", "\n\t"), self.resumed_at)
         elif not self.resumed_at:  # mlflow takes a value once
-            tracker.store_init_configuration(_flat(self.config))
+            tracker.store_init_configuration(_flat(self._shown()))
+
+    def _shown(self) -> dict[str, Any]:
+        """The configuration as it may leave this machine."""
+        return redacted_settings(self.config.model_dump(mode="json"))
 
     def _how(self, name: str) -> dict[str, Any]:
         """What each takes: the run's name, its place, and how to go on with it."""
@@ -195,10 +204,21 @@ def _read_ids(path: Path) -> dict[str, str]:
     )
 
 
-def _flat(config: Config) -> dict[str, Any]:
+@contextlib.contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """Some trackers send along what was typed, with data.dataset_path=... and such in it."""
+    typed = sys.argv
+    sys.argv = shown_command(typed)
+    try:
+        yield
+    finally:
+        sys.argv = typed
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """`section.key`: a plain value, or its text."""
     return {
         f"{section}.{key}": v if v is None or isinstance(v, bool | int | float | str) else str(v)
-        for section, values in config.model_dump(mode="json").items()
+        for section, values in settings.items()
         for key, v in values.items()
     }

@@ -63,7 +63,7 @@ from limner.training.sharding import forget_notes, note_pieces, noted_pieces, sh
 from limner.training.stopping import (
     StopOnSignal,
     Stopped,
-    leave_ctrl_c_to_the_main_process,
+    leave_signals_to_the_main_process,
     quiet_about_workers,
 )
 from limner.training.trackers import check_trackers
@@ -172,7 +172,7 @@ class Trainer:
         """Run to the end; checkpoints, previews, and logs appear in the run's folder.
 
         Raises:
-            Stopped: SIGINT or SIGTERM came; the run is saved and can go on.
+            Stopped: SIGINT, SIGTERM, or SIGHUP came; the run is saved and can go on.
             LimnerError: the run cannot go on, for the reason it gives.
         """
         settings, state = self.config.training, self.state
@@ -222,6 +222,7 @@ class Trainer:
                     f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
                     f"in {self.folder}; the same command goes on from there"
                 )
+            watch.count_jumps()
             watch.point_to_the_best()
             watch.write_speed()
         return state
@@ -480,7 +481,7 @@ class Trainer:
             prefetch_factor=settings.prefetch_factor if settings.num_workers else None,
             collate_fn=Batch.of,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=leave_ctrl_c_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
         )
         with quiet_about_workers():
             return iter(loader)

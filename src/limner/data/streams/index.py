@@ -16,7 +16,6 @@ it is read: what is damaged is indexed again, and never trained.
 from __future__ import annotations
 
 import array
-import contextlib
 import json
 import mmap
 import os
@@ -29,11 +28,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from limner.atomic import replacing
 from limner.data.rows import Refused
 from limner.data.split import draws
 from limner.data.streams.places import Place, patiently
 from limner.errors import LimnerError
 from limner.fingerprints import digest
+from limner.redaction import redact_urls
 
 FORMAT = 2
 MAGIC = b"LIMNERI2"
@@ -91,7 +92,7 @@ class Building:
         self.draws.extend(draws(key))
 
     def refuse(self, key: str, reason: str) -> None:
-        self.refused.append(Refused(f"{self.name}/{key}", reason))
+        self.refused.append(Refused(f"{self.name}/{key}", redact_urls(reason)))
 
     def piece(self, at: int) -> None:
         """What is added from here on is in the piece `at` of the shard's own division."""
@@ -274,19 +275,20 @@ def open_index(
     if (found := _read(path, place)) and found.about == about:
         return found
     folder.mkdir(parents=True, exist_ok=True)
+    shown = redact_urls(place.url)
     with FileLock(path.with_suffix(".lock")):
         found = _read(path, place)
         if found is None and path.exists() and not _is_of_this_format(path):
-            say(f"the index of {place.url} is of an earlier version: it is made anew")
+            say(f"the index of {shown} is of an earlier version: it is made anew")
         elif found is None and path.exists():
             aside = path.with_suffix(".damaged")
             os.replace(path, aside)
-            say(f"{path} is damaged; it was moved to {aside.name}, and {place.url} is indexed anew")
+            say(f"{path} is damaged; it was moved to {aside.name}, and {shown} is indexed anew")
         if found is not None:
             if found.about == about:
                 return found
             say(
-                f"{place.url} is not the file that it was: it is indexed anew. A run that was made "
+                f"{shown} is not the file that it was: it is indexed anew. A run that was made "
                 "with it before does not go on as it would have."
             )
 
@@ -332,31 +334,23 @@ def _write(path: Path, about: dict[str, Any], building: Building) -> None:
             "refused": [[row.key, row.reason] for row in building.refused],
         }
     ).encode()
-    staging = path.with_suffix(f".{os.getpid()}.writing")
-    try:
-        with open(staging, "wb") as file:
-            file.write(MAGIC + bytes(8))
-            total, at = 0, file.tell()
+    with replacing(path) as staging, open(staging, "wb") as file:
+        file.write(MAGIC + bytes(8))
+        total, at = 0, file.tell()
 
-            def put(data: Any) -> None:
-                nonlocal total, at
-                at += file.write(data)
-                total = zlib.crc32(data, total)
+        def put(data: Any) -> None:
+            nonlocal total, at
+            at += file.write(data)
+            total = zlib.crc32(data, total)
 
-            put(len(header).to_bytes(8, "little") + header)
-            for name, kind in ARRAYS.items():
-                put(bytes(_aligned(at) - at))
-                array = np.ascontiguousarray(arrays[name], dtype=kind)
-                put(array.data.cast("B") if array.size else b"")
+        put(len(header).to_bytes(8, "little") + header)
+        for name, kind in ARRAYS.items():
             put(bytes(_aligned(at) - at))
-            file.seek(len(MAGIC))
-            file.write(total.to_bytes(8, "little"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        with contextlib.suppress(OSError):
-            staging.unlink()
+            array = np.ascontiguousarray(arrays[name], dtype=kind)
+            put(array.data.cast("B") if array.size else b"")
+        put(bytes(_aligned(at) - at))
+        file.seek(len(MAGIC))
+        file.write(total.to_bytes(8, "little"))
 
 
 def _aligned(place: int) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from limner.errors import LimnerError
+from limner.redaction import redact_urls
 
 WAITS = (1, 2, 5, 10, 20, 30, 60, 60, 60, 60)
 """Seconds between tries to reach what is far away: five minutes in all."""
@@ -251,6 +252,7 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
                     f"{url} could not be reached for {sum(WAITS) / 60:.0f} minutes ({said}). Look "
                     "at the network; the same command goes on from the last checkpoint."
                 ) from None
-            _log.warning("%s could not be reached (%s); once more in %d s", url, said, wait)
+            told = redact_urls(url), redact_urls(said)
+            _log.warning("%s could not be reached (%s); once more in %d s", *told, wait)
             time.sleep(wait)
     raise AssertionError

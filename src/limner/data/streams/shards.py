@@ -27,6 +27,7 @@ from limner.data.streams.places import AT_ONCE, Place, changed
 from limner.data.streams.windows import WINDOW
 from limner.errors import LimnerError
 from limner.fingerprints import Fingerprints, digest
+from limner.redaction import redact_urls
 
 SAY_EVERY = 15.0  # seconds
 GIVE_BACK_AFTER = 2**13
@@ -125,11 +126,12 @@ class ShardPictures:
         windowed: bool,
         crop: pictures.Crop = "center",
     ) -> None:
-        self.name, self.kind, self.crop, self.windowed = name, kind, crop, windowed
+        self.name, self.kind, self.crop = redact_urls(name), kind, crop
+        self.windowed = windowed
         self.rows: Sequence[Row] = (rows := ShardRows(indexes))
         self.all, self.indexes = rows, indexes
         self.refused: list[Refused] = [row for index in indexes for row in index.refused]
-        require_rows(self.rows, self.refused, name)
+        require_rows(self.rows, self.refused, self.name)
         self.notes = [note for index in indexes for note in index.notes]
         self.files, self.pieces = Files(), pieces
         counts = [len(index.piece_at) for index in indexes]
@@ -137,7 +139,7 @@ class ShardPictures:
         captions = sum(index.captions for index in indexes)
         given = any((index.held_out >= 0).any() for index in indexes)
         self.description = (
-            f"{len(rows):,} pictures with {captions:,} captions from {name} ({kind.layout}, "
+            f"{len(rows):,} pictures with {captions:,} captions from {self.name} ({kind.layout}, "
             f"{len(indexes):,} {'shard' if len(indexes) == 1 else 'shards'}); "
             f"{len(self.refused):,} rows refused. "
             + (f"Held out as {HELD_OUT} says; else by " if given else "Held out by ")
@@ -330,9 +332,13 @@ def _said(notes: Sequence[str], most: int = 3) -> str:
 
 def short_names(places: Sequence[Place]) -> list[str]:
     """Of shards: the file's name, or as much of the path as tells them all apart."""
-    parts = [place.url.split("?")[0].replace("\\", "/").split("/") for place in places]
+    shown = [redact_urls(place.url) for place in places]
+    parts = [name.split("?")[0].replace("\\", "/").split("/") for name in shown]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [place.url for place in places]
+    if len(set(shown)) == len(shown):
+        return shown
+    # They differ in what is not shown of a URL alone.
+    return [f"{number}-{place.name}" for number, place in enumerate(places)]
