@@ -1,6 +1,7 @@
 """`limner caption`: a .txt beside each picture that has none, by tiny models of known kinds."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -224,14 +225,16 @@ def test_a_run_that_is_killed_goes_on(photos: Path) -> None:
     keys, _ = pictures_to_caption(photos)
     done = subprocess.run([sys.executable, "-c", KILLED, str(photos)], check=False)
     assert done.returncode == 9
+    assert len(list(photos.rglob(".*"))) == 1  # what it was at
+    left, kept = pictures_to_caption(photos)
+    assert list(photos.rglob(".*")) == []
     first = texts(photos)
     assert first == {Path(key).with_suffix(".txt").as_posix(): "a picture\n" for key in keys[:3]}
-    left, kept = pictures_to_caption(photos)
     assert (left, kept) == (keys[3:], 3)
     assert caption_pictures(photos, left, numbered, batch_size=4).written == 3
     assert pictures_to_caption(photos) == ([], COUNT)
     assert first.items() <= texts(photos).items()
-    assert len(FolderPictures(photos).rows) == COUNT  # what is left of the dead run is no caption
+    assert len(FolderPictures(photos).rows) == COUNT
 
 
 def test_what_is_interrupted_leaves_nothing_half_written(
@@ -241,7 +244,7 @@ def test_what_is_interrupted_leaves_nothing_half_written(
         raise KeyboardInterrupt
 
     keys, _ = pictures_to_caption(photos)
-    monkeypatch.setattr(captioning.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         caption_pictures(photos, keys, numbered)
     assert [path.suffix for path in photos.rglob("*.*")] == [".png"] * COUNT

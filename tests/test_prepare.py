@@ -10,7 +10,7 @@ import pytest
 from emoji_formats import COUNT, EXAMPLES, SIDE, emoji
 from PIL import Image
 
-import limner.data.prepare
+import limner.atomic
 from limner.cli import main
 from limner.commands import prepare as commands
 from limner.config import load_config
@@ -173,7 +173,7 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_one_works(
     with monkeypatch.context() as patched:
         patched.setattr(MetadataWriter, "add", dies)
         # kill -9 runs no clean-up either
-        patched.setattr(limner.data.prepare.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(limner.atomic.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             prepare("custom", source, output)
     assert not output.exists()

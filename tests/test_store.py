@@ -294,7 +294,7 @@ def test_a_full_disk_keeps_what_is_finished(
         written.append(arguments[3])
 
     monkeypatch.setattr(store_writing, "_write_shard", full)
-    with pytest.raises(LimnerError, match=r"the disk of .* is full; .*cache\.folder"):
+    with pytest.raises(LimnerError, match=r"No space left on device: the .*; what was.*cache"):
         fill(store, ids_of(20), Maker(), 8, 3)
     monkeypatch.undo()
     again, maker = Store.open(tmp_path, "latents", KEY), Maker()

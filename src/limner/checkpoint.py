@@ -239,6 +239,12 @@ class Contents:
             replace(state),
         )
 
+    def bytes(self) -> int:
+        """About as much as it takes on a disk."""
+        adapters = self.adapters
+        tensors = [self.model, self.averaged, self.optimizers]
+        return _bytes(tensors + ([adapters.kept, adapters.shown] if adapters else []))
+
     def copied(self) -> Contents:
         """The same in memory of its own, on the host."""
         if self.copied_already:
@@ -261,6 +267,14 @@ class Contents:
         return replace(self, copied_already=True, **whole)
 
 
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list) else 0
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
@@ -278,7 +292,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
     """
     folder = folder.resolve()
     replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER)))
-    with written_whole(folder) as staging:
+    with written_whole(folder, needed=contents.bytes()) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
             weights = {name: t.contiguous() for name, t in contents.averaged.items()}

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limner.checkpoint_writing import not_written
 from limner.errors import LimnerError
+from limner.full_disk import as_os_error
 from limner.shards import is_shard, local
 
 INDEX = "shards.json"
@@ -53,7 +53,8 @@ def write_shard(folder: Path, number: int, count: int, parts: dict[str, Any]) ->
     try:
         save_file(mine, path)
     except SafetensorError as error:
-        raise not_written(error, path) from None
+        needed = sum(tensor.nbytes for tensor in mine.values())
+        raise as_os_error(error, folder, path, needed) or OSError(0, str(error), path) from None
     if number == 0:
         (folder / INDEX).write_text(json.dumps({"count": count, "parts": plain}), encoding="utf-8")
 

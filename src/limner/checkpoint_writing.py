@@ -20,6 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from limner.atomic import recover_in, replacing, sync
 from limner.errors import LimnerError
 
 MANIFEST = "manifest.json"
@@ -30,50 +31,23 @@ EDITABLE = "config.yaml"
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path, sealed: bool = True) -> Iterator[Path]:
+def written_whole(folder: Path, sealed: bool = True, needed: int | None = None) -> Iterator[Path]:
     """Give a staging folder; when the block ends well it becomes `folder`, durable and verified.
 
     A folder that is already there gives way last, and comes back if that fails.
 
     Args:
         sealed: with a manifest of checksums, as checkpoints have it.
+        needed: bytes that it will take, if they are known.
 
     Raises:
-        OSError: from the block, or for what did not arrive on the disk as it was written.
+        OSError: from the block, or for what did not arrive on the disk as it was written; DiskFull
+            if there was no room for it.
     """
-    folder = folder.resolve()
-    staging = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with replacing(folder, folder=True, needed=needed) as staging:
         yield staging
         if sealed:
             seal(staging)
-        else:
-            for path in [*staging.rglob("*"), staging]:
-                sync(path)
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        try:
-            os.replace(staging, folder)
-        except OSError:
-            if old.exists():
-                os.replace(old, folder)
-            raise
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, SafetensorError):
-            raise not_written(error, folder) from None
-        raise
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def not_written(error: SafetensorError, path: Path) -> OSError:
-    """What safetensors says when a disk is full, as any other writer says it."""
-    return OSError(0, str(error).rpartition("I/O error: ")[2], path)
 
 
 def seal(staging: Path) -> None:
@@ -113,38 +87,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
-    if os.name == "nt":
-        if path.is_file():  # Windows syncs only what is open for writing, and no folders
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        import fcntl
-
-        if full := getattr(fcntl, "F_FULLFSYNC", None):  # macOS: fsync leaves it in the drive
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(descriptor, full)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a small file, or leave what was there; durable when it returns."""
-    staging = path.with_name(f".{path.name}.writing")
-    try:
-        with staging.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        sync(staging)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-    sync(path.parent)
-
-
 def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     """What is wrong with a checkpoint folder by its manifest, or None.
 
@@ -178,26 +120,16 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
 
 def finish_interrupted(run_folder: Path) -> None:
     """Put right what a kill in the middle of saving, replacing, or pruning left behind."""
-    if not run_folder.is_dir():
-        return
-    for path in list(run_folder.iterdir()):
+    recover_in(run_folder)
+    for path in list(run_folder.iterdir()) if run_folder.is_dir() else ():
+        # As earlier versions named them. Others are somebody else's, such as a .git.old.
         name, dot, state = path.name.removeprefix(".").rpartition(".")
-        if not (path.name.startswith(".") and dot and path.is_dir()):
+        if not (path.name.startswith(".") and dot and path.is_dir() and NAME.fullmatch(name)):
             continue
-        if not NAME.fullmatch(name):
-            continue  # somebody else's, such as a .git.old where a run writes into a home folder
         if state == "old" and not path.with_name(name).exists() and damage(path) is None:
             os.replace(path, path.with_name(name))
         elif state in ("old", "writing", "deleted"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def remove(folder: Path) -> None:
-    """Delete a checkpoint; a kill in the middle leaves nothing that bears a checkpoint's name."""
-    doomed = folder.with_name(f".{folder.name}.deleted")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def replaceable(folder: Path, known: frozenset[str]) -> None:

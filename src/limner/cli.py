@@ -34,6 +34,7 @@ from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples, Parser
 from limner.console import say, say_error
 from limner.errors import LimnerError
+from limner.full_disk import DiskFull
 from limner.threads import share_the_machine
 
 
@@ -79,7 +80,13 @@ def run(words: list[str]) -> int:
         who = f"limner, process {os.environ.get('RANK')}" if several else "limner"
         say_error(f"{who}: {error}")
         return error.exit_code
-    except OSError as error:  # a disk that is full, a folder that may not be written, ...
+    except DiskFull as error:
+        say_error(
+            f"limner: {error.filename} could not be written: {error}; make room, or choose a place "
+            "on another disk"
+        )
+        return 2
+    except OSError as error:  # a folder that may not be written, ...
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         say_error(f"limner: {reason}; check the path, the space, and your permissions")
         return 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 import torch
 
+from limner.atomic import remove
 from limner.config import Config, load_config
 from limner.console import say
 from limner.device import choose_device
@@ -97,7 +97,7 @@ def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
     if folder.exists() and any(folder.iterdir()):
         if not _is_demo(folder):
             raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
-        shutil.rmtree(folder)  # what an earlier demo drew would mix with this one
+        remove(folder)  # what an earlier demo drew would mix with this one
     trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))
     say(f"Limner demo: {trainer.data.set.description}")
     try:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from limner.atomic import replacing
+
 DIGEST = 16
 """Bytes of a content's hash (BLAKE2b)."""
 ENTRY = np.dtype(
@@ -123,15 +125,10 @@ def _load(path: Path) -> np.ndarray:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """An array as a .npy file with a checksum behind it, whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as staging:
         staging.write_bytes(file.getvalue() + digest(file.getvalue()))
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def load_array(path: Path) -> np.ndarray | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limner import __version__
+from limner.atomic import replacing
 from limner.checkpoint import Checkpoint, TrainingState, fit_weights
-from limner.checkpoint_writing import not_written, sync
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.models.find_model import find_model
@@ -132,18 +131,10 @@ def write_weights_file(
     }
     if tokenizer is not None:
         metadata["tokenizer"] = tokenizer.tokenizer.to_str()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.writing")
-    try:
+    needed = sum(tensor.nbytes for tensor in weights.values())
+    with replacing(path, needed=needed) as staging:
         save_file(weights, staging, metadata)
-        sync(staging)
         WeightsFile.open(staging).tensors()
-        os.replace(staging, path)
-    except SafetensorError as error:
-        raise not_written(error, path) from None
-    finally:
-        staging.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def _metadata(path: Path) -> dict[str, str]:

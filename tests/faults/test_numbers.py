@@ -218,8 +218,12 @@ def test_a_jump_of_the_loss_is_told_once() -> None:
     assert "jumped to 2.5 at step 300, from about 1" in said
     assert spikes.see(2.6, 301) is None  # still up
     assert spikes.see(1.0, 302) is None
-    assert spikes.see(3.0, 303) is not None
+    assert spikes.see(3.0, 303) is None  # again: counted, and not said any more
+    assert (spikes.jumped, spikes.count) == (True, 2)
     assert spikes.see(math.nan, 304) is None
+    resumed = Spikes([*quiet, 2.5, 2.6, 1.0, 3.0])
+    assert (resumed.count, resumed.up) == (2, True)
+    assert list(resumed.recent) == list(spikes.recent)
 
 
 def test_a_falling_loss_and_a_short_history_are_no_spikes() -> None:
@@ -229,8 +233,12 @@ def test_a_falling_loss_and_a_short_history_are_no_spikes() -> None:
     assert few.see(100.0, 6) is None
 
 
-def test_a_run_warns_of_a_jump(tiny_config: Build) -> None:
-    trainer = spoil(Trainer(tiny_config("training.max_steps=16")), lambda step: step == 14, "50")
+def test_a_run_warns_of_the_first_jump_and_counts_the_others(tiny_config: Build) -> None:
+    config = tiny_config("training.max_steps=16")
+    trainer = spoil(Trainer(config), lambda step: step in (11, 13, 14), "50")
     trainer.train()
-    (said,) = [m for m in messages(trainer.folder) if "the loss jumped" in m]
-    assert "at step 15" in said
+    first, last = [m for m in messages(trainer.folder) if "the loss jumped" in m]
+    assert "at step 12" in first
+    assert "2 times in all" in last
+    jumps = [e["step"] for e in events(trainer.folder, "train") if e.get("jumped")]
+    assert jumps == [12, 14]

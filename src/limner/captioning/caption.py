@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import os
 import posixpath
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from limner import console
+from limner.atomic import recover_in, write_text_whole
 from limner.checking.captions import faults_of
 from limner.data.folder_walk import FolderWalk
 from limner.data.formats.folders import existing_folder
@@ -62,6 +62,7 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
     wanted: list[str] = []
     kept, taken = 0, set()
     for directory, within, names in FolderWalk(folder):
+        recover_in(directory)  # what a killed run left of its captions
         for name in names:
             path = directory / name
             if path.suffix.lower() not in EXTENSIONS:
@@ -136,12 +137,7 @@ def _keep(folder: Path, key: str, text: str, told: Captioned) -> None:
         told.refused.append(Refused(key, f"{key}: the model said nothing of it"))
         return
     path = (folder / key).with_suffix(".txt")
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(text + "\n", encoding="utf-8", newline="\n")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_text_whole(path, text + "\n", tidy=False)
     told.written += 1
     told.odd += [(key, f"{fault.kind}: {fault.said}") for fault in faults_of(text)]
 

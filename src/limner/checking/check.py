@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from limner import console
+from limner.atomic import replacing, write_text_whole
 from limner.checking.alike import Compared
 from limner.checking.captions import faults_of, script_of
 from limner.checking.duplicates import find_duplicates
 from limner.checking.findings import Finding, Problems, of_refused
 from limner.checking.pictures import Fault, Looked, look, share_cut
-from limner.checking.shown import show_duplicates, show_samples
+from limner.checking.shown import FOLDER, show_duplicates, show_samples
 from limner.config import Config
 from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
@@ -94,7 +95,7 @@ def check(
         for finding in (*_unreferenced(picture_set, config), *_of_reading(picture_set)):
             problems.add(finding)
         findings = problems.told()
-    told = {
+    told: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": shown_set(picture_set),
         "rows": {
@@ -116,10 +117,12 @@ def check(
             "data.num_samples": config.data.num_samples,
             "text_encoder.max_length": reader.max_length if reader else None,
         },
-        "samples": show_samples(picture_set, good, sizes.of, config.training.seed, output),
-        "alike": show_duplicates(picture_set, which, findings, output),
     }
-    _write(output / "check.json", json.dumps(told, indent=1))
+    with replacing(output / FOLDER, folder=True, durable=False) as shown:
+        seed = config.training.seed
+        told["samples"] = show_samples(picture_set, good, sizes.of, seed, shown)
+        told["alike"] = show_duplicates(picture_set, which, findings, shown)
+    write_text_whole(output / "check.json", json.dumps(told, indent=1))
     return told
 
 
@@ -357,9 +360,3 @@ def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:
             f"--output {output} is inside the data set, which is never changed: name a folder "
             "outside of it"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)

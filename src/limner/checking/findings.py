@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
+from limner.atomic import replacing
 from limner.data.rows import Refused
 
 Severity = Literal["error", "warning", "note"]
@@ -202,9 +204,11 @@ class Problems:
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, list[Finding]] = field(default_factory=dict)
     _file: TextIO | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Problems:
-        self._file = self.path.open("w", encoding="utf-8", newline="\n")
+        staging = self._stack.enter_context(replacing(self.path, durable=False))
+        self._file = self._stack.enter_context(staging.open("w", encoding="utf-8", newline="\n"))
         return self
 
     def __exit__(
@@ -213,8 +217,7 @@ class Problems:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file:
-            self._file.close()
+        self._stack.__exit__(kind, error, trace)
 
     def add(self, finding: Finding) -> None:
         assert self._file is not None

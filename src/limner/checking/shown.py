@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,14 @@ def show_samples(
     output: Path,
 ) -> list[dict[str, Any]]:
     """Some decodable rows, chosen by the seed: the original with what is cut away in grey, and
-    what is trained. Written below `output`.
+    what is trained.
 
     Args:
+        output: where they are written, the folder that will be FOLDER of the check's.
         size_of: (height, width) at which a row is trained.
     """
     import torch
 
-    folder = output / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     generator = seeded_generator(seed, "check")
     chosen = torch.randperm(len(good), generator=generator)[:SAMPLES].tolist()
     told = []
@@ -50,13 +47,18 @@ def show_samples(
             seen = Image.fromarray(picture_set.load(row, size))
         except PictureError:  # changed since it was looked at
             continue
-        names = f"{FOLDER}/{number:02d}-whole.jpg", f"{FOLDER}/{number:02d}-seen.png"
+        names = f"{number:02d}-whole.jpg", f"{number:02d}-seen.png"
         cut_shown(whole, *size).save(output / names[0], quality=88)
         if max(seen.size) > SIDE:
             seen.thumbnail((SIDE, SIDE))
         seen.save(output / names[1])
         told.append(
-            {"key": row.key, "captions": list(row.captions), "whole": names[0], "seen": names[1]}
+            {
+                "key": row.key,
+                "captions": list(row.captions),
+                "whole": f"{FOLDER}/{names[0]}",
+                "seen": f"{FOLDER}/{names[1]}",
+            }
         )
     return told
 
@@ -96,7 +98,7 @@ def show_duplicates(
     told = []
     for number, (kind, pair) in enumerate(pairs):
         both = [rows[pair[name]] for name in ("key", "other")]
-        names = [f"{FOLDER}/alike-{number:02d}-{side}.png" for side in "ab"]
+        names = [f"alike-{number:02d}-{side}.png" for side in "ab"]
         try:
             for row, name in zip(both, names, strict=True):
                 Image.fromarray(picture_set.load(row, SIDE // 2)).save(output / name)
@@ -107,7 +109,7 @@ def show_duplicates(
                 "kind": kind,
                 "keys": [row.key for row in both],
                 "captions": [row.captions[0] for row in both],
-                "files": names,
+                "files": [f"{FOLDER}/{name}" for name in names],
             }
         )
     return told

@@ -15,7 +15,9 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
         parents=[common, configured],
         help="fit a small autoencoder to your own pictures, for training in its latents",
         usage=f"limner train-autoencoder {CONFIGURED} --output FOLDER",
-        epilog="Its keys are autoencoder.*; then train with vae.pretrained_model_name=FOLDER.",
+        epilog="Its keys are autoencoder.*; then train with vae.pretrained_model_name=FOLDER. "
+        "Ctrl-C, SIGTERM, or a terminal that is closed: what was learned is saved in "
+        "FOLDER-unfinished, exit code 75; the same command goes on.",
     )
     autoencoder.add_argument("--output", type=Path, required=True, help="folder to write")
     autoencoder.set_defaults(run=run, takes_overrides=True)

@@ -75,8 +75,8 @@ class TextEncoderConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    """Of `limner train-autoencoder`; `data`, the seed, device, and precision of `training`, and
-    `optimizer.type` are as for training."""
+    """Of `limner train-autoencoder`; `data`, `optimizer.type`, and of `training` the seed, device,
+    precision, `save_steps`, and `save_errors` are as for training."""
 
     latent_channels: PositiveInt = 4
     """Numbers per latent. More are closer to the picture and harder to draw."""

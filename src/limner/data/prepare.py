@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from limner.atomic import replacing
 from limner.config import load_config
 from limner.config.data import Format
 from limner.data.formats.entries import require_rows
@@ -78,12 +78,9 @@ def prepare(
     if num_samples is not None:
         rows = sorted(rows, key=lambda row: sampling_rank(row.key))
 
-    staging = output.with_name(f".{output.name}.limner-unfinished")
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
     count = 0
     try:
-        staging.mkdir(parents=True)
-        with WRITERS[to](staging, size) as writer:
+        with replacing(output, folder=True) as staging, WRITERS[to](staging, size) as writer:
             for done, row in enumerate(rows, start=1):
                 try:
                     data, extension = _verified(_bytes(picture_set, row), row.key)
@@ -98,19 +95,13 @@ def prepare(
                     break
             require_rows(range(count), refused, str(source))
             writer.finish()
-        write_json(
-            staging / "refused.json", [{"key": row.key, "reason": row.reason} for row in refused]
-        )
-        if output.exists():
-            output.rmdir()  # empty; Windows does not rename onto a folder
-        staging.rename(output)
+            listed = [{"key": row.key, "reason": row.reason} for row in refused]
+            write_json(staging / "refused.json", listed)
     except OSError as error:
         raise LimnerError(
             f"{output} could not be written: {error.strerror or error}. "
             "Check the free space and your permissions there."
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return Prepared(count, refused, picture_set.description)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limner.atomic import recover_in, write_text_whole
 from limner.data.rows import PictureError
 from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
@@ -132,10 +133,8 @@ class Store:
         if not file.exists():
             if any(folder.glob("shard-*")):
                 raise LimnerError(_unusable(folder, "its key.json is missing"))
-            folder.mkdir(parents=True, exist_ok=True)
-            staging = folder / f".key.{os.getpid()}"
-            staging.write_text(json.dumps(dict(key), indent=1), encoding="utf-8")
-            os.replace(staging, file)
+            write_text_whole(file, json.dumps(dict(key), indent=1))
+        recover_in(folder)
         found = _read_key(file)
         if found is None:
             raise LimnerError(_unusable(folder, "its key.json is damaged"))

@@ -10,7 +10,6 @@ by any launcher or by hand, share the work.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -26,9 +25,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from limner.atomic import replacing
 from limner.data.store import Store, checksum, checksum_of
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST
+from limner.full_disk import DiskFull, as_os_error
 
 Make = Callable[[list[int]], list[Tensor | str]]
 NOT_FINITE = (
@@ -77,11 +78,12 @@ def fill(
                 time.sleep(POLL)
             chunks = left
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        full = as_os_error(error, None, store.folder / "shard") or error
+        if not isinstance(full, DiskFull):
             raise
         raise LimnerError(
-            f"the disk of {store.folder} is full; what was finished is kept: make room, or set "
-            "cache.folder to a place on another disk, and start again"
+            f"{full}; what was finished is kept: make room, or set cache.folder to a place on "
+            "another disk, and start again"
         ) from None
     store.refresh()
 
@@ -193,7 +195,6 @@ def _write_shard(store: Store, ids: np.ndarray, batches: list[bytes], target: Pa
     refused = {
         id.tobytes().hex(): reason for id, reason in zip(ids, reasons, strict=True) if reason
     }
-    staging = target.with_suffix(".writing")
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     joined = torch.cat(values) if values else torch.zeros(0)
     sums = torch.tensor([checksum(joined[a:b]) for a, b in pairwise(starts.tolist())])
@@ -209,11 +210,8 @@ def _write_shard(store: Store, ids: np.ndarray, batches: list[bytes], target: Pa
         # One entry: the order of several is not the same every time.
         {"about": json.dumps({"key": store.key, "refused": refused, "sum": checksum_of(places)})},
     )
-    with open(staging, "wb") as file:
-        file.write(shard)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, target)
+    with replacing(target, tidy=False, needed=len(shard)) as staging:
+        staging.write_bytes(shard)
 
 
 def _reasons(batch: bytes) -> list[str]:

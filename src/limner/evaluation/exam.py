@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from limner import __version__
+from limner.atomic import replacing, write_text_whole
 from limner.config import Config
 from limner.data.rows import shown_set
 from limner.data.sources import Data
@@ -164,20 +165,19 @@ def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:
 
 
 def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -> None:
-    folder = run_folder / "samples"
-    folder.mkdir(exist_ok=True)
     lines = []
-    for number, d in enumerate(drawings):
-        assert d.picture is not None
-        d.picture.save(folder / f"{number:03d}.png")
-        line: dict[str, Any] = {"prompt": d.prompt, "seed": d.seed, "split": d.split}
-        line |= {"file": f"samples/{number:03d}.png", "truth": None, "rank": d.rank}
-        if d.right is not None:
-            line["right"] = d.right
-        if d.truth is not None:
-            Image.fromarray(d.truth).save(folder / f"{number:03d}-truth.png")
-            line["truth"] = f"samples/{number:03d}-truth.png"
-        lines.append(line)
+    with replacing(run_folder / "samples", folder=True, durable=False) as folder:
+        for number, d in enumerate(drawings):
+            assert d.picture is not None
+            d.picture.save(folder / f"{number:03d}.png")
+            line: dict[str, Any] = {"prompt": d.prompt, "seed": d.seed, "split": d.split}
+            line |= {"file": f"samples/{number:03d}.png", "truth": None, "rank": d.rank}
+            if d.right is not None:
+                line["right"] = d.right
+            if d.truth is not None:
+                Image.fromarray(d.truth).save(folder / f"{number:03d}-truth.png")
+                line["truth"] = f"samples/{number:03d}-truth.png"
+            lines.append(line)
     _write_json(run_folder / "samples.json", lines)
     _write_json(run_folder / "results.json", results)
     sheet = contact_sheet(
@@ -194,7 +194,7 @@ def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_text_whole(path, json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def sentences(results: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, features
 
+from limner.atomic import replacing
 from limner.errors import LimnerError
 
 MARGIN = 24  # pixels around the sheet
@@ -113,8 +114,8 @@ def save_contact_sheet(sheet: Image.Image, path: Path, labels: Sequence[str]) ->
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "Limner")
     info.add_itxt("prompts", json.dumps(list(labels), ensure_ascii=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG", pnginfo=info, optimize=True)
+    with replacing(path, durable=False) as staging:
+        sheet.save(staging, format="PNG", pnginfo=info, optimize=True)
 
 
 def default_columns(count: int, cell_width: int) -> int:

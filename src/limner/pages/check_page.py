@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from limner.atomic import write_text_whole
 from limner.errors import LimnerError
 from limner.pages.gauges import share_gauge
 from limner.pages.page_parts import SAMPLE_SIDE, folded, page, picture, section, table
@@ -45,7 +46,7 @@ def write_check_page(folder: Path) -> Path:
         details(told),
     )
     path = folder / "check.html"
-    path.write_text(page(title_of(told), "\n".join(s for s in sections if s)), encoding="utf-8")
+    write_text_whole(path, page(title_of(told), "\n".join(s for s in sections if s)))
     return path
 
 

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from limner.atomic import write_text_whole
 from limner.errors import LimnerError
 from limner.pages.curves import Points
 from limner.pages.gauges import (
@@ -76,7 +77,7 @@ def write_page(folder: Path) -> Path:
         again(told),
     )
     path = folder / "evaluation.html"
-    path.write_text(page(title_of(told), "\n".join(s for s in sections if s)), encoding="utf-8")
+    write_text_whole(path, page(title_of(told), "\n".join(s for s in sections if s)))
     return path
 
 

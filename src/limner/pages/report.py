@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from limner.atomic import write_text_whole
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.pages.curves import Points
@@ -63,7 +64,7 @@ def write_report(run_folder: Path) -> Path:
         again(run),
     )
     path = run_folder / "report.html"
-    path.write_text(page(title_of(run), "\n".join(s for s in sections if s)), encoding="utf-8")
+    write_text_whole(path, page(title_of(run), "\n".join(s for s in sections if s)))
     return path
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limner.checkpoint_writing import write_text_whole
+from limner.atomic import write_text_whole
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.fingerprints import digest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limner.checkpoint_writing import write_text_whole
+from limner.atomic import write_text_whole
 from limner.config import SamplingConfig, load_config
 from limner.inference.settings import sampling_settings
 

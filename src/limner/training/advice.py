@@ -90,31 +90,42 @@ def _where(best: Measurement, now: Measurement) -> str:
 
 
 class Spikes:
-    """Warns once when the training loss jumps, and again only after it has come down.
+    """Sees when the training loss jumps, and again only after it has come down; says so once.
 
     A jump is a loss above the median of the last `WINDOW` by six times their spread (the median
-    absolute deviation, as if normal) and by a quarter at least.
+    absolute deviation, as if normal) and by a quarter at least. On a few dozen pictures that
+    happens now and then, and means nothing.
+
+    Args:
+        earlier: the losses that were logged before, so that a resumed run sees as the whole one.
     """
 
     def __init__(self, earlier: Iterable[float] = ()) -> None:
-        self.recent: deque[float] = deque(earlier, maxlen=WINDOW)
-        self.up = False
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.up = self.jumped = False
+        """Whether the last loss was above, and whether it was the first to be."""
+        self.count = 0
+        for loss in earlier:
+            self.see(loss, 0)
 
     def see(self, loss: float, step: int) -> str | None:
-        """A sentence about the loss of this step, if there is something to say."""
+        """A sentence about the loss of this step, if it is the first that jumps."""
+        self.jumped = False
         if not math.isfinite(loss):
             return None
-        jumped = False
+        above = False
         if len(self.recent) >= WINDOW // 5:
             median = statistics.median(self.recent)
             spread = 1.4826 * statistics.median(abs(x - median) for x in self.recent)
-            jumped = loss > max(median + 6 * spread, 1.25 * median)
-        news, self.up = jumped and not self.up, jumped
-        if not jumped:
+            above = loss > max(median + 6 * spread, 1.25 * median)
+        self.jumped, self.up = above and not self.up, above
+        if not above:
             self.recent.append(loss)
-        if not news:
+        self.count += self.jumped
+        if not self.jumped or self.count > 1:
             return None
         return (
             f"the loss jumped to {loss:.3g} at step {step}, from about {median:.3g}: if it does "
-            "not come back, go on from an older checkpoint with a lower training.learning_rate"
+            "not come back, go on from an older checkpoint with a lower training.learning_rate "
+            "(further jumps are counted in log.jsonl, as `jumped`)"
         )

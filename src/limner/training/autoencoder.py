@@ -6,35 +6,29 @@ that cannot reach the Hub. What it writes is a folder for `vae.pretrained_model_
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner import __version__
 from limner import device as devices
-from limner.config import AutoencoderConfig, Config, VaeConfig
+from limner.atomic import recover, remove
+from limner.checkpoint_writing import written_whole
+from limner.config import Config, VaeConfig
 from limner.data.examples import Pictures
-from limner.data.order import position_of, seeded_generator
 from limner.data.pictures import to_pil
 from limner.data.rows import PictureError, shown_set
 from limner.data.sources import open_data, squares
 from limner.errors import LimnerError
 from limner.inference.contact_sheet import contact_sheet
-from limner.training.autoencoder_losses import kl_divergence, psnr, reconstruction_loss, ssim
+from limner.training.autoencoder_fit import Fit
+from limner.training.autoencoder_losses import psnr, ssim
 from limner.training.heldout import spread
-from limner.training.optimizer import Muon
-from limner.training.progress import Progress
 
-WARM_UP, DECAY_SHARE = 50, 0.4
-EMA_HALF_LIFE = 100  # updates
 MEASURED, SHOWN = 256, 12
 """Pictures of each split that are measured, and that are shown."""
 RESULTS = "results.json"
@@ -43,8 +37,11 @@ RESULTS = "results.json"
 def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     """Fit an autoencoder to the trained pictures and write it, whole or not at all.
 
+    Until then its checkpoints are in `fitting_folder(output)`; the same call goes on from there.
+
     Args:
-        config: its `data`, `autoencoder`, and of `training` the seed, device, and precision.
+        config: its `data`, `autoencoder`, `optimizer.type`, and of `training` the seed, device,
+            precision, `save_steps`, and `save_errors`.
         output: the folder to write: config.json and weights as save_pretrained writes them,
             results.json, reconstructions.png (held-out pictures, each beside what is left of it).
 
@@ -52,9 +49,13 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         What results.json holds.
 
     Raises:
-        LimnerError: the folder holds something else, or there are no pictures.
+        Stopped: a signal asked for it; what was learned is saved.
+        LimnerError: the folder holds something else, there are no pictures, or what is not finished
+            yet has other settings.
+        OSError: it could not be written; what was learned is saved.
     """
     settings = config.autoencoder
+    recover(output)  # an earlier one
     if output.exists() and any(output.iterdir()) and not (output / RESULTS).is_file():
         raise LimnerError(
             f"{output} is not empty and no earlier autoencoder: name another --output"
@@ -71,20 +72,17 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         devices.choose_precision(config.training.mixed_precision, device)
     )
     devices.keep_freed_memory()
-    began = time.perf_counter()
-    model, steps = _fit(config, data.trained, device, dtype)
-    minutes = (time.perf_counter() - began) / 60
+    fit = Fit(config, data.trained, device, dtype, fitting_folder(output))
+    fit.run()
+    model, state = fit.averaged, fit.state
     _normalise(model, data.trained, device)
-    staging = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
     measured = {
         name: _measure(model, pictures, device)
         for name, pictures in (("trained", data.trained), ("held_out", data.held_out))
         if len(pictures.rows)
     }
     shown = data.held_out if len(data.held_out.rows) else data.trained
-    _reconstructions(model, shown, device).save(staging / "reconstructions.png")
+    sheet = _reconstructions(model, shown, device)
     results = {
         **measured,
         "pictures": {"trained": len(data.trained.rows), "held_out": len(data.held_out.rows)},
@@ -93,18 +91,27 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         "downsampling": settings.downsampling,
         "latent_channels": settings.latent_channels,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": steps,
-        "crops": steps * settings.batch_size,
-        "minutes": round(minutes, 2),
+        "steps": state.step,
+        "crops": state.images,
+        "minutes": round(state.seconds / 60, 2),
         "device": devices.describe(device),
         "precision": devices.name_of(dtype),
         "settings": settings.model_dump(mode="json"),
         "versions": {"limner": __version__, "torch": torch.__version__},
     }
-    (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    os.replace(staging, output)
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    with written_whole(output, sealed=False, needed=needed) as staging:
+        model.save_pretrained(staging)
+        sheet.save(staging / "reconstructions.png")
+        (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if fit.folder.is_dir():
+        remove(fit.folder)
     return results
+
+
+def fitting_folder(output: Path) -> Path:
+    """Where the checkpoints are until the autoencoder is written."""
+    return output.with_name(f"{output.name}-unfinished")
 
 
 def sentences(results: dict[str, Any], output: Path) -> list[str]:
@@ -120,129 +127,6 @@ def sentences(results: dict[str, Any], output: Path) -> list[str]:
         f"look at {output / 'reconstructions.png'}, and train in its latents with",
         f"  limner train vae.pretrained_model_name={output} ...",
     ]
-
-
-def build_autoencoder(settings: AutoencoderConfig) -> Any:
-    """A small AutoencoderKL, freshly initialised; without attention, so that any size works."""
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError:
-        raise LimnerError(
-            'train-autoencoder needs the package diffusers: pip install "limner[pretrained]"'
-        ) from None
-    stages = settings.downsampling.bit_length()
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * stages,
-        up_block_types=("UpDecoderBlock2D",) * stages,
-        block_out_channels=tuple(settings.base_channels * 2**i for i in range(stages)),
-        layers_per_block=settings.layers_per_block,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    )
-
-
-def _fit(
-    config: Config, pictures: Pictures, device: torch.device, dtype: torch.dtype
-) -> tuple[Any, int]:
-    """The averaged model after the time or the steps that there are, and the steps."""
-    settings, seed = config.autoencoder, config.training.seed
-    torch.manual_seed(seed)
-    model = build_autoencoder(settings).to(device=device, memory_format=torch.channels_last)
-    averaged = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizers = _optimizers(model, config)
-    seconds, began, step = settings.max_minutes * 60, time.perf_counter(), 0
-    million = sum(p.numel() for p in model.parameters()) / 1e6
-    with Progress() as progress:
-        progress.message(
-            f"{million:.2f}M parameters on {devices.describe(device)} in {devices.name_of(dtype)}; "
-            f"{len(pictures.rows):,} pictures to learn from"
-        )
-        wanted = config.training.mixed_precision
-        if note := devices.precision_note(wanted, device, "training.mixed_precision"):
-            progress.message(note)
-        loss_sum = torch.zeros((), device=device)
-        while True:
-            elapsed = time.perf_counter() - began
-            # With a number of steps the rate follows these, so that a seeded run repeats itself.
-            done = step / settings.max_steps if settings.max_steps else elapsed / seconds
-            if done >= 1 or elapsed >= seconds:
-                break
-            share = min(1.0, (step + 1) / WARM_UP) * min(1.0, (1 - done) / DECAY_SHARE)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate * share
-            crops = _crops(config, pictures, step).to(device)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                posterior = model.encode(crops).latent_dist
-                generator = seeded_generator(seed, "posterior", step)
-                noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
-                output = model.decode(posterior.mean + posterior.std * noise).sample
-            loss = reconstruction_loss(output.float(), crops, settings.edge_weight)
-            total = loss + settings.kl_weight * kl_divergence(posterior.mean, posterior.logvar)
-            total.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            decay = min(0.5 ** (1 / EMA_HALF_LIFE), step / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(averaged.parameters()), [p.detach() for p in model.parameters()], 1 - decay
-                )
-            step += 1
-            loss_sum += loss.detach()
-            if step % 20 == 0:
-                speed = step * settings.batch_size / (time.perf_counter() - began)
-                mean, loss_sum = float(loss_sum) / 20, torch.zeros_like(loss_sum)
-                images, left = step * settings.batch_size, elapsed / max(done, 1e-9) * (1 - done)
-                progress.update(step, settings.max_steps, images, speed, mean, None, left)
-    return averaged, step
-
-
-def _optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions between many channels and AdamW for the rest, or AdamW for all, as
-    `optimizer.type` says."""
-    learning_rate = config.autoencoder.learning_rate
-    convolutions = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d)
-        and min(module.in_channels, module.out_channels) > 8
-        and config.optimizer.type == "muon"
-    ]
-    taken = {id(p) for p in convolutions}
-    rest = [p for p in model.parameters() if id(p) not in taken]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    ]
-    if convolutions:
-        optimizers.append(Muon(convolutions, learning_rate))
-    return optimizers
-
-
-def _crops(config: Config, pictures: Pictures, step: int) -> Tensor:
-    """The squares of one update, from pictures in a seeded order: float32 [B, 3, crop, crop]."""
-    settings, seed = config.autoencoder, config.training.seed
-    side, size = min(settings.crop, config.data.image_size), config.data.image_size
-    side -= side % settings.downsampling
-    squares, count = list[Tensor](), step * settings.batch_size
-    generator = seeded_generator(seed, "crops", step)
-    tries = 0
-    while len(squares) < settings.batch_size:
-        position = position_of(count + tries, len(pictures.rows), seed)
-        tries += 1
-        if tries > settings.batch_size + len(pictures.rows):
-            raise LimnerError("none of the pictures could be decoded: see the folder and its files")
-        try:
-            picture = pictures.tensor(position, bool(torch.rand((), generator=generator) < 0.5))
-        except PictureError:
-            continue  # named when the run in its latents starts; here the next one stands in
-        top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for _ in "yx")
-        squares.append(picture[:, top : top + side, left : left + side])
-    return torch.stack(squares).contiguous(memory_format=torch.channels_last)
 
 
 def _pictures(pictures: Pictures, most: int) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.atomic import replacing
 from limner.config import Config
 from limner.data.examples import Pictures
 from limner.data.pictures import height_and_width, to_pil
@@ -80,8 +81,8 @@ def save_preview(
         return [pictures[i] for i in range(len(prompts))]
 
     pictures = in_parts_that_fit(config.training.micro_batch_size, pictures_of)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, prompts).save(path)
+    with replacing(path, durable=False) as staging:
+        contact_sheet(pictures, prompts).save(staging)
 
 
 def decode_within_memory(

@@ -7,7 +7,6 @@ be written.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.console import say
 from limner.data.rows import Refused
@@ -137,10 +137,7 @@ def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
 
 def _rewrite(path: Path, objects: Iterable[Any]) -> None:
     """Whole or not at all, as a kill in the middle would lose what was logged."""
-    staging = path.with_name(f".{path.name}.writing")
-    with staging.open("w", encoding="utf-8") as file:
-        file.writelines(_lines(objects))
-    os.replace(staging, path)
+    write_text_whole(path, "".join(_lines(objects)))
 
 
 def _lines(objects: Iterable[Any]) -> list[str]:

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
+from limner.atomic import remove
 from limner.checkpoint import Contents, checkpoints, save_checkpoint
-from limner.checkpoint_writing import remove
 from limner.device import is_out_of_memory
 from limner.errors import LimnerError
 

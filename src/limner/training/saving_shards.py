@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+
 from limner.checkpoint import Contents, write_texts
 from limner.checkpoint_shards import write_shard
 from limner.checkpoint_writing import written_whole
@@ -29,7 +31,7 @@ def save_in_shards(folder: Path, contents: Contents, number: int, count: int) ->
         Why it could not be written; "" if it was.
     """
     folder = folder.resolve()
-    staging = folder.with_name(f".{folder.name}.writing")
+    staging = [folder]
     whole = contextlib.ExitStack()
     parts = {"model": contents.model, "optimizers": contents.optimizers}
     if contents.averaged is not None:
@@ -37,14 +39,15 @@ def save_in_shards(folder: Path, contents: Contents, number: int, count: int) ->
 
     def begin() -> None:
         if number == 0:
-            whole.enter_context(written_whole(folder))
+            staging[0] = whole.enter_context(written_whole(folder))
 
     def write() -> None:
-        write_shard(staging, number, count, parts)
+        broadcast_object_list(staging)
+        write_shard(staging[0], number, count, parts)
 
     def finish() -> None:
         if number == 0:
-            write_texts(staging, contents)
+            write_texts(staging[0], contents)
             whole.close()
 
     for do in (begin, write, finish):

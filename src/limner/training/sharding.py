@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from limner.checkpoint_writing import write_text_whole
+from limner.atomic import write_text_whole
 from limner.models.text_to_image import TextToImage
 
 NOTES = "short-of-memory-{}.json"

@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 import yaml
 from PIL import Image
 
-from limner.checkpoint_writing import write_text_whole
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.redaction import redact_urls, redacted_settings, shown_command

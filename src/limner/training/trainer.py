@@ -222,6 +222,7 @@ class Trainer:
                     f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
                     f"in {self.folder}; the same command goes on from there"
                 )
+            watch.count_jumps()
             watch.point_to_the_best()
             watch.write_speed()
         return state

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from limner import device as devices
+from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.config.choices import noise_floor
 from limner.data.checked import check_share_refused
@@ -75,8 +76,7 @@ class Watch:
         self.steps = self.skipped = 0
         events = read_log(self.log.path)
         self.best = best_of(measurements(events))
-        logged = [e["loss"] for e in events if e["kind"] == "train"]
-        self.spikes = Spikes([loss for loss in logged if loss is not None])
+        self.spikes = _spikes_of(events)
         alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
         self.machine = MachineShare() if alone else None
         self.shared: Shared | None = None
@@ -84,7 +84,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.main:
-            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            write_text_whole(self.folder / "config.yaml", self.config.to_yaml())
             self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
@@ -155,7 +155,8 @@ class Watch:
     def forget_after(self, step: int) -> None:
         """The run went back to this step: what was logged since then did not happen."""
         self.log.forget_after(step)
-        self.best = best_of(measurements(read_log(self.log.path)))
+        events = read_log(self.log.path)
+        self.best, self.spikes = best_of(measurements(events)), _spikes_of(events)
         self.loss_sum = self.norm_sum = 0.0
         self.steps = self.skipped = 0
 
@@ -219,6 +220,7 @@ class Watch:
         speed = budget.images_per_second(round(steps + skipped))
         self.loss_sum = self.norm_sum = 0.0
         self.steps = self.skipped = 0
+        spike = self.spikes.see(loss, state.step)
         self.log.write(
             "train",
             state.step,
@@ -229,8 +231,9 @@ class Watch:
             learning_rate=learning_rate,
             images_per_second=round(speed, 2),
             **({"skipped": round(skipped)} if skipped else {}),
+            **({"jumped": True} if self.spikes.jumped else {}),
         )
-        if spike := self.spikes.see(loss, state.step):
+        if spike:
             self.event(spike)
         if self.machine is not None and len(budget.step_seconds) > COMPILING:
             self.shared = self.machine.look()
@@ -271,6 +274,11 @@ class Watch:
             if verdict == "memorising":
                 self.try_to(self.look_for_copies, "copies were not looked for")
         self.verdict = verdict
+
+    def count_jumps(self) -> None:
+        """At the end: how often the loss jumped, if more than the once that was said."""
+        if self.spikes.count > 1:
+            self.event(f"the loss jumped {self.spikes.count} times in all (`jumped` in log.jsonl)")
 
     def point_to_the_best(self) -> None:
         """At the end: where to draw from, if the last weights are clearly not the best ones."""
@@ -350,3 +358,9 @@ class Watch:
             f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s that a {precision} "
             "matrix product reaches here"
         )
+
+
+def _spikes_of(events: Iterable[dict[str, Any]]) -> Spikes:
+    """As they stand after these events of the log."""
+    logged = [e["loss"] for e in events if e["kind"] == "train"]
+    return Spikes([loss for loss in logged if loss is not None])

@@ -16,7 +16,6 @@ it is read: what is damaged is indexed again, and never trained.
 from __future__ import annotations
 
 import array
-import contextlib
 import json
 import mmap
 import os
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from limner.atomic import replacing
 from limner.data.rows import Refused
 from limner.data.split import draws
 from limner.data.streams.places import Place, patiently
@@ -334,31 +334,23 @@ def _write(path: Path, about: dict[str, Any], building: Building) -> None:
             "refused": [[row.key, row.reason] for row in building.refused],
         }
     ).encode()
-    staging = path.with_suffix(f".{os.getpid()}.writing")
-    try:
-        with open(staging, "wb") as file:
-            file.write(MAGIC + bytes(8))
-            total, at = 0, file.tell()
+    with replacing(path) as staging, open(staging, "wb") as file:
+        file.write(MAGIC + bytes(8))
+        total, at = 0, file.tell()
 
-            def put(data: Any) -> None:
-                nonlocal total, at
-                at += file.write(data)
-                total = zlib.crc32(data, total)
+        def put(data: Any) -> None:
+            nonlocal total, at
+            at += file.write(data)
+            total = zlib.crc32(data, total)
 
-            put(len(header).to_bytes(8, "little") + header)
-            for name, kind in ARRAYS.items():
-                put(bytes(_aligned(at) - at))
-                array = np.ascontiguousarray(arrays[name], dtype=kind)
-                put(array.data.cast("B") if array.size else b"")
+        put(len(header).to_bytes(8, "little") + header)
+        for name, kind in ARRAYS.items():
             put(bytes(_aligned(at) - at))
-            file.seek(len(MAGIC))
-            file.write(total.to_bytes(8, "little"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        with contextlib.suppress(OSError):
-            staging.unlink()
+            array = np.ascontiguousarray(arrays[name], dtype=kind)
+            put(array.data.cast("B") if array.size else b"")
+        put(bytes(_aligned(at) - at))
+        file.seek(len(MAGIC))
+        file.write(total.to_bytes(8, "little"))
 
 
 def _aligned(place: int) -> int:

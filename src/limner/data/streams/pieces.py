@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
+from limner.atomic import recover_in, replacing
 from limner.errors import LimnerError
 
 OPEN = 16
@@ -82,6 +83,7 @@ class Pieces:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder, self.most_bytes = folder, most_bytes
         self.files = Files()
+        recover_in(folder)
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.piece"
@@ -126,21 +128,21 @@ class Pieces:
     def _write(self, path: Path, pictures: Sequence[bytes]) -> None:
         starts = np.cumsum([0, *map(len, pictures)], dtype="<i8")
         sums = np.array([zlib.crc32(picture) for picture in pictures], dtype="<i8")
-        staging = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.writing")
+        needed = int(starts[-1]) + 16 * (len(pictures) + 1)
         try:
-            with open(staging, "wb") as file:
+            # What did not reach the disk is fetched again: it has checksums.
+            with (
+                replacing(path, durable=False, tidy=False, needed=needed) as staging,
+                open(staging, "wb") as file,
+            ):
                 file.write(len(pictures).to_bytes(8, "little") + starts.tobytes() + sums.tobytes())
                 file.writelines(pictures)
-            os.replace(staging, path)
         except OSError as error:
             raise LimnerError(
                 f"{path} cannot be written ({error.strerror or error}): make room, or set "
                 "cache.folder to a place on another disk; the same command goes on from the last "
                 "checkpoint"
             ) from None
-        finally:
-            with contextlib.suppress(OSError):
-                staging.unlink()
 
     def make_room(self, keep: Collection[str]) -> None:
         """Remove the pieces that were not used for longest, as far as there are too many."""

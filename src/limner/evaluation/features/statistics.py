@@ -9,11 +9,8 @@ damaged is made again.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +21,7 @@ import torch
 from torch import Tensor
 
 from limner import __version__
+from limner.atomic import replacing
 from limner.data.rows import Refused
 from limner.errors import LimnerError
 from limner.evaluation.distances.frechet import Gaussian
@@ -204,21 +202,14 @@ def _write(path: Path, made: Statistics) -> str | None:
     refused = [[row.key, row.reason] for row in made.refused]
     about = json.dumps(made.about | {"refused rows": refused})
     header = {"about": about, "checksum": _checksum(about, tensors)}
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    data = safetensors.torch.save(tensors, {"header": json.dumps(header)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(staging, "wb") as file:
-            file.write(safetensors.torch.save(tensors, {"header": json.dumps(header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
+        with replacing(path, needed=len(data)) as staging:
+            staging.write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            staging.unlink()
-        full = error.errno == errno.ENOSPC
-        why = "the disk is full" if full else error.strerror or str(error)
         return (
-            f"the features could not be kept in {path} ({why}); the next evaluation computes them "
+            f"the features could not be kept in {path} ({error.strerror or error}); the next "
+            "evaluation computes them "
             "again: make room, or set cache.folder to another place"
         )
     return None
