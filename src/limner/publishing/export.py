@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from limner.checkpoint_writing import written_whole
-from limner.config import Config
-from limner.config.choices import changed
 from limner.device import part_precision
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
@@ -19,6 +17,7 @@ from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
 from limner.output_folders import foreign_names
 from limner.publishing.diffusers_folder import is_export, write_diffusers_folder
+from limner.publishing.public import public_config
 from limner.weights_file import SUFFIX, WeightsFile, open_for_drawing, write_weights_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -75,7 +74,7 @@ def _export(
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
         path = output if output.suffix == SUFFIX else output / WEIGHTS_FILE
-        write_weights_file(path, weights, without_paths(config), opened.tokenizer, opened.state)
+        write_weights_file(path, weights, public_config(config), opened.tokenizer, opened.state)
         return path
     refuse_foreign(output)
     with written_whole(output) as staging:
@@ -117,24 +116,6 @@ def _files(folder: Path) -> list[Path]:
 def part_dtype(dtype: str) -> torch.dtype:
     """Of a pretrained text encoder beside a model in that precision."""
     return part_precision(DTYPES[dtype])
-
-
-def without_paths(config: Config) -> Config:
-    """Where things were on the machine it was trained on is nobody else's business."""
-    plain = Config()
-    return config.model_copy(
-        update={
-            "data": changed(config.data, dataset_path=plain.data.dataset_path),
-            "training": changed(
-                config.training, output_dir=plain.training.output_dir, init_from=None
-            ),
-            "lora": plain.lora,  # merged: nothing of it is left to say
-            "cache": changed(config.cache, folder=plain.cache.folder),
-            "evaluation": changed(
-                config.evaluation, reference=None, inception=None, dinov2=None, clip=None
-            ),
-        }
-    )
 
 
 def refuse_foreign(folder: Path) -> None:
