@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner.checkpoint import checkpoints
+from limner.data.own_folder import keep_out_of_the_data
 from limner.data.pictures import to_pil
 from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
@@ -44,6 +45,8 @@ class Painter:
         self.checkpoint, self.keep_in, self.options = checkpoint, keep_in, options
         self.lock = threading.Lock()
         self.generator = ImageGenerator(checkpoint, **options)
+        if keep_in is not None:
+            keep_out_of_the_data(keep_in, self.generator.config, "--output")
 
     def about(self) -> dict[str, Any]:
         """What the page shows of the model, and what it fills its fields with."""

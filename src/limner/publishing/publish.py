@@ -13,6 +13,7 @@ from limner import __version__, console
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
 from limner.config.choices import changed
+from limner.data.own_folder import keep_out_of_the_data
 from limner.device import name_of
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
@@ -77,6 +78,7 @@ def publish(
     """
     if output is not None:
         refuse_foreign(output)
+        keep_out_of_the_data(output, open_for_drawing(checkpoint).config, "--output")
     repo = full_name(repo, dry_run)
     with (
         FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
