@@ -7,6 +7,7 @@
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
+      rows.npy              which rows it learned from, to notice others (data/row_fingerprints.py)
       lora.safetensors      of a run with `lora.rank`: what it needs to go on
       adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -39,6 +41,7 @@ from limner.checkpoint_writing import (
     written_whole,
 )
 from limner.config import Config, load_config
+from limner.data.row_fingerprints import as_bytes, from_bytes
 from limner.errors import LimnerError
 from limner.shards import gathered, shard_like, sharded_state
 from limner.text.tokenizer import CaptionTokenizer
@@ -46,6 +49,7 @@ from limner.text.tokenizer import CaptionTokenizer
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
 TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
+ROWS = "rows.npy"
 LORA, ADAPTER = "lora.safetensors", "adapter"
 
 log = logging.getLogger("limner")
@@ -121,6 +125,18 @@ class Checkpoint:
             length = config.text_encoder.max_length
             tokenizer = CaptionTokenizer.load(folder / TOKENIZER, length)
         return cls(folder, config, tokenizer, state)
+
+    def rows(self) -> np.ndarray | None:
+        """Which rows it learned from (`limner.data.row_fingerprints`); None: an earlier version did
+        not write that down. Raises LimnerError if the file is damaged."""
+        path = self.folder / ROWS
+        if not path.is_file():
+            return None
+        self.verify(ROWS)
+        try:
+            return from_bytes(path.read_bytes())
+        except (OSError, ValueError, EOFError) as error:
+            raise LimnerError(f"{path} is damaged: {error}") from None
 
     def pictures_per_update(self) -> int:
         """As the run was when it was saved (0 before its first step)."""
@@ -219,6 +235,8 @@ class Contents:
     state: TrainingState
     copied_already: bool = False
     adapters: Adapters | None = None
+    rows: np.ndarray | None = None
+    """`limner.data.row_fingerprints` of the rows that it learns from."""
 
     @classmethod
     def of(
@@ -291,7 +309,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER)))
+    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER, ROWS)))
     with written_whole(folder, needed=contents.bytes()) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
@@ -307,6 +325,8 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 def write_texts(staging: Path, contents: Contents) -> None:
     """What a checkpoint says in words."""
     (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
+    if contents.rows is not None:
+        (staging / ROWS).write_bytes(as_bytes(contents.rows))
     if contents.tokenizer is not None:
         contents.tokenizer.save(staging / TOKENIZER)
     (staging / "training_state.json").write_text(

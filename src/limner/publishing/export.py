@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.checkpoint_writing import written_whole
+from limner.data.own_folder import keep_out_of_the_data
 from limner.device import part_precision
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
@@ -54,6 +55,8 @@ def export(
     """
     output = Path(output)
     _check("format", format, get_args(Format))
+    if format == "safetensors" and output.suffix != SUFFIX:
+        output = output / WEIGHTS_FILE
     with FolderLock(output, "name another --output"):
         return _export(checkpoint, output, format, dtype, vae, text_encoder, averaged)
 
@@ -70,12 +73,12 @@ def _export(
     opened = open_for_drawing(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
+    keep_out_of_the_data(output, opened.config, "--output")
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
-        path = output if output.suffix == SUFFIX else output / WEIGHTS_FILE
-        write_weights_file(path, weights, public_config(config), opened.tokenizer, opened.state)
-        return path
+        write_weights_file(output, weights, public_config(config), opened.tokenizer, opened.state)
+        return output
     refuse_foreign(output)
     with written_whole(output) as staging:
         parts = open_parts(config)

@@ -14,6 +14,7 @@ from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
 from limner.config.choices import changed
+from limner.data.own_folder import keep_out_of_the_data
 from limner.device import name_of
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
@@ -80,6 +81,7 @@ def publish(
     """
     if output is not None:
         refuse_foreign(output)
+        keep_out_of_the_data(output, open_for_drawing(checkpoint).config, "--output")
     repo = full_name(repo, dry_run)
     with (
         FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
