@@ -32,6 +32,7 @@ from limner.models.latent_space import LatentSpace, PixelSpace
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.publishing.standalone import standalone
+from limner.small_files import read_json
 from limner.system_names import is_left_by_itself
 from limner.text.tokenizer import PAD, START, CaptionTokenizer
 
@@ -103,7 +104,7 @@ def is_export(folder: Path) -> bool:
     """Whether all that a folder holds is listed in its own manifest, and as it was written (a card
     that somebody edited is theirs), and it is such a folder."""
     try:
-        listed = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        listed = set(read_json(folder / MANIFEST)["files"])
         is_pipeline = (folder / INDEX).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
