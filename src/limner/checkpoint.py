@@ -7,6 +7,7 @@
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
+      lineage.json          what the model began from and learned from (see lineage.py)
       lora.safetensors      of a run with `lora.rank`: what it needs to go on
       adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
@@ -40,6 +41,8 @@ from limner.checkpoint_writing import (
 )
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.lineage import FILE as LINEAGE
+from limner.lineage import Lineage, lineage_of_config, read_lineage, write_lineage
 from limner.shards import gathered, shard_like, sharded_state
 from limner.text.tokenizer import CaptionTokenizer
 
@@ -121,6 +124,11 @@ class Checkpoint:
             length = config.text_encoder.max_length
             tokenizer = CaptionTokenizer.load(folder / TOKENIZER, length)
         return cls(folder, config, tokenizer, state)
+
+    @property
+    def lineage(self) -> Lineage:
+        """What it began from. Raises LimnerError if its lineage.json is damaged."""
+        return read_lineage(self.folder) or lineage_of_config(self.config)
 
     def pictures_per_update(self) -> int:
         """As the run was when it was saved (0 before its first step)."""
@@ -219,6 +227,7 @@ class Contents:
     state: TrainingState
     copied_already: bool = False
     adapters: Adapters | None = None
+    lineage: Lineage | None = None
 
     @classmethod
     def of(
@@ -291,7 +300,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER)))
+    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LINEAGE, LORA, ADAPTER)))
     with written_whole(folder, needed=contents.bytes()) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
@@ -309,6 +318,8 @@ def write_texts(staging: Path, contents: Contents) -> None:
     (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
     if contents.tokenizer is not None:
         contents.tokenizer.save(staging / TOKENIZER)
+    if contents.lineage is not None:
+        write_lineage(staging, contents.lineage)
     (staging / "training_state.json").write_text(
         json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
     )

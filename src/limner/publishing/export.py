@@ -12,6 +12,7 @@ from torch import Tensor
 from limner.checkpoint_writing import written_whole
 from limner.device import part_precision
 from limner.errors import LimnerError
+from limner.lineage import write_lineage
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
 from limner.publishing.diffusers_folder import is_export, write_diffusers_folder
@@ -59,12 +60,20 @@ def export(
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
         path = output if output.suffix == SUFFIX else output / WEIGHTS_FILE
-        write_weights_file(path, weights, public_config(config), opened.tokenizer, opened.state)
+        write_weights_file(
+            path,
+            weights,
+            public_config(config),
+            opened.tokenizer,
+            opened.state,
+            opened.lineage.public(),
+        )
         return path
     refuse_foreign(output)
     with written_whole(output) as staging:
         parts = open_parts(config)
         write_diffusers_folder(staging, parts, opened.tokenizer, weights, part_dtype(dtype))
+        write_lineage(staging, opened.lineage.public())
     return output
 
 
