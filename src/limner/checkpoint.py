@@ -8,6 +8,7 @@
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
       rows.npy              which rows it learned from, to notice others (data/row_fingerprints.py)
+      lineage.json          what the model began from and learned from (see lineage.py)
       lora.safetensors      of a run with `lora.rank`: what it needs to go on
       adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
@@ -41,6 +42,8 @@ from limner.checkpoint_writing import (
 from limner.config import Config, load_config
 from limner.data.row_fingerprints import as_bytes, from_bytes
 from limner.errors import LimnerError
+from limner.lineage import FILE as LINEAGE
+from limner.lineage import Lineage, lineage_of_config, read_lineage, write_lineage
 from limner.messages import shorten, shorten_name
 from limner.models.size import check_stored
 from limner.shards import gathered, shard_like, sharded_state
@@ -153,6 +156,11 @@ class Checkpoint:
         except (OSError, ValueError, EOFError) as error:
             raise LimnerError(f"{path} is damaged: {error}") from None
 
+    @property
+    def lineage(self) -> Lineage:
+        """What it began from. Raises LimnerError if its lineage.json is damaged."""
+        return read_lineage(self.folder) or lineage_of_config(self.config)
+
     def pictures_per_update(self) -> int:
         """As the run was when it was saved (0 before its first step)."""
         return self.state.images // max(1, self.state.step)
@@ -248,6 +256,7 @@ class Contents:
     adapters: Adapters | None = None
     rows: np.ndarray | None = None
     """`limner.data.row_fingerprints` of the rows that it learns from."""
+    lineage: Lineage | None = None
 
     @classmethod
     def of(
@@ -320,7 +329,8 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER, ROWS)))
+    ours = (*FILES, AVERAGED, TOKENIZER, LINEAGE, LORA, ADAPTER, ROWS)
+    replaceable(folder, frozenset(ours))
     with written_whole(folder, needed=contents.bytes()) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
@@ -340,6 +350,8 @@ def write_texts(staging: Path, contents: Contents) -> None:
         (staging / ROWS).write_bytes(as_bytes(contents.rows))
     if contents.tokenizer is not None:
         contents.tokenizer.save(staging / TOKENIZER)
+    if contents.lineage is not None:
+        write_lineage(staging, contents.lineage)
     (staging / "training_state.json").write_text(
         json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
     )

@@ -5,6 +5,7 @@ A .safetensors file that any program can read, with metadata
     config           the configuration, JSON
     tokenizer        of the built-in text encoder, JSON (absent with a pretrained one)
     training         how far the run was: step, images, seconds, JSON
+    lineage          what the model began from and learned from, JSON (see lineage.py)
     sha256           of the weights, in the order of their names
 """
 
@@ -25,6 +26,7 @@ from limner.atomic import replacing
 from limner.checkpoint import Checkpoint, TrainingState, fit_weights
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.lineage import Lineage, learned_from
 from limner.messages import shorten
 from limner.models.find_model import find_model
 from limner.models.parts import moved
@@ -49,6 +51,7 @@ class WeightsFile:
     state: TrainingState
     limner_version: str
     sha256: str
+    lineage: Lineage
 
     @classmethod
     def open(cls, path: str | Path) -> WeightsFile:
@@ -77,7 +80,11 @@ class WeightsFile:
                 metadata.get("tokenizer", ""), resolved.text_encoder.max_length, path
             )
         version, digest = metadata["limner_version"], metadata.get("sha256", "")
-        return cls(path, resolved, tokenizer, state, version, digest)
+        if "lineage" in metadata:
+            lineage = Lineage.from_json(metadata["lineage"], path)
+        else:
+            lineage = Lineage(data=(learned_from(resolved),), complete=False)
+        return cls(path, resolved, tokenizer, state, version, digest, lineage)
 
     def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
         """The weights by name, as they are in the file. Raises LimnerError if they are damaged."""
@@ -110,6 +117,7 @@ def write_weights_file(
     config: Config,
     tokenizer: CaptionTokenizer | None,
     state: TrainingState,
+    lineage: Lineage,
 ) -> None:
     """Write it, whole and durable, or leave what was there.
 
@@ -132,6 +140,7 @@ def write_weights_file(
         "limner_version": __version__,
         "config": json.dumps(config.model_dump(mode="json"), ensure_ascii=False),
         "training": json.dumps(progress),
+        "lineage": lineage.to_json(indent=None),
         "sha256": sha256_of(weights),
     }
     if tokenizer is not None:

@@ -29,7 +29,7 @@ Build = Callable[..., Config]
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
 FILES = (
     *("model.pt", "ema.safetensors", "optimizer.pt", "config.yaml", "tokenizer.json"),
-    *("training_state.json", "manifest.json", "rows.npy"),
+    *("training_state.json", "lineage.json", "manifest.json", "rows.npy"),
 )
 
 

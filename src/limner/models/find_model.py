@@ -58,9 +58,9 @@ def _downloaded_model(repository: str) -> Path:
 
     folder = get(WEIGHTS_FILE)
     if not (folder / WEIGHTS_FILE).is_file():
-        from limner.checkpoint import AVERAGED, FILES, ROWS, TOKENIZER  # brings torch
+        from limner.checkpoint import AVERAGED, FILES, LINEAGE, ROWS, TOKENIZER  # brings torch
 
-        folder = get(*FILES, AVERAGED, ROWS, TOKENIZER)
+        folder = get(*FILES, AVERAGED, ROWS, TOKENIZER, LINEAGE)
         if not (folder / "training_state.json").is_file():
             raise LimnerError(
                 f"{name!r} is on the Hub, and no model of Limner's: it holds neither "

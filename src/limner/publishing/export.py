@@ -14,6 +14,7 @@ from limner.data.own_folder import keep_out_of_the_data
 from limner.device import part_precision
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
+from limner.lineage import write_lineage
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
 from limner.output_folders import foreign_names
@@ -77,12 +78,20 @@ def _export(
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
-        write_weights_file(output, weights, public_config(config), opened.tokenizer, opened.state)
+        write_weights_file(
+            output,
+            weights,
+            public_config(config),
+            opened.tokenizer,
+            opened.state,
+            opened.lineage.public(),
+        )
         return output
     refuse_foreign(output)
     with written_whole(output) as staging:
         parts = open_parts(config)
         write_diffusers_folder(staging, parts, opened.tokenizer, weights, part_dtype(dtype))
+        write_lineage(staging, opened.lineage.public())
     return output
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from limner import console
 from limner import device as devices
+from limner.atomic import write_text_whole
 from limner.checkpoint import (
     Checkpoint,
     Contents,
@@ -44,6 +45,7 @@ from limner.data.sources import open_data, training_order, with_buckets
 from limner.debug import log_shapes
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
+from limner.lineage import FILE as LINEAGE
 from limner.models.parts import open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage, build_model
@@ -54,7 +56,7 @@ from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
 from limner.training.folder import check_run_folder, run_lock
-from limner.training.init_from import open_origin, other_meaning, start_from, words_of
+from limner.training.init_from import lineage_of, open_origin, other_meaning, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
@@ -147,6 +149,7 @@ class Trainer:
         auto = (config.training.resume if resume is None else resume) == "auto"
         done_by_one(self.accelerator.is_main_process, lambda: self.look_at_rows(checkpoint, auto))
         origin = None if checkpoint else open_origin(config)
+        self.lineage = lineage_of(config, origin, checkpoint)
         self.tokenizer = (
             checkpoint.tokenizer if checkpoint else words_of(origin, config) or self.learn_words()
         )
@@ -228,6 +231,8 @@ class Trainer:
             self.saver(watch) as saver,
             self.loading(),
         ):
+            if self.accelerator.is_main_process:
+                write_text_whole(self.folder / LINEAGE, self.lineage.to_json())
             self.compile(watch)
             due = False
             while not budget.finished():
@@ -399,7 +404,7 @@ class Trainer:
         averaged = self.average if self.config.training.use_ema else None
         parts = self.model, averaged, stateful(self.update)
         contents = Contents.of(*parts, self.tokenizer, self.config, self.state)
-        contents = dataclasses.replace(contents, rows=self.rows)
+        contents = dataclasses.replace(contents, rows=self.rows, lineage=self.lineage)
         if self.config.lora.rank is None:
             return contents
         return dataclasses.replace(
