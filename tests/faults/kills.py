@@ -13,6 +13,7 @@ those of a run that was left alone. Prints the figures as JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -270,7 +271,7 @@ def main() -> None:
 def main_of(command: str, kills: int, seed: int) -> None:
     from kills_of_commands import harness
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         found = harness(Path(folder), command, kills, seed)
     print(json.dumps(found, indent=1))
     if found["wrong"] or found["different"] or found["left behind"]:

@@ -250,7 +250,7 @@ def harness(folder: Path, name: str, kills: int, seed: int) -> dict[str, Any]:
         life = start(words)
         while life.is_alive() and (aimed or time.monotonic() < deadline):
             if aimed and set(staged(aimed_at)) - earlier:  # half of them in the midst of writing
-                time.sleep(choose.uniform(0, 0.02))
+                time.sleep(choose.uniform(0, choose.choice((0.02, seconds / 2))))
                 break
             time.sleep(0.001)
         life.kill()
