@@ -188,7 +188,7 @@ def test_a_real_full_disk_is_told_in_a_sentence(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr
-    assert "check the path, the space" in done.stderr
+    assert "make room, or choose a place on another disk" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

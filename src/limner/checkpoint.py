@@ -386,21 +386,43 @@ def _numbered(run_folder: Path) -> list[Path]:
 
 
 def newest_good(
-    run_folder: Path, names: tuple[str, ...] | None = None
+    run_folder: Path, names: tuple[str, ...] | None = None, before: int | None = None
 ) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that verifies, and why newer ones were passed over.
+    """The newest checkpoint of a run that verifies and can be opened, and why newer ones were
+    passed over.
 
     Args:
         names: files whose checksums are compared; None: all. (See `damage`.)
+        before: only of earlier steps than this one.
     """
     passed_over: list[str] = []
     for path in reversed(_numbered(run_folder)):
+        if before is not None and step_of(path) >= before:
+            continue
         missing = [name for name in needed(path) if not (path / name).is_file()]
         problem = f"{', '.join(missing)} missing" if missing else damage(path, names)
+        problem = problem or _why_not_opened(path)
         if problem is None:
             return path, passed_over
         passed_over.append(f"{path.name} was passed over: {problem}")
     return None, passed_over
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a run's checkpoint."""
+    return int(checkpoint.name.partition("-")[2])
+
+
+def _why_not_opened(path: Path) -> str | None:
+    """What cannot be read of a checkpoint whose checksums are right, but for its tensors."""
+    try:
+        load_config(path / "config.yaml")
+        TrainingState.read(path / "training_state.json")
+        if (path / TOKENIZER).is_file():
+            CaptionTokenizer.load(path / TOKENIZER, 1)
+    except LimnerError as error:
+        return " ".join(str(error).split())[:300]
+    return None
 
 
 def newest_checkpoint(run_folder: Path) -> Path:

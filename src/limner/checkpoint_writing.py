@@ -125,7 +125,8 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
 
 def finish_interrupted(run_folder: Path) -> None:
     """Put right what a kill in the middle of saving, replacing, or pruning left behind."""
-    recover_in(run_folder)
+    for folder in (run_folder, run_folder / "previews"):
+        recover_in(folder)
     for path in list(run_folder.iterdir()) if run_folder.is_dir() else ():
         # As earlier versions named them. Others are somebody else's, such as a .git.old.
         name, dot, state = path.name.removeprefix(".").rpartition(".")

@@ -2,6 +2,7 @@
 
     python tests/faults/kills.py --kills 100                  one process
     python tests/faults/kills.py --kills 20 --processes 2     two, of which one is killed
+    python tests/faults/kills.py --command export             another command (kills_of_commands.py)
 
 Each life of the run is a process that is started with the same command as the first and ends by
 SIGKILL (TerminateProcess on Windows), half of them while a checkpoint is being written. In the end
@@ -12,6 +13,7 @@ those of a run that was left alone. Prints the figures as JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -36,6 +38,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+COMMANDS = ("train-autoencoder", "prepare", "precompute", "export", "caption")
+"""Of kills_of_commands.py."""
 CLOCK = ("seconds", "images_per_second", "mfu")
 """Logged figures that no two runs share."""
 
@@ -243,12 +247,18 @@ def harness(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--command", choices=COMMANDS, help="another than train")
+    parser.add_argument("--kills", type=int, help="default: 100 of train, 20 of another command")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--longest", type=float, default=3.0, help="seconds of a life at most")
     options = parser.parse_args()
+    command, kills = options.__dict__.pop("command"), options.kills
+    if command:
+        main_of(command, 20 if kills is None else kills, options.seed)
+        return
+    options.kills = 100 if kills is None else kills
     with tempfile.TemporaryDirectory() as folder:
         found = harness(Path(folder), **vars(options))
     print(json.dumps(found, indent=1))
@@ -256,6 +266,16 @@ def main() -> None:
         raise SystemExit("the run was changed by being killed, or ended before it had been")
     if found["lives without a new checkpoint"] > options.kills / 2 or not found["while saving"]:
         raise SystemExit("most lives were too short to show anything: give a larger --longest")
+
+
+def main_of(command: str, kills: int, seed: int) -> None:
+    from kills_of_commands import harness
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        found = harness(Path(folder), command, kills, seed)
+    print(json.dumps(found, indent=1))
+    if found["wrong"] or found["different"] or found["left behind"]:
+        raise SystemExit("something was lost, changed, or left behind by a kill")
 
 
 if __name__ == "__main__":

@@ -179,6 +179,23 @@ def test_a_full_disk_at_a_checkpoint_costs_that_one_only(
     assert same(whole, tmp_path / "vae")
 
 
+def test_one_that_has_not_learned_does_not_take_the_place_of_one_that_has(
+    config: Config, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (whole / WEIGHTS).read_bytes()
+    run = Fit.run
+
+    def spoilt(fit: Fit) -> None:
+        run(fit)
+        for weight in fit.averaged.parameters():
+            weight.fill_(torch.nan)
+
+    monkeypatch.setattr(Fit, "run", spoilt)
+    with pytest.raises(LimnerError, match=r"mean nan .*lower autoencoder\.learning_rate"):
+        train_autoencoder(config, whole)
+    assert (whole / WEIGHTS).read_bytes() == before
+
+
 def test_checkpoints_come_by_the_minute_too(
     tiny_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

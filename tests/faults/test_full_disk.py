@@ -2,6 +2,7 @@
 grow any more (RLIMIT_FSIZE, as `ulimit -f` sets it). Nothing is injected here."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from runs import messages
 from safetensors.torch import save_file
@@ -30,6 +32,8 @@ from limner.data.store_writing import fill
 from limner.data.streams.pieces import Pieces
 from limner.errors import LimnerError
 from limner.full_disk import DiskFull
+from limner.inference.saving import save_all, save_picture
+from limner.training.runlog import RunLog
 from limner.training.trainer import Trainer
 
 if os.name == "nt":
@@ -126,6 +130,20 @@ def test_a_run_whose_files_may_not_grow_goes_on_and_saves_at_the_next_time(
     assert differing(whole / "checkpoint-9", trainer.folder / "checkpoint-9") == []
 
 
+def test_a_log_that_could_be_written_in_part_has_each_line_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(tmp_path, Accelerator(cpu=True), 0)
+    with no_file_above(1000):
+        for step in range(1, 30):
+            log.write("train", step, loss=0.125 * step)
+    assert log.path.stat().st_size <= 1000
+    log.write("train", 30, loss=3.75)
+    lines = log.path.read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
+    assert capsys.readouterr().err.count("cannot be written now (File too large)") == 1
+
+
 def by_torch(path: Path) -> None:
     torch.save({"a": torch.rand(50_000)}, path)
 
@@ -195,8 +213,10 @@ def test_prepare_on_a_full_disk_leaves_nothing_and_says_why(
     layout: str, small_disk: Callable[[int], Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    noise = np.random.default_rng(0)
     for number in range(8):
-        by_pillow(tmp_path / f"{number}.png")
+        pixels = noise.integers(0, 256, (200, 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("noise", "utf-8")
     disk = small_disk(400 * 1024)
     words = ["prepare", "--input", str(tmp_path), "--output", str(disk / "new"), "--to", layout]
@@ -227,6 +247,20 @@ def test_an_export_on_a_full_disk_leaves_the_earlier_one(
     assert float(free.split()[0]) == pytest.approx(size / 2 / 1024, rel=0.05)
     assert file.read_bytes() == before
     assert [path for path in disk.rglob("*") if path.is_file()] == [file]
+
+
+def test_a_drawing_that_does_not_fit_is_kept_elsewhere_and_the_earlier_one_stays(
+    small_disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    disk = small_disk(64 * 1024)
+    earlier = Image.new("RGB", (4, 4), (200, 0, 0))
+    save_picture(earlier, disk / "a.png")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    with pytest.raises(LimnerError, match=r"a\.png \(No space left on device: .* is .*0\.png"):
+        list(save_all([Image.fromarray(noise)], [disk / "a.png"]))
+    assert Image.open(disk / "a.png").getpixel((0, 0)) == (200, 0, 0)
+    assert [path.name for path in disk.iterdir()] == ["a.png"]
 
 
 def test_stores_and_pieces_on_a_full_disk_say_what_to_do(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import kills
+import kills_of_commands
 import pytest
 import torch
 
@@ -126,3 +127,26 @@ def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path: Path) -> None:
     assert process.returncode in (-signal.SIGTERM, 75)  # 75: the step was done before the second
     for path in checkpoints(tmp_path / "run"):
         assert damage(path) is None
+
+
+# Other commands
+
+
+@pytest.mark.parametrize("command", kills.COMMANDS)
+def test_a_command_that_is_killed_loses_nothing_and_goes_on(command: str, tmp_path: Path) -> None:
+    found = kills_of_commands.harness(tmp_path, command, kills=2, seed=0)
+    assert found["kills"] == 2
+    assert (found["wrong"], found["different"], found["left behind"]) == ([], [], [])
+
+
+def test_what_is_neither_the_earlier_nor_the_new_is_seen() -> None:
+    wrong = kills_of_commands.wrong
+    old, new = {"a": "1", "b": "2"}, {"a": "3", "b": "4"}
+    assert wrong(old, old, new, grows=False) is None
+    assert wrong(new, old, new, grows=False) is None
+    for mixed in ({"a": "3", "b": "2"}, {"a": "1"}, {}, {"a": "5", "b": "6"}):
+        assert wrong(mixed, old, new, grows=False)
+    assert wrong({}, {}, new, grows=False) is None
+    assert wrong({"a": "1", "c": "5"}, {"a": "1"}, {"a": "1", "c": "5", "d": "6"}, True) is None
+    assert wrong({"c": "5"}, {"a": "1"}, {"a": "1", "c": "5"}, True) == "lost ['a']"
+    assert wrong({"a": "1", "c": "short"}, {"a": "1"}, {"a": "1", "c": "5"}, True)

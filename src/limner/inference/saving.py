@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from limner import __version__
+from limner.atomic import replacing
 from limner.errors import LimnerError
 
 KEY = "limner"
@@ -139,7 +140,8 @@ def _reason(error: Exception) -> str:
 
 
 def save_picture(picture: Image.Image, to: Path | BytesIO, format: str | None = None) -> None:
-    """Write it; a PNG holds in its text (iTXt `limner`) how it was drawn. Raises OSError.
+    """Write it, whole or not at all; a PNG holds in its text (iTXt `limner`) how it was drawn.
+    Raises OSError.
 
     Args:
         format: of Pillow's, such as "PNG"; None: that of the file's name.
@@ -155,4 +157,8 @@ def save_picture(picture: Image.Image, to: Path | BytesIO, format: str | None = 
         exif = Image.Exif()
         exif[SOFTWARE] = PROGRAM
         options = {"exif": exif}
-    picture.save(to, format=kind, **options)
+    if not isinstance(to, Path):
+        picture.save(to, format=kind, **options)
+        return
+    with replacing(to, durable=False) as staging:
+        picture.save(staging, format=kind, **options)

@@ -7,6 +7,7 @@ that cannot reach the Hub. What it writes is a folder for `vae.pretrained_model_
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def _normalise(model: Any, pictures: Pictures, device: torch.device) -> None:
         for picture in _pictures(pictures, MEASURED)
     ]
     std, mean = torch.std_mean(torch.cat(latents))
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise LimnerError(
+            f"the latents of this autoencoder have mean {mean:g} and standard deviation {std:g}: "
+            "it has not learned. Delete the folder of its checkpoints and begin anew with a lower "
+            "autoencoder.learning_rate; an earlier autoencoder is as it was"
+        )
     model.register_to_config(shift_factor=float(mean), scaling_factor=1 / float(std))
 
 

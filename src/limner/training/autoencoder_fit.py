@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from limner import device as devices
-from limner.checkpoint import Checkpoint, Contents, TrainingState, newest_good
+from limner.checkpoint import Checkpoint, Contents, TrainingState, newest_good, step_of
 from limner.checkpoint_writing import finish_interrupted
 from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.examples import Pictures
@@ -37,6 +37,10 @@ WARM_UP, DECAY_SHARE = 50, 0.4
 EMA_HALF_LIFE = 100  # updates
 SAVE_STEPS, SAVE_EVERY = 1000, 60.0
 """Updates, where `training.save_steps` says nothing, and seconds from checkpoint to checkpoint."""
+
+
+class Unusable(LimnerError):
+    """A checkpoint's checksums are right, and what is in it does not fit."""
 
 
 class Fit:
@@ -168,14 +172,26 @@ class Fit:
 
     def _resume(self) -> None:
         finish_interrupted(self.folder)
-        found, self.news = newest_good(self.folder)
-        if found is None:
-            if self.news:
-                raise LimnerError(
-                    f"no checkpoint in {self.folder} is good; delete the folder to begin anew:"
-                    + "".join(f"\n  - {sentence}" for sentence in self.news)
-                )
-            return
+        before: int | None = None
+        while True:
+            found, passed_over = newest_good(self.folder, before=before)
+            self.news += passed_over
+            if found is None:
+                break
+            try:
+                self._restore(found)
+                return
+            except Unusable as error:
+                reason = " ".join(str(error).split())[:300]
+                self.news.append(f"{found.name} was passed over: {reason}")
+                before = step_of(found)
+        if self.news:
+            raise LimnerError(
+                f"no checkpoint in {self.folder} is good; delete the folder to begin anew:"
+                + "".join(f"\n  - {sentence}" for sentence in self.news)
+            )
+
+    def _restore(self, found: Path) -> None:
         saved = load_config(found / "config.yaml")
         if different := differences(saved, self.config):
             raise LimnerError(
@@ -185,14 +201,18 @@ class Fit:
             )
         state = TrainingState.read(found / "training_state.json")
         checkpoint = Checkpoint(found, saved, None, state)
-        if (rows := checkpoint.rows()) is not None and (changes := compare(rows, self.rows)):
+        try:
+            rows = checkpoint.rows()
+            checkpoint.load_weights(self.model, averaged=False)
+            checkpoint.load_weights(self.averaged, averaged=True)
+            checkpoint.load_optimizers(self.optimizers)
+        except LimnerError as error:
+            raise Unusable(str(error)) from None
+        if rows is not None and (changes := compare(rows, self.rows)):
             self.news.append(
                 f"the data changed since {found.name} was saved ({changes}): it goes on with the "
                 "data as they are now"
             )
-        checkpoint.load_weights(self.model, averaged=False)
-        checkpoint.load_weights(self.averaged, averaged=True)
-        checkpoint.load_optimizers(self.optimizers)
         self.state, self.saved_at = state, state.step
         self.news.append(f"resumed at step {state.step}, {state.images:,} crops seen")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from limner.checkpoint import Checkpoint, TrainingState, checkpoints
+from limner.checkpoint import Checkpoint, TrainingState, checkpoints, newest_good, step_of
 from limner.checkpoint_writing import damage
 from limner.errors import LimnerError
 from limner.training.diagnosis import diagnose
@@ -18,6 +19,35 @@ MOST_SKIPPED = 10
 """Updates in a row without a finite number before the weights go back to a checkpoint."""
 PEACE = 1000
 """Updates after which they may go back once more."""
+
+
+def restore_newest(trainer: Trainer, checkpoint: Checkpoint, named: bool) -> list[str]:
+    """Restore a checkpoint or, where it cannot be used though its checksums are right, an older
+    one; what was passed over.
+
+    Args:
+        named: somebody asked for this one, and for no other.
+
+    Raises:
+        LimnerError: none can be used. The run does not begin anew over them.
+    """
+    passed_over: list[str] = []
+    while True:
+        try:
+            trainer.restore(checkpoint)
+            break
+        except LimnerError as error:
+            older, damaged = None, list[str]()
+            if not named:
+                older, damaged = newest_good(trainer.folder, before=step_of(checkpoint.folder))
+            if older is None:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            passed_over += [f"{checkpoint.folder.name} was passed over: {reason}", *damaged]
+            checkpoint = Checkpoint.open(older)
+    for field in fields(TrainingState):
+        setattr(trainer.state, field.name, getattr(checkpoint.state, field.name))
+    return passed_over
 
 
 def last_good(trainer: Trainer, saver: Saver) -> Checkpoint | None:

@@ -6,7 +6,9 @@ be written.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -94,12 +96,16 @@ class RunLog:
         return new
 
     def _append(self, path: Path, objects: list[Any]) -> None:
+        waited = path in self.waiting
         lines = [*self.waiting.pop(path, []), *objects]
+        end = path.stat().st_size if path.exists() else 0
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(_lines(lines))
         except OSError as error:
-            if path not in self.waiting:
+            with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
+                os.truncate(path, end)
+            if not waited:
                 _complain(f"{path} cannot be written now ({error.strerror}); its lines wait")
             self.waiting[path] = lines[-MOST_WAITING:]
 

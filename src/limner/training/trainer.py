@@ -61,7 +61,7 @@ from limner.training.inputs import Inputs, open_inputs
 from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
 from limner.training.parallel import any_process, done_by_one, others_may_end
-from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
+from limner.training.recovery import MOST_SKIPPED, repeat, restore_newest, roll_back
 from limner.training.resume import check_rows, find_resume
 from limner.training.runlog import list_refused
 from limner.training.saving import Saver
@@ -178,7 +178,9 @@ class Trainer:
             self.dtype,
         )
         if checkpoint:
-            self.restore(checkpoint)
+            wanted = str(config.training.resume if resume is None else resume)
+            named = wanted not in ("auto", "latest")
+            self.news += restore_newest(self, checkpoint, named)
 
     def look_at_rows(self, checkpoint: Checkpoint | None, auto: bool) -> None:
         """Which rows are trained, as checkpoints write it down, and whether they changed."""
