@@ -185,7 +185,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     data = tmp_path / "data"
     write_pairs(data, 12)
     assert main(["check-data", str(data), "--output", str(data / "check")]) == 2
-    assert "inside the data set, which is never changed" in capsys.readouterr().err
+    assert "is inside the data (" in capsys.readouterr().err
     assert not (data / "check").exists()
     assert main(["check-data", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -417,7 +417,7 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"model: [1, 2", "not readable as YAML"),
-        (b"\xff\xfe\x00", "not readable as YAML"),
+        (b"\xff\xfe\x00", "not readable as UTF-8: byte 0 is 0xff"),
         (b"- a\n- b\n", "holds a list; sections with keys were expected"),
         (b"just words", "holds a str; sections with keys were expected"),
         (b"model: 5", "model: a section with keys expected, got 5"),

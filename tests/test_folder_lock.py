@@ -82,6 +82,11 @@ def test_one_folder_by_several_names_is_one(tmp_path: Path, monkeypatch) -> None
     }
 
 
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / ("x" * 255), "wait") as lock:
+        assert lock.path.is_file()
+
+
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with another_process(folder, TRAINING) as process:

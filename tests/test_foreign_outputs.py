@@ -240,7 +240,6 @@ def test_two_of_a_kind_do_not_write_one_output(
     config = in_folder(tiny_config(), source)
     commands: list[Callable[[], object]] = [
         lambda: prepare("auto", source, out),
-        lambda: export(run, out),
         lambda: export(run, out, "diffusers"),
         lambda: evaluate(run, output=out),
         lambda: autoencoder.train_autoencoder(config, out),
@@ -252,6 +251,11 @@ def test_two_of_a_kind_do_not_write_one_output(
             assert f"{out} is in use: process {process.pid} on " in str(error.value)
             assert "another --output" in str(error.value)
     assert not out.exists()
+    with (
+        another_process(out / "limner.safetensors", None),
+        pytest.raises(LimnerError, match=r"limner\.safetensors is in use: process"),
+    ):
+        export(run, out)
     with (
         another_process(out, LOCK),
         pytest.raises(LimnerError, match="out is in use: process"),

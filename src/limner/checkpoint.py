@@ -7,6 +7,8 @@
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
       tokenizer.json        the words the built-in text encoder knows
+      rows.npy              which rows it learned from, to notice others (data/row_fingerprints.py)
+      lineage.json          what the model began from and learned from (see lineage.py)
       lora.safetensors      of a run with `lora.rank`: what it needs to go on
       adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
@@ -20,14 +22,13 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.checkpoint_shards import INDEX, read_index, read_shards, shard_files
@@ -39,13 +40,21 @@ from limner.checkpoint_writing import (
     written_whole,
 )
 from limner.config import Config, load_config
+from limner.data.row_fingerprints import as_bytes, from_bytes
 from limner.errors import LimnerError
+from limner.lineage import FILE as LINEAGE
+from limner.lineage import Lineage, lineage_of_config, read_lineage, write_lineage
+from limner.messages import shorten, shorten_name
+from limner.models.size import check_stored
 from limner.shards import gathered, shard_like, sharded_state
+from limner.small_files import read_json
+from limner.tensor_files import load_safetensors, load_tensors, why_not_weights
 from limner.text.tokenizer import CaptionTokenizer
 
 FILES = ("model.pt", "optimizer.pt", "training_state.json", "config.yaml", MANIFEST)
 TOKENIZER = "tokenizer.json"
 AVERAGED = "ema.safetensors"
+ROWS = "rows.npy"
 LORA, ADAPTER = "lora.safetensors", "adapter"
 
 log = logging.getLogger("limner")
@@ -82,19 +91,29 @@ class TrainingState:
     @classmethod
     def read(cls, path: Path) -> TrainingState:
         """Raises LimnerError if it is anything else than such a state."""
-        values = _read_json(path)
+        return cls.of(read_json(path), path)
+
+    @classmethod
+    def of(cls, values: Any, path: Path) -> TrainingState:
+        """Of what was read from a file. Raises LimnerError if it is anything else."""
+        if not isinstance(values, dict):
+            raise LimnerError(f"{path}: {shorten(values)} is no training state")
         whole = {f.name for f in fields(cls)} - {"seconds"}
-        for name, value in values.items() if isinstance(values, dict) else ():
+        for name, value in values.items():
             optional = value is None and name in ("total_steps", "decay_start", "rolled_back_at")
             kinds = int if name in whole else (int, float)
             good = isinstance(value, kinds) and not isinstance(value, bool)
             lowest = -(2**63) if name == "decay_start" else 0
             if not (optional or (good and lowest <= value < 2**63)):
-                raise LimnerError(f"{path}: {name} is {value!r}, not a number from {lowest} on")
+                raise LimnerError(
+                    f"{path}: {shorten_name(name)} is {shorten(value)}, not a number from "
+                    f"{lowest} on"
+                )
         try:
             return cls(**values)
-        except TypeError as error:
-            raise LimnerError(f"{path}: {error}") from None
+        except TypeError:
+            unknown = [shorten_name(name) for name in values if name not in whole | {"seconds"}]
+            raise LimnerError(f"{path}: {', '.join(unknown)} is not known") from None
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,27 @@ class Checkpoint:
             assert config.text_encoder.max_length
             length = config.text_encoder.max_length
             tokenizer = CaptionTokenizer.load(folder / TOKENIZER, length)
+        files = shard_files(folder) if (folder / INDEX).is_file() else ("model.pt", AVERAGED)
+        sizes = sum(path.stat().st_size for name in files if (path := folder / name).is_file())
+        check_stored(config, sizes, folder)
         return cls(folder, config, tokenizer, state)
+
+    def rows(self) -> np.ndarray | None:
+        """Which rows it learned from (`limner.data.row_fingerprints`); None: an earlier version did
+        not write that down. Raises LimnerError if the file is damaged."""
+        path = self.folder / ROWS
+        if not path.is_file():
+            return None
+        self.verify(ROWS)
+        try:
+            return from_bytes(path.read_bytes())
+        except (OSError, ValueError, EOFError) as error:
+            raise LimnerError(f"{path} is damaged: {error}") from None
+
+    @property
+    def lineage(self) -> Lineage:
+        """What it began from. Raises LimnerError if its lineage.json is damaged."""
+        return read_lineage(self.folder) or lineage_of_config(self.config)
 
     def pictures_per_update(self) -> int:
         """As the run was when it was saved (0 before its first step)."""
@@ -149,12 +188,7 @@ class Checkpoint:
             return read_shards(self.folder, part)
         path = self._weights(averaged)
         self.verify(path.name)
-        if path.name != AVERAGED:
-            return load_tensors(path)
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise LimnerError(f"{path} is damaged: {error}") from None
+        return load_safetensors(path) if path.name == AVERAGED else load_tensors(path)
 
     def _weights(self, averaged: bool) -> Path:
         if self.in_shards:
@@ -183,12 +217,13 @@ class Checkpoint:
             groups = getattr(optimizer, "param_groups", [])
             settings = [{k: v for k, v in g.items() if k != "params"} for g in groups]
             try:
+                _check_optimizer(saved[name], groups)
                 state = sharded_state(saved[name], optimizer) if groups else saved[name]
                 optimizer.load_state_dict(state)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
                 raise LimnerError(
-                    f"{path} does not fit the {name} optimizer of this configuration; "
-                    f"optimizer.type is {self.config.optimizer.type!r} in the checkpoint"
+                    f"{path} does not fit the {name} optimizer of this configuration, or is "
+                    f"damaged; optimizer.type is {self.config.optimizer.type!r} in the checkpoint"
                 ) from None
             # torch takes betas, weight decay, ... from the file too; what is asked for now counts.
             for group, asked in zip(getattr(optimizer, "param_groups", []), settings, strict=True):
@@ -219,6 +254,9 @@ class Contents:
     state: TrainingState
     copied_already: bool = False
     adapters: Adapters | None = None
+    rows: np.ndarray | None = None
+    """`limner.data.row_fingerprints` of the rows that it learns from."""
+    lineage: Lineage | None = None
 
     @classmethod
     def of(
@@ -291,7 +329,8 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    replaceable(folder, frozenset((*FILES, AVERAGED, TOKENIZER, LORA, ADAPTER)))
+    ours = (*FILES, AVERAGED, TOKENIZER, LINEAGE, LORA, ADAPTER, ROWS)
+    replaceable(folder, frozenset(ours))
     with written_whole(folder, needed=contents.bytes()) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:
@@ -307,8 +346,12 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 def write_texts(staging: Path, contents: Contents) -> None:
     """What a checkpoint says in words."""
     (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
+    if contents.rows is not None:
+        (staging / ROWS).write_bytes(as_bytes(contents.rows))
     if contents.tokenizer is not None:
         contents.tokenizer.save(staging / TOKENIZER)
+    if contents.lineage is not None:
+        write_lineage(staging, contents.lineage)
     (staging / "training_state.json").write_text(
         json.dumps(asdict(contents.state), indent=2), encoding="utf-8"
     )
@@ -421,22 +464,6 @@ def find_checkpoint(path: str | Path) -> Path:
     return folder
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """A .pt file, tensors and plain values only: a pickle that would run anything is refused."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LimnerError(
-            f"{path} is damaged, or holds more than weights and was refused: {reason}"
-        ) from None
-    if not isinstance(loaded, dict):
-        raise LimnerError(f"{path} holds a {type(loaded).__name__}, and no weights by name")
-    return loaded
-
-
 MAY_DIFFER = ("dropout", "use_slicing", "use_tiling")
 """What changes no weight's meaning."""
 OPEN = ("fingerprint", "patch_size", "in_channels", "out_channels", "max_length")
@@ -471,12 +498,12 @@ def fit_weights(model: Weighted, weights: dict[str, Tensor], path: Path) -> None
     """Put weights into a model. Raises LimnerError naming what does not fit."""
     wanted = model.state_dict()
     problems = [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+        f"{name}: {_shown(weights[name])} in the file, {tuple(tensor.shape)} in the model"
         if name in weights
         else f"{name}: not in the file"
         for name, tensor in wanted.items()
-        if name not in weights or weights[name].shape != tensor.shape
-    ] + [f"{name}: not in the model" for name in weights if name not in wanted]
+        if name not in weights or _shape(weights[name]) != tensor.shape
+    ] + [f"{shorten_name(str(name))}: not in the model" for name in weights if name not in wanted]
     if problems:
         more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise LimnerError(
@@ -484,11 +511,29 @@ def fit_weights(model: Weighted, weights: dict[str, Tensor], path: Path) -> None
             + "\n".join(f"  - {p}" for p in problems[:5])
             + more
         )
+    for name, tensor in weights.items():
+        if why := why_not_weights(tensor, wanted[name]):
+            raise LimnerError(f"{path} is damaged: {name} is {why}")
     model.load_state_dict({name: shard_like(wanted[name], t) for name, t in weights.items()})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LimnerError(f"{path} is damaged: {error}") from None
+def _check_optimizer(saved: Any, groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError if a state is of another weight's shape, or of numbers that are none; torch
+    notices that at the next update or never."""
+    weights = [weight for group in groups for weight in group["params"]]
+    for place, state in saved["state"].items() if groups else ():
+        for value in state.values():
+            if not isinstance(value, Tensor):
+                continue
+            if value.dim() and value.shape != weights[place].shape:
+                raise ValueError("of another shape")
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError("not finite")
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _shown(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

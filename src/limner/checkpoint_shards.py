@@ -12,6 +12,7 @@ reads its index with pickle, and nothing in a checkpoint may be able to run code
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from torch import Tensor
 from limner.errors import LimnerError
 from limner.full_disk import as_os_error
 from limner.shards import is_shard, local
+from limner.small_files import read_json
 
 INDEX = "shards.json"
+MOST_INDEX_BYTES = 2**26
 TENSOR = "tensor"
 """Stands for a tensor, in a dict of its own, among the plain values: {"tensor": its name}."""
 
@@ -73,13 +76,18 @@ def read_shards(folder: Path, part: str) -> Any:
         opened = [safe_open(path, "pt") for path in files]
         both = [(file, set(file.keys())) for file in opened]
 
+        @functools.cache  # the index may name one a thousand times
         def whole(name: str) -> Tensor:
             pieces = [file.get_tensor(name) for file, names in both if name in names]
             return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
-        return _filled(plain, whole)
-    except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
+        found = _filled(plain, whole)
+    except (
+        *(SafetensorError, OSError, LookupError, ValueError, TypeError),
+        *(AttributeError, RuntimeError, RecursionError),
+    ) as error:
         raise LimnerError(f"the shards in {folder} are damaged or not complete: {error}") from None
+    return found
 
 
 def shard_files(folder: Path) -> tuple[str, ...]:
@@ -92,10 +100,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Raises LimnerError if it is no such index."""
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if not (0 < int(index["count"]) < 100_000 and isinstance(index["parts"], dict)):
+        index = read_json(path, MOST_INDEX_BYTES)
+        known = type(index["count"]) is int and isinstance(index["parts"], dict)
+        if not (known and 0 < index["count"] < 100_000):
             raise ValueError("it says nothing of shards")
         return index
+    except LimnerError:
+        raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LimnerError(f"{path} is damaged: {error}") from None
 

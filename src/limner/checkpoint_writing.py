@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from limner.atomic import recover_in, replacing, sync
 from limner.errors import LimnerError
+from limner.messages import shorten
+from limner.small_files import read_json
 
 MANIFEST = "manifest.json"
 """Written last: {"files": {name: {"bytes": ..., "sha256": ...}}}."""
@@ -95,16 +97,19 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
             the sizes are compared.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST)["files"]
         listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing: it was never finished, or not copied whole"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except LimnerError as error:
+        return f"{MANIFEST} is damaged: {error}"
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         return f"{MANIFEST} is damaged ({error or type(error).__name__})"
     for name, (size, sha256) in listed.items():
         parts = name.split("/")  # a folder of a folder, never out of it
-        if "\\" in name or ":" in name or len(parts) > 2 or {"", ".", ".."} & set(parts):
-            return f"{MANIFEST} names {name!r}, which is no file of a checkpoint"
+        plain = name.isprintable() and not {"\\", ":"} & set(name)
+        if not plain or len(parts) > 2 or {"", ".", ".."} & set(parts):
+            return f"{MANIFEST} names {shorten(name)}, which is no file of a checkpoint"
         path = folder / name
         if name == EDITABLE and path.is_file():
             continue

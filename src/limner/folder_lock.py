@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import os
 import socket
@@ -96,7 +97,7 @@ class FolderLock:
         whole = Path(os.path.abspath(place.expanduser()))
         if name is None:
             # A link is replaced, a folder by several names is one.
-            self.path = whole.parent.resolve() / f".{whole.name}.limner.lock"
+            self.path = whole.parent.resolve() / f".{_short(whole.name)}.limner.lock"
         else:
             self.path = whole.resolve() / name
         self.held = False
@@ -272,6 +273,12 @@ def _unlink(path: Path) -> None:
             return path.unlink(missing_ok=True)
         except PermissionError:  # Windows, while another process reads it
             time.sleep(0.05)
+
+
+def _short(name: str) -> str:
+    """A name, or its hash where it is so long that no more would fit."""
+    data = os.fsencode(name)
+    return name if len(data) <= 150 else hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @functools.cache

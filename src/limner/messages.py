@@ -7,7 +7,15 @@ import reprlib
 LIMIT = 60
 """Characters of a value that a message shows."""
 
-_short = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python writes no number of more than 4,300 digits, and raises ValueError instead.
+        bits = x.bit_length()
+        return super().repr_int(x, level) if bits < 10_000 else f"a number of {bits:,} bits"
+
+
+_short = _Short()
 _short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 3, 4, 4, 4
 _short.maxstring = _short.maxother = LIMIT
 

@@ -14,15 +14,18 @@ from pathlib import Path
 
 import yaml
 
+from limner.folder_lock import TRAINING
 from limner.system_names import is_left_by_itself, is_system_name
 
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a training run", ("config.yaml", "log.jsonl")),
     ("a training run", ("config.yaml", "checkpoint-*")),
+    ("a training run", (TRAINING,)),
     ("a checkpoint", ("config.yaml", "training_state.json")),
     ("an evaluation", ("evaluation.json", "pictures")),
     ("an evaluation", ("evaluation.json", "evaluation.html")),
     ("a data check", ("check.json", "problems.jsonl")),
+    ("a data check", ("problems.jsonl", "pictures")),  # one that was killed
     ("an exported model", ("model_index.json", "transformer")),
     ("an exported model", ("limner.safetensors",)),
     ("an autoencoder", ("config.json", "diffusion_pytorch_model.safetensors")),
@@ -85,6 +88,26 @@ def is_training_run(folder: Path) -> bool:
         and isinstance(config, dict)
         and all(isinstance(config.get(section), dict) for section in ("data", "model", "training"))
     )
+
+
+OURS = (
+    *("previews", "samples", "pictures", "evaluation", "evaluation-checkpoint-*", "check"),
+    *("checkpoint-*", "tensorboard", "transformer", "vae", "text_encoder"),
+)
+"""Folders that Limner makes in its own."""
+
+
+def output_around(folder: Path) -> tuple[str, Path] | None:
+    """(what it is, where) of the output of Limner's that a folder is, or that it was made in, as
+    the previews of a run. A folder of people's own inside a run is none."""
+    below, place = "", Path(os.path.realpath(folder))
+    while True:
+        may_be_ours = not below or any(fnmatch.fnmatch(below, name) for name in OURS)
+        if may_be_ours and (kind := kind_of_output(place)):
+            return kind, place
+        if place == place.parent:
+            return None
+        below, place = place.name, place.parent
 
 
 def is_run_folder(folder: Path) -> bool:

@@ -5,6 +5,7 @@ A .safetensors file that any program can read, with metadata
     config           the configuration, JSON
     tokenizer        of the built-in text encoder, JSON (absent with a pretrained one)
     training         how far the run was: step, images, seconds, JSON
+    lineage          what the model began from and learned from, JSON (see lineage.py)
     sha256           of the weights, in the order of their names
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from limner import __version__
@@ -25,8 +26,13 @@ from limner.atomic import replacing
 from limner.checkpoint import Checkpoint, TrainingState, fit_weights
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.lineage import Lineage, learned_from
+from limner.messages import shorten
 from limner.models.find_model import find_model
 from limner.models.parts import moved
+from limner.models.size import check_stored
+from limner.small_files import MOST_YAML_BYTES, parse_json
+from limner.tensor_files import load_safetensors
 from limner.text.tokenizer import CaptionTokenizer
 
 SUFFIX = ".safetensors"
@@ -45,6 +51,7 @@ class WeightsFile:
     state: TrainingState
     limner_version: str
     sha256: str
+    lineage: Lineage
 
     @classmethod
     def open(cls, path: str | Path) -> WeightsFile:
@@ -56,12 +63,16 @@ class WeightsFile:
                 f"{path} holds weights, but none that Limner exported: its header has no "
                 "configuration (limner export writes such a file from a checkpoint)"
             )
+        config = parse_json(metadata["config"], f"{path}: its configuration", MOST_YAML_BYTES)
+        if not isinstance(config, dict):
+            raise LimnerError(f"{path} is damaged: its configuration is {shorten(config)}")
+        progress = parse_json(metadata.get("training", "{}"), f"{path}: its training state")
+        state = TrainingState.of(progress, path)
         try:
-            config = json.loads(metadata["config"])
-            state = TrainingState(**json.loads(metadata.get("training", "{}")))
-        except (ValueError, TypeError) as error:
-            raise LimnerError(f"{path} is damaged: {error}") from None
-        resolved = _beside(load_config(config), path.parent)
+            resolved = _beside(load_config(config), path.parent)
+        except LimnerError as error:
+            raise LimnerError(f"{path}: {error}") from None
+        check_stored(resolved, path.stat().st_size, path)
         tokenizer = None
         if resolved.text_encoder.pretrained_model_name is None:
             assert resolved.text_encoder.max_length
@@ -69,14 +80,15 @@ class WeightsFile:
                 metadata.get("tokenizer", ""), resolved.text_encoder.max_length, path
             )
         version, digest = metadata["limner_version"], metadata.get("sha256", "")
-        return cls(path, resolved, tokenizer, state, version, digest)
+        if "lineage" in metadata:
+            lineage = Lineage.from_json(metadata["lineage"], path)
+        else:
+            lineage = Lineage(data=(learned_from(resolved),), complete=False)
+        return cls(path, resolved, tokenizer, state, version, digest, lineage)
 
     def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
         """The weights by name, as they are in the file. Raises LimnerError if they are damaged."""
-        try:
-            weights = load_file(self.path)
-        except (SafetensorError, OSError) as error:
-            raise LimnerError(f"{self.path} is damaged: {error}") from None
+        weights = load_safetensors(self.path)
         if sha256_of(weights) != self.sha256:
             raise LimnerError(
                 f"{self.path} is damaged: its weights are not what was written (their checksum "
@@ -105,6 +117,7 @@ def write_weights_file(
     config: Config,
     tokenizer: CaptionTokenizer | None,
     state: TrainingState,
+    lineage: Lineage,
 ) -> None:
     """Write it, whole and durable, or leave what was there.
 
@@ -127,6 +140,7 @@ def write_weights_file(
         "limner_version": __version__,
         "config": json.dumps(config.model_dump(mode="json"), ensure_ascii=False),
         "training": json.dumps(progress),
+        "lineage": lineage.to_json(indent=None),
         "sha256": sha256_of(weights),
     }
     if tokenizer is not None:

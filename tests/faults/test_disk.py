@@ -29,7 +29,7 @@ Build = Callable[..., Config]
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
 FILES = (
     *("model.pt", "ema.safetensors", "optimizer.pt", "config.yaml", "tokenizer.json"),
-    *("training_state.json", "manifest.json"),
+    *("training_state.json", "lineage.json", "manifest.json", "rows.npy"),
 )
 
 
@@ -67,6 +67,19 @@ def full_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], list[str]]:
             return write_text(path, *args, **kwargs)
 
         monkeypatch.setattr(Path, "write_text", text)
+        write_bytes = Path.write_bytes
+
+        def data(path: Path, content: bytes) -> int:
+            if (
+                content
+                and path.name == name
+                and path.parent.name.startswith(f".checkpoint-{step}.")
+            ):
+                hit.append(name)
+                raise FULL
+            return write_bytes(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", data)
         return hit
 
     return inject

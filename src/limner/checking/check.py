@@ -31,6 +31,7 @@ from limner.config import Config
 from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
 from limner.data.formats.folders import FolderPictures
+from limner.data.own_folder import keep_out_of_links, keep_out_of_the_data
 from limner.data.pictures import EXTENSIONS
 from limner.data.rows import PictureSet, Row, shown_set
 from limner.data.sources import in_buckets, open_picture_set
@@ -65,6 +66,7 @@ def check(
     Args:
         sample: look at so many rows only, a stable choice by hash.
     """
+    keep_out_of_the_data(output, config, "--output")
     _refuse_foreign(output)
     with FolderLock(output, "name another --output", LOCK):
         return _check(config, output, sample, say)
@@ -72,7 +74,7 @@ def check(
 
 def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[str, Any]:
     picture_set = open_picture_set(config)
-    _keep_out_of_the_data(output, picture_set)
+    keep_out_of_links(output, picture_set, "--output")
     drawn = picture_set.name in DRAWN
     with Problems(output / "problems.jsonl") as problems:
         for refused in picture_set.refused:
@@ -373,12 +375,3 @@ def _refuse_foreign(output: Path) -> None:
         f"--output {output} is no earlier check and holds {first}, which would be replaced: name "
         "a folder that is empty or does not exist yet"
     )
-
-
-def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:
-    folder = getattr(picture_set, "folder", None)
-    if isinstance(folder, Path) and output.resolve().is_relative_to(folder.resolve()):
-        raise LimnerError(
-            f"--output {output} is inside the data set, which is never changed: name a folder "
-            "outside of it"
-        )

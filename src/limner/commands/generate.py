@@ -69,6 +69,7 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.config.types import SEEDS
+    from limner.data.own_folder import keep_out_of_the_data
     from limner.debug import log_shapes
     from limner.device import in_parts_that_fit
     from limner.inference.generator import ImageGenerator
@@ -97,6 +98,7 @@ def run(options: argparse.Namespace) -> None:
         text_encoder=options.text_encoder,
         guide=options.guide,
     )
+    keep_out_of_the_data(path, generator.config, "--output")
     if options.log_level == "debug":
         log_shapes(generator.model)  # compiled code has no place for its hooks
     elif options.compile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from limner.commands.common import A_MODEL, Commands, Parent, parts_flags
+from limner.commands.common import A_MODEL, Commands, Parent, flag, parts_flags
 from limner.console import say
 
 
@@ -25,6 +25,8 @@ def add(commands: Commands, common: Parent) -> None:
     publish.add_argument("--license", help="of the model, such as apache-2.0")
     publish.add_argument("--data_name", help="what it learned from, in words for the card")
     publish.add_argument("--data_license", help="of the pictures and captions")
+    flag(publish, "--base_model", metavar="NAME",
+         help="Hub id of the model that it began from, where the run does not know it")  # fmt: skip
     publish.add_argument(
         "--prompt", action="append", default=[], help="to draw for the card; as often as you like"
     )
@@ -53,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
             options.license,
             options.data_name,
             options.data_license,
+            options.base_model,
             tuple(options.prompt),
             options.page,
         ),

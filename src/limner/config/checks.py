@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from limner.config import Config
 
 
+MOST_PATCHES = 2**20
+"""Of a picture: each attends to each, so that many more fit into no memory."""
+
+
 def problems(config: Config) -> Iterator[str]:
     """Each impossible combination of a resolved configuration: its key, what is wrong, the fix."""
     yield from _model_problems(config)
@@ -91,9 +95,10 @@ def _model_problems(config: Config) -> Iterator[str]:
         )
     elif model.architecture == "dit" and model.hidden_size % 4:
         yield "model.hidden_size: must be divisible by 4 for sine-cosine positions"
+    patch = model.patch_size or 1
     if config.vae.pretrained_model_name is not None:
         return  # the autoencoder decides what fits: see `misfits`
-    patch = model.patch_size or 1
+    yield from _too_many_patches(data.image_size, patch)
     if data.image_size % patch:
         lower = data.image_size // patch * patch
         yield (
@@ -129,6 +134,16 @@ def _bucket_problems(config: Config, unit: int) -> Iterator[str]:
             )
 
 
+def _too_many_patches(side: int, pixels: int) -> Iterator[str]:
+    """Of a picture this large, whose patches are so many pixels wide."""
+    if (side // pixels) ** 2 > MOST_PATCHES:
+        yield (
+            f"data.image_size: {side} pixels in patches of {pixels} are {(side // pixels) ** 2:,}, "
+            f"and a model sees {MOST_PATCHES:,} at most; take a larger model.patch_size, or "
+            "smaller pictures"
+        )
+
+
 def _other_channels_out(config: Config) -> Iterator[str]:
     model = config.model
     if model.out_channels != model.in_channels:
@@ -145,6 +160,7 @@ def misfits(config: Config, channels: int, downsampling: int) -> Iterator[str]:
         return
     size, model = config.data.image_size, config.model
     whole = downsampling * (model.patch_size or 1)
+    yield from _too_many_patches(size, whole)
     if size % whole:
         lower = size // whole * whole
         yield (

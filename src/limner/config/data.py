@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share
+from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share, Side
 
 
 def auto_or_sizes(value: Any) -> Any:
@@ -67,13 +67,13 @@ class DataConfig(Section):
     streaming: bool = False
     """Read the Parquet files or tars of a data set on the Hub from where they are, piece by piece,
     instead of downloading all of them first (docs/streaming.md)."""
-    shuffle_window: PositiveInt | None = None
+    shuffle_window: Annotated[PositiveInt, Field(le=2**24)] | None = None
     """Of data that is fetched piece by piece: pictures that are shuffled together, about; None:
     4,096, and all of them where the tars are on this machine."""
-    image_size: PositiveInt = 64
+    image_size: Side = 64
     """Side of the square training picture, pixels."""
     buckets: Annotated[
-        Literal["auto"] | tuple[tuple[PositiveInt, PositiveInt], ...] | None,
+        Literal["auto"] | Annotated[tuple[tuple[Side, Side], ...], Field(max_length=1_024)] | None,
         BeforeValidator(auto_or_sizes),
     ] = None
     """None: every picture is cropped to a square. `auto`: pictures are trained at sizes of several

@@ -24,7 +24,7 @@ class SchedulerConfig(Section):
     objective: Literal["flow_matching", "diffusion"] | None = None
     """How noise is added. None: `diffusion` if a beta or a diffusion-only prediction is given,
     else `flow_matching`."""
-    num_train_timesteps: Annotated[Whole, Field(ge=2)] = 1000
+    num_train_timesteps: Annotated[Whole, Field(ge=2, le=1_000_000)] = 1000
     """The timestep of pure noise; 0 is the clean picture."""
     prediction_type: (
         Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(lower)]
@@ -59,7 +59,7 @@ class SchedulerConfig(Section):
 class SamplingConfig(Section):
     scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc"] = "dpmsolver++"
     """The solver."""
-    num_inference_steps: PositiveInt = 20
+    num_inference_steps: Annotated[PositiveInt, Field(le=100_000)] = 20
     """Steps of the solver; more are better and slower."""
     guidance_scale: NonNegative = 3.0
     """1: none; 2 to 5 follow the prompt more closely, at the cost of variety."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from limner.messages import shorten, shorten_name
+
 PLAIN_WORDS = {
     "model": "a section with keys",
     "invalid": "words as keys",
@@ -22,7 +24,7 @@ PLAIN_WORDS = {
 def sentence(error: Any, known_keys: list[str], sections: list[str]) -> str:
     """One of pydantic's errors, with the nearest known key for one that is not known."""
     # A union's or tuple's branch is part of pydantic's location; people know section.key only.
-    key = ".".join(str(part) for part in error["loc"][:2])
+    key = ".".join(shorten_name(str(part)) for part in error["loc"][:2])
     if error["type"] == "extra_forbidden":
         sections = sections if "." not in key else []
         candidates = sections if isinstance(error["input"], dict) else known_keys + sections
@@ -30,10 +32,10 @@ def sentence(error: Any, known_keys: list[str], sections: list[str]) -> str:
         name = key.rpartition(".")[2]
         same = [k for k in candidates if k.rpartition(".")[2] == name]
         meant = f"; did you mean {(same or near)[0]}?" if same or near else ""
-        return f"{ascii(key) if not key.isprintable() else key} is not a known key{meant}"
+        return f"{key} is not a known key{meant}"
     kind = error["type"].partition("_")[0]
     expected = PLAIN_WORDS.get(kind, error["msg"].removeprefix("Input should be "))
-    return f"{key or 'the whole'}: {expected} expected, got {error['input']!r}"
+    return f"{key or 'the whole'}: {expected} expected, got {shorten(error['input'])}"
 
 
 def explain(where: str, sentences: list[str]) -> str:

@@ -25,6 +25,8 @@ from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfi
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
 from limner.config.types import Section
 from limner.errors import LimnerError
+from limner.messages import shorten
+from limner.small_files import parse_yaml, read_yaml
 
 
 class Config(Section):
@@ -48,6 +50,10 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+MOST_ORIGINS = 16
+"""Models that start one from another whose configurations do not say what they inherited."""
+
+
 def load_config(
     source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> Config:
@@ -60,11 +66,22 @@ def load_config(
     Raises:
         LimnerError: naming every wrong key, what is wrong with it, and what to do.
     """
+    return _load(source, overrides, MOST_ORIGINS)
+
+
+def _load(
+    source: str | Path | dict[str, Any] | None, overrides: Sequence[str], origins: int
+) -> Config:
     where, values = _read(source)
     for text in overrides:
         _override(values, text)
     if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
-        inherit(values, load_config)
+        if not origins:
+            raise LimnerError(
+                f"{where}: training.init_from leads from model to model {MOST_ORIGINS} times, or "
+                "in a circle"
+            )
+        inherit(values, lambda origin: _load(origin, (), origins - 1))
     fill_head_sizes(values.get("model"))
     try:
         config = Config.model_validate(values)
@@ -105,10 +122,7 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
     path = Path(source)
     if not path.is_file():
         raise LimnerError(f"no configuration file at {path.absolute()}; --config takes a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LimnerError(f"{path} is not readable as YAML: {error}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise LimnerError(
             f"{path} holds a {type(values).__name__}; sections with keys were expected"
@@ -128,7 +142,8 @@ def _sections(values: dict[Any, Any]) -> dict[Any, Any]:
         for key in sorted(other.keys() & model.keys(), key=str):
             if other[key] != model[key]:
                 raise LimnerError(
-                    f"{OTHER_NAME}.{key} is {other[key]!r} and model.{key} is {model[key]!r}, and "
+                    f"{OTHER_NAME}.{key} is {shorten(other[key])} and model.{key} is "
+                    f"{shorten(model[key])}, and "
                     f"`{OTHER_NAME}` is another name of the section `model`; keep one of them"
                 )
         sections["model"] = {**sections.pop(OTHER_NAME), **model}
@@ -144,8 +159,8 @@ def _override(values: dict[str, Any], text: str) -> None:
     if not isinstance(values.get(section), dict):
         values[section] = {}
     try:
-        values[section][name] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        values[section][name] = parse_yaml(value, key)
+    except LimnerError:
         values[section][name] = value
 
 

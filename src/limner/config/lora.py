@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from limner.config.types import BelowOne, Positive, PositiveInt, Section
+from limner.config.types import BelowOne, Positive, Section, Width
 
 
 class LoraConfig(Section):
     """Low-rank adaptation (Hu et al. 2021) of the model named in `training.init_from`."""
 
-    rank: PositiveInt | None = None
+    rank: Width | None = None
     """Width of the corrections: each adapted matrix W becomes W + alpha / rank * B A, and only A
     [rank, in] and B [out, rank] learn, with AdamW. None: all weights learn."""
     alpha: Positive | None = None

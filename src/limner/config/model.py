@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from limner.config.types import BelowOne, NonNegative, Positive, PositiveInt, Section, Whole, lower
+from limner.config.types import (
+    Batch,
+    BelowOne,
+    Channels,
+    Depth,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Section,
+    Side,
+    Whole,
+    Width,
+    lower,
+)
 
 ActivationFunction = Literal[
     "gelu", "gelu-approximate", "gelu_new", "geglu", "geglu-approximate",
@@ -19,22 +32,22 @@ class ModelConfig(Section):
     architecture: Annotated[Literal["modern", "dit"], BeforeValidator(lower)] = "modern"
     """`modern` (RMSNorm, rotary positions, SwiGLU, attends to text tokens) or `dit` (Peebles &
     Xie 2022 as published: adaLN-Zero, the text as one vector)."""
-    hidden_size: PositiveInt = 384
+    hidden_size: Width = 384
     """Width of the transformer."""
-    num_layers: PositiveInt = 8
+    num_layers: Depth = 8
     """Transformer blocks."""
-    num_heads: PositiveInt = 6
+    num_heads: Channels = 6
     """Attention heads; they divide `hidden_size` between them."""
-    attention_head_dim: PositiveInt | None = None
+    attention_head_dim: Width | None = None
     """Width of a head, for configurations that say it: `hidden_size` over `num_heads`. Given with
     one of the two, it decides the other."""
-    patch_size: PositiveInt | None = None
+    patch_size: Side | None = None
     """Side of a patch in pixels (or latents); None: the one that gives 16 x 16 tokens."""
-    in_channels: PositiveInt | None = None
+    in_channels: Channels | None = None
     """Channels of what is denoised; None: 3, the colours of a picture."""
-    out_channels: PositiveInt | None = None
+    out_channels: Channels | None = None
     """Channels predicted; None: as many as `in_channels`."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[Positive, Field(le=64)] = 4.0
     """Width of the feed-forward part over `hidden_size` (SwiGLU takes 2/3 of it: equal cost)."""
     dropout: BelowOne = 0.0
     """Dropout after attention and feed-forward; helps when pictures are few and passes many."""
@@ -61,13 +74,13 @@ class VaeConfig(Section):
 class TextEncoderConfig(Section):
     pretrained_model_name: str | None = None
     """Pretrained text encoder; None: the built-in one, trained together with the model."""
-    vocab_size: Annotated[Whole, Field(ge=300)] = 4096
+    vocab_size: Annotated[Whole, Field(ge=300, le=1_048_576)] = 4096
     """Byte-level BPE tokens learned from the captions, at most (256 of them are the bytes)."""
-    hidden_size: PositiveInt | None = None
+    hidden_size: Width | None = None
     """Width of the built-in encoder; None: that of the model, at most 384."""
-    num_layers: PositiveInt = 2
+    num_layers: Depth = 2
     """Transformer blocks of the built-in encoder."""
-    max_length: PositiveInt | None = None
+    max_length: Annotated[PositiveInt, Field(le=16_384)] | None = None
     """Tokens per caption; longer ones are cut, and counted at the start of the run. None: 32, or
     for a pretrained encoder 128 and at most what it can read (CLIP: 77)."""
     fingerprint: str | None = None
@@ -78,17 +91,17 @@ class AutoencoderConfig(Section):
     """Of `limner train-autoencoder`; `data`, `optimizer.type`, and of `training` the seed, device,
     precision, `save_steps`, and `save_errors` are as for training."""
 
-    latent_channels: PositiveInt = 4
+    latent_channels: Channels = 4
     """Numbers per latent. More are closer to the picture and harder to draw."""
     downsampling: Literal[2, 4, 8, 16] = 4
     """Pixels per latent, in each direction."""
-    base_channels: Annotated[Whole, Field(ge=8, multiple_of=8)] = 16
+    base_channels: Annotated[Whole, Field(ge=8, le=4_096, multiple_of=8)] = 16
     """Channels at full size; twice as many at each halving. Most of the time goes there."""
-    layers_per_block: PositiveInt = 1
+    layers_per_block: Depth = 1
     """Residual blocks per size."""
-    crop: PositiveInt = 64
+    crop: Side = 64
     """Side of the squares cut from pictures to learn from, pixels."""
-    batch_size: PositiveInt = 16
+    batch_size: Batch = 16
     """Squares per update."""
     learning_rate: Positive = 2e-3
     """Peak learning rate of Muon (convolutions) and AdamW (the rest, or all)."""

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from limner.config.types import (
+    Batch,
     BelowOne,
     Count,
+    Helpers,
     NonNegative,
     Positive,
     PositiveInt,
@@ -37,12 +39,12 @@ class TrainingConfig(Section):
     """Of everything random: first weights, order, captions, noise, noise levels, dropout."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """`auto`: CUDA, then Apple's GPU, then the processor."""
-    batch_size: Literal["auto"] | PositiveInt = 32
+    batch_size: Literal["auto"] | Batch = 32
     """Pictures per forward pass (micro-batch) and process. `auto`: the largest power of two that
     fits into 90 % of the free memory, and into `effective_batch_size` (256 without it)."""
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: Batch = 1
     """Forward passes per update."""
-    effective_batch_size: PositiveInt | None = None
+    effective_batch_size: Annotated[PositiveInt, Field(le=2**30)] | None = None
     """Pictures per update, over all processes and forward passes: `gradient_accumulation_steps`
     follows from it, so that a run learns the same whatever machine it is on."""
     learning_rate: Positive | None = None
@@ -53,7 +55,7 @@ class TrainingConfig(Section):
     """Passes over the training pictures."""
     max_steps: PositiveInt | None = None
     """Updates; wins over `num_epochs`."""
-    max_minutes: Positive | None = None
+    max_minutes: Annotated[Positive, Field(le=1e8)] | None = None
     """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
     init_from: str | None = None
     """Fine-tuning: the run folder, checkpoint, exported file, or published model (by its Hub id)
@@ -80,7 +82,7 @@ class TrainingConfig(Section):
     """Training loss, gradient norm, and speed every so many updates, as means over them."""
     heldout_steps: PositiveInt = 250
     """Held-out loss every so many updates."""
-    heldout_pictures: PositiveInt = 64
+    heldout_pictures: Batch = 64
     """How many held-out (and as many trained) pictures the held-out loss looks at."""
     preview_steps: PositiveInt = 500
     """Preview pictures every so many updates."""
@@ -100,9 +102,9 @@ class TrainingConfig(Section):
     """Share of the average that stays at an update, once the run is long enough for it."""
     ema_ramp: Positive = 0.05
     """The average's half-life is at most this share of the pictures seen so far (EDM's warm-up)."""
-    num_workers: Count = 2
+    num_workers: Helpers = 2
     """Processes that load pictures; 0: the training process does."""
-    prefetch_factor: PositiveInt = 4
+    prefetch_factor: Annotated[PositiveInt, Field(le=1_024)] = 4
     """Batches each of them keeps ready."""
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass instead of keeping them: less
@@ -113,7 +115,7 @@ class TrainingConfig(Section):
     checkpoint_shards: bool = False
     """Of a sharded run: each process writes its part into a checkpoint, instead of the first one
     all of them. Training waits for it; no process needs memory for the whole."""
-    process_timeout: Positive = 1800.0
+    process_timeout: Annotated[Positive, Field(le=1e7)] = 1800.0
     """Seconds after which a process that hears nothing of the others gives up; longer than what the
     first one does alone (held-out loss, previews)."""
     compile_model: bool = True

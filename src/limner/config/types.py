@@ -19,6 +19,18 @@ Whole = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth)]
 PositiveInt = Annotated[Whole, Field(gt=0)]
 Count = Annotated[Whole, Field(ge=0)]
+Width = Annotated[PositiveInt, Field(le=65_536)]
+"""Numbers that a layer has side by side. Limits are far beyond what one machine can train: a
+configuration of a stranger, or a slip of the hand, is told before memory is taken."""
+Depth = Annotated[PositiveInt, Field(le=1_024)]
+"""Layers one behind the other."""
+Channels = Annotated[PositiveInt, Field(le=4_096)]
+Side = Annotated[PositiveInt, Field(le=16_384)]
+"""Of a picture or patch, pixels; 16,384 squared is more than any picture that is read has."""
+Batch = Annotated[PositiveInt, Field(le=1_048_576)]
+"""Things that are together in memory."""
+Helpers = Annotated[Count, Field(le=1_024)]
+"""Processes, or what waits for them."""
 SEEDS = 2**63
 Seed = Annotated[Whole, Field(ge=0, lt=SEEDS)]
 Positive = Annotated[Number, Field(gt=0)]

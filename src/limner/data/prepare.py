@@ -12,6 +12,7 @@ from limner.atomic import replacing
 from limner.config import load_config
 from limner.config.data import Format
 from limner.data.formats.entries import require_rows
+from limner.data.own_folder import keep_out_of, keep_out_of_links
 from limner.data.pictures import NotAPictureFile, open_rgb, opened, read_image
 from limner.data.rows import Contained, PictureError, PictureSet, Refused, Row
 from limner.data.sources import open_picture_set
@@ -88,7 +89,10 @@ def _prepare(
     if num_samples is not None and num_samples < 1:
         raise LimnerError(f"--num_samples is {num_samples}: give 1 or more, or leave it out.")
     size = ShardSize(shard_size)
+    if (folder := Path(source).expanduser()).is_dir():
+        keep_out_of(output, folder, "--output")
     picture_set = _open(kind, str(source), overrides)
+    keep_out_of_links(output, picture_set, "--output")
     rows: Sequence[Row] = picture_set.rows
     refused = list(picture_set.refused)
     if num_samples is not None:

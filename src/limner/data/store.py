@@ -36,6 +36,7 @@ from limner.data.rows import PictureError
 from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
 from limner.fingerprints import DIGEST, digest
+from limner.small_files import read_json
 
 Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -238,6 +239,8 @@ class Store:
 
                 def array(name: str, dtype: str) -> np.ndarray:
                     first, last = header[name]["data_offsets"]
+                    if not 0 <= first <= last <= whole:
+                        raise ValueError("its header is damaged")
                     file.seek(begin + first)
                     return np.frombuffer(file.read(last - first), dtype=dtype)
 
@@ -265,7 +268,7 @@ class Store:
             return shard, ids, about["refused"]
         except OSError as error:  # not the shard's fault: permissions, too many files, a network
             raise LimnerError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             aside = path.with_suffix(".damaged")
             with contextlib.suppress(FileNotFoundError):  # another process has done it
                 os.replace(path, aside)
@@ -310,7 +313,7 @@ def _keys(ids: np.ndarray) -> np.ndarray:
 
 def _read_key(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -20,6 +20,8 @@ from torch import Tensor
 from limner import console
 from limner.checkpoint import Checkpoint
 from limner.config import Config
+from limner.data.own_folder import keep_out_of_the_data
+from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.data.rows import shown_set
 from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
@@ -89,6 +91,8 @@ def evaluate(
     opened = open_for_drawing(checkpoint)
     config = evaluation_config(opened.config, overrides)
     folder = output or evaluation_folder.place_of(Path(checkpoint), opened)
+    if output is not None:
+        keep_out_of_the_data(folder, config, "--output")
     with FolderLock(folder, "name another --output"):
         return _evaluate(checkpoint, opened, config, folder, device, command, say)
 
@@ -109,6 +113,13 @@ def _evaluate(
         cache.mkdir(parents=True, exist_ok=True)
     if isinstance(opened, Checkpoint) and (swept := said_of(opened.folder)) is not None:
         events.append(swept)
+    if isinstance(opened, Checkpoint) and (rows := opened.rows()) is not None:
+        trained = fingerprints_of(data.set, data.trained.rows)
+        if changes := compare(rows, trained):
+            events.append(
+                f"the data changed since this checkpoint was saved ({changes}): what counts as "
+                "trained and as held out here is not what it learned from"
+            )
     if config.data.buckets:
         events.append(
             f"it was trained at {len(config.data.buckets)} sizes; what is drawn here, and what it "

@@ -21,6 +21,7 @@ from limner.errors import LimnerError
 from limner.evaluation.drawings import Drawing
 from limner.evaluation.nearest_pictures import Case
 from limner.output_folders import foreign_names
+from limner.small_files import read_json
 from limner.weights_file import WeightsFile
 
 FORMAT = 1
@@ -146,8 +147,8 @@ def read(path: Path) -> dict[str, Any]:
             f"{RESULTS}, or a run folder"
         )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(file, most=2**28)
+    except OSError as error:
         raise LimnerError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("protocol"), dict):
         raise LimnerError(f"{file} is no evaluation: it does not say how its numbers were made")

@@ -38,7 +38,7 @@ def how_drawn(picture: Image.Image) -> dict[str, Any]:
     """What a drawing, or the PNG of one, says about itself; {}: nothing."""
     try:
         found = json.loads(picture.info.get(KEY, "{}"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

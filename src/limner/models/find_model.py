@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from limner.errors import LimnerError
 from limner.models.hub import snapshot
+from limner.small_files import MOST_YAML_BYTES, parse_json
 
 WEIGHTS_FILE = "limner.safetensors"
 """Of a published model: what Limner draws from."""
@@ -58,9 +58,9 @@ def _downloaded_model(repository: str) -> Path:
 
     folder = get(WEIGHTS_FILE)
     if not (folder / WEIGHTS_FILE).is_file():
-        from limner.checkpoint import AVERAGED, FILES, TOKENIZER  # brings torch
+        from limner.checkpoint import AVERAGED, FILES, LINEAGE, ROWS, TOKENIZER  # brings torch
 
-        folder = get(*FILES, AVERAGED, TOKENIZER)
+        folder = get(*FILES, AVERAGED, ROWS, TOKENIZER, LINEAGE)
         if not (folder / "training_state.json").is_file():
             raise LimnerError(
                 f"{name!r} is on the Hub, and no model of Limner's: it holds neither "
@@ -87,7 +87,7 @@ def file_config(path: Path) -> dict[str, dict[str, Any]]:
             header = file.metadata() or {}
         if "config" not in header:
             raise ValueError("its header has no configuration")
-        sections = json.loads(header["config"])
+        sections = parse_json(header["config"], "its configuration", MOST_YAML_BYTES)
         return {name: dict(values) for name, values in sections.items()}
     except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
         raise LimnerError(f"{path} is no file that limner export wrote ({error})") from None

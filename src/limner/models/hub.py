@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from limner.errors import LimnerError
+from limner.messages import shorten
+from limner.small_files import read_json
 
 WEIGHTS = (".safetensors", ".bin")
 """Formats that hold tensors only, or are read as such; the first that is there is used."""
@@ -121,9 +122,12 @@ def weight_files(folder: Path) -> list[Path]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The part's config.json. Raises LimnerError."""
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LimnerError(f"{folder / 'config.json'} cannot be read: {error}") from None
+        found = read_json(folder / "config.json")
+    except FileNotFoundError:
+        raise LimnerError(f"{folder / 'config.json'} is missing") from None
+    if not isinstance(found, dict):
+        raise LimnerError(f"{folder / 'config.json'} holds {shorten(found)}, and no settings")
+    return found
 
 
 def _within(path: Path, subfolder: str | None) -> Path:

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from limner.checkpoint import fit_weights, load_tensors
+from limner.checkpoint import fit_weights
 from limner.errors import LimnerError
 from limner.models.class_dit import ClassDiT
 from limner.models.dit import published_positions
 from limner.models.hub import WEIGHTS, find_folder, read_config, weight_files
+from limner.tensor_files import load_safetensors, load_tensors
 
 KEY = "WEIGHTS"
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
@@ -79,10 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
         # train.py of the published code keeps its flags in an argparse.Namespace: plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return load_tensors(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise LimnerError(f"{path} is damaged: {error}") from None
+    return load_safetensors(path)
 
 
 def _unwrapped(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from limner.config import Config
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
 from limner.models.pretrained_text import TextAdapter
+from limner.models.size import check_memory
 from limner.models.text_encoder import EncodedText, TextEncoder
 from limner.text.frozen import FrozenText
 
@@ -43,7 +44,11 @@ def build_model(config: Config, text_size: int) -> TextToImage:
     Args:
         text_size: tokens that the built-in text encoder knows, or the width of a pretrained one's
             states.
+
+    Raises:
+        LimnerError: its weights are more than this machine's memory.
     """
+    check_memory(config, text_size)
     model, text = config.model, config.text_encoder
     assert model.patch_size, "load_config resolves these"
     assert model.in_channels

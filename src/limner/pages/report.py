@@ -17,6 +17,7 @@ from PIL import Image
 from limner.atomic import write_text_whole
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
+from limner.lineage import before_in_words
 from limner.pages.curves import Points
 from limner.pages.page_parts import (
     chart,
@@ -97,13 +98,28 @@ def headline(run: Run) -> str:
     device = f" on {results['device']}" if results.get("device") else ""
     seen = f" It saw {last['images']:,} pictures in {last['step']:,} steps." if run.train else ""
     about = results.get("dataset", {}).get("description", "")
+    before = " ".join(before_in_words(run.lineage)) if run.lineage else ""
     return (
         f'<header><p class="eyebrow">Limner · run report</p><h1>{escape(title_of(run))}</h1>'
-        f'<p class="lead">A {escape(model)}text-to-image Diffusion Transformer, trained from '
-        f"scratch{escape(time)}{escape(device)}.{escape(seen)}</p>"
+        f'<p class="lead">A {escape(model)}text-to-image Diffusion Transformer, '
+        f"{escape(trained(run))}{escape(time)}{escape(device)}.{escape(seen)}</p>"
         + (f"<p>{escape(about)}</p>" if about else "")
+        + (f"<p>{escape(before)}</p>" if before else "")
         + "</header>"
     )
+
+
+def trained(run: Run) -> str:
+    """How its training began."""
+    training, lora = run.config.get("training") or {}, run.config.get("lora") or {}
+    base = run.lineage.base if run.lineage else None
+    begun = (base.model or base.name) if base else None
+    if base is None and not run.lineage:
+        begun = training.get("init_from")  # the last name, or a Hub id
+    if base is None and not begun:
+        return "trained from scratch"
+    how = f" by LoRA of rank {lora['rank']}" if lora.get("rank") else ""
+    return f"fine-tuned{how} from {begun or 'another model'}"
 
 
 def measured(run: Run) -> str:

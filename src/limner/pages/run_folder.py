@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from limner.errors import LimnerError
+from limner.lineage import Lineage, read_lineage
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,6 +29,8 @@ class Run:
     previews: list[tuple[int, Path]]
     buckets: list[dict[str, Any]]
     """Sizes trained at, with how many pictures each has; empty where all are squares."""
+    lineage: Lineage | None = None
+    """What the model began from; None: the run is from before this was written down."""
 
 
 def read_run(folder: Path) -> Run:
@@ -48,7 +53,15 @@ def read_run(folder: Path) -> Run:
             (line["sizes"] for line in reversed(log) if line.get("kind") == "buckets"), []
         ),
         previews=sorted((step, path) for step, path in shots if step is not None),
+        lineage=_lineage(folder),
     )
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    try:
+        return read_lineage(folder)
+    except LimnerError:
+        return None
 
 
 def read_json(path: Path) -> Any:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner.checkpoint import checkpoints
+from limner.data.own_folder import keep_out_of_the_data
 from limner.data.pictures import to_pil
 from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
@@ -48,6 +49,8 @@ class Painter:
         self.lock = threading.Lock()
         self.working = self.stopping = False
         self.generator = ImageGenerator(checkpoint, **options)
+        if keep_in is not None:
+            keep_out_of_the_data(keep_in, self.generator.config, "--output")
 
     def about(self) -> dict[str, Any]:
         """What the page shows of the model, and what it fills its fields with."""

@@ -12,9 +12,17 @@ from typing import Any
 import yaml
 
 from limner.config import Config, load_config
+from limner.lineage import (
+    A_PRIVATE_SET,
+    LICENSES,
+    LearnedFrom,
+    Lineage,
+    before_in_words,
+    lineage_of_config,
+)
 from limner.publishing.card_measured import how_drawn, measured_section, model_index
 from limner.publishing.markdown import bullets, paragraphs, plain, short, table
-from limner.publishing.public import is_public_set, public_name, public_results
+from limner.publishing.public import public_name, public_results
 from limner.redaction import is_hub_id
 from limner.training.progress import format_duration
 
@@ -26,8 +34,9 @@ TWEMOJI = (
     "The names come from Unicode CLDR (Unicode License v3) through the Python package `emoji`."
 )
 SHAPES = "They are drawn by a program of Limner's (Apache-2.0); no artwork of others is in them."
-BUILT_IN = {"emoji": ("cc-by-4.0", TWEMOJI), "shapes": ("apache-2.0", SHAPES)}
-"""Of the data sets that come with Limner: a licence that fits the model, and their source."""
+BUILT_IN = {"emoji": TWEMOJI, "shapes": SHAPES}
+"""The data sets that come with Limner: where they are from."""
+HUB = "https://huggingface.co"
 NOT_THE_RECIPE = frozenset(
     (
         *("data.dataset_path", "data.memory_mb", "cache.folder", "training.output_dir"),
@@ -83,12 +92,19 @@ class Facts:
     license: str | None
     data_name: str | None
     data_license: str | None
+    lineage: Lineage | None = None
+    """What the model began from; None: what the configuration says."""
 
 
 def model_card(facts: Facts) -> str:
     """README.md of the repository, with the metadata that the Hub reads."""
     name = public_name(facts.config, facts.data_name)
-    facts = replace(facts, results=public_results(facts.results, facts.config, name))
+    lineage = facts.lineage or lineage_of_config(facts.config)
+    facts = replace(
+        facts,
+        results=public_results(facts.results, facts.config, name),
+        lineage=lineage.said(facts.data_name, facts.data_license).public(),
+    )
     sections = (
         _metadata(facts),
         _headline(facts),
@@ -102,9 +118,17 @@ def model_card(facts: Facts) -> str:
     return "\n".join(section for section in sections if section)
 
 
-def license_of(facts: Facts) -> str | None:
-    """What the publisher chose, or what fits a built-in data set."""
-    return facts.license or BUILT_IN.get(facts.config.data.dataset_name or "", (None, ""))[0]
+def license_that_fits(lineage: Lineage) -> str | None:
+    """The licence of a model if its publisher chooses none: that of the built-in data set, if all
+    that it and the models before it learned from are under one and the same."""
+    models = (lineage, *lineage.models_before())
+    sets = [data for one in models for data in one.data]
+    if not all(one.complete and one.data for one in models):
+        return None
+    if any(data.name not in LICENSES for data in sets):
+        return None
+    found = {data.license for data in sets} | {one.license for one in models if one.license}
+    return found.pop() if len(found) == 1 else None
 
 
 # ---- sections ----------------------------------------------------------------------------------
@@ -113,8 +137,12 @@ def license_of(facts: Facts) -> str | None:
 def _metadata(facts: Facts) -> str:
     data = facts.config.data
     tags = ["text-to-image", "diffusers", "diffusion-transformer", "limner"]
+    lineage = _lineage(facts)
+    bases = [before.model for before in lineage.models_before() if before.model]
     values: dict[str, Any] = {
-        "license": license_of(facts),
+        "license": _license(facts),
+        "base_model": bases[0] if bases else None,
+        "base_model_relation": "finetune" if bases else None,
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
         "tags": [*tags, facts.config.model.architecture],
@@ -123,8 +151,8 @@ def _metadata(facts: Facts) -> str:
         values["language"] = list(data.languages)
     elif data.dataset_name == "shapes":
         values["language"] = ["en"]
-    elif is_public_set(facts.config):
-        values["datasets"] = [data.dataset_name]
+    sets = [one.name for one in lineage.data if one.name and _is_on_the_hub(one, facts)]
+    values["datasets"] = sets or None
     measured_on = (facts.evaluation.get("dataset") or {}).get("name")
     name = facts.data_name or measured_on or public_name(facts.config)
     index = model_index(facts.evaluation, facts.repo.rpartition("/")[2], name)
@@ -139,8 +167,25 @@ def _headline(facts: Facts) -> str:
     return (
         f"# {plain(facts.repo.rpartition('/')[2])}\n\n"
         f"A text-to-image Diffusion Transformer of {facts.parameters:,} parameters that draws "
-        f"{side} × {side} pixels, trained from scratch with Limner {_on(facts)}.\n"
+        f"{side} × {side} pixels, {_trained(facts)}.\n"
     )
+
+
+def _trained(facts: Facts) -> str:
+    lineage = _lineage(facts)
+    sets = " and ".join(
+        f"its built-in {data.name}" if data.name in BUILT_IN else _shown_set(data, facts)
+        for data in lineage.data
+    )
+    if facts.data_name and all(data.name != facts.data_name for data in lineage.data):
+        sets = plain(facts.data_name)  # another name for what has one
+    if lineage.base is None:
+        return f"trained from scratch with Limner on {sets}"
+    base = lineage.base.model
+    begun = _shown_model(base) if base else "a model that is not public"
+    rank = facts.config.lora.rank
+    how = f", by LoRA of rank {rank}, merged into the weights" if rank else ""
+    return f"fine-tuned with Limner on {sets}{how}; it began from {begun}"
 
 
 def _sizes(facts: Facts) -> str:
@@ -151,19 +196,32 @@ def _sizes(facts: Facts) -> str:
     return ", ".join(f"{width} × {height}" for height, width in buckets)
 
 
-def _on(facts: Facts) -> str:
-    name = facts.config.data.dataset_name or ""
-    if not facts.data_name and name in BUILT_IN:
-        return f"on its built-in {name}"
-    return f"on {_set_shown(facts)}"
+def _lineage(facts: Facts) -> Lineage:
+    assert facts.lineage is not None, "model_card fills it in"
+    return facts.lineage
 
 
-def _set_shown(facts: Facts) -> str:
-    """The data set's public name, with a link if it is on the Hub."""
-    name = public_name(facts.config, facts.data_name)
-    if facts.data_name or not is_hub_id(name):
-        return plain(name)
-    return f"[{plain(name)}](https://huggingface.co/datasets/{name})"
+def _license(facts: Facts) -> str | None:
+    """What the publisher chose, or what fits."""
+    return facts.license or license_that_fits(_lineage(facts))
+
+
+def _is_on_the_hub(data: LearnedFrom, facts: Facts) -> bool:
+    return data.name is not None and data.name != facts.data_name and is_hub_id(data.name)
+
+
+def _shown_set(data: LearnedFrom, facts: Facts) -> str:
+    """A data set's public name, with a link if it is on the Hub."""
+    if data.name is None:
+        return A_PRIVATE_SET
+    if data.name in BUILT_IN:
+        return f"Limner's built-in {data.name}"
+    shown = plain(data.name)
+    return f"[{shown}]({HUB}/datasets/{data.name})" if _is_on_the_hub(data, facts) else shown
+
+
+def _shown_model(model: str) -> str:
+    return f"[{plain(model)}]({HUB}/{model})" if is_hub_id(model) else plain(model)
 
 
 def _pictures(facts: Facts) -> str:
@@ -277,23 +335,45 @@ def _part(name: str | None, folder: str) -> str:
 
 
 def _data(facts: Facts) -> str:
-    data = facts.config.data
+    lineage = _lineage(facts)
     about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
     known = about.get("description", "")
     said = [plain(known)] if known else []
-    if data.dataset_name in BUILT_IN:
-        said.append(BUILT_IN[data.dataset_name][1])
-    elif facts.data_license:
-        name = _set_shown(facts)
-        said.append(f"{name[:1].upper()}{name[1:]}, licence: {plain(facts.data_license)}.")
-    else:
-        said.append(
-            "The publisher has not said where these pictures and captions are from, or under which "
-            "licence they are: ask before you use the model for more than trying it."
-        )
-    if license_of(facts) is None:
+    for data in lineage.data:
+        shown = _shown_set(data, facts)
+        if data.name in BUILT_IN:
+            said.append(BUILT_IN[data.name])
+        elif data.license:
+            said.append(f"{shown[:1].upper()}{shown[1:]}, licence: {plain(data.license)}.")
+        elif _is_on_the_hub(data, facts):
+            said.append(f"The pictures and captions are those of {shown}; their licence is there.")
+        else:
+            said.append(
+                "The publisher has not said where these pictures and captions are from, or under "
+                "which licence they are: ask before you use the model for more than trying it."
+            )
+    said += _before(facts)
+    if _license(facts) is None:
         said.append("No licence was chosen for the model itself.")
     return "\n".join(["## Data and licence", "", *paragraphs(said)])
+
+
+def _before(facts: Facts) -> list[str]:
+    """Of the models before this one: which they are, and to whom the same credit is due."""
+
+    def shown(data: LearnedFrom) -> str:
+        name = _shown_set(data, facts)
+        return f"{name} (licence: {plain(data.license)})" if data.license else name
+
+    lineage = _lineage(facts)
+    said = before_in_words(lineage, _shown_model, shown)
+    named = {data.name for data in lineage.data}
+    for before in lineage.models_before():
+        for name in [data.name for data in before.data if data.name not in named]:
+            named.add(name)
+            if name in BUILT_IN:
+                said.append(BUILT_IN[name])
+    return said
 
 
 def _measured(facts: Facts) -> str:

@@ -7,6 +7,7 @@
     tokenizer/           of either
     scheduler/           scheduling_limner.py, scheduler_config.json
     vae/                 the autoencoder, if the model works in its latents
+    lineage.json         what the model began from and learned from (see limner.lineage)
     manifest.json        size and checksum of each of these
 
 The modules of code are put together from Limner's own sources (see `standalone`).
@@ -32,6 +33,8 @@ from limner.models.latent_space import LatentSpace, PixelSpace
 from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.publishing.standalone import standalone
+from limner.redaction import shown_place
+from limner.small_files import read_json
 from limner.system_names import is_left_by_itself
 from limner.text.tokenizer import PAD, START, CaptionTokenizer
 
@@ -49,7 +52,7 @@ def write_diffusers_folder(
     weights: dict[str, Tensor],
     part_dtype: torch.dtype,
 ) -> None:
-    """Write the folder's files (all but the manifest).
+    """Write the folder's files (all but the lineage and the manifest).
 
     Args:
         weights: of the whole model, by their names in a checkpoint.
@@ -103,7 +106,7 @@ def is_export(folder: Path) -> bool:
     """Whether all that a folder holds is listed in its own manifest, and as it was written (a card
     that somebody edited is theirs), and it is such a folder."""
     try:
-        listed = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        listed = set(read_json(folder / MANIFEST)["files"])
         is_pipeline = (folder / INDEX).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -276,11 +279,21 @@ def _copy_autoencoder(folder: Path, space: LatentSpace | PixelSpace) -> None:
     if any(path.suffix == WEIGHTS[0] for path in files):
         for path in files:
             shutil.copyfile(path, folder / path.name)
+        _forget_place(folder / "config.json")
         return
     space.load(torch.device("cpu"), torch.float32)
     space.model.save_pretrained(folder)
     space.unload()
     shutil.copyfile(space.folder / "config.json", folder / "config.json")
+    _forget_place(folder / "config.json")
+
+
+def _forget_place(path: Path) -> None:
+    """Of what diffusers wrote of where it had read the part from, a folder's last name stays."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    place = settings.get("_name_or_path")
+    if isinstance(place, str) and (shown := shown_place(place)) != place:
+        _write_json(path, settings | {"_name_or_path": shown})
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from limner.checkpoint_writing import written_whole
+from limner.data.own_folder import keep_out_of_the_data
 from limner.device import part_precision
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
+from limner.lineage import write_lineage
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
 from limner.output_folders import foreign_names
@@ -54,6 +56,8 @@ def export(
     """
     output = Path(output)
     _check("format", format, get_args(Format))
+    if format == "safetensors" and output.suffix != SUFFIX:
+        output = output / WEIGHTS_FILE
     with FolderLock(output, "name another --output"):
         return _export(checkpoint, output, format, dtype, vae, text_encoder, averaged)
 
@@ -70,16 +74,24 @@ def _export(
     opened = open_for_drawing(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
+    keep_out_of_the_data(output, opened.config, "--output")
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
-        path = output if output.suffix == SUFFIX else output / WEIGHTS_FILE
-        write_weights_file(path, weights, public_config(config), opened.tokenizer, opened.state)
-        return path
+        write_weights_file(
+            output,
+            weights,
+            public_config(config),
+            opened.tokenizer,
+            opened.state,
+            opened.lineage.public(),
+        )
+        return output
     refuse_foreign(output)
     with written_whole(output) as staging:
         parts = open_parts(config)
         write_diffusers_folder(staging, parts, opened.tokenizer, weights, part_dtype(dtype))
+        write_lineage(staging, opened.lineage.public())
     return output
 
 

@@ -30,6 +30,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from PIL import Image
 
 import limner
+from limner.checkpoint_writing import NAME
 from limner.errors import LimnerError
 from limner.redaction import is_hub_id
 
@@ -208,7 +209,8 @@ def _of_machine() -> Iterator[Private]:
 def _words(names: Iterable[str], what: str) -> Iterator[Private]:
     for name in names:
         for word in dict.fromkeys((name, name.partition(".")[0])):
-            if len(word) >= LEAST and not word.isdigit() and word.lower() not in EVERYWHERE:
+            known = word.lower() in EVERYWHERE or word.isdigit() or NAME.fullmatch(word)
+            if len(word) >= LEAST and not known:
                 yield Private(word, what, False)
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from limner.config import Config
 from limner.config.choices import changed
+from limner.lineage import A_PRIVATE_SET, LICENSES
 from limner.models.find_model import WEIGHTS_FILE
 from limner.redaction import is_hub_id, places_of, redacted, shown_place
 
-A_PRIVATE_SET = "a private data set"
-BUILT_IN = ("emoji", "shapes")
 QUOTED = ("prompt", "caption")
 """Keys of results whose values are captions, which stay as they are."""
 _COUNTS = re.compile(r"[\d,]+ pictures with [\d,]+ captions")
@@ -25,7 +24,7 @@ _RULE = re.compile(r"Held out .*?\.(?=\s|$)")
 def is_public_set(config: Config) -> bool:
     """Whether the data set has a public name: it is built in, or on the Hub."""
     name = config.data.dataset_name or ""
-    return name.lower() in BUILT_IN or is_hub_id(name)
+    return name.lower() in LICENSES or is_hub_id(name)
 
 
 def public_name(config: Config, said: str | None = None) -> str:

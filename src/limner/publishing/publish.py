@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limner import __version__, console
@@ -14,13 +14,15 @@ from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
 from limner.config.choices import changed
+from limner.data.own_folder import keep_out_of_the_data
 from limner.device import name_of
 from limner.errors import LimnerError
 from limner.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
+from limner.lineage import Lineage, write_lineage
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
-from limner.publishing.card import Facts, Sample, model_card
+from limner.publishing.card import Facts, Sample, license_that_fits, model_card
 from limner.publishing.diffusers_folder import write_diffusers_folder
 from limner.publishing.export import (
     in_precision,
@@ -45,6 +47,8 @@ class Said:
     """Of the model, by its id on the Hub, such as apache-2.0."""
     data_name: str | None = None
     data_license: str | None = None
+    base_model: str | None = None
+    """Id on the Hub of the model that it began from, where the run does not know it."""
     prompts: tuple[str, ...] = ()
     """To draw for the card, besides what the run has drawn."""
     page: bool = False
@@ -80,6 +84,7 @@ def publish(
     """
     if output is not None:
         refuse_foreign(output)
+        keep_out_of_the_data(output, open_for_drawing(checkpoint).config, "--output")
     repo = full_name(repo, dry_run)
     with (
         FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
@@ -116,7 +121,11 @@ def prepare(
     weights = in_precision(opened.tensors(), dtype)
     write_diffusers_folder(folder, parts, opened.tokenizer, weights, part_dtype(dtype))
     beside = _with_parts_beside(folder, public_config(parts.config))
-    write_weights_file(folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state)
+    lineage = public_lineage(opened.lineage, repo, said)
+    write_weights_file(
+        folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state, lineage
+    )
+    write_lineage(folder, lineage)
     run = run_of(opened)
     name = public_name(opened.config, said.data_name)
     evaluation, page = evaluation_of(folder, opened, name, repo, said.page)
@@ -135,7 +144,8 @@ def prepare(
         results=run.results if run else {},
         evaluation=evaluation,
         page=page,
-        license=said.license,
+        license=lineage.license,
+        lineage=lineage,
         data_name=said.data_name,
         data_license=said.data_license,
     )
@@ -143,6 +153,16 @@ def prepare(
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
     _refuse_private(folder, checkpoint, opened, parts.config, facts, said)
     return card
+
+
+def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
+    """With what the publisher says of the model, of its private data, and of its base."""
+    if said.base_model:
+        base = lineage.base or Lineage(complete=False)
+        lineage = replace(lineage, base=replace(base, model=said.base_model))
+    lineage = lineage.said(said.data_name, said.data_license)
+    lineage = replace(lineage, model=repo, license=said.license).public()
+    return replace(lineage, license=said.license or license_that_fits(lineage))
 
 
 def _refuse_private(
@@ -161,6 +181,8 @@ def _refuse_private(
     places["the model"] = [str(checkpoint)]
     places["the folder that was written"] = [str(folder)]
     places["the current folder"] = [str(Path.cwd())]
+    before = [one.name.partition("/")[0] for one in opened.lineage.models_before() if one.name]
+    places["the model that it began from"] = [f"./{name}" for name in before]
     evaluation = facts.evaluation
     cases = (evaluation.get("memorisation") or {}).get("worst", ())
     shown = [
@@ -168,8 +190,12 @@ def _refuse_private(
         *(str(case.get(key, "")) for case in cases for key in QUOTED),
         *(str(line.get(key, "")) for line in evaluation.get("pictures", ()) for key in QUOTED),
     ]
-    says = (facts.repo, said.license, said.data_name, said.data_license, *said.prompts)
-    refuse_leaks(folder, private_of(places), [*shown, *filter(None, says)])
+    says = (facts.repo, said.license, said.data_name, said.data_license, said.base_model)
+    assert facts.lineage is not None
+    models = (facts.lineage, *facts.lineage.models_before())
+    known = [text for one in models for text in (one.model, *(data.name for data in one.data))]
+    public = [*shown, *said.prompts, *filter(None, (*says, *known))]
+    refuse_leaks(folder, private_of(places), public)
 
 
 def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:

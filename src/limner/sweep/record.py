@@ -24,6 +24,7 @@ from limner.atomic import write_text_whole
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.fingerprints import digest
+from limner.small_files import read_json
 from limner.sweep.measurement import Measurement
 
 FILE = "sweep.json"
@@ -82,7 +83,7 @@ class Record:
 
     def _read(self) -> None:
         try:
-            values = json.loads(self.path.read_text(encoding="utf-8"))
+            values = read_json(self.path)
             if values["format"] != FORMAT:
                 raise LimnerError(
                     f"{self.path} has format {values['format']!r} and this Limner writes {FORMAT}: "

@@ -5,14 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from limner.errors import LimnerError
+from limner.messages import shorten
+from limner.small_files import parse_json, read_text
 
 PAD, START = "<pad>", "<start>"
+MOST_BYTES = 2**25
+"""Of a tokenizer.json."""
+PARTS: dict[str, frozenset[str]] = {
+    "normalizer": frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents"}),
+    "pre_tokenizer": frozenset({"ByteLevel", "Whitespace", "WhitespaceSplit", "Digits"}),
+    "model": frozenset({"BPE"}),
+    "post_processor": frozenset(),
+    "truncation": frozenset(),
+    "padding": frozenset(),
+}
+"""What of a tokenizer.json may stand there, by its type: nothing that makes a text much longer."""
+MOST_PARTS = 16
+"""In a sequence of normalizers or pre-tokenizers."""
 
 
 class CaptionTokenizer:
@@ -76,21 +92,58 @@ class CaptionTokenizer:
 
     @classmethod
     def load(cls, path: Path, max_length: int) -> CaptionTokenizer:
-        if not path.is_file():
-            raise LimnerError(f"{path} is missing: the checkpoint is not complete")
         try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise LimnerError(f"{path} is not a tokenizer: {error}") from None
+            text = read_text(path, MOST_BYTES)
+        except FileNotFoundError:
+            raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
         return cls.from_text(text, max_length, path)
 
     @classmethod
     def from_text(cls, text: str, max_length: int, path: Path) -> CaptionTokenizer:
-        """What `save` writes; `path` is where it was found, for messages."""
+        """What `save` writes; `path` is where it was found, for messages.
+
+        Raises:
+            LimnerError: it is something else, such as a tokenizer whose parts could make more of
+                a caption than fits into memory.
+        """
+        check_parts(parse_json(text, f"{path} is not a tokenizer: it", MOST_BYTES), path)
         try:
-            return cls(Tokenizer.from_str(text), max_length)
+            tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # tokenizers raises plain Exception
             raise LimnerError(f"{path} is not a tokenizer: {error}") from None
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        count, highest = tokenizer.get_vocab_size(), max(known.values(), default=-1)
+        if highest >= count:
+            raise LimnerError(
+                f"{path} is not a tokenizer of Limner's: model.vocab has the id {highest:,} and "
+                f"{count:,} tokens, whose ids are 0 to {count - 1:,}"
+            )
+        return cls(tokenizer, max_length)
+
+
+def check_parts(values: Any, path: Path) -> None:
+    """Raises LimnerError if a tokenizer.json has other parts than those that Limner writes, or ones
+    as harmless: a `Replace` may double a text forty times, `padding` fill all memory, and a `Split`
+    take forever."""
+    if not isinstance(values, dict):
+        raise LimnerError(f"{path} is not a tokenizer: {shorten(values)}")
+    for key, known in PARTS.items():
+        part = values.get(key)
+        if part is None:
+            continue
+        inner: Any = [part]
+        if isinstance(part, dict) and part.get("type") == "Sequence":
+            inner = part.get(f"{key}s")
+        kinds = [one.get("type") if isinstance(one, dict) else None for one in _listed(inner)]
+        if len(kinds) > MOST_PARTS or not all(isinstance(k, str) and k in known for k in kinds):
+            raise LimnerError(
+                f"{path} is not a tokenizer of Limner's: {key} is {shorten(part)}, and may only be "
+                f"{', '.join(sorted(known)) or 'null'}"
+            )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
 
 
 def encodable(text: str) -> str:

@@ -21,6 +21,7 @@ from limner.atomic import recover, remove
 from limner.checkpoint_writing import written_whole
 from limner.config import Config, VaeConfig
 from limner.data.examples import Pictures
+from limner.data.own_folder import keep_out_of_the_data
 from limner.data.pictures import to_pil
 from limner.data.rows import PictureError, shown_set
 from limner.data.sources import open_data, squares
@@ -58,6 +59,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
             yet has other settings.
         OSError: it could not be written; what was learned is saved.
     """
+    keep_out_of_the_data(output, config, "--output")
     with FolderLock(output, "name another --output"):
         return _train_autoencoder(config, output)
 

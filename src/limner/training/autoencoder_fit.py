@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from limner.checkpoint_writing import finish_interrupted
 from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.examples import Pictures
 from limner.data.order import position_of, seeded_generator
+from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.data.rows import PictureError
 from limner.errors import LimnerError
 from limner.training.autoencoder_losses import kl_divergence, reconstruction_loss
@@ -69,6 +71,7 @@ class Fit:
         self.state = TrainingState()
         self.saved_at: int | None = None
         self.news: list[str] = []
+        self.rows = fingerprints_of(pictures.set, pictures.rows)
         self._resume()
 
     def run(self) -> None:
@@ -163,6 +166,7 @@ class Fit:
         contents = Contents.of(
             self.model, self.averaged, self.optimizers, None, self.config, self.state
         )
+        contents = replace(contents, rows=self.rows)
         saver.save(self.folder / f"checkpoint-{self.state.step}", contents)
         self.saved_at = self.state.step
 
@@ -198,11 +202,17 @@ class Fit:
         state = TrainingState.read(found / "training_state.json")
         checkpoint = Checkpoint(found, saved, None, state)
         try:
+            rows = checkpoint.rows()
             checkpoint.load_weights(self.model, averaged=False)
             checkpoint.load_weights(self.averaged, averaged=True)
             checkpoint.load_optimizers(self.optimizers)
         except LimnerError as error:
             raise Unusable(str(error)) from None
+        if rows is not None and (changes := compare(rows, self.rows)):
+            self.news.append(
+                f"the data changed since {found.name} was saved ({changes}): it goes on with the "
+                "data as they are now"
+            )
         self.state, self.saved_at = state, state.step
         self.news.append(f"resumed at step {state.step}, {state.images:,} crops seen")
 

@@ -7,6 +7,8 @@ they can spell any language.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from limner.checkpoint import Checkpoint
 from limner.config import Config
 from limner.config.inherited import MEANING
 from limner.errors import LimnerError
+from limner.lineage import Lineage, learned_from, named
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
 from limner.weights_file import WeightsFile, open_for_drawing
@@ -30,6 +33,25 @@ def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
         return open_for_drawing(name)
     except LimnerError as error:
         raise LimnerError(f"training.init_from: {error}") from None
+
+
+def lineage_of(
+    config: Config, origin: Checkpoint | WeightsFile | None, checkpoint: Checkpoint | None
+) -> Lineage:
+    """Where the model of a run comes from.
+
+    Args:
+        origin: the model whose weights it starts with.
+        checkpoint: of the run that it goes on with, perhaps on other data.
+    """
+    data = (learned_from(config),)
+    if checkpoint is not None:
+        return checkpoint.lineage.and_from(data)
+    method: Literal["full", "lora"] = "full" if config.lora.rank is None else "lora"
+    if origin is None:
+        return Lineage(data=data, method=method)
+    begun = named(origin.lineage, str(config.training.init_from))
+    return Lineage(data=data, method=method, base=begun)
 
 
 def words_of(origin: Checkpoint | WeightsFile | None, config: Config) -> CaptionTokenizer | None:

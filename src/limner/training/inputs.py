@@ -19,6 +19,7 @@ from torch import Tensor
 
 from limner.config import Config
 from limner.data.examples import Source
+from limner.data.own_folder import keep_out_of_the_data
 from limner.data.pictures import DECODING, Size, height_and_width, to_tensor
 from limner.data.rows import PictureError, Refused, Row
 from limner.data.sources import Data, open_data
@@ -78,6 +79,7 @@ def open_inputs(
         dtype: of training; the encoders compute in bfloat16 if it is that, else in float32.
         say: takes lines for people.
     """
+    check_cache_folder(config)
     words: CaptionTokenizer | StoredCaptions
     if parts.reader is not None:
         words = stored_captions(config, data, parts.reader, device, part_precision(dtype), say)
@@ -94,6 +96,7 @@ def precompute(config: Config, say: Say) -> None:
     """Compute and keep what a run of this configuration would; several may share the work."""
     parts = open_parts(config)
     config = parts.config
+    check_cache_folder(config)
     data = open_data(config, say, parts.unit)
     device = choose_device(config.training.device)
     dtype = part_precision(choose_precision(config.training.mixed_precision, device))
@@ -266,6 +269,14 @@ def stored_captions(
     _complete(store, ids, make, CAPTIONS_AT_ONCE, row_bytes, "captions", say)
     reader.unload()
     return StoredCaptions(store)
+
+
+def check_cache_folder(config: Config) -> None:
+    """Raises LimnerError where the cache would begin inside the data. (One that is there holds no
+    pictures, and goes on.)"""
+    parts = (config.vae.fingerprint, config.text_encoder.fingerprint)
+    if any(parts) and not Path(config.cache.folder).exists():
+        keep_out_of_the_data(Path(config.cache.folder), config, "cache.folder")
 
 
 def _open(

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from limner.checkpoint import ADAPTER, LORA, Adapters, Checkpoint
@@ -27,6 +25,7 @@ from limner.config import Config
 from limner.errors import LimnerError
 from limner.models.dropout import PictureDropout
 from limner.models.text_to_image import TextToImage
+from limner.tensor_files import load_safetensors
 
 NAME = "default"
 """Of the one adapter, as peft calls it."""
@@ -176,7 +175,4 @@ def _fit(model: nn.Module, state: dict[str, Tensor | None], path: Path) -> None:
 def _read(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     path = checkpoint.folder / name
     checkpoint.verify(name)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LimnerError(f"{path} is damaged: {error}") from None
+    return load_safetensors(path)

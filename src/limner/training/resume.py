@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from limner.checkpoint import (
     Checkpoint,
     check_same_model,
@@ -15,6 +17,7 @@ from limner.checkpoint import (
     newest_good,
 )
 from limner.config import Config, load_config
+from limner.data.row_fingerprints import compare
 from limner.errors import LimnerError
 from limner.training.folder import check_resumed_here
 
@@ -75,6 +78,36 @@ def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint |
         return None, []
     checkpoint = _opened(found, config, auto=wanted == "auto")
     return checkpoint, passed_over
+
+
+def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> list[str]:
+    """What is to be said of the rows that a checkpoint goes on with.
+
+    Args:
+        rows: `limner.data.row_fingerprints` of those that are trained now.
+        auto: nobody asked for this checkpoint by name.
+
+    Raises:
+        LimnerError: they are others, and nobody asked for that.
+    """
+    before, name = checkpoint.rows(), checkpoint.folder.name
+    if before is None:
+        return [
+            f"{name} is of an earlier version and does not say which pictures it learned from: "
+            "whether they are the same is not known"
+        ]
+    if (changes := compare(before, rows)) is None:
+        return []
+    if auto:
+        raise LimnerError(
+            f"the data changed since {checkpoint.folder} was saved ({changes}): give this run "
+            "another training.output_dir, or go on from there with the data as they are now: "
+            "--resume latest"
+        )
+    return [
+        f"the data changed since {name} was saved ({changes}): the run goes on with the data as "
+        "they are now, and is no longer the same run"
+    ]
 
 
 def _opened(folder: Path, config: Config, auto: bool = False) -> Checkpoint:

@@ -23,6 +23,8 @@ from limner.data.rows import Refused
 from limner.redaction import redact_urls, redacted
 from limner.training.trackers import Trackers
 
+MOST_CHARACTERS = 2**24
+"""Of a line; a longer one is none that a run wrote."""
 MOST_WAITING = 10_000
 """Lines that wait for a disk; the oldest are given up beyond that."""
 
@@ -123,13 +125,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log.jsonl; a last line that a crash cut short is left out."""
     events = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(event, dict) and {"kind", "step"} <= event.keys():
-                events.append(event)
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            while line := file.readline(MOST_CHARACTERS):
+                try:
+                    event = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(event, dict) and {"kind", "step"} <= event.keys():
+                    events.append(event)
     return events
 
 

@@ -17,6 +17,7 @@ import torch
 
 from limner.atomic import write_text_whole
 from limner.models.text_to_image import TextToImage
+from limner.small_files import read_json
 
 NOTES = "short-of-memory-{}.json"
 
@@ -59,7 +60,7 @@ def noted_pieces(folder: Path, micro_batch: int) -> int:
     pieces = 1
     for path in folder.glob(NOTES.format("*")):
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
+            note = read_json(path)
             if note["micro_batch"] == micro_batch:
                 pieces = max(pieces, int(note["pieces"]))
         except (OSError, ValueError, TypeError, KeyError):

@@ -24,6 +24,7 @@ from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.redaction import redact_urls, redacted_settings, shown_command
+from limner.small_files import read_json
 
 PACKAGES = {"comet_ml": "comet-ml"}
 """What pip calls those that it calls otherwise than accelerate does."""
@@ -196,7 +197,7 @@ def _wandb_login() -> bool:
 
 def _read_ids(path: Path) -> dict[str, str]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return (

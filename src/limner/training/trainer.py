@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from limner import console
 from limner import device as devices
+from limner.atomic import write_text_whole
 from limner.checkpoint import (
     Checkpoint,
     Contents,
@@ -36,27 +38,31 @@ from limner.config.notes import notes
 from limner.data.checked import check_share_refused
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.order import CountBatches
+from limner.data.own_folder import keep_apart, keep_out_of_links
+from limner.data.row_fingerprints import fingerprints_of
 from limner.data.rows import Refused
 from limner.data.sources import open_data, training_order, with_buckets
 from limner.debug import log_shapes
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
+from limner.lineage import FILE as LINEAGE
 from limner.models.parts import open_parts
 from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import TextToImage, build_model
+from limner.output_folders import is_training_run
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.accelerator import open_accelerator
 from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
 from limner.training.folder import check_run_folder, run_lock
-from limner.training.init_from import open_origin, other_meaning, start_from, words_of
+from limner.training.init_from import lineage_of, open_origin, other_meaning, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
 from limner.training.parallel import any_process, done_by_one, others_may_end
 from limner.training.recovery import MOST_SKIPPED, repeat, restore_newest, roll_back
-from limner.training.resume import find_resume
+from limner.training.resume import check_rows, find_resume
 from limner.training.runlog import list_refused
 from limner.training.saving import Saver
 from limner.training.saving_shards import save_in_shards
@@ -93,6 +99,8 @@ class Trainer:
 
     batches: Iterator[Batch]
     half_done_at: int | None = None
+    rows: np.ndarray | None = None
+    """In the main process: see `limner.data.row_fingerprints`."""
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
         check_installed(config)
@@ -112,6 +120,8 @@ class Trainer:
 
     def take_folder(self) -> None:
         """Nobody else writes into the run's folder from here on, and it is in order."""
+        if not is_training_run(self.folder):
+            keep_apart(self.folder, self.parts.config, "training.output_dir")
         check_run_folder(self.folder)
         self.lock.acquire()
         finish_interrupted(self.folder)
@@ -129,12 +139,17 @@ class Trainer:
             self.news.append(note)
         self.objective = build_objective(config)
         self.data = open_data(config, self.say, self.parts.unit)
+        if not is_training_run(self.folder):
+            keep_out_of_links(self.folder, self.data.set, "training.output_dir")
         self.config = config = with_buckets(config, self.data)
         self.news += self.data.said
         if self.accelerator.is_main_process:  # before their number may end the run
             list_refused(self.folder, self.data.set.refused)
         check_share_refused(len(self.data.set.refused), len(self.data.set.rows), config)
+        auto = (config.training.resume if resume is None else resume) == "auto"
+        done_by_one(self.accelerator.is_main_process, lambda: self.look_at_rows(checkpoint, auto))
         origin = None if checkpoint else open_origin(config)
+        self.lineage = lineage_of(config, origin, checkpoint)
         self.tokenizer = (
             checkpoint.tokenizer if checkpoint else words_of(origin, config) or self.learn_words()
         )
@@ -166,6 +181,12 @@ class Trainer:
             wanted = str(config.training.resume if resume is None else resume)
             named = wanted not in ("auto", "latest")
             self.news += restore_newest(self, checkpoint, named)
+
+    def look_at_rows(self, checkpoint: Checkpoint | None, auto: bool) -> None:
+        """Which rows are trained, as checkpoints write it down, and whether they changed."""
+        self.rows = fingerprints_of(self.data.set, self.data.trained.rows)
+        if checkpoint:
+            self.news += check_rows(checkpoint, self.rows, auto)
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -212,6 +233,8 @@ class Trainer:
             self.saver(watch) as saver,
             self.loading(),
         ):
+            if self.accelerator.is_main_process:
+                write_text_whole(self.folder / LINEAGE, self.lineage.to_json())
             self.compile(watch)
             due = False
             while not budget.finished():
@@ -383,6 +406,7 @@ class Trainer:
         averaged = self.average if self.config.training.use_ema else None
         parts = self.model, averaged, stateful(self.update)
         contents = Contents.of(*parts, self.tokenizer, self.config, self.state)
+        contents = dataclasses.replace(contents, rows=self.rows, lineage=self.lineage)
         if self.config.lora.rank is None:
             return contents
         return dataclasses.replace(

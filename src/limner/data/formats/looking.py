@@ -27,7 +27,7 @@ from limner.data.formats.cub import cub_folder
 from limner.data.formats.reading import existing_folder, parse_json, read_text
 from limner.data.formats.tables import TABLES, has_columns, parquet_holds_bytes
 from limner.errors import LimnerError
-from limner.output_folders import kind_of_output
+from limner.output_folders import output_around
 from limner.system_names import is_system_name
 
 METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -50,9 +50,11 @@ def recognise(path: Path, columns: Columns) -> str:
     if path.is_file():
         return _of_file(path, columns)
     folder = existing_folder(path)
-    if kind := kind_of_output(folder):
+    if found := output_around(folder):
+        kind, place = found
+        holds = "holds" if place == Path(os.path.realpath(folder)) else "is part of"
         raise LimnerError(
-            f"{folder} holds {kind} of Limner's, which is not read as data. Name the folder that "
+            f"{folder} {holds} {kind} of Limner's, which is not read as data. Name the folder that "
             "your pictures are in (data.dataset_path); data.format reads even this one as what it "
             "says."
         )

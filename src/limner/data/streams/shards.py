@@ -20,6 +20,7 @@ from limner.config import Config
 from limner.data import pictures
 from limner.data.formats.columns import HELD_OUT
 from limner.data.formats.entries import require_rows
+from limner.data.row_fingerprints import ROW
 from limner.data.rows import Refused, Row, SomeRows
 from limner.data.streams.index import Building, Index, Say, open_index
 from limner.data.streams.pieces import Files, Pieces
@@ -194,6 +195,17 @@ class ShardPictures:
         place = index.place
         identity = f"{place.name} {place.size} {place.version} {index.about['kind']}"
         return digest(identity, f"{index.offsets[number]} {index.sizes[number]}")
+
+    def row_fingerprints(self, positions: np.ndarray) -> np.ndarray:
+        """See `limner.data.row_fingerprints`; from the indexes' own checksums. A Parquet file does
+        not say how large its pictures are."""
+        indexes = self.indexes
+        found = np.zeros(len(positions), ROW)
+        found["key"] = np.concatenate([i.draws[:, 0] for i in indexes])[positions].view("<u8")
+        found["captions"] = np.concatenate([i.text_sums for i in indexes])[positions]
+        found["picture"] = np.concatenate([i.sizes for i in indexes])[positions] % 2**32
+        found["count"] = 1
+        return found
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
         """The signature of each row, uint8 [N, 16]: to hash the pictures they would all have to be

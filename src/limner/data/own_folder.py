@@ -1,0 +1,81 @@
+"""The folder that people's own pictures are in, and what is not to be written into it: a picture
+there would be trained on at the next start."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+
+from limner.config import Config
+from limner.data.rows import PictureSet
+from limner.errors import LimnerError
+
+
+def data_folder(config: Config) -> Path | None:
+    """The folder in which data are looked for. None: they are built in, from far away, or files
+    that are named one by one (a table, a pattern of shards), beside which others do no harm."""
+    name = (config.data.dataset_name or "").lower()
+    if name in ("emoji", "shapes") or "/" in name:
+        return None
+    folder = Path(config.data.dataset_path).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def keep_out_of_the_data(output: Path, config: Config, key: str) -> None:
+    """Raises LimnerError if `output` is the folder of the data or inside it, by whatever name.
+
+    Args:
+        output: a folder or file to write, which need not be there.
+        key: what named it, such as "--output".
+    """
+    if (folder := data_folder(config)) is not None:
+        keep_out_of(output, folder, key)
+
+
+def keep_out_of(output: Path, folder: Path, key: str) -> None:
+    """The same of a folder of data. Raises LimnerError."""
+    there, data = _real(output), _real(folder)
+    if not there.is_relative_to(data):
+        return
+    name = there.name if there != data else "output"
+    raise LimnerError(
+        f"{key}: {output} is inside the data ({folder}), where what is written would be read as "
+        f"data the next time. Name a place outside of it, such as "
+        f"{_shown(data.with_name(f'{data.name}-{name}'))}"
+    )
+
+
+def keep_apart(output: Path, config: Config, key: str) -> None:
+    """The same, and raises LimnerError also if the data are inside `output`."""
+    keep_out_of_the_data(output, config, key)
+    folder = data_folder(config)
+    if folder is not None and _real(folder).is_relative_to(_real(output)):
+        raise LimnerError(
+            f"{key}: {output} holds the data ({folder}), and what is written there would lie among "
+            f"them. Name a folder of its own, such as {_shown(_real(output) / 'run')}"
+        )
+
+
+def keep_out_of_links(output: Path, picture_set: PictureSet, key: str) -> None:
+    """Raises LimnerError if a link in the data's folder leads to where `output` is."""
+    folder = getattr(picture_set, "folder", None)
+    if not isinstance(folder, Path):
+        return
+    within = {posixpath.dirname(row.key) for row in picture_set.rows}
+    every = {parent for path in within for parent in (Path(path), *Path(path).parents)}
+    for path in sorted(every):
+        if (folder / path).is_symlink():
+            keep_out_of(output, folder / path, key)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path.expanduser()))
+
+
+def _shown(path: Path) -> str:
+    """As it may be typed: from here if that is shorter."""
+    try:
+        return min(Path(os.path.relpath(path)).as_posix(), path.as_posix(), key=len)
+    except ValueError:  # another drive
+        return path.as_posix()

@@ -1,0 +1,56 @@
+"""How large a model at least is, by its configuration alone, and whether there is memory for it."""
+
+from __future__ import annotations
+
+import psutil
+
+from limner.config import Config
+from limner.errors import LimnerError
+from limner.models.layers import swiglu_width
+
+BYTES = 4
+"""Of a weight as models are built: float32."""
+
+
+def least_parameters(config: Config, text_size: int | None = None) -> int:
+    """Weights that the matrices of its blocks and its vocabulary have; a model has some more.
+
+    Args:
+        text_size: tokens that the built-in text encoder knows; None: not known, none counted.
+    """
+    model, text = config.model, config.text_encoder
+    found = model.num_layers * _block(model.hidden_size, model.mlp_ratio)
+    if text.pretrained_model_name is None and text.hidden_size:
+        found += text.num_layers * _block(text.hidden_size, 4.0)
+        found += ((text_size or 0) + (text.max_length or 0)) * text.hidden_size
+    return found
+
+
+def _block(width: int, mlp_ratio: float) -> int:
+    """Attention: queries, keys, values, and what comes out; feed-forward: three matrices (SwiGLU),
+    or two that are no smaller together."""
+    return width * (4 * width + min(3 * swiglu_width(width, mlp_ratio), int(2 * mlp_ratio * width)))
+
+
+def check_memory(config: Config, text_size: int) -> None:
+    """Raises LimnerError if the weights alone are more than this machine's memory."""
+    count = least_parameters(config, text_size)
+    memory = psutil.virtual_memory().total
+    if count * BYTES > memory:
+        raise LimnerError(
+            f"model.hidden_size {config.model.hidden_size:,}, model.num_layers "
+            f"{config.model.num_layers:,}, and the rest of the configuration describe a model of "
+            f"more than {count:,} weights: {count * BYTES / 2**30:,.1f} GiB, and this machine has "
+            f"{memory / 2**30:,.1f} GiB of memory; take smaller ones"
+        )
+
+
+def check_stored(config: Config, size: int, path: object) -> None:
+    """Raises LimnerError if a file of `size` bytes cannot hold the weights of such a model, before
+    the model is built."""
+    if (count := least_parameters(config)) > size:  # a byte a weight is the least there is
+        raise LimnerError(
+            f"{path} has {size:,} bytes, and its configuration (model.hidden_size "
+            f"{config.model.hidden_size:,}, model.num_layers {config.model.num_layers:,}, ...) "
+            f"describes a model of more than {count:,} weights: it is damaged, or cut off"
+        )

@@ -1,0 +1,121 @@
+"""JSON and YAML that a stranger may have written: what they can do at most is be refused.
+
+Read whole only up to a size; nesting, numbers, and repetition by reference that would take all
+memory, or end in a traceback, are a LimnerError that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limner.errors import LimnerError
+from limner.messages import shorten_name
+
+MOST_BYTES = 2**24
+"""Of a file that is read as a whole, such as a manifest."""
+MOST_YAML_BYTES = 2**20
+"""Of a configuration: its reader takes seconds for a megabyte."""
+MOST_NODES = 100_000
+"""Values in a configuration, those that stand behind references (`*name`) counted each time."""
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """A regular file in UTF-8 of at most `most` bytes.
+
+    Raises:
+        LimnerError: it is something else, larger, or cannot be read.
+        FileNotFoundError: it is not there.
+    """
+    shown = shorten_name(str(path))
+    try:
+        with path.open("rb") as file:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise LimnerError(f"{shown} is not a regular file")
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise LimnerError(
+                f"{shown} has more than {most:,} bytes: it is damaged, or another kind of file"
+            )
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LimnerError(
+            f"{shown} is not readable as UTF-8: byte {error.start:,} is {data[error.start]:#04x}"
+        ) from None
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
+        if isinstance(error, LimnerError):
+            raise
+        raise LimnerError(
+            f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """As `read_text`, parsed. Raises LimnerError, FileNotFoundError."""
+    return parse_json(read_text(path, most), shorten_name(str(path)), most)
+
+
+def parse_json(text: str, where: str, most: int = MOST_BYTES) -> Any:
+    """Raises LimnerError, beginning with `where`."""
+    if len(text) > most:
+        raise LimnerError(f"{where} has more than {most:,} characters: it is damaged")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise LimnerError(f"{where} is no JSON that is read: it is nested too deeply") from None
+    except ValueError as error:  # of the syntax, or a number of more digits than Python reads
+        raise LimnerError(f"{where} is not readable as JSON: {error}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """As `read_text`, parsed, of plain values only. Raises LimnerError, FileNotFoundError."""
+    return parse_yaml(read_text(path, MOST_YAML_BYTES), shorten_name(str(path)))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Raises LimnerError, beginning with `where`."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        # Before anything is built of it: merging (`<<`) copies what stands behind references.
+        if _size(node) > MOST_NODES:
+            raise LimnerError(
+                f"{where} holds more than {MOST_NODES:,} values, counting those that it refers to "
+                "(&name, *name) each time, or a value that holds itself; write them out"
+            )
+        return None if node is None else loader.construct_document(node)
+    except LimnerError:
+        raise
+    except RecursionError:
+        raise LimnerError(f"{where} is no YAML that is read: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # Others than YAMLError: the 99th of a month, !!bool maybe, numbers of 5,000 digits, ...
+        raise LimnerError(f"{where} is not readable as YAML: {error}") from None
+
+
+def _size(node: yaml.Node | None) -> float:
+    """How many values there are when each reference is followed; infinite for a circle of them."""
+    sizes: dict[int, float] = {}
+    waiting: list[tuple[Any, bool]] = [(node, False)]
+    while waiting:
+        one, is_counted = waiting.pop()
+        inner = _inner(one)
+        if is_counted:
+            sizes[id(one)] = 1 + sum(sizes.get(id(n), 1.0) for n in inner)
+        elif id(one) not in sizes and inner:
+            sizes[id(one)] = float("inf")  # until it is counted: who meets it then is in it
+            waiting.append((one, True))
+            waiting += [(n, False) for n in inner]
+    return sizes.get(id(node), 1.0)
+
+
+def _inner(node: yaml.Node | None) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []

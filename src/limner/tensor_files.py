@@ -1,0 +1,127 @@
+"""Files of tensors that a stranger may have written: plain tensors of the size the file has, or a
+LimnerError that names the file and the tensor."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from limner.errors import LimnerError
+from limner.messages import shorten_name
+
+SHARED = 4
+"""How often the bytes of a file may be in its tensors: tied weights are one storage twice."""
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A .pt file, tensors and plain values only: a pickle that would run anything is refused."""
+    try:
+        _check_archive(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
+    except LimnerError:
+        raise
+    except Exception as error:  # whatever damaged or made-up bytes lead to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds other objects"  # torch's words advise to load it all the same
+        raise LimnerError(
+            f"{path} is damaged, or holds more than weights and was refused: {reason}"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise LimnerError(f"{path} holds a {type(loaded).__name__}, and no weights by name")
+    check_plain(loaded, path)
+    return loaded
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Raises LimnerError."""
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise LimnerError(f"{path} is damaged: {error}") from None
+    check_plain(tensors, path)
+    return tensors
+
+
+def check_plain(values: Any, path: Path) -> None:
+    """Raises LimnerError for a tensor, however deep in `values`, that is more than numbers in
+    memory: sparse, quantised, complex, on no device, or one that says it is larger than it is."""
+    whole = 0
+    for name, tensor in _tensors(values):
+        if why := _why_not_plain(tensor):
+            raise LimnerError(f"{path} is damaged: {shorten_name(name)} is {why}")
+        whole += tensor.nbytes
+    if whole > SHARED * path.stat().st_size + 2**20:
+        raise LimnerError(
+            f"{path} is damaged: its tensors say that they take {whole:,} bytes, and it has "
+            f"{path.stat().st_size:,}"
+        )
+
+
+def why_not_weights(tensor: Any, wanted: Tensor) -> str | None:
+    """Why this is no weight for the place of `wanted`, of whose shape it is; None: it is one."""
+    if tensor.is_floating_point() != wanted.is_floating_point():
+        return f"{_name(tensor.dtype)}, and {_name(wanted.dtype)} is wanted"
+    if not tensor.is_floating_point():
+        return None
+    if tensor.element_size() < 2:  # float8, which has no isfinite
+        tensor = tensor.float()
+    return None if bool(torch.isfinite(tensor).all()) else "not finite: it holds NaN or infinity"
+
+
+def _check_archive(path: Path) -> None:
+    """torch stores tensors as they are: what is packed more tightly unpacks to any size."""
+    if not zipfile.is_zipfile(path):
+        return  # of torch before 1.6, or no such file at all: torch says which
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise LimnerError(
+            f"{path} is damaged, or no file of torch's: it unpacks to more bytes than it has"
+        )
+
+
+def _tensors(values: Any) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor once, with its place; containers that are referred to many times, once."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        if id(value) in seen or not isinstance(value, dict | list | tuple):
+            continue
+        seen.add(id(value))
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        waiting += [(f"{name}.{key}" if name else str(key), inner) for key, inner in pairs]
+
+
+def _why_not_plain(tensor: Tensor) -> str | None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "a sparse tensor"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    if tensor.device.type != "cpu":
+        return f"a tensor without numbers (on the device {tensor.device.type})"
+    if tensor.is_complex():
+        return f"of complex numbers ({_name(tensor.dtype)})"
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        return f"a tensor of {tensor.nbytes:,} bytes, of which the file holds few"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

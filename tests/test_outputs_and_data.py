@@ -1,0 +1,191 @@
+"""What is written does not come back as data: outputs stay out of the data's folder."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_foreign_outputs import photos, picture
+from test_run_folder import files
+
+from limner.checking.check import check
+from limner.cli import main
+from limner.config import Config, load_config
+from limner.data.formats.folders import FolderPictures
+from limner.data.own_folder import data_folder, keep_out_of_the_data
+from limner.data.prepare import prepare
+from limner.errors import LimnerError
+from limner.evaluation.evaluate import evaluate
+from limner.output_folders import output_around
+from limner.playing.painter import Painter
+from limner.publishing.export import export
+from limner.publishing.publish import publish
+from limner.training.autoencoder import train_autoencoder
+from limner.training.inputs import check_cache_folder
+from limner.training.trainer import Trainer
+
+links = pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+Build = Callable[..., Config]
+
+
+def of(tiny_config: Build, data: Path | str, output: Path | str, *more: str) -> Config:
+    words = (f"data.dataset_path='{data}'", f"training.output_dir='{output}'")
+    return tiny_config("data.dataset_name=null", "data.num_samples=null", *words, *more)
+
+
+@pytest.mark.parametrize(
+    ("data", "output", "said"),
+    [
+        (".", "run", "training.output_dir: run is inside the data (.), .*such as ../photos-run"),
+        ("../photos", "deep/er/run", "deep/er/run is inside the data (../photos), .*photos-run"),
+        (".", ".", "training.output_dir: . is inside the data (.), .*such as ../photos-output"),
+        ("../link", "run", "run is inside the data (../link), .*such as ../photos-run"),
+        (".", "../link/run", "../link/run is inside the data (.), .*such as ../photos-run"),
+        (".", "..", "training.output_dir: .. holds the data (.), .*such as ../run"),
+    ],
+)
+@links
+def test_a_run_does_not_begin_among_its_data(
+    data: str, output: str, said: str, tiny_config: Build, tmp_path: Path, monkeypatch
+) -> None:
+    photos(tmp_path / "photos")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    before = files(tmp_path)
+    pattern = said.replace("(", r"\(").replace(")", r"\)").replace("..", r"\.\.")
+    with pytest.raises(LimnerError, match=pattern):
+        Trainer(of(tiny_config, data, output))
+    assert files(tmp_path) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "photos"]
+
+
+@links
+def test_nor_where_a_link_among_the_data_leads(tiny_config: Build, tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    photos(tmp_path / "disk" / "more")
+    (tmp_path / "photos" / "deeper").mkdir()
+    (tmp_path / "photos" / "deeper" / "link").symlink_to(tmp_path / "disk")
+    out = tmp_path / "disk" / "run"
+    config = of(tiny_config, tmp_path / "photos", out)
+    with pytest.raises(LimnerError, match=r"run is inside the data \(.*deeper/link\)"):
+        Trainer(config)
+    with pytest.raises(LimnerError, match=r"--output: .*run is inside the data \(.*deeper/link\)"):
+        prepare("auto", tmp_path / "photos", out)
+    with pytest.raises(LimnerError, match=r"--output: .*run is inside the data \(.*deeper/link\)"):
+        check(config, out)
+    assert not out.exists()
+
+
+def test_beside_a_table_that_is_named_itself_a_run_does_no_harm(
+    tiny_config: Build, tmp_path: Path
+) -> None:
+    photos(tmp_path / "photos")
+    table = tmp_path / "photos.csv"
+    rows = [f"photos/{n}.png,picture {n}" for n in "abc"]
+    table.write_text("\n".join(["file_name,text", *rows]), encoding="utf-8")
+    Trainer(of(tiny_config, table, tmp_path / "run"))
+    with pytest.raises(LimnerError, match="is inside the data"):
+        Trainer(of(tiny_config, tmp_path, tmp_path / "run"))
+
+
+def test_a_run_that_began_among_its_data_goes_on_without_its_own_pictures(
+    tiny_config: Build, tmp_path: Path
+) -> None:
+    """As earlier versions let it begin."""
+    photos(tmp_path / "photos")
+    run = tmp_path / "photos" / "run"
+    Trainer(of(tiny_config, tmp_path / "photos", tmp_path / "run")).train()
+    shutil.move(tmp_path / "run", run)
+    picture().save(run / "previews.png")
+    (run / "previews.txt").write_text("a preview", encoding="utf-8")
+    trainer = Trainer(of(tiny_config, tmp_path / "photos", run, "training.max_steps=7"), "latest")
+    assert {row.key for row in trainer.data.set.rows} == {"a.png", "b.png", "c.png"}
+    assert "Passed over: run (a training run of Limner's)." in trainer.data.set.description
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(".limner-train.lock",), ("problems.jsonl", "pictures/a.jpg")],
+)
+def test_what_a_killed_command_left_is_no_data_either(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    photos(tmp_path / "photos")
+    photos(tmp_path / "photos" / "left" / "pictures")
+    for name in names:
+        (tmp_path / "photos" / "left" / name).touch()
+    assert len(FolderPictures(tmp_path / "photos").rows) == 3
+
+
+@pytest.mark.parametrize("name", ["previews", "samples", "evaluation/pictures", "check/pictures"])
+def test_a_folder_that_a_run_made_is_no_data(name: str, tmp_path: Path) -> None:
+    photos(tmp_path / "run" / name)
+    photos(tmp_path / "run" / "mine")
+    for ours in ("config.yaml", "log.jsonl"):
+        (tmp_path / "run" / ours).touch()
+    with pytest.raises(LimnerError, match="is part of a training run of Limner's, which is not"):
+        FolderPictures(tmp_path / "run" / name)
+    assert len(FolderPictures(tmp_path / "run" / name, kind="folder").rows) == 3
+    assert len(FolderPictures(tmp_path / "run" / "mine").rows) == 3
+    assert output_around(tmp_path) is None
+
+
+def test_no_command_writes_into_the_data(
+    tiny_config: Build, trained: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    photos(tmp_path / "photos")
+    out = tmp_path / "photos" / "out"
+    run = tmp_path / "run"
+    shutil.copytree(trained / "outputs" / "checkpoint-6", run / "checkpoint-6")
+    path = run / "checkpoint-6" / "config.yaml"
+    config = of(tiny_config, tmp_path / "photos", run)
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    before = files(tmp_path)
+    commands: list[Callable[[], object]] = [
+        lambda: prepare("auto", tmp_path / "photos", out),
+        lambda: check(config, out),
+        lambda: export(run, out),
+        lambda: export(run, out, "diffusers"),
+        lambda: publish(run, "a/b", dry_run=True, output=out),
+        lambda: evaluate(run, output=out),
+        lambda: train_autoencoder(config, out),
+        lambda: Painter(run, out, device="cpu"),
+    ]
+    for command in commands:
+        with pytest.raises(LimnerError, match=r"--output: .*out(/limner\.safetensors)? is inside"):
+            command()
+    assert main(["generate", str(run), "a", "--device", "cpu", "--output", f"{out}.png"]) == 2
+    assert "out.png is inside the data" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def test_a_cache_does_not_begin_among_the_data(tiny_config: Build, tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    folder = tmp_path / "photos" / "cache"
+    config = of(tiny_config, tmp_path / "photos", tmp_path / "run", f"cache.folder='{folder}'")
+    check_cache_folder(config)  # nothing is to be stored
+    vae = config.vae.model_copy(update={"fingerprint": "0" * 32})
+    config = config.model_copy(update={"vae": vae})
+    with pytest.raises(LimnerError, match=r"cache\.folder: .*cache is inside the data"):
+        check_cache_folder(config)
+    folder.mkdir()
+    check_cache_folder(config)
+
+
+def test_which_data_lie_in_a_folder(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    table = tmp_path / "a.csv"
+    table.touch()
+    for data, wanted in (
+        ({"dataset_path": str(tmp_path / "photos")}, tmp_path / "photos"),
+        ({"dataset_path": str(tmp_path / "nowhere")}, None),
+        ({"dataset_path": str(table)}, None),
+        ({"dataset_path": str(tmp_path / "photos" / "*.tar")}, None),
+        ({"dataset_path": "https://example.org/{0..3}.tar"}, None),
+        ({"dataset_name": "shapes", "dataset_path": str(tmp_path / "photos")}, None),
+        ({"dataset_name": "org/name", "dataset_path": str(tmp_path / "photos")}, None),
+    ):
+        assert data_folder(load_config({"data": data})) == wanted, data
+    config = load_config({"data": {"dataset_path": str(tmp_path / "photos")}})
+    keep_out_of_the_data(tmp_path / "photos-2", config, "--output")  # no part of the name
