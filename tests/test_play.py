@@ -60,12 +60,13 @@ def server(run: Path, tmp_path: Path) -> Iterator[Server]:
 def ask(server: Server) -> Ask:
     def ask(path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        token = {"Authorization": f"Bearer {server.access.token}"}
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is None:
-            connection.request("GET", path, headers=named)
+            connection.request("GET", path, headers=token | named)
         else:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request("POST", path, content, JSON | named)
+            connection.request("POST", path, content, JSON | token | named)
         answer = connection.getresponse()
         text = answer.read().decode()
         if answer.headers.get_content_type() == "application/x-ndjson":
@@ -242,7 +243,7 @@ def test_one_draws_on_the_page(browser: Page, server: Server, width: int, dark: 
     ]
     assert browser.ask(OUTSIDE) == []
     assert browser.complaints() == []
-    origin = server.address.rstrip("/")
+    origin = server.address.partition("?")[0]
     assert all(url.startswith((origin, "blob:")) for url in browser.requests())
 
     # The same again is the same; a variation starts from it.
@@ -324,6 +325,7 @@ def test_the_command_opens_the_page_and_ends_with_ctrl_c(
     assert "NONCE" not in page
     assert "://" not in page, "it needs nothing from elsewhere"
     assert f"Draw at {opened[0]} (Ctrl-C ends it)" in capsys.readouterr().out
+    assert "?token=" in opened[0]
     assert main(["play", str(run), "--port", "0", "--device", "cpu", "--no-browser"]) == 0
     assert len(opened) == 1
 

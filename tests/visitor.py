@@ -1,9 +1,14 @@
 """Who opens the page of `limner play` in place of a browser, and then presses Ctrl-C."""
 
+import html
+import os
+import re
 import threading
 import urllib.request
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -16,7 +21,7 @@ def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:
     Not by a signal, which a process that was started in the background may ignore.
 
     Returns:
-        The addresses that a browser is asked to open, as they come.
+        The addresses that a browser is led to, as they come, by files that only this user reads.
     """
     opened: list[str] = []
 
@@ -32,5 +37,13 @@ def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:
         raise KeyboardInterrupt
 
     patch.setattr(Server, "serve_forever", serve)
-    patch.setattr("webbrowser.open", opened.append)
+
+    def open_file(uri: str) -> None:
+        path = Path(url2pathname(urlsplit(uri).path))
+        assert os.name == "nt" or path.stat().st_mode & 0o077 == 0
+        found = re.search('url=(http[^"]+)"', path.read_text("utf-8"))
+        assert found
+        opened.append(html.unescape(found[1]))
+
+    patch.setattr("webbrowser.open", open_file)
     return opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from limner import console
 from limner.commands.common import A_MODEL, Commands, Parent, device_flags, parts_flags
 from limner.console import say
 
@@ -17,7 +18,7 @@ def add(commands: Commands, common: Parent) -> None:
         parents=[common],
         help="draw in the browser, on a page that this machine alone can open",
         epilog="On another machine over SSH: ssh -L 8765:localhost:8765 HOST, and then "
-        "limner play CHECKPOINT --no-browser there; the page is http://localhost:8765/ here.",
+        "limner play CHECKPOINT --no-browser there; open the address that it prints here.",
     )
     play.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
     play.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0: any free one")
@@ -29,9 +30,11 @@ def add(commands: Commands, common: Parent) -> None:
     play.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> None:
-    import webbrowser
+def run(options: argparse.Namespace) -> int:
+    import contextlib
+    import os
 
+    from limner.playing.opening import browser_opened
     from limner.playing.painter import Painter
     from limner.playing.server import Server
 
@@ -40,10 +43,13 @@ def run(options: argparse.Namespace) -> None:
         options.checkpoint, options.output, **{name: getattr(options, name) for name in names}
     )
     with Server(painter, options.port) as server:
-        say(f"Draw at {server.address} (Ctrl-C ends it)")
-        if not options.no_browser:
-            webbrowser.open(server.address)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say()
+        with contextlib.suppress(KeyboardInterrupt):
+            say(f"Draw at {server.address} (Ctrl-C ends it)")
+            with contextlib.nullcontext() if options.no_browser else browser_opened(server.address):
+                server.serve_forever()
+        code = server.exit_code()
+    say()
+    if code:  # Python's own end would crash under a thread that is drawing still, or about to end
+        console.finish()
+        os._exit(code)
+    return code

@@ -10,19 +10,26 @@ from pydantic import Field, ValidationError
 
 from limner.config.types import SEEDS, NonNegative, PositiveInt, Section, Seed, Share
 from limner.errors import LimnerError
+from limner.messages import shorten_name
 
 MOST_PICTURES = 64
+MOST_CHARACTERS = 10_000
+"""Of a prompt, as of a caption."""
+MOST_ERRORS = 8
 MOST_PIXELS = 4096
 """Of a side."""
 
 
+Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
 class Asked(Section):
-    prompts: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_PICTURES)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=MOST_PICTURES)]
     """One or several; each is drawn `num_images` times."""
     num_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 1
     seed: Seed = 0
     """Of the first picture of a prompt; the next has the next."""
-    negative_prompt: str | None = None
+    negative_prompt: Prompt | None = None
     num_inference_steps: Annotated[PositiveInt, Field(le=1000)] | None = None
     guidance_scale: NonNegative | None = None
     scheduler_type: str | None = None
@@ -38,7 +45,9 @@ class Asked(Section):
         try:
             asked = cls.model_validate(values)
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
+            places = [shorten_name(".".join(map(str, e["loc"]))) for e in found]
+            lines = [f"{place}: {e['msg']}" for place, e in zip(places, found, strict=True)]
             raise LimnerError("what was asked for cannot be drawn: " + "; ".join(lines)) from None
         if len(asked.prompts) * asked.num_images > MOST_PICTURES:
             raise LimnerError(

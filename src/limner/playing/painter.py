@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from limner.checkpoint import checkpoints
 from limner.data.pictures import to_pil
 from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
+from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.saving import how_drawn, save_picture
 from limner.models.latent_space import PixelSpace
@@ -43,6 +46,7 @@ class Painter:
     def __init__(self, checkpoint: str | Path, keep_in: Path | None = None, **options: Any) -> None:
         self.checkpoint, self.keep_in, self.options = checkpoint, keep_in, options
         self.lock = threading.Lock()
+        self.working = self.stopping = False
         self.generator = ImageGenerator(checkpoint, **options)
 
     def about(self) -> dict[str, Any]:
@@ -94,8 +98,29 @@ class Painter:
 
     def take_newest(self) -> None:
         """Draw from the run's newest checkpoint from now on. Raises LimnerError."""
-        with self.lock:
+        self.lock.acquire()
+        with self._working():
             self.generator = ImageGenerator(self.checkpoint, **self.options)
+
+    def stop(self, within: float) -> bool:
+        """End the drawing that goes on, at its next step, and draw no more. Returns whether there
+        was one; after `within` seconds it is not waited for any longer."""
+        self.stopping = True
+        busy = self.working
+        self.lock.acquire(timeout=within)  # and kept: who waits for it is not to draw
+        return busy
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """With the lock, which was acquired."""
+        try:
+            if self.stopping:
+                raise ConnectionAbortedError("the command ends")
+            self.working = True
+            yield
+        finally:
+            self.working = False
+            self.lock.release()
 
     def draw(self, asked: Asked, tell: Tell) -> None:
         """Draw all that is asked for, and tell of each step and each picture.
@@ -107,18 +132,19 @@ class Painter:
             picture   `number`, `png` in base64, and `how` it was drawn
 
         Raises:
-            LimnerError: a setting, size, or start picture cannot be used.
+            LimnerError: a setting, size, or start picture cannot be used; or, when all is drawn
+                and told of, a drawing could not be kept.
+            ConnectionError: `tell` raised it, or the command ends.
         """
         settings = asked.settings()
         if not self.lock.acquire(blocking=False):
             tell({"kind": "waiting"})
             self.lock.acquire()
-        try:
+        with self._working():
             self._draw(asked, settings, tell)
-        finally:
-            self.lock.release()
 
     def _draw(self, asked: Asked, settings: dict[str, Any], tell: Tell) -> None:
+        unkept: list[str] = []
         generator, every = self.generator, asked.pictures()
         size = generator.config.data.image_size
         at_once = generator.at_once(AT_ONCE, asked.height or size, asked.width or size)
@@ -126,6 +152,8 @@ class Painter:
             some = every[first : first + at_once]
 
             def progress(step: int, steps: int, x0: Tensor, first: int = first) -> None:
+                if self.stopping:
+                    raise ConnectionAbortedError("the command ends")
                 event: dict[str, Any] = {"first": first, "count": len(x0)}
                 event |= {"step": step, "steps": steps}
                 if isinstance(generator.space, PixelSpace):
@@ -140,11 +168,19 @@ class Painter:
                 **settings,
             )
             for number, picture in enumerate(drawn, start=first):
-                if self.keep_in is not None:
-                    keep(picture, self.keep_in)
                 how = how_drawn(picture)
                 event = {"kind": "picture", "number": number, "how": how}
+                try:
+                    if self.keep_in is not None:
+                        keep(picture, self.keep_in)
+                except OSError as error:
+                    unkept.append(error.strerror or str(error))
                 tell({**event, "png": _encoded(picture, "PNG")})
+        if unkept:
+            raise LimnerError(
+                f"{len(unkept)} of {len(every)} pictures could not be kept in {self.keep_in} "
+                f"({unkept[0]}); save them from this page"
+            )
 
 
 def keep(picture: Image.Image, folder: Path) -> Path:
@@ -152,12 +188,17 @@ def keep(picture: Image.Image, folder: Path) -> Path:
     how = how_drawn(picture)
     words = re.sub(r"[^\w-]+", "-", str(how["prompt"])).strip("-")[:60].strip("-") or "empty"
     folder.mkdir(parents=True, exist_ok=True)
-    path, number = folder / f"{words}-{how['seed']}.png", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{words}-{how['seed']}-{number}.png"
-    save_picture(picture, path)
-    return path
+    data = BytesIO()
+    save_picture(picture, data, "PNG")
+    for number in itertools.count(1):
+        path = folder / f"{words}-{how['seed']}{f'-{number}' if number > 1 else ''}.png"
+        try:
+            with path.open("xb") as file:  # not through a link that somebody put there
+                file.write(data.getvalue())
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("names do not end")
 
 
 def _encoded(picture: Image.Image, format: str) -> str:

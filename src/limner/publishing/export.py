@@ -12,9 +12,11 @@ from torch import Tensor
 from limner.checkpoint_writing import written_whole
 from limner.device import part_precision
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.lineage import write_lineage
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
+from limner.output_folders import foreign_names
 from limner.publishing.diffusers_folder import is_export, write_diffusers_folder
 from limner.publishing.public import public_config
 from limner.weights_file import SUFFIX, WeightsFile, open_for_drawing, write_weights_file
@@ -53,6 +55,19 @@ def export(
     """
     output = Path(output)
     _check("format", format, get_args(Format))
+    with FolderLock(output, "name another --output"):
+        return _export(checkpoint, output, format, dtype, vae, text_encoder, averaged)
+
+
+def _export(
+    checkpoint: str | Path,
+    output: Path,
+    format: Format,
+    dtype: str,
+    vae: str | Path | None,
+    text_encoder: str | Path | None,
+    averaged: bool,
+) -> Path:
     opened = open_for_drawing(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
@@ -116,8 +131,8 @@ def refuse_foreign(folder: Path) -> None:
     """Raises LimnerError if `folder` is there and holds something else than an export."""
     if not folder.exists() or is_export(folder):
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if foreign_names(folder):
         raise LimnerError(
-            f"{folder} is there already and holds more than an earlier export, so it is not "
-            "replaced by one: name a folder that does not exist yet"
+            f"{folder} is there already and holds more than an earlier export, or one that was "
+            "changed since, so it is not replaced by one: name a folder that does not exist yet"
         )

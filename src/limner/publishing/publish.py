@@ -16,6 +16,7 @@ from limner.config import Config
 from limner.config.choices import changed
 from limner.device import name_of
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.lineage import Lineage, write_lineage
 from limner.models.find_model import WEIGHTS_FILE
@@ -83,7 +84,10 @@ def publish(
     if output is not None:
         refuse_foreign(output)
     repo = full_name(repo, dry_run)
-    with tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary:
+    with (
+        FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
+    ):
         folder = output or Path(temporary) / "model"
         with written_whole(folder) as staging:
             said = said or Said()
