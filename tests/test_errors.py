@@ -304,7 +304,9 @@ def test_a_damaged_file_is_named(
 ) -> None:
     damaged = run / "checkpoint-6" / file
     damaged.write_bytes(content)
-    words = ["--resume", damaged.parent] if command == "train" else [damaged.parent, "a"]
+    words = [damaged.parent, "a"]
+    if command == "train":
+        words = ["--resume", damaged.parent, f"training.output_dir={run}"]
     assert str(damaged) in fails(command, *words)
 
 
@@ -378,7 +380,7 @@ def test_an_empty_prompt_gives_a_picture(outputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_of_what_is_no_run_is_refused(fails: Fails, tmp_path: Path) -> None:
-    assert str(tmp_path / "config.yaml") in fails("report", tmp_path)
+    assert f"{tmp_path} is no run of Limner's" in fails("report", tmp_path)
 
 
 def test_preparing_what_is_not_there_is_refused(fails: Fails, tmp_path: Path) -> None:

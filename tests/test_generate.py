@@ -16,6 +16,7 @@ from limner.cli import main
 from limner.commands.generate import SOLVER_NAMES
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
+from limner.inference.saving import remember
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_prompts_keep_their_order_wherever_the_flags_are(
 
     def draw(self: limner.ImageGenerator, prompts: list[str], **_: object) -> list[Image.Image]:
         asked.append(prompts)
-        return [Image.new("RGB", (4, 4)) for _ in prompts]
+        return [remember(Image.new("RGB", (4, 4)), {"prompt": prompt}) for prompt in prompts]
 
     monkeypatch.setattr(limner.ImageGenerator, "generate_batch", draw)
     for words in (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from pathlib import Path
 
 import torch
 
-from limner.atomic import remove
 from limner.config import Config, load_config
 from limner.console import say
 from limner.device import choose_device
 from limner.errors import LimnerError
 from limner.evaluation.exam import examine, sentences
+from limner.folder_lock import TRAINING, FolderLock
+from limner.output_folders import visible_names
 from limner.training.stopping import Stopped
 from limner.training.trainer import Trainer
 
@@ -82,22 +85,56 @@ def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config
     )
 
 
-def _is_demo(folder: Path) -> bool:
-    """Whether what is there may go: a run that previews these prompts, and nobody's own."""
+WRITTEN = frozenset(
+    {
+        *("config.yaml", "log.jsonl", "refused.jsonl", "previews", "tensorboard", "samples"),
+        *("samples.json", "samples.png", "results.json", "report.html", "evaluation", "check"),
+        "trackers.json",
+    }
+)
+"""What a run, its report, and its evaluations leave in its folder, checkpoints apart."""
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove an earlier demo: what it drew would mix with this one. Hidden files stay.
+
+    Raises:
+        LimnerError: something there is somebody's own.
+    """
+    found = visible_names(folder)
     try:
-        return load_config(folder / "config.yaml").training.preview_prompts == PREVIEW_PROMPTS
+        config = load_config(folder / "config.yaml") if found else None
+        demo = config is None or config.training.preview_prompts == PREVIEW_PROMPTS
     except LimnerError:
-        return False
+        demo = False
+    if not demo:
+        raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
+    numbered = re.compile(r"(evaluation-)?checkpoint-\d+|short-of-memory-\d+\.json")
+    if own := [n for n in found if n not in WRITTEN and not numbered.fullmatch(n)]:
+        raise LimnerError(
+            f"{folder} holds {own[0]}, which no demo wrote, and an earlier demo is removed as a "
+            "whole: move it away, or choose another --output"
+        )
+    # By its configuration a demo is known, also if a kill comes in between.
+    for name in sorted(found, key="config.yaml".__eq__):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
     """Train on the built-in emoji for `minutes` in all, draw, measure, report."""
     begin = time.perf_counter()
     folder = Path(output_dir)
-    if folder.exists() and any(folder.iterdir()):
-        if not _is_demo(folder):
-            raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
-        remove(folder)  # what an earlier demo drew would mix with this one
+    with FolderLock(folder, "choose another --output", TRAINING):
+        remove_earlier(folder)
+        return _run_demo(minutes, output_dir, begin)
+
+
+def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
+    folder = Path(output_dir)
     trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))
     say(f"Limner demo: {trainer.data.set.description}")
     try:

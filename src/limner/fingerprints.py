@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from limner.atomic import replacing
+from limner.errors import LimnerError
 
 DIGEST = 16
 """Bytes of a content's hash (BLAKE2b)."""
@@ -124,7 +125,17 @@ def _load(path: Path) -> np.ndarray:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """An array as a .npy file with a checksum behind it, whole or not at all. Raises OSError."""
+    """An array as a .npy file with a checksum behind it, whole or not at all.
+
+    Raises:
+        LimnerError: somebody else's array is there.
+        OSError: it could not be written.
+    """
+    if _is_foreign(path):
+        raise LimnerError(
+            f"{path} is an array that Limner did not write, so it is not replaced: name another "
+            "cache.folder, or move it away"
+        )
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     with replacing(path) as staging:
@@ -140,6 +151,16 @@ def load_array(path: Path) -> np.ndarray | None:
         return np.lib.format.read_array(io.BytesIO(data[:-DIGEST]), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a whole .npy file is there without a checksum behind it."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_array(file, allow_pickle=False)
+            return not file.read(1)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return False
 
 
 def _keys(paths: np.ndarray) -> np.ndarray:

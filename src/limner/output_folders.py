@@ -1,14 +1,20 @@
 """Folders that Limner itself wrote, known by the names of the files in them.
 
-They hold pictures (previews, samples, pairs that are alike) that must not come back as data.
+They hold pictures (previews, samples, pairs that are alike) that must not come back as data. They
+alone are written into again: what is somebody else's stays.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
+
+import yaml
+
+from limner.system_names import is_left_by_itself, is_system_name
 
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a training run", ("config.yaml", "log.jsonl")),
@@ -40,6 +46,45 @@ def kind_of_output(folder: Path, names: Collection[str] | None = None) -> str | 
         if all(fnmatch.filter(names, s) if "*" in s else s in names for s in signs):
             return kind
     return None
+
+
+def visible_names(folder: Path) -> list[str]:
+    """Of what is in a folder, sorted, without hidden files and those of systems (`.DS_Store`,
+    `.gitkeep`, `Thumbs.db`): a folder without any counts as empty. [] where there is no folder."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not is_system_name(name))
+    except FileNotFoundError:
+        return []
+
+
+def foreign_names(folder: Path, ours: Collection[str] = ()) -> list[str]:
+    """Of what is in a folder that is about to be replaced as a whole, sorted: what would be missed,
+    hidden or not, and is none of `ours`. The name of a file, if that is there instead."""
+    if folder.is_file():
+        return [folder.name]
+    names = os.listdir(folder) if folder.exists() else ()
+    return sorted(name for name in names if name not in ours and not is_left_by_itself(name))
+
+
+def is_training_run(folder: Path) -> bool:
+    """Whether a run of Limner's wrote this folder. Other programs write a config.yaml and a
+    log.jsonl, too, so that these are looked into."""
+    try:
+        numbered = [n for n in os.listdir(folder) if fnmatch.fnmatch(n, "checkpoint-*")]
+        if any((folder / n / "training_state.json").is_file() for n in numbered):
+            return True
+        with (folder / "log.jsonl").open(encoding="utf-8") as log:
+            line = log.readline(1_000_000)
+        event = json.loads(line) if line else {"kind": "none yet", "step": 0}
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return (
+        isinstance(event, dict)
+        and {"kind", "step"} <= event.keys()
+        and isinstance(config, dict)
+        and all(isinstance(config.get(section), dict) for section in ("data", "model", "training"))
+    )
 
 
 def is_run_folder(folder: Path) -> bool:

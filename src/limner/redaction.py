@@ -142,13 +142,18 @@ def is_hub_id(place: str) -> bool:
 
 def places_of(settings: Mapping[str, Any]) -> list[str]:
     """The paths, URLs, and names that a configuration (sections of keys) says things are at."""
-    found: list[str] = []
+    return [place for _, place in named_places(settings)]
+
+
+def named_places(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same, each with its key, `section.key`."""
+    found: list[tuple[str, str]] = []
     for section, keys in PLACES.items():
         values = settings.get(section)
         for key in keys if isinstance(values, Mapping) else ():
             value = values.get(key)  # type: ignore[union-attr]
             several = value if isinstance(value, list | tuple) else [value]
-            found += [str(one) for one in several if one]
+            found += [(f"{section}.{key}", str(one)) for one in several if one]
     return found
 
 

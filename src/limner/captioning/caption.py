@@ -22,6 +22,7 @@ from limner.data.rows import PictureError, Refused
 from limner.data.split import sampling_rank
 from limner.device import in_parts_that_fit
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 
 Say = Callable[[str], None]
 Captions = Callable[[Sequence[Image.Image]], list[str]]
@@ -44,6 +45,12 @@ class Captioned:
     refused: list[Refused] = field(default_factory=list)
     odd: list[tuple[str, str]] = field(default_factory=list)
     """(key, what looks wrong) of captions that were written and should be read."""
+
+
+def caption_lock(folder: Path) -> FolderLock:
+    """Held while a folder is captioned: of two models' captions the last would stay. Raises
+    LimnerError where there is no folder."""
+    return FolderLock(existing_folder(folder), "caption another folder", ".limner-caption.lock")
 
 
 def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str], int]:

@@ -30,18 +30,22 @@ from limner.checking.shown import FOLDER, show_duplicates, show_samples
 from limner.config import Config
 from limner.data.buckets import Buckets
 from limner.data.examples import CutsCaptions
-from limner.data.folder_walk import is_system_name
 from limner.data.formats.folders import FolderPictures
 from limner.data.pictures import EXTENSIONS
 from limner.data.rows import PictureSet, Row, shown_set
 from limner.data.sources import in_buckets, open_picture_set
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.messages import shorten
+from limner.output_folders import kind_of_output
+from limner.system_names import is_system_name
 
 Say = Callable[[str], None]
 AT_ONCE = 256
 SAY_EVERY = 15.0  # seconds
+LOCK = ".limner-check.lock"
+WRITTEN = ("problems.jsonl", "check.json", "check.html", FOLDER)
 DRAWN = ("emoji", "shapes")
 """Built-in sets, which draw at any size."""
 SHARED_BY, SHARED_SHARE = 5, 0.05
@@ -61,9 +65,14 @@ def check(
     Args:
         sample: look at so many rows only, a stable choice by hash.
     """
+    _refuse_foreign(output)
+    with FolderLock(output, "name another --output", LOCK):
+        return _check(config, output, sample, say)
+
+
+def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[str, Any]:
     picture_set = open_picture_set(config)
     _keep_out_of_the_data(output, picture_set)
-    output.mkdir(parents=True, exist_ok=True)
     drawn = picture_set.name in DRAWN
     with Problems(output / "problems.jsonl") as problems:
         for refused in picture_set.refused:
@@ -351,6 +360,19 @@ def _of_reading(picture_set: PictureSet) -> Iterator[Finding]:
             yield Finding("passed-over", path, f"passed over: {why}", place)
     for note in getattr(picture_set, "notes", ()):
         yield Finding("reading", picture_set.name, note)
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Raises LimnerError where files of somebody else's would be replaced. Others may lie there."""
+    if kind_of_output(output) == "a data check" or (output / LOCK).exists():
+        return  # a check, or one that was killed
+    first = next((name for name in WRITTEN if (output / name).exists()), None)
+    if first in (None, WRITTEN[0]):
+        return
+    raise LimnerError(
+        f"--output {output} is no earlier check and holds {first}, which would be replaced: name "
+        "a folder that is empty or does not exist yet"
+    )
 
 
 def _keep_out_of_the_data(output: Path, picture_set: PictureSet) -> None:

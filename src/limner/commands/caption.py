@@ -38,12 +38,19 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from limner.captioning.caption import caption_pictures, pictures_to_caption
+    from limner.captioning.caption import caption_lock
 
     for name in ("batch_size", "max_new_tokens", "num_samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise LimnerError(f"--{name} {value}: give 1 or more")
+    with caption_lock(options.folder):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from limner.captioning.caption import caption_pictures, pictures_to_caption
+
     keys, kept = pictures_to_caption(options.folder, options.overwrite)
     if not keys:
         say(f"all {kept:,} pictures of {options.folder} have captions; --overwrite renews them")

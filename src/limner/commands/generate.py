@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     from limner.debug import log_shapes
     from limner.device import in_parts_that_fit
     from limner.inference.generator import ImageGenerator
-    from limner.inference.saving import check_savable, save_all
+    from limner.inference.saving import check_not_foreign, check_savable, save_all
 
     words = [*([options.where] if options.where is not None else []), *options.what]
     if not options.checkpoint and words:
@@ -84,6 +84,9 @@ def run(options: argparse.Namespace) -> None:
     path: Path = options.output
     check(options, prompts)
     check_savable(path, options.height, options.width)
+    count = options.interpolate or len(prompts) * options.num_images
+    paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
+    check_not_foreign([*paths, *([sheet_beside(path)] if options.sheet else [])])
     generator = ImageGenerator(
         checkpoint,
         options.scheduler_type,
@@ -113,8 +116,6 @@ def run(options: argparse.Namespace) -> None:
         labels = each
         if options.num_images > 1:
             labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
-    count = len(pictures)
-    paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
     for written in save_all(pictures, paths):
         say(written)
     if options.sheet:
@@ -147,11 +148,15 @@ def check(options: argparse.Namespace, prompts: list[str]) -> None:
         )
 
 
+def sheet_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-sheet.png")
+
+
 def save_sheet(path: Path, pictures: list[Image.Image], labels: list[str]) -> Path:
     """A contact sheet beside the pictures, which are shown at their size up to 256 pixels."""
     from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 
     size = max(96, min(256, *(max(picture.size) for picture in pictures)))
-    sheet_path = path.with_name(f"{path.stem}-sheet.png")
+    sheet_path = sheet_beside(path)
     save_contact_sheet(contact_sheet(pictures, labels, scale_to=size), sheet_path, labels)
     return sheet_path

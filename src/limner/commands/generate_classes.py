@@ -37,10 +37,14 @@ def run(options: argparse.Namespace) -> None:
     from PIL import Image
 
     from limner.inference.class_generator import ClassImageGenerator
+    from limner.inference.saving import check_not_foreign, remember, save_picture
 
     path: Path = options.output
     if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
         raise LimnerError(f"--output {path} is no name of a picture file, such as dog.png")
+    count = len(options.labels)
+    paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
+    check_not_foreign(paths)
     generator = ClassImageGenerator(options.weights, options.vae, options.device, options.num_heads)
     pictures = generator.generate(
         options.labels,
@@ -51,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         options.guidance_channels,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures):
-        numbered = path.with_stem(f"{path.stem}-{number}") if len(pictures) > 1 else path
-        picture.save(numbered)
+    for number, (picture, numbered) in enumerate(zip(pictures, paths, strict=True)):
+        how = {"label": options.labels[number], "seed": options.seed + number}
+        save_picture(remember(picture, how), numbered)
         say(numbered)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from limner.commands.common import Commands, Parent
 from limner.console import say
+from limner.errors import LimnerError
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -21,8 +22,14 @@ def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.data.sources import open_data, squares
     from limner.evaluation.exam import examine, sentences
+    from limner.output_folders import is_training_run
     from limner.pages.run_folder import read_run
 
+    if not is_training_run(options.run_folder):
+        raise LimnerError(
+            f"{options.run_folder} is no run of Limner's, so no report is written there: give the "
+            "folder that limner train wrote (training.output_dir)"
+        )
     config = load_config(options.run_folder / "config.yaml")
     earlier = read_run(options.run_folder)
     free = [sample["prompt"] for sample in earlier.samples if sample["split"] == "free"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent
@@ -33,6 +34,7 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.evaluation.exam import drawing_time, examine, sentences
+    from limner.training.folder import run_lock
     from limner.training.resume import resume_config
     from limner.training.trainer import Trainer
 
@@ -41,9 +43,12 @@ def run(options: argparse.Namespace) -> None:
     )
     trainer = Trainer(config, resume=options.resume)
     trainer.say(f"data: {trainer.data.set.description}")  # how it was understood
-    trainer.train()
-    trainer.accelerator.end_training()
-    if trainer.accelerator.is_main_process:
+    main = trainer.accelerator.is_main_process
+    with run_lock(trainer.folder) if main else contextlib.nullcontext():
+        trainer.train()
+        trainer.accelerator.end_training()
+        if not main:
+            return
         seconds = drawing_time(trainer.state.seconds)
         results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=say)
         for sentence in sentences(results):

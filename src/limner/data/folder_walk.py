@@ -14,29 +14,7 @@ from pathlib import Path
 
 from limner.messages import shorten_name
 from limner.output_folders import kind_of_output
-
-SYSTEM_FOLDERS = frozenset(
-    {
-        *("$recycle.bin", "recycler", "system volume information"),  # Windows
-        *("__macosx", "lost+found", "thumbnails", ".ipynb_checkpoints"),
-        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology, QNAP
-    }
-)
-"""Folders of operating systems, network drives and notebooks, in lower case. All whose name begins
-with a dot (`.Trash-1000`, `.thumbnails`) are passed over besides."""
-SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-
-
-def is_system_name(name: str) -> bool:
-    """Whether a file or folder belongs to the system, and not to the data: hidden ones, too, such
-    as the `._apple.jpg` that macOS puts beside apple.jpg."""
-    lower = name.lower()
-    return name.startswith(".") or lower in SYSTEM_FOLDERS or lower in SYSTEM_FILES
-
-
-def is_system_path(path: str) -> bool:
-    """The same of any part of a path with forward slashes."""
-    return any(part not in (".", "..") and is_system_name(part) for part in path.split("/") if part)
+from limner.system_names import SYSTEM_FOLDERS, is_system_name
 
 
 def composed(name: str) -> str:

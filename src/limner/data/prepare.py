@@ -18,6 +18,8 @@ from limner.data.sources import open_picture_set
 from limner.data.split import sampling_rank
 from limner.data.writing import SHARD_SIZE, WRITERS, Layout, Picture, ShardSize, write_json
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
+from limner.output_folders import foreign_names
 
 KINDS = ("auto", "custom", *get_args(Format)[1:])
 """What the input may be; "custom", of scripts that people have, is another word for "auto"."""
@@ -64,7 +66,21 @@ def prepare(
         LimnerError: `output` is in use, the source cannot be read, or no picture is good.
     """
     output = Path(output).expanduser().absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    with FolderLock(output, "choose another --output"):
+        return _prepare(kind, source, output, num_samples, on_progress, to, shard_size, overrides)
+
+
+def _prepare(
+    kind: str,
+    source: str | Path,
+    output: Path,
+    num_samples: int | None,
+    on_progress: Callable[[int, int], None] | None,
+    to: Layout,
+    shard_size: str,
+    overrides: Sequence[str],
+) -> Prepared:
+    if foreign_names(output):
         raise LimnerError(
             f"{output} exists already and is not empty. "
             "Nothing was written: remove it, or choose another --output."

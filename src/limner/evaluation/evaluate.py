@@ -19,6 +19,7 @@ from torch import Tensor
 
 from limner import console
 from limner.checkpoint import Checkpoint
+from limner.config import Config
 from limner.data.rows import shown_set
 from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
@@ -39,6 +40,7 @@ from limner.evaluation.settings import evaluation_config
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.speckle import measure_speckle
 from limner.evaluation.waiting import Say, telling
+from limner.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.inference.settings import in_words
 from limner.redaction import places_of, redacted
@@ -87,6 +89,19 @@ def evaluate(
     opened = open_for_drawing(checkpoint)
     config = evaluation_config(opened.config, overrides)
     folder = output or evaluation_folder.place_of(Path(checkpoint), opened)
+    with FolderLock(folder, "name another --output"):
+        return _evaluate(checkpoint, opened, config, folder, device, command, say)
+
+
+def _evaluate(
+    checkpoint: str | Path,
+    opened: Checkpoint | WeightsFile,
+    config: Config,
+    folder: Path,
+    device: str | None,
+    command: str | None,
+    say: Say,
+) -> Evaluation:
     evaluation_folder.check_replaceable(folder)
     data, cache = open_data(squares(config), say), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()

@@ -20,6 +20,7 @@ from limner.data.examples import Pictures
 from limner.errors import LimnerError
 from limner.evaluation.drawings import Drawing
 from limner.evaluation.nearest_pictures import Case
+from limner.output_folders import foreign_names
 from limner.small_files import read_json
 from limner.weights_file import WeightsFile
 
@@ -50,10 +51,9 @@ def place_of(given: Path, opened: Checkpoint | WeightsFile) -> Path:
 def check_replaceable(folder: Path) -> None:
     """Raises LimnerError if the folder holds anything that an evaluation does not write: it is
     replaced as a whole."""
-    if not folder.exists():
-        return
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
-    if others := sorted(names - {RESULTS, PAGE, PICTURES}):
+    # Pictures without results are somebody's own in a folder of that name.
+    ours = (RESULTS, PAGE, PICTURES) if (folder / RESULTS).is_file() else ()
+    if others := foreign_names(folder, ours):
         raise LimnerError(
             f"--output {folder} is there and is no earlier evaluation (it holds {others[0]}), so "
             "it is not replaced by one: name a folder that does not exist yet"

@@ -35,6 +35,7 @@ from limner.evaluation.drawings import (
 )
 from limner.evaluation.speckle import in_words, measure_speckle
 from limner.evaluation.waiting import telling
+from limner.folder_lock import FolderLock
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.pages.report import write_report
@@ -73,6 +74,21 @@ def examine(
     Returns:
         What results.json holds.
     """
+    with FolderLock(run_folder, "write its report afterwards", ".limner-report.lock"):
+        return _examine(run_folder, config, data, free_prompts, most, shown, command, seconds, say)
+
+
+def _examine(
+    run_folder: Path,
+    config: Config,
+    data: Data,
+    free_prompts: Sequence[str],
+    most: int,
+    shown: int,
+    command: str | None,
+    seconds: float | None,
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
     # Hundreds of pictures: in training's precision, as the previews are.
     device = choose_device("auto")
     dtype = choose_precision(config.training.mixed_precision, device)

@@ -6,7 +6,8 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from limner.errors import LimnerError
 
 KEY = "limner"
 """Of `picture.info`, and of the text in a PNG: prompt, seed, and settings as JSON."""
+
+PROGRAM, SOFTWARE = "Limner", 0x0131
+"""What the EXIF of a drawing says, and in which of its tags."""
+WITH_EXIF = ("JPEG", "MPO", "WEBP", "TIFF", "AVIF")
+"""Formats of Pillow's, PNG apart, whose files say that Limner drew them."""
 
 
 def remember(picture: Image.Image, how: dict[str, Any]) -> Image.Image:
@@ -79,6 +85,31 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
         ) from None
 
 
+def check_not_foreign(paths: Iterable[Path]) -> None:
+    """Before anything is drawn: whether the files that are there already are drawings of Limner's,
+    or empty. Raises LimnerError naming one that is not."""
+    for path in paths:
+        if os.path.lexists(path) and not is_drawing(path):
+            raise LimnerError(
+                f"--output {path} is there already and is no drawing of Limner's, so it is not "
+                "replaced by one: name another file"
+            )
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether a file says of itself that Limner drew it, or holds nothing. Kinds that have no place
+    to say so (BMP, GIF, PPM, ...) never do."""
+    try:
+        if path.stat().st_size == 0:
+            return True
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")  # nothing is decoded
+            said = picture.info.get("Software"), picture.getexif().get(SOFTWARE)
+            return KEY in picture.info or PROGRAM in said
+    except Exception:  # whatever a file that is no picture makes Pillow raise
+        return False
+
+
 def save_all(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator[Path]:
     """Write each, and give its path. What is drawn is not lost where a name cannot be written, be
     it that a disk is full by now: it goes as PNG to the system's folder for temporary files.
@@ -117,4 +148,11 @@ def save_picture(picture: Image.Image, to: Path | BytesIO, format: str | None = 
     if KEY in picture.info:
         info.add_itxt(KEY, picture.info[KEY])
     kind = format or Image.registered_extensions()[Path(str(to)).suffix.lower()]
-    picture.save(to, format=kind, **({"pnginfo": info} if kind == "PNG" else {}))
+    options: dict[str, Any] = {}
+    if kind == "PNG":
+        options = {"pnginfo": info}
+    elif kind in WITH_EXIF and KEY in picture.info:
+        exif = Image.Exif()
+        exif[SOFTWARE] = PROGRAM
+        options = {"exif": exif}
+    picture.save(to, format=kind, **options)

@@ -6,8 +6,7 @@ Nothing is claimed that the run does not hold; what nobody said is said to be mi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -15,6 +14,8 @@ import yaml
 from limner.config import Config, load_config
 from limner.publishing.card_measured import how_drawn, measured_section, model_index
 from limner.publishing.markdown import bullets, paragraphs, plain, short, table
+from limner.publishing.public import is_public_set, public_name, public_results
+from limner.redaction import is_hub_id
 from limner.training.progress import format_duration
 
 TWEMOJI = (
@@ -30,6 +31,8 @@ BUILT_IN = {"emoji": ("cc-by-4.0", TWEMOJI), "shapes": ("apache-2.0", SHAPES)}
 NOT_THE_RECIPE = frozenset(
     (
         *("data.dataset_path", "data.memory_mb", "cache.folder", "training.output_dir"),
+        *("data.allowed_paths", "data.image_column", "data.caption_column"),
+        *("training.init_from", "training.run_name", "training.tracker_project"),
         *("training.preview_prompts", "training.preview_steps", "training.save_steps"),
         *("training.logging_steps", "training.heldout_steps", "training.heldout_pictures"),
         *("training.checkpoints_total_limit", "training.device", "training.num_workers"),
@@ -84,6 +87,8 @@ class Facts:
 
 def model_card(facts: Facts) -> str:
     """README.md of the repository, with the metadata that the Hub reads."""
+    name = public_name(facts.config, facts.data_name)
+    facts = replace(facts, results=public_results(facts.results, facts.config, name))
     sections = (
         _metadata(facts),
         _headline(facts),
@@ -118,10 +123,15 @@ def _metadata(facts: Facts) -> str:
         values["language"] = list(data.languages)
     elif data.dataset_name == "shapes":
         values["language"] = ["en"]
-    index = model_index(facts.evaluation, facts.repo.rpartition("/")[2], facts.data_name)
+    elif is_public_set(facts.config):
+        values["datasets"] = [data.dataset_name]
+    measured_on = (facts.evaluation.get("dataset") or {}).get("name")
+    name = facts.data_name or measured_on or public_name(facts.config)
+    index = model_index(facts.evaluation, facts.repo.rpartition("/")[2], name)
     values["model-index"] = index or None
     values = {key: value for key, value in values.items() if value is not None}
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
+    return f"---\n{text}---\n"
 
 
 def _headline(facts: Facts) -> str:
@@ -142,10 +152,18 @@ def _sizes(facts: Facts) -> str:
 
 
 def _on(facts: Facts) -> str:
-    name = facts.config.data.dataset_name
-    if facts.data_name:
-        return f"on {plain(facts.data_name)}"
-    return f"on its built-in {name}" if name in BUILT_IN else "on a folder of pictures"
+    name = facts.config.data.dataset_name or ""
+    if not facts.data_name and name in BUILT_IN:
+        return f"on its built-in {name}"
+    return f"on {_set_shown(facts)}"
+
+
+def _set_shown(facts: Facts) -> str:
+    """The data set's public name, with a link if it is on the Hub."""
+    name = public_name(facts.config, facts.data_name)
+    if facts.data_name or not is_hub_id(name):
+        return plain(name)
+    return f"[{plain(name)}](https://huggingface.co/datasets/{name})"
 
 
 def _pictures(facts: Facts) -> str:
@@ -215,8 +233,11 @@ def _recipe(facts: Facts) -> str:
         ("pictures seen", f"{facts.images:,}"),
         ("training time", f"{time}{where}"),
         ("software", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        ("autoencoder", _part(config.vae.pretrained_model_name)),
-        ("text encoder", _part(config.text_encoder.pretrained_model_name) or "trained along"),
+        ("autoencoder", _part(config.vae.pretrained_model_name, "vae")),
+        (
+            "text encoder",
+            _part(config.text_encoder.pretrained_model_name, "text_encoder") or "trained along",
+        ),
     ]
     rows += [(f"`{key}`", f"`{value}`") for key, value in changed_settings(config)]
     return "\n".join(
@@ -242,27 +263,29 @@ def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
                 or value == getattr(getattr(default, section), key)
             ):
                 continue
-            yield name, _part(value) if key == "pretrained_model_name" else short(value)
+            if key != "pretrained_model_name":
+                yield name, short(value)
+            elif is_hub_id(value):
+                yield name, plain(value)
 
 
-def _part(name: str | None) -> str:
-    """A pretrained part by its Hub id; of a folder on somebody's machine the last name only."""
+def _part(name: str | None, folder: str) -> str:
+    """A pretrained part by its Hub id; one from a folder on somebody's machine lies here, too."""
     if not name:
         return ""
-    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
-    return plain(name if is_id else Path(name.replace("\\", "/")).name)
+    return plain(name) if is_hub_id(name) else f"in `{folder}/`"
 
 
 def _data(facts: Facts) -> str:
     data = facts.config.data
     about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
     known = about.get("description", "")
-    name = facts.data_name or "a folder of pictures"
-    said = [plain(known.replace(data.dataset_path, name))] if known else []
+    said = [plain(known)] if known else []
     if data.dataset_name in BUILT_IN:
         said.append(BUILT_IN[data.dataset_name][1])
     elif facts.data_license:
-        said.append(f"{plain(name).capitalize()}, licence: {plain(facts.data_license)}.")
+        name = _set_shown(facts)
+        said.append(f"{name[:1].upper()}{name[1:]}, licence: {plain(facts.data_license)}.")
     else:
         said.append(
             "The publisher has not said where these pictures and captions are from, or under which "

@@ -47,9 +47,7 @@ def how_drawn(sampling: dict[str, Any]) -> str:
     )
 
 
-def model_index(
-    evaluation: dict[str, Any], model: str, data_name: str | None
-) -> list[dict[str, Any]]:
+def model_index(evaluation: dict[str, Any], model: str, data_name: str) -> list[dict[str, Any]]:
     """`model-index` of the metadata, for the Hub's widgets; empty if there is no number for it.
 
     A metric's type is its own name: "fid" is for the one with the standard Inception network.
@@ -66,9 +64,8 @@ def model_index(
             metrics.append({"type": kind, "value": value, "name": name})
     if not metrics:
         return []
-    name = data_name or evaluation["dataset"]["name"] or "a folder of pictures"
     task = {"type": "text-to-image", "name": "Text to image"}
-    dataset = {"type": _slug(name), "name": name}
+    dataset = {"type": _slug(data_name), "name": data_name}
     return [{"name": model, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
 
 

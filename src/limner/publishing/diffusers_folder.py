@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limner import __version__
-from limner.checkpoint_writing import MANIFEST
+from limner.checkpoint_writing import MANIFEST, damage
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.models.hub import WEIGHTS, weight_files
@@ -33,6 +33,7 @@ from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.publishing.standalone import standalone
 from limner.small_files import read_json
+from limner.system_names import is_left_by_itself
 from limner.text.tokenizer import PAD, START, CaptionTokenizer
 
 TEMPLATES = "limner.publishing.for_diffusers"
@@ -100,14 +101,20 @@ def write_diffusers_folder(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether all that a folder holds is listed in its own manifest, and it is such a folder."""
+    """Whether all that a folder holds is listed in its own manifest, and as it was written (a card
+    that somebody edited is theirs), and it is such a folder."""
     try:
         listed = set(read_json(folder / MANIFEST)["files"])
         is_pipeline = (folder / INDEX).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    return is_pipeline and found <= listed | {MANIFEST}
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not is_left_by_itself(path.name)
+    }
+    texts = tuple(name for name in listed if not name.endswith(".safetensors"))
+    return is_pipeline and found <= listed | {MANIFEST} and damage(folder, texts) is None
 
 
 # ---- what each part must know of itself --------------------------------------------------------

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from limner.checkpoint_writing import written_whole
-from limner.config import Config
-from limner.config.choices import changed
 from limner.device import part_precision
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
+from limner.output_folders import foreign_names
 from limner.publishing.diffusers_folder import is_export, write_diffusers_folder
+from limner.publishing.public import public_config
 from limner.weights_file import SUFFIX, WeightsFile, open_for_drawing, write_weights_file
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -53,6 +54,19 @@ def export(
     """
     output = Path(output)
     _check("format", format, get_args(Format))
+    with FolderLock(output, "name another --output"):
+        return _export(checkpoint, output, format, dtype, vae, text_encoder, averaged)
+
+
+def _export(
+    checkpoint: str | Path,
+    output: Path,
+    format: Format,
+    dtype: str,
+    vae: str | Path | None,
+    text_encoder: str | Path | None,
+    averaged: bool,
+) -> Path:
     opened = open_for_drawing(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
@@ -60,7 +74,7 @@ def export(
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
         path = output if output.suffix == SUFFIX else output / WEIGHTS_FILE
-        write_weights_file(path, weights, without_paths(config), opened.tokenizer, opened.state)
+        write_weights_file(path, weights, public_config(config), opened.tokenizer, opened.state)
         return path
     refuse_foreign(output)
     with written_whole(output) as staging:
@@ -104,30 +118,12 @@ def part_dtype(dtype: str) -> torch.dtype:
     return part_precision(DTYPES[dtype])
 
 
-def without_paths(config: Config) -> Config:
-    """Where things were on the machine it was trained on is nobody else's business."""
-    plain = Config()
-    return config.model_copy(
-        update={
-            "data": changed(config.data, dataset_path=plain.data.dataset_path),
-            "training": changed(
-                config.training, output_dir=plain.training.output_dir, init_from=None
-            ),
-            "lora": plain.lora,  # merged: nothing of it is left to say
-            "cache": changed(config.cache, folder=plain.cache.folder),
-            "evaluation": changed(
-                config.evaluation, reference=None, inception=None, dinov2=None, clip=None
-            ),
-        }
-    )
-
-
 def refuse_foreign(folder: Path) -> None:
     """Raises LimnerError if `folder` is there and holds something else than an export."""
     if not folder.exists() or is_export(folder):
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if foreign_names(folder):
         raise LimnerError(
-            f"{folder} is there already and holds more than an earlier export, so it is not "
-            "replaced by one: name a folder that does not exist yet"
+            f"{folder} is there already and holds more than an earlier export, or one that was "
+            "changed since, so it is not replaced by one: name a folder that does not exist yet"
         )

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limner import __version__, console
+from limner.checkpoint import Checkpoint
 from limner.checkpoint_writing import written_whole
 from limner.config import Config
 from limner.config.choices import changed
 from limner.device import name_of
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.models.find_model import WEIGHTS_FILE
 from limner.models.parts import moved, open_parts
@@ -25,10 +27,12 @@ from limner.publishing.export import (
     part_dtype,
     refuse_foreign,
     sizes,
-    without_paths,
 )
+from limner.publishing.leaks import private_of, refuse_leaks
+from limner.publishing.public import QUOTED, public_config, public_name
 from limner.publishing.run_facts import evaluation_of, kept_samples, run_of
-from limner.weights_file import open_for_drawing, write_weights_file
+from limner.redaction import named_places, redact_urls
+from limner.weights_file import WeightsFile, open_for_drawing, write_weights_file
 
 CARD = "README.md"
 
@@ -77,12 +81,14 @@ def publish(
     if output is not None:
         refuse_foreign(output)
     repo = full_name(repo, dry_run)
-    with tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary:
+    with (
+        FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
+    ):
         folder = output or Path(temporary) / "model"
         with written_whole(folder) as staging:
-            card = prepare(
-                staging, checkpoint, repo, said or Said(), dtype, vae=vae, text_encoder=text_encoder
-            )
+            said = said or Said()
+            card = prepare(staging, checkpoint, repo, said, dtype, vae, text_encoder)
         for line in sizes(folder):
             say(line)
         if dry_run:
@@ -100,15 +106,20 @@ def prepare(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
 ) -> str:
-    """Write all that is uploaded into a folder; returns the card."""
+    """Write all that is uploaded into a folder; returns the card.
+
+    Raises:
+        LimnerError: the export fails, or something private would be in what is uploaded.
+    """
     opened = open_for_drawing(checkpoint)
     parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
     weights = in_precision(opened.tensors(), dtype)
     write_diffusers_folder(folder, parts, opened.tokenizer, weights, part_dtype(dtype))
-    beside = _with_parts_beside(folder, without_paths(parts.config))
+    beside = _with_parts_beside(folder, public_config(parts.config))
     write_weights_file(folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state)
     run = run_of(opened)
-    evaluation, page = evaluation_of(folder, opened, said.page)
+    name = public_name(opened.config, said.data_name)
+    evaluation, page = evaluation_of(folder, opened, name, repo, said.page)
     prompts = said.prompts
     if not prompts and run is None:
         prompts = parts.config.training.preview_prompts or ()
@@ -130,7 +141,35 @@ def prepare(
     )
     card = model_card(facts)
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
+    _refuse_private(folder, checkpoint, opened, parts.config, facts, said)
     return card
+
+
+def _refuse_private(
+    folder: Path,
+    checkpoint: str | Path,
+    opened: Checkpoint | WeightsFile,
+    config: Config,
+    facts: Facts,
+    said: Said,
+) -> None:
+    """Raises LimnerError if what is to be uploaded names this machine or opens a door to it."""
+    places: dict[str, list[str]] = {}
+    for found in (opened.config, config):
+        for key, place in named_places(found.model_dump()):
+            places.setdefault(key, []).append(place)
+    places["the model"] = [str(checkpoint)]
+    places["the folder that was written"] = [str(folder)]
+    places["the current folder"] = [str(Path.cwd())]
+    evaluation = facts.evaluation
+    cases = (evaluation.get("memorisation") or {}).get("worst", ())
+    shown = [
+        *(sample.prompt for sample in facts.samples),
+        *(str(case.get(key, "")) for case in cases for key in QUOTED),
+        *(str(line.get(key, "")) for line in evaluation.get("pictures", ()) for key in QUOTED),
+    ]
+    says = (facts.repo, said.license, said.data_name, said.data_license, *said.prompts)
+    refuse_leaks(folder, private_of(places), [*shown, *filter(None, says)])
 
 
 def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
@@ -195,7 +234,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         api.create_repo(repo, private=private or None, exist_ok=True)
         message = f"Published with Limner {__version__}"
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
-        return str(commit.commit_url)
+        return redact_urls(str(commit.commit_url))
 
 
 @contextlib.contextmanager

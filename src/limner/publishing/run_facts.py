@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import logging
 import shutil
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from limner.checkpoint import Checkpoint, newest_good
-from limner.evaluation.evaluation_folder import PAGE, RESULTS, places
+from limner.evaluation.evaluation_folder import PAGE, PICTURES, RESULTS, places
+from limner.pages.evaluation_page import write_page
 from limner.pages.run_folder import Run, read_json, read_run
 from limner.publishing.card import BUILT_IN, Sample
+from limner.publishing.public import public_evaluation
 from limner.training.heldout import spread
 from limner.weights_file import WeightsFile, sha256_of
 
@@ -60,12 +61,16 @@ def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
 
 
 def evaluation_of(
-    folder: Path, opened: Checkpoint | WeightsFile, with_page: bool
+    folder: Path, opened: Checkpoint | WeightsFile, name: str, repo: str, with_page: bool
 ) -> tuple[dict[str, Any], str | None]:
-    """What `limner evaluate` wrote about these weights, without the places where things were.
+    """What `limner evaluate` wrote about these weights, as it may be public.
 
     evaluation.json goes into `folder` as well, and of a data set that comes with Limner, or if
     asked for, the page: it shows trained pictures, which somebody's own may not be public.
+
+    Args:
+        name: of the data set, in public.
+        repo: where they are published.
 
     Returns:
         evaluation.json ({}: there is none), and where in `folder` the page is.
@@ -79,7 +84,7 @@ def evaluation_of(
         log.warning("%s is about other weights, and is left out of the card", place)
     else:
         return {}, None
-    found = _nowhere(found, place)
+    found = public_evaluation(found, opened.config, name, repo)
     (folder / "evaluation").mkdir()
     text = json.dumps(found, ensure_ascii=False, indent=1)
     (folder / "evaluation" / RESULTS).write_text(text, encoding="utf-8", newline="\n")
@@ -88,23 +93,10 @@ def evaluation_of(
     if not with_page and opened.config.data.dataset_name not in BUILT_IN:
         log.warning("%s shows trained pictures and stays here; --page uploads it", place / PAGE)
         return found, None
-    page = (place / PAGE).read_text(encoding="utf-8")
-    (folder / "evaluation" / PAGE).write_text(_nowhere(page, place), "utf-8", newline="\n")
+    # Made anew, of what is public, with the pictures that lie there.
+    pictures = folder / "evaluation" / PICTURES
+    if (place / PICTURES).is_dir():
+        shutil.copytree(place / PICTURES, pictures)
+    write_page(folder / "evaluation")
+    shutil.rmtree(pictures, ignore_errors=True)
     return found, f"evaluation/{PAGE}"
-
-
-def _nowhere(tree: Any, place: Path) -> Any:
-    """Text, or a tree of it, without the folders above that of the evaluation, and without home."""
-    if isinstance(tree, dict):
-        return {key: _nowhere(value, place) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_nowhere(value, place) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    for known in (place.resolve().parents[1], Path.home()):
-        if known == Path(known.anchor):
-            continue
-        for spelled in (str(known), known.as_posix()):
-            for written in (spelled, html.escape(spelled)):
-                tree = tree.replace(f"{written}/", "").replace(f"{written}\\", "")
-    return tree

@@ -7,9 +7,10 @@ from pathlib import Path
 from limner.atomic import write_text_whole
 from limner.config import SamplingConfig, load_config
 from limner.inference.settings import sampling_settings
+from limner.training.folder import keep_edited
 
 
-def store_sampling(checkpoint: Path, sampling: SamplingConfig) -> None:
+def store_sampling(checkpoint: Path, sampling: SamplingConfig) -> str | None:
     """Make `sampling` what `limner generate` draws with where nothing else is asked for.
 
     Only config.yaml changes, whole or not at all. It is the one file of a checkpoint that people
@@ -19,10 +20,15 @@ def store_sampling(checkpoint: Path, sampling: SamplingConfig) -> None:
     Args:
         checkpoint: the checkpoint's own folder.
 
+    Returns:
+        Where a configuration with somebody's comments is kept, as a sentence.
+
     Raises:
         LimnerError: the setting does not fit the model.
     """
     path = checkpoint / "config.yaml"
     config = load_config(path)
     fitting = sampling_settings(config, **sampling.model_dump())
+    kept = keep_edited(path)
     write_text_whole(path, config.model_copy(update={"sampling": fitting}).to_yaml())
+    return kept

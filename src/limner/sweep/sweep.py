@@ -17,6 +17,7 @@ from limner.device import choose_device, choose_precision, describe, name_of
 from limner.errors import LimnerError
 from limner.evaluation.features.networks import EfficientNet, FeatureNetwork
 from limner.fingerprints import digest
+from limner.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.sweep import shown
 from limner.sweep.captions import Part, parts_of, range_of
@@ -90,6 +91,27 @@ def sweep(
     """
     began = time.monotonic()
     opened = Checkpoint.open(checkpoint)
+    with FolderLock(opened.folder, "sweep another checkpoint", ".limner-sweep.lock"):
+        return _sweep(
+            opened, costs, pictures, minutes, store, store_cost, guide, device, vae, text_encoder,
+            say, began,
+        )  # fmt: skip
+
+
+def _sweep(
+    opened: Checkpoint,
+    costs: Sequence[int],
+    pictures: int,
+    minutes: float,
+    store: bool,
+    store_cost: int | None,
+    guide: str | Path | None,
+    device: str | None,
+    vae: str | Path | None,
+    text_encoder: str | Path | None,
+    say: Say,
+    began: float,
+) -> Sweep:
     if store_cost is not None and store_cost not in costs:
         raise LimnerError(f"--store {store_cost} is none of the costs {', '.join(map(str, costs))}")
     if guide is not None and store_cost is not None:
@@ -148,8 +170,8 @@ def sweep(
             "about": about(chosen, reported),
         }
     record.write()  # first: a default whose origin is not told would be worse than the reverse
-    if storing:
-        store_sampling(opened.folder, best.sampling)
+    if storing and (kept := store_sampling(opened.folder, best.sampling)):
+        say(kept)
     title = f"{opened.folder.name}: the same prompts and noise at each cost"
     settings = [(label_of(row), row.sampling) for row in rows]
     shown.save_sheet(opened.folder / SHEET, qualities["reported"], settings, title)

@@ -24,14 +24,17 @@ from limner.data.pictures import to_pil
 from limner.data.rows import PictureError, shown_set
 from limner.data.sources import open_data, squares
 from limner.errors import LimnerError
+from limner.folder_lock import FolderLock
 from limner.inference.contact_sheet import contact_sheet
+from limner.output_folders import foreign_names
 from limner.training.autoencoder_fit import Fit
 from limner.training.autoencoder_losses import psnr, ssim
 from limner.training.heldout import spread
 
 MEASURED, SHOWN = 256, 12
 """Pictures of each split that are measured, and that are shown."""
-RESULTS = "results.json"
+RESULTS, SHEET = "results.json", "reconstructions.png"
+WRITTEN = (RESULTS, SHEET, "config.json", "diffusion_pytorch_model.safetensors")
 
 
 def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
@@ -54,12 +57,25 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
             yet has other settings.
         OSError: it could not be written; what was learned is saved.
     """
+    with FolderLock(output, "name another --output"):
+        return _train_autoencoder(config, output)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises LimnerError if the folder holds anything that no earlier autoencoder is made of: it is
+    replaced as a whole."""
+    ours = WRITTEN if (folder / RESULTS).is_file() else ()
+    if others := foreign_names(folder, ours):
+        raise LimnerError(
+            f"{folder} is not empty and no earlier autoencoder (it holds {others[0]}), so it is "
+            "not replaced by one: name another --output"
+        )
+
+
+def _train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     settings = config.autoencoder
     recover(output)  # an earlier one
-    if output.exists() and any(output.iterdir()) and not (output / RESULTS).is_file():
-        raise LimnerError(
-            f"{output} is not empty and no earlier autoencoder: name another --output"
-        )
+    check_replaceable(output)
     if config.data.image_size % settings.downsampling:
         raise LimnerError(
             f"data.image_size: {config.data.image_size} is not divisible by "
@@ -102,7 +118,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     with written_whole(output, sealed=False, needed=needed) as staging:
         model.save_pretrained(staging)
-        sheet.save(staging / "reconstructions.png")
+        sheet.save(staging / SHEET)
         (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
     if fit.folder.is_dir():
         remove(fit.folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -146,6 +146,30 @@ def _on_hosts() -> dist.ProcessGroup | None:
     if dist.get_backend() == "gloo":
         return None
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=_patience))
+
+
+def done_by_one(here: bool, do: Callable[[], None]) -> None:
+    """One process of the run does it while the others wait; every process must call this.
+
+    Args:
+        here: whether it is this one.
+
+    Raises:
+        LimnerError, OSError: what it raised; in the others a LimnerError of the same words.
+    """
+    failed: Exception | None = None
+    if here:
+        try:
+            do()
+        except (LimnerError, OSError) as error:
+            failed = error
+    if _several():
+        said = [str(failed) if failed else None]
+        dist.broadcast_object_list(said, group=_on_hosts())
+        if said[0] is not None and failed is None:
+            raise LimnerError(said[0])
+    if failed is not None:
+        raise failed
 
 
 _patience = 1800.0

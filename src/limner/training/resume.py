@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from limner.checkpoint import (
 )
 from limner.config import Config, load_config
 from limner.errors import LimnerError
+from limner.training.folder import check_resumed_here
 
 SAME_RUN = {
     "data": ("memory_mb", "check_pictures", "refused_limit"),
@@ -63,7 +65,9 @@ def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint |
             )
         return None, []
     if wanted not in ("auto", "latest"):
-        return _opened(find_checkpoint(wanted), config), []
+        named = find_checkpoint(wanted)
+        check_resumed_here(folder, named)
+        return _opened(named, config), []
     found, passed_over = newest_good(folder)
     if found is None:
         if wanted == "latest" or passed_over:
@@ -104,9 +108,26 @@ def differences(saved: Config, asked: Config) -> list[str]:
 def resume_config(
     resume: str | Path | None, config_file: Path | None, overrides: Sequence[str]
 ) -> Config | None:
-    """The configuration to go on with when none was named: the checkpoint's own, overridden."""
+    """The configuration to go on with when none was named: the checkpoint's own, overridden.
+
+    Raises:
+        LimnerError: it is not there, or lies elsewhere than its configuration says, and nobody
+            said where this run is to write.
+    """
     if resume in (None, "auto", "no") or config_file is not None:
         return None
     if str(resume) == "latest":
-        resume = newest_checkpoint(Path(load_config(None, overrides).training.output_dir))
-    return load_config(find_checkpoint(str(resume)) / "config.yaml", overrides)
+        run = Path(load_config(None, overrides).training.output_dir)
+        # Where it is and not where it was when it began: it may have been moved.
+        overrides = [*overrides, f"training.output_dir={json.dumps(str(run))}"]
+        return load_config(newest_checkpoint(run) / "config.yaml", overrides)
+    folder = find_checkpoint(str(resume))
+    config = load_config(folder / "config.yaml", overrides)
+    said = any(word.partition("=")[0] == "training.output_dir" for word in overrides)
+    if not said and folder.resolve().parent != Path(config.training.output_dir).resolve():
+        raise LimnerError(
+            f"--resume {resume}: it was written by a run in {config.training.output_dir}, which is "
+            f"not where it lies now. Say where this run is to write: training.output_dir="
+            f"{folder.parent.as_posix()} to go on there, or a new folder"
+        )
+    return config

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,12 @@ from limner.training.accelerator import open_accelerator
 from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
+from limner.training.folder import check_run_folder, run_lock
 from limner.training.init_from import open_origin, other_meaning, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
 from limner.training.optimizer import build_optimizers
-from limner.training.parallel import any_process, others_may_end
+from limner.training.parallel import any_process, done_by_one, others_may_end
 from limner.training.recovery import MOST_SKIPPED, repeat, roll_back
 from limner.training.resume import find_resume
 from limner.training.runlog import list_refused
@@ -99,9 +101,23 @@ class Trainer:
         self.accelerator = open_accelerator(config)
         config = self.parts.config
         self.folder = Path(config.training.output_dir)
-        if self.accelerator.is_main_process:
-            finish_interrupted(self.folder)
-        self.accelerator.wait_for_everyone()
+        self.lock = run_lock(self.folder)
+        weakref.finalize(self, self.lock.release)
+        try:
+            done_by_one(self.accelerator.is_main_process, self.take_folder)
+            self.begin(config, resume)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def take_folder(self) -> None:
+        """Nobody else writes into the run's folder from here on, and it is in order."""
+        check_run_folder(self.folder)
+        self.lock.acquire()
+        finish_interrupted(self.folder)
+
+    def begin(self, config: Config, resume: str | Path | None) -> None:
+        """Everything as it is at the step from which this run goes on."""
         checkpoint, self.news = find_resume(resume, config)
         self.config = config = self.settled(config, checkpoint)
         self.device = self.accelerator.device
@@ -175,6 +191,15 @@ class Trainer:
             Stopped: SIGINT, SIGTERM, or SIGHUP came; the run is saved and can go on.
             LimnerError: the run cannot go on, for the reason it gives.
         """
+        if self.accelerator.is_main_process:
+            self.lock.acquire()  # again, where this is not the first call
+        try:
+            return self.run()
+        finally:
+            self.lock.release()
+
+    def run(self) -> TrainingState:
+        """The loop, in a folder that is held. Raises as `train` does."""
         settings, state = self.config.training, self.state
         inputs = self.inputs  # made before the clock of the run starts
         budget = Budget(self.config, state, self.accelerator, len(inputs.trained.rows))

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from limner import device as devices
-from limner.atomic import write_text_whole
 from limner.config import Config
 from limner.config.choices import noise_floor
 from limner.data.checked import check_share_refused
@@ -30,6 +29,7 @@ from limner.training.advice import Spikes, advise, best_of, measurements
 from limner.training.average import Average
 from limner.training.budget import COMPILING, Budget
 from limner.training.copies import copying
+from limner.training.folder import write_config
 from limner.training.heldout import FixedGrid, loss_by_level, mean
 from limner.training.inputs import Inputs
 from limner.training.machine import MachineShare, Shared
@@ -84,7 +84,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.main:
-            write_text_whole(self.folder / "config.yaml", self.config.to_yaml())
+            if said := write_config(self.folder, self.config):
+                self.news = [*self.news, said]
             self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()

@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 
 from limner.data import pictures
-from limner.data.folder_walk import FolderWalk, composed, is_system_name
+from limner.data.folder_walk import FolderWalk, composed
 from limner.data.formats.classes import are_classes
 from limner.data.formats.coco import coco_files
 from limner.data.formats.columns import Columns
@@ -28,6 +28,7 @@ from limner.data.formats.reading import existing_folder, parse_json, read_text
 from limner.data.formats.tables import TABLES, has_columns, parquet_holds_bytes
 from limner.errors import LimnerError
 from limner.output_folders import kind_of_output
+from limner.system_names import is_system_name
 
 METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.parquet")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.config import Config
-from limner.data.folder_walk import is_system_name
 from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption
 from limner.data.formats.parquet_rows import (
@@ -33,6 +32,7 @@ from limner.data.streams.index import Building, Index
 from limner.data.streams.places import Place, find, is_url, open_place, patiently
 from limner.data.streams.shards import ShardPictures, open_shards
 from limner.errors import LimnerError
+from limner.system_names import is_system_name
 
 if TYPE_CHECKING:
     import pyarrow

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from limner.data.folder_walk import is_system_name
 from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
 from limner.data.formats.encodings import Guesses
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
@@ -22,6 +21,7 @@ from limner.data.formats.reading import DoubledKeys, kind_of, parse_json, read_t
 from limner.data.formats.separated import named, read_separated, separator_of
 from limner.data.image_paths import MAX_PATH, ImagePaths
 from limner.errors import LimnerError
+from limner.system_names import is_system_name
 
 if TYPE_CHECKING:
     import pyarrow
