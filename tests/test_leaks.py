@@ -315,6 +315,10 @@ def test_of_the_environment_secrets_are_private() -> None:
     }  # fmt: skip
     found = {one.text: one for one in private_of({}, environment) if one.secret}
     assert {TOKEN, "0123456789", "pass99word", "me:pass99word"} <= found.keys()
+    assert found[TOKEN].anywhere
+    environment = {"DB_PASSWORD": "sunshine"}
+    (word,) = (one for one in private_of({}, environment) if one.text == "sunshine")
+    assert not word.anywhere, "a vocabulary has it, too"
     assert not {"false", "/home/maria/token", "C.UTF-8"} & found.keys()
     home = str(Path.home())
     assert any(one.text.startswith(home) for one in private_of({}, {}))

@@ -148,8 +148,12 @@ def test_a_resumed_run_keeps_what_the_first_began_from(
     assert read_lineage(first.folder) == wanted
     other = tiny_config(
         *(words if lora else ()), "training.max_steps=2", "data.dataset_name=shapes",
+<<<<<<< HEAD
         "data.num_samples=8",
         f"training.output_dir='{tmp_path / 'second'}'",
+=======
+        "data.num_samples=8", f"training.output_dir='{tmp_path / 'second'}'",
+>>>>>>> publish
     )  # fmt: skip
     second = Trainer(other, resume=str(first.folder / "checkpoint-1"))
     second.train()
@@ -164,6 +168,8 @@ def test_a_resumed_run_keeps_what_the_first_began_from(
     assert f"fine-tuned with Limner on {sets}{how}; it began from {begun}." in card
     assert front(card)["base_model"] == "me/base"
     assert "The publisher has not said where these pictures" in card
+    assert main(["publish", str(second.folder), "--repo", "me/new", "--dry-run",
+                 "--base_model", str(base)]) == 2  # fmt: skip
     unsaid = published(second.folder, tmp_path)
     assert "base_model" not in front(unsaid)
     assert "it began from a model that is not public." in unsaid

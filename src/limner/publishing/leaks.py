@@ -140,7 +140,7 @@ def private_of(
         if "://" in value:
             found += _secrets_of_url(value, name)
         elif _SECRET.search(name) and len(value) >= LEAST_ANYWHERE and not _is_path(value):
-            found.append(Private(value, f"the value of {name}", True, True))
+            found.append(Private(value, f"the value of {name}", _is_rare(value), True))
     with suppress(ImportError):
         from huggingface_hub import get_token
 
@@ -180,9 +180,8 @@ def _secrets_of_url(url: str, what: str) -> Iterator[Private]:
     if password:
         yield Private(split.netloc.rpartition("@")[0], f"user and password in {what}", True, True)
         for spelled in {password, unquote(password)}:
-            anywhere = len(spelled) >= LEAST_ANYWHERE
             if len(spelled) >= LEAST:
-                yield Private(spelled, f"the password in {what}", anywhere, True)
+                yield Private(spelled, f"the password in {what}", _is_rare(spelled), True)
     for spelled in {user, unquote(user)}:
         if len(spelled) >= LEAST:
             yield Private(spelled, f"the user in {what}", False)
@@ -190,7 +189,7 @@ def _secrets_of_url(url: str, what: str) -> Iterator[Private]:
         if len(part) >= LEAST_ANYWHERE:
             yield Private(part, f"what follows the path in {what}", True, True)
         for key, value in parse_qsl(part):
-            if len(value) >= LEAST_ANYWHERE:
+            if _is_rare(value):
                 yield Private(value, f"{key} in {what}", True, True)
             for pair in {f"{key}={value}", f"{key}={quote(value, safe='')}"}:
                 yield Private(pair, f"{key} in {what}", len(pair) >= LEAST_ANYWHERE, True)
@@ -212,6 +211,11 @@ def _words(names: Iterable[str], what: str) -> Iterator[Private]:
             known = word.lower() in EVERYWHERE or word.isdigit() or NAME.fullmatch(word)
             if len(word) >= LEAST and not known:
                 yield Private(word, what, False)
+
+
+def _is_rare(secret: str) -> bool:
+    """Whether it can be looked for in all bytes; a vocabulary has every word of a language."""
+    return len(secret) >= LEAST_ANYWHERE and not secret.isalpha()
 
 
 def _is_path(text: str) -> bool:

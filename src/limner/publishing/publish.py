@@ -33,7 +33,7 @@ from limner.publishing.export import (
 from limner.publishing.leaks import private_of, refuse_leaks
 from limner.publishing.public import QUOTED, public_config, public_name
 from limner.publishing.run_facts import evaluation_of, kept_samples, run_of
-from limner.redaction import named_places, redact_urls
+from limner.redaction import is_hub_id, named_places, redact_urls
 from limner.weights_file import WeightsFile, open_for_drawing, write_weights_file
 
 CARD = "README.md"
@@ -86,6 +86,11 @@ def publish(
         refuse_foreign(output)
         keep_out_of_the_data(output, open_for_drawing(checkpoint).config, "--output")
     repo = full_name(repo, dry_run)
+    if said and said.base_model and not is_hub_id(said.base_model):
+        raise LimnerError(
+            f"--base_model {said.base_model}: give its id on the Hub, owner/name; a model that is "
+            "not there has none"
+        )
     with (
         FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
