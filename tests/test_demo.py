@@ -55,11 +55,11 @@ def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a tiny demo, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    with pytest.MonkeyPatch.context() as patch:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(demo, "demo_config", small)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert main(["demo", "--minutes", "1", "--output", str(folder)]) == 0
+        assert main(["demo", "--minutes", "1", "--output", str(folder)]) == 0
     return folder, said.getvalue()
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 from limner import small_files
 from limner.errors import LimnerError
-
-from limner.errors import LimnerError
 from limner.lineage import Lineage, read_lineage
 
 
