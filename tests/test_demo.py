@@ -1,5 +1,7 @@
 """The demo and its exam: everything to look at is there, and the figures are what they claim."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -53,13 +55,12 @@ def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a tiny demo, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(demo, "demo_config", small)
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
-        patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
         assert main(["demo", "--minutes", "1", "--output", str(folder)]) == 0
-    return folder, "\n".join(said)
+    return folder, said.getvalue()
 
 
 # What a person finds

@@ -113,7 +113,7 @@ class Fit:
             if self.saved_at != state.step:
                 self._save(saver)
             saver.wait()
-            if saver.failed and (stop.name or not self.finished()):
+            if saver.failed and not self.finished():
                 raise LimnerError(f"{saver.failed}. Make room, and run the same command again.")
             if not self.finished():
                 raise Stopped(
