@@ -1,12 +1,14 @@
 """A run that goes on with other data than before says so, and does not do it unasked."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import OWN_STORE, TORCHRUN, launched, written
 from test_foreign_outputs import photos, picture
 from test_outputs_and_data import of
 from test_resume import differing, elsewhere, logged, run
@@ -19,6 +21,7 @@ from limner.data.prepare import prepare
 from limner.data.row_fingerprints import ROW, Changes, compare, fingerprints_of, summed
 from limner.data.sources import open_data
 from limner.errors import LimnerError
+from limner.training.folder import run_lock
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
 
@@ -250,3 +253,24 @@ def test_captions_are_compared_as_a_list() -> None:
         for captions in (("a b", "c"), ("a", "b c"))
     )
     assert compare(one, other) == Changes(1, 1, rewritten=1)
+
+
+def test_all_processes_of_a_run_end_when_the_first_may_not_write(
+    config: Config, tmp_path: Path
+) -> None:
+    launcher = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "-m", "limner", "train"]
+    command = [*launcher, "--config", str(written(config)), "training.device=cpu"]
+    with run_lock(tmp_path / "run"):
+        ended = launched(command, **OWN_STORE)
+    assert ended.returncode != 0
+    for rank in range(2):  # the same words: nobody waits for the other to be gone
+        assert f"process {rank}: {tmp_path / 'run'} is in use: process {os.getpid()} on" in (
+            ended.stderr
+        )
+    assert launched(command, **OWN_STORE).returncode == 0
+    assert not (tmp_path / "run" / ".limner-train.lock").exists()
+    rewrite(tmp_path / "photos")
+    ended = launched(command, **OWN_STORE)
+    assert ended.returncode != 0
+    for rank in range(2):
+        assert f"process {rank}: the data changed since" in ended.stderr

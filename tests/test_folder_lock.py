@@ -125,7 +125,7 @@ def test_a_number_that_another_process_has_by_now_is_not_the_holder(tmp_path: Pa
 
 @pytest.mark.parametrize("where", [{"host": "gpu-7"}, {"space": "pid:[17]"}])
 def test_a_holder_on_another_machine_counts_while_it_shows_signs_of_life(
-    where: dict[str, str], tmp_path: Path, monkeypatch
+    where: dict[str, str], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.2)
     lock = FolderLock(tmp_path, "name another folder", TRAINING)
@@ -137,6 +137,7 @@ def test_a_holder_on_another_machine_counts_while_it_shows_signs_of_life(
     assert str(error.value).endswith(
         f"or name another folder. If nothing runs there any more, delete {lock.path}"
     )
+    assert "looking for 0 seconds whether it still is" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.2)
     with lock:

@@ -148,12 +148,8 @@ def test_a_resumed_run_keeps_what_the_first_began_from(
     assert read_lineage(first.folder) == wanted
     other = tiny_config(
         *(words if lora else ()), "training.max_steps=2", "data.dataset_name=shapes",
-<<<<<<< HEAD
         "data.num_samples=8",
         f"training.output_dir='{tmp_path / 'second'}'",
-=======
-        "data.num_samples=8", f"training.output_dir='{tmp_path / 'second'}'",
->>>>>>> publish
     )  # fmt: skip
     second = Trainer(other, resume=str(first.folder / "checkpoint-1"))
     second.train()

@@ -228,6 +228,18 @@ def test_a_request_line_that_is_none_is_refused(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+def test_what_fails_is_told_in_a_sentence(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise KeyError("prompt")
+
+    monkeypatch.setattr(server.painter, "about", fail)
+    status, _, body = get(server, Authorization=f"Bearer {server.access.token}")
+    assert (status, json.loads(body)) == (500, {"message": "KeyError: 'prompt'"})
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 # Clients that wait, and that do not read
 
 

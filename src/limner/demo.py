@@ -89,7 +89,7 @@ WRITTEN = frozenset(
     {
         *("config.yaml", "log.jsonl", "refused.jsonl", "previews", "tensorboard", "samples"),
         *("samples.json", "samples.png", "results.json", "report.html", "evaluation", "check"),
-        "trackers.json",
+        *("trackers.json", "lineage.json"),
     }
 )
 """What a run, its report, and its evaluations leave in its folder, checkpoints apart."""

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from limner.console import say
 from limner.errors import LimnerError
 
 TRAINING = ".limner-train.lock"
@@ -234,6 +235,11 @@ def in_use(lock: FolderLock, holder: Holder) -> LimnerError:
 def _is_alive(path: Path, holder: Holder) -> bool:
     if holder.is_of_this_machine():
         return holder.is_running()
+    say(
+        f"{path.parent} was in use by process {holder.pid} on {holder.host}, another machine: "
+        f"looking for {PATIENCE:.0f} seconds whether it still is",
+        err=True,
+    )
     before, end = _touched(path), time.monotonic() + PATIENCE
     while time.monotonic() < end:
         time.sleep(min(1.0, PATIENCE / 10))

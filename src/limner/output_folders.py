@@ -12,9 +12,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-import yaml
-
 from limner.folder_lock import TRAINING
+from limner.small_files import read_yaml
 from limner.system_names import is_left_by_itself, is_system_name
 
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -79,8 +78,8 @@ def is_training_run(folder: Path) -> bool:
         with (folder / "log.jsonl").open(encoding="utf-8") as log:
             line = log.readline(1_000_000)
         event = json.loads(line) if line else {"kind": "none yet", "step": 0}
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml(folder / "config.yaml")
+    except (OSError, ValueError, RecursionError):
         return False
     return (
         isinstance(event, dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def parse_json(text: str, where: str, most: int = MOST_BYTES) -> Any:
         raise LimnerError(f"{where} is no JSON that is read: it is nested too deeply") from None
     except ValueError as error:  # of the syntax, or a number of more digits than Python reads
         raise LimnerError(f"{where} is not readable as JSON: {error}") from None
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that has one a line, as long as it may be. What is none is passed over:
+    a last line that a crash cut short, or one of more than `MOST_BYTES` characters.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # Lines end at line feeds alone: text inside of JSON may hold what else ends a line.
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        while line := file.readline(MOST_BYTES):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                yield found
 
 
 def read_yaml(path: Path) -> Any:

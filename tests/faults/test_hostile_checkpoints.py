@@ -170,7 +170,7 @@ def test_a_training_state_that_lies_is_told(content: bytes, tmp_path: Path) -> N
 
 
 def test_a_log_of_one_endless_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limner.training.runlog.MOST_CHARACTERS", 1_000)
+    monkeypatch.setattr("limner.small_files.MOST_BYTES", 1_000)
     path = tmp_path / "log.jsonl"
     whole = json.dumps({"kind": "train", "step": 1, "said": "a\u2028b"}, ensure_ascii=False)
     path.write_text("x" * 100_000 + "\n" + whole + "\n" + "[" * 900 + "\n", encoding="utf-8")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from limner import small_files
 from limner.errors import LimnerError
 from limner.lineage import Lineage, read_lineage
 
@@ -36,8 +34,10 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Reads all files of a run; a missing or half-written one counts as empty."""
     log = read_lines(folder / "log.jsonl")
-    config_file = folder / "config.yaml"
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+    try:
+        config = small_files.read_yaml(folder / "config.yaml")
+    except FileNotFoundError:
+        config = {}
     shots = ((step_of(path), path) for path in (folder / "previews").glob("step-*.png"))
     samples, results = read_json(folder / "samples.json"), read_json(folder / "results.json")
     return Run(
@@ -66,32 +66,22 @@ def _lineage(folder: Path) -> Lineage | None:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return small_files.read_json(path, most=2**28)
+    except (OSError, LimnerError):
         return None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects in `path`; a last line cut off by a killed run is skipped."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
+    return list(small_files.json_lines(path)) if path.exists() else []
 
 
 def by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """In order of steps; of steps done again after a resume, the last time counts."""
-    latest = {line["step"]: line for line in lines if "step" in line}
+    latest = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
     return [latest[step] for step in sorted(latest)]
 
 
 def step_of(preview: Path) -> int | None:
     digits = preview.stem.removeprefix("step-")
-    return int(digits) if digits.isdigit() else None
+    return int(digits) if digits.isascii() and digits.isdecimal() else None

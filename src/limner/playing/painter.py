@@ -84,6 +84,7 @@ class Painter:
         prompts = list(self.generator.config.training.preview_prompts or ())
         if not prompts and (folder := self.run_folder()) is not None:
             drawn = read_run(folder).samples
+            drawn = [one for one in drawn if isinstance(one, dict) and "prompt" in one]
             prompts = [str(drawn[i]["prompt"]) for i in spread(len(drawn), EXAMPLES)]
         return [prompt for prompt in dict.fromkeys(prompts) if prompt][:EXAMPLES]
 

@@ -171,6 +171,12 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(refusal.status, refusal.why)
         except LimnerError as error:
             self.refuse(409, str(error))
+        except OSError:
+            raise  # of the connection
+        except Exception as error:  # go on serving
+            log.error("%s failed with %s: %s", path, type(error).__name__, error)
+            log.debug("where it failed", exc_info=True)
+            self.refuse(500, f"{type(error).__name__}: {error}")
 
     # ---- who may ask -----------------------------------------------------------------------
 

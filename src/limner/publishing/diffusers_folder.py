@@ -34,10 +34,7 @@ from limner.models.parts import Parts
 from limner.models.pretrained_text import PretrainedText
 from limner.publishing.standalone import standalone
 from limner.redaction import shown_place
-<<<<<<< HEAD
 from limner.small_files import read_json
-=======
->>>>>>> publish
 from limner.system_names import is_left_by_itself
 from limner.text.tokenizer import PAD, START, CaptionTokenizer
 

@@ -21,10 +21,9 @@ from limner.config import Config
 from limner.console import say
 from limner.data.rows import Refused
 from limner.redaction import redact_urls, redacted
+from limner.small_files import json_lines
 from limner.training.trackers import Trackers
 
-MOST_CHARACTERS = 2**24
-"""Of a line; a longer one is none that a run wrote."""
 MOST_WAITING = 10_000
 """Lines that wait for a disk; the oldest are given up beyond that."""
 
@@ -123,17 +122,8 @@ def _listed(row: Refused) -> dict[str, str]:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log.jsonl; a last line that a crash cut short is left out."""
-    events = []
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-            while line := file.readline(MOST_CHARACTERS):
-                try:
-                    event = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(event, dict) and {"kind", "step"} <= event.keys():
-                    events.append(event)
-    return events
+    events = json_lines(path) if path.is_file() else ()
+    return [event for event in events if {"kind", "step"} <= event.keys()]
 
 
 def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -99,8 +99,7 @@ class Trainer:
 
     batches: Iterator[Batch]
     half_done_at: int | None = None
-    rows: np.ndarray | None = None
-    """In the main process: see `limner.data.row_fingerprints`."""
+    rows: np.ndarray | None = None  # in the main process: see limner.data.row_fingerprints
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
         check_installed(config)

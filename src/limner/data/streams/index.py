@@ -310,7 +310,7 @@ def _read(path: Path, place: Place) -> Index | None:
         return Index(path, place)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
