@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import OWN_STORE, TORCHRUN, launched, written
 from test_foreign_outputs import photos, picture
 from test_outputs_and_data import of
@@ -21,6 +22,8 @@ from limner.data.prepare import prepare
 from limner.data.row_fingerprints import ROW, Changes, compare, fingerprints_of, summed
 from limner.data.sources import open_data
 from limner.errors import LimnerError
+from limner.evaluation.evaluate import changed_data
+from limner.training.autoencoder_fit import Fit
 from limner.training.folder import run_lock
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
@@ -217,6 +220,33 @@ def made_up(count: int) -> np.ndarray:
         rows[name] = generator.integers(0, 2**32, count)
     rows["count"] = 1
     return rows
+
+
+def test_an_evaluation_says_that_the_data_changed(config: Config, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(run(config))
+    assert changed_data(checkpoint, open_data(config)) is None
+    cut(tmp_path / "photos")
+    said = changed_data(checkpoint, open_data(config))
+    assert said is not None
+    assert "since this checkpoint was saved (of 6 pictures: 2 gone)" in said
+
+
+def test_an_autoencoder_that_goes_on_says_that_the_data_changed(
+    config: Config, tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    small = {"base_channels": 8, "layers_per_block": 1, "batch_size": 2, "crop": 16}
+    settings = config.autoencoder.model_copy(update={**small, "max_steps": 1})
+    config = config.model_copy(update={"autoencoder": settings})
+
+    def fit() -> Fit:
+        pictures = open_data(config).trained
+        return Fit(config, pictures, torch.device("cpu"), torch.float32, tmp_path / "fit")
+
+    fit().run()
+    assert "the data changed" not in " ".join(fit().news)
+    rewrite(tmp_path / "photos")
+    assert "since checkpoint-1 was saved (of 6 pictures: 3 with other captions)" in fit().news[0]
 
 
 def test_of_very_many_rows_sums_are_kept(monkeypatch) -> None:
