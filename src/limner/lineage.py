@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limner.errors import LimnerError
 from limner.redaction import is_hub_id
+from limner.small_files import parse_json, read_text
 
 if TYPE_CHECKING:
     from limner.config import Config
@@ -88,7 +89,7 @@ class Lineage:
     def from_json(cls, text: str, where: str | Path) -> Lineage:
         """Raises LimnerError if it is anything else than what `to_json` wrote."""
         try:
-            return _read(json.loads(text))
+            return _read(parse_json(text, "its lineage"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise LimnerError(f"{where} is damaged: {error}") from None
 
@@ -152,11 +153,9 @@ def read_lineage(folder: Path) -> Lineage | None:
     """
     path = folder / FILE
     try:
-        return Lineage.from_json(path.read_text(encoding="utf-8"), path)
+        return Lineage.from_json(read_text(path), path)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LimnerError(f"{path} cannot be read: {error}") from None
 
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:

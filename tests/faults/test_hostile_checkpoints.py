@@ -438,6 +438,8 @@ def test_a_header_of_a_hundred_gigabytes_is_not_read(tmp_path: Path) -> None:
         ("training", "[]"),
         ("training", '{"step": "many"}'),
         ("training", '{"step": ' + "9" * 5_000 + "}"),
+        ("lineage", DEEP),
+        ("lineage", "[]"),
         ("tokenizer", DEEP),
         ("tokenizer", "null"),
     ],
@@ -445,8 +447,8 @@ def test_a_header_of_a_hundred_gigabytes_is_not_read(tmp_path: Path) -> None:
 def test_a_header_that_lies_is_told(key: str, value: str, folder: Path, tmp_path: Path) -> None:
     opened = Checkpoint.open(folder)
     path = tmp_path / "x.safetensors"
-    state = opened.state
-    write_weights_file(path, opened.tensors(), opened.config, opened.tokenizer, state)
+    parts = opened.config, opened.tokenizer, opened.state, opened.lineage
+    write_weights_file(path, opened.tensors(), *parts)
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
