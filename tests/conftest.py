@@ -1,5 +1,6 @@
 """What several test files share: a configuration of the smallest run that has every part."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def tiny_config(tmp_path: Path, quick_end: None) -> Callable[..., Config]:
 def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run ends by measuring the processor, which takes longer than these runs."""
     monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+
+
+@pytest.fixture
+def as_in_a_terminal() -> Iterator[None]:
+    """What is started hears of signals, also where the tests run under nohup or in the background
+    of a script: what is ignored there would be ignored by it, too."""
+    handlers = {"SIGHUP": signal.SIG_DFL, "SIGINT": signal.default_int_handler}
+    numbers = {getattr(signal, n): h for n, h in handlers.items() if hasattr(signal, n)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

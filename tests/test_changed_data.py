@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import OWN_STORE, TORCHRUN, launched, written
 from test_foreign_outputs import photos, picture
 from test_outputs_and_data import of
@@ -21,6 +22,8 @@ from limner.data.prepare import prepare
 from limner.data.row_fingerprints import ROW, Changes, compare, fingerprints_of, summed
 from limner.data.sources import open_data
 from limner.errors import LimnerError
+from limner.evaluation.evaluate import changed_data
+from limner.training.autoencoder_fit import Fit
 from limner.training.folder import run_lock
 from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
@@ -219,6 +222,33 @@ def made_up(count: int) -> np.ndarray:
     return rows
 
 
+def test_an_evaluation_says_that_the_data_changed(config: Config, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(run(config))
+    assert changed_data(checkpoint, open_data(config)) is None
+    cut(tmp_path / "photos")
+    said = changed_data(checkpoint, open_data(config))
+    assert said is not None
+    assert "since this checkpoint was saved (of 6 pictures: 2 gone)" in said
+
+
+def test_an_autoencoder_that_goes_on_says_that_the_data_changed(
+    config: Config, tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    small = {"base_channels": 8, "layers_per_block": 1, "batch_size": 2, "crop": 16}
+    settings = config.autoencoder.model_copy(update={**small, "max_steps": 1})
+    config = config.model_copy(update={"autoencoder": settings})
+
+    def fit() -> Fit:
+        pictures = open_data(config).trained
+        return Fit(config, pictures, torch.device("cpu"), torch.float32, tmp_path / "fit")
+
+    fit().run()
+    assert "the data changed" not in " ".join(fit().news)
+    rewrite(tmp_path / "photos")
+    assert "since checkpoint-1 was saved (of 6 pictures: 3 with other captions)" in fit().news[0]
+
+
 def test_of_very_many_rows_sums_are_kept(monkeypatch) -> None:
     rows = made_up(100_000)
     sums = summed(rows)
@@ -232,9 +262,11 @@ def test_of_very_many_rows_sums_are_kept(monkeypatch) -> None:
         changes = compare(sums, summed(other))
         assert changes is not None
         assert str(changes).startswith("the same 100,000 pictures in another order, or with other")
-    # Two captions change places: no sum of captions alone would tell.
-    other = rows.copy()
-    other["captions"][[5, 6]] = other["captions"][[6, 5]]
+    # Two captions of one bin change places: no sum of captions alone would tell.
+    other, bins = rows.copy(), rows["key"] % row_fingerprints.BINS
+    first = next(i for i in range(len(rows)) if (bins == bins[i]).sum() > 1)
+    pair = np.flatnonzero(bins == bins[first])[:2]
+    other["captions"][pair] = other["captions"][pair[::-1]]
     assert compare(sums, summed(other)) is not None
     changes = compare(rows, sums)  # a set that grew beyond what is kept one by one
     assert changes is not None

@@ -444,8 +444,11 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     said = refused([*one, "model.hidden_size=128", "data.train_split=0.9"], capsys)
     assert "model.hidden_size: 64 in the checkpoint, 128 asked for" in said
     assert "data.train_split: 0.5 in the checkpoint, 0.9" in said
-    said = refused([*one, "--output", str(tmp_path / "data")], capsys)
-    assert "is no earlier evaluation" in said
+    assert "is inside the data" in refused([*one, "--output", str(tmp_path / "data")], capsys)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    said = refused([*one, "--output", str(tmp_path / "mine")], capsys)
+    assert "is no earlier evaluation (it holds notes.txt)" in said
     assert "a checkpoint, please" in refused(["evaluate"], capsys)
     assert "no evaluation at" in refused(["evaluate", "--compare", str(run), str(run)], capsys)
     assert not (run / "evaluation").exists()

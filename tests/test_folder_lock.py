@@ -113,7 +113,7 @@ def test_a_number_that_another_process_has_by_now_is_not_the_holder(tmp_path: Pa
     with lock:
         pass
     # As after a restart of a container, in which every process has the number that it had.
-    left_behind(lock.path, began=12345.0)
+    left_behind(lock.path)
     with lock:
         pass
     import psutil

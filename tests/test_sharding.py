@@ -69,7 +69,8 @@ def assert_same_whole(shards: Path, files: Path) -> None:
     """A checkpoint in shards reads as the one of whole files, to the bit."""
     assert {path.name for path in shards.iterdir()} == {
         *(f"shard-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)),
-        *("shards.json", "training_state.json", "config.yaml", "tokenizer.json", "manifest.json"),
+        *("shards.json", "training_state.json", "config.yaml", "tokenizer.json"),
+        *("rows.npy", "lineage.json", "manifest.json"),
     }
     opened = Checkpoint.open(shards)
     found = leaves(

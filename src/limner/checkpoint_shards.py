@@ -3,7 +3,7 @@
     checkpoint-1000/
       shards.json                          how many there are, and the optimizers' plain values
       shard-00001-of-00004.safetensors     this process's parts, {"model.*", "averaged.*", ...}
-      training_state.json, config.yaml, tokenizer.json, manifest.json    as in any checkpoint
+      training_state.json, config.yaml, tokenizer.json, lineage.json, manifest.json    as in any
 
 Parts are joined along the first dimension, as they were split; what is no part (counters) is in
 the first file. It is read by any number of processes. torch.distributed.checkpoint is not used: it

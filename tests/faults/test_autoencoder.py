@@ -209,6 +209,7 @@ def test_checkpoints_come_by_the_minute_too(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_the_command_ends_with_75_and_says_where_it_is(tmp_path: Path) -> None:
     path, output = tmp_path / "c.yaml", tmp_path / "vae"
     settings = ["data.dataset_name=shapes", "training.device=cpu", *SMALL, "training.save_steps=5"]

@@ -96,6 +96,7 @@ def started(config: Config, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     name: str, tmp_path: Path, quick_end: None
@@ -117,6 +118,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     assert set(kills.differences(tmp_path / "whole", tmp_path / "asked")) <= {"log.jsonl"}
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
 def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path: Path) -> None:
     config = kills.small_run(tmp_path / "run", 10_000, "training.batch_size=64")

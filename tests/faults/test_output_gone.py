@@ -90,6 +90,7 @@ def test_an_autoencoder_is_finished_though_nobody_reads(tmp_path: Path) -> None:
     assert (tmp_path / "vae" / "results.json").is_file()
 
 
+@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_terminal_is_closed(nohup: bool, tmp_path: Path) -> None:
     import fcntl

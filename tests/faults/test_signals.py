@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows sends other sig
 
 
 @pytest.fixture(autouse=True)
-def handlers_as_before() -> Iterator[None]:
+def handlers_as_before(as_in_a_terminal: None) -> Iterator[None]:
     numbers = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
     before = [signal.getsignal(number) for number in numbers]
     yield

@@ -113,13 +113,8 @@ def _evaluate(
         cache.mkdir(parents=True, exist_ok=True)
     if isinstance(opened, Checkpoint) and (swept := said_of(opened.folder)) is not None:
         events.append(swept)
-    if isinstance(opened, Checkpoint) and (rows := opened.rows()) is not None:
-        trained = fingerprints_of(data.set, data.trained.rows)
-        if changes := compare(rows, trained):
-            events.append(
-                f"the data changed since this checkpoint was saved ({changes}): what counts as "
-                "trained and as held out here is not what it learned from"
-            )
+    if isinstance(opened, Checkpoint) and (other := changed_data(opened, data)) is not None:
+        events.append(other)
     if config.data.buckets:
         events.append(
             f"it was trained at {len(config.data.buckets)} sizes; what is drawn here, and what it "
@@ -209,6 +204,20 @@ def _evaluate(
     from limner.pages.evaluation_page import write_page
 
     return Evaluation(folder, write_page(folder), evaluation_folder.read(folder))
+
+
+def changed_data(opened: Checkpoint, data: Data) -> str | None:
+    """A sentence if the data are not those that the checkpoint learned from."""
+    rows = opened.rows()
+    if rows is None:
+        return None
+    changes = compare(rows, fingerprints_of(data.set, data.trained.rows))
+    if changes is None:
+        return None
+    return (
+        f"the data changed since this checkpoint was saved ({changes}): what counts as trained and "
+        "as held out here is not what it learned from"
+    )
 
 
 def real_pictures(
