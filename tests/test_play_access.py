@@ -259,6 +259,26 @@ def test_who_says_nothing_or_half_is_let_go(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+def test_who_says_a_letter_now_and_then_is_let_go(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes in time for a read; the whole request does not."""
+    monkeypatch.setattr(serving, "HEAD_WITHIN", 0.3)
+    with connected(server) as client:
+        client.settimeout(0.05)
+        for _ in range(60):  # three seconds
+            try:
+                client.sendall(b"x")
+                if client.recv(65536) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("it still listens")
+
+
 def test_more_connections_than_there_are_threads_for_are_closed(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
