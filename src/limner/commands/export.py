@@ -60,7 +60,6 @@ generator.generate("a red apple", seed=42).save("output.png")"""
 DIFFUSERS = """\
 import torch
 from diffusers import DiffusionPipeline
-from limner.console import say
 
 pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)
 seed = torch.Generator().manual_seed(42)
