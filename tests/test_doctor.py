@@ -152,6 +152,7 @@ def test_precision_that_the_machine_does_not_have(
     assert [f.verdict for f in found] == ["warn", "warn"]
     assert found[0].fix == "set training.mixed_precision=auto"
     assert "no compiler" in found[1].seen
+    monkeypatch.setattr(devices, "multiplies_in_hardware", lambda dtype, device: False)
     (first, _) = doctor.precision(tiny_config("training.mixed_precision=fp16"))
     assert first.verdict == "warn"
 

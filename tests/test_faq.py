@@ -343,7 +343,8 @@ def test_what_is_shared_arrives(hub: Any, told: Told) -> None:
     Path("elsewhere").mkdir()
     for name, content in sent.items():
         (Path("elsewhere") / name).write_bytes(content)
-    assert Trainer(load_config("configs/train_config.yaml"), resume="elsewhere").state.step == 2
+    config = load_config("configs/train_config.yaml", ["training.output_dir=continued"])
+    assert Trainer(config, resume="elsewhere").state.step == 2
 
 
 @answers("Q16")

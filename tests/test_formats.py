@@ -388,7 +388,7 @@ def test_also_in_latents_that_are_stored_by_their_contents(tmp_path: Path, tiny_
     words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2"]
     found = [
         weights_of(
-            name, tmp_path, tiny_config, *words, f"cache.folder='{tmp_path / name / 'cache'}'"
+            name, tmp_path, tiny_config, *words, f"cache.folder='{tmp_path / 'caches' / name}'"
         )
         for name in ("metadata.json", "save_to_disk", "tars", "parquet of pictures")
     ]

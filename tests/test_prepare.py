@@ -211,9 +211,10 @@ def test_progress_reaches_the_end(source: Path, tmp_path: Path):
     ],
 )
 def test_bad_coco_files_say_what_is_wrong(tmp_path: Path, text, wanted):
-    (tmp_path / "captions_x.json").write_text(text)
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "captions_x.json").write_text(text)
     with pytest.raises(LimnerError, match=f"(?s){wanted}"):
-        prepare("coco", tmp_path, tmp_path / "data")
+        prepare("coco", tmp_path / "coco", tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -392,5 +393,6 @@ def test_the_words_of_the_command_are_those_of_the_program():
 
 
 def test_what_has_no_files_says_so(tmp_path: Path):
+    (tmp_path / "in").mkdir()
     with pytest.raises(LimnerError, match="holds no picture files"):
-        prepare("auto", tmp_path, tmp_path / "data", overrides=["data.dataset_name=shapes"])
+        prepare("auto", tmp_path / "in", tmp_path / "data", overrides=["data.dataset_name=shapes"])

@@ -213,13 +213,14 @@ def test_prepare_on_a_full_disk_leaves_nothing_and_says_why(
     layout: str, small_disk: Callable[[int], Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    noise = np.random.default_rng(0)
+    noise, source = np.random.default_rng(0), tmp_path / "noise"
+    source.mkdir()
     for number in range(8):
         pixels = noise.integers(0, 256, (200, 200, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-        (tmp_path / f"{number}.txt").write_text("noise", "utf-8")
+        Image.fromarray(pixels).save(source / f"{number}.png")
+        (source / f"{number}.txt").write_text("noise", "utf-8")
     disk = small_disk(400 * 1024)
-    words = ["prepare", "--input", str(tmp_path), "--output", str(disk / "new"), "--to", layout]
+    words = ["prepare", "--input", str(source), "--output", str(disk / "new"), "--to", layout]
     assert main(words) == 2
     said = capsys.readouterr().err
     assert f"{disk / 'new'} could not be written: No space left on device: the " in said

@@ -195,7 +195,14 @@ def _refuse_private(
         *(str(case.get(key, "")) for case in cases for key in QUOTED),
         *(str(line.get(key, "")) for line in evaluation.get("pictures", ()) for key in QUOTED),
     ]
-    says = (facts.repo, said.license, said.data_name, said.data_license, said.base_model)
+    says = (
+        facts.repo,
+        *facts.repo.split("/"),
+        said.license,
+        said.data_name,
+        said.data_license,
+        said.base_model,
+    )
     assert facts.lineage is not None
     models = (facts.lineage, *facts.lineage.models_before())
     known = [text for one in models for text in (one.model, *(data.name for data in one.data))]
