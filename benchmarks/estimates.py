@@ -47,8 +47,8 @@ SIZES: dict[str, dict[str, int]] = {
 def run(overrides: list[str]) -> dict[str, Any]:
     """A real run: its peak memory, and the median of its steps."""
     from limner.config import load_config
+    from limner.training.monitor.run_log import read_log
     from limner.training.probe import peak_resident
-    from limner.training.runlog import read_log
     from limner.training.trainer import Trainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,8 +65,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps(run(sys.argv[1:])))
         return
+    from limner.apps.estimate import estimate
     from limner.config import load_config
-    from limner.training.estimate import estimate
 
     rows: dict[str, dict[str, Any]] = {}
     for name, words in SIZES.items():

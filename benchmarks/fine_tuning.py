@@ -10,7 +10,7 @@ encoder learning, too, or not; and, to compare, a model of the same shape from n
     tones   240 pictures like those it knows: 40 other subjects in six tones, 15 % held out
     plain   60 things without tones, all different: a small collection, learned by heart
 
-Measured by recall (src/limner/evaluation/recall.py) of what is trained and held out, and of the
+Measured by recall (src/limner/metrics/retrieval.py) of what is trained and held out, and of the
 demo's pictures: what it could draw before. Appends a line for each run to
 results/fine_tuning.jsonl, and prints all lines as a table.
 """
@@ -28,18 +28,18 @@ from typing import Any
 import torch
 
 from limner import ImageGenerator
-from limner.checkpoint import newest_checkpoint
+from limner.apps.demo import demo_config
+from limner.checkpoint.folder import newest_checkpoint
 from limner.config import Config, load_config
-from limner.data.emoji import EmojiPictures, split_tones
-from limner.data.rows import Row
-from limner.data.sources import Data, open_data
-from limner.demo import demo_config
+from limner.data.builtin.emoji import EmojiPictures, split_tones
+from limner.data.dataset import Row
+from limner.data.open import Data, open_data
 from limner.device import choose_device, choose_precision, describe, name_of
-from limner.evaluation import recall
-from limner.evaluation.answers import rank_drawings
-from limner.evaluation.drawings import draw, of_captions
 from limner.evaluation.exam import versions
-from limner.training.runlog import read_log
+from limner.evaluation.prompt_following import rank_drawings
+from limner.evaluation.samples import draw, of_captions
+from limner.metrics import retrieval
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "fine_tuning.jsonl"
@@ -175,7 +175,7 @@ def measured(name: str, way: str, run: Path, data: Data, known: Data) -> dict[st
         drawings = of_captions(pictures, "held out" if what == "held out" else "trained", most)
         draw(generator, drawings)
         rank_drawings(drawings, known if what == "known before" else data)
-        line[what] = recall.summary([d.rank for d in drawings if d.rank])
+        line[what] = retrieval.summary([d.rank for d in drawings if d.rank])
     losses = [event for event in read_log(run / "log.jsonl") if event["kind"] == "heldout"]
     line["heldout_loss"] = losses[-1]["loss"] if losses else None
     return line

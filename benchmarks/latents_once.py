@@ -29,7 +29,7 @@ from made_up import clip_text_folder, jpeg_folder, sd15_autoencoder_folder
 
 from limner import device as devices
 from limner.config import Config, load_config
-from limner.data.pictures import decode, to_tensor
+from limner.data.images import decode, to_tensor
 from limner.training.probe import peak_resident
 from limner.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from limner import ImageGenerator, Trainer, load_config
-from limner.data.shapes import COLOURS, SHAPES, draw_shape
+from limner.data.builtin.shapes import COLOURS, SHAPES, draw_shape
 from limner.inference.contact_sheet import contact_sheet
 
 CANVASES = {  # (height, width), and where a thing can be, as shares of width and height

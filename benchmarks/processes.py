@@ -34,12 +34,13 @@ def measure(request: dict[str, Any]) -> None:
     import torch
 
     from limner.config import load_config
-    from limner.training import parallel, update
+    from limner.distributed import processes as parallel
+    from limner.training import train_step
     from limner.training.trainer import Trainer
 
     torch.set_num_threads(request["threads"])
     given = {"bytes": 0, "seconds": 0.0}
-    average, reduce = update.average_gradients, parallel._all_reduce
+    average, reduce = train_step.average_gradients, parallel._all_reduce
 
     def timed_average(parameters: Any) -> None:
         start = time.perf_counter()
@@ -54,7 +55,7 @@ def measure(request: dict[str, Any]) -> None:
         given["bytes"] += tensor.numel() * tensor.element_size()
         reduce(tensor, **how)
 
-    update.average_gradients = timed_average
+    train_step.average_gradients = timed_average
     trainer = Trainer(load_config(None, request["settings"]))
     trainer.batches = trainer.load()
 

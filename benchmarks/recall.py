@@ -5,7 +5,7 @@
 
 Trains the demo's model with the overrides, draws every prompt, and prints and appends one line to
 benchmarks/results/recall.jsonl: recall of trained and of held-out prompts (see
-src/limner/evaluation/recall.py), speed, machine, date, and versions.
+src/limner/metrics/retrieval.py), speed, machine, date, and versions.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from limner.apps.demo import demo_config
 from limner.config import load_config
-from limner.demo import demo_config
 from limner.evaluation.exam import examine
 from limner.training.trainer import Trainer
 

@@ -32,19 +32,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from limner.checkpoint import Checkpoint
+from limner.apps.sweep import sheet
+from limner.apps.sweep.measurement import Measurement
+from limner.apps.sweep.prompts import REPORTED_SEEDS, parts_of
+from limner.apps.sweep.record import FILE, Record
+from limner.apps.sweep.score import Quality
+from limner.apps.sweep.search import halving, rounds_of
+from limner.apps.sweep.sweep import Measuring, feature_network, follow_of, generator_of, protocol_of
+from limner.checkpoint.folder import Checkpoint
 from limner.config import SamplingConfig
-from limner.data.sources import open_data
+from limner.data.open import open_data
 from limner.device import describe
 from limner.errors import LimnerError
-from limner.inference.settings import in_words
-from limner.sweep import shown
-from limner.sweep.captions import REPORTED_SEEDS, parts_of
-from limner.sweep.measurement import Measurement
-from limner.sweep.quality import Quality
-from limner.sweep.record import FILE, Record
-from limner.sweep.search import halving, rounds_of
-from limner.sweep.sweep import Measuring, feature_network, follow_of, generator_of, protocol_of
+from limner.inference.sampling_settings import in_words
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "sampling_quality"
@@ -118,7 +118,7 @@ def main() -> None:
     text = table(named, found, count, len(data.trained.rows) + len(data.held_out.rows), about)
     (options.results / f"{NAME}.md").write_text(text, encoding="utf-8")
     print(text)
-    shown.save_sheet(
+    sheet.save_sheet(
         options.results / f"{NAME}.png",
         qualities[parts[1].name],
         [(f"{name}, {found[name][0].cost} evaluations", named[name]) for name in named],

@@ -110,8 +110,8 @@ def exported(variant: str, device: str, steps: int) -> Drawing:
     import torch
     from diffusers import DiffusionPipeline
 
+    from limner.apps.publishing.export import export
     from limner.inference.generator import ImageGenerator
-    from limner.publishing.export import export
 
     _, architecture, dtype = variant.split()
     with tempfile.TemporaryDirectory() as folder:

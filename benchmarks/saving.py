@@ -17,10 +17,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from limner.checkpoint import save_checkpoint
+from limner.checkpoint.folder import save_checkpoint
+from limner.checkpoint.saver import Saver
 from limner.config import load_config
 from limner.device import describe
-from limner.training.saving import Saver
 from limner.training.trainer import Trainer
 
 EVERY = 60.0  # seconds

@@ -45,7 +45,7 @@ def train(seconds: float, threads: int | None) -> None:
     import torch
 
     from limner import device as devices
-    from limner.demo import demo_config
+    from limner.apps.demo import demo_config
     from limner.training.trainer import Trainer
 
     if threads:

@@ -47,8 +47,8 @@ def measure(words: list[str]) -> dict[str, float]:
     import torch
 
     from limner import device as devices
+    from limner.apps.demo import demo_config
     from limner.config import load_config
-    from limner.demo import demo_config
     from limner.models import attention
     from limner.training.trainer import Trainer
 
@@ -81,11 +81,11 @@ PARTS = {
 
 def where_time_goes(words: list[str], steps: int) -> dict[str, float]:
     """Shares of the loop's time after the first pictures were decoded and the model compiled."""
+    from limner.apps.demo import demo_config
     from limner.config import load_config
-    from limner.demo import demo_config
+    from limner.training.monitor.monitor import Watch
+    from limner.training.train_step import Update
     from limner.training.trainer import Trainer
-    from limner.training.update import Update
-    from limner.training.watch import Watch
 
     spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     marks: list[tuple[float, dict[str, float]]] = []

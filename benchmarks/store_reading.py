@@ -25,9 +25,9 @@ import torch
 from made_up import jpeg_folder
 from torch.utils.data import DataLoader, Dataset
 
-from limner.data.pictures import decode
-from limner.data.store import Store
-from limner.data.store_writing import fill
+from limner.data.images import decode
+from limner.data.precomputed.fill import fill
+from limner.data.precomputed.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "store_reading.json"
 KEY = {"made": "up"}

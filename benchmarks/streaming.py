@@ -39,8 +39,8 @@ from torch.utils.data import DataLoader
 
 from limner.config import Config, load_config
 from limner.data.examples import Batch, TrainingExamples
+from limner.data.open import open_data, training_order
 from limner.data.order import CountBatches
-from limner.data.sources import open_data, training_order
 from limner.device import describe
 
 SIZES = (1_000, 10_000, 100_000)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from limner.data.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiPictures
 
 COUNT, SIDE = 24, 16
 

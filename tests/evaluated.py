@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from limner.cli import main
 from limner.evaluation.evaluate import evaluate
-from limner.evaluation.features.networks import FeatureNetwork, Inception
+from limner.evaluation.networks.networks import FeatureNetwork, Inception
 from limner.inference.generator import ImageGenerator
 
 COUNT = 30

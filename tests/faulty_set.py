@@ -10,7 +10,7 @@ import numpy as np
 from icc_profiles import rgb_profile
 from PIL import Image
 
-from limner.data.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiPictures
 from limner.data.split import is_held_out
 
 ROWS, SIDE, TRAIN_SPLIT = 1000, 128, 0.95

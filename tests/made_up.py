@@ -6,10 +6,10 @@ import torch
 from conftest import TINY
 from pretrained import tiny_autoencoder, tiny_clip
 
-from limner.checkpoint import Contents, TrainingState, save_checkpoint
+from limner.checkpoint.folder import Contents, TrainingState, save_checkpoint
 from limner.config import load_config
-from limner.models.parts import open_parts
 from limner.models.text_to_image import TextToImage, build_model
+from limner.pretrained.components import open_parts
 from limner.text.tokenizer import CaptionTokenizer
 
 CAPTIONS = ["a small red circle", "two blue squares above a green cross", "红苹果"]

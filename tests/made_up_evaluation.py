@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from limner.evaluation.distances.measured import Measured, share
+from limner.metrics.interval import Measured, share
 
 HOSTILE = '<script>alert("1")</script> & "quotes" <img src=x onerror=alert(1)>'
 BIDI = "apple \u202egnp.elppa\u202c \u2066 left open"

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from limner import Trainer, load_config
 from limner import device as devices
-from limner.training import saving_shards
+from limner.checkpoint import save_sharded
+from limner.distributed.processes import clip_gradients
 from limner.training.optimizer import Muon
-from limner.training.parallel import clip_gradients
-from limner.training.update import Update
+from limner.training.train_step import Update
 
 LOSS = Update.loss
 RANK = int(os.environ.get("RANK", "0"))
@@ -104,14 +104,14 @@ def only_a_part_is_here(trainer: Trainer) -> None:
 
 def no_room_once() -> None:
     """Process 1 cannot write its part of the first checkpoint."""
-    write = saving_shards.write_shard
+    write = save_sharded.write_shard
 
     def full(folder: Path, number: int, *others: Any) -> None:
         if number == 1 and folder.name.startswith(".checkpoint-3."):
             raise OSError(28, "No space left on device")
         write(folder, number, *others)
 
-    saving_shards.write_shard = full
+    save_sharded.write_shard = full
 
 
 FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.config import Config
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 

@@ -1,6 +1,6 @@
 """What a run is told about itself follows from its held-out losses."""
 
-from limner.training.advice import Measurement, advise
+from limner.training.monitor.learning_curve import Measurement, advise
 
 
 def curve(heldout: list[float], trained: list[float]) -> list[Measurement]:

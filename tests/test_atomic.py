@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from limner import atomic
-from limner.atomic import recover, recover_in, remove, replacing, write_text_whole
+from limner.files import atomic
+from limner.files.atomic import recover, recover_in, remove, replacing, write_text_whole
 
 
 def hidden(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limner.config import Config, load_config
-from limner.training.balance import BINS, KEPT, LevelBalance
+from limner.training.loss_weighting import BINS, KEPT, LevelBalance
 from limner.training.trainer import Trainer
 
 CPU = torch.device("cpu")

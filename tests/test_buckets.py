@@ -29,16 +29,16 @@ from limner.data.buckets import (
 )
 from limner.data.examples import Batch, Pictures
 from limner.data.formats.folders import FolderPictures
-from limner.data.measured import shapes_of
-from limner.data.pictures import decode, upright_size
-from limner.data.sources import open_data
+from limner.data.image_sizes import shapes_of
+from limner.data.images import decode, upright_size
+from limner.data.open import open_data
 from limner.device import allow_shapes
 from limner.errors import LimnerError
 from limner.models.dit import DiT, published_positions
 from limner.models.modern import ModernDiT, rotation_table
 from limner.models.text_encoder import TextEncoder
-from limner.pages.report import write_report
-from limner.pages.run_folder import read_run
+from limner.reports.run_folder import read_run
+from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -118,7 +118,7 @@ def test_a_picture_lying_on_its_side_is_measured_as_it_is_seen(
     Image.new("RGB", (90, 60)).save(tmp_path / "a.jpg", exif=exif)
     seen = upright_size(tmp_path / "a.jpg")
     assert seen == ((90, 60) if turned else (60, 90))
-    from limner.data.pictures import open_rgb
+    from limner.data.images import open_rgb
 
     assert open_rgb(tmp_path / "a.jpg").size == (seen[1], seen[0])
     assert upright_size(b"no picture") is None
@@ -127,8 +127,8 @@ def test_a_picture_lying_on_its_side_is_measured_as_it_is_seen(
 def test_sizes_of_pictures_are_remembered_and_read_again_when_a_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("limner.data.measured.REMEMBERED_FROM", 2)
-    monkeypatch.setattr("limner.data.checked.RACY_NS", 0)
+    monkeypatch.setattr("limner.data.image_sizes.REMEMBERED_FROM", 2)
+    monkeypatch.setattr("limner.data.verify.RACY_NS", 0)
     folder = own_folder(tmp_path / "data", 6)
     picture_set, looked = FolderPictures(folder), list[str]()
 
@@ -136,7 +136,7 @@ def test_sizes_of_pictures_are_remembered_and_read_again_when_a_file_changes(
         looked.append(picture.name)
         return upright_size(picture)
 
-    monkeypatch.setattr("limner.data.measured.upright_size", look)
+    monkeypatch.setattr("limner.data.image_sizes.upright_size", look)
     first = shapes_of(picture_set, picture_set.rows, tmp_path / "cache")
     assert [tuple(shape) for shape in first] == [SHAPES[i % 3] for i in range(6)]
     assert len(looked) == 6

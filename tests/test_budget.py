@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from limner.checkpoint import TrainingState, checkpoints
+from limner.checkpoint.folder import TrainingState, checkpoints
 from limner.config import Config
 from limner.training import budget as budget_module
 from limner.training.budget import Budget
-from limner.training.runlog import read_log
-from limner.training.schedule import learning_rate_share
+from limner.training.lr_schedule import learning_rate_share
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 

@@ -17,9 +17,9 @@ from conftest import TINY
 from PIL import Image
 
 from limner import device as devices
-from limner.captioning import caption as captioning
-from limner.captioning.caption import caption_pictures, pictures_to_caption
-from limner.captioning.captioner import Captioner
+from limner.apps.captioning import caption as captioning
+from limner.apps.captioning.caption import caption_pictures, pictures_to_caption
+from limner.apps.captioning.captioner import Captioner
 from limner.cli import main
 from limner.data.formats.folders import FolderPictures
 from limner.errors import LimnerError

@@ -14,18 +14,18 @@ from test_foreign_outputs import photos, picture
 from test_outputs_and_data import of
 from test_resume import differing, elsewhere, logged, run
 
-from limner.checkpoint import ROWS, Checkpoint, checkpoints
-from limner.checkpoint_writing import seal
+from limner.apps.autoencoder.fit import Fit
+from limner.checkpoint.folder import ROWS, Checkpoint, checkpoints
+from limner.checkpoint.manifest import seal
 from limner.config import Config
 from limner.data import row_fingerprints
-from limner.data.prepare import prepare
+from limner.data.convert.convert import prepare
+from limner.data.open import open_data
 from limner.data.row_fingerprints import ROW, Changes, compare, fingerprints_of, summed
-from limner.data.sources import open_data
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import changed_data
-from limner.training.autoencoder_fit import Fit
 from limner.training.folder import run_lock
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -274,7 +274,7 @@ def test_of_very_many_rows_sums_are_kept(monkeypatch) -> None:
 
 
 def test_captions_are_compared_as_a_list() -> None:
-    from limner.data.rows import Row
+    from limner.data.dataset import Row
 
     class Drawn:
         def path(self, row: Row) -> None:

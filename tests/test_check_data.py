@@ -19,16 +19,16 @@ from faulty_set import PLANTED, ROWS, SIDE, TRAIN_SPLIT, faulty_set
 from page_reader import read
 from PIL import Image
 
-from limner.checking.alike import Compared
-from limner.checking.captions import faults_of, mojibake, repeated, script_of
-from limner.checking.findings import KINDS, exit_code
-from limner.checking.pictures import share_cut
-from limner.checking.shown import cut_shown
+from limner.apps.check_data.captions import faults_of, mojibake, repeated, script_of
+from limner.apps.check_data.findings import KINDS, exit_code
+from limner.apps.check_data.images import share_cut
+from limner.apps.check_data.samples import cut_shown
+from limner.apps.check_data.similarity import Compared
 from limner.cli import main
-from limner.data.emoji import EmojiPictures
-from limner.data.pictures import fit
-from limner.data.prepare import prepare
-from limner.fingerprints import digest
+from limner.data.builtin.emoji import EmojiPictures
+from limner.data.convert.convert import prepare
+from limner.data.images import fit
+from limner.files.fingerprints import digest
 
 SETTINGS = [f"data.image_size={SIDE}", f"data.train_split={TRAIN_SPLIT}"]
 

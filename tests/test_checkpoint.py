@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from limner import checkpoint as checkpoint_module
-from limner import checkpoint_writing
-from limner.checkpoint import (
+from limner.checkpoint import folder as checkpoint_module
+from limner.checkpoint import manifest
+from limner.checkpoint.folder import (
     FILES,
     Checkpoint,
     Contents,
@@ -24,7 +24,7 @@ from limner.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
-from limner.checkpoint_writing import MANIFEST
+from limner.checkpoint.manifest import MANIFEST
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
@@ -196,9 +196,9 @@ def test_a_payload_is_refused_and_not_run(
         torch.save(evil, folder / name)
     else:
         (folder / name).write_bytes(pickle.dumps(evil, protocol=2))
-    monkeypatch.setattr(checkpoint_writing, "_is_complete", lambda path: True)
+    monkeypatch.setattr(manifest, "_is_complete", lambda path: True)
     (folder / MANIFEST).unlink()
-    checkpoint_writing.seal(folder)  # a stranger can write a manifest, too
+    manifest.seal(folder)  # a stranger can write a manifest, too
     with pytest.raises(LimnerError, match=rf"{name} is damaged, or holds more than weights"):
         Trainer(config, resume="latest")
     assert not victim.exists()

@@ -16,10 +16,10 @@ from conftest import TINY
 from PIL import Image
 
 import limner
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.cli import main
 from limner.config import load_config
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 
 SCRIPTS = Path(__file__).parents[1] / "src" / "scripts"
 

@@ -19,9 +19,9 @@ from icc_profiles import (
 from PIL import Image, ImageCms
 
 from limner.config import load_config
-from limner.data import color
-from limner.data.pictures import DECODING, as_rgb, decode, open_rgb
-from limner.data.sources import open_data
+from limner.data.decoding import color
+from limner.data.images import DECODING, as_rgb, decode, open_rgb
+from limner.data.open import open_data
 
 COLOURS = [
     (200, 100, 50),
@@ -98,7 +98,7 @@ def test_transparency_is_laid_on_white_after_the_colours_are_converted() -> None
 def test_a_large_transparent_picture_is_converted_in_strips(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("limner.data.image_modes._STRIP", 100)
+    monkeypatch.setattr("limner.data.decoding.image_modes._STRIP", 100)
     pixels = np.random.default_rng(0).integers(0, 256, (37, 20, 4), dtype=np.uint8)
     image = Image.fromarray(pixels)
     white = Image.new("RGBA", image.size, "white")

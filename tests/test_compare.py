@@ -23,7 +23,7 @@ from pretrained import tiny_dinov2
 from limner.cli import main
 from limner.evaluation import metrics
 from limner.evaluation.compare import compare, numbers
-from limner.evaluation.distances.measured import interval_of_difference, share
+from limner.metrics.interval import interval_of_difference, share
 
 
 @pytest.fixture(autouse=True)

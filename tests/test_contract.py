@@ -17,13 +17,13 @@ from torch import nn
 
 from limner import device as devices
 from limner.config import Config, VaeConfig, known_keys, load_config
-from limner.data.sources import open_data
+from limner.data.open import open_data
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
-from limner.models.latent_space import LatentSpace
 from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage, build_model
-from limner.text.frozen import FrozenText
+from limner.pretrained.autoencoder import LatentSpace
+from limner.text.batch import FrozenText
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]

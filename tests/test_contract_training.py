@@ -12,13 +12,13 @@ from torch import nn
 
 import limner.training.trainer
 from limner import device as devices
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.config import Config, load_config
-from limner.diffusion.path import FlowPath
+from limner.diffusion.noise_schedule import FlowPath
 from limner.models.text_to_image import TextToImage, build_model
 from limner.training.budget import Budget
+from limner.training.monitor.run_log import read_log
 from limner.training.optimizer import build_optimizers
-from limner.training.runlog import read_log
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]

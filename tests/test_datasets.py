@@ -17,15 +17,15 @@ from dataset_hub import dataset_hub, files_of
 from emoji_formats import COUNT, SIDE, emoji, metadata_jsonl, saved, settings
 from test_resume import differing, elsewhere, run
 
-from limner import doctor
+from limner.apps import doctor
 from limner.config import Config, load_config
-from limner.data import checked
+from limner.data import verify
+from limner.data.convert.convert import prepare
+from limner.data.dataset import PictureError, Row
 from limner.data.formats.arrow import DatasetPictures
-from limner.data.prepare import prepare
-from limner.data.rows import PictureError, Row
-from limner.data.sources import open_data, open_picture_set
+from limner.data.open import open_data, open_picture_set
 from limner.errors import LimnerError
-from limner.fingerprints import Fingerprints
+from limner.files.fingerprints import Fingerprints
 
 Build = Callable[..., Config]
 TEXTS = datasets.Value("string")
@@ -154,7 +154,7 @@ def broken(folder: Path) -> Path:
 def test_pictures_in_tables_are_checked_before_the_first_step_and_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(checked, "REMEMBERED_FROM", 10)
+    monkeypatch.setattr(verify, "REMEMBERED_FROM", 10)
     words = ["data.num_samples=null", f"data.dataset_path='{broken(tmp_path / 'set')}'"]
     words += [f"cache.folder='{tmp_path / 'cache'}'"]
     decoded = []
@@ -290,7 +290,7 @@ def test_the_real_client_fetches_a_set_that_prepare_wrote(tmp_path: Path):
     )  # fmt: skip
     program = (
         "import json; from limner.config import load_config;"
-        "from limner.data.sources import open_picture_set;"
+        "from limner.data.open import open_picture_set;"
         "found = open_picture_set(load_config(None, ['data.dataset_name=someone/emoji']));"
         "load = lambda row: found.load(row, 16).tolist();"
         "print(json.dumps([[row.captions, load(row)] for row in found.rows]))"

@@ -12,8 +12,8 @@ import torch
 from runs import trained
 from torch import Tensor, nn
 
-from limner import debug
 from limner.config import Config
+from limner.models import shape_log
 
 
 class Clock:
@@ -33,7 +33,7 @@ class Slow(nn.Module):
 
 
 def lines_of(model: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture) -> dict[str, str]:
-    debug.log_shapes(model)
+    shape_log.log_shapes(model)
     with caplog.at_level(logging.DEBUG, logger="limner"):
         model(x)
     said = [record.getMessage().partition(": ") for record in caplog.records]
@@ -58,14 +58,14 @@ def test_a_part_takes_its_own_time_and_a_whole_that_of_its_parts(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Describing is slow here, and is not counted as time of the model."""
-    real = debug._describe
+    real = shape_log._describe
 
     def slowly(value: object) -> str:
         CLOCK.seconds += 0.2
         return real(value)
 
-    monkeypatch.setattr(debug, "_describe", slowly)
-    monkeypatch.setattr(debug, "time", CLOCK)
+    monkeypatch.setattr(shape_log, "_describe", slowly)
+    monkeypatch.setattr(shape_log, "time", CLOCK)
     lines = lines_of(nn.Sequential(Slow(), Slow()), torch.ones(2), caplog)
     assert [milliseconds(lines[name]) for name in ("0", "1", "model")] == [20.0, 20.0, 40.0]
 

@@ -15,16 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from limner import demo
 from limner import device as devices
-from limner.checkpoint import checkpoints
+from limner.apps import demo
+from limner.checkpoint.folder import checkpoints
 from limner.cli import main
 from limner.config import Config, load_config
-from limner.data.sources import Data, open_data
+from limner.data.open import Data, open_data
 from limner.errors import LimnerError
-from limner.evaluation import exam, recall
+from limner.evaluation import exam
 from limner.inference.generator import ImageGenerator
-from limner.training.runlog import read_log
+from limner.metrics import retrieval
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 STEPS = 3
@@ -100,7 +101,7 @@ def test_the_figures_cover_the_range_that_is_promised(run: tuple[Path, str]) -> 
         f"all {found['trained']['count'] + found['held out']['count']} pictures"
         in (results["range"])
     )
-    assert results["distance"] == recall.DISTANCE
+    assert results["distance"] == retrieval.DISTANCE
     assert results["speed"]["matmul_peak_gflops"] == 1000.0
     assert (results["steps"], results["images"]) == (STEPS, 4 * STEPS)
     assert results["command"] == "limner demo --minutes 1"
@@ -113,7 +114,7 @@ def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> 
         at_1, count = found[split]["at_1"], found[split]["count"]
         right = round(at_1 * count)
         assert f"{split} prompts: {at_1:.1%} ({right} of {count}) have their true picture" in said
-    assert recall.DISTANCE in said
+    assert retrieval.DISTANCE in said
     assert str(folder / "samples.png") in said
     assert str(folder / "report.html") in said
     commands = [line.strip() for line in said.splitlines() if line.startswith("  limner ")]
@@ -230,7 +231,7 @@ def pictures(count: int, size: int = 32) -> torch.Tensor:
 def test_the_true_picture_is_its_own_nearest() -> None:
     everything = pictures(40)
     order = [7, 0, 39, 7]
-    assert recall.ranks(everything[order], order, everything) == [1, 1, 1, 1]
+    assert retrieval.ranks(everything[order], order, everything) == [1, 1, 1, 1]
 
 
 def test_ranks_count_the_nearer_pictures() -> None:
@@ -238,7 +239,7 @@ def test_ranks_count_the_nearer_pictures() -> None:
     greys = torch.tensor([0, 10, 20, 30, 200], dtype=torch.uint8)
     everything = greys[:, None, None, None].expand(5, 32, 32, 3).contiguous()
     drawn = torch.full((1, 32, 32, 3), 11, dtype=torch.uint8)
-    ranks = [recall.ranks(drawn, [truth], everything)[0] for truth in range(5)]
+    ranks = [retrieval.ranks(drawn, [truth], everything)[0] for truth in range(5)]
     assert ranks == [3, 1, 2, 4, 5]
 
 
@@ -246,8 +247,8 @@ def test_equal_pictures_share_the_better_place() -> None:
     everything = pictures(6)
     everything[4] = everything[1]
     drawn = everything[[1, 1, 0]]
-    assert recall.ranks(drawn, [1, 4, 1], everything)[:2] == [1, 1]
-    assert recall.ranks(everything[[0]], [1], everything) == recall.ranks(
+    assert retrieval.ranks(drawn, [1, 4, 1], everything)[:2] == [1, 1]
+    assert retrieval.ranks(everything[[0]], [1], everything) == retrieval.ranks(
         everything[[0]], [4], everything
     )
 
@@ -257,11 +258,11 @@ def test_what_a_person_does_not_see_is_forgiven_and_a_shade_is_not() -> None:
     checkers = torch.full_like(grey, 80)
     checkers[::2, ::2] = checkers[1::2, 1::2] = 160
     everything = torch.stack([grey, checkers + 15])
-    assert recall.ranks(checkers[None], [0], everything) == [1]
+    assert retrieval.ranks(checkers[None], [0], everything) == [1]
 
 
 def test_recall_is_the_share_within_the_first() -> None:
-    assert recall.summary([1, 1, 2, 5, 6, 300]) == {
+    assert retrieval.summary([1, 1, 2, 5, 6, 300]) == {
         "count": 6,
         "at_1": round(2 / 6, 4),
         "at_5": round(4 / 6, 4),

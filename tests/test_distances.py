@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from limner.config import load_config
-from limner.data.sources import open_data
+from limner.data.open import open_data
 from limner.errors import LimnerError
-from limner.evaluation.distances.kernel_distance import kernel_distance
-from limner.evaluation.distances.memorisation import nearest_ratio
-from limner.evaluation.features import efficientnet
+from limner.evaluation.networks import efficientnet
+from limner.metrics.kernel_distance import kernel_distance
+from limner.metrics.memorisation import nearest_ratio
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -13,10 +13,10 @@ import pytest
 from conftest import TINY
 
 from limner import device as devices
-from limner import doctor
+from limner.apps import doctor
+from limner.apps.doctor import Finding, examine, gpu_findings, lines
 from limner.cli import main
 from limner.config import Config
-from limner.doctor import Finding, examine, gpu_findings, lines
 
 Build = Callable[..., Config]
 

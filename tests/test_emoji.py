@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from limner.data import emoji as emoji_module
-from limner.data.emoji import (
+from limner.data.builtin import emoji as emoji_module
+from limner.data.builtin.emoji import (
     DEMO_PLAIN,
     DEMO_TONED,
     SKIN_TONES,
@@ -14,7 +14,7 @@ from limner.data.emoji import (
     held_out_tone,
     split_tones,
 )
-from limner.data.rows import PictureError, Row
+from limner.data.dataset import PictureError, Row
 from limner.errors import LimnerError
 
 

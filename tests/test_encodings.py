@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from limner.config import load_config
+from limner.data.dataset import PictureSet
 from limner.data.formats.encodings import Guesses, decode, decode_together, detect, readings
 from limner.data.formats.entries import check_caption
-from limner.data.rows import PictureSet
-from limner.data.sources import open_picture_set
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
 SIMPLIFIED = [

@@ -11,10 +11,10 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.cli import main
 from limner.config import load_config
-from limner.data.sources import open_data
+from limner.data.open import open_data
 
 Fails = Callable[..., str]
 

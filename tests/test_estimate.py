@@ -9,11 +9,11 @@ import pretrained
 import pytest
 from runs import trained
 
+from limner.apps import estimate as estimates
+from limner.apps.estimate import GIB, advise, estimate, length_of, line, pictures_in_memory
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.training import estimate as estimates
-from limner.training.estimate import GIB, advise, estimate, length_of, line, pictures_in_memory
 
 Build = Callable[..., Config]
 

@@ -11,8 +11,8 @@ from made_up_evaluation import BIDI, HOSTILE, LONG, made_up_evaluation
 from page_reader import read
 
 from limner.errors import LimnerError
-from limner.pages.evaluation_page import write_page
-from limner.pages.gauges import distance_gauge, figure, share_gauge
+from limner.reports.evaluation_report import write_page
+from limner.reports.gauges import distance_gauge, figure, share_gauge
 
 KEYS = (
     *("format", "created", "command", "checkpoint", "dataset", "protocol", "versions", "device"),

@@ -47,9 +47,9 @@ from safetensors.torch import load_file
 
 import limner
 from limner import ImageGenerator
+from limner.apps.publishing.export import export
+from limner.apps.publishing.standalone import standalone
 from limner.diffusion.solvers import SOLVERS
-from limner.publishing.export import export
-from limner.publishing.standalone import standalone
 
 
 @pytest.fixture(autouse=True)
@@ -451,7 +451,7 @@ def test_the_code_is_limners_own_to_the_letter(folder: Path) -> None:
 def test_two_definitions_of_one_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limner.publishing import standalone as module
+    from limner.apps.publishing import standalone as module
 
     for name, content in {
         "one": "def f():\n    return 1\n",

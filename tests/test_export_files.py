@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from limner import ImageGenerator
+from limner.apps.publishing.export import export, in_precision
+from limner.checkpoint.single_file import WeightsFile
 from limner.cli import main
 from limner.errors import LimnerError
-from limner.publishing.export import export, in_precision
-from limner.weights_file import WeightsFile
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +153,8 @@ def test_a_folder_is_replaced_only_by_an_export_of_its_own_kind(
 def test_an_export_that_fails_leaves_what_was_there(
     checkpoint: Path, tmp_path: Path, format: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limner import weights_file
-    from limner.publishing import diffusers_folder
+    from limner.apps.publishing import diffusers_folder
+    from limner.checkpoint import single_file
 
     out = tmp_path / ("out" if format == "diffusers" else "out.safetensors")
     export(checkpoint, out, format)
@@ -163,7 +163,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for module in (diffusers_folder, weights_file):
+    for module in (diffusers_folder, single_file):
         monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         export(checkpoint, out, format, "float16")

@@ -18,10 +18,10 @@ from test_resume import differing
 
 import limner
 from limner import device as devices
-from limner.checkpoint import load_tensors
+from limner.checkpoint.folder import load_tensors
 from limner.cli import main
 from limner.config import load_config
-from limner.data.sources import open_data
+from limner.data.open import open_data
 from limner.errors import LimnerError
 from limner.inference.saving import how_drawn
 from limner.models.text_to_image import build_model

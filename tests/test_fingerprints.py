@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limner import fingerprints
-from limner.fingerprints import Fingerprints, digest
+from limner.files import fingerprints
+from limner.files.fingerprints import Fingerprints, digest
 
 LONG_AGO = 1_700_000_000
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from limner import folder_lock
 from limner.errors import LimnerError
-from limner.folder_lock import TRAINING, FolderLock, Holder
+from limner.files import folder_lock
+from limner.files.folder_lock import TRAINING, FolderLock, Holder
 
 HOLD = """
 import sys, time

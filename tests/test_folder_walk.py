@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limner.captioning.caption import pictures_to_caption
+from limner.apps.captioning.caption import pictures_to_caption
 from limner.config import load_config
 from limner.data.folder_walk import FolderWalk, composed
 from limner.data.formats.folders import FolderPictures
-from limner.data.sources import open_picture_set
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
-from limner.output_folders import is_run_folder, kind_of_output
-from limner.system_names import is_system_path
+from limner.files.output_folders import is_run_folder, kind_of_output
+from limner.files.system_names import is_system_path
 
 links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 

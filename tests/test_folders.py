@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from limner.data.dataset import PictureError, Row
 from limner.data.formats.folders import FolderPictures
-from limner.data.rows import PictureError, Row
 from limner.data.split import is_held_out, sampling_rank, split_rows
 from limner.errors import LimnerError
 

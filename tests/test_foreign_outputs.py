@@ -9,24 +9,24 @@ import pytest
 from PIL import Image
 from test_folder_lock import another_process
 
-from limner.captioning.caption import caption_lock
-from limner.checking.check import LOCK, check
+from limner.apps.autoencoder import train
+from limner.apps.captioning.caption import caption_lock
+from limner.apps.check_data.check import LOCK, check
+from limner.apps.demo import PREVIEW_PROMPTS, remove_earlier
+from limner.apps.play.painter import keep
+from limner.apps.publishing.export import export
+from limner.apps.sweep.store_settings import store_sampling
+from limner.apps.sweep.sweep import sweep
 from limner.cli import main
 from limner.commands.generate import save_sheet
 from limner.config import Config, load_config
-from limner.data.prepare import prepare
-from limner.demo import PREVIEW_PROMPTS, remove_earlier
+from limner.data.convert.convert import prepare
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
-from limner.evaluation.evaluation_folder import check_replaceable
-from limner.fingerprints import load_array, save_array
+from limner.evaluation.results_folder import check_replaceable
+from limner.files.fingerprints import load_array, save_array
+from limner.files.output_folders import foreign_names
 from limner.inference.saving import check_not_foreign, is_drawing, remember, save_picture
-from limner.output_folders import foreign_names
-from limner.playing.painter import keep
-from limner.publishing.export import export
-from limner.sweep.storing import store_sampling
-from limner.sweep.sweep import sweep
-from limner.training import autoencoder
 
 
 def picture(colour: str = "red") -> Image.Image:
@@ -133,12 +133,12 @@ def test_an_autoencoder_does_not_replace_a_run(
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).touch()
     with pytest.raises(LimnerError, match=r"no earlier autoencoder \(it holds checkpoint-3\)"):
-        autoencoder.train_autoencoder(tiny_config(), tmp_path / "run")
+        train.train_autoencoder(tiny_config(), tmp_path / "run")
     assert (tmp_path / "run" / "checkpoint-3" / "model.pt").exists()
-    for name in autoencoder.WRITTEN:
+    for name in train.WRITTEN:
         (tmp_path / "vae" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "vae" / name).touch()
-    autoencoder.check_replaceable(tmp_path / "vae")
+    train.check_replaceable(tmp_path / "vae")
 
 
 def test_a_demo_removes_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_two_of_a_kind_do_not_write_one_output(
         lambda: prepare("auto", source, out),
         lambda: export(run, out, "diffusers"),
         lambda: evaluate(run, output=out),
-        lambda: autoencoder.train_autoencoder(config, out),
+        lambda: train.train_autoencoder(config, out),
     ]
     with another_process(out, None) as process:
         for command in commands:
@@ -276,7 +276,7 @@ def test_two_of_a_kind_do_not_write_one_output(
 
 
 def test_two_demos_do_not_remove_each_other(tmp_path: Path, capsys) -> None:
-    from limner.folder_lock import TRAINING
+    from limner.files.folder_lock import TRAINING
 
     with another_process(tmp_path, TRAINING):
         (tmp_path / "log.jsonl").write_text(json.dumps({"kind": "a", "step": 1}), "utf-8")

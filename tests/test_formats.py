@@ -20,12 +20,12 @@ from test_resume import differing, elsewhere, run
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.config.data import DataConfig
+from limner.data.dataset import PictureSet
 from limner.data.formats.columns import CAPTIONS, IMAGE, Columns
-from limner.data.formats.looking import recognise
-from limner.data.rows import PictureSet
-from limner.data.sources import open_data, open_picture_set
+from limner.data.formats.detect import recognise
+from limner.data.open import open_data, open_picture_set
 from limner.errors import LimnerError
-from limner.fingerprints import Fingerprints
+from limner.files.fingerprints import Fingerprints
 
 Build = Callable[..., Config]
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from limner.config import SamplingConfig, load_config
 from limner.diffusion.guidance import combination, guided_denoiser
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import DiffusionPath, FlowPath, Path
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.inference.settings import function_evaluations, inference_timesteps
+from limner.inference.sampling_settings import function_evaluations, inference_timesteps
 from limner.models.text_encoder import EncodedText
 
 REFINEMENTS = {

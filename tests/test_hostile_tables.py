@@ -17,11 +17,11 @@ from emoji_formats import SIDE, emoji
 from PIL import Image
 
 from limner.config import load_config
+from limner.data.dataset import PictureError, PictureSet
 from limner.data.formats import parquet_rows
 from limner.data.formats.arrow import DatasetPictures
 from limner.data.formats.hub import _downloaded_to
-from limner.data.rows import PictureError, PictureSet
-from limner.data.sources import open_picture_set
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
@@ -166,7 +166,7 @@ def test_a_readme_of_the_hub_cannot_have_files_of_this_machine_read(tmp_path: Pa
     own = parquet(tmp_path / "own.parquet", 8, 8).read_bytes()
     program = (
         "from limner.config import load_config;"
-        "from limner.data.sources import open_picture_set;"
+        "from limner.data.open import open_picture_set;"
         "print(len(open_picture_set(load_config(None, ['data.dataset_name=someone/emoji'])).rows))"
     )
     cases = ((f"'{private}'", "relative paths to the dataset repository root"), ("'*'", "8"))
@@ -366,7 +366,7 @@ def test_text_in_parquet_that_is_not_utf_8_is_refused_by_row(tmp_path: Path) -> 
 
 
 def test_what_prepare_writes_has_checksums(tmp_path: Path) -> None:
-    from limner.data.prepare import prepare
+    from limner.data.convert.convert import prepare
 
     for one in emoji()[:4]:
         (tmp_path / one.name).write_bytes(one.data)

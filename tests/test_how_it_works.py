@@ -15,8 +15,8 @@ from shown import shape_of
 
 from limner.config import load_config
 from limner.data.order import position_of, spread_evenly
-from limner.training.balance import BINS
-from limner.training.heldout import LEVELS
+from limner.training.loss_weighting import BINS
+from limner.training.monitor.heldout import LEVELS
 from limner.training.optimizer import orthogonalise
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -69,7 +69,7 @@ def test_every_figure_is_shown_and_every_name_is_in_the_file_beside_it() -> None
     shown = set(re.findall(r"images/how/([\w.-]+)", TEXT))
     assert shown == {path.name for path in (DOCS / "images" / "how").iterdir()}
     for name, file in (
-        ("training_timesteps", "diffusion/path.py"),
+        ("training_timesteps", "diffusion/noise_schedule.py"),
         ("spread_evenly", "data/order.py"),
         ("def attention", "models/modern.py"),
     ):

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from recording_hub import point_client_at
 
 from limner.errors import LimnerError
-from limner.models.hub import find_file, find_folder, weight_files
+from limner.pretrained.hub import find_file, find_folder, weight_files
 
 KEY = "vae.pretrained_model_name"
 WAYS = ("HF_ENDPOINT=https://hf-mirror.com", "hf download", f"{KEY}=FOLDER", "null")

@@ -11,8 +11,8 @@ from dataset_hub import dataset_hub, files_of
 from emoji_formats import emoji, metadata_jsonl
 
 from limner.config import load_config
-from limner.data.formats.hub_streamed import _chosen
-from limner.data.prepare import prepare
+from limner.data.convert.convert import prepare
+from limner.data.formats.hub_streaming import _chosen
 
 PROGRAM = """
 import json, sys

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from limner.data import image_formats, pictures
-from limner.data.decode_budget import BUDGET, DecodeBudget
+from limner.data import images
+from limner.data.dataset import PictureError, UnsupportedFormat
+from limner.data.decoding import image_formats
+from limner.data.decoding.decode_budget import BUDGET, DecodeBudget
+from limner.data.decoding.image_formats import format_by_bytes
+from limner.data.decoding.png_chunks import without_texts
 from limner.data.formats.folders import FolderPictures
-from limner.data.image_formats import format_by_bytes
-from limner.data.pictures import decode, open_rgb, orientation, upright_size
-from limner.data.png_chunks import without_texts
-from limner.data.rows import PictureError, UnsupportedFormat
+from limner.data.images import decode, open_rgb, orientation, upright_size
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -183,7 +184,7 @@ def test_what_turns_a_picture_stays_when_its_texts_go() -> None:
 def test_a_long_colour_profile_in_a_png_is_used_and_an_absurd_one_ignored() -> None:
     from icc_profiles import in_srgb, rgb_profile
 
-    from limner.data import color
+    from limner.data.decoding import color
 
     profile = rgb_profile("Display P3")
     image = Image.new("RGB", (8, 8), (200, 100, 50))
@@ -372,4 +373,4 @@ def test_a_big_jpeg_counts_as_what_is_decoded_of_it(monkeypatch: pytest.MonkeyPa
         DecodeBudget, "hold", lambda self, size: (sizes.append(size), hold(self, size))[1]
     )
     decode(data, 64)
-    assert sizes == [256 * 256 * pictures.BYTES_PER_PIXEL]
+    assert sizes == [256 * 256 * images.BYTES_PER_PIXEL]

@@ -10,11 +10,11 @@ from PIL import Image
 
 from limner.config import load_config
 from limner.data import regular_files
+from limner.data.dataset import PictureError, PictureSet
 from limner.data.formats.folders import FolderPictures
 from limner.data.image_paths import ImagePaths
-from limner.data.pictures import decode
-from limner.data.rows import PictureError, PictureSet
-from limner.data.sources import open_picture_set
+from limner.data.images import decode
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="devices and links are of POSIX")

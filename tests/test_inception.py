@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limner.errors import LimnerError
-from limner.evaluation.features import inception, networks
-from limner.evaluation.features.networks import Inception, full_float32
+from limner.evaluation.networks import inception, networks
+from limner.evaluation.networks.networks import Inception, full_float32
 
 KEY = "the Inception file"
 # Each line: name, input, channels out, kernel (high x wide), and "valid" or "stride 2" where it is

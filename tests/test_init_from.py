@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limner.checkpoint import Checkpoint
+from limner.checkpoint.folder import Checkpoint
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.errors import LimnerError

@@ -8,10 +8,10 @@ import torch
 from runs import events, messages, trained
 
 from limner.config import Config
-from limner.training import watch
-from limner.training.copies import copying
+from limner.training.monitor import monitor
+from limner.training.monitor.memorisation_check import copying
+from limner.training.monitor.monitor import Watch
 from limner.training.trainer import Trainer
-from limner.training.watch import Watch
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, heldout: list[float]) -> None:
@@ -86,7 +86,7 @@ def test_a_run_that_memorises_looks_for_copies_once(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned(monkeypatch, [9, 5, 6, 7, 8, 9])
-    monkeypatch.setattr(watch, "copying", lambda *parts: 0.2)
+    monkeypatch.setattr(monitor, "copying", lambda *parts: 0.2)
     folder = run(tiny_config)
     assert [event["ratio"] for event in events(folder, "copies")] == [0.2]
     assert any("0.20 times as far" in said and "are copies" in said for said in messages(folder))
@@ -100,7 +100,7 @@ def test_copies_are_found(
     honest = copying(*parts, torch.float32)
     one = trainer.inputs.trained.tensor(0)
     monkeypatch.setattr(
-        "limner.training.copies.draw",
+        "limner.training.monitor.memorisation_check.draw",
         lambda model, objective, words, prompts, *rest: one[None].repeat(len(prompts), 1, 1, 1),
     )
     assert copying(*parts, torch.float32) < 1e-3 < honest

@@ -13,8 +13,8 @@ import torch
 
 from limner.config import VaeConfig
 from limner.errors import LimnerError
-from limner.models import latent_space, strips
-from limner.models.latent_space import LatentSpace, PixelSpace
+from limner.pretrained import autoencoder, strips
+from limner.pretrained.autoencoder import LatentSpace, PixelSpace
 
 CPU, F32 = torch.device("cpu"), torch.float32
 MAKERS = {
@@ -126,7 +126,7 @@ def test_slicing_and_tiling_change_nothing_beyond_rounding(
         strips, "_convolve", lambda *a: worked.append(a[2].shape[-2]) or convolve(*a)
     )
     for rows in (7, 16, 31):  # not all of them divide 64
-        monkeypatch.setattr(latent_space, "in_strips", partial(strips.in_strips, rows=rows))
+        monkeypatch.setattr(autoencoder, "in_strips", partial(strips.in_strips, rows=rows))
         for space in (sliced, tiled):
             assert torch.allclose(space.encode(x), latents, atol=2e-5)
             assert torch.allclose(space.decode(latents), decoded, atol=2e-5)

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from runs import messages, trained
 
-from limner.checkpoint import Checkpoint
+from limner.checkpoint.folder import Checkpoint
 from limner.cli import main
 from limner.config import Config
-from limner.data.pictures import to_tensor
-from limner.data.stored import StoredCaptions, StoredLatents
+from limner.data.images import to_tensor
+from limner.data.precomputed.sources import StoredCaptions, StoredLatents
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.models.latent_space import LatentSpace
-from limner.models.parts import open_parts
-from limner.models.pretrained_text import PretrainedText
+from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.components import open_parts
+from limner.pretrained.text_encoder import PretrainedText
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]

@@ -23,12 +23,12 @@ from recording_hub import TOKEN, Recorded
 from safetensors.torch import save_file
 from test_tars import pairs, tar_of
 
+from limner.apps.publishing.leaks import Private, find_leaks, private_of, refuse_leaks
+from limner.apps.publishing.upload import Said, publish
+from limner.checkpoint.single_file import WeightsFile
 from limner.cli import main
 from limner.config import load_config
 from limner.errors import LimnerError
-from limner.publishing.leaks import Private, find_leaks, private_of, refuse_leaks
-from limner.publishing.publish import Said, publish
-from limner.weights_file import WeightsFile
 
 CLIENT = "Northwind GmbH"
 PATH = f"/home/maria/{CLIENT}/Möbel & Co"
@@ -267,8 +267,8 @@ def test_it_is_found_in_weights_and_their_header(tmp_path: Path) -> None:
 
 
 def test_it_is_found_where_two_blocks_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limner.publishing.leaks.AT_ONCE", 64)
-    monkeypatch.setattr("limner.publishing.leaks.WHOLE", 10)
+    monkeypatch.setattr("limner.apps.publishing.leaks.AT_ONCE", 64)
+    monkeypatch.setattr("limner.apps.publishing.leaks.WHOLE", 10)
     (tmp_path / "a.bin").write_bytes(b"x" * 50 + PATH.encode() + b"x" * 50)
     assert len(find_leaks(tmp_path, KEPT)) == 1
 

@@ -13,16 +13,16 @@ from PIL import Image
 from recording_hub import Recorded
 from runs import trained as run_of
 
-from limner.checkpoint import Checkpoint
+from limner.apps.publishing.card import license_that_fits
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.lineage import LearnedFrom, Lineage, named, read_lineage
+from limner.checkpoint.single_file import WeightsFile
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.evaluation.exam import examine
-from limner.lineage import LearnedFrom, Lineage, named, read_lineage
-from limner.pages.report import write_report
-from limner.publishing.card import license_that_fits
+from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
-from limner.weights_file import WeightsFile
 
 SHAPES = LearnedFrom("shapes", "apache-2.0")
 EMOJI = LearnedFrom("emoji", "cc-by-4.0")
@@ -197,15 +197,15 @@ def test_a_checkpoint_from_before_says_what_its_configuration_says(
 def test_an_export_from_before_says_that_it_does_not_know(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limner import weights_file
+    from limner.checkpoint import single_file
 
     exported = tmp_path / "old.safetensors"
-    save_file = weights_file.save_file
+    save_file = single_file.save_file
 
     def without(weights: object, path: Path, metadata: dict[str, str]) -> None:
         save_file(weights, path, {k: v for k, v in metadata.items() if k != "lineage"})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(weights_file, "save_file", without)
+    monkeypatch.setattr(single_file, "save_file", without)
     assert main(["export", str(base), "--output", str(exported)]) == 0
     assert WeightsFile.open(exported).lineage == Lineage(data=(SHAPES,), complete=False)
 

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from limner.checkpoint import Checkpoint
+from limner.apps.publishing.export import export
+from limner.checkpoint.folder import Checkpoint
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.models.text_to_image import build_model
-from limner.publishing.export import export
 from limner.training.lora import merged
 from limner.training.optimizer import TEXT_SHARE
 from limner.training.trainer import Trainer

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limner.errors import LimnerError
-from limner.evaluation.distances import memorisation, nearest
-from limner.evaluation.distances.memorisation import (
+from limner.metrics import memorisation, nearest
+from limner.metrics.memorisation import (
     COPIES,
     Memorisation,
     Nearest,

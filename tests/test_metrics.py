@@ -12,23 +12,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limner.config import load_config
-from limner.data.sources import open_data
+from limner.data.open import open_data
 from limner.errors import LimnerError
-from limner.evaluation.distances import kernel_distance as kernels
-from limner.evaluation.distances import precision_recall as prc
-from limner.evaluation.distances.floor import floor
-from limner.evaluation.distances.frechet import Gaussian, frechet_distance
-from limner.evaluation.distances.frechet import frechet_distance_of as frechet
-from limner.evaluation.distances.kernel_distance import (
+from limner.evaluation.networks.networks import EfficientNet
+from limner.metrics import kernel_distance as kernels
+from limner.metrics import precision_recall as prc
+from limner.metrics.frechet import Gaussian, frechet_distance
+from limner.metrics.frechet import frechet_distance_of as frechet
+from limner.metrics.interval import bootstrapped_mean, share
+from limner.metrics.kernel_distance import (
     cmmd,
     kernel_distance,
     kernel_distance_over_subsets,
     measure_kernel_distance,
 )
-from limner.evaluation.distances.measured import bootstrapped_mean, share
-from limner.evaluation.distances.precision_recall import precision_recall
-from limner.evaluation.distances.scores import clip_score, inception_score
-from limner.evaluation.features.networks import EfficientNet
+from limner.metrics.precision_recall import precision_recall
+from limner.metrics.real_vs_real import floor
+from limner.metrics.scores import clip_score, inception_score
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY
 from rich.console import Console
 
-from limner.training.progress import Progress
+from limner.training.monitor.progress import Progress
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "limner.ipynb"
 

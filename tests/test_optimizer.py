@@ -12,8 +12,8 @@ from limner.config import Config, LrSchedulerConfig
 from limner.models.layers import StackedLinear
 from limner.models.text_to_image import build_model
 from limner.training import optimizer as optimizer_module
+from limner.training.lr_schedule import ema_decay, learning_rate_share
 from limner.training.optimizer import Muon, build_optimizers, orthogonalise
-from limner.training.schedule import ema_decay, learning_rate_share
 
 SHAPES = [(16, 48), (48, 16), (32, 32)]
 

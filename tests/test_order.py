@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Batch, Example, Pictures, TrainingExamples
+from limner.data.images import to_tensor
 from limner.data.order import CountBatches, position_of, seeded_generator
-from limner.data.pictures import to_tensor
-from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
 from limner.text.tokenizer import CaptionTokenizer
 

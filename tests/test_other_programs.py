@@ -14,13 +14,13 @@ from contract import shows
 from pretrained import tiny_autoencoder
 
 from limner import Trainer
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.config import Config, load_config
 from limner.config.notes import notes
-from limner.data.sources import open_picture_set
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
-from limner.models import latent_space
-from limner.training.runlog import read_log
+from limner.pretrained import autoencoder
+from limner.training.monitor.run_log import read_log
 
 Build = Callable[..., Config]
 
@@ -137,12 +137,12 @@ def test_tiling_decodes_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tiled[-1] = True
         yield
 
-    monkeypatch.setattr(latent_space, "in_strips", in_strips)
+    monkeypatch.setattr(autoencoder, "in_strips", in_strips)
     folder = str(tiny_autoencoder(tmp_path / "vae"))
     for wanted in (False, True):
         tiled.append(False)
         settings = {"vae": {"pretrained_model_name": folder, "use_tiling": wanted}}
-        space = latent_space.LatentSpace(load_config(settings).vae)
+        space = autoencoder.LatentSpace(load_config(settings).vae)
         space.load(torch.device("cpu"), torch.float32)
         space.decode(torch.zeros(1, space.channels, 4, 4))
         assert tiled[-1] is wanted

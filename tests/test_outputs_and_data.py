@@ -9,19 +9,19 @@ import pytest
 from test_foreign_outputs import photos, picture
 from test_run_folder import files
 
-from limner.checking.check import check
+from limner.apps.autoencoder.train import train_autoencoder
+from limner.apps.check_data.check import check
+from limner.apps.play.painter import Painter
+from limner.apps.publishing.export import export
+from limner.apps.publishing.upload import publish
 from limner.cli import main
 from limner.config import Config, load_config
+from limner.data.convert.convert import prepare
 from limner.data.formats.folders import FolderPictures
 from limner.data.own_folder import data_folder, keep_out_of_the_data
-from limner.data.prepare import prepare
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
-from limner.output_folders import output_around
-from limner.playing.painter import Painter
-from limner.publishing.export import export
-from limner.publishing.publish import publish
-from limner.training.autoencoder import train_autoencoder
+from limner.files.output_folders import output_around
 from limner.training.inputs import check_cache_folder
 from limner.training.trainer import Trainer
 

@@ -13,11 +13,11 @@ from faulty_set import SIDE, faulty_set
 from made_up_evaluation import made_up_evaluation
 from made_up_run import made_up_run
 
-from limner.checking.check import check
+from limner.apps.check_data.check import check
 from limner.config import load_config
-from limner.pages.check_page import write_check_page
-from limner.pages.evaluation_page import write_page
-from limner.pages.report import write_report
+from limner.reports.data_report import write_check_page
+from limner.reports.evaluation_report import write_page
+from limner.reports.run_report import write_report
 
 CONTRAST = 4.5
 """Least contrast of text that is neither large nor bold (WCAG 2.2, success criterion 1.4.3)."""

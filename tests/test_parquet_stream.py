@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from test_tars import keys_seen, png
 
 from limner.config import Config
-from limner.data.sources import open_data
+from limner.data.open import open_data
 
 
 def test_parquet_with_pictures_resumes_in_the_middle(

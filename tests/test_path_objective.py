@@ -8,8 +8,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import DiffusionPath, FlowPath, Path
 from limner.errors import LimnerError
 
 BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]

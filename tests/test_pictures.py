@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limner.data.pictures import decode, open_rgb, to_pil, to_tensor
-from limner.data.rows import PictureError
+from limner.data.dataset import PictureError
+from limner.data.images import decode, open_rgb, to_pil, to_tensor
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from limner.data.streams import places
-from limner.data.streams.pieces import Pieces
-from limner.data.streams.places import Unreachable, patiently
+from limner.data.streaming import remote_files
+from limner.data.streaming.chunk_cache import Pieces
+from limner.data.streaming.remote_files import Unreachable, patiently
 from limner.errors import LimnerError
 
 
@@ -98,7 +98,7 @@ class Refusal(Exception):
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
-    monkeypatch.setattr(places.time, "sleep", seconds.append)
+    monkeypatch.setattr(remote_files.time, "sleep", seconds.append)
     return seconds
 
 

@@ -19,12 +19,12 @@ from PIL import Image
 from visitor import visit_pages
 
 from limner import ImageGenerator
+from limner.apps.play.painter import Painter
+from limner.apps.play.request import Asked
+from limner.apps.play.server import Server
 from limner.cli import main
 from limner.errors import LimnerError
 from limner.inference.saving import how_drawn
-from limner.playing.asked import Asked
-from limner.playing.painter import Painter
-from limner.playing.server import Server
 
 Ask = Callable[..., tuple[int, Any]]
 JSON = {"Content-Type": "application/json"}

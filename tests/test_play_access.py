@@ -18,14 +18,14 @@ import pytest
 from made_up import made_up_checkpoint
 from PIL import Image
 
+from limner.apps.play import server as serving
+from limner.apps.play.access import Access, is_own_page, means_us
+from limner.apps.play.events import Events
+from limner.apps.play.painter import Painter, keep
+from limner.apps.play.request import Asked
+from limner.apps.play.server import NO_TOKEN, Handler, Server
 from limner.errors import LimnerError
 from limner.inference.saving import remember
-from limner.playing import server as serving
-from limner.playing.access import Access, is_own_page, means_us
-from limner.playing.asked import Asked
-from limner.playing.events import Events
-from limner.playing.painter import Painter, keep
-from limner.playing.server import NO_TOKEN, Handler, Server
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,7 @@ def test_who_has_left_is_told_nothing_more(monkeypatch: pytest.MonkeyPatch) -> N
     events.finish()
 
     let_go = threading.Event()
-    monkeypatch.setattr("limner.playing.events.MOST_WAITING", 1000)
+    monkeypatch.setattr("limner.apps.play.events.MOST_WAITING", 1000)
     events = Events(lambda line: let_go.wait(60))
 
     def tell_much() -> None:

@@ -11,10 +11,10 @@ import torch
 
 from limner import Trainer
 from limner import device as devices
+from limner.apps.doctor import precision as doctor_precision
 from limner.config import Config
-from limner.doctor import precision as doctor_precision
 from limner.inference.generator import ImageGenerator
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 
 CPU = torch.device("cpu")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32

@@ -10,15 +10,15 @@ import pytest
 from emoji_formats import COUNT, EXAMPLES, SIDE, emoji
 from PIL import Image
 
-import limner.atomic
+import limner.files.atomic
 from limner.cli import main
 from limner.commands import prepare as commands
 from limner.config import load_config
+from limner.data.convert.convert import KINDS, prepare
+from limner.data.convert.writers import LAYOUTS, WRITERS, Layout, MetadataWriter, Picture
+from limner.data.dataset import PictureSet
 from limner.data.formats.folders import FolderPictures
-from limner.data.prepare import KINDS, prepare
-from limner.data.rows import PictureSet
-from limner.data.sources import open_picture_set
-from limner.data.writing import LAYOUTS, WRITERS, Layout, MetadataWriter, Picture
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
 
@@ -173,7 +173,7 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_one_works(
     with monkeypatch.context() as patched:
         patched.setattr(MetadataWriter, "add", dies)
         # kill -9 runs no clean-up either
-        patched.setattr(limner.atomic.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(limner.files.atomic.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             prepare("custom", source, output)
     assert not output.exists()

@@ -10,8 +10,8 @@ import transformers
 
 from limner.config import TextEncoderConfig
 from limner.errors import LimnerError
-from limner.models.pretrained_text import PretrainedText, TextAdapter
-from limner.text.frozen import FrozenText
+from limner.pretrained.text_encoder import PretrainedText, TextAdapter
+from limner.text.batch import FrozenText
 
 CPU, F32 = torch.device("cpu"), torch.float32
 CAPTIONS = ["a red apple", "", "a cat on a chair, seen", "红苹果"]

@@ -9,7 +9,7 @@ import re
 import pytest
 from rich.console import Console
 
-from limner.training.progress import Progress, format_duration, share_done
+from limner.training.monitor.progress import Progress, format_duration, share_done
 
 
 class Clock:

@@ -10,16 +10,16 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limner.checkpoint import TrainingState
-from limner.checkpoint_writing import damage
+from limner.checkpoint.folder import TrainingState
+from limner.checkpoint.manifest import damage
 from limner.config import Config, known_keys, load_config
+from limner.data.dataset import Refused, Row
 from limner.data.formats.folders import (
     MOST_CHARACTERS,
     FolderPictures,
     collect,
     read_folder,
 )
-from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 
 FEW = settings(

@@ -18,15 +18,15 @@ from PIL import Image
 from recording_hub import TOKEN, Recorded, recording_hub
 
 from limner import ImageGenerator, Trainer
-from limner.checkpoint import Checkpoint
+from limner.apps.publishing.card import Facts, Sample, changed_settings, model_card
+from limner.apps.publishing.markdown import plain
+from limner.apps.publishing.upload import Said, publish
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.single_file import sha256_of
 from limner.cli import main
 from limner.config import load_config
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
-from limner.publishing.card import Facts, Sample, changed_settings, model_card
-from limner.publishing.markdown import plain
-from limner.publishing.publish import Said, publish
-from limner.weights_file import sha256_of
 
 PIPELINE = {"README.md", "limner.safetensors", "manifest.json", "model_index.json", "pipeline.py"}
 

@@ -11,14 +11,14 @@ from made_up import made_up_checkpoint, made_up_in_latents
 from recording_hub import Recorded, point_client_at
 
 from limner import ImageGenerator, Trainer
-from limner.checkpoint import Checkpoint
+from limner.apps.publishing.export import export
+from limner.apps.publishing.upload import publish
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.open import find_model
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
-from limner.models.find_model import find_model
-from limner.publishing.export import export
-from limner.publishing.publish import publish
 
 RUN = [
     line

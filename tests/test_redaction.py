@@ -11,15 +11,14 @@ import pytest
 from runs import messages
 from test_trackers import Calls, fake
 
-from limner.checking.check import check
+from limner.apps.check_data.check import check
+from limner.apps.doctor import examine
 from limner.config import Config, load_config
-from limner.data.rows import Refused
-from limner.data.streams.places import Place, patiently
-from limner.data.streams.shards import short_names
-from limner.doctor import examine
+from limner.data.dataset import Refused
+from limner.data.streaming.remote_files import Place, patiently
+from limner.data.streaming.sharded_dataset import short_names
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
-from limner.pages.report import write_report
 from limner.redaction import (
     places_of,
     redact,
@@ -28,6 +27,7 @@ from limner.redaction import (
     redacted_settings,
     shown_place,
 )
+from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
 
 assert fake  # a fixture
@@ -144,7 +144,7 @@ def test_no_error_and_no_line_of_a_log_holds_a_secret(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert "https://files.example/x.tar is gone" in str(LimnerError(f"{SIGNED} is gone"))
-    monkeypatch.setattr("limner.data.streams.places.WAITS", (0,))
+    monkeypatch.setattr("limner.data.streaming.remote_files.WAITS", (0,))
 
     def ask() -> None:
         raise OSError(f"cannot connect to {SIGNED}")
@@ -188,14 +188,14 @@ def test_shards_are_named_without_what_urls_hide() -> None:
 def test_the_doctor_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://me:secret@127.0.0.1:9")
     config = load_config({"vae": {"pretrained_model_name": "someone/vae"}})
-    monkeypatch.setattr("limner.doctor.CHECKS", (pretrained_check(),))
+    monkeypatch.setattr("limner.apps.doctor.CHECKS", (pretrained_check(),))
     (found,) = examine(config)
     assert "http://127.0.0.1:9 does not answer" in found.seen
     assert "secret" not in str(found)
 
 
 def pretrained_check() -> Callable[[Config], Any]:
-    from limner import doctor
+    from limner.apps import doctor
 
     return lambda config: [doctor.hub("someone/vae is to be downloaded")]
 
@@ -238,7 +238,7 @@ def clients_run(
 def picture_set_into(folder: Path, config: Config) -> None:
     from PIL import Image
 
-    from limner.data.sources import open_picture_set
+    from limner.data.open import open_picture_set
 
     folder.mkdir(parents=True)
     drawn = open_picture_set(config)
@@ -252,7 +252,7 @@ def picture_set_into(folder: Path, config: Config) -> None:
 def test_nothing_of_a_run_that_is_shared_names_a_folder(clients_run: Path) -> None:
     checked = clients_run.parent / "check"
     check(load_config(clients_run / "config.yaml"), checked, say=lambda _: None)
-    from limner.pages.check_page import write_check_page
+    from limner.reports.data_report import write_check_page
 
     write_check_page(checked)
     write_report(clients_run)
@@ -273,7 +273,7 @@ def test_nothing_of_a_run_that_is_shared_names_a_folder(clients_run: Path) -> No
 def test_the_log_of_a_streamed_run_is_clean(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from limner.training.runlog import RunLog, read_log
+    from limner.training.monitor.run_log import RunLog, read_log
 
     log = RunLog(tmp_path, SimpleNamespace(is_main_process=True), 0, ["a b/c d"])  # type: ignore[arg-type]
     log.write("event", 1, message=f"{SIGNED} was read, and a b/c d")
@@ -290,7 +290,7 @@ def test_trackers_are_told_no_place_and_not_what_was_typed(
     calls = fake("wandb", init=lambda **_: typed.append(list(sys.argv)))
     word = f"data.dataset_path={SIGNED}"
     monkeypatch.setattr(sys, "argv", ["limner", "train", word, "--config", "/n/Northwind/c.yaml"])
-    from limner.training.trackers import Trackers
+    from limner.training.monitor.trackers import Trackers
 
     config = tiny_config("training.trackers=wandb", f"data.dataset_path={SIGNED}")
     trackers = Trackers(config, 0, print)

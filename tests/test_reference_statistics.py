@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from limner.config import load_config
-from limner.data.rows import Refused
-from limner.data.sources import Data, open_data
+from limner.data.dataset import Refused
+from limner.data.open import Data, open_data
 from limner.errors import LimnerError
-from limner.evaluation.features import inception
-from limner.evaluation.features import statistics as statistics_module
-from limner.evaluation.features.archives import Archive
-from limner.evaluation.features.networks import FeatureNetwork, Inception
-from limner.evaluation.features.sources import DataPictures
-from limner.evaluation.features.statistics import Statistics, archive_statistics, statistics_of
-from limner.fingerprints import digest
+from limner.evaluation.networks import inception
+from limner.evaluation.networks.networks import FeatureNetwork, Inception
+from limner.evaluation.reference import statistics as statistics_module
+from limner.evaluation.reference.archives import Archive
+from limner.evaluation.reference.sources import DataPictures
+from limner.evaluation.reference.statistics import Statistics, archive_statistics, statistics_of
+from limner.files.fingerprints import digest
 
 WIDTH = 6
 

@@ -16,10 +16,10 @@ from page_reader import read
 from PIL import Image
 
 from limner.errors import LimnerError
-from limner.evaluation.distances.measured import wilson
-from limner.pages.curves import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
-from limner.pages.page_parts import evenly, picture
-from limner.pages.report import write_report
+from limner.metrics.interval import wilson
+from limner.reports.html import evenly, picture
+from limner.reports.line_chart import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
+from limner.reports.run_report import write_report
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limner.checkpoint import checkpoints, load_tensors
+from limner.checkpoint.folder import checkpoints, load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 EVERYTHING_RANDOM = [

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from test_folder_lock import left_behind
 
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.folder_lock import TRAINING
-from limner.output_folders import is_training_run, visible_names
+from limner.files.folder_lock import TRAINING
+from limner.files.output_folders import is_training_run, visible_names
 from limner.training.folder import check_run_folder, keep_edited
 from limner.training.resume import resume_config
 from limner.training.trainer import Trainer

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from limner.config import load_config
-from limner.data.rows import PictureSet
-from limner.data.sources import open_picture_set
+from limner.data.dataset import PictureSet
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
 Build = Callable[..., PictureSet]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from limner.data.shapes import (
+from limner.data.builtin.shapes import (
     COLOURS,
     HELD_OUT_PAIRS,
     SHAPES,
@@ -21,7 +21,7 @@ from limner.data.shapes import (
     draw,
     parse,
 )
-from limner.data.shapes_checker import check
+from limner.data.builtin.shapes_checker import check
 from limner.errors import LimnerError
 
 

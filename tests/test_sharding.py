@@ -12,11 +12,11 @@ from processes import Run, leaves, run_in, same
 from runs import events, messages, trained
 from safetensors.torch import load_file
 
-from limner.checkpoint import Checkpoint, checkpoints, load_tensors, newest_good
-from limner.checkpoint_shards import read_shards
+from limner.checkpoint.folder import Checkpoint, checkpoints, load_tensors, newest_good
+from limner.checkpoint.sharded import read_shards
 from limner.config import Config, load_config
+from limner.distributed.fsdp import forget_notes, note_pieces, noted_pieces
 from limner.errors import LimnerError
-from limner.training.sharding import forget_notes, note_pieces, noted_pieces
 from limner.training.trainer import Trainer
 
 FSDP = "training.sharding=fsdp"

@@ -14,10 +14,10 @@ import torch
 
 from limner.config import Config
 from limner.threads import OPENMP, share_the_machine
-from limner.training import watch
-from limner.training.machine import CpuTimes, MachineShare, Shared, cpu_times
-from limner.training.progress import plain_line
-from limner.training.runlog import read_log
+from limner.training.monitor import monitor
+from limner.training.monitor.machine_share import CpuTimes, MachineShare, Shared, cpu_times
+from limner.training.monitor.progress import plain_line
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 
@@ -67,7 +67,7 @@ def test_the_line_and_one_event_say_that_the_machine_is_shared(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(watch.MachineShare, "look", lambda self: Shared(0.58, 0.41, 2))
+    monkeypatch.setattr(monitor.MachineShare, "look", lambda self: Shared(0.58, 0.41, 2))
     trainer = Trainer(tiny_config())
     trainer.train()
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]

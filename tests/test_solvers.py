@@ -10,8 +10,8 @@ from torch import Tensor
 
 from limner.config import SamplingConfig
 from limner.diffusion.guidance import guided_denoiser
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import DiffusionPath, FlowPath, Path
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.models.text_encoder import EncodedText

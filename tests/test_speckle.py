@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from limner import Trainer, load_config
+from limner.apps.doctor import configuration
 from limner.config import Config, SamplingConfig
 from limner.config.notes import notes
-from limner.doctor import configuration
 from limner.evaluation import exam
-from limner.evaluation.distances.flat_regions import flat_region_std
 from limner.evaluation.speckle import in_words, measure_speckle
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling import draw
-from limner.training.advice import Measurement, advise
-from limner.training.runlog import read_log
+from limner.metrics.flat_regions import flat_region_std
+from limner.training.monitor.learning_curve import Measurement, advise
+from limner.training.monitor.run_log import read_log
 
 Build = Callable[..., Config]
 
@@ -52,8 +52,8 @@ def test_a_picture_that_is_textured_all_over_is_compared_with_its_own(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What real pictures have is no fault of the drawings."""
-    from limner.data.sources import open_data
-    from limner.evaluation.drawings import of_captions
+    from limner.data.open import open_data
+    from limner.evaluation.samples import of_captions
 
     data = open_data(load_config(trained / "tiny.yaml"))
     drawings = of_captions(data.trained, "trained", 10)
@@ -144,7 +144,7 @@ def test_a_choice_that_cannot_work_is_told_with_both_numbers_and_the_cure(predic
 def test_latents_are_narrow_whatever_the_picture(tmp_path: Path) -> None:
     from pretrained import tiny_autoencoder
 
-    from limner.models.parts import open_parts
+    from limner.pretrained.components import open_parts
 
     folder = str(tiny_autoencoder(tmp_path / "vae"))
     config = load_config(
@@ -183,7 +183,7 @@ def test_results_report_and_sentences_show_it(
 ) -> None:
     import shutil
 
-    from limner.data.sources import open_data
+    from limner.data.open import open_data
 
     folder = shutil.copytree(trained / "outputs", tmp_path / "run")
     config = load_config(folder / "config.yaml")

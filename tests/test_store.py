@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from limner.data import store_writing
-from limner.data.store import Store
-from limner.data.store_writing import check_space, fill
+from limner.data.precomputed import fill as store_writing
+from limner.data.precomputed.fill import check_space, fill
+from limner.data.precomputed.store import Store
 from limner.errors import LimnerError
 
 KEY: dict[str, Any] = {"autoencoder": "abc", "image_size": 256, "dtype": "float16"}
@@ -92,7 +92,7 @@ def test_only_new_contents_are_computed_and_equal_ones_once(tmp_path: Path) -> N
 def test_what_was_read_is_a_copy_and_survives_giving_memory_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("limner.data.store.GIVE_BACK_AFTER", 20)
+    monkeypatch.setattr("limner.data.precomputed.store.GIVE_BACK_AFTER", 20)
     store = filled(tmp_path)
     places = store.find(ids_of(20)).tolist()
     rows = [store.read(place) for place in places]

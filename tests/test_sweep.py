@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from limner.checkpoint import Checkpoint, newest_good
+from limner.apps.sweep import search as searching
+from limner.apps.sweep import sweep as sweeping
+from limner.apps.sweep.measurement import Measurement, by_quality, cheapest, jackknife_error
+from limner.apps.sweep.prompts import parts_of, range_of
+from limner.apps.sweep.record import FILE, Record, said_of
+from limner.apps.sweep.score import Quality, distance_and_without, mean_without
+from limner.apps.sweep.search import TimeIsUp, at_cost, search
+from limner.apps.sweep.store_settings import store_sampling
+from limner.checkpoint.folder import Checkpoint, newest_good
 from limner.cli import main
 from limner.config import Config, SamplingConfig, load_config
-from limner.data.sources import Data, open_data
+from limner.data.open import Data, open_data
 from limner.data.split import in_second_half
-from limner.diffusion.path import DiffusionPath, FlowPath
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
 from limner.errors import LimnerError
-from limner.evaluation.distances.kernel_distance import kernel_distance
-from limner.evaluation.features.networks import EfficientNet
+from limner.evaluation.networks.networks import EfficientNet
 from limner.inference.generator import ImageGenerator
-from limner.inference.settings import function_evaluations
-from limner.sweep import search as searching
-from limner.sweep import sweep as sweeping
-from limner.sweep.captions import parts_of, range_of
-from limner.sweep.measurement import Measurement, by_quality, cheapest, jackknife_error
-from limner.sweep.quality import Quality, distance_and_without, mean_without
-from limner.sweep.record import FILE, Record, said_of
-from limner.sweep.search import TimeIsUp, at_cost, search
-from limner.sweep.storing import store_sampling
+from limner.inference.sampling_settings import function_evaluations
+from limner.metrics.kernel_distance import kernel_distance
 
 FLOW = FlowPath()
 

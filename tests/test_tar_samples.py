@@ -14,8 +14,8 @@ from test_tars import png, tar_of
 from limner.config import load_config
 from limner.data import regular_files
 from limner.data.formats import tar_samples
-from limner.data.pictures import decode
-from limner.data.sources import open_picture_set
+from limner.data.images import decode
+from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
 Entries = list[tuple[str, bytes]]

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from limner.checkpoint import load_tensors
+from limner.checkpoint.folder import load_tensors
 from limner.config import Config
 from limner.data.examples import Batch, TrainingExamples
-from limner.data.formats import tars
+from limner.data.formats import webdataset
+from limner.data.open import Data, open_data, open_picture_set, training_order
 from limner.data.order import CountBatches
-from limner.data.sources import Data, open_data, open_picture_set, training_order
-from limner.data.streams import index as indexes
-from limner.data.streams.windows import WindowedShuffle
+from limner.data.streaming import shard_index as indexes
+from limner.data.streaming.window_shuffle import WindowedShuffle
 from limner.errors import LimnerError
 from limner.training.trainer import Trainer
 
@@ -273,16 +273,16 @@ def test_an_index_that_a_kill_cut_short_goes_on_where_it_was(
     for shard in range(3):
         (tmp_path / f"{shard}.tar").write_bytes(tar_of(pairs(40 * shard, 40)))
     read: list[str] = []
-    build = tars.Tars.build
+    build = webdataset.Tars.build
 
-    def counted(self: tars.Tars, place: Any, building: Any) -> None:
+    def counted(self: webdataset.Tars, place: Any, building: Any) -> None:
         read.append(place.name)
         if read == ["0.tar", "1.tar"]:
             build(self, place, building)
             raise KeyboardInterrupt  # before it is put in its place
         build(self, place, building)
 
-    monkeypatch.setattr(tars.Tars, "build", counted)
+    monkeypatch.setattr(webdataset.Tars, "build", counted)
     with pytest.raises(KeyboardInterrupt):
         opened(str(tmp_path / "*.tar"))
     _, found = opened(str(tmp_path / "*.tar"))

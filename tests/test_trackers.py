@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]

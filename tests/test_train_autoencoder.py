@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from limner.apps.autoencoder.losses import kl_divergence, psnr, reconstruction_loss, ssim
+from limner.apps.autoencoder.train import train_autoencoder
 from limner.cli import main
 from limner.config import Config, VaeConfig
-from limner.data.sources import open_data
+from limner.data.open import open_data
 from limner.errors import LimnerError
-from limner.models.latent_space import LatentSpace
-from limner.training.autoencoder import train_autoencoder
-from limner.training.autoencoder_losses import kl_divergence, psnr, reconstruction_loss, ssim
+from limner.pretrained.autoencoder import LatentSpace
 from limner.training.optimizer import Muon
 
 Build = Callable[..., Config]

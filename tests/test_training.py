@@ -14,11 +14,11 @@ from PIL import Image
 from runs import events, messages, trained
 
 from limner import device as devices
-from limner.checkpoint import load_tensors
+from limner.checkpoint.folder import load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.training.schedule import ema_decay
+from limner.training.lr_schedule import ema_decay
 from limner.training.trainer import Trainer
 
 # Learning

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limner.errors import LimnerError
-from limner.evaluation.distances.scores import clip_score
-from limner.evaluation.features import transformer_networks as networks
-from limner.evaluation.features.networks import file_sha256
-from limner.evaluation.features.transformer_networks import CLIP, DINOv2
+from limner.evaluation.networks import transformers as networks
+from limner.evaluation.networks.networks import file_sha256
+from limner.evaluation.networks.transformers import CLIP, DINOv2
+from limner.metrics.scores import clip_score
 
 KEY = "the network"
 TEXTS = ["a red apple", "", "a cat on a chair", "红苹果"]

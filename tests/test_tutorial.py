@@ -17,7 +17,7 @@ from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of
 from visitor import visit_pages
 
 from limner import device as devices
-from limner.checkpoint import newest_checkpoint
+from limner.checkpoint.folder import newest_checkpoint
 from limner.config import load_config
 
 LANGUAGES = ("docs/tutorial.md", "docs/tutorial.zh-CN.md")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from limner import device as devices
 from limner.config import load_config
-from limner.data.pictures import decode, to_pil, to_tensor
-from limner.diffusion.path import DiffusionPath, FlowPath
+from limner.data.images import decode, to_pil, to_tensor
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.variations import between, fitted, slerp

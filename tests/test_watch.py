@@ -14,9 +14,9 @@ from runs import events, messages, trained
 
 from limner import device as devices
 from limner.config import Config
-from limner.training.heldout import FixedGrid, loss_by_level, mean, spread
-from limner.training.runlog import RunLog, read_log
-from limner.training.schedule import learning_rate_share
+from limner.training.lr_schedule import learning_rate_share
+from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean, spread
+from limner.training.monitor.run_log import RunLog, read_log
 from limner.training.trainer import Trainer
 
 # Measuring

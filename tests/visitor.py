@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 
 import pytest
 
-from limner.playing.server import Server
+from limner.apps.play.server import Server
 
 
 def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:

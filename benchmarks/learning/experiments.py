@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from limner.data import examples
 from limner.data.order import seeded_generator
+from limner.diffusion.noise_schedule import FlowPath
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import FlowPath
 from limner.models import modern
 from limner.models.layers import patchify, run_blocks, unpatchify
 from limner.models.text_encoder import EncodedText
-from limner.training import trainer, update
+from limner.training import train_step, trainer
 
 # With the functions below, what a recipe can name.
 __all__ = [
@@ -159,7 +159,7 @@ def augmented() -> None:
     told: dict[str, Tensor] = {}
     build = modern.ModernDiT.__init__
     embed = modern.ModernDiT.forward
-    before = update.Update.loss
+    before = train_step.Update.loss
 
     def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
         build(self, *arguments, **named)
@@ -176,7 +176,7 @@ def augmented() -> None:
         finally:
             hook.remove()
 
-    def loss(self: update.Update, batch: Any) -> Tensor:
+    def loss(self: train_step.Update, batch: Any) -> Tensor:
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
         picture, told["how"] = transformed(batch.picture, generator)
         object.__setattr__(batch, "picture", picture)
@@ -184,7 +184,7 @@ def augmented() -> None:
 
     modern.ModernDiT.__init__ = init
     modern.ModernDiT.forward = forward
-    update.Update.loss = loss
+    train_step.Update.loss = loss
 
 
 def transformed(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -226,7 +226,7 @@ def two_noise_levels() -> None:
     plain = modern.ModernDiT.forward
     second: dict[str, Tensor] = {}
 
-    def loss(self: update.Update, batch: Any) -> Tensor:
+    def loss(self: train_step.Update, batch: Any) -> Tensor:
         path = self.objective.path
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
         u = torch.rand(len(batch.u), generator=generator).clamp(1e-6, 1 - 1e-6)
@@ -290,7 +290,7 @@ def two_noise_levels() -> None:
         )
         return x + gate2 * self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2)
 
-    update.Update.loss = loss
+    train_step.Update.loss = loss
     modern.ModernDiT.forward = forward
     modern.ModernBlock.forward = block
 
@@ -298,7 +298,7 @@ def two_noise_levels() -> None:
 def self_alignment() -> None:
     """SRA (2025, arXiv 2505.02831): the second block's tokens, through a small head, resemble the
     fourth block's of the averaged model at less noise; weight 0.2, one more forward pass."""
-    before = update.Update.loss
+    before = train_step.Update.loss
     build = trainer.Trainer.__init__
     seen: dict[str, Tensor] = {}
     teacher: list[Any] = []
@@ -322,7 +322,7 @@ def self_alignment() -> None:
 
         modern.run_blocks = watched
 
-    def loss(self: update.Update, batch: Any) -> Tensor:
+    def loss(self: train_step.Update, batch: Any) -> Tensor:
         main = before(self, batch)
         path = self.objective.path
         t = path.training_timesteps(batch.u)
@@ -336,7 +336,7 @@ def self_alignment() -> None:
         return main + 0.2 * (1 - alike).mean(dim=1)
 
     trainer.Trainer.__init__ = init
-    update.Update.loss = loss
+    train_step.Update.loss = loss
 
 
 def routed() -> None:

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from limner.config import SamplingConfig
 from limner.data.examples import Source
+from limner.data.images import to_pil
 from limner.data.order import seeded_generator
-from limner.data.pictures import to_pil
+from limner.diffusion.noise_schedule import FlowPath
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import FlowPath
-from limner.evaluation import recall
-from limner.evaluation.distances.flat_regions import flat_region_std
-from limner.evaluation.distances.kernel_distance import kernel_distance
-from limner.evaluation.features import efficientnet
+from limner.evaluation.networks import efficientnet
 from limner.inference.sampling import draw
+from limner.metrics import retrieval
+from limner.metrics.flat_regions import flat_region_std
+from limner.metrics.kernel_distance import kernel_distance
 from limner.models.text_to_image import TextToImage
-from limner.training.heldout import LEVELS, FixedGrid, mean, spread
+from limner.training.monitor.heldout import LEVELS, FixedGrid, mean, spread
 from limner.training.trainer import Trainer
 
 TRAINED = 148
@@ -44,8 +44,8 @@ def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
     places = list(range(len(trained.rows), len(everything))) * PER_PROMPT
     errors = {name: error_by_level(trainer, model, getattr(trainer.data, name)) for name in SPLITS}
     return {
-        "trained": recall.summary(recall.ranks(drawn_trained, some, everything)),
-        "held_out": recall.summary(recall.ranks(drawn_held_out, places, everything)),
+        "trained": retrieval.summary(retrieval.ranks(drawn_trained, some, everything)),
+        "held_out": retrieval.summary(retrieval.ranks(drawn_held_out, places, everything)),
         "flat_region_std": {
             name: round(float(flat_region_std(pictures).mean()), 3)
             for name, pictures in (

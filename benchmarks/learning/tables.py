@@ -12,7 +12,7 @@ from typing import Any
 from ablations import ABLATIONS, WAY
 from recipes import BASELINES, DEFAULT
 
-from limner.pages.curves import Points, line_chart
+from limner.reports.line_chart import Points, line_chart
 
 Line = dict[str, Any]
 Key = tuple[str, float, str]

@@ -17,19 +17,19 @@ from plot import Axis, Line, plot
 from torch import Tensor
 
 from limner import ImageGenerator
-from limner.checkpoint import find_checkpoint, load_tensors
+from limner.checkpoint.folder import find_checkpoint, load_tensors
 from limner.config import load_config
-from limner.data.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiPictures
+from limner.data.images import to_pil, to_tensor
+from limner.data.open import open_data
 from limner.data.order import seeded_generator
-from limner.data.pictures import to_pil, to_tensor
-from limner.data.sources import open_data
+from limner.diffusion.noise_schedule import FlowPath
 from limner.diffusion.objective import build_objective
-from limner.diffusion.path import FlowPath
 from limner.diffusion.solvers import SOLVERS
-from limner.training.heldout import spread
+from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
+from limner.training.monitor.heldout import spread
+from limner.training.monitor.run_log import read_log
 from limner.training.optimizer import orthogonalise
-from limner.training.runlog import read_log
-from limner.training.schedule import ema_decay, fallen, learning_rate_share
 
 TO = Path(__file__).parents[1] / "images" / "how"
 

@@ -34,7 +34,7 @@ from limner.commands.common import Commands, as_overrides, common, configured
 from limner.commands.examples import HelpWithExamples, Parser
 from limner.console import say, say_error
 from limner.errors import LimnerError
-from limner.full_disk import DiskFull
+from limner.files.full_disk import DiskFull
 from limner.threads import share_the_machine
 
 

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 
 from limner import device as devices
-from limner.checkpoint import checkpoints, load_tensors
+from limner.checkpoint.folder import checkpoints, load_tensors
 from limner.config import Config, load_config
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,7 +49,7 @@ def start(config_file: Path, processes: int, resume: str | None = None) -> list[
     context = multiprocessing.get_context(FORKS)
     if FORKS == "forkserver":  # which has imported torch once for all the lives to come
         context.set_forkserver_preload(
-            ["limner.training.trainer", "limner.data.shapes", "torch._dynamo"]
+            ["limner.training.trainer", "limner.data.builtin.shapes", "torch._dynamo"]
         )
     port = _free_port()
     lives = []

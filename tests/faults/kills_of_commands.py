@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-from limner.atomic import is_staging
-from limner.checkpoint import checkpoints
-from limner.checkpoint_writing import damage
+from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.manifest import damage
 from limner.cli import main
+from limner.files.atomic import is_staging
 from limner.training import inputs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -38,7 +38,8 @@ from pretrained import tiny_autoencoder
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 IMPORTED = (
-    *("limner.training.autoencoder", "limner.captioning.captioner", "limner.publishing.export"),
+    *("limner.apps.autoencoder.train", "limner.apps.captioning.captioner"),
+    "limner.apps.publishing.export",
     *("diffusers.models.autoencoders.autoencoder_kl", "transformers.models.blip.modeling_blip"),
     *("transformers.models.blip.processing_blip", "transformers.models.auto.processing_auto"),
     *("transformers.pipelines", "diffusers.pipelines.pipeline_utils"),
@@ -79,7 +80,7 @@ def drawn(folder: Path) -> None:
     """Pictures with captions."""
     words = ["--input", str(folder / "set"), "--output", str(folder / "pictures"), "--to", "pairs"]
     from limner.config import load_config
-    from limner.data.sources import open_picture_set
+    from limner.data.open import open_picture_set
 
     pictures = open_picture_set(load_config(None, [*TINY, "data.num_samples=60"]))
     (folder / "set").mkdir(parents=True)

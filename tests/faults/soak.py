@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from limner.checkpoint import checkpoints
-from limner.demo import demo_config
-from limner.training.runlog import read_log
+from limner.apps.demo import demo_config
+from limner.checkpoint.folder import checkpoints
+from limner.training.monitor.run_log import read_log
 
 EVERY = 10.0  # seconds
 FLAT = 0.02

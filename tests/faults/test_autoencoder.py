@@ -15,13 +15,13 @@ import torch
 from test_full_disk import no_file_above
 from test_train_autoencoder import SMALL
 
-from limner.checkpoint import checkpoints
-from limner.checkpoint_writing import damage
+from limner.apps.autoencoder import fit as autoencoder_fit
+from limner.apps.autoencoder.fit import Fit
+from limner.apps.autoencoder.train import fitting_folder, train_autoencoder
+from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.manifest import damage
 from limner.config import Config, load_config
 from limner.errors import LimnerError
-from limner.training import autoencoder_fit
-from limner.training.autoencoder import fitting_folder, train_autoencoder
-from limner.training.autoencoder_fit import Fit
 from limner.training.stopping import Stopped
 
 Build = Callable[..., Config]

@@ -14,13 +14,13 @@ from pretrained import tiny_autoencoder
 from test_store import KEY, Maker, contents, filled, ids_of
 
 from limner.config import Config, load_config
-from limner.data.rows import PictureError
-from limner.data.sources import open_picture_set
-from limner.data.store import Store
-from limner.data.store_writing import fill
-from limner.data.streams.pieces import Pieces
+from limner.data.dataset import PictureError
+from limner.data.open import open_picture_set
+from limner.data.precomputed.fill import fill
+from limner.data.precomputed.store import Store
+from limner.data.streaming.chunk_cache import Pieces
 from limner.errors import LimnerError
-from limner.fingerprints import load_array, save_array
+from limner.files.fingerprints import load_array, save_array
 from limner.training import inputs
 from limner.training.inputs import precompute
 from limner.training.trainer import Trainer

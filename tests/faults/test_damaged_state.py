@@ -11,11 +11,11 @@ from runs import messages
 from test_autoencoder import SETTINGS, at_step, same
 from test_resume import differing, elsewhere, run
 
-from limner import checkpoint_writing
-from limner.checkpoint import load_tensors
+from limner.apps.autoencoder.train import train_autoencoder
+from limner.checkpoint import manifest
+from limner.checkpoint.folder import load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.training.autoencoder import train_autoencoder
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -65,8 +65,8 @@ def damage(folder: Path, how: Callable[[Path], None], monkeypatch: pytest.Monkey
     how(folder)
     (folder / "manifest.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_writing, "_is_complete", lambda path: True)
-        checkpoint_writing.seal(folder)
+        patch.setattr(manifest, "_is_complete", lambda path: True)
+        manifest.seal(folder)
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -15,10 +15,10 @@ from PIL import Image
 from test_resume import differing, elsewhere, run
 
 from limner.config import Config
-from limner.data import checked
+from limner.data import verify
 from limner.data.formats.folders import MOST_CHARACTERS
-from limner.data.pictures import DECODING
-from limner.data.sources import open_data
+from limner.data.images import DECODING
+from limner.data.open import open_data
 from limner.errors import LimnerError
 
 Build = Callable[..., Config]
@@ -208,8 +208,8 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checked, "REMEMBERED_FROM", 100)
-    monkeypatch.setattr(checked, "RACY_NS", 0)
+    monkeypatch.setattr(verify, "REMEMBERED_FROM", 100)
+    monkeypatch.setattr(verify, "RACY_NS", 0)
     words = [f"cache.folder='{tmp_path / 'cache'}'"]
     config = config_for(folders[0], tiny_config, *words)
     seen: list[str] = []
@@ -231,14 +231,14 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
     (folders[0] / row.key).write_bytes(b"spoilt since")
     assert row.key not in [r.key for r in open_data(config).set.rows]
     assert seen == [row.key]
-    assert checked.DECODED_BY.endswith(f" {DECODING}")  # what was good may be no more
-    monkeypatch.setattr(checked, "DECODED_BY", "another way to decode")
+    assert verify.DECODED_BY.endswith(f" {DECODING}")  # what was good may be no more
+    monkeypatch.setattr(verify, "DECODED_BY", "another way to decode")
     seen.clear()
     assert len(open_data(config).set.rows) == 199
     assert len(seen) == 200
     (tmp_path / "cache" / "checked.npy").write_bytes(b"no array")
     assert len(open_data(config).set.rows) == 199
     picture_set = open_data(config).set
-    signatures = {checked.signature_of(picture_set, row)[0] for row in picture_set.rows}
+    signatures = {verify.signature_of(picture_set, row)[0] for row in picture_set.rows}
     assert None not in signatures
     assert len(signatures) == 199

@@ -16,12 +16,12 @@ from PIL import Image
 from runs import events, messages
 from test_resume import differing, elsewhere, run
 
-from limner import checkpoint as checkpoint_module
-from limner import checkpoint_writing
-from limner.checkpoint import checkpoints
-from limner.checkpoint_writing import damage
+from limner.checkpoint import folder as checkpoint_module
+from limner.checkpoint import manifest
+from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.manifest import damage
 from limner.config import Config
-from limner.data import pictures
+from limner.data import images
 from limner.errors import LimnerError
 from limner.training.trainer import Trainer
 
@@ -124,14 +124,14 @@ def test_a_run_ends_with_a_sentence_when_told_to_stop_or_when_its_last_save_fail
 def test_a_short_write_is_no_checkpoint(
     name: str, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = checkpoint_writing.sync
+    sync = manifest.sync
 
     def lose_the_end(path: Path) -> None:
         if path.name == name and path.parent.name.startswith(".checkpoint-6."):
             os.truncate(path, path.stat().st_size - 1000)
         sync(path)
 
-    monkeypatch.setattr(checkpoint_writing, "sync", lose_the_end)
+    monkeypatch.setattr(manifest, "sync", lose_the_end)
     folder = run(tiny_config("training.max_steps=9"))
     assert [c.name for c in checkpoints(folder)] == ["checkpoint-3", "checkpoint-9"]
     assert any("a short write" in message for message in messages(folder))
@@ -251,7 +251,7 @@ def test_a_kill_between_the_two_renames_loses_neither(
     (folder / ".git.old").mkdir()  # not ours
     if killed_after == "all moved":
         (folder / ".checkpoint-6.old").mkdir()
-    checkpoint_writing.finish_interrupted(folder)
+    manifest.finish_interrupted(folder)
     assert (folder / ".git.old").is_dir()
     assert damage(place) is None
     assert not list(folder.glob(".checkpoint*"))
@@ -279,7 +279,7 @@ def own_pictures(tmp_path: Path) -> list[str]:
 def test_a_disk_that_fails_to_read(
     lasting: bool, own_pictures: list[str], tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "RETRY_AFTER", 0.001)
+    monkeypatch.setattr(images, "RETRY_AFTER", 0.001)
     whole = run(elsewhere(tiny_config(*own_pictures), "whole"))
     trainer, opened, failures = Trainer(tiny_config(*own_pictures)), Image.open, []
 

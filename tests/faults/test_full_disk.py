@@ -21,19 +21,19 @@ from runs import messages
 from safetensors.torch import save_file
 from test_resume import differing, elsewhere, run
 
-from limner.atomic import replacing
-from limner.checkpoint import checkpoints
-from limner.checkpoint_shards import write_shard
-from limner.checkpoint_writing import damage
+from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.manifest import damage
+from limner.checkpoint.sharded import write_shard
 from limner.cli import main
 from limner.config import Config
-from limner.data.store import Store
-from limner.data.store_writing import fill
-from limner.data.streams.pieces import Pieces
+from limner.data.precomputed.fill import fill
+from limner.data.precomputed.store import Store
+from limner.data.streaming.chunk_cache import Pieces
 from limner.errors import LimnerError
-from limner.full_disk import DiskFull
+from limner.files.atomic import replacing
+from limner.files.full_disk import DiskFull
 from limner.inference.saving import save_all, save_picture
-from limner.training.runlog import RunLog
+from limner.training.monitor.run_log import RunLog
 from limner.training.trainer import Trainer
 
 if os.name == "nt":

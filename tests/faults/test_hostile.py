@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from limner import checkpoint_writing
-from limner.checkpoint import AVERAGED, FILES, TOKENIZER, checkpoints
+from limner.checkpoint import manifest
+from limner.checkpoint.folder import AVERAGED, FILES, TOKENIZER, checkpoints
 from limner.cli import main
 from limner.config import Config
-from limner.data import checked
-from limner.data.store import Store
-from limner.data.store_writing import fill
+from limner.data import verify
+from limner.data.precomputed.fill import fill
+from limner.data.precomputed.store import Store
 from limner.errors import LimnerError
-from limner.fingerprints import Fingerprints
+from limner.files.fingerprints import Fingerprints
 from limner.training.trainer import Trainer
 
 
@@ -65,9 +65,9 @@ def test_no_file_of_a_checkpoint_runs(
     (folder,) = checkpoints(trainer.folder)
     (folder / name).write_bytes(payloads(victim, tmp_path / "made")[kind])
     if name != "manifest.json":  # a stranger can make its checksums fit
-        monkeypatch.setattr(checkpoint_writing, "_is_complete", lambda path: True)
+        monkeypatch.setattr(manifest, "_is_complete", lambda path: True)
         (folder / "manifest.json").unlink()
-        checkpoint_writing.seal(folder)
+        manifest.seal(folder)
     with pytest.raises(LimnerError, match=r"manifest|damaged|readable|is not a tokenizer"):
         Trainer(tiny_config(), resume=folder)
     assert main(["generate", str(folder), "a circle", "--output", str(tmp_path / "x.png")]) == (
@@ -96,5 +96,5 @@ def test_no_file_of_a_cache_runs(kind: int, victim: Path, tmp_path: Path) -> Non
     for name in ("contents.npy", "checked.npy"):
         (cache / name).write_bytes(data)
     assert len(Fingerprints(cache / "contents.npy").known) == 0
-    assert checked._read(cache / "checked.npy") == set()
+    assert verify._read(cache / "checked.npy") == set()
     assert not victim.exists()

@@ -17,19 +17,20 @@ import torch
 from made_up import made_up_checkpoint
 from safetensors.torch import load_file, save_file
 
-from limner import ImageGenerator, checkpoint_writing
-from limner.checkpoint import AVERAGED, TOKENIZER, Checkpoint, TrainingState
-from limner.checkpoint_shards import read_index, read_shards, write_shard
-from limner.checkpoint_writing import MANIFEST, damage
+from limner import ImageGenerator
+from limner.checkpoint import manifest
+from limner.checkpoint.folder import AVERAGED, TOKENIZER, Checkpoint, TrainingState
+from limner.checkpoint.manifest import MANIFEST, damage
+from limner.checkpoint.sharded import read_index, read_shards, write_shard
+from limner.checkpoint.single_file import WeightsFile, write_weights_file
 from limner.config import load_config
 from limner.errors import LimnerError
+from limner.files.small_files import MOST_BYTES, parse_json, parse_yaml, read_text
+from limner.files.tensor_files import load_tensors
 from limner.models.size import check_memory, least_parameters
 from limner.models.text_to_image import build_model
-from limner.small_files import MOST_BYTES, parse_json, parse_yaml, read_text
-from limner.tensor_files import load_tensors
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.runlog import read_log
-from limner.weights_file import WeightsFile, write_weights_file
+from limner.training.monitor.run_log import read_log
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
@@ -54,11 +55,11 @@ def folder(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def reseal(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """A stranger makes the checksums fit."""
-    monkeypatch.setattr(checkpoint_writing, "_is_complete", lambda path: True)
+    monkeypatch.setattr(manifest, "_is_complete", lambda path: True)
 
     def reseal(folder: Path) -> None:
         (folder / MANIFEST).unlink()
-        checkpoint_writing.seal(folder)
+        manifest.seal(folder)
 
     return reseal
 
@@ -170,7 +171,7 @@ def test_a_training_state_that_lies_is_told(content: bytes, tmp_path: Path) -> N
 
 
 def test_a_log_of_one_endless_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limner.small_files.MOST_BYTES", 1_000)
+    monkeypatch.setattr("limner.files.small_files.MOST_BYTES", 1_000)
     path = tmp_path / "log.jsonl"
     whole = json.dumps({"kind": "train", "step": 1, "said": "a\u2028b"}, ensure_ascii=False)
     path.write_text("x" * 100_000 + "\n" + whole + "\n" + "[" * 900 + "\n", encoding="utf-8")

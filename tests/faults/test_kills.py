@@ -12,10 +12,10 @@ import kills_of_commands
 import pytest
 import torch
 
-from limner.checkpoint import checkpoints, load_tensors
-from limner.checkpoint_writing import damage
+from limner.checkpoint.folder import checkpoints, load_tensors
+from limner.checkpoint.manifest import damage
 from limner.config import Config
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 
 SPAN = {1: (1.5, 4), 2: (3.0, 2)}
 """By processes: the longest life in seconds, and how many there are."""

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from test_atomic import dead, hidden, left_behind
 
-from limner.atomic import write_text_whole
-from limner.captioning.caption import pictures_to_caption
-from limner.checkpoint_writing import finish_interrupted, written_whole
-from limner.data.store import Store
-from limner.data.streams.index import open_index
-from limner.data.streams.pieces import Pieces
-from limner.data.streams.places import Place
-from limner.fingerprints import save_array
-from limner.pages.report import write_report
+from limner.apps.captioning.caption import pictures_to_caption
+from limner.checkpoint.manifest import finish_interrupted, written_whole
+from limner.data.precomputed.store import Store
+from limner.data.streaming.chunk_cache import Pieces
+from limner.data.streaming.remote_files import Place
+from limner.data.streaming.shard_index import open_index
+from limner.files.atomic import write_text_whole
+from limner.files.fingerprints import save_array
+from limner.reports.run_report import write_report
 
 
 def a_run(folder: Path) -> None:

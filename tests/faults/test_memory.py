@@ -10,14 +10,15 @@ import torch
 from runs import events, messages
 from test_resume import differing, elsewhere, run
 
-from limner.checkpoint import Contents, checkpoints, load_tensors
+from limner.checkpoint import saver
+from limner.checkpoint.folder import Contents, checkpoints, load_tensors
 from limner.config import Config
 from limner.device import in_parts_that_fit, is_out_of_memory
 from limner.errors import LimnerError
 from limner.inference import sampling
 from limner.models.dropout import PictureDropout, keep_mask, seed_dropout
-from limner.training import heldout, previews, saving, watch
 from limner.training.batch_size import settle_batch
+from limner.training.monitor import heldout, monitor, previews
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -162,7 +163,7 @@ def test_held_out_loss_and_preview_shrink(
         drawn.append(len(prompts))
         return draw(model, objective, words, prompts, *rest)
 
-    monkeypatch.setattr(watch, "loss_by_level", measure)
+    monkeypatch.setattr(monitor, "loss_by_level", measure)
     monkeypatch.setattr(previews, "draw", draw_few)
     folder = run(tiny_config(*settings))
     assert drawn == [2, 2, 1] * 2
@@ -212,14 +213,14 @@ def test_a_slow_disk_saves_the_weights_of_their_step(
     tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(elsewhere(tiny_config(), "whole"))
-    trainer, save = Trainer(tiny_config()), saving.save_checkpoint
+    trainer, save = Trainer(tiny_config()), saver.save_checkpoint
 
     def slow(folder: Path, contents: Contents) -> Path:
         while folder.name == "checkpoint-3" and trainer.state.step < 5:
             time.sleep(0.01)
         return save(folder, contents)
 
-    monkeypatch.setattr(saving, "save_checkpoint", slow)
+    monkeypatch.setattr(saver, "save_checkpoint", slow)
     trainer.train()
     for name in ("checkpoint-3", "checkpoint-6"):
         assert differing(whole / name, trainer.folder / name) == []
@@ -292,7 +293,7 @@ def test_an_effective_batch_that_cannot_be_divided_says_so(tiny_config: Build) -
 def test_auto_measures_and_a_resumed_run_keeps_what_it_found(
     tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limner.training import estimate
+    from limner.apps import estimate
 
     asked: list[int] = []
 

@@ -9,13 +9,13 @@ import torch
 from runs import events, messages
 from test_resume import differing, elsewhere, run
 
-from limner.checkpoint import checkpoints, load_tensors
+from limner.checkpoint.folder import checkpoints, load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.training.advice import Spikes
-from limner.training.diagnosis import diagnose
+from limner.training.monitor.learning_curve import Spikes
+from limner.training.monitor.nonfinite import diagnose
+from limner.training.train_step import Update
 from limner.training.trainer import Trainer
-from limner.training.update import Update
 
 Build = Callable[..., Config]
 

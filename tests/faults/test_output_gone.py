@@ -14,9 +14,9 @@ import kills
 import pytest
 from test_train_autoencoder import SMALL
 
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.config import Config
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 
 if os.name == "nt":
     pytest.skip("POSIX descriptors and terminals", allow_module_level=True)

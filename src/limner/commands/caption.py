@@ -38,7 +38,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from limner.captioning.caption import caption_lock
+    from limner.apps.captioning.caption import caption_lock
 
     for name in ("batch_size", "max_new_tokens", "num_samples"):
         value = getattr(options, name)
@@ -49,14 +49,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from limner.captioning.caption import caption_pictures, pictures_to_caption
+    from limner.apps.captioning.caption import caption_pictures, pictures_to_caption
 
     keys, kept = pictures_to_caption(options.folder, options.overwrite)
     if not keys:
         say(f"all {kept:,} pictures of {options.folder} have captions; --overwrite renews them")
         return 0
 
-    from limner.captioning.captioner import Captioner
+    from limner.apps.captioning.captioner import Captioner
     from limner.device import choose_device, choose_precision, part_precision
 
     device = choose_device(options.device)

@@ -37,9 +37,9 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from limner.checking.check import check
-    from limner.checking.findings import exit_code
-    from limner.pages.check_page import write_check_page
+    from limner.apps.check_data.check import check
+    from limner.apps.check_data.findings import exit_code
+    from limner.reports.data_report import write_check_page
 
     if options.sample is not None and options.sample < 1:
         raise LimnerError(f"--sample {options.sample}: give 1 or more")

@@ -17,6 +17,6 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.demo import run_demo
+    from limner.apps.demo import run_demo
 
     run_demo(options.minutes, options.output)

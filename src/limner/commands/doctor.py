@@ -24,7 +24,7 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 def run(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from limner.doctor import examine, lines
+    from limner.apps.doctor import examine, lines
 
     findings = examine(configured_by(options))
     if options.json:

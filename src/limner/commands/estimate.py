@@ -21,7 +21,7 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.training.estimate import estimate
+    from limner.apps.estimate import estimate
 
     found = estimate(configured_by(options))
     if options.json:

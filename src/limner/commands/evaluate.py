@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
         raise LimnerError("--varying belongs to --compare A B")
 
     from limner.evaluation.evaluate import evaluate
-    from limner.evaluation.evaluation_words import sentences
+    from limner.evaluation.summary import sentences
 
     overrides = list(options.overrides)
     for name, key in AS_OVERRIDES.items():
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
 def print_comparison(a: Path, b: Path, varying: list[str]) -> None:
     """Print what can be compared; what cannot is an error."""
     from limner.evaluation.compare import compare, table, why_refused
-    from limner.evaluation.evaluation_folder import read
+    from limner.evaluation.results_folder import read
 
     found = compare(read(a), read(b), varying)
     if found.pairs or found.only or found.said:

@@ -35,7 +35,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.publishing.export import export, sizes
+    from limner.apps.publishing.export import export, sizes
 
     written = export(
         options.checkpoint,

@@ -70,10 +70,10 @@ def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.config.types import SEEDS
     from limner.data.own_folder import keep_out_of_the_data
-    from limner.debug import log_shapes
     from limner.device import in_parts_that_fit
     from limner.inference.generator import ImageGenerator
     from limner.inference.saving import check_not_foreign, check_savable, save_all
+    from limner.models.shape_log import log_shapes
 
     words = [*([options.where] if options.where is not None else []), *options.what]
     if not options.checkpoint and words:

@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> int:
     import contextlib
     import os
 
-    from limner.playing.opening import browser_opened
-    from limner.playing.painter import Painter
-    from limner.playing.server import Server
+    from limner.apps.play.browser import browser_opened
+    from limner.apps.play.painter import Painter
+    from limner.apps.play.server import Server
 
     names = ("vae", "text_encoder", "guide", "device", "dtype")
     painter = Painter(

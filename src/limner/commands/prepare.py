@@ -41,7 +41,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.data.prepare import prepare
+    from limner.data.convert.convert import prepare
 
     source = options.input.as_posix() if options.type == "datasets" else options.input
     prepared = prepare(

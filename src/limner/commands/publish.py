@@ -44,7 +44,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.publishing.publish import Said, publish
+    from limner.apps.publishing.upload import Said, publish
 
     address = publish(
         options.checkpoint,

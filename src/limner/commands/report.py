@@ -20,10 +20,10 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
-    from limner.data.sources import open_data, squares
+    from limner.data.open import open_data, squares
     from limner.evaluation.exam import examine, sentences
-    from limner.output_folders import is_training_run
-    from limner.pages.run_folder import read_run
+    from limner.files.output_folders import is_training_run
+    from limner.reports.run_folder import read_run
 
     if not is_training_run(options.run_folder):
         raise LimnerError(

@@ -50,8 +50,8 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.sweep.comparison import comparison
-    from limner.sweep.sweep import COSTS, MINUTES, PICTURES, SHEET, sweep
+    from limner.apps.sweep.sweep import COSTS, MINUTES, PICTURES, SHEET, sweep
+    from limner.apps.sweep.table import comparison
 
     costs = sorted(set(options.costs or COSTS))
     if costs[0] < 1:

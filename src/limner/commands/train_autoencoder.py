@@ -24,7 +24,7 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.training.autoencoder import sentences, train_autoencoder
+    from limner.apps.autoencoder.train import sentences, train_autoencoder
 
     results = train_autoencoder(configured_by(options), options.output)
     for sentence in sentences(results, options.output):

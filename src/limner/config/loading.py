@@ -13,20 +13,20 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from limner.checkpoint.inherit import inherit
 from limner.config.checks import misfits, problems
-from limner.config.choices import changed, fill_head_sizes, fit_to_pictures, resolve
 from limner.config.data import CacheConfig, DataConfig
+from limner.config.defaults import changed, fill_head_sizes, fit_to_pictures, resolve
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
-from limner.config.errors import explain, sentence
 from limner.config.evaluation import EvaluationConfig
-from limner.config.inherited import inherit
 from limner.config.lora import LoraConfig
+from limner.config.messages import explain, sentence
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
 from limner.config.types import Section
 from limner.errors import LimnerError
+from limner.files.small_files import parse_yaml, read_yaml
 from limner.messages import shorten
-from limner.small_files import parse_yaml, read_yaml
 
 
 class Config(Section):

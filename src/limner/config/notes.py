@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from limner.config.choices import noise_floor, patch_numbers
+from limner.config.defaults import noise_floor, patch_numbers
 
 if TYPE_CHECKING:
     from limner.config import Config

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from limner.data.buckets import Buckets
+from limner.data.dataset import PictureError, PictureSet, Refused, Row
+from limner.data.images import Size, to_tensor
 from limner.data.order import FullShuffle, Order, seeded_generator, spread_evenly
-from limner.data.pictures import Size, to_tensor
-from limner.data.rows import PictureError, PictureSet, Refused, Row
 from limner.errors import LimnerError
-from limner.text.frozen import FrozenText
+from limner.text.batch import FrozenText
 from limner.text.words import some, stack
 
 UNSEEN, KEPT = 0, 1

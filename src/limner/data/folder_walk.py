@@ -12,9 +12,9 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from limner.files.output_folders import kind_of_output
+from limner.files.system_names import SYSTEM_FOLDERS, is_system_name
 from limner.messages import shorten_name
-from limner.output_folders import kind_of_output
-from limner.system_names import SYSTEM_FOLDERS, is_system_name
 
 
 def composed(name: str) -> str:

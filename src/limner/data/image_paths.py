@@ -18,7 +18,7 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from limner.data import pictures
+from limner.data import images
 from limner.data.folder_walk import composed
 from limner.messages import shorten, shorten_name
 
@@ -50,8 +50,8 @@ class ImagePaths:
         directory; it is not opened.
         """
         key, reason = self.key(path)
-        if reason is None and posixpath.splitext(key)[1].lower() not in pictures.EXTENSIONS:
-            known = " ".join(sorted(pictures.EXTENSIONS))
+        if reason is None and posixpath.splitext(key)[1].lower() not in images.EXTENSIONS:
+            known = " ".join(sorted(images.EXTENSIONS))
             reason = f"not a picture by its extension (known: {known})"
         return (key, reason) if reason else self.existing(key)
 

@@ -8,7 +8,7 @@ import posixpath
 from pathlib import Path
 
 from limner.config import Config
-from limner.data.rows import PictureSet
+from limner.data.dataset import PictureSet
 from limner.errors import LimnerError
 
 

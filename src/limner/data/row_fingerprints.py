@@ -15,8 +15,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from limner.data.rows import PictureSet, Row, SomeRows
-from limner.fingerprints import digest
+from limner.data.dataset import PictureSet, Row, SomeRows
+from limner.files.fingerprints import digest
 
 ROW = np.dtype([("key", "<u8"), ("captions", "<u4"), ("picture", "<u4"), ("count", "<u4")])
 """Hashes, and of how many rows."""

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from limner.data.rows import Row
+from limner.data.dataset import Row
 from limner.errors import LimnerError
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from limner.diffusion.noise_schedule import Path
 from limner.diffusion.objective import Objective
-from limner.diffusion.path import Path
 from limner.diffusion.solvers import Denoiser
 from limner.models.text_encoder import EncodedText
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from limner.config import Config
-from limner.diffusion.path import DiffusionPath, FlowPath, Path
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
 from limner.errors import LimnerError
 
 # Near the clean end of the flow path a velocity that follows from a predicted picture is divided by

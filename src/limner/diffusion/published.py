@@ -12,7 +12,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from limner.diffusion.path import DiffusionPath
+from limner.diffusion.noise_schedule import DiffusionPath
 from limner.diffusion.solvers import Noise, ddim
 from limner.errors import LimnerError
 

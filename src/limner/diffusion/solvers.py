@@ -18,7 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from limner.diffusion.path import Path
+from limner.diffusion.noise_schedule import Path
 from limner.errors import LimnerError
 
 Denoiser = Callable[[Tensor, float], Tensor]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.errors import LimnerError
-from limner.evaluation.distances.measured import Measured, interval_of_difference
+from limner.metrics.interval import Measured, interval_of_difference
 
 DRAWN = ("method", "drawn.", "sampling.")
 ASKED = ("method", "asked.", "sampling.", "drawn.resolution", "drawn.dtype", "data.")

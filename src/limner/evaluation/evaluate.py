@@ -18,37 +18,38 @@ from typing import Any
 from torch import Tensor
 
 from limner import console
-from limner.checkpoint import Checkpoint
+from limner.apps.sweep.record import said_of
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.single_file import WeightsFile, open_for_drawing, sha256_of
 from limner.config import Config
+from limner.data.dataset import shown_set
+from limner.data.open import Data, open_data, squares
 from limner.data.own_folder import keep_out_of_the_data
 from limner.data.row_fingerprints import compare, fingerprints_of
-from limner.data.rows import shown_set
-from limner.data.sources import Data, open_data, squares
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
-from limner.evaluation import evaluation_folder, heldout_loss, recall
-from limner.evaluation.answers import check_drawings, rank_drawings, why_no_recall
-from limner.evaluation.distances.measured import share
-from limner.evaluation.drawings import Drawing, as_tensor, draw, show_truth
+from limner.evaluation import heldout_loss, results_folder
 from limner.evaluation.exam import versions
-from limner.evaluation.features.sources import DataPictures
-from limner.evaluation.features.statistics import Statistics, statistics_of
+from limner.evaluation.memorisation import Case, look_for_copies
 from limner.evaluation.metrics import Eye, measure, open_networks
-from limner.evaluation.nearest_pictures import Case, look_for_copies
-from limner.evaluation.plan import Plan, plan_of
+from limner.evaluation.prompt_following import check_drawings, rank_drawings, why_no_recall
+from limner.evaluation.prompts import Plan, plan_of
 from limner.evaluation.protocol import protocol
-from limner.evaluation.reference import Reference, open_reference
+from limner.evaluation.reference.reference import Reference, open_reference
+from limner.evaluation.reference.sources import DataPictures
+from limner.evaluation.reference.statistics import Statistics, statistics_of
+from limner.evaluation.samples import Drawing, as_tensor, draw, show_truth
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.speckle import measure_speckle
 from limner.evaluation.waiting import Say, telling
-from limner.folder_lock import FolderLock
+from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
-from limner.inference.settings import in_words
+from limner.inference.sampling_settings import in_words
+from limner.metrics import retrieval
+from limner.metrics.interval import share
 from limner.redaction import places_of, redacted
-from limner.sweep.record import said_of
-from limner.training.heldout import spread
-from limner.weights_file import WeightsFile, open_for_drawing, sha256_of
+from limner.training.monitor.heldout import spread
 
 IN_RANGE = 20_000
 """Pictures among which the right one is looked for, at most."""
@@ -90,7 +91,7 @@ def evaluate(
     """
     opened = open_for_drawing(checkpoint)
     config = evaluation_config(opened.config, overrides)
-    folder = output or evaluation_folder.place_of(Path(checkpoint), opened)
+    folder = output or results_folder.place_of(Path(checkpoint), opened)
     if output is not None:
         keep_out_of_the_data(folder, config, "--output")
     with FolderLock(folder, "name another --output"):
@@ -106,7 +107,7 @@ def _evaluate(
     command: str | None,
     say: Say,
 ) -> Evaluation:
-    evaluation_folder.check_replaceable(folder)
+    results_folder.check_replaceable(folder)
     data, cache = open_data(squares(config), say), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
@@ -178,7 +179,7 @@ def _evaluate(
         first = next(iter(refused.items()))
         events.append(f"{len(refused):,} pictures cannot be used, such as {first[0]}: {first[1]}")
     results = {
-        "format": evaluation_folder.FORMAT,
+        "format": results_folder.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
         "checkpoint": about_checkpoint(checkpoint, opened, generator),
@@ -199,11 +200,11 @@ def _evaluate(
         "events": events,
     }
     results = redacted(results, [str(checkpoint), *places_of(config.model_dump())])
-    evaluation_folder.write(folder, results, chosen, cases, data.trained)
+    results_folder.write(folder, results, chosen, cases, data.trained)
 
-    from limner.pages.evaluation_page import write_page
+    from limner.reports.evaluation_report import write_page
 
-    return Evaluation(folder, write_page(folder), evaluation_folder.read(folder))
+    return Evaluation(folder, write_page(folder), results_folder.read(folder))
 
 
 def changed_data(opened: Checkpoint, data: Data) -> str | None:
@@ -263,7 +264,7 @@ def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
                 "at_1": asdict(share(sum(rank <= 1 for rank in ranks), len(ranks))),
                 "at_5": asdict(share(sum(rank <= 5 for rank in ranks), len(ranks))),
                 "range": f"{count:,} pictures of the data set, trained and held out",
-                "distance": recall.DISTANCE,
+                "distance": retrieval.DISTANCE,
             }
     return {"recall": found_recall or None, "checker": None}
 

@@ -18,30 +18,23 @@ from typing import Any
 from PIL import Image
 
 from limner import __version__
-from limner.atomic import replacing, write_text_whole
 from limner.config import Config
-from limner.data.rows import shown_set
-from limner.data.sources import Data
+from limner.data.dataset import shown_set
+from limner.data.open import Data
 from limner.device import choose_device, choose_precision, describe, name_of
-from limner.evaluation import recall
-from limner.evaluation.answers import SPLITS, check_drawings, rank_drawings
-from limner.evaluation.drawings import (
-    FEW,
-    Drawing,
-    draw,
-    in_any_number,
-    of_captions,
-    show_truth,
-)
+from limner.evaluation.prompt_following import SPLITS, check_drawings, rank_drawings
+from limner.evaluation.samples import FEW, Drawing, draw, in_any_number, of_captions, show_truth
 from limner.evaluation.speckle import in_words, measure_speckle
 from limner.evaluation.waiting import telling
-from limner.folder_lock import FolderLock
+from limner.files.atomic import replacing, write_text_whole
+from limner.files.folder_lock import FolderLock
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
-from limner.pages.report import write_report
+from limner.metrics import retrieval
 from limner.redaction import places_of, redacted
-from limner.training.heldout import spread
-from limner.training.runlog import read_log
+from limner.reports.run_report import write_report
+from limner.training.monitor.heldout import spread
+from limner.training.monitor.run_log import read_log
 
 HEADINGS = {
     "trained": "trained",
@@ -135,9 +128,9 @@ def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
     known = [d for d in drawings if d.rank is not None]
     return {
         "range": f"all {count} pictures: {shown_set(data.set)['description']}",
-        "distance": recall.DISTANCE,
+        "distance": retrieval.DISTANCE,
         "recall": {
-            split: recall.summary([d.rank for d in known if d.split == split and d.rank])
+            split: retrieval.summary([d.rank for d in known if d.split == split and d.rank])
             for split in SPLITS
             if any(d.split == split for d in known)
         },

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from limner.config import Config
+from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
-from limner.data.pictures import to_tensor
-from limner.data.rows import PictureError
-from limner.data.sources import Data
+from limner.data.images import to_tensor
+from limner.data.open import Data
 from limner.device import in_parts_that_fit, name_of
-from limner.evaluation.distances.measured import bootstrapped_mean, interval_of_difference
-from limner.evaluation.features.sources import DataPictures
+from limner.evaluation.reference.sources import DataPictures
 from limner.inference.generator import ImageGenerator
-from limner.training.heldout import LEVELS, FixedGrid, losses_by_level, spread
+from limner.metrics.interval import bootstrapped_mean, interval_of_difference
+from limner.training.monitor.heldout import LEVELS, FixedGrid, losses_by_level, spread
 
 AT_ONCE = 32
 

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from limner.config import EvaluationConfig
 from limner.errors import LimnerError
-from limner.evaluation.distances.floor import Floor, floor
-from limner.evaluation.distances.frechet import Gaussian, frechet_distance, frechet_distance_of
-from limner.evaluation.distances.kernel_distance import (
+from limner.evaluation.networks.networks import EfficientNet, FeatureNetwork, Inception, Metric
+from limner.evaluation.networks.transformers import CLIP, DINOv2
+from limner.evaluation.reference.statistics import Statistics
+from limner.metrics.frechet import Gaussian, frechet_distance, frechet_distance_of
+from limner.metrics.interval import Measured
+from limner.metrics.kernel_distance import (
     cmmd,
     kernel_distance_over_subsets,
     measure_kernel_distance,
 )
-from limner.evaluation.distances.measured import Measured
-from limner.evaluation.distances.precision_recall import PrecisionRecall, precision_recall
-from limner.evaluation.distances.scores import clip_score, inception_score
-from limner.evaluation.features.networks import EfficientNet, FeatureNetwork, Inception, Metric
-from limner.evaluation.features.statistics import Statistics
-from limner.evaluation.features.transformer_networks import CLIP, DINOv2
+from limner.metrics.precision_recall import PrecisionRecall, precision_recall
+from limner.metrics.real_vs_real import Floor, floor
+from limner.metrics.scores import clip_score, inception_score
 
 ALL_PAIRS = 25_000
 """Pictures of both sets up to which a kernel distance is that of all pairs: a minute or so. Of more

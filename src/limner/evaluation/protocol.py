@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from limner.config import Config
-from limner.data.sources import Data
+from limner.data.open import Data
 from limner.device import name_of
 from limner.evaluation import heldout_loss
 from limner.evaluation.exam import versions
-from limner.evaluation.features.sources import DataPictures
 from limner.evaluation.metrics import Eye
-from limner.evaluation.plan import Plan
-from limner.evaluation.reference import Reference
-from limner.fingerprints import digest
+from limner.evaluation.prompts import Plan
+from limner.evaluation.reference.reference import Reference
+from limner.evaluation.reference.sources import DataPictures
+from limner.files.fingerprints import digest
 from limner.inference.generator import ImageGenerator
 
 METHOD = 1

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from limner.data.rows import PictureError
-from limner.data.sources import Data
-from limner.evaluation.distances.flat_regions import BLOCKS, flat_region_std
-from limner.evaluation.drawings import Drawing, as_tensor, in_any_number
+from limner.data.dataset import PictureError
+from limner.data.open import Data
+from limner.evaluation.samples import Drawing, as_tensor, in_any_number
+from limner.metrics.flat_regions import BLOCKS, flat_region_std
 
 MOST = 400
 """Pictures that are looked at, of drawings and of real ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from limner.training.progress import format_duration
+from limner.training.monitor.progress import format_duration
 
 SAY_EVERY = 15.0  # seconds
 

@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from limner.config import VaeConfig
-from limner.data.pictures import to_pil
+from limner.data.images import to_pil
 from limner.device import choose_device, part_precision
 from limner.diffusion.published import sample_ddim, sample_ddpm
 from limner.errors import LimnerError
 from limner.models.class_dit import ClassDiT
-from limner.models.latent_space import LatentSpace
 from limner.models.published_dit import read_published_dit
+from limner.pretrained.autoencoder import LatentSpace
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-mse"
 SOLVERS = ("ddpm", "ddim")

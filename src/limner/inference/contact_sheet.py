@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, features
 
-from limner.atomic import replacing
 from limner.errors import LimnerError
+from limner.files.atomic import replacing
 
 MARGIN = 24  # pixels around the sheet
 GAP = 16  # pixels between neighbouring cells

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from limner.checkpoint import check_same_model
+from limner.checkpoint.folder import check_same_model
+from limner.checkpoint.single_file import open_for_drawing
 from limner.config import Config
 from limner.data.buckets import ratio_of, size_for
-from limner.data.pictures import to_pil
+from limner.data.images import to_pil
 from limner.device import (
     choose_device,
     is_out_of_memory,
@@ -26,17 +27,16 @@ from limner.device import (
 )
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
-from limner.inference.guide import open_guide
+from limner.inference.autoguidance import open_guide
 from limner.inference.sampling import Guide, Progress, draw, ready
+from limner.inference.sampling_settings import sampling_settings
 from limner.inference.saving import remember
-from limner.inference.settings import sampling_settings
 from limner.inference.variations import Picture, Start, Towards, fitted
 from limner.messages import shorten
-from limner.models.parts import moved, open_parts
-from limner.models.pretrained_text import PretrainedText
 from limner.models.text_to_image import build_model
+from limner.pretrained.components import moved, open_parts
+from limner.pretrained.text_encoder import PretrainedText
 from limner.text.tokenizer import CaptionTokenizer
-from limner.weights_file import open_for_drawing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USUAL_STRENGTH = 0.6

@@ -12,7 +12,7 @@ from limner.config import SamplingConfig
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS, Denoiser, Noise
-from limner.inference.settings import inference_timesteps
+from limner.inference.sampling_settings import inference_timesteps
 from limner.inference.variations import Start, Towards, between, slerp
 from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage

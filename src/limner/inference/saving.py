@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from limner import __version__
-from limner.atomic import replacing
 from limner.errors import LimnerError
+from limner.files.atomic import replacing
 
 KEY = "limner"
 """Of `picture.info`, and of the text in a PNG: prompt, seed, and settings as JSON."""

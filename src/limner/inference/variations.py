@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limner.data.pictures import as_rgb, fit, open_rgb, to_tensor, upright
-from limner.data.rows import PictureError
+from limner.data.dataset import PictureError
+from limner.data.images import as_rgb, fit, open_rgb, to_tensor, upright
 from limner.errors import LimnerError
 from limner.models.text_encoder import EncodedText
 

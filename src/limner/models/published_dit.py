@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limner.checkpoint import fit_weights
+from limner.checkpoint.folder import fit_weights
 from limner.errors import LimnerError
+from limner.files.tensor_files import load_safetensors, load_tensors
 from limner.models.class_dit import ClassDiT
 from limner.models.dit import published_positions
-from limner.models.hub import WEIGHTS, find_folder, read_config, weight_files
-from limner.tensor_files import load_safetensors, load_tensors
+from limner.pretrained.hub import WEIGHTS, find_folder, read_config, weight_files
 
 KEY = "WEIGHTS"
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}

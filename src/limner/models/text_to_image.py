@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from limner.config import Config
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
-from limner.models.pretrained_text import TextAdapter
 from limner.models.size import check_memory
 from limner.models.text_encoder import EncodedText, TextEncoder
-from limner.text.frozen import FrozenText
+from limner.pretrained.text_encoder import TextAdapter
+from limner.text.batch import FrozenText
 
 ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "dit": DiT}
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from limner.errors import LimnerError
+from limner.files.small_files import parse_json, read_text
 from limner.messages import shorten
-from limner.small_files import parse_json, read_text
 
 PAD, START = "<pad>", "<start>"
 MOST_BYTES = 2**25

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from limner.text.frozen import FrozenText
+from limner.text.batch import FrozenText
 
 
 class Words(Protocol):

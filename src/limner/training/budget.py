@@ -9,9 +9,9 @@ import time
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from limner.checkpoint import TrainingState
+from limner.checkpoint.folder import TrainingState
 from limner.config import Config
-from limner.training.schedule import checkpoint_due, fallen
+from limner.training.lr_schedule import checkpoint_due, fallen
 
 clock = time.perf_counter
 """Seconds; benchmarks count those of the processor instead."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limner.atomic import write_text_whole
-from limner.checkpoint import checkpoints
+from limner.checkpoint.folder import checkpoints
 from limner.config import Config, load_config
 from limner.errors import LimnerError
-from limner.folder_lock import TRAINING, FolderLock
-from limner.output_folders import is_training_run, kind_of_output, visible_names
+from limner.files.atomic import write_text_whole
+from limner.files.folder_lock import TRAINING, FolderLock
+from limner.files.output_folders import is_training_run, kind_of_output, visible_names
 
 CONFIG = "config.yaml"
 OURS = ("refused.jsonl", "problems.jsonl")

@@ -12,14 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from limner.checkpoint import Checkpoint
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.inherit import MEANING
+from limner.checkpoint.lineage import Lineage, learned_from, named
+from limner.checkpoint.single_file import WeightsFile, open_for_drawing
 from limner.config import Config
-from limner.config.inherited import MEANING
 from limner.errors import LimnerError
-from limner.lineage import Lineage, learned_from, named
 from limner.models.text_to_image import TextToImage
 from limner.text.tokenizer import CaptionTokenizer
-from limner.weights_file import WeightsFile, open_for_drawing
 
 EMBEDDING, POSITIONS = "text_encoder.embedding.weight", "text_encoder.positions"
 

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from limner.config import Config
+from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Source
+from limner.data.images import DECODING, Size, height_and_width, to_tensor
+from limner.data.open import Data, open_data
 from limner.data.own_folder import keep_out_of_the_data
-from limner.data.pictures import DECODING, Size, height_and_width, to_tensor
-from limner.data.rows import PictureError, Refused, Row
-from limner.data.sources import Data, open_data
-from limner.data.store import Store
-from limner.data.store_writing import check_space, fill
-from limner.data.stored import (
+from limner.data.precomputed.fill import check_space, fill
+from limner.data.precomputed.sources import (
     LatentsInBuckets,
     StoredCaptions,
     StoredLatents,
@@ -33,14 +32,15 @@ from limner.data.stored import (
     mirrored,
     packed,
 )
+from limner.data.precomputed.store import Store
 from limner.device import choose_device, choose_precision, name_of, part_precision
-from limner.fingerprints import Fingerprints
-from limner.models.latent_space import LatentSpace
-from limner.models.parts import Parts, open_parts
-from limner.models.pretrained_text import PretrainedText
+from limner.files.fingerprints import Fingerprints
+from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.components import Parts, open_parts
+from limner.pretrained.text_encoder import PretrainedText
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.previews import preview_prompts
-from limner.training.progress import format_duration
+from limner.training.monitor.previews import preview_prompts
+from limner.training.monitor.progress import format_duration
 
 AT_ONCE = 8
 """Pictures that go through the autoencoder together; one by one where memory is short."""

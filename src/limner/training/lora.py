@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.checkpoint import ADAPTER, LORA, Adapters, Checkpoint
+from limner.checkpoint.folder import ADAPTER, LORA, Adapters, Checkpoint
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.files.tensor_files import load_safetensors
 from limner.models.dropout import PictureDropout
 from limner.models.text_to_image import TextToImage
-from limner.tensor_files import load_safetensors
 
 NAME = "default"
 """Of the one adapter, as peft calls it."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from limner.config import Config
 from limner.device import fast_bfloat16
+from limner.distributed.dtensors import full, local, shard_like, with_local
 from limner.models.layers import StackedLinear
-from limner.shards import full, local, shard_like, with_local
 
 TEXT_SHARE = 0.1
 """Of the rate, for a text encoder that learns beside adapters: their default is ten times AdamW's,

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from limner.config import Config, load_config
 from limner.console import say
-from limner.data.rows import Row
-from limner.data.stored import StoredCaptions
+from limner.data.dataset import Row
+from limner.data.precomputed.sources import StoredCaptions
 from limner.device import part_precision
-from limner.models.latent_space import LatentSpace
-from limner.text.frozen import FrozenText
+from limner.pretrained.autoencoder import LatentSpace
+from limner.text.batch import FrozenText
 from limner.text.words import stack
 from limner.training.inputs import Inputs
-from limner.training.runlog import read_log
+from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 STEPS = 10

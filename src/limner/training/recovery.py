@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from limner.checkpoint import Checkpoint, TrainingState, checkpoints, newest_good, step_of
-from limner.checkpoint_writing import damage
+from limner.checkpoint.folder import Checkpoint, TrainingState, checkpoints, newest_good, step_of
+from limner.checkpoint.manifest import damage
+from limner.checkpoint.saver import Saver
 from limner.errors import LimnerError
-from limner.training.diagnosis import diagnose
-from limner.training.saving import Saver
-from limner.training.watch import Watch
+from limner.training.monitor.monitor import Watch
+from limner.training.monitor.nonfinite import diagnose
 
 if TYPE_CHECKING:
     from limner.training.trainer import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limner.checkpoint import (
+from limner.checkpoint.folder import (
     Checkpoint,
     check_same_model,
     checkpoints,

@@ -23,61 +23,61 @@ from torch.utils.data import DataLoader
 
 from limner import console
 from limner import device as devices
-from limner.atomic import write_text_whole
-from limner.checkpoint import (
+from limner.checkpoint.folder import (
     Checkpoint,
     Contents,
     TrainingState,
     fit_weights,
     save_checkpoint,
 )
-from limner.checkpoint_writing import finish_interrupted
+from limner.checkpoint.lineage import FILE as LINEAGE
+from limner.checkpoint.manifest import finish_interrupted
+from limner.checkpoint.save_sharded import save_in_shards
+from limner.checkpoint.saver import Saver
+from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
-from limner.config.choices import changed
+from limner.config.defaults import changed
 from limner.config.notes import notes
-from limner.data.checked import check_share_refused
+from limner.data.dataset import Refused
 from limner.data.examples import Batch, TrainingExamples
+from limner.data.open import open_data, training_order, with_buckets
 from limner.data.order import CountBatches
 from limner.data.own_folder import keep_apart, keep_out_of_links
 from limner.data.row_fingerprints import fingerprints_of
-from limner.data.rows import Refused
-from limner.data.sources import open_data, training_order, with_buckets
-from limner.debug import log_shapes
+from limner.data.verify import check_share_refused
 from limner.diffusion.objective import build_objective
+from limner.distributed.accelerator import open_accelerator
+from limner.distributed.fsdp import forget_notes, note_pieces, noted_pieces, shard_model
+from limner.distributed.processes import any_process, done_by_one, others_may_end
 from limner.errors import LimnerError
-from limner.lineage import FILE as LINEAGE
-from limner.models.parts import open_parts
-from limner.models.pretrained_text import PretrainedText
+from limner.files.atomic import write_text_whole
+from limner.files.output_folders import is_training_run
+from limner.models.shape_log import log_shapes
 from limner.models.text_to_image import TextToImage, build_model
-from limner.output_folders import is_training_run
+from limner.pretrained.components import open_parts
+from limner.pretrained.text_encoder import PretrainedText
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.accelerator import open_accelerator
-from limner.training.average import Average
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.budget import Budget
+from limner.training.ema import Average
 from limner.training.folder import check_run_folder, run_lock
 from limner.training.init_from import lineage_of, open_origin, other_meaning, start_from, words_of
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.lora import adapters_of, add_adapters, check_installed, load_checkpoint, merged
+from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
+from limner.training.monitor.monitor import Watch
+from limner.training.monitor.run_log import list_refused
+from limner.training.monitor.trackers import check_trackers
 from limner.training.optimizer import build_optimizers
-from limner.training.parallel import any_process, done_by_one, others_may_end
 from limner.training.recovery import MOST_SKIPPED, repeat, restore_newest, roll_back
 from limner.training.resume import check_rows, find_resume
-from limner.training.runlog import list_refused
-from limner.training.saving import Saver
-from limner.training.saving_shards import save_in_shards
-from limner.training.schedule import ema_decay, fallen, learning_rate_share
-from limner.training.sharding import forget_notes, note_pieces, noted_pieces, shard_model
 from limner.training.stopping import (
     StopOnSignal,
     Stopped,
     leave_signals_to_the_main_process,
     quiet_about_workers,
 )
-from limner.training.trackers import check_trackers
-from limner.training.update import HalfDone, ShortOfMemory, Update, Updated, stateful
-from limner.training.watch import Watch
-from limner.weights_file import WeightsFile
+from limner.training.train_step import HalfDone, ShortOfMemory, Update, Updated, stateful
 
 MOST_WORKER_DEATHS = 5
 

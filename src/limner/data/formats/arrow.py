@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limner.data import pictures
+from limner.data import images as pictures
+from limner.data.dataset import PictureError, Refused, Row
 from limner.data.formats.classes import readable
 from limner.data.formats.columns import HELD_OUT, IMAGE, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption, require_rows
 from limner.data.formats.parquet_rows import DamagedRows, rows_of, said
 from limner.data.image_paths import ImagePaths
-from limner.data.rows import PictureError, Refused, Row
 from limner.errors import LimnerError
-from limner.fingerprints import DIGEST, Fingerprints, digest, load_array, save_array
+from limner.files.fingerprints import DIGEST, Fingerprints, digest, load_array, save_array
 from limner.messages import shorten_name
 
 if TYPE_CHECKING:

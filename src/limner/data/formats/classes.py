@@ -9,11 +9,11 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from limner.data import pictures
+from limner.data import images
 from limner.data.folder_walk import FolderWalk
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
 from limner.data.formats.options import ReadOptions
-from limner.data.formats.reading import existing_folder
+from limner.data.formats.text_files import existing_folder
 
 NO_CAPTION = frozenset(
     {
@@ -90,5 +90,5 @@ def _pictures(walk: FolderWalk) -> Iterator[str]:
     """The paths of all pictures, relative, with forward slashes, in a stable order."""
     for _, within, names in walk:
         for name in names:
-            if os.path.splitext(name)[1].lower() in pictures.EXTENSIONS:
+            if os.path.splitext(name)[1].lower() in images.EXTENSIONS:
                 yield posixpath.join(within, name)

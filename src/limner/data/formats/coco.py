@@ -10,7 +10,7 @@ from typing import Any
 
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
 from limner.data.formats.options import ReadOptions
-from limner.data.formats.reading import existing_folder, parse_json, read_text
+from limner.data.formats.text_files import existing_folder, parse_json, read_text
 from limner.data.image_paths import ImagePaths
 from limner.errors import LimnerError
 

@@ -18,7 +18,7 @@ from limner.data.formats.classes import readable
 from limner.data.formats.encodings import Guesses
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
 from limner.data.formats.options import ReadOptions
-from limner.data.formats.reading import existing_folder, read_text
+from limner.data.formats.text_files import existing_folder, read_text
 from limner.data.image_paths import ImagePaths
 from limner.errors import LimnerError
 from limner.messages import shorten

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from limner.data.pictures import EXTENSIONS
+from limner.data.images import EXTENSIONS
 from limner.errors import LimnerError
 from limner.messages import shorten_name
 

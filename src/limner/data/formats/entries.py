@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from limner.data.dataset import Refused, Row
 from limner.data.folder_walk import PassedOver
 from limner.data.formats.encodings import is_undecoded, readings, utf_16_without_mark
 from limner.data.image_paths import ImagePaths
-from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
 from limner.messages import shorten, shorten_name
 

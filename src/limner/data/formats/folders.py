@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from limner.data import pictures
+from limner.data import images
+from limner.data.dataset import Refused, Row
 from limner.data.folder_walk import FolderWalk, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
 from limner.data.formats.columns import HELD_OUT, Columns
 from limner.data.formats.cub import read_cub
+from limner.data.formats.detect import METADATA, recognise, table_in, unknown
 from limner.data.formats.encodings import Guesses, decode, decode_together
 from limner.data.formats.entries import (
     BY_HASH,
@@ -25,14 +27,12 @@ from limner.data.formats.entries import (
     collect,
     require_rows,
 )
-from limner.data.formats.looking import METADATA, recognise, table_in, unknown
 from limner.data.formats.options import ReadOptions
-from limner.data.formats.reading import existing_folder, parse_json, read_bytes
 from limner.data.formats.tables import read_table_file
+from limner.data.formats.text_files import existing_folder, parse_json, read_bytes
 from limner.data.regular_files import MAX_CAPTION_BYTES, MAX_SIDECAR_BYTES
-from limner.data.rows import Refused, Row
 from limner.errors import LimnerError
-from limner.fingerprints import Fingerprints
+from limner.files.fingerprints import Fingerprints
 
 __all__ = ["MOST_CHARACTERS", "READERS", "Entry", "FolderPictures", "collect", "read_folder"]
 
@@ -55,7 +55,7 @@ class FolderPictures:
     def __init__(
         self,
         path: str | Path,
-        crop: pictures.Crop = "center",
+        crop: images.Crop = "center",
         options: ReadOptions | None = None,
         kind: str = "auto",
     ) -> None:
@@ -80,9 +80,9 @@ class FolderPictures:
             )
         )
 
-    def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
+    def load(self, row: Row, image_size: images.Size) -> np.ndarray:
         """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
-        return pictures.decode(self.folder / row.key, image_size, self.crop, name=row.key)
+        return images.decode(self.folder / row.key, image_size, self.crop, name=row.key)
 
     def path(self, row: Row) -> Path:
         return self.folder / row.key
@@ -171,7 +171,7 @@ def _captions_beside(
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
             stem, extension = os.path.splitext(name)
-            if extension.lower() in pictures.EXTENSIONS:
+            if extension.lower() in images.EXTENSIONS:
                 if composed(stem) in texts:
                     beside[composed(stem)].append(name)
                 else:

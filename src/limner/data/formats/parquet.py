@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.config import Config
+from limner.data.dataset import DamagedFile
 from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption
 from limner.data.formats.parquet_rows import (
@@ -27,12 +28,11 @@ from limner.data.formats.parquet_rows import (
     said,
     too_large,
 )
-from limner.data.rows import DamagedFile
-from limner.data.streams.index import Building, Index
-from limner.data.streams.places import Place, find, is_url, open_place, patiently
-from limner.data.streams.shards import ShardPictures, open_shards
+from limner.data.streaming.remote_files import Place, find, is_url, open_place, patiently
+from limner.data.streaming.shard_index import Building, Index
+from limner.data.streaming.sharded_dataset import ShardPictures, open_shards
 from limner.errors import LimnerError
-from limner.system_names import is_system_name
+from limner.files.system_names import is_system_name
 
 if TYPE_CHECKING:
     import pyarrow

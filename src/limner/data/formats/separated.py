@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from limner.data.pictures import EXTENSIONS
+from limner.data.images import EXTENSIONS
 from limner.errors import LimnerError
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole picture; what is used of it is checked

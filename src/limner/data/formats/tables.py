@@ -17,11 +17,11 @@ from limner.data.formats.parquet_rows import (
     open_parquet_file,
     read_group,
 )
-from limner.data.formats.reading import DoubledKeys, kind_of, parse_json, read_text
 from limner.data.formats.separated import named, read_separated, separator_of
+from limner.data.formats.text_files import DoubledKeys, kind_of, parse_json, read_text
 from limner.data.image_paths import MAX_PATH, ImagePaths
 from limner.errors import LimnerError
-from limner.system_names import is_system_name
+from limner.files.system_names import is_system_name
 
 if TYPE_CHECKING:
     import pyarrow

@@ -16,13 +16,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from limner.data import pictures, regular_files
+from limner.data import images as pictures
+from limner.data import regular_files
 from limner.data.folder_walk import composed
 from limner.data.formats.encodings import SAMPLE, decode, detect, is_undecoded, is_wide
 from limner.data.image_paths import MAX_PATH
-from limner.data.streams.tar_headers import Member
+from limner.data.streaming.tar_headers import Member
+from limner.files.system_names import is_system_path
 from limner.messages import shorten_name
-from limner.system_names import is_system_path
 
 TEXTS = frozenset({"txt", "text", "caption"})
 """What the names of members end with that are captions."""

@@ -1,0 +1,165 @@
+"""`limner demo`: from nothing to a model that draws, in ten minutes, with everything to look at."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from limner.config import Config, load_config
+from limner.console import say
+from limner.device import choose_device
+from limner.errors import LimnerError
+from limner.evaluation.exam import examine, sentences
+from limner.files.folder_lock import TRAINING, FolderLock
+from limner.files.output_folders import visible_names
+from limner.training.stopping import Stopped
+from limner.training.trainer import Trainer
+
+FREE_PROMPTS = (
+    "a red apple",
+    "红苹果",
+    "thumbs up",
+    "拇指向上，较深肤色",
+    "a penguin",
+    "a yellow heart",
+    "rocket",
+    "",
+)
+PREVIEW_PROMPTS = (
+    "red apple",
+    "thumbs up, dark skin tone",
+    "panda",
+    "victory hand, light skin tone",
+    "astronaut, medium skin tone",
+    "sunflower",
+    "a red apple",
+    "红苹果",
+)
+DRAWING_SHARE, MOST_DRAWING = 0.12, 75.0
+"""Kept for drawing and measuring at the end: a share of the time, at most so many seconds."""
+
+
+def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config:
+    """Small enough for a laptop's processor; on a GPU the same minutes buy a larger model."""
+    train_minutes = minutes - min(minutes * DRAWING_SHARE, MOST_DRAWING / 60)
+    gpu = device.type == "cuda"
+    return load_config(
+        {
+            "data": {
+                "dataset_name": "emoji",
+                "subset": "demo",
+                "image_size": 64,
+            },
+            "model": {
+                "patch_size": 4 if gpu else 8,
+                "hidden_size": 384 if gpu else 256,
+                "num_layers": 8 if gpu else 6,
+                "num_heads": 6 if gpu else 4,
+            },
+            "text_encoder": {"max_length": 16},
+            "training": {
+                "output_dir": output_dir,
+                "device": device.type,
+                "max_minutes": round(train_minutes, 3),
+                "batch_size": 64 if gpu else 32,
+                "num_workers": 4 if gpu else 0,
+                "save_steps": 100_000,
+                "heldout_steps": 250,
+                "heldout_pictures": 32,
+                "preview_steps": 250,
+                "preview_prompts": PREVIEW_PROMPTS,
+            },
+            # What `limner sweep` found for this model at 16 evaluations (docs/sampling.md).
+            "sampling": {
+                "scheduler_type": "ddim",
+                "num_inference_steps": 10,
+                "guidance_scale": 2.5,
+                "guidance_interval": (0.5, 1.0),
+                "timestep_power": 1.2,
+            },
+        }
+    )
+
+
+WRITTEN = frozenset(
+    {
+        *("config.yaml", "log.jsonl", "refused.jsonl", "previews", "tensorboard", "samples"),
+        *("samples.json", "samples.png", "results.json", "report.html", "evaluation", "check"),
+        *("trackers.json", "lineage.json"),
+    }
+)
+"""What a run, its report, and its evaluations leave in its folder, checkpoints apart."""
+
+
+def remove_earlier(folder: Path) -> None:
+    """Remove an earlier demo: what it drew would mix with this one. Hidden files stay.
+
+    Raises:
+        LimnerError: something there is somebody's own.
+    """
+    found = visible_names(folder)
+    try:
+        config = load_config(folder / "config.yaml") if found else None
+        demo = config is None or config.training.preview_prompts == PREVIEW_PROMPTS
+    except LimnerError:
+        demo = False
+    if not demo:
+        raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
+    numbered = re.compile(r"(evaluation-)?checkpoint-\d+|short-of-memory-\d+\.json")
+    if own := [n for n in found if n not in WRITTEN and not numbered.fullmatch(n)]:
+        raise LimnerError(
+            f"{folder} holds {own[0]}, which no demo wrote, and an earlier demo is removed as a "
+            "whole: move it away, or choose another --output"
+        )
+    # By its configuration a demo is known, also if a kill comes in between.
+    for name in sorted(found, key="config.yaml".__eq__):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:
+    """Train on the built-in emoji for `minutes` in all, draw, measure, report."""
+    begin = time.perf_counter()
+    folder = Path(output_dir)
+    with FolderLock(folder, "choose another --output", TRAINING):
+        remove_earlier(folder)
+        return _run_demo(minutes, output_dir, begin)
+
+
+def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
+    folder = Path(output_dir)
+    trainer = Trainer(demo_config(minutes, output_dir, choose_device("auto")))
+    say(f"Limner demo: {trainer.data.set.description}")
+    try:
+        trainer.train()
+    except Stopped as stopped:
+        raise Stopped(
+            f"the demo was stopped; what it learned is in {folder} and can draw, and limner demo "
+            "begins anew"
+        ) from stopped
+    command = f"limner demo --minutes {minutes:g}"
+    say("Drawing every prompt once, trained and held out, and measuring ...")
+    left = 0.9 * (60 * minutes - (time.perf_counter() - begin))  # the rest is for measuring
+    results = examine(
+        folder, trainer.config, trainer.data, FREE_PROMPTS, command=command, seconds=left
+    )
+    say()
+    for sentence in sentences(results):
+        say(sentence)
+    say(f"(nearest by {results['distance']}, among {results['range']})")
+    say(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes in all. Look at")
+    for name in ("samples.png", "report.html"):
+        say(f"  {folder / name}")
+    say("and try")
+    say(f'  limner generate {output_dir} "a red apple" --seed 42')
+    say(f'  limner generate {output_dir} "红苹果" --seed 7 --output apple.png')
+    say(f"  limner play {output_dir}   # on a page in the browser")
+    say("  limner train --config configs/train_config.yaml   # your own pictures")
+    return folder

@@ -1,0 +1,310 @@
+"""`limner estimate`: parameters, memory, disk, and time of a run, before it is started."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from limner import device as devices
+from limner.config import Config
+from limner.config.notes import notes
+from limner.distributed.processes import alone
+from limner.errors import LimnerError
+from limner.training.batch_size import settle_batch
+from limner.training.monitor.progress import format_duration
+
+MARGIN = 0.9
+"""Share of the free memory that a run may be advised to take."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take. Bytes, seconds, and counts."""
+
+    device: str
+    precision: str
+    notes: tuple[str, ...]
+    """What will not be as the configuration says."""
+    parameters: int
+    denoiser_parameters: int
+    gflops_per_picture: float
+    batch_size: int
+    effective_batch: int
+    weights: int
+    averaged: int
+    gradients: int
+    optimizer: int
+    activations: int
+    rest: int
+    """Program, libraries, compiled code, pictures kept in memory."""
+    peak: int
+    free: int
+    checkpoint: int
+    checkpoints_kept: int | None
+    cache: int
+    pictures_per_second: float
+    share_of_matmul_peak: float
+    seconds_to_encode: float
+    steps: int | None
+    seconds: float
+    """Of the training itself."""
+    advice: tuple[str, ...]
+    probe_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+        def mib(count: float) -> str:
+            return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
+
+        text = self.parameters - self.denoiser_parameters
+        kept = f" x {self.checkpoints_kept} kept" if self.checkpoints_kept else ", all kept"
+        steps = f"{self.steps:,} steps" if self.steps else "as many steps as fit"
+        said = [f"note          {sentence}" for sentence in self.notes]
+        said += [
+            f"parameters    {self.parameters / 1e6:.2f}M: {self.denoiser_parameters / 1e6:.2f}M "
+            f"that draw, {text / 1e6:.2f}M that read",
+            f"work          {self.gflops_per_picture:.2f} GFLOP to learn from one picture",
+            f"memory        {mib(self.peak)} at its peak, of {mib(self.free)} free on "
+            f"{self.device}:",
+            f"              weights {mib(self.weights)}, their average {mib(self.averaged)}, "
+            f"gradients {mib(self.gradients)}, optimizer {mib(self.optimizer)},",
+            f"              activations {mib(self.activations)} for {self.batch_size} pictures at "
+            f"a time, the rest {mib(self.rest)}",
+            f"disk          checkpoints {mib(self.checkpoint)}{kept}"
+            + (f", latents and embeddings {mib(self.cache)}" if self.cache else ""),
+        ]
+        if self.seconds_to_encode:
+            said.append(f"encoding      {format_duration(self.seconds_to_encode)}, once")
+        said.append(
+            f"time          {format_duration(self.seconds)} of training, {steps}, at "
+            f"{self.pictures_per_second:.1f} pictures/s ({self.share_of_matmul_peak:.0%} of what a "
+            f"{self.precision} matrix product reaches here)"
+        )
+        said += [f"advice        {sentence}" for sentence in self.advice]
+        return [*said, f"(from short runs that took {format_duration(self.probe_seconds)})"]
+
+
+def estimate(config: Config) -> Estimate:
+    """Measure short runs, at half of the batch and at all of it if there is room for that.
+
+    Raises:
+        LimnerError: the run could not even start, with its reason.
+    """
+    began = time.perf_counter()
+    config = settle_batch(config, processes=1)
+    device = devices.choose_device(config.training.device)
+    wanted = config.training.mixed_precision
+    dtype = devices.choose_precision(wanted, device)
+    all_notes = notes(config)
+    if note := devices.precision_note(wanted, device, "training.mixed_precision"):
+        all_notes.append(note)
+    batch_size = config.training.micro_batch_size
+    free = free_memory(device)
+    small, large = probe_twice(config, free)
+    fixed, per_picture = line(small, large, "peak_bytes")
+    fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
+    step_fixed, step_per_picture = line(small, large, "seconds_per_step")
+    step = max(step_fixed + step_per_picture * batch_size, large["seconds_per_step"])
+    weights = large["weight_bytes"]
+    gradients = large["trained_bytes"]
+    known = 2 * weights + gradients + large["optimizer_bytes"]
+    steps, seconds = length_of(config, large["trained"], step)
+    peak = round(fixed + per_picture * batch_size)
+    short = None
+    if peak > free * MARGIN and not config.training.gradient_checkpointing:
+        short = line(
+            *probe_twice(_with_training(config, gradient_checkpointing=True), free), "peak_bytes"
+        )
+    rows = large["trained"] * (2 if config.data.horizontal_flip else 1) + large["held_out"]
+    return Estimate(
+        device=devices.describe(device),
+        precision=devices.name_of(dtype),
+        notes=tuple(all_notes),
+        parameters=large["parameters"],
+        denoiser_parameters=large["denoiser_parameters"],
+        gflops_per_picture=large["gflops_per_picture"],
+        batch_size=batch_size,
+        effective_batch=batch_size * config.training.gradient_accumulation_steps,
+        weights=weights,
+        averaged=weights,
+        gradients=gradients,
+        optimizer=large["optimizer_bytes"],
+        activations=round(per_picture * batch_size),
+        rest=max(0, round(fixed - known)),
+        peak=peak,
+        free=free,
+        checkpoint=large["checkpoint_bytes"],
+        checkpoints_kept=_kept(config),
+        cache=round(
+            rows * large.get("latent_bytes", 0) + large["captions"] * large.get("caption_bytes", 0)
+        ),
+        pictures_per_second=batch_size / step,
+        share_of_matmul_peak=large["share_of_matmul_peak"],
+        seconds_to_encode=rows * large.get("seconds_per_picture", 0.0)
+        + large["captions"] * large.get("seconds_per_caption", 0.0),
+        steps=steps,
+        seconds=seconds,
+        advice=tuple(advise(config, fixed, per_picture, free, short)),
+        probe_seconds=time.perf_counter() - began,
+    )
+
+
+def line(small: dict[str, Any], large: dict[str, Any], name: str) -> tuple[float, float]:
+    """What does not depend on the batch and what each picture adds, from two measurements."""
+    pictures = large["batch_size"] - small["batch_size"]
+    slope = max(0.0, (large[name] - small[name]) / pictures) if pictures else 0.0
+    return large[name] - slope * large["batch_size"], slope
+
+
+def advise(
+    config: Config,
+    fixed: float,
+    per_picture: float,
+    free: float,
+    checkpointed: tuple[float, float] | None = None,
+) -> list[str]:
+    """What to change if the run needs more memory than there is.
+
+    Args:
+        fixed, per_picture: bytes of the peak, and what each picture of the micro-batch adds.
+        checkpointed: the same two with gradient checkpointing, if that was measured.
+    """
+    batch, accumulation = (
+        config.training.micro_batch_size,
+        config.training.gradient_accumulation_steps,
+    )
+    room = free * MARGIN
+    if fixed + per_picture * batch <= room:
+        return []
+    said = []
+    if checkpointed is not None:
+        with_it = checkpointed[0] + checkpointed[1] * batch
+        enough = "is enough" if with_it <= room else "is not enough by itself"
+        said.append(
+            f"training.gradient_checkpointing=true brings the peak to {with_it / GIB:.2f} GiB, "
+            f"which {enough}; a step takes about a third longer"
+        )
+    fits = int((room - fixed) / per_picture) if per_picture else 0
+    if fits >= 1:
+        # The effective batch stays what it is: the largest divisor of it that fits.
+        whole = batch * accumulation
+        micro = max(n for n in range(1, fits + 1) if whole % n == 0)
+        said.append(
+            f"training.batch_size={micro} training.gradient_accumulation_steps={whole // micro} "
+            f"fits, with the same effective batch of {whole}"
+        )
+    else:
+        said.append(
+            f"even one picture at a time needs {(fixed + per_picture) / GIB:.2f} GiB: take a "
+            "smaller model.hidden_size or model.num_layers, or another machine"
+        )
+    if config.training.mixed_precision == "no" and devices.fast_bfloat16(torch.device("cpu")):
+        said.append("training.mixed_precision=bf16 keeps smaller activations, and is faster here")
+    return said
+
+
+def length_of(config: Config, rows: int, step: float) -> tuple[int | None, float]:
+    """Updates and seconds of the run, by the rules of training/budget.py."""
+    settings = config.training
+    pictures = settings.micro_batch_size * settings.gradient_accumulation_steps
+    seconds = step * settings.gradient_accumulation_steps
+    steps = settings.max_steps
+    if steps is None and (settings.num_epochs or not settings.max_minutes):
+        steps = math.ceil((settings.num_epochs or 100) * rows / pictures)
+    bound = settings.max_minutes * 60 if settings.max_minutes else math.inf
+    if steps is None:
+        return round(bound / seconds), bound
+    return steps, min(steps * seconds, bound)
+
+
+def probe_sizes(
+    config: Config, sizes: tuple[int, int], free: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measurements at the smaller and the larger of two micro-batches, or where they do not fit."""
+    changed = {"batch_size": max(sizes), "effective_batch_size": None}
+    return probe_twice(_with_training(config, **changed), free)
+
+
+def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measurements at half of the batch and at all of it; at smaller ones where memory is short.
+
+    Args:
+        free: bytes; the whole batch is only tried if twice the half's memory fits well into them.
+    """
+    batch = config.training.micro_batch_size
+    size = max(1, batch // 2)
+    while True:
+        try:
+            first = probe(_with_training(config, batch_size=size))
+            break
+        except MemoryError:
+            if size == 1:
+                raise LimnerError(
+                    "not even one picture at a time fits into memory: take a smaller "
+                    "model.hidden_size or model.num_layers"
+                ) from None
+            size = max(1, size // 4)
+    roomy = size == max(1, batch // 2) and 2 * first["peak_bytes"] <= free * MARGIN
+    other = batch if roomy else max(1, size // 2)
+    if other == size:
+        return first, first
+    second = probe(_with_training(config, batch_size=other))
+    return (second, first) if other < size else (first, second)
+
+
+def probe(config: Config) -> dict[str, Any]:
+    """One short run in a process of its own. Raises MemoryError, or LimnerError with its words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "limner.training.probe"],
+        env=alone(),
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    if done.returncode == -9 or "OutOfMemory" in done.stderr or "can't allocate" in done.stderr:
+        raise MemoryError(last)
+    raise LimnerError(
+        f"a short run of this configuration failed: {last.partition('Error: ')[2] or last}"
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new run could take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def pictures_in_memory(config: Config, rows: int) -> int:
+    """Bytes of the decoded pictures that training keeps (see data.memory_mb)."""
+    total = rows * 3 * config.data.image_size**2
+    keeps = config.vae.pretrained_model_name is None and total <= config.data.memory_mb * 2**20
+    return total if keeps else 0
+
+
+def _with_training(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+
+
+def _kept(config: Config) -> int | None:
+    """Checkpoints on the disk at the end, the one of the lowest held-out loss among them."""
+    limit = config.training.checkpoints_total_limit
+    return limit + 1 if limit and config.training.keep_best else limit

@@ -1,0 +1,211 @@
+"""A model that is opened once and draws for whoever asks, one request at a time."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from limner.apps.play.request import Asked
+from limner.checkpoint.folder import checkpoints
+from limner.data.images import to_pil
+from limner.data.own_folder import keep_out_of_the_data
+from limner.device import describe, name_of
+from limner.diffusion.solvers import SOLVERS
+from limner.errors import LimnerError
+from limner.inference.generator import ImageGenerator
+from limner.inference.saving import how_drawn, save_picture
+from limner.pretrained.autoencoder import PixelSpace
+from limner.reports.run_folder import read_run
+from limner.training.monitor.heldout import spread
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes events as they come; what it raises ends the drawing."""
+EXAMPLES = 8
+AT_ONCE = 16
+
+
+class Painter:
+    """Args:
+    checkpoint: as `ImageGenerator` takes it. Of a run folder, newer checkpoints are noticed.
+    keep_in: a folder that every drawing is saved in, too.
+    options: of `ImageGenerator`, by name.
+
+    Raises:
+        LimnerError: the model cannot be opened.
+    """
+
+    def __init__(self, checkpoint: str | Path, keep_in: Path | None = None, **options: Any) -> None:
+        self.checkpoint, self.keep_in, self.options = checkpoint, keep_in, options
+        self.lock = threading.Lock()
+        self.working = self.stopping = False
+        self.generator = ImageGenerator(checkpoint, **options)
+        if keep_in is not None:
+            keep_out_of_the_data(keep_in, self.generator.config, "--output")
+
+    def about(self) -> dict[str, Any]:
+        """What the page shows of the model, and what it fills its fields with."""
+        generator = self.generator
+        config, sampling = generator.config, generator.sampling
+        return {
+            "name": Path(self.checkpoint).name,
+            "step": generator.step,
+            "newer": self.newer(),
+            "parameters": sum(p.numel() for p in generator.model.parameters()),
+            "device": describe(generator.device),
+            "dtype": name_of(generator.dtype),
+            "size": config.data.image_size,
+            "unit": generator.patch * generator.space.downsampling,
+            "shapes": self.shapes(),
+            "solvers": list(SOLVERS),
+            "sampling": sampling.model_dump(mode="json"),
+            "examples": self.examples(),
+            "keeps": None if self.keep_in is None else str(self.keep_in),
+        }
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of the sizes it was trained at, in pixels."""
+        data = self.generator.config.data
+        if isinstance(data.buckets, tuple):
+            return [(int(height), int(width)) for height, width in data.buckets]
+        return [(data.image_size, data.image_size)]
+
+    def examples(self) -> list[str]:
+        """Some prompts that the run drew: what it may be asked for."""
+        prompts = list(self.generator.config.training.preview_prompts or ())
+        if not prompts and (folder := self.run_folder()) is not None:
+            drawn = read_run(folder).samples
+            drawn = [one for one in drawn if isinstance(one, dict) and "prompt" in one]
+            prompts = [str(drawn[i]["prompt"]) for i in spread(len(drawn), EXAMPLES)]
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt][:EXAMPLES]
+
+    def run_folder(self) -> Path | None:
+        """Where checkpoints come in, if that was named."""
+        folder = Path(self.checkpoint)
+        return folder if folder.is_dir() and any(folder.glob("checkpoint-*")) else None
+
+    def newer(self) -> int | None:
+        """The step of a checkpoint that the run has written since, if there is one."""
+        folder = self.run_folder()
+        finished = checkpoints(folder) if folder else []
+        newest = int(finished[-1].name.rpartition("-")[2]) if finished else 0
+        return newest if newest > self.generator.step else None
+
+    def take_newest(self) -> None:
+        """Draw from the run's newest checkpoint from now on. Raises LimnerError."""
+        self.lock.acquire()
+        with self._working():
+            self.generator = ImageGenerator(self.checkpoint, **self.options)
+
+    def stop(self, within: float) -> bool:
+        """End the drawing that goes on, at its next step, and draw no more. Returns whether there
+        was one; after `within` seconds it is not waited for any longer."""
+        self.stopping = True
+        busy = self.working
+        self.lock.acquire(timeout=within)  # and kept: who waits for it is not to draw
+        return busy
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """With the lock, which was acquired."""
+        try:
+            if self.stopping:
+                raise ConnectionAbortedError("the command ends")
+            self.working = True
+            yield
+        finally:
+            self.working = False
+            self.lock.release()
+
+    def draw(self, asked: Asked, tell: Tell) -> None:
+        """Draw all that is asked for, and tell of each step and each picture.
+
+        Events, by `kind`:
+            waiting   somebody else's drawing goes first
+            progress  `first` and `count` of the pictures that are being drawn, `step` of `steps`,
+                      and in pixel space `previews`: each as the model sees it now, JPEG in base64
+            picture   `number`, `png` in base64, and `how` it was drawn
+
+        Raises:
+            LimnerError: a setting, size, or start picture cannot be used; or, when all is drawn
+                and told of, a drawing could not be kept.
+            ConnectionError: `tell` raised it, or the command ends.
+        """
+        settings = asked.settings()
+        if not self.lock.acquire(blocking=False):
+            tell({"kind": "waiting"})
+            self.lock.acquire()
+        with self._working():
+            self._draw(asked, settings, tell)
+
+    def _draw(self, asked: Asked, settings: dict[str, Any], tell: Tell) -> None:
+        unkept: list[str] = []
+        generator, every = self.generator, asked.pictures()
+        size = generator.config.data.image_size
+        at_once = generator.at_once(AT_ONCE, asked.height or size, asked.width or size)
+        for first in range(0, len(every), at_once):
+            some = every[first : first + at_once]
+
+            def progress(step: int, steps: int, x0: Tensor, first: int = first) -> None:
+                if self.stopping:
+                    raise ConnectionAbortedError("the command ends")
+                event: dict[str, Any] = {"first": first, "count": len(x0)}
+                event |= {"step": step, "steps": steps}
+                if isinstance(generator.space, PixelSpace):
+                    event["previews"] = [_encoded(p, "JPEG") for p in to_pil(x0)]
+                tell({"kind": "progress", **event})
+
+            drawn = generator.generate_batch(
+                [prompt for prompt, _ in some],
+                seeds=[seed for _, seed in some],
+                batch_size=at_once,
+                progress=progress,
+                **settings,
+            )
+            for number, picture in enumerate(drawn, start=first):
+                how = how_drawn(picture)
+                event = {"kind": "picture", "number": number, "how": how}
+                try:
+                    if self.keep_in is not None:
+                        keep(picture, self.keep_in)
+                except OSError as error:
+                    unkept.append(error.strerror or str(error))
+                tell({**event, "png": _encoded(picture, "PNG")})
+        if unkept:
+            raise LimnerError(
+                f"{len(unkept)} of {len(every)} pictures could not be kept in {self.keep_in} "
+                f"({unkept[0]}); save them from this page"
+            )
+
+
+def keep(picture: Image.Image, folder: Path) -> Path:
+    """Save a drawing by its prompt and seed; one by that name that is there already stays."""
+    how = how_drawn(picture)
+    words = re.sub(r"[^\w-]+", "-", str(how["prompt"])).strip("-")[:60].strip("-") or "empty"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = BytesIO()
+    save_picture(picture, data, "PNG")
+    for number in itertools.count(1):
+        path = folder / f"{words}-{how['seed']}{f'-{number}' if number > 1 else ''}.png"
+        try:
+            with path.open("xb") as file:  # not through a link that somebody put there
+                file.write(data.getvalue())
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("names do not end")
+
+
+def _encoded(picture: Image.Image, format: str) -> str:
+    data = BytesIO()
+    save_picture(picture, data, format)
+    return base64.b64encode(data.getvalue()).decode()

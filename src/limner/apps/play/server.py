@@ -1,0 +1,289 @@
+"""The page to draw with, served to this machine and to who has its address.
+
+    GET  /        the page
+    GET  /model   what is drawn from, as JSON
+    POST /draw    `Asked` as JSON; the answer is a line of JSON for each event of `Painter.draw`
+    POST /newest  draw from the run's newest checkpoint from now on
+
+It listens on loopback, and answers who gives the token of its address (limner.apps.play.access) and
+asks for it by that name, so that neither another user of the machine nor a page of the web reaches
+it: a name that was pointed here (DNS rebinding) is refused by Host, another page's requests by
+Origin and by their content type. Who closes the connection ends the drawing; who says nothing, or
+does not read, holds up nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import Any
+
+from limner.apps.play.access import Access, is_own_page, means_us
+from limner.apps.play.events import Events
+from limner.apps.play.painter import Painter
+from limner.apps.play.request import Asked
+from limner.errors import LimnerError
+
+LOOPBACK = "127.0.0.1"
+MOST_BYTES = 64 * 2**20
+"""Of a request: a start picture is in it."""
+MOST_CONNECTIONS = 64
+PATIENCE = 30.0
+"""Seconds in which a connection takes or gives something."""
+HEAD_WITHIN = 15.0
+"""Seconds in which a request has said what it wants."""
+STOP_WITHIN = 20.0
+"""Seconds that a drawing has to stop when the command ends."""
+PIECE = 2**16
+POLICY = (
+    "default-src 'none'; img-src data: blob:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; "
+    "style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+)
+NO_TOKEN = (
+    "this needs the whole address that `limner play` printed in its terminal, with ?token=...; "
+    "each start of the command has a new one"
+)
+log = logging.getLogger("limner")
+
+
+class Server(ThreadingHTTPServer):
+    """Args:
+    port: to listen at; 0: any that is free.
+
+    Raises:
+        LimnerError: the port is taken, or may not be had.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = os.name != "nt"  # there it would share the port with another program
+    request_queue_size = 32
+
+    def __init__(self, painter: Painter, port: int) -> None:
+        self.painter = painter
+        self.access = Access()
+        self.free = threading.Semaphore(MOST_CONNECTIONS)
+        try:
+            super().__init__((LOOPBACK, port), Handler)
+        except (OSError, OverflowError) as error:
+            taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            why = "is taken by another program" if taken else f"cannot be used ({error})"
+            raise LimnerError(f"--port {port} {why}; take another, or 0 for any") from None
+
+    def server_bind(self) -> None:
+        """Without the look-up of a name, which takes seconds where a resolver does not answer."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+
+    @property
+    def address(self) -> str:
+        """With the token: who knows it may draw."""
+        return f"http://{LOOPBACK}:{self.server_port}/?token={self.access.token}"
+
+    def exit_code(self) -> int:
+        """End what is being drawn; 130 if something was, else 0."""
+        try:
+            return 130 if self.painter.stop(STOP_WITHIN) else 0
+        except KeyboardInterrupt:  # once more
+            return 130
+
+    # ---- connections -----------------------------------------------------------------------
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is a thread left for it; else it is closed."""
+        return self.free.acquire(blocking=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started, which would have given it back
+            self.free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """In one line; the base class prints a traceback for each client that leaves early."""
+        error = sys.exception()
+        level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
+        log.log(level, "a request ended with %s: %s", type(error).__name__, error)
+
+
+class Refusal(Exception):
+    """A request that is not answered as it wishes: status and reason."""
+
+    def __init__(self, status: int, why: str) -> None:
+        self.status, self.why = status, why
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version, sys_version = "limner", ""
+    timeout = PATIENCE
+
+    def setup(self) -> None:
+        super().setup()
+        # A byte now and then is in time for each read: the whole head has a time, too.
+        self.waiting = threading.Timer(HEAD_WITHIN, self.hear_no_more)
+        self.waiting.daemon = True
+        self.waiting.start()
+
+    def finish(self) -> None:
+        self.waiting.cancel()
+        with contextlib.suppress(OSError):
+            super().finish()
+
+    def hear_no_more(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD)
+
+    def do_GET(self) -> None:
+        self.respond({"/": self.page, "/model": self.model})
+
+    def do_POST(self) -> None:
+        self.respond({"/draw": self.draw, "/newest": self.newest})
+
+    def respond(self, answers: dict[str, Callable[[], None]]) -> None:
+        self.waiting.cancel()
+        path, _, query = self.path.partition("?")
+        try:
+            self.check_who_asks(query)
+            if path not in answers:
+                raise Refusal(404, "there is no such page")
+            answers[path]()
+        except Refusal as refusal:
+            self.refuse(refusal.status, refusal.why)
+        except LimnerError as error:
+            self.refuse(409, str(error))
+        except OSError:
+            raise  # of the connection
+        except Exception as error:  # go on serving
+            log.error("%s failed with %s: %s", path, type(error).__name__, error)
+            log.debug("where it failed", exc_info=True)
+            self.refuse(500, f"{type(error).__name__}: {error}")
+
+    # ---- who may ask -----------------------------------------------------------------------
+
+    def check_who_asks(self, query: str) -> None:
+        """Raises Refusal unless the browser means this server, for itself, and has the token."""
+        hosts = self.headers.get_all("Host", [])
+        if not means_us(hosts):
+            shown = ", ".join(map(repr, hosts))[:200] or "no name"
+            raise Refusal(403, f"asked for as {shown}; it answers to localhost alone")
+        if not is_own_page(self.headers.get("Origin"), hosts[0]):
+            raise Refusal(403, "asked by another page")
+        given = self.headers.get_all("Cookie", []), self.headers.get("Authorization")
+        if not self.server.access.is_granted(query, *given):
+            raise Refusal(403, NO_TOKEN)
+
+    def body(self) -> Any:
+        """The JSON that came. Raises Refusal."""
+        if self.headers.get_content_type() != "application/json":
+            raise Refusal(415, "a request is application/json")
+        lengths = self.headers.get_all("Content-Length", [])
+        one = len(lengths) == 1 and re.fullmatch("[0-9]{1,12}", lengths[0].strip())
+        if not one or int(lengths[0]) > MOST_BYTES:
+            raise Refusal(413, f"a request has at most {MOST_BYTES:,} bytes, and says how many")
+        data = self.rfile.read(int(lengths[0]))
+        if len(data) < int(lengths[0]):
+            raise Refusal(400, "the request was cut off")
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise Refusal(400, "this is no JSON that is read: it is nested too deep") from None
+        except ValueError as error:  # of JSON, of UTF-8, or of a number that is too long
+            raise Refusal(400, f"this is no JSON: {error}") from None
+
+    # ---- answers ---------------------------------------------------------------------------
+
+    def page(self) -> None:
+        nonce = secrets.token_urlsafe(16)
+        page = files("limner.apps.play").joinpath("play.html").read_text(encoding="utf-8")
+        headers = {
+            "Content-Security-Policy": POLICY.format(nonce=nonce),
+            "Set-Cookie": self.server.access.cookie,
+        }
+        self.answer(page.replace("NONCE", nonce).encode(), "text/html; charset=utf-8", headers)
+
+    def model(self) -> None:
+        self.answer_json(self.server.painter.about())
+
+    def newest(self) -> None:
+        self.body()
+        self.server.painter.take_newest()
+        self.model()
+
+    def draw(self) -> None:
+        values = self.body()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        events = Events(self.write)
+        with contextlib.suppress(ConnectionError):  # the page was closed, or asked to stop
+            events.tell(self.drawn(values, events))
+        events.finish()
+
+    def drawn(self, values: Any, events: Events) -> dict[str, Any]:
+        """Draw; returns the last event. Raises ConnectionError."""
+        try:
+            self.server.painter.draw(Asked.read(values), events.tell)
+        except ConnectionError:
+            raise
+        except LimnerError as error:
+            return {"kind": "error", "message": str(error)}
+        except Exception as error:  # a kernel that fails, memory that runs out: go on serving
+            log.exception("a drawing failed")
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+            return {"kind": "error", "message": f"{type(error).__name__}: {reason}"}
+        return {"kind": "done"}
+
+    def write(self, data: bytes) -> None:
+        """Raises OSError if it is not taken: a piece at a time, as each has `PATIENCE`."""
+        for begin in range(0, len(data), PIECE):
+            self.wfile.write(data[begin : begin + PIECE])
+
+    def answer_json(self, values: Any) -> None:
+        self.answer(json.dumps(values).encode(), "application/json")
+
+    def refuse(self, status: int, why: str) -> None:
+        if self.command == "GET" and self.path.partition("?")[0] == "/":  # a person reads this
+            self.answer(f"Limner: {why}\n".encode(), "text/plain; charset=utf-8", status=status)
+        else:
+            body = json.dumps({"message": why}).encode()
+            self.answer(body, "application/json", status=status)
+
+    def answer(
+        self, body: bytes, kind: str, headers: dict[str, str] | None = None, status: int = 200
+    ) -> None:
+        self.send_response(status)
+        always = {
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        length = {"Content-Type": kind, "Content-Length": str(len(body))}
+        for name, value in {**always, **length, **(headers or {})}.items():
+            self.send_header(name, value)
+        with contextlib.suppress(OSError):
+            self.end_headers()
+            self.write(body)
+
+    def log_message(self, format: str, *values: Any) -> None:
+        log.debug("%s", (format % values).replace(self.server.access.token, "..."))

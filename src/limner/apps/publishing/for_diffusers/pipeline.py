@@ -1,0 +1,335 @@
+"""A pipeline of diffusers that draws what `limner generate` draws, without Limner."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from limner.data.images import to_pil
+from limner.diffusion.guidance import guided_denoiser
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.objective import Objective
+from limner.models.text_encoder import EncodedText
+from limner.pretrained.text_encoder import read_captions
+from limner.text.batch import FrozenText
+from limner.text.tokenizer import encodable
+
+
+class LimnerPipeline(DiffusionPipeline):
+    """Text to image with a model that Limner trained.
+
+    Args:
+        transformer: the denoiser.
+        text_encoder, tokenizer: those trained along with it, or a pretrained pair of transformers.
+        scheduler: LimnerScheduler, or one of diffusers' own made from its configuration.
+        vae: the autoencoder in whose latents the denoiser works; None: in pixels.
+        max_length: tokens read of a prompt.
+        text_summary: what stands for a whole prompt read by a pretrained encoder ("pooler", "last",
+            "mean"); None: the encoder was trained along.
+        num_inference_steps, guidance_scale, guidance_type, guidance_rescale: used unless the call
+            says otherwise.
+        guidance_start, guidance_end: likewise, the two ends of `guidance_interval`.
+        apg_eta, apg_threshold, apg_momentum: of the guidance type "apg".
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["vae"]
+
+    # Without types: diffusers 0.35 wants classes there, finds text (annotations are put off), and
+    # cannot load the folder.
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        transformer,
+        text_encoder,
+        tokenizer,
+        scheduler,
+        vae,
+        max_length=32,
+        text_summary=None,
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        guidance_start=0.0,
+        guidance_end=1.0,
+        guidance_type="cfg",
+        guidance_rescale=0.0,
+        apg_eta=0.0,
+        apg_threshold=0.0,
+        apg_momentum=-0.5,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            vae=vae,
+        )
+        self.register_to_config(
+            max_length=max_length,
+            text_summary=text_summary,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            guidance_type=guidance_type,
+            guidance_rescale=guidance_rescale,
+            apg_eta=apg_eta,
+            apg_threshold=apg_threshold,
+            apg_momentum=apg_momentum,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_type: str | None = None,
+        guidance_rescale: float | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw. What is None is as the model's configuration has it.
+
+        Args:
+            prompt: one, or several for as many pictures.
+            height, width: pixels; None: the size trained at.
+            num_inference_steps: of the solver.
+            guidance_scale: 1: none; 2 to 5 follow the prompt more closely.
+            negative_prompt: what guidance leads away from, one or one for each prompt; None: the
+                empty prompt.
+            num_images_per_prompt: pictures of each prompt.
+            generator: `torch.Generator().manual_seed(42)` draws what `--seed 42` draws in Limner; a
+                list has one for each picture.
+            latents: noise [B, C, h, w] to begin with, instead of the generator's.
+            output_type: "pil", "pt" ([B, 3, H, W] in [0, 1]), "np" ([B, H, W, 3]), or "latent".
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": the clean
+                picture so far}), to show and not to change it; None or that dictionary is returned.
+            guidance_interval: shares of the noise between which guidance acts, as (0.1, 0.9).
+            guidance_type: "cfg", "cfg_zero_star", or "apg".
+            guidance_rescale: how far to draw the contrast back to that of an unguided picture.
+
+        Returns:
+            The pictures, as `images` or in a tuple.
+
+        Raises:
+            ValueError: what was asked for does not go together.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negative = negative_prompt or ""
+        negatives = [negative] if isinstance(negative, str) else list(negative)
+        count = len(prompts) * num_images_per_prompt
+        if not count:
+            raise ValueError("a prompt and one picture of it at least, please")
+        if len(negatives) not in (1, len(prompts)):
+            raise ValueError(f"{len(prompts)} prompts, but {len(negatives)} negative ones")
+        if isinstance(generator, list) and len(generator) not in (1, count):
+            raise ValueError(f"{count} pictures, but {len(generator)} generators")
+        if output_type not in ("pil", "pt", "np", "latent"):
+            raise ValueError(f"output_type {output_type!r}: take pil, pt, np, or latent")
+        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+        if len(negatives) > 1:
+            negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
+        steps = self.config.num_inference_steps
+        steps = steps if num_inference_steps is None else num_inference_steps
+        skipped = self.scheduler.config.get("zero_init_steps", 0)
+        if steps <= skipped:
+            raise ValueError(f"num_inference_steps {steps}: the first {skipped} are not taken")
+        shape = (count, *self._shape(height, width))
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}, and {shape} is wanted")
+        device = self._execution_device
+
+        encoded = self.encode_prompt([*prompts, *negatives])
+        denoise = guided_denoiser(
+            self._network,
+            self._objective,
+            encoded.rows(slice(None, count)),
+            encoded.rows(slice(count, None)),
+            self._guidance(guidance_scale, guidance_interval, guidance_type, guidance_rescale),
+            torch.float32,
+        )
+
+        def noise(_: int) -> Tensor:
+            return randn_tensor(shape, generator, device, torch.float32)
+
+        start = noise(-1) if latents is None else latents.to(device, torch.float32)
+        with self.progress_bar(total=steps - skipped) as bar:
+
+            def told(i: int, x0: Tensor) -> None:
+                bar.update()
+                if callback_on_step_end is not None:
+                    timestep = float(self.scheduler.timesteps[i])
+                    said = callback_on_step_end(self, i, timestep, {"latents": x0}) or {}
+                    if said.get("latents", x0) is not x0:
+                        raise ValueError("callback_on_step_end cannot replace the latents here")
+
+            if hasattr(self.scheduler, "solve"):
+                drawn = self.scheduler.solve(denoise, noise, steps, start, told)
+            else:
+                drawn = self._step_by_step(denoise, start, steps, generator, told)
+        images = self._finished(drawn, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def encode_prompt(self, prompts: list[str]) -> EncodedText:
+        """B prompts as the transformer takes them, with what it computes once for all steps."""
+        device = self._execution_device
+        if self.config.text_summary is None:
+            ids = self.tokenizer(
+                [encodable(p) for p in prompts],
+                padding="max_length",
+                truncation=True,
+                max_length=self.config.max_length,
+                return_tensors="pt",
+            ).input_ids
+            return self.transformer.read(*self.text_encoder(ids.to(device)))
+        rows = read_captions(
+            self.text_encoder,
+            self.tokenizer,
+            prompts,
+            self.config.max_length,
+            self.config.text_summary,
+        )
+        longest = max(len(states) for states, _ in rows)
+        return self.transformer.read(*FrozenText.stack(rows, longest).to(device))
+
+    def _network(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+        return self.transformer(x, t, y, return_dict=False)[0]
+
+    def _guidance(
+        self,
+        scale: float | None,
+        interval: Sequence[float] | None,
+        kind: str | None,
+        rescale: float | None,
+    ) -> Any:
+        """As configured where None."""
+        own = self.config
+        low, high = (own.guidance_start, own.guidance_end) if interval is None else interval
+        settings = SimpleNamespace(
+            guidance_scale=own.guidance_scale if scale is None else scale,
+            guidance_interval=(low, high),
+            guidance_type=own.guidance_type if kind is None else kind,
+            guidance_rescale=own.guidance_rescale if rescale is None else rescale,
+            apg_eta=own.apg_eta,
+            apg_threshold=own.apg_threshold,
+            apg_momentum=own.apg_momentum,
+        )
+        is_flow = isinstance(self._objective.path, FlowPath)
+        known = ("cfg", "cfg_zero_star", "apg") if is_flow else ("cfg", "apg")
+        if settings.guidance_type not in known:
+            raise ValueError(f"guidance_type {settings.guidance_type!r}: take {', '.join(known)}")
+        if not settings.guidance_scale >= 0:
+            raise ValueError(f"guidance_scale {settings.guidance_scale} is below 0")
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance_interval {low}, {high}: from 0 to 1, the lower one first")
+        if not 0 <= settings.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale {settings.guidance_rescale} is not from 0 to 1")
+        return settings
+
+    @property
+    def _objective(self) -> Objective:
+        network, schedule = self.transformer.config, self.scheduler.config
+        path: Path = FlowPath(schedule.num_train_timesteps)
+        if network.objective == "diffusion":
+            path = DiffusionPath(
+                schedule.num_train_timesteps,
+                schedule.beta_start,
+                schedule.beta_end,
+                schedule.beta_schedule,
+            )
+        return Objective(path, network.prediction_type)
+
+    def _step_by_step(
+        self,
+        denoise: Callable[[Tensor, float], Tensor],
+        x: Tensor,
+        steps: int,
+        generator: Any,
+        told: Callable[[int, Tensor], None],
+    ) -> Tensor:
+        """With a scheduler of diffusers, which is given what its own prediction type asks for."""
+        path, scheduler = self._objective.path, self.scheduler
+        is_flow = isinstance(path, FlowPath)
+        if is_flow and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            # As in Limner, before the scheduler's own shift; by itself it would end one training
+            # step before the clean picture.
+            settings = scheduler.config
+            times = path.inference_timesteps(steps, power=settings.get("timestep_power", 1.0))
+            times = times[settings.get("zero_init_steps", 0) : -1] / path.num_train_timesteps
+            scheduler.set_timesteps(sigmas=times.numpy(), device=x.device)
+        else:
+            scheduler.set_timesteps(steps, device=x.device)
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        options = {"generator": generator} if draws else {}
+        wanted = "velocity" if is_flow else scheduler.config.prediction_type
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+        for i, t in enumerate(scheduler.timesteps):
+            seen = scheduler.scale_model_input(x, t) if not is_flow else x
+            # At 0 itself a flow's velocity does not follow from the picture.
+            timestep = max(float(t), 0.1) if is_flow else float(t)
+            x0 = denoise(seen, timestep)
+            at = torch.tensor(timestep, dtype=torch.float64)
+            output = _prediction(wanted, seen, x0, path.alpha(at).item(), path.sigma(at).item())
+            x = scheduler.step(output, t, x, **options, return_dict=False)[0]
+            told(i, x0)
+        return x
+
+    def _shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Of what is denoised: channels, height, width."""
+        network = self.transformer.config
+        factor = network.downsampling
+        sides = []
+        for name, side in (("height", height), ("width", width)):
+            side = network.sample_size * factor if side is None else side
+            whole = network.patch_size * factor
+            if side < whole or side % whole:
+                raise ValueError(f"{name} {side} is not a multiple of {whole}")
+            sides.append(side // factor)
+        return network.in_channels, sides[0], sides[1]
+
+    def _finished(self, drawn: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return drawn
+        pictures = self._decode(drawn)
+        if output_type == "pil":
+            return to_pil(pictures)
+        pictures = (pictures.float().clamp(-1, 1) + 1) / 2
+        return pictures if output_type == "pt" else pictures.movedim(1, -1).cpu().numpy()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        if self.vae is None:
+            return latents
+        network = self.transformer.config
+        mean, scale = (
+            torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1)
+            for values in (network.latents_mean, network.latents_scale)
+        )
+        return self.vae.decode((latents / scale + mean).to(self.vae.dtype)).sample.float()
+
+
+def _prediction(kind: str, x: Tensor, x0: Tensor, alpha: float, sigma: float) -> Tensor:
+    """What a network of that kind would have put out if it saw x and meant x0."""
+    if kind == "sample":
+        return x0
+    if kind == "velocity":
+        return (x - x0) / sigma
+    if kind == "v_prediction":
+        return (alpha * x - x0) / sigma
+    return (x - alpha * x0) / sigma

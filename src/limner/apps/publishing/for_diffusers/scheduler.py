@@ -1,0 +1,86 @@
+"""How noise is added, and the solvers that take it out again, as a scheduler of diffusers."""
+
+from __future__ import annotations
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.solvers import SOLVERS, Callback, Denoiser, Noise
+
+
+class LimnerScheduler(SchedulerMixin, ConfigMixin):
+    """The solvers of Limner: they call the denoiser themselves, as often as they need.
+
+    The configuration has the names of diffusers' own schedulers, so that one of those takes its
+    place by `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`:
+    FlowMatchEulerDiscreteScheduler and those with `use_flow_sigmas` for flow matching, DDIM, DDPM,
+    and the like for a schedule of betas.
+
+    Args:
+        objective: "flow_matching" or "diffusion", the classic one with a schedule of betas.
+        num_train_timesteps: the timestep of pure noise (flow matching), or the number of betas.
+        solver: "ddpm", "ddim", "euler", "heun", "dpmsolver++", or "unipc".
+        shift: above 1, more of the steps at high noise; flow matching only, as the next two are.
+        timestep_power: above 1, more of the steps at both ends, near noise and near the picture.
+        zero_init_steps: so many of the first steps stay at the noise, and cost nothing (CFG-Zero*).
+        beta_start, beta_end, beta_schedule: of the diffusion objective.
+        prediction_type, use_flow_sigmas, flow_shift, timestep_spacing, clip_sample,
+            set_alpha_to_one: what diffusers' schedulers must know to draw with this model.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        objective: str = "flow_matching",
+        num_train_timesteps: int = 1000,
+        solver: str = "dpmsolver++",
+        shift: float = 1.0,
+        timestep_power: float = 1.0,
+        zero_init_steps: int = 0,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        prediction_type: str = "flow_prediction",
+        use_flow_sigmas: bool = True,
+        flow_shift: float = 1.0,
+        timestep_spacing: str = "trailing",
+        clip_sample: bool = False,
+        set_alpha_to_one: bool = True,
+    ) -> None:
+        if solver not in SOLVERS:
+            raise ValueError(f"solver {solver!r} is not known; take one of {', '.join(SOLVERS)}")
+        self.path: Path = FlowPath(num_train_timesteps)
+        if objective == "diffusion":
+            self.path = DiffusionPath(num_train_timesteps, beta_start, beta_end, beta_schedule)
+
+    def solve(
+        self,
+        denoise: Denoiser,
+        noise: Noise,
+        num_inference_steps: int,
+        start: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """From noise to a picture.
+
+        Args:
+            denoise: (x [B, C, H, W], timestep) -> the clean picture that x would become.
+            noise: i -> normal noise float32 [B, C, H, W]; -1 is asked for first.
+            start: the noise to begin with, instead of noise(-1).
+            callback: told (i, clean picture so far) at each step.
+
+        Returns:
+            float32 [B, C, H, W].
+        """
+        settings = self.config
+        times = self.path.inference_timesteps(
+            num_inference_steps, settings.shift, settings.timestep_power
+        )
+        self.timesteps = times[settings.zero_init_steps :]
+        x = noise(-1) if start is None else start
+        solver = SOLVERS[settings.solver]
+        return solver(denoise, x, self.timesteps, self.path, noise, callback)

@@ -1,0 +1,139 @@
+"""The denoiser of a model that Limner trained, as a model of diffusers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor
+
+from limner.models.dit import DiT
+from limner.models.modern import ModernDiT
+from limner.models.text_encoder import EncodedText
+from limner.pretrained.text_encoder import TextAdapter
+from limner.text.batch import FrozenText
+
+
+class LimnerTransformer(ModelMixin, ConfigMixin):
+    """The network that takes noise out of a picture, told in words what the picture shows.
+
+    Names of the weights are those of the checkpoint: `denoiser.*`, and `text_encoder.*` of what
+    fits the states of a pretrained text encoder to the network.
+
+    Args:
+        in_channels: of what is denoised: 3 for pixels, else those of the latents.
+        text_width: of the text that the denoiser sees.
+        states_width: of a pretrained text encoder's states; None: the encoder was trained along.
+        sample_size: side of what it was trained on, in pixels or latents.
+        downsampling: pixels per latent, in each direction.
+        objective, prediction_type: how noise was added, and what is predicted; the pipeline turns
+            the prediction into what the scheduler wants.
+        latents_mean, latents_scale: what is denoised is (latents - mean) * scale of the
+            autoencoder's latents, one number for all channels or one for each.
+    """
+
+    Denoiser: ClassVar[Any]
+    """`DiT` or `ModernDiT`: a file holds one of them, so this class names neither."""
+    # Norms compute in float32 whatever the precision of the rest.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["norm_q", "norm_k", "norm_states", "norm_vector"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int,
+        patch_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_ratio: float,
+        text_width: int,
+        states_width: int | None = None,
+        sample_size: int = 64,
+        downsampling: int = 1,
+        objective: str = "flow_matching",
+        prediction_type: str = "velocity",
+        latents_mean: list[float] | None = None,
+        latents_scale: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.text_encoder = TextAdapter(states_width, text_width) if states_width else None
+        self.denoiser = self.Denoiser(
+            in_channels=in_channels,
+            patch_size=patch_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            dropout=0.0,
+            text_width=text_width,
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | EncodedText,
+        encoder_attention_mask: Tensor | None = None,
+        pooled_projections: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """One prediction.
+
+        Args:
+            hidden_states: noisy pictures or latents [B, C, H, W].
+            timestep: [B], 0 (clean) to the scheduler's `num_train_timesteps` (noise).
+            encoder_hidden_states: the text encoder's states [B, L, D], or what `read` made of them.
+            encoder_attention_mask, pooled_projections: as `read` takes them; not needed after it.
+
+        Returns:
+            [B, C, H, W], as `sample` or in a tuple.
+        """
+        text = encoder_hidden_states
+        if isinstance(text, Tensor):
+            assert encoder_attention_mask is not None, "encoder_attention_mask, too"
+            text = self.read(text, encoder_attention_mask, pooled_projections)
+        with self._precision(hidden_states.device):
+            output = self.denoiser(hidden_states, timestep, text)
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    @apply_forward_hook
+    def read(
+        self,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor | None = None,
+    ) -> EncodedText:
+        """All that depends on the text alone: computed once for all steps.
+
+        Args:
+            encoder_hidden_states: the text encoder's states [B, L, D].
+            encoder_attention_mask: [B, L], false or 0 at padding.
+            pooled_projections: a pretrained encoder's one vector for each text, [B, D].
+        """
+        text = EncodedText(encoder_hidden_states, encoder_attention_mask.bool(), pooled_projections)
+        with self._precision(encoder_hidden_states.device):
+            if self.text_encoder is not None:
+                assert text.vector is not None, "pooled_projections, too, of a pretrained encoder"
+                text = self.text_encoder(FrozenText(text.tokens, text.mask, text.vector))
+            return self.denoiser.prepare(text)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Weights may be half as precise as what is added up along the network."""
+        half = self.dtype != torch.float32
+        return torch.autocast(device.type, self.dtype if half else torch.bfloat16, enabled=half)
+
+
+class LimnerModernTransformer(LimnerTransformer):
+    """The architecture `modern`."""
+
+    Denoiser = ModernDiT
+
+
+class LimnerDiTTransformer(LimnerTransformer):
+    """The architecture `dit`."""
+
+    Denoiser = DiT

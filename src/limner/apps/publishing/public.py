@@ -1,0 +1,116 @@
+"""What of a run may be public: copies of what it wrote, without folders, files, and private names.
+
+The run's own files stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from limner.checkpoint.lineage import A_PRIVATE_SET, LICENSES
+from limner.checkpoint.open import WEIGHTS_FILE
+from limner.config import Config
+from limner.config.defaults import changed
+from limner.redaction import is_hub_id, places_of, redacted, shown_place
+
+QUOTED = ("prompt", "caption")
+"""Keys of results whose values are captions, which stay as they are."""
+_COUNTS = re.compile(r"[\d,]+ pictures with [\d,]+ captions")
+_RULE = re.compile(r"Held out .*?\.(?=\s|$)")
+
+
+def is_public_set(config: Config) -> bool:
+    """Whether the data set has a public name: it is built in, or on the Hub."""
+    name = config.data.dataset_name or ""
+    return name.lower() in LICENSES or is_hub_id(name)
+
+
+def public_name(config: Config, said: str | None = None) -> str:
+    """What the data set is called in public: as the publisher says, or by its public name."""
+    if said:
+        return said
+    return str(config.data.dataset_name) if is_public_set(config) else A_PRIVATE_SET
+
+
+def public_config(config: Config) -> Config:
+    """Without where things were on the machine, and how they were named there.
+
+    A pretrained part is named by its Hub id; one in a folder, `./` and the folder's own name: it is
+    looked for beside the file.
+    """
+    plain = Config()
+    data = {"dataset_path": plain.data.dataset_path, "allowed_paths": None, "image_column": None}
+    if not is_public_set(config):
+        data |= {"dataset_name": None}
+    training = {"output_dir": plain.training.output_dir, "init_from": None, "run_name": None}
+    training |= {"resume": plain.training.resume, "tracker_project": plain.training.tracker_project}
+    networks = dict.fromkeys(("reference", "inception", "dinov2", "clip"))
+    return config.model_copy(
+        update={
+            "data": changed(config.data, **data, caption_column=None),
+            "training": changed(config.training, **training),
+            "vae": _public_part(config.vae),
+            "text_encoder": _public_part(config.text_encoder),
+            "lora": plain.lora,  # merged: nothing of it is left to say
+            "cache": changed(config.cache, folder=plain.cache.folder),
+            "evaluation": changed(config.evaluation, **networks),
+        }
+    )
+
+
+def public_results(results: dict[str, Any], config: Config, name: str) -> dict[str, Any]:
+    """What a run or an evaluation measured, as it may be public.
+
+    Args:
+        name: of the data set, as `public_name` has it.
+    """
+    dataset = results.get("dataset") or {}
+    places = [*places_of(config.model_dump()), str(dataset.get("name") or "")]
+    if is_public_set(config):
+        return redacted(results, filter(None, places), QUOTED)
+    own = str(dataset.get("description") or "")
+    about = public_description(own, name)
+
+    def told(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {k: v if k in QUOTED else told(v) for k, v in tree.items()}
+        if isinstance(tree, list):
+            return [told(value) for value in tree]
+        return tree.replace(own, about) if own and isinstance(tree, str) else tree
+
+    results = told(results)
+    if dataset:
+        results["dataset"] = results["dataset"] | {"name": name, "description": about}
+    return redacted(results, filter(None, places), QUOTED)
+
+
+def public_evaluation(
+    found: dict[str, Any], config: Config, name: str, repo: str
+) -> dict[str, Any]:
+    """evaluation.json as it may be public: whoever reads it has the file published in `repo`."""
+    found = public_results(found, config, name)
+    found["checkpoint"] = found["checkpoint"] | {"path": WEIGHTS_FILE}
+    found["command"] = f"limner evaluate {repo}" if found.get("command") else None
+    if not is_public_set(config):  # names of files
+        found["events"] = [str(event).partition(", such as ")[0] for event in found["events"]]
+        found["refused"] = [
+            {"key": str(number), "reason": "a picture that cannot be used"}
+            for number, _ in enumerate(found.get("refused", ()), start=1)
+        ]
+    return found
+
+
+def public_description(description: str, name: str) -> str:
+    """Of a private data set: how many pictures, and by what rule they are held out."""
+    counts, rule = _COUNTS.match(description), _RULE.search(description)
+    said = [f"{counts[0]} from {name}." if counts else "", rule[0] if rule else ""]
+    return " ".join(filter(None, said))
+
+
+def _public_part(section: Any) -> Any:
+    name = section.pretrained_model_name
+    if name is None or is_hub_id(name):
+        return section
+    return changed(section, pretrained_model_name=f"./{shown_place(Path(name).as_posix(), False)}")

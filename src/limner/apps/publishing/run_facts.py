@@ -1,0 +1,102 @@
+"""What a run, and an evaluation of it, say about the weights that are published."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from limner.apps.publishing.card import BUILT_IN, Sample
+from limner.apps.publishing.public import public_evaluation
+from limner.checkpoint.folder import Checkpoint, newest_good
+from limner.checkpoint.single_file import WeightsFile, sha256_of
+from limner.evaluation.results_folder import PAGE, PICTURES, RESULTS, places
+from limner.reports.evaluation_report import write_page
+from limner.reports.run_folder import Run, read_json, read_run
+from limner.training.monitor.heldout import spread
+
+MOST_OF_EACH = 8
+"""Pictures of trained prompts, of held-out ones, and of others."""
+log = logging.getLogger("limner")
+
+
+def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
+    """The run that these weights are from, if what it drew and measured is about them."""
+    if isinstance(opened, WeightsFile):
+        return None
+    run = read_run(opened.folder.parent)
+    if not run.results:
+        return None
+    newest, _ = newest_good(run.folder, names=())
+    since = opened.state.step - int(run.results.get("steps", 0))
+    if newest == opened.folder and 0 <= since < opened.config.training.logging_steps:
+        return run
+    log.warning(
+        "what %s measured and drew is not about %s, and is left out of the card (limner report %s "
+        "does it anew for the newest checkpoint)",
+        *(run.folder, opened.folder.name, run.folder),
+    )
+    return None
+
+
+def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
+    """Pictures that the run drew at its end, some of each kind."""
+    if run is None:
+        return []
+    (folder / "samples").mkdir(exist_ok=True)
+    samples = []
+    for split in ("held out", "trained", "free"):
+        own = [s for s in run.samples if s.get("split") == split]
+        for place in spread(len(own), MOST_OF_EACH):
+            found = own[place]
+            name = Path(str(found["file"])).name
+            shutil.copyfile(run.folder / "samples" / name, folder / "samples" / name)
+            sample = Sample(
+                f"samples/{name}", found["prompt"], found["seed"], split, run.results["sampling"]
+            )
+            samples.append(sample)
+    return samples
+
+
+def evaluation_of(
+    folder: Path, opened: Checkpoint | WeightsFile, name: str, repo: str, with_page: bool
+) -> tuple[dict[str, Any], str | None]:
+    """What `limner evaluate` wrote about these weights, as it may be public.
+
+    evaluation.json goes into `folder` as well, and of a data set that comes with Limner, or if
+    asked for, the page: it shows trained pictures, which somebody's own may not be public.
+
+    Args:
+        name: of the data set, in public.
+        repo: where they are published.
+
+    Returns:
+        evaluation.json ({}: there is none), and where in `folder` the page is.
+    """
+    for place in places(opened):
+        found = read_json(place / RESULTS)
+        if not isinstance(found, dict) or not {"checkpoint", "protocol"} <= found.keys():
+            continue
+        if found["checkpoint"].get("weights_sha256") == sha256_of(opened.tensors()):
+            break
+        log.warning("%s is about other weights, and is left out of the card", place)
+    else:
+        return {}, None
+    found = public_evaluation(found, opened.config, name, repo)
+    (folder / "evaluation").mkdir()
+    text = json.dumps(found, ensure_ascii=False, indent=1)
+    (folder / "evaluation" / RESULTS).write_text(text, encoding="utf-8", newline="\n")
+    if not (place / PAGE).is_file():
+        return found, None
+    if not with_page and opened.config.data.dataset_name not in BUILT_IN:
+        log.warning("%s shows trained pictures and stays here; --page uploads it", place / PAGE)
+        return found, None
+    # Made anew, of what is public, with the pictures that lie there.
+    pictures = folder / "evaluation" / PICTURES
+    if (place / PICTURES).is_dir():
+        shutil.copytree(place / PICTURES, pictures)
+    write_page(folder / "evaluation")
+    shutil.rmtree(pictures, ignore_errors=True)
+    return found, f"evaluation/{PAGE}"

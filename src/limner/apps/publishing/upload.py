@@ -1,0 +1,290 @@
+"""A model to the Hub: the folder that diffusers loads, the file that Limner draws from, pictures,
+and a card that says what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from limner import __version__, console
+from limner.apps.publishing.card import Facts, Sample, license_that_fits, model_card
+from limner.apps.publishing.diffusers_folder import write_diffusers_folder
+from limner.apps.publishing.export import in_precision, part_dtype, refuse_foreign, sizes
+from limner.apps.publishing.leaks import private_of, refuse_leaks
+from limner.apps.publishing.public import QUOTED, public_config, public_name
+from limner.apps.publishing.run_facts import evaluation_of, kept_samples, run_of
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.lineage import Lineage, write_lineage
+from limner.checkpoint.manifest import written_whole
+from limner.checkpoint.open import WEIGHTS_FILE
+from limner.checkpoint.single_file import WeightsFile, open_for_drawing, write_weights_file
+from limner.config import Config
+from limner.config.defaults import changed
+from limner.data.own_folder import keep_out_of_the_data
+from limner.device import name_of
+from limner.errors import LimnerError
+from limner.files.folder_lock import FolderLock
+from limner.inference.generator import ImageGenerator
+from limner.pretrained.components import moved, open_parts
+from limner.redaction import is_hub_id, named_places, redact_urls
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What only the publisher can say."""
+
+    license: str | None = None
+    """Of the model, by its id on the Hub, such as apache-2.0."""
+    data_name: str | None = None
+    data_license: str | None = None
+    base_model: str | None = None
+    """Id on the Hub of the model that it began from, where the run does not know it."""
+    prompts: tuple[str, ...] = ()
+    """To draw for the card, besides what the run has drawn."""
+    page: bool = False
+    """Upload the page of `limner evaluate`, too: it shows pictures that the model learned from."""
+
+
+def publish(
+    checkpoint: str | Path,
+    repo: str,
+    private: bool = False,
+    dry_run: bool = False,
+    said: Said | None = None,
+    dtype: str = "float32",
+    output: Path | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    say: Callable[[str], None] = console.say,
+) -> str | None:
+    """Put everything together and upload it in one commit.
+
+    Args:
+        checkpoint: a run folder, one of its checkpoints, or an exported file of weights.
+        repo: id of the repository, `owner/name`, or a name alone for one's own.
+        private: of a repository that is not there yet.
+        dry_run: say what would go, and send nothing.
+        output: a folder to keep what is uploaded in; None: it is deleted afterwards.
+
+    Returns:
+        The address of the commit; None after a dry run.
+
+    Raises:
+        LimnerError: the export fails, or the Hub refuses; no message holds a token.
+    """
+    if output is not None:
+        refuse_foreign(output)
+        keep_out_of_the_data(output, open_for_drawing(checkpoint).config, "--output")
+    repo = full_name(repo, dry_run)
+    if said and said.base_model and not is_hub_id(said.base_model):
+        raise LimnerError(
+            f"--base_model {said.base_model}: give its id on the Hub, owner/name; a model that is "
+            "not there has none"
+        )
+    with (
+        FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
+        tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
+    ):
+        folder = output or Path(temporary) / "model"
+        with written_whole(folder) as staging:
+            said = said or Said()
+            card = prepare(staging, checkpoint, repo, said, dtype, vae, text_encoder)
+        for line in sizes(folder):
+            say(line)
+        if dry_run:
+            say(f"\n{card}")
+            return None
+        return upload(folder, repo, private)
+
+
+def prepare(
+    folder: Path,
+    checkpoint: str | Path,
+    repo: str,
+    said: Said,
+    dtype: str,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+) -> str:
+    """Write all that is uploaded into a folder; returns the card.
+
+    Raises:
+        LimnerError: the export fails, or something private would be in what is uploaded.
+    """
+    opened = open_for_drawing(checkpoint)
+    parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
+    weights = in_precision(opened.tensors(), dtype)
+    write_diffusers_folder(folder, parts, opened.tokenizer, weights, part_dtype(dtype))
+    beside = _with_parts_beside(folder, public_config(parts.config))
+    lineage = public_lineage(opened.lineage, repo, said)
+    write_weights_file(
+        folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state, lineage
+    )
+    write_lineage(folder, lineage)
+    run = run_of(opened)
+    name = public_name(opened.config, said.data_name)
+    evaluation, page = evaluation_of(folder, opened, name, repo, said.page)
+    prompts = said.prompts
+    if not prompts and run is None:
+        prompts = parts.config.training.preview_prompts or ()
+    facts = Facts(
+        repo=repo,
+        config=parts.config,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        step=opened.state.step,
+        images=opened.state.images,
+        seconds=opened.state.seconds,
+        dtype=dtype,
+        samples=[*_draw(folder, prompts), *kept_samples(folder, run)],
+        results=run.results if run else {},
+        evaluation=evaluation,
+        page=page,
+        license=lineage.license,
+        lineage=lineage,
+        data_name=said.data_name,
+        data_license=said.data_license,
+    )
+    card = model_card(facts)
+    (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
+    _refuse_private(folder, checkpoint, opened, parts.config, facts, said)
+    return card
+
+
+def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
+    """With what the publisher says of the model, of its private data, and of its base."""
+    if said.base_model:
+        base = lineage.base or Lineage(complete=False)
+        lineage = replace(lineage, base=replace(base, model=said.base_model))
+    lineage = lineage.said(said.data_name, said.data_license)
+    lineage = replace(lineage, model=repo, license=said.license).public()
+    return replace(lineage, license=said.license or license_that_fits(lineage))
+
+
+def _refuse_private(
+    folder: Path,
+    checkpoint: str | Path,
+    opened: Checkpoint | WeightsFile,
+    config: Config,
+    facts: Facts,
+    said: Said,
+) -> None:
+    """Raises LimnerError if what is to be uploaded names this machine or opens a door to it."""
+    places: dict[str, list[str]] = {}
+    for found in (opened.config, config):
+        for key, place in named_places(found.model_dump()):
+            places.setdefault(key, []).append(place)
+    places["the model"] = [str(checkpoint)]
+    places["the folder that was written"] = [str(folder)]
+    places["the current folder"] = [str(Path.cwd())]
+    before = [one.name.partition("/")[0] for one in opened.lineage.models_before() if one.name]
+    places["the model that it began from"] = [f"./{name}" for name in before]
+    evaluation = facts.evaluation
+    cases = (evaluation.get("memorisation") or {}).get("worst", ())
+    shown = [
+        *(sample.prompt for sample in facts.samples),
+        *(str(case.get(key, "")) for case in cases for key in QUOTED),
+        *(str(line.get(key, "")) for line in evaluation.get("pictures", ()) for key in QUOTED),
+    ]
+    says = (
+        facts.repo,
+        *facts.repo.split("/"),
+        said.license,
+        said.data_name,
+        said.data_license,
+        said.base_model,
+    )
+    assert facts.lineage is not None
+    models = (facts.lineage, *facts.lineage.models_before())
+    known = [text for one in models for text in (one.model, *(data.name for data in one.data))]
+    public = [*shown, *said.prompts, *filter(None, (*says, *known))]
+    refuse_leaks(folder, private_of(places), public)
+
+
+def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
+    """Pictures for the card, by the weights that are published."""
+    if not prompts:
+        return []
+    generator = ImageGenerator(folder / WEIGHTS_FILE)
+    pictures = generator.generate_batch(prompts, seeds=list(range(len(prompts))))
+    how = generator.sampling.model_dump(mode="json") | {"dtype": name_of(generator.dtype)}
+    (folder / "samples").mkdir(exist_ok=True)
+    samples = []
+    for seed, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        file = f"samples/drawn-{seed:02d}.png"
+        picture.save(folder / file)
+        samples.append(Sample(file, prompt, seed, "free", how))
+    return samples
+
+
+def _with_parts_beside(folder: Path, config: Config) -> Config:
+    """The configuration of a file that lies beside the pretrained parts it needs."""
+    names = [n for n in ("vae", "text_encoder") if getattr(config, n).pretrained_model_name]
+    places = {name: folder / name for name in names}
+    loose = {n: changed(getattr(config, n), fingerprint=None) for n in names}
+    found = open_parts(moved(config.model_copy(update=loose), **places)).config
+    return moved(found, **{name: f"./{name}" for name in names})
+
+
+# ---- the Hub -----------------------------------------------------------------------------------
+
+
+def full_name(repo: str, dry_run: bool) -> str:
+    """`owner/name` of a repository, the owner being who is logged in unless named.
+
+    Raises:
+        LimnerError: no legal id, or nobody is logged in.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise LimnerError(f"--repo {repo}: {str(error).splitlines()[0]}") from None
+    if "/" in repo:
+        return repo
+    if dry_run:
+        return f"your-name/{repo}"
+    with _told(repo):
+        return f"{HfApi().whoami()['name']}/{repo}"
+
+
+def upload(folder: Path, repo: str, private: bool) -> str:
+    """A folder's files to a repository in one commit; returns the commit's address.
+
+    Tokens and addresses are huggingface_hub's own: `hf auth login`, HF_TOKEN, HF_ENDPOINT.
+    """
+    from huggingface_hub import HfApi
+
+    with _told(repo):
+        api = HfApi()
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        message = f"Published with Limner {__version__}"
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        return redact_urls(str(commit.commit_url))
+
+
+@contextlib.contextmanager
+def _told(repo: str) -> Iterator[None]:
+    """What the Hub or the way to it refuses, in words and without the token."""
+    from huggingface_hub import constants, errors, get_token
+
+    try:
+        yield
+    except Exception as error:  # of the Hub, of HTTP, of the network, of the disk
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+            reason = (
+                "you are not logged in, or your token may not write there: `hf auth login` with a "
+                "token that may, or set HF_TOKEN"
+            )
+        if token := get_token():
+            reason = reason.replace(token, "***")
+        raise LimnerError(f"{repo} was not published at {constants.ENDPOINT}: {reason}") from None

@@ -1,0 +1,276 @@
+"""`limner sweep`: the best setting to draw with at each cost, for one trained model."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from limner import __version__, console
+from limner.apps.sweep import sheet
+from limner.apps.sweep.measurement import Measurement
+from limner.apps.sweep.prompts import Part, parts_of, range_of
+from limner.apps.sweep.record import FILE, Record
+from limner.apps.sweep.score import Follow, Quality, checked, nearest_is_its_own
+from limner.apps.sweep.search import TimeIsUp, search
+from limner.apps.sweep.store_settings import store_sampling
+from limner.apps.sweep.table import Row, Sweep, as_line, choose, label_of
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.manifest import MANIFEST
+from limner.config import SamplingConfig
+from limner.data.open import Data, open_data, squares
+from limner.device import choose_device, choose_precision, describe, name_of
+from limner.errors import LimnerError
+from limner.evaluation.networks.networks import EfficientNet, FeatureNetwork
+from limner.files.fingerprints import digest
+from limner.files.folder_lock import FolderLock
+from limner.inference.generator import ImageGenerator
+
+COSTS = (4, 8, 16, 32, 64)
+PICTURES = 64
+MINUTES = 30.0
+SHEET = "sweep.png"
+SEARCH_SHARE = 0.7
+"""Of the minutes; the rest is for comparing what was found."""
+
+Say = Callable[[str], None]
+
+
+class Measuring:
+    """Measures on two parts, remembers in sweep.json, says a line for each, keeps the time."""
+
+    def __init__(
+        self, record: Record, qualities: dict[str, Quality], protocol: dict[str, Any], say: Say
+    ) -> None:
+        self.record, self.qualities, self.protocol, self.say = record, qualities, protocol, say
+        self.until = float("inf")
+
+    def __call__(self, sampling: SamplingConfig, count: int, part: str = "chosen") -> Measurement:
+        found = self.record.find(self.protocol, part, sampling, count)
+        if found is not None:
+            return found
+        start = time.monotonic()
+        if start > self.until:
+            raise TimeIsUp
+        found = self.qualities[part].measure(sampling, count)
+        self.record.add(self.protocol, part, found)
+        self.say(sheet.progress(found, time.monotonic() - start))
+        return found
+
+
+def sweep(
+    checkpoint: str | Path,
+    costs: Sequence[int] = COSTS,
+    pictures: int = PICTURES,
+    minutes: float = MINUTES,
+    store: bool = True,
+    store_cost: int | None = None,
+    guide: str | Path | None = None,
+    device: str | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    say: Say = console.say,
+) -> Sweep:
+    """Search, compare, store.
+
+    Args:
+        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
+        costs: network evaluations for one picture, guided steps counted twice.
+        pictures: drawn of each setting that comes into the last round of a choice.
+        minutes: of the search and the comparison, about. What was measured is kept, and the same
+            call goes on from there.
+        store: make the best setting the checkpoint's default. Not with a guide, which a
+            configuration cannot name.
+        store_cost: the best at this cost; None: the cheapest within noise of the best.
+        guide: a weaker checkpoint to move away from (autoguidance).
+
+    Raises:
+        LimnerError: no such checkpoint, no pictures, nothing to measure by, a damaged sweep.json.
+    """
+    began = time.monotonic()
+    opened = Checkpoint.open(checkpoint)
+    with FolderLock(opened.folder, "sweep another checkpoint", ".limner-sweep.lock"):
+        return _sweep(
+            opened, costs, pictures, minutes, store, store_cost, guide, device, vae, text_encoder,
+            say, began,
+        )  # fmt: skip
+
+
+def _sweep(
+    opened: Checkpoint,
+    costs: Sequence[int],
+    pictures: int,
+    minutes: float,
+    store: bool,
+    store_cost: int | None,
+    guide: str | Path | None,
+    device: str | None,
+    vae: str | Path | None,
+    text_encoder: str | Path | None,
+    say: Say,
+    began: float,
+) -> Sweep:
+    if store_cost is not None and store_cost not in costs:
+        raise LimnerError(f"--store {store_cost} is none of the costs {', '.join(map(str, costs))}")
+    if guide is not None and store_cost is not None:
+        raise LimnerError("--guide is compared only: a checkpoint cannot name its guide; leave "
+                          "--store out")  # fmt: skip
+    record = Record(opened.folder / FILE)
+    generator = generator_of(opened, guide, device, vae, text_encoder)
+    data = open_data(squares(opened.config), say)
+    network, missing = feature_network(generator)
+    chosen, reported = parts_of(data, pictures)
+    qualities = {
+        part.name: Quality(generator, part, network, follow_of(data, part))
+        for part in (chosen, reported)
+    }
+    said = check_measures(qualities["chosen"], missing)
+    protocol = protocol_of(opened, generator, data, (chosen, reported), network, guide)
+    measure = Measuring(record, qualities, protocol, say)
+
+    config = opened.config
+    before = record.setting("before")
+    if before is None or record.setting("stored") != config.sampling:
+        before = config.sampling  # nothing was stored yet, or somebody changed it since
+    record.values["before"] = before.model_dump(mode="json")
+    for sentence in said:
+        say(sentence)
+    say(about(chosen, reported))
+
+    measure.until = began + 60 * minutes * SEARCH_SHARE
+    path = generator.objective.path
+    found, finished = search(config, path, before, costs, pictures, measure)
+    if not found:
+        raise LimnerError(f"no setting draws with {max(costs)} evaluations; take a higher --costs")
+    measure.until = float("inf")  # what was found must be compared at one number of pictures
+    named = [("before", before), *((str(cost), found[cost]) for cost in sorted(found))]
+    for_all = [(name, sampling, measure(sampling, pictures)) for name, sampling in named]
+    measure.until = began + 60 * minutes
+    rows = []
+    for name, sampling, on_chosen in for_all:
+        on_reported = None
+        try:
+            on_reported = measure(sampling, pictures, "reported")
+        except TimeIsUp:
+            finished = False
+        rows.append(Row(name, sampling, on_chosen, on_reported))
+
+    best = choose(rows, store_cost)
+    storing = store and guide is None
+    result = Sweep(rows, best, storing, finished, opened.folder, said)
+    record.values["table"] = [as_line(row) for row in rows]
+    if storing:
+        record.values["stored"] = {
+            "sampling": best.sampling.model_dump(mode="json"),
+            "cost": best.chosen.cost,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "limner": __version__,
+            "about": about(chosen, reported),
+        }
+    record.write()  # first: a default whose origin is not told would be worse than the reverse
+    if storing and (kept := store_sampling(opened.folder, best.sampling)):
+        say(kept)
+    title = f"{opened.folder.name}: the same prompts and noise at each cost"
+    settings = [(label_of(row), row.sampling) for row in rows]
+    sheet.save_sheet(opened.folder / SHEET, qualities["reported"], settings, title)
+    return result
+
+
+def generator_of(
+    opened: Checkpoint,
+    guide: str | Path | None,
+    device: str | None,
+    vae: str | Path | None,
+    text_encoder: str | Path | None,
+) -> ImageGenerator:
+    """Hundreds of pictures: in training's precision, as previews are."""
+    place = choose_device(device or "auto")
+    dtype = name_of(choose_precision(opened.config.training.mixed_precision, place))
+    return ImageGenerator(
+        opened.folder, device=place, dtype=dtype, vae=vae, text_encoder=text_encoder, guide=guide
+    )
+
+
+def feature_network(generator: ImageGenerator) -> tuple[FeatureNetwork | None, str]:
+    """The network for kernel distances, or why there is none."""
+    try:
+        return EfficientNet(generator.device), ""
+    except LimnerError as error:
+        return None, str(error)
+
+
+def follow_of(data: Data, part: Part) -> Follow | None:
+    """What tells how well a picture follows its caption, if this data set has something."""
+    if data.set.name == "shapes":
+        return checked(part.captions)
+    pictures = range_of(data, part)
+    return None if pictures is None else nearest_is_its_own(pictures)
+
+
+def check_measures(quality: Quality, missing: str) -> list[str]:
+    """What is not measured here, in words. Raises LimnerError where that is everything."""
+    if quality.network is None and quality.follow is None:
+        raise LimnerError(
+            f"there is nothing to choose settings by: {missing}; and several pictures have the "
+            "same caption, so that recall cannot say which one is meant"
+        )
+    if quality.network is None:
+        return [f"by recall alone: {missing} (pip install 'limner[evaluation]')"]
+    if quality.follow is None:
+        return [
+            "by kernel distance alone, which sees pictures and not captions: several pictures have "
+            "the same caption, so that recall cannot say which one is meant"
+        ]
+    return []
+
+
+def protocol_of(
+    opened: Checkpoint,
+    generator: ImageGenerator,
+    data: Data,
+    parts: Sequence[Part],
+    network: FeatureNetwork | None,
+    guide: str | Path | None,
+) -> dict[str, Any]:
+    """All that two measurements must share to be compared, the setting apart."""
+    return {
+        "checkpoint": weights_of(opened.folder),
+        "guide": None if guide is None else weights_of(Checkpoint.open(guide).folder),
+        "dataset": data.set.name,
+        "image_size": opened.config.data.image_size,
+        **{
+            f"{part.name}_{key}": value
+            for part in parts
+            for key, value in {
+                "captions": digest(*part.keys, *part.captions).hex(),
+                "count": len(part.captions),
+                "held_out": part.held_out,
+                "first_seed": part.first_seed,
+                "pictures": digest(part.pictures.numpy().tobytes()).hex(),
+            }.items()
+        },
+        "dtype": name_of(generator.dtype),
+        "device": describe(generator.device),
+        "network": None if network is None else network.identity(),
+        "follow": "shapes checker" if data.set.name == "shapes" else "1 / rank of the true picture",
+    }
+
+
+def weights_of(folder: Path) -> str:
+    """A hash of a checkpoint's weights: of what its manifest has written down about them."""
+    lines = (folder / MANIFEST).read_text(encoding="utf-8")
+    return digest(lines).hex()
+
+
+def about(chosen: Part, reported: Part) -> str:
+    """One sentence: what was chosen on what."""
+    own = len(chosen.captions) - chosen.held_out
+    more = f" and {own} trained ones" if own else ""
+    theirs = len(reported.captions) - reported.held_out
+    fill = f" and {theirs} other trained ones" if theirs else ""
+    return (
+        f"settings are chosen on {chosen.held_out} held-out captions{more}, and reported on "
+        f"{reported.held_out} other held-out captions{fill}, from other noise"
+    )

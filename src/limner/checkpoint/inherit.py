@@ -1,0 +1,130 @@
+"""What a run that starts from another model (`training.init_from`) takes from its configuration.
+
+Only configurations are read here, as text; the weights are `training/init_from.py`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.checkpoint.open import file_config, find_model
+from limner.config.model import ModelConfig, TextEncoderConfig, VaeConfig
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from limner.config import Config
+
+MEANING = (
+    *("objective", "num_train_timesteps", "prediction_type"),
+    *("beta_start", "beta_end", "beta_schedule"),
+)
+"""Keys of `scheduler` that decide what the network's output is."""
+OF_PICTURES = ("patch_size", "in_channels", "out_channels")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Config]) -> None:
+    """Fill the keys of a configuration that were not set and describe the model from the model
+    that the run starts from. Where all are set (a checkpoint's own), that model is not needed.
+
+    Args:
+        values: sections of keys, as read; changed in place.
+        load: makes a configuration of a YAML file or of its sections.
+
+    Raises:
+        LimnerError: it is needed, and not there.
+    """
+    training = values["training"]
+    read: list[Config] = []
+
+    def origin() -> Config:
+        if not read:
+            # A run that has begun holds what it inherited, and needs the first model no more.
+            own = _newest(Path(training.get("output_dir") or "./outputs"))
+            found = load(own / "config.yaml") if own else None
+            if found is None or found.training.init_from != str(training["init_from"]):
+                found = _of_model(str(training["init_from"]), load)
+            read.append(found)
+        return read[0]
+
+    _fill(values, "vae", ("pretrained_model_name",), origin)
+    _fill(values, "text_encoder", ("pretrained_model_name",), origin)
+    for section, keys in _keys().items():
+        if not _same_part(values, section, origin):
+            continue
+        _fill(values, section, keys, origin)
+    if _same_part(values, "vae", origin):
+        _fill(values, "model", OF_PICTURES, origin)
+
+
+def _newest(folder: Path) -> Path | None:
+    """The checkpoint of the most steps in a run's folder. Whether it is whole is for those to see
+    who read its weights: all of a run's checkpoints have one configuration."""
+    found = [
+        (int(number[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (number := _CHECKPOINT.fullmatch(path.name)) and (path / "config.yaml").is_file()
+    ]
+    return max(found)[1] if found else None
+
+
+def _of_model(name: str, load: Callable[[Path | dict[str, Any]], Config]) -> Config:
+    """The configuration of a run, a checkpoint (or a file in it), or an exported file."""
+    try:
+        path = find_model(name)
+    except LimnerError as error:
+        raise LimnerError(f"training.init_from: {error}") from None
+    folder = path.parent if path.is_file() else path
+    if (path.is_file() or path.is_dir()) and (folder / "training_state.json").is_file():
+        return load(folder / "config.yaml")
+    if path.is_dir() and (newest := _newest(path)):
+        return load(newest / "config.yaml")
+    if not path.is_file():
+        raise LimnerError(
+            f"training.init_from: there is no model at {path.absolute()}; name a run folder, a "
+            "checkpoint in it, a file that limner export wrote, or the Hub id of a published model"
+        )
+    try:
+        sections = file_config(path)
+    except LimnerError as error:
+        raise LimnerError(f"training.init_from: {error}") from None
+    for section in ("vae", "text_encoder"):  # pretrained parts that came along beside the file
+        name = sections.get(section, {}).get("pretrained_model_name") or ""
+        if name.startswith("./") and (path.parent / name).is_dir():
+            sections[section]["pretrained_model_name"] = str(path.parent / name)
+    return load(sections)
+
+
+def _keys() -> dict[str, tuple[str, ...]]:
+    model = tuple(key for key in ModelConfig.model_fields if key not in OF_PICTURES)
+    return {
+        "model": model,
+        "vae": tuple(VaeConfig.model_fields),
+        "text_encoder": tuple(TextEncoderConfig.model_fields),
+        "scheduler": MEANING,
+    }
+
+
+def _fill(
+    values: dict[str, Any], section: str, keys: tuple[str, ...], origin: Callable[[], Config]
+) -> None:
+    mine = values.setdefault(section, {})
+    for key in keys:
+        if key not in mine:
+            mine[key] = origin().model_dump(mode="json")[section][key]
+
+
+def _same_part(values: dict[str, Any], section: str, origin: Callable[[], Config]) -> bool:
+    """Whether a pretrained part is the one that the model learned with."""
+    if section not in ("vae", "text_encoder"):
+        return True
+    missing = set(_keys()[section]) - set(values[section])
+    if section == "vae":
+        missing |= set(OF_PICTURES) - set(values["model"])
+    if not missing:
+        return False  # nothing is open, so nothing has to be known
+    there = getattr(origin(), section).pretrained_model_name
+    return bool(values[section]["pretrained_model_name"] == there)

@@ -1,0 +1,186 @@
+"""Where a model comes from: what it learned from, the model that it began from, and so on back.
+
+It is written at the start of a run as lineage.json, into each of its checkpoints, and into the
+header of an exported file, so that a model card can name whoever must be named:
+
+    {"format": 1,
+     "model": "owner/name" on the Hub, or null,
+     "name": what its folder or file was called here; null in what is published,
+     "license": "cc-by-4.0", or null where nobody said,
+     "method": "full" | "lora",
+     "data": [{"name": "emoji", "license": "cc-by-4.0"}, ...]; a private set's name is null,
+     "complete": whether `base` is known; false of a model from before this file was written,
+     "base": the same of the model that it began from; null: none}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from limner.errors import LimnerError
+from limner.files.small_files import parse_json, read_text
+from limner.redaction import is_hub_id
+
+if TYPE_CHECKING:
+    from limner.config import Config
+
+FILE = "lineage.json"
+FORMAT = 1
+LICENSES = {"emoji": "cc-by-4.0", "shapes": "apache-2.0"}
+"""Of the data sets that come with Limner."""
+A_PRIVATE_SET = "a private data set"
+DEEPEST = 100  # models, one from the other
+
+
+@dataclass(frozen=True)
+class LearnedFrom:
+    """A data set."""
+
+    name: str | None = None
+    """Its public name: built in, on the Hub, or as its publisher says; None: it is private."""
+    license: str | None = None
+
+    def __str__(self) -> str:
+        name = self.name or A_PRIVATE_SET
+        return f"{name} (licence: {self.license})" if self.license else name
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Of one model; see the top of this file."""
+
+    model: str | None = None
+    name: str | None = None
+    license: str | None = None
+    method: Literal["full", "lora"] = "full"
+    data: tuple[LearnedFrom, ...] = ()
+    complete: bool = True
+    base: Lineage | None = None
+
+    def models_before(self) -> Iterator[Lineage]:
+        """The model that it began from, the one that this began from, ..."""
+        before = self.base
+        while before is not None:
+            yield before
+            before = before.base
+
+    def public(self) -> Lineage:
+        """The same without what folders and files were called."""
+        return replace(self, name=None, base=self.base and self.base.public())
+
+    def and_from(self, more: tuple[LearnedFrom, ...]) -> Lineage:
+        """The same model, which goes on with (other) data."""
+        return replace(self, data=tuple(dict.fromkeys((*self.data, *more))))
+
+    def said(self, name: str | None, license: str | None) -> Lineage:
+        """With the name and the licence that its owner gives the private data."""
+        own = LearnedFrom(name, license)
+        data = (own if one.name is None else one for one in self.data)
+        return replace(self, data=tuple(dict.fromkeys(data)))
+
+    def to_json(self, indent: int | None = 1) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str, where: str | Path) -> Lineage:
+        """Raises LimnerError if it is anything else than what `to_json` wrote."""
+        try:
+            return _read(parse_json(text, "its lineage"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise LimnerError(f"{where} is damaged: {error}") from None
+
+
+def lineage_of_config(config: Config) -> Lineage:
+    """Of a model that has no lineage with it: what its configuration says."""
+    data, begun = (learned_from(config),), config.training.init_from
+    method: Literal["full", "lora"] = "full" if config.lora.rank is None else "lora"
+    if begun is None:
+        return Lineage(data=data, method=method)
+    return Lineage(data=data, method=method, base=named(Lineage(complete=False), begun))
+
+
+def learned_from(config: Config) -> LearnedFrom:
+    """The data set of a configuration, by its public name if it has one."""
+    name = config.data.dataset_name or ""
+    if name.lower() in LICENSES:
+        return LearnedFrom(name.lower(), LICENSES[name.lower()])
+    return LearnedFrom(name if is_hub_id(name) else None)
+
+
+def named(lineage: Lineage, place: str) -> Lineage:
+    """With the id on the Hub, or what the folder or file here is called, by which it was opened."""
+    if is_hub_id(place):
+        return replace(lineage, model=place.partition("@")[0])
+    parts = place.replace("\\", "/").rstrip("/").split("/")
+    run = parts[-2:] if parts[-1].startswith("checkpoint-") else parts[-1:]
+    return replace(lineage, name="/".join(run))
+
+
+def before_in_words(
+    lineage: Lineage, model: Callable[[str], str] = str, data: Callable[[LearnedFrom], str] = str
+) -> list[str]:
+    """A sentence for each model before this one: which it is, and what it learned from.
+
+    Args:
+        model: shows an id on the Hub or a name.
+        data: shows a data set.
+    """
+    said, it = [], "It"
+    for before in lineage.models_before():
+        known = before.model or before.name
+        shown = model(known) if known else "a model that is not public"
+        license = f" (licence: {before.license})" if before.license else ""
+        if before.data:
+            learned = f", which learned from {' and '.join(map(data, before.data))}"
+        else:
+            learned = "; what that one learned from was not recorded"
+        said.append(f"{it} began from {shown}{license}{learned}.")
+        it = "That one"
+        if not before.complete and before.data:
+            said.append("What that one began from, if from anything, was not recorded.")
+    return said
+
+
+def read_lineage(folder: Path) -> Lineage | None:
+    """Of a run or a checkpoint; None: it is from before there was such a file.
+
+    Raises:
+        LimnerError: it is damaged.
+    """
+    path = folder / FILE
+    try:
+        return Lineage.from_json(read_text(path), path)
+    except FileNotFoundError:
+        return None
+
+
+def write_lineage(folder: Path, lineage: Lineage) -> None:
+    """Raises OSError."""
+    (folder / FILE).write_text(lineage.to_json() + "\n", encoding="utf-8", newline="\n")
+
+
+def _read(values: Any, depth: int = 0) -> Lineage:
+    if not isinstance(values, Mapping) or depth > DEEPEST:
+        raise ValueError("it is no lineage")
+    data = tuple(LearnedFrom(_text(d, "name"), _text(d, "license")) for d in values["data"])
+    base = values.get("base")
+    return Lineage(
+        model=_text(values, "model"),
+        name=_text(values, "name"),
+        license=_text(values, "license"),
+        method="lora" if values.get("method") == "lora" else "full",
+        data=data,
+        complete=values.get("complete") is not False,
+        base=None if base is None else _read(base, depth + 1),
+    )
+
+
+def _text(values: Mapping[str, Any], key: str) -> str | None:
+    found = values.get(key)
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"{key} is no text")
+    return found

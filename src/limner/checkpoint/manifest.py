@@ -1,0 +1,150 @@
+"""A checkpoint reaches the disk whole, or the one before it stays: staged, synced, listed, renamed.
+
+The order is that of every file system's guarantees (Pillai et al. 2014, "All File Systems Are Not
+Created Equal"): the data first, then its list with sizes and checksums, then the name, each synced
+before the next. Whatever moment the power goes, what bears a checkpoint's name verifies, or the
+name is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from limner.errors import LimnerError
+from limner.files.atomic import recover_in, replacing, sync
+from limner.files.small_files import read_json
+from limner.messages import shorten
+
+MANIFEST = "manifest.json"
+"""Written last: {"files": {name: {"bytes": ..., "sha256": ...}}}."""
+NAME = re.compile(r"checkpoint-(\d+)")
+EDITABLE = "config.yaml"
+"""What people may change in a finished checkpoint; its own reader checks it."""
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path, sealed: bool = True, needed: int | None = None) -> Iterator[Path]:
+    """Give a staging folder; when the block ends well it becomes `folder`, durable and verified.
+
+    A folder that is already there gives way last, and comes back if that fails.
+
+    Args:
+        sealed: with a manifest of checksums, as checkpoints have it.
+        needed: bytes that it will take, if they are known.
+
+    Raises:
+        OSError: from the block, or for what did not arrive on the disk as it was written; DiskFull
+            if there was no room for it.
+    """
+    with replacing(folder, folder=True, needed=needed) as staging:
+        yield staging
+        if sealed:
+            seal(staging)
+
+
+def seal(staging: Path) -> None:
+    """Bring every file to the disk, read it back, and write down what it must be."""
+    files = {}
+    for path in sorted(staging.rglob("*")):
+        sync(path)
+        if path.is_dir():
+            continue
+        if not _is_complete(path):
+            raise OSError(0, "was not written to its end (a short write: is the disk full?)", path)
+        name = path.relative_to(staging).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    text = json.dumps({"files": files}, indent=1)
+    (staging / MANIFEST).write_text(text, encoding="utf-8")
+    if (staging / MANIFEST).read_text(encoding="utf-8") != text:
+        raise OSError(0, "was not written to its end (is the disk full?)", staging / MANIFEST)
+    sync(staging / MANIFEST)
+    sync(staging)
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a file ends where its format says; a checksum alone would only seal a short one."""
+    try:
+        if path.suffix == ".pt":
+            return zipfile.is_zipfile(path)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return True
+    except SafetensorError:
+        return False
+    return path.stat().st_size > 0
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
+    """What is wrong with a checkpoint folder by its manifest, or None.
+
+    Args:
+        names: files to compare byte by byte (by their checksum); None: all. Of the others only
+            the sizes are compared.
+    """
+    try:
+        files = read_json(folder / MANIFEST)["files"]
+        listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing: it was never finished, or not copied whole"
+    except LimnerError as error:
+        return f"{MANIFEST} is damaged: {error}"
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        return f"{MANIFEST} is damaged ({error or type(error).__name__})"
+    for name, (size, sha256) in listed.items():
+        parts = name.split("/")  # a folder of a folder, never out of it
+        plain = name.isprintable() and not {"\\", ":"} & set(name)
+        if not plain or len(parts) > 2 or {"", ".", ".."} & set(parts):
+            return f"{MANIFEST} names {shorten(name)}, which is no file of a checkpoint"
+        path = folder / name
+        if name == EDITABLE and path.is_file():
+            continue
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes of {size:,}"
+            if (names is None or name in names) and _sha256(path) != sha256:
+                return f"{name} is not what was written (its checksum differs)"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+    return None
+
+
+def finish_interrupted(run_folder: Path) -> None:
+    """Put right what a kill in the middle of saving, replacing, or pruning left behind."""
+    for folder in (run_folder, run_folder / "previews"):
+        recover_in(folder)
+    for path in list(run_folder.iterdir()) if run_folder.is_dir() else ():
+        # As earlier versions named them. Others are somebody else's, such as a .git.old.
+        name, dot, state = path.name.removeprefix(".").rpartition(".")
+        if not (path.name.startswith(".") and dot and path.is_dir() and NAME.fullmatch(name)):
+            continue
+        if state == "old" and not path.with_name(name).exists() and damage(path) is None:
+            os.replace(path, path.with_name(name))
+        elif state in ("old", "writing", "deleted"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def replaceable(folder: Path, known: frozenset[str]) -> None:
+    """Raises LimnerError if `folder` is there and holds something else than a checkpoint."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    if names is None or not ("training_state.json" in names or names <= known):
+        raise LimnerError(
+            f"{folder} is there already and is no checkpoint, so it is not replaced by one: name a "
+            "folder that does not exist yet"
+        )

@@ -1,0 +1,99 @@
+"""From a name to a model of Limner's own: a path, or the Hub id of a published one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from limner.errors import LimnerError
+from limner.files.small_files import MOST_YAML_BYTES, parse_json
+from limner.pretrained.hub import snapshot
+
+WEIGHTS_FILE = "limner.safetensors"
+"""Of a published model: what Limner draws from."""
+_MODEL = re.compile(r"([\w.-]+)/[\w.-]+(?<!\.safetensors)(?<!\.pt)(@[\w./-]+)?")
+_WAYS = (
+    "A model is a run folder (outputs/demo), a checkpoint in it, a file that limner export wrote, "
+    "or the id of a published one. Behind a slow connection set "
+    "HF_ENDPOINT=https://hf-mirror.com to use a mirror."
+)
+
+
+def find_model(name: str | Path) -> Path:
+    """Where a model of Limner's is: a path as it was given, or the local copy of a published one.
+
+    Args:
+        name: a file or folder, or `owner/name` on the Hub, of which `@revision` may choose a
+            branch, tag, or commit. What is neither there nor such an id is returned as it is, and
+            so is a path into a folder that is there: `outputs/demo` is no repository beside a
+            folder `outputs`.
+
+    Returns:
+        Of a folder that holds `limner.safetensors`, that file, with the pretrained parts that came
+        along beside it.
+
+    Raises:
+        LimnerError: it looks like the id of a repository, and cannot be had.
+    """
+    path = Path(name)
+    if not path.exists():
+        repository = name.as_posix() if isinstance(name, Path) else name
+        match = _MODEL.fullmatch(repository)
+        if match is None or Path(match[1]).is_dir():
+            return path
+        path = _downloaded_model(repository)
+    if not (path / WEIGHTS_FILE).is_file() or (path / "training_state.json").is_file():
+        return path
+    # In the folder of a run it is a file among others, and maybe older than the checkpoints.
+    return path if any(path.glob("checkpoint-*")) else path / WEIGHTS_FILE
+
+
+def _downloaded_model(repository: str) -> Path:
+    """Its weights, and of its other files only what they need; none of its code."""
+    name, _, revision = repository.partition("@")
+
+    def get(*patterns: str) -> Path:
+        return snapshot(name, "", list(patterns), [], revision or None, _WAYS)
+
+    folder = get(WEIGHTS_FILE)
+    if not (folder / WEIGHTS_FILE).is_file():
+        from limner.checkpoint.folder import (  # brings torch
+            AVERAGED,
+            FILES,
+            LINEAGE,
+            ROWS,
+            TOKENIZER,
+        )
+
+        folder = get(*FILES, AVERAGED, ROWS, TOKENIZER, LINEAGE)
+        if not (folder / "training_state.json").is_file():
+            raise LimnerError(
+                f"{name!r} is on the Hub, and no model of Limner's: it holds neither "
+                f"{WEIGHTS_FILE}, which limner publish uploads, nor the files of a checkpoint"
+            )
+        return folder
+    beside = {"vae": ("vae/*",), "text_encoder": ("text_encoder/*", "tokenizer/*")}
+    for section, values in file_config(folder / WEIGHTS_FILE).items():
+        if section in beside and values.get("pretrained_model_name") == f"./{section}":
+            get(*beside[section])
+    return folder
+
+
+def file_config(path: Path) -> dict[str, dict[str, Any]]:
+    """The configuration in the header of a file of weights that Limner wrote, as sections of keys.
+
+    Raises:
+        LimnerError: it is another file, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+        if "config" not in header:
+            raise ValueError("its header has no configuration")
+        sections = parse_json(header["config"], "its configuration", MOST_YAML_BYTES)
+        return {name: dict(values) for name, values in sections.items()}
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise LimnerError(f"{path} is no file that limner export wrote ({error})") from None

@@ -1,0 +1,112 @@
+"""Checkpoints while training goes on: copied in a moment, written by a thread, old ones pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from limner.checkpoint.folder import Contents, checkpoints, save_checkpoint
+from limner.device import is_out_of_memory
+from limner.errors import LimnerError
+from limner.files.atomic import remove
+
+
+class Saver:
+    """Context manager around a run; leaving it waits for what is being written.
+
+    At most one checkpoint is on its way: on a disk slower than the run, saving holds the run back
+    rather than fill the memory.
+
+    Args:
+        keep: of the numbered checkpoints, as many of the newest; None: all. Older ones go only
+            after a new one is durable.
+        best: the step of a checkpoint that stays whatever its age, or None.
+        stop_on_error: raise when a checkpoint could not be written; else say so and go on, which
+            leaves the run with its last good checkpoint.
+        say: takes a sentence for people.
+    """
+
+    def __init__(
+        self,
+        keep: int | None,
+        best: Callable[[], int | None],
+        stop_on_error: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self.keep, self.best, self.stop_on_error, self.say = keep, best, stop_on_error, say
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: tuple[Path, Future[None]] | None = None
+        self.failed: str | None = None
+        """Why the newest checkpoint is not there, if it is not."""
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except LimnerError:
+            if error is None:
+                raise
+        finally:
+            self.threads.shutdown()
+
+    def save(self, folder: Path, contents: Contents) -> None:
+        """Start to write a checkpoint; what training changes from now on is not in it."""
+        self.wait()
+        try:
+            copy: Contents | None = contents.copied()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            copy = None
+        # Without room for a copy the weights themselves are written, and training waits for that.
+        self.pending = folder, self.threads.submit(self._write, folder, copy or contents)
+        if copy is None:
+            self.wait()
+
+    def poll(self) -> None:
+        """Look at the result of what has been written by now. Raises LimnerError (see the class)"""
+        if self.pending is not None and self.pending[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """The same, having waited for it."""
+        if self.pending is None:
+            return
+        (folder, future), self.pending = self.pending, None
+        error = future.exception()
+        self.failed = None
+        if error is None:
+            return
+        if isinstance(error, LimnerError):
+            raise error
+        self.not_written(folder, " ".join(str(error).split())[:300] or type(error).__name__)
+
+    def not_written(self, folder: Path, reason: str) -> None:
+        """Say so, or raise LimnerError (see the class)."""
+        good = checkpoints(folder.parent)
+        last = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        self.failed = f"{folder} could not be written ({reason}); {last}"
+        if self.stop_on_error:
+            raise LimnerError(f"{self.failed}. Make room, or name another training.output_dir.")
+        self.say(f"{self.failed}. Training goes on and tries again at the next save.")
+
+    def _write(self, folder: Path, contents: Contents) -> None:
+        save_checkpoint(folder, contents)
+        self.prune(folder.parent)
+
+    def prune(self, run_folder: Path) -> None:
+        """Delete older checkpoints, a newer one being durable."""
+        if self.keep:
+            best = f"checkpoint-{self.best()}"
+            for old in checkpoints(run_folder)[: -self.keep]:
+                if old.name != best:
+                    remove(old)

@@ -1,0 +1,180 @@
+"""A model in one file to share: the weights to draw with, and in its header all else they need.
+
+A .safetensors file that any program can read, with metadata
+    limner_version   of the Limner that wrote it
+    config           the configuration, JSON
+    tokenizer        of the built-in text encoder, JSON (absent with a pretrained one)
+    training         how far the run was: step, images, seconds, JSON
+    lineage          what the model began from and learned from, JSON (see lineage.py)
+    sha256           of the weights, in the order of their names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from limner import __version__
+from limner.checkpoint.folder import Checkpoint, TrainingState, fit_weights
+from limner.checkpoint.lineage import Lineage, learned_from
+from limner.checkpoint.open import find_model
+from limner.config import Config, load_config
+from limner.errors import LimnerError
+from limner.files.atomic import replacing
+from limner.files.small_files import MOST_YAML_BYTES, parse_json
+from limner.files.tensor_files import load_safetensors
+from limner.messages import shorten
+from limner.models.size import check_stored
+from limner.pretrained.components import moved
+from limner.text.tokenizer import CaptionTokenizer
+
+SUFFIX = ".safetensors"
+PROGRESS = ("step", "images", "seconds")
+"""What of the training state is kept."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An opened file of weights; the weights themselves are read when asked for."""
+
+    path: Path
+    config: Config
+    tokenizer: CaptionTokenizer | None
+    """None: captions are read by a pretrained text encoder."""
+    state: TrainingState
+    limner_version: str
+    sha256: str
+    lineage: Lineage
+
+    @classmethod
+    def open(cls, path: str | Path) -> WeightsFile:
+        """Read all but the weights. Raises LimnerError for any other file."""
+        path = Path(path)
+        metadata = _metadata(path)
+        if "config" not in metadata or "limner_version" not in metadata:
+            raise LimnerError(
+                f"{path} holds weights, but none that Limner exported: its header has no "
+                "configuration (limner export writes such a file from a checkpoint)"
+            )
+        config = parse_json(metadata["config"], f"{path}: its configuration", MOST_YAML_BYTES)
+        if not isinstance(config, dict):
+            raise LimnerError(f"{path} is damaged: its configuration is {shorten(config)}")
+        progress = parse_json(metadata.get("training", "{}"), f"{path}: its training state")
+        state = TrainingState.of(progress, path)
+        try:
+            resolved = _beside(load_config(config), path.parent)
+        except LimnerError as error:
+            raise LimnerError(f"{path}: {error}") from None
+        check_stored(resolved, path.stat().st_size, path)
+        tokenizer = None
+        if resolved.text_encoder.pretrained_model_name is None:
+            assert resolved.text_encoder.max_length
+            tokenizer = CaptionTokenizer.from_text(
+                metadata.get("tokenizer", ""), resolved.text_encoder.max_length, path
+            )
+        version, digest = metadata["limner_version"], metadata.get("sha256", "")
+        if "lineage" in metadata:
+            lineage = Lineage.from_json(metadata["lineage"], path)
+        else:
+            lineage = Lineage(data=(learned_from(resolved),), complete=False)
+        return cls(path, resolved, tokenizer, state, version, digest, lineage)
+
+    def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
+        """The weights by name, as they are in the file. Raises LimnerError if they are damaged."""
+        weights = load_safetensors(self.path)
+        if sha256_of(weights) != self.sha256:
+            raise LimnerError(
+                f"{self.path} is damaged: its weights are not what was written (their checksum "
+                "differs); get it again"
+            )
+        return weights
+
+    def load_weights(self, model: nn.Module, averaged: bool = True) -> None:
+        """Put the weights into the model; there are only those to draw with."""
+        fit_weights(model, self.tensors(), self.path)
+
+
+def open_for_drawing(path: str | Path) -> Checkpoint | WeightsFile:
+    """A file of weights, a checkpoint folder, the newest checkpoint of a run folder, or the id of a
+    published model (see `find_model`)."""
+    path = find_model(path)
+    in_checkpoint = (path.parent / "training_state.json").is_file()
+    if path.suffix == SUFFIX and path.is_file() and not in_checkpoint:
+        return WeightsFile.open(path)
+    return Checkpoint.open(path)
+
+
+def write_weights_file(
+    path: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    tokenizer: CaptionTokenizer | None,
+    state: TrainingState,
+    lineage: Lineage,
+) -> None:
+    """Write it, whole and durable, or leave what was there.
+
+    Raises:
+        LimnerError: something else than such a file is there.
+        OSError: it could not be written.
+    """
+    if path.exists():
+        try:
+            WeightsFile.open(path)
+        except LimnerError:
+            raise LimnerError(
+                f"{path} is there already and is no earlier export, so it is not replaced by one: "
+                "name a file that does not exist yet"
+            ) from None
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    progress = {key: value for key, value in asdict(state).items() if key in PROGRESS}
+    metadata = {
+        "format": "pt",
+        "limner_version": __version__,
+        "config": json.dumps(config.model_dump(mode="json"), ensure_ascii=False),
+        "training": json.dumps(progress),
+        "lineage": lineage.to_json(indent=None),
+        "sha256": sha256_of(weights),
+    }
+    if tokenizer is not None:
+        metadata["tokenizer"] = tokenizer.tokenizer.to_str()
+    needed = sum(tensor.nbytes for tensor in weights.values())
+    with replacing(path, needed=needed) as staging:
+        save_file(weights, staging, metadata)
+        WeightsFile.open(staging).tensors()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise LimnerError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def sha256_of(weights: dict[str, Tensor]) -> str:
+    """Of tensors by name, in the order of their names."""
+    hasher = hashlib.sha256()
+    for name in sorted(weights):
+        hasher.update(name.encode())
+        hasher.update(weights[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _beside(config: Config, folder: Path) -> Config:
+    """Pretrained parts that came along in folders beside the file, ./vae and ./text_encoder."""
+    places = {
+        section: folder / name
+        for section in ("vae", "text_encoder")
+        if (name := getattr(config, section).pretrained_model_name) is not None
+        and name.startswith("./")
+        and (folder / name).is_dir()
+    }
+    return moved(config, **places)

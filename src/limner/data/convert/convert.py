@@ -1,0 +1,165 @@
+"""Turns data in any format that is read here into any layout that is written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from limner.config import load_config
+from limner.config.data import Format
+from limner.data.convert.writers import SHARD_SIZE, WRITERS, Layout, Picture, ShardSize, write_json
+from limner.data.dataset import Contained, PictureError, PictureSet, Refused, Row
+from limner.data.formats.entries import require_rows
+from limner.data.images import NotAPictureFile, open_rgb, opened, read_image
+from limner.data.open import open_picture_set
+from limner.data.own_folder import keep_out_of, keep_out_of_links
+from limner.data.split import sampling_rank
+from limner.errors import LimnerError
+from limner.files.atomic import replacing
+from limner.files.folder_lock import FolderLock
+from limner.files.output_folders import foreign_names
+
+KINDS = ("auto", "custom", *get_args(Format)[1:])
+"""What the input may be; "custom", of scripts that people have, is another word for "auto"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `prepare` wrote, and the rows that it could not use (also in refused.json)."""
+
+    count: int
+    refused: list[Refused]
+    description: str
+    """Of the input: in which format it was found to be."""
+
+
+def prepare(
+    kind: str,
+    source: str | Path,
+    output: str | Path,
+    num_samples: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    to: Layout = "metadata",
+    shard_size: str = SHARD_SIZE,
+    overrides: Sequence[str] = (),
+) -> Prepared:
+    """Writes every picture, verified, with all its captions, in one of the layouts of `writing`.
+
+    Args:
+        kind: the format of the source, one of KINDS; "auto" looks.
+        source: a folder or file; with kind "datasets" it may be a Hub id.
+        num_samples: that many good pictures at most, chosen and numbered by a hash of their keys,
+            so that a larger number only adds to them; None takes all, in the order of the source.
+        on_progress: called with (rows done, rows at most) after each row.
+        to: the layout; "metadata" is output/images/image_000001.jpg ... and output/metadata.json.
+        shard_size: of what is written in shards: at most so many pictures, or so much.
+        overrides: `data.key=value`, as for a run: which columns, which split, ...
+
+    JPEG and PNG files without transparency are copied byte for byte, others become PNG (upright, on
+    white). Who is held out is written where the source says so. Rows that cannot be used are
+    listed in output/refused.json. Everything is written to a folder beside `output`, which takes
+    its name at the end: a killed run leaves no half-made data set.
+
+    Raises:
+        LimnerError: `output` is in use, the source cannot be read, or no picture is good.
+    """
+    output = Path(output).expanduser().absolute()
+    with FolderLock(output, "choose another --output"):
+        return _prepare(kind, source, output, num_samples, on_progress, to, shard_size, overrides)
+
+
+def _prepare(
+    kind: str,
+    source: str | Path,
+    output: Path,
+    num_samples: int | None,
+    on_progress: Callable[[int, int], None] | None,
+    to: Layout,
+    shard_size: str,
+    overrides: Sequence[str],
+) -> Prepared:
+    if foreign_names(output):
+        raise LimnerError(
+            f"{output} exists already and is not empty. "
+            "Nothing was written: remove it, or choose another --output."
+        )
+    if num_samples is not None and num_samples < 1:
+        raise LimnerError(f"--num_samples is {num_samples}: give 1 or more, or leave it out.")
+    size = ShardSize(shard_size)
+    if (folder := Path(source).expanduser()).is_dir():
+        keep_out_of(output, folder, "--output")
+    picture_set = _open(kind, str(source), overrides)
+    keep_out_of_links(output, picture_set, "--output")
+    rows: Sequence[Row] = picture_set.rows
+    refused = list(picture_set.refused)
+    if num_samples is not None:
+        rows = sorted(rows, key=lambda row: sampling_rank(row.key))
+
+    count = 0
+    try:
+        with replacing(output, folder=True) as staging, WRITERS[to](staging, size) as writer:
+            for done, row in enumerate(rows, start=1):
+                try:
+                    data, extension = _verified(_bytes(picture_set, row), row.key)
+                    name = f"image_{count + 1:06d}"
+                    writer.add(Picture(name, data, extension, row.captions, row.held_out))
+                    count += 1
+                except PictureError as error:
+                    refused.append(Refused(row.key, str(error).removeprefix(f"{row.key}: ")))
+                if on_progress:
+                    on_progress(done, len(rows))
+                if count == num_samples:
+                    break
+            require_rows(range(count), refused, str(source))
+            writer.finish()
+            listed = [{"key": row.key, "reason": row.reason} for row in refused]
+            write_json(staging / "refused.json", listed)
+    except OSError as error:
+        raise LimnerError(
+            f"{output} could not be written: {error.strerror or error}. "
+            "Check the free space and your permissions there."
+        ) from error
+    return Prepared(count, refused, picture_set.description)
+
+
+def _open(kind: str, source: str, overrides: Sequence[str]) -> PictureSet:
+    if kind not in KINDS:
+        raise LimnerError(f"--type is {kind!r}: it must be {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    data = {"dataset_path": source, "format": "auto" if kind == "custom" else kind}
+    if kind == "datasets" and not Path(source).expanduser().exists():
+        data["dataset_name"] = source
+    return open_picture_set(load_config({"data": data}, overrides))
+
+
+def _bytes(picture_set: PictureSet, row: Row) -> bytes:
+    """The encoded picture. Raises PictureError."""
+    if picture_set.path(row) is None and not isinstance(picture_set, Contained):
+        raise PictureError(f"{row.key}: {picture_set.name} holds no picture files")
+    source = picture_set.picture(row)
+    try:
+        return source if isinstance(source, bytes) else read_image(source)
+    except NotAPictureFile as error:
+        raise PictureError(f"{row.key}: the file cannot be read: {error}.") from error
+    except OSError as error:
+        raise PictureError(f"{row.key}: the file cannot be read ({error.strerror}).") from error
+
+
+def _verified(data: bytes, key: str) -> tuple[bytes, str]:
+    """(bytes, extension) to write of a picture that was decoded to its end. Raises PictureError."""
+    picture = open_rgb(data, key)
+    if extension := _extension_to_keep(data):
+        return data, extension
+    new = io.BytesIO()
+    picture.save(new, "PNG", icc_profile=None)  # its colours are sRGB by now
+    return new.getvalue(), ".png"
+
+
+def _extension_to_keep(data: bytes) -> str | None:
+    """The extension of a file that every program reads alike, None for one to be written anew."""
+    with opened(data) as image:
+        if image.mode not in ("RGB", "L") or image.has_transparency_data:
+            return None
+        return {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}.get(image.format or "")

@@ -1,0 +1,131 @@
+"""What a data set is: rows of (key, captions), and a way to load each row's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, SupportsIndex, overload, runtime_checkable
+
+import numpy as np
+
+from limner.errors import LimnerError
+from limner.files.fingerprints import Fingerprints
+from limner.redaction import redact, shown_place
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture and what it is called."""
+
+    key: str
+    """Stable identity within the data set (a relative path, a code point); hashed for the split."""
+    captions: tuple[str, ...]
+    """At least one; the first is the main caption, the others say the same in other words."""
+    held_out: bool | None = None
+    """Fixed by the data set, or None: decided by hash and `data.train_split`."""
+
+
+class SomeRows(Sequence[Row]):
+    """Those rows of a data set that stand at `positions`, int64 [N]; a view, made as asked for."""
+
+    def __init__(self, rows: Sequence[Row], positions: np.ndarray) -> None:
+        self.all, self.positions = rows, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, which: SupportsIndex) -> Row: ...
+    @overload
+    def __getitem__(self, which: slice) -> SomeRows: ...
+    def __getitem__(self, which: SupportsIndex | slice) -> Row | SomeRows:
+        if isinstance(which, slice):
+            return SomeRows(self.all, self.positions[which])
+        return self.all[int(self.positions[which])]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.all[int(position)] for position in self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that cannot be used, and why: counted and listed, never dropped in silence."""
+
+    key: str
+    reason: str
+
+
+class PictureError(LimnerError):
+    """A picture that cannot be decoded; the message names its row."""
+
+
+class UnsupportedFormat(PictureError):
+    """A picture in a format that is not read here; the message says what would."""
+
+
+class DamagedFile(PictureError):
+    """A picture in a larger file that cannot be read where it lies."""
+
+
+class PictureSet(Protocol):
+    """Anything that has rows and can load their pictures: emoji, shapes, a folder."""
+
+    name: str
+    description: str
+    """What the pictures are, what is held out, and by what rule: printed in the report."""
+    refused: list[Refused]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """A list, or what makes a row when it is asked for: a million rows are no objects."""
+        ...
+
+    def load(self, row: Row, image_size: int | tuple[int, int]) -> np.ndarray:
+        """The row's picture, uint8 [image_size, image_size, 3], or of (height, width). Raises
+        PictureError."""
+        ...
+
+    def path(self, row: Row) -> Path | None:
+        """The file that the row's picture is read from, if it is of the user's own making."""
+        ...
+
+    def picture(self, row: Row) -> bytes | Path:
+        """What the row's picture is stored as, undecoded: a file, or the bytes of one. A built-in
+        set draws at any size, and gives a square PNG. Raises PictureError."""
+        ...
+
+    def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
+        """What each row's picture is made from, hashed: uint8 [N, 16], other if that changes."""
+        ...
+
+
+def shown_set(picture_set: PictureSet) -> dict[str, str]:
+    """A data set's name and description as they may be shared: of where it is the last name."""
+    name = picture_set.name
+    return {"name": shown_place(name), "description": redact(picture_set.description, [name])}
+
+
+@runtime_checkable
+class Contained(Protocol):
+    """Of a PictureSet whose pictures lie inside larger files: tables, archives."""
+
+    def signature(self, row: Row) -> bytes:
+        """What stands for that picture, without reading it: other if its file changes."""
+        ...
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """Of a PictureSet whose pictures come in pieces, such as what is fetched from far away."""
+
+    windowed: bool
+    """Whether pictures are shuffled within windows of pieces, and not all together."""
+
+    def piece_firsts(self, places: np.ndarray) -> np.ndarray:
+        """Where the pieces begin among the rows at `places` (ascending): int64 [P + 1]."""
+        ...
+
+    def fetch_ahead(self, current: list[int], following: list[int]) -> None:
+        """The pieces that are needed now, and those that are needed next."""
+        ...

@@ -1,0 +1,191 @@
+"""From the configuration to pictures and captions: which data set, and who is held out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from limner import console
+from limner.config import Config
+from limner.config.defaults import changed
+from limner.data.buckets import Buckets, nearest, sizes_around, told, with_enough
+from limner.data.dataset import InPieces, PictureSet, SomeRows
+from limner.data.examples import Pictures
+from limner.data.image_sizes import shapes_of
+from limner.data.order import FullShuffle, OneShapePerUpdate, Order
+from limner.data.split import split_rows
+from limner.data.streaming.remote_files import of_shards
+from limner.data.streaming.window_shuffle import WINDOW, WindowedShuffle
+from limner.data.verify import take_out_bad
+from limner.errors import LimnerError
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split: what is trained on and what is only looked at."""
+
+    set: PictureSet
+    trained: Pictures
+    held_out: Pictures
+    said: tuple[str, ...] = ()
+    """What people should know of it at the start of a run."""
+
+
+def open_picture_set(config: Config) -> PictureSet:
+    """The data set that `data.dataset_name` and `data.dataset_path` name."""
+    # Imported here so that a folder needs none of the built-in sets' packages, and the reverse.
+    name = (config.data.dataset_name or "").lower()
+    if name == "emoji":
+        from limner.data.builtin.emoji import EmojiPictures
+
+        return EmojiPictures(config.data.subset, config.data.languages)
+    if name == "shapes":
+        from limner.data.builtin.shapes import ShapesPictures
+
+        return ShapesPictures(config.data.num_samples or 4000)
+    return _open_format(config)
+
+
+def _open_format(config: Config) -> PictureSet:
+    """People's own data: in the format that is named, or that looking finds."""
+    kind, path = _format_and_path(config)
+    if kind == "datasets" and config.data.streaming and path == config.data.dataset_name:
+        from limner.data.formats.hub_streaming import open_streamed
+
+        return open_streamed(config)
+    if kind == "datasets":
+        from limner.data.formats.hub import open_datasets
+
+        return open_datasets(config)
+    if kind == "webdataset":
+        from limner.data.formats.webdataset import open_tars
+
+        return open_tars(config)
+    if kind == "parquet":
+        from limner.data.formats.parquet import open_parquet
+
+        return open_parquet(config)
+    from limner.data.formats.folders import FolderPictures
+    from limner.data.formats.options import ReadOptions
+
+    return FolderPictures(path, options=ReadOptions.of(config), kind=kind)
+
+
+def _format_and_path(config: Config) -> tuple[str, str]:
+    data = config.data
+    name = data.dataset_name or ""
+    kind: str = data.format
+    # Configurations of others name the kind of their data here, and have its place in the path.
+    if name.lower() in ("coco", "cub"):
+        kind = name.lower() if kind == "auto" else kind
+    elif "/" in name and kind in ("auto", "datasets"):
+        return "datasets", name
+    elif name.lower() not in ("", "folder", "custom", "local", "imagefolder"):
+        raise LimnerError(
+            f"data.dataset_name: {name!r} is neither emoji nor shapes, nor a data set on the Hub, "
+            "whose id has the form org/name; for your own pictures leave it out and set "
+            "data.dataset_path"
+        )
+    if kind == "auto":
+        kind = of_shards(data.dataset_path) or kind
+    if kind == "auto":
+        from limner.data.formats.columns import Columns
+        from limner.data.formats.detect import recognise
+
+        kind = recognise(Path(data.dataset_path), Columns.of(config))
+    return kind, data.dataset_path
+
+
+def open_data(config: Config, say: Callable[[str], None] = console.say, unit: int = 1) -> Data:
+    """The data set, without what cannot be used, and its split.
+
+    Args:
+        unit: pixels of one of the model's patches, of which sizes of buckets are multiples.
+        say: takes lines for people, while many pictures are checked.
+    """
+    picture_set = open_picture_set(config)
+    if config.data.check_pictures:
+        take_out_bad(picture_set, config, say)
+    trained, held_out = split_rows(
+        picture_set.rows, config.data.train_split, config.data.num_samples
+    )
+
+    # In latent space the pictures are seen once; what is read again and again are their latents.
+    memory_mb = 0 if config.vae.pretrained_model_name else config.data.memory_mb
+
+    buckets, said = in_buckets(picture_set, trained, config, unit)
+
+    def pictures(positions: np.ndarray) -> Pictures:
+        rows = SomeRows(picture_set.rows, positions)
+        theirs = buckets and buckets.only(positions)
+        return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
+
+    return Data(picture_set, pictures(trained), pictures(held_out), tuple(said))
+
+
+def in_buckets(
+    picture_set: PictureSet,
+    trained: np.ndarray,
+    config: Config,
+    unit: int,
+) -> tuple[Buckets | None, list[str]]:
+    """The size of each row, if `data.buckets` asks for several (`auto` chooses them by those that
+    are trained), and what is to be said of them."""
+    wanted, side = config.data.buckets, config.data.image_size
+    if wanted is None:
+        return None, []
+    if isinstance(picture_set, InPieces) and picture_set.windowed:
+        raise LimnerError(
+            "data.buckets: the shapes of pictures that are streamed are not known beforehand; copy "
+            "the shards here (local tars will do), or leave it out"
+        )
+    shapes = shapes_of(picture_set, picture_set.rows, Path(config.cache.folder))
+    own = shapes[trained]
+    if wanted == "auto":
+        sizes = with_enough(own, sizes_around(side, unit, config.data.max_aspect_ratio))
+    else:
+        sizes = list(wanted)
+    buckets = Buckets(tuple(sizes), nearest(shapes, sizes))
+    return buckets, told(buckets.only(trained), own, side)
+
+
+def squares(config: Config) -> Config:
+    """The same without buckets: for what looks at squares, however the model was trained."""
+    return changed(config, data=changed(config.data, buckets=None))
+
+
+def with_buckets(config: Config, data: Data) -> Config:
+    """The configuration with the sizes that `auto` found, as a run and its checkpoints keep it."""
+    if config.data.buckets != "auto" or data.trained.buckets is None:
+        return config
+    return changed(config, data=changed(config.data, buckets=data.trained.buckets.sizes))
+
+
+def training_order(data: Data, config: Config, processes: int = 1, images: int = 0) -> Order:
+    """Whose turn it is among the trained rows, at every count of the run.
+
+    Args:
+        processes: that share an update.
+        images: at which count the run goes on.
+    """
+    if (buckets := data.trained.buckets) is not None:
+        settings = config.training
+        group = settings.micro_batch_size * settings.gradient_accumulation_steps * processes
+        members = buckets.members()
+        return OneShapePerUpdate(members, group, settings.seed, images % group)
+    rows, seed = data.trained.rows, config.training.seed
+    # Latents are kept here, one by one, wherever the pictures are.
+    stored = config.vae.pretrained_model_name is not None
+    if (
+        isinstance(data.set, InPieces)
+        and data.set.windowed
+        and isinstance(rows, SomeRows)
+        and not stored
+    ):
+        firsts = data.set.piece_firsts(rows.positions)
+        window = config.data.shuffle_window or WINDOW
+        return WindowedShuffle(firsts, window, seed, data.set.fetch_ahead)
+    return FullShuffle(len(rows), seed)

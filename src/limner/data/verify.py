@@ -1,0 +1,172 @@
+"""Every picture decoded once before the first step, so that bad ones are out before the order is.
+
+The order of the pictures is a function of (seed, image count, number of rows). Only if the bad rows
+are known beforehand do they change nothing for the good ones. Files that were good are remembered
+by path, size, and time of change, pictures inside a table by the table's, and not decoded again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL
+from filelock import FileLock
+
+from limner.config import Config
+from limner.data.dataset import Contained, InPieces, PictureError, PictureSet, Refused, Row
+from limner.data.decoding.color import UNUSABLE
+from limner.data.images import DECODING
+from limner.data.split import sampling_rank
+from limner.errors import LimnerError
+from limner.files.fingerprints import DIGEST, RACY_NS, digest, load_array, save_array
+
+AT_ONCE = 1024
+SIZE = 64
+"""Side to which a picture is decoded when checked: a JPEG of many pixels is then decoded at a
+fraction of its size, but read to its end."""
+DECODED_BY = f"{PIL.__version__} {DECODING}"
+REMEMBERED_FROM = 1000
+"""Rows; fewer are decoded in no time, and leave no trace."""
+SAY_EVERY = 15.0  # seconds
+
+Say = Callable[[str], None]
+
+
+def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
+    """Move the rows whose pictures cannot be decoded from `rows` to `refused`.
+
+    With `data.num_samples`, only as many good rows as are wanted stay, by their sampling rank.
+    """
+    rows, wanted = picture_set.rows, config.data.num_samples
+    if not rows:
+        return
+    if isinstance(picture_set, InPieces):
+        return  # all of it would have to be read before the first step
+    if picture_set.path(rows[0]) is None and not isinstance(picture_set, Contained):
+        return  # drawn, not read: nothing that could be damaged
+    ranked: Sequence[int] = range(len(rows))
+    if wanted is not None and wanted < len(rows):
+        ranked = sorted(ranked, key=lambda i: sampling_rank(rows[i].key))
+    else:
+        wanted = len(rows)
+    good: list[int] = []
+    UNUSABLE.take()
+    folder = Path(config.cache.folder) if len(rows) >= REMEMBERED_FROM else None
+    with _remembered(folder) as remembered, ThreadPoolExecutor() as threads:
+        began = said = time.monotonic()
+        for first in range(0, len(ranked), AT_ONCE):
+            some = [rows[i] for i in ranked[first : first + AT_ONCE]]
+            reasons = remembered.check(picture_set, some, threads)
+            for i, reason in zip(ranked[first : first + AT_ONCE], reasons, strict=True):
+                if reason is None:
+                    good.append(i)
+                elif len(good) < wanted:
+                    picture_set.refused.append(Refused(rows[i].key, reason))
+            if len(good) >= wanted:
+                break
+            if (now := time.monotonic()) - said >= SAY_EVERY:
+                said, done = now, first + len(some)
+                left = (now - began) / done * (len(ranked) - done)
+                say(f"{done:,} of {len(ranked):,} pictures checked, about {left:.0f}s left")
+    if count := UNUSABLE.take():
+        say(
+            f"{count:,} pictures have a colour profile that cannot be used, and are read as sRGB "
+            "(limner check-data lists them)"
+        )
+    picture_set.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
+    if not picture_set.rows:
+        first_bad = picture_set.refused[0]
+        raise LimnerError(
+            f"none of the {len(rows):,} pictures could be used; the first: {first_bad.reason}"
+        )
+
+
+def check_share_refused(refused: int, good: int, config: Config) -> None:
+    """Raises LimnerError where more rows than allowed cannot be used."""
+    share, limit = refused / max(1, refused + good), config.data.refused_limit
+    if share > limit:
+        raise LimnerError(
+            f"{refused:,} of {refused + good:,} rows cannot be used ({share:.0%}, more than "
+            f"data.refused_limit {limit:g} allows); each is listed with its reason in "
+            f"{Path(config.training.output_dir) / 'refused.jsonl'}: mend them, or raise the limit"
+        )
+
+
+class _Remembered:
+    """Signatures of files that were decoded without a fault."""
+
+    def __init__(self, known: set[bytes]) -> None:
+        self.known, self.new = known, list[bytes]()
+
+    def check(
+        self, picture_set: PictureSet, rows: Sequence[Row], threads: ThreadPoolExecutor
+    ) -> list[str | None]:
+        """Why each row's picture cannot be used; None for a good one."""
+
+        def fault(row: Row) -> tuple[str | None, bytes | None]:
+            signature, calm = signature_of(picture_set, row)
+            if signature in self.known:
+                return None, None
+            try:
+                picture_set.load(row, SIZE)
+            except PictureError as error:
+                return str(error), None
+            return None, signature if calm else None
+
+        found = list(threads.map(fault, rows))
+        self.new += [signature for _, signature in found if signature is not None]
+        return [reason for reason, _ in found]
+
+
+def signature_of(picture_set: PictureSet, row: Row) -> tuple[bytes | None, bool]:
+    """What a row's picture is by its looks, without reading it, and whether that can be relied on
+    yet (see RACY_NS)."""
+    path = picture_set.path(row)
+    if path is None:
+        if isinstance(picture_set, Contained):
+            return digest(picture_set.signature(row), DECODED_BY), True
+        return None, False
+    try:
+        absolute = os.path.abspath(path)
+        found = os.stat(absolute)
+    except OSError:
+        return None, False
+    looks = f"{found.st_size} {found.st_mtime_ns} {DECODED_BY}"
+    return digest(absolute, looks), found.st_mtime_ns < time.time_ns() - RACY_NS
+
+
+@contextlib.contextmanager
+def _remembered(folder: Path | None) -> Iterator[_Remembered]:
+    """What was found good before; what is found now is added. One process at a time: the others
+    of a run then have nothing left to do. A folder that cannot be written to remembers nothing."""
+    if folder is None:
+        yield _Remembered(set())
+        return
+    path = folder / "checked.npy"
+    with contextlib.ExitStack() as stack:
+        writable = True
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / ".checked.lock"))
+        except (OSError, NotImplementedError):
+            writable = False
+        remembered = _Remembered(_read(path))
+        yield remembered
+        if writable and remembered.new:
+            everything = b"".join(remembered.known | set(remembered.new))
+            with contextlib.suppress(OSError):
+                save_array(path, np.frombuffer(everything, dtype=np.uint8).reshape(-1, DIGEST))
+
+
+def _read(path: Path) -> set[bytes]:
+    signatures = load_array(path)
+    if signatures is None or signatures.dtype != np.uint8 or signatures.shape[1:] != (DIGEST,):
+        return set()
+    whole = signatures.tobytes()
+    return {whole[i : i + DIGEST] for i in range(0, len(whole), DIGEST)}

@@ -1,0 +1,186 @@
+"""What the processes of one run say to each other: gradients, and whether all went well.
+
+Gradients are averaged after the backward pass, by us, and not during it by DistributedDataParallel:
+only then can a process whose memory ran out say so, and all repeat the step in smaller parts. (It
+costs the overlap of communication with the backward pass.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from limner.distributed.dtensors import full, is_shard
+from limner.errors import LimnerError
+
+BUCKET = 2**24
+"""Numbers that are sent together, 64 MiB."""
+
+
+RESTARTED = (
+    "; after a restart torchrun hands out the addresses of processes that are gone (pytorch issue "
+    "135712): set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+)
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """Say in words that the processes of a run do not find each other.
+
+    Raises:
+        LimnerError: for such an error; others go through.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            raise
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        raise LimnerError(
+            "the processes of this run do not find each other "
+            f"({' '.join(str(error).split())[:160]}): look whether all were started, with the "
+            "same number of processes and the same address and port of the first"
+            + (RESTARTED if restarted else "")
+        ) from error
+
+
+def alone() -> dict[str, str]:
+    """The environment of a program that this process starts, and that is not one of the run's."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    starts = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_", "ROLE_", "FSDP_")
+    return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(starts)}
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the processes; those in shards are that already."""
+    if not _several():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None and not is_shard(p)]
+    for bucket in _buckets(gradients):
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        _all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def clip_gradients(parameters: Iterable[Tensor], longest: float) -> float:
+    """Scale the gradient down to this L2 norm where it is longer; its norm before, which is that
+    over all shards."""
+    parameters = list(parameters)
+    norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    torch.nn.utils.clip_grads_with_norm_(parameters, longest, norm)
+    return float(norm)
+
+
+def sum_over_processes(*tensors: Tensor) -> None:
+    """Replace each tensor (all of one shape) by its sum over the processes."""
+    if _several():
+        stacked = torch.stack(tensors)
+        _all_reduce(stacked)
+        for tensor, total in zip(tensors, stacked, strict=True):
+            tensor.copy_(total)
+
+
+def any_process(here: bool) -> bool:
+    """Whether it is so in any process of the run; every process must ask."""
+    if not _several():
+        return here
+    flag = torch.tensor([here], dtype=torch.int32)
+    _all_reduce(flag, op=dist.ReduceOp.MAX, group=_on_hosts())
+    return bool(flag.item())
+
+
+def _all_reduce(tensor: Tensor, **how: Any) -> None:
+    with others_may_end():
+        dist.all_reduce(tensor, **how)
+
+
+@contextlib.contextmanager
+def others_may_end() -> Iterator[None]:
+    """Say in words that another process of the run is gone, where torch says that a connection is.
+
+    Raises:
+        LimnerError: for such an error; others go through.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (_several() and _is_lost(error)):
+            raise
+        raise LimnerError(
+            "another process of this run has ended, or was not heard of for "
+            f"training.process_timeout, so this one cannot go on "
+            f"({' '.join(str(error).split())[:160]}); start all of them again, and the run goes "
+            "on from its last checkpoint"
+        ) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    # NCCL's and the store's have a type; gloo's name its source files.
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+@lru_cache(maxsize=1)
+def _on_hosts() -> dist.ProcessGroup | None:
+    """A way to talk that waits for no GPU."""
+    if dist.get_backend() == "gloo":
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=_patience))
+
+
+def done_by_one(here: bool, do: Callable[[], None]) -> None:
+    """One process of the run does it while the others wait; every process must call this.
+
+    Args:
+        here: whether it is this one.
+
+    Raises:
+        LimnerError, OSError: what it raised; in the others a LimnerError of the same words.
+    """
+    failed: Exception | None = None
+    if here:
+        try:
+            do()
+        except (LimnerError, OSError) as error:
+            failed = error
+    if _several():
+        said = [str(failed) if failed else None]
+        dist.broadcast_object_list(said, group=_on_hosts())
+        if said[0] is not None and failed is None:
+            raise LimnerError(said[0])
+    if failed is not None:
+        raise failed
+
+
+_patience = 1800.0
+
+
+def wait_for_others(seconds: float) -> timedelta:
+    """From here on a process waits so long for what another one is to say."""
+    global _patience
+    _patience = seconds
+    return timedelta(seconds=seconds)
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

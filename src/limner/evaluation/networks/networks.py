@@ -1,0 +1,288 @@
+"""Networks whose features tell pictures apart, each with the same face.
+
+What a distance is called depends on the network, its weights, and how pictures are prepared for it:
+`label` gives the published name ("FID") only where all three are those of the published numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from limner.device import in_parts_that_fit
+from limner.errors import LimnerError
+from limner.evaluation.networks import efficientnet, inception
+from limner.pretrained.hub import find_file
+
+Metric = Literal[
+    "Frechet distance",
+    "kernel distance",
+    "precision",
+    "recall",
+    "Inception score",
+    "CMMD",
+    "CLIP score",
+]
+SHOWN = 12
+"""Hexadecimal digits of a hash that are shown."""
+INCEPTION_FILES = ("*inception-2015-12-05-6726825d.pth", "*inception-2015-12-05*.safetensors")
+
+
+class FeatureNetwork:
+    """What all networks share.
+
+    Attributes:
+        name: for people, such as "Inception-v3" or "CLIP ViT-L/14-336".
+        sha256: of the weights as they were loaded.
+        verified: whether these are the weights that published numbers were made with.
+        preparation: in words, what happens to a picture before the network sees it.
+        width: of the features.
+        config_sha256: of the file that says how the network is built; "" where this program does.
+    """
+
+    published: ClassVar[dict[Metric, str]] = {}
+    """What metrics on these features are called where the weights are verified."""
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        "Frechet distance",
+        "kernel distance",
+        "precision",
+        "recall",
+    )
+    """What is measured with these features."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        sha256: str,
+        verified: bool,
+        preparation: str,
+        width: int,
+        device: torch.device,
+        config_sha256: str = "",
+    ) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.name, self.sha256, self.verified = name, sha256, verified
+        self.preparation, self.width, self.device = preparation, width, device
+        self.config_sha256 = config_sha256
+
+    def features(self, pictures: Tensor, batch_size: int = 32) -> Tensor:
+        """What the network sees in pictures.
+
+        Args:
+            pictures: uint8 [N, H, W, 3], RGB.
+            batch_size: pictures at a time; fewer where memory does not suffice.
+
+        Returns:
+            float32 [N, width] on the processor, computed in full float32.
+
+        Raises:
+            LimnerError: these are no such pictures, or the network makes numbers of them that are
+                none (NaN), as damaged weights do.
+        """
+        if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[-1] != 3:
+            raise LimnerError(
+                f"{self.name} sees uint8 pictures [N, H, W, 3]; these are {pictures.dtype} "
+                f"{list(pictures.shape)}"
+            )
+        return self._in_parts(pictures, batch_size)
+
+    def identity(self) -> dict[str, str]:
+        """What decides the features of a picture; equal identities give equal features."""
+        return {
+            "network": self.name,
+            "weights_sha256": self.sha256,
+            "config_sha256": self.config_sha256,
+            "preparation": self.preparation,
+        }
+
+    def label(self, metric: Metric) -> str:
+        """What `metric` on these features is called, with the hash of weights that nobody knows."""
+        if self.verified:
+            return self.published.get(metric, f"{metric} ({self.name})")
+        return f"{metric} ({self.name}) (unverified weights {self.sha256[:SHOWN]})"
+
+    def _in_parts(self, pictures: Tensor, batch_size: int) -> Tensor:
+        def all_of_them(size: int) -> Tensor:
+            found = [
+                self._compute(self._prepare(part)).float().cpu() for part in pictures.split(size)
+            ]
+            return torch.cat(found)
+
+        if not len(pictures):
+            return torch.empty(0, self.width)
+        with torch.no_grad(), full_float32(self.device):
+            found = in_parts_that_fit(batch_size, all_of_them)
+        if not torch.isfinite(found).all():
+            raise LimnerError(
+                f"{self.name} makes numbers of these pictures that are none (NaN or infinite); its "
+                f"weights ({self.sha256[:SHOWN]}) are damaged, or the device computes wrongly"
+            )
+        return found
+
+    def _prepare(self, pictures: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> what the network takes, on the device."""
+        raise NotImplementedError
+
+    def _compute(self, prepared: Tensor) -> Tensor:
+        """-> [B, width]."""
+        raise NotImplementedError
+
+
+class EfficientNet(FeatureNetwork):
+    """EfficientNet-Lite0 with the weights of a package: distances without any download.
+
+    Raises:
+        LimnerError: the package is not installed.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__(
+            efficientnet.open_network(),
+            "EfficientNet-Lite0",
+            efficientnet.SHA256,
+            True,
+            f"resized to {efficientnet.SIDE} x {efficientnet.SIDE} (bicubic, antialiased), "
+            "(x - 127) / 128",
+            efficientnet.WIDTH,
+            torch.device(device),
+        )
+
+    def _prepare(self, pictures: Tensor) -> Tensor:
+        return efficientnet.prepare(pictures.to(self.device))
+
+    def _compute(self, prepared: Tensor) -> Tensor:
+        return self.model(prepared)
+
+
+class Inception(FeatureNetwork):
+    """Inception-v3 of 2015: FID, KID, Inception score.
+
+    Args:
+        weights: the file pt_inception-2015-12-05-6726825d.pth, a folder that holds it, or a Hub id
+            of a repository that does; None: where pytorch-fid or torch-fidelity have put it.
+        key: what the caller calls this setting, for messages.
+
+    Raises:
+        LimnerError: the weights cannot be had, or are of another network.
+    """
+
+    published: ClassVar[dict[Metric, str]] = {
+        "Frechet distance": "FID",
+        "kernel distance": "KID",
+        "Inception score": "Inception score",
+    }
+    metrics: ClassVar[tuple[Metric, ...]] = (*FeatureNetwork.metrics, "Inception score")
+    model: inception.InceptionV3
+
+    def __init__(
+        self, weights: str | Path | None, key: str, device: torch.device | str = "cpu"
+    ) -> None:
+        path = find_inception(weights, key)
+        sha256 = file_sha256(path)
+        model = inception.InceptionV3()
+        _load_inception(model, path, key)
+        super().__init__(
+            model,
+            "Inception-v3",
+            sha256,
+            sha256 == inception.SHA256,
+            f"resized to {inception.SIDE} x {inception.SIDE} (bilinear of TensorFlow 1, not "
+            "antialiased), (x - 128) / 128",
+            inception.WIDTH,
+            torch.device(device),
+        )
+
+    def logits(self, features: Tensor) -> Tensor:
+        """For the Inception score: `features` [N, 2048] -> float32 [N, 1008], without bias."""
+        with torch.no_grad(), full_float32(self.device):
+            return self.model.logits(features.to(self.device)).cpu()
+
+    def _prepare(self, pictures: Tensor) -> Tensor:
+        return inception.prepare(pictures.to(self.device))
+
+    def _compute(self, prepared: Tensor) -> Tensor:
+        return self.model(prepared)
+
+
+def find_inception(weights: str | Path | None, key: str) -> Path:
+    """The file of weights; see `Inception`. Raises LimnerError."""
+    if weights is not None:
+        return find_file(str(weights), key, INCEPTION_FILES)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for pattern in INCEPTION_FILES:
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise LimnerError(
+        f"FID, KID, and the Inception score need the weights of Inception-v3, and {folder} does "
+        "not hold them. Download (96 MB)\n  https://github.com/mseitzer/pytorch-fid/releases/"
+        "download/fid_weights/pt_inception-2015-12-05-6726825d.pth\n"
+        f"there, or anywhere, and set {key} to the file. Without it there are the distances on "
+        "EfficientNet-Lite0."
+    )
+
+
+def _load_inception(model: inception.InceptionV3, path: Path, key: str) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            found = safetensors.torch.load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = dict(found)
+    except Exception as error:  # damaged, or something else than weights: nearly any exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LimnerError(f"{key}: {path} cannot be read as weights: {reason}") from None
+    # What counts training's steps, and the head that only training had.
+    tensors = {
+        name: value
+        for name, value in tensors.items()
+        if not name.endswith("num_batches_tracked") and not name.startswith("AuxLogits.")
+    }
+    wanted = {name: v for name, v in model.state_dict().items() if "num_batches" not in name}
+    for name, value in wanted.items():
+        shape = getattr(tensors.get(name), "shape", None)
+        if shape != value.shape:
+            there = "does not hold it" if shape is None else f"holds {list(shape)}"
+            raise LimnerError(
+                f"{key}: {path} is not Inception-v3 as FID uses it: {name} should be "
+                f"{list(value.shape)}, and the file {there} (torchvision's own Inception-v3, with "
+                "1000 classes, is another network)"
+            )
+    if others := sorted(tensors.keys() - wanted.keys()):
+        raise LimnerError(f"{key}: {path} is not Inception-v3 as FID uses it: it holds {others[0]}")
+    model.load_state_dict(tensors, strict=False)
+
+
+def file_sha256(path: Path) -> str:
+    """Raises LimnerError for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LimnerError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """float32 as it is written: no autocast, and no TensorFloat-32, which cuDNN takes by default
+    and which has 10 bits of the 23; a low FID would show it."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+        before = [place.fp32_precision for place in places]
+        for place in places:
+            place.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for place, precision in zip(places, before, strict=True):
+                place.fp32_precision = precision

@@ -1,0 +1,46 @@
+"""Which captions an evaluation draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from limner.config import Config
+from limner.data.open import Data
+from limner.evaluation.samples import Drawing, of_captions, repeated
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which prompts are drawn."""
+
+    split: str
+    """Of the distances: "held out" or "trained"."""
+    measured: list[Drawing]
+    """What distances are of: each caption once, and again with other seeds."""
+    asked: list[Drawing]
+    """Each caption once, of both splits: did it get what it names? A part of `measured` and
+    `others`."""
+    others: list[Drawing]
+
+    @property
+    def every(self) -> list[Drawing]:
+        return [*self.measured, *self.others]
+
+
+def plan_of(config: Config, data: Data, events: list[str]) -> Plan:
+    """What is drawn, and in `events` what of it could not be as it was asked for."""
+    settings = config.evaluation
+    split, own, other = "held out", data.held_out, data.trained
+    if settings.prompts == "trained":
+        split, own, other = "trained", data.trained, data.held_out
+    elif not own.rows:
+        events.append(
+            "the data set holds out no picture, so that trained captions are drawn: these numbers "
+            "say how well the model gives back what it learned from, and a model that has it by "
+            "heart is the best by them"
+        )
+        split, own, other = "trained", data.trained, data.held_out
+    first = of_captions(own, split, settings.num_images, settings.seed)
+    other_split = "trained" if split == "held out" else "held out"
+    others = of_captions(other, other_split, settings.other_images, settings.seed)
+    return Plan(split, repeated(first, settings.num_images), [*first, *others], others)

@@ -1,0 +1,136 @@
+"""Prompts that are drawn to look at a model: captions of the data, with what is true of them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limner.config.types import SEEDS
+from limner.data.dataset import PictureError
+from limner.data.examples import Pictures
+from limner.data.open import Data
+from limner.device import in_parts_that_fit
+from limner.inference.generator import ImageGenerator
+from limner.training.monitor.heldout import spread
+
+AT_ONCE = 64
+"""Pictures drawn together at most; fewer where memory does not suffice."""
+FEW = 16
+"""Pictures that are drawn however short the time is."""
+
+
+@dataclass
+class Drawing:
+    """A prompt, what was drawn for it, and what is known of the truth."""
+
+    prompt: str
+    seed: int
+    split: str
+    """"trained", "held out", or "free"."""
+    position: int | None = None
+    """Of its row among those of its split."""
+    picture: Image.Image | None = None
+    truth: np.ndarray | None = None
+    """The row's own picture, uint8 [S, S, 3], of those that are shown; see `show_truth`."""
+    rank: int | None = None
+    right: bool | None = None
+
+
+def of_captions(
+    pictures: Pictures, split: str, most: int, first_seed: int | None = None
+) -> list[Drawing]:
+    """At most `most` rows of a split, evenly spread, each with its main caption.
+
+    Args:
+        first_seed: that of the first, and one more for each of the next; None: a row's seed is its
+            position.
+    """
+    return [
+        Drawing(
+            pictures.rows[i].captions[0],
+            i if first_seed is None else (first_seed + number) % SEEDS,
+            split,
+            i,
+        )
+        for number, i in enumerate(spread(len(pictures.rows), most))
+    ]
+
+
+def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
+    """So many drawings: the same prompts again, in order, with the seeds after the last one's."""
+    every = list(drawings)
+    while drawings and len(every) < count:
+        again = drawings[len(every) % len(drawings)]
+        seed = (every[-1].seed + 1) % SEEDS
+        every.append(Drawing(again.prompt, seed, again.split, again.position))
+    return every
+
+
+def draw(
+    generator: ImageGenerator,
+    drawings: Sequence[Drawing],
+    progress: Callable[[int, int], None] | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Fill in the pictures, in smaller parts where memory runs out.
+
+    Args:
+        progress: is told the pictures done and the pictures there are.
+        seconds: what would not be done by then is left out, and its `picture` stays None; the first
+            `FEW` are drawn in any case. None: all are drawn.
+    """
+    began, drawn, size = time.monotonic(), 0, AT_ONCE
+    while drawn < len(drawings):
+        room = AT_ONCE
+        if seconds is not None:
+            took = time.monotonic() - began
+            room = min(room, int((seconds - took) * drawn / max(took, 1e-6))) if drawn else FEW
+            if room < 1:
+                return
+        some = drawings[drawn : drawn + room]
+        prompts, seeds = [d.prompt for d in some], [d.seed for d in some]
+
+        def in_parts(
+            at_once: int, prompts: list[str] = prompts, seeds: list[int] = seeds
+        ) -> tuple[int, list[Image.Image]]:
+            return at_once, generator.generate_batch(prompts, seeds=seeds, batch_size=at_once)
+
+        # What fitted for one part is where the next one begins.
+        size, pictures = in_parts_that_fit(size, in_parts)
+        for drawing, picture in zip(some, pictures, strict=True):
+            drawing.picture = picture
+        drawn += len(some)
+        if progress is not None:
+            progress(drawn, len(drawings))
+
+
+def in_any_number(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """In an order of which each beginning is evenly spread over the whole (van der Corput's)."""
+    bits = max(1, (len(drawings) - 1).bit_length())
+
+    def reversed_bits(place: int) -> int:
+        return int(f"{place:0{bits}b}"[::-1], 2)
+
+    return [drawings[i] for i in sorted(range(len(drawings)), key=reversed_bits)]
+
+
+def as_tensor(drawings: Sequence[Drawing]) -> Tensor:
+    """What was drawn, uint8 [N, H, W, 3]."""
+    return torch.stack([torch.from_numpy(np.array(d.picture)) for d in drawings])
+
+
+def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
+    """Put each one's real picture beside it, if it has one that can be decoded: a caption can be
+    drawn without."""
+    by_split = {"trained": data.trained, "held out": data.held_out}
+    for drawing in drawings:
+        if drawing.split in by_split and drawing.position is not None:
+            with contextlib.suppress(PictureError):
+                drawing.truth = by_split[drawing.split].load(drawing.position).numpy().copy()

@@ -1,0 +1,172 @@
+"""What a file's content is, without reading it every time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limner.errors import LimnerError
+from limner.files.atomic import replacing
+
+DIGEST = 16
+"""Bytes of a content's hash (BLAKE2b)."""
+ENTRY = np.dtype(
+    [("path", f"V{DIGEST}"), ("size", "<i8"), ("mtime_ns", "<i8"), ("content", f"V{DIGEST}")]
+)
+RACY_NS = 2_000_000_000
+"""A file changed so shortly before it was read may have changed again within the same tick of the
+file system's clock (git calls it racily clean): it is not remembered."""
+
+
+def digest(*parts: bytes | str) -> bytes:
+    """A hash of 16 bytes; each part's length counts, so that ("ab", "c") is not ("a", "bc")."""
+    hasher = hashlib.blake2b(digest_size=DIGEST)
+    for part in parts:
+        encoded = part.encode("utf-8", errors="replace") if isinstance(part, str) else part
+        hasher.update(len(encoded).to_bytes(8, "little"))
+        hasher.update(encoded)
+    return hasher.digest()
+
+
+class Fingerprints:
+    """Hashes of files' contents, kept in one file; size and time of change say when to read again.
+
+    As git's index does. A missing or damaged file of hashes is one that knows nothing yet.
+
+    Args:
+        path: where the hashes are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known = _load(path)
+        self.new: list[np.ndarray] = []
+
+    def of_files(self, files: Sequence[Path]) -> np.ndarray:
+        """The hash of each file's content, uint8 [N, 16]; zeros for one that cannot be read."""
+        entries = np.zeros(len(files), dtype=ENTRY)
+        for number, file in enumerate(files):
+            absolute = os.path.abspath(file)
+            with contextlib.suppress(OSError):
+                found = os.stat(absolute)
+                entries[number] = (
+                    digest(absolute),
+                    found.st_size,
+                    found.st_mtime_ns,
+                    bytes(DIGEST),
+                )
+        there = entries["path"] != np.zeros(1, ENTRY)["path"]
+        unread = there & ~self._recall(entries)
+        places = np.flatnonzero(unread)
+        with ThreadPoolExecutor(8) as threads:  # reading waits for the disk, and hashing is C
+            contents = threads.map(lambda i: _content(files[i]), places)
+            for i, content in zip(places, contents, strict=True):
+                entries["content"][i] = np.void(content)
+        calm = entries["mtime_ns"] < time.time_ns() - RACY_NS
+        readable = entries["content"] != np.zeros(1, ENTRY)["content"]
+        if (worth := unread & calm & readable).any():
+            self.new.append(entries[worth])
+        return _as_bytes(entries["content"])
+
+    def save(self) -> None:
+        """Keep what was read for the next time; what another process kept meanwhile stays."""
+        if not self.new:
+            return
+        # Newest last: of a path that was read twice the last entry counts.
+        merged = np.concatenate([_load(self.path), *self.new])
+        _, last = np.unique(_keys(merged["path"][::-1]), return_index=True)
+        merged = merged[::-1][last]
+        save_array(self.path, merged)
+        self.known, self.new = _load(self.path), []
+
+    def _recall(self, entries: np.ndarray) -> np.ndarray:
+        """Fill in the contents that are known; which those are."""
+        recalled = np.zeros(len(entries), dtype=bool)
+        if not len(self.known):
+            return recalled
+        keys, wanted = _keys(self.known["path"]), _keys(entries["path"])
+        order = np.argsort(keys)
+        at = np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)
+        found = self.known[order[at]]
+        recalled = (
+            (found["path"] == entries["path"])
+            & (found["size"] == entries["size"])
+            & (found["mtime_ns"] == entries["mtime_ns"])
+        )
+        entries["content"][recalled] = found["content"][recalled]
+        return recalled
+
+
+def _content(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            return hashlib.file_digest(opened, _hasher).digest()
+    except OSError:
+        return bytes(DIGEST)
+
+
+def _hasher() -> Any:
+    return hashlib.blake2b(digest_size=DIGEST)
+
+
+def _load(path: Path) -> np.ndarray:
+    known = load_array(path)
+    good = known is not None and known.dtype == ENTRY and known.ndim == 1
+    return known if known is not None and good else np.zeros(0, dtype=ENTRY)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """An array as a .npy file with a checksum behind it, whole or not at all.
+
+    Raises:
+        LimnerError: somebody else's array is there.
+        OSError: it could not be written.
+    """
+    if _is_foreign(path):
+        raise LimnerError(
+            f"{path} is an array that Limner did not write, so it is not replaced: name another "
+            "cache.folder, or move it away"
+        )
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    with replacing(path) as staging:
+        staging.write_bytes(file.getvalue() + digest(file.getvalue()))
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """What `save_array` wrote; None where there is no such file, or it is damaged."""
+    try:
+        data = path.read_bytes()
+        if digest(data[:-DIGEST]) != data[-DIGEST:]:
+            return None
+        return np.lib.format.read_array(io.BytesIO(data[:-DIGEST]), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a whole .npy file is there without a checksum behind it."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_array(file, allow_pickle=False)
+            return not file.read(1)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return False
+
+
+def _keys(paths: np.ndarray) -> np.ndarray:
+    """The first eight bytes of each hash as a number, to sort by."""
+    return np.ascontiguousarray(_as_bytes(paths)[:, :8]).view("<u8")[:, 0]
+
+
+def _as_bytes(column: np.ndarray) -> np.ndarray:
+    return np.frombuffer(np.ascontiguousarray(column).tobytes(), dtype=np.uint8).reshape(-1, DIGEST)

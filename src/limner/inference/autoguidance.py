@@ -1,0 +1,71 @@
+"""Autoguidance: a weaker model, such as an earlier checkpoint, opened to be moved away from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from limner.checkpoint.single_file import open_for_drawing
+from limner.config import Config
+from limner.device import part_precision
+from limner.diffusion.objective import build_objective
+from limner.errors import LimnerError
+from limner.inference.sampling import Guide, ready
+from limner.models.text_to_image import build_model
+from limner.pretrained.components import open_parts
+from limner.pretrained.text_encoder import PretrainedText
+from limner.text.tokenizer import CaptionTokenizer
+
+SAME_SPACE = {
+    "data": ("image_size",),
+    "model": ("in_channels",),
+    "vae": ("fingerprint",),
+    "scheduler": ("objective", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
+}
+"""What the two must share for a noisy picture to mean the same to both."""
+
+
+def open_guide(
+    path: str | Path,
+    config: Config,
+    words: CaptionTokenizer | PretrainedText,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Guide, Config]:
+    """The guide of a model with this (complete) configuration, and the guide's own configuration.
+
+    Args:
+        path: the guide, as `limner generate` takes a model.
+        words: of the model; the guide shares a pretrained text encoder that is the same.
+
+    Raises:
+        LimnerError: there is no such checkpoint, or it was trained in another space.
+    """
+    opened = open_for_drawing(path)
+    theirs = opened.config
+    differences = [
+        f"{section}.{key}: {there!r} in the guide, {here!r} in the model"
+        for section, keys in SAME_SPACE.items()
+        for key in keys
+        if (there := getattr(getattr(theirs, section), key))
+        != (here := getattr(getattr(config, section), key))
+    ]
+    if differences:
+        raise LimnerError(
+            f"{path} cannot guide this model, for it was trained in another space:\n"
+            + "\n".join(f"  - {d}" for d in differences)
+            + "\ntake an earlier checkpoint of the same run, or a smaller model trained like it"
+        )
+    if opened.tokenizer is not None:
+        words = opened.tokenizer
+    elif theirs.text_encoder.fingerprint != config.text_encoder.fingerprint:
+        # The autoencoder is the model's, wherever that is now.
+        reader = open_parts(theirs.model_copy(update={"vae": config.vae})).reader
+        assert reader is not None
+        reader.load(device, part_precision(dtype))
+        words = reader
+    model = build_model(theirs, words.text_size)
+    opened.load_weights(model, averaged=True)
+    guide = Guide(ready(model, device, dtype), build_objective(theirs), words)
+    return guide, theirs

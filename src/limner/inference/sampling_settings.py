@@ -1,0 +1,105 @@
+"""How to draw: the sampling settings with what was asked for changed, checked; their cost; and what
+they are in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from limner.config import Config, SamplingConfig, known_keys
+from limner.config.checks import sampling_problems
+from limner.config.messages import explain, sentence
+from limner.diffusion.guidance import is_guided
+from limner.diffusion.noise_schedule import Path
+from limner.diffusion.solvers import SOLVERS
+from limner.errors import LimnerError
+
+
+def sampling_settings(config: Config, **changes: Any) -> SamplingConfig:
+    """The sampling settings of a configuration with what is not None changed.
+
+    Args:
+        changes: keys of the `sampling` section.
+
+    Raises:
+        LimnerError: naming each key that is not known, is out of its range, or does not fit the
+            others or the model.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    if str(given.get("scheduler_type", "ddim")).lower() not in SOLVERS:
+        raise LimnerError(
+            f"scheduler_type {given['scheduler_type']!r} is not known; take one of "
+            f"{', '.join(SOLVERS)}"
+        )
+    if given.get("num_inference_steps", 1) < 1:
+        raise LimnerError(
+            f"num_inference_steps is {given['num_inference_steps']}; it must be at least 1"
+        )
+    if not given.get("guidance_scale", 1) >= 0:
+        raise LimnerError(f"guidance_scale is {given['guidance_scale']}; it must be 0 or more")
+    try:
+        sampling = SamplingConfig.model_validate({**config.sampling.model_dump(), **given})
+    except ValidationError as error:
+        keys = [key for key in known_keys() if key.startswith("sampling.")]
+        found = [sentence({**e, "loc": ("sampling", *e["loc"])}, keys, []) for e in error.errors()]
+        raise LimnerError(explain("what was asked for", found)) from None
+    if found := list(sampling_problems(config.model_copy(update={"sampling": sampling}))):
+        raise LimnerError(explain("what was asked for", found))
+    return sampling
+
+
+def inference_timesteps(
+    sampling: SamplingConfig, path: Path, strength: float = 1.0
+) -> torch.Tensor:
+    """The times that the solver steps between: see `path.inference_timesteps`.
+
+    The first `zero_init_steps` have a velocity of zero in CFG-Zero* (Fan et al. 2025, arXiv
+    2503.18886), so x stays the noise that it is until the time after them: the solver starts there.
+    A drawing that starts from a picture has no such steps.
+    """
+    steps, shift, power = sampling.num_inference_steps, sampling.shift, sampling.timestep_power
+    times = path.inference_timesteps(steps, shift, power, strength)
+    return times[sampling.zero_init_steps :] if strength == 1 else times
+
+
+def function_evaluations(sampling: SamplingConfig, path: Path, strength: float = 1.0) -> int:
+    """How often the network is evaluated for one picture; a guided step counts twice.
+
+    Counted by running the solver over a network that does nothing else.
+
+    Args:
+        strength: below 1: of a drawing that starts from a picture (see `variations.Start`).
+    """
+    count = 0
+
+    def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
+        nonlocal count
+        count += 2 if is_guided(timestep, sampling, path) else 1
+        return x
+
+    x = torch.zeros(1, 1, 1, 1)
+    times = inference_timesteps(sampling, path, strength)
+    SOLVERS[sampling.scheduler_type](denoise, x, times, path, lambda _: x)
+    return count
+
+
+def in_words(sampling: SamplingConfig) -> str:
+    """What matters of a setting, such as "unipc, 9 steps, guidance 3 in 0.3-1, shift 1.5"."""
+    words = [sampling.scheduler_type, f"{sampling.num_inference_steps} steps"]
+    if sampling.guidance_scale == 1:
+        words.append("no guidance")
+    else:
+        low, high = sampling.guidance_interval
+        within = "" if (low, high) == (0, 1) else f" in {low:g}-{high:g}"
+        kind = "" if sampling.guidance_type == "cfg" else f" ({sampling.guidance_type})"
+        words.append(f"guidance {sampling.guidance_scale:g}{kind}{within}")
+    for key, name in (("shift", "shift"), ("timestep_power", "power")):
+        if (value := getattr(sampling, key)) != 1:
+            words.append(f"{name} {value:g}")
+    if sampling.zero_init_steps:
+        words.append(f"{sampling.zero_init_steps} zero steps")
+    if sampling.guidance_rescale:
+        words.append(f"rescale {sampling.guidance_rescale:g}")
+    return ", ".join(words)

@@ -1,0 +1,228 @@
+"""How far apart two sets of features are, by a kernel: kernel distance (KID) and CMMD.
+
+Both are a squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13): the mean of a kernel
+over pairs within each set, less twice the mean over pairs between them. All sums are float64, in
+blocks of bounded memory, on the device that the features are on (not Apple's, which has none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.errors import LimnerError
+from limner.metrics.interval import Measured, normal_interval
+
+BLOCK_BYTES = 2**25
+"""Of kernel values that are in memory at a time."""
+CMMD_SIGMA = 10.0
+CMMD_SCALE = 1000.0
+JACKKNIFE = "jackknife over the pictures of both sets (wider than needed where they are alike)"
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Squared maximum mean discrepancy with the cubic kernel (x . y / d + 1)^3, unbiased.
+
+    What the Kernel Inception Distance is for Inception features (Binkowski et al. 2018, arXiv
+    1801.01401, equation 4); about 0, and by chance below it, for two samples of one distribution,
+    whatever their number.
+
+    Args:
+        a, b: features [N, d] and [M, d], at least two of each.
+
+    Raises:
+        LimnerError: fewer than two of one set, or sets of different networks.
+    """
+    return Discrepancy.of(a, b, cubic).unbiased()
+
+
+def measure_kernel_distance(a: Tensor, b: Tensor) -> Measured:
+    """`kernel_distance` of all pictures, with a 95 % interval.
+
+    Its time grows with the square of their number: some 10,000 of each take seconds, 50,000 minutes
+    on a processor; `kernel_distance_over_subsets` is for those. Raises LimnerError.
+    """
+    found = Discrepancy.of(a, b, cubic)
+    return _measured(found.unbiased(), found.interval(biased=False))
+
+
+def kernel_distance_over_subsets(
+    a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> Measured:
+    """KID as tables report it: mean and standard deviation over random subsets of both sets.
+
+    The mean estimates the same as `kernel_distance` of all pictures, with less precision; the
+    deviation shrinks with the subsets' size, not with the number of pictures, so that it is no
+    uncertainty of the mean.
+
+    Args:
+        a, b: features [N, d] and [M, d].
+        subsets, size: Binkowski's code takes 100 of 1000 each, drawn without repetition.
+        seed: of the drawing.
+
+    Raises:
+        LimnerError: a set has fewer pictures than a subset.
+    """
+    if min(len(a), len(b)) < size:
+        raise LimnerError(
+            f"subsets of {size} cannot be drawn from sets of {len(a)} and {len(b)} pictures; take "
+            f"subsets of at most {min(len(a), len(b))}, or the distance of all pictures"
+        )
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(subsets):
+        some = [
+            features[torch.from_numpy(random.permutation(len(features))[:size]).to(features.device)]
+            for features in (a, b)
+        ]
+        values.append(kernel_distance(some[0], some[1]))
+    return Measured(
+        float(np.mean(values)),
+        None,
+        "none: the deviation is that of subsets",
+        std=float(np.std(values)),
+        notes=(f"mean and deviation over {subsets} subsets of {size} pictures, seed {seed}",),
+    )
+
+
+def cmmd(a: Tensor, b: Tensor, biased: bool = True) -> Measured:
+    """CMMD: 1000 times the squared discrepancy of CLIP embeddings with a Gaussian kernel.
+
+    Jayasumana et al. 2024 (arXiv 2401.09603, section 4, sigma = 10), whose code takes each picture
+    also as a pair with itself (`biased`): at 30,000 pictures that adds nothing that could be seen,
+    at some hundred it does, and a note says how much.
+
+    Args:
+        a, b: embeddings of length 1, [N, d] and [M, d], at least two of each.
+
+    Raises:
+        LimnerError: as `kernel_distance`; or the embeddings are not of length 1.
+    """
+    for embeddings in (a, b):
+        if len(embeddings) and (embeddings.norm(dim=1) - 1).abs().max() > 1e-2:
+            raise LimnerError("CMMD is defined for embeddings of length 1; these have others")
+    found = Discrepancy.of(a, b, gaussian)
+    unbiased, published = CMMD_SCALE * found.unbiased(), CMMD_SCALE * found.biased()
+    value = published if biased else unbiased
+    notes = (
+        f"as published, each picture also paired with itself; without those pairs {unbiased:.4g}",
+        "without the pairs of a picture with itself, which the published code counts: with them "
+        f"{published:.4g}",
+    )
+    interval = found.interval(biased)
+    if interval is not None:
+        interval = CMMD_SCALE * interval[0], CMMD_SCALE * interval[1]
+    return _measured(value, interval, (notes[0 if biased else 1],))
+
+
+def _measured(
+    value: float, interval: tuple[float, float] | None, notes: tuple[str, ...] = ()
+) -> Measured:
+    how = JACKKNIFE if interval else "none: it takes three pictures of each set"
+    return Measured(value, interval, how, notes=notes)
+
+
+def cubic(x: Tensor, y: Tensor) -> Tensor:
+    """(x . y / d + 1)^3."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def gaussian(x: Tensor, y: Tensor) -> Tensor:
+    """exp(-|x - y|^2 / (2 sigma^2))."""
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
+    return torch.exp(-squares.clamp(min=0) / (2 * CMMD_SIGMA**2))
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """Sums of a kernel, from which estimates and their errors follow without another look.
+
+    Attributes (float64): `within_a` [N], each picture of `a` with all of `a`; `self_a` [N], with
+        itself; `across_a` [N], with all of `b`; and the same for the M of `b`.
+    """
+
+    within_a: Tensor
+    self_a: Tensor
+    across_a: Tensor
+    within_b: Tensor
+    self_b: Tensor
+    across_b: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, kernel: Kernel) -> Discrepancy:
+        if len(a) < 2 or len(b) < 2:
+            raise LimnerError(
+                f"a kernel distance needs two pictures of each set; got {len(a)}, {len(b)}"
+            )
+        if a.shape[1] != b.shape[1]:
+            raise LimnerError(
+                f"features of width {a.shape[1]} and {b.shape[1]} are of different networks"
+            )
+        a, b = a.double(), b.double()
+        within_a, self_a = _row_sums(a, a, kernel)[0], _with_themselves(a, kernel)
+        within_b, self_b = _row_sums(b, b, kernel)[0], _with_themselves(b, kernel)
+        across_a, across_b = _row_sums(a, b, kernel)
+        return cls(within_a, self_a, across_a, within_b, self_b, across_b)
+
+    def unbiased(self) -> float:
+        """Gretton et al. 2012, equation 3: pairs of a picture with itself left out."""
+        n, m = len(self.within_a), len(self.within_b)
+        a = (self.within_a - self.self_a).sum() / (n * (n - 1))
+        b = (self.within_b - self.self_b).sum() / (m * (m - 1))
+        return float(a + b - 2 * self.across_a.sum() / (n * m))
+
+    def biased(self) -> float:
+        """Equation 5: all pairs."""
+        n, m = len(self.within_a), len(self.within_b)
+        within = self.within_a.sum() / n**2 + self.within_b.sum() / m**2
+        return float(within - 2 * self.across_a.sum() / (n * m))
+
+    def interval(self, biased: bool) -> tuple[float, float] | None:
+        """95 % around the estimate; its error by leaving out each picture in turn (Arvesen 1969).
+
+        A bootstrap would draw pictures twice, and the kernel of a picture with its copy is that
+        with itself, which the unbiased estimate leaves out on purpose. Of two alike sets the
+        jackknife overstates the error (Efron & Stein 1981). Simulated with normal features, it held
+        the truth in 91 to 94 % of draws of 150 pictures, in 87 to 98 % of 30. None for sets of
+        fewer than three.
+        """
+        variance = 0.0
+        for within, own, across in (
+            (self.within_a, self.self_a, self.across_a),
+            (self.within_b, self.self_b, self.across_b),
+        ):
+            n, m = len(within), len(self.within_a) + len(self.within_b) - len(within)
+            if n < 3:
+                return None
+            # The estimate without picture i, but for what does not depend on i.
+            pairs = within.sum() - 2 * within + own
+            if biased:
+                inside = pairs / (n - 1) ** 2
+            else:
+                inside = (pairs - (own.sum() - own)) / ((n - 1) * (n - 2))
+            without = inside - 2 * (across.sum() - across) / ((n - 1) * m)
+            variance += (n - 1) / n * float((without - without.mean()).square().sum())
+        estimate = self.biased() if biased else self.unbiased()
+        return normal_interval(estimate, variance**0.5)
+
+
+def _row_sums(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Sums of the kernel over y for each x, and over x for each y."""
+    rows = max(1, BLOCK_BYTES // (8 * len(y)))
+    over_y, over_x = [], torch.zeros(len(y), dtype=torch.float64, device=y.device)
+    for part in x.split(rows):
+        values = kernel(part, y)
+        over_y.append(values.sum(dim=1))
+        over_x += values.sum(dim=0)
+    return torch.cat(over_y), over_x
+
+
+def _with_themselves(x: Tensor, kernel: Kernel) -> Tensor:
+    parts = [kernel(part, part).diagonal().clone() for part in x.split(256)]
+    return torch.cat(parts)

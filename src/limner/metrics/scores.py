@@ -1,0 +1,82 @@
+"""Scores of drawings alone, or of drawings and their prompts: Inception score and CLIP score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.errors import LimnerError
+from limner.metrics.interval import Measured, bootstrapped_mean
+
+
+def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> Measured:
+    """exp(E_x KL(p(y | x) || p(y))): Salimans et al. 2016, arXiv 1606.03498, section 4.
+
+    Mean and standard deviation over the splits, as published. How sure a network of ImageNet's
+    classes is, and how many of them it sees: for pictures of other things it means little.
+
+    Args:
+        logits: of Inception-v3 without its last layer's bias, [N, 1008].
+        splits: equal parts, each with its own p(y).
+        seed: pictures are shuffled before they are split, for in order of their prompts a part
+            would lack variety; None keeps their order, as ADM's evaluator does.
+
+    Raises:
+        LimnerError: fewer pictures than splits.
+    """
+    count = len(logits)
+    if count < splits or count == 0:
+        raise LimnerError(f"an Inception score of {splits} splits needs {splits} pictures: {count}")
+    logits = logits.double()
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(count)
+        logits = logits[torch.from_numpy(order).to(logits.device)]
+    values = []
+    for i in range(splits):
+        part = logits[i * count // splits : (i + 1) * count // splits]
+        log_p = part.log_softmax(dim=1)
+        log_mean = log_p.logsumexp(dim=0) - np.log(len(part))
+        values.append(float((log_p.exp() * (log_p - log_mean)).sum(dim=1).mean().exp()))
+    notes = []
+    if count // splits < logits.shape[1]:
+        notes.append(
+            f"splits of {count // splits} pictures cannot show {logits.shape[1]} classes: the "
+            "score is biased downwards; compare it only at the same number"
+        )
+    return Measured(
+        float(np.mean(values)),
+        None,
+        "none: the deviation is that of the splits",
+        std=float(np.std(values)),
+        notes=tuple(notes),
+    )
+
+
+def clip_score(
+    pictures: Tensor, texts: Tensor, prompts: Sequence[str] | None = None, seed: int = 0
+) -> Measured:
+    """Mean of max(100 cos(picture, prompt), 0): Hessel et al. 2021, arXiv 2104.08718.
+
+    Scaled by 100, as is usual for generators; the paper's own scale is 2.5. The prompts stand as
+    they are, without "A photo depicts" before them.
+
+    Args:
+        pictures, texts: CLIP embeddings of pictures and of their prompts, [N, d] each, of any
+            length; the i-th belong together.
+        prompts: [N]; where a prompt was drawn more than once, its pictures are resampled together.
+        seed: of the bootstrap.
+
+    Raises:
+        LimnerError: the counts or widths differ.
+    """
+    if pictures.shape != texts.shape or (prompts is not None and len(prompts) != len(texts)):
+        raise LimnerError(
+            f"a CLIP score needs one prompt for each picture; got embeddings {list(pictures.shape)}"
+            f" and {list(texts.shape)}"
+        )
+    similar = torch.nn.functional.cosine_similarity(pictures.double(), texts.double(), dim=1)
+    values = (100 * similar).clamp(min=0).cpu().numpy()
+    return bootstrapped_mean(values, prompts, seed)

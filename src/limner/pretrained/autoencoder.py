@@ -1,0 +1,172 @@
+"""What the model draws in: pixels, or the latents of a pretrained autoencoder."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.config import VaeConfig
+from limner.device import give_back_freed_memory
+from limner.errors import LimnerError
+from limner.pretrained.hub import find_folder, read_config
+from limner.pretrained.strips import in_strips
+
+KEY = "vae.pretrained_model_name"
+FAMILIES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+USUAL_SCALING = {"AutoencoderKL": 0.18215}
+"""Where config.json does not say (that of sd-vae-ft-mse), what diffusers takes it for; else 1."""
+
+
+class PixelSpace:
+    """`vae: null`: what is denoised are the pixels."""
+
+    channels = 3
+    downsampling = 1
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        pass
+
+    def unload(self) -> None:
+        pass
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return pictures
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class LatentSpace:
+    """The latents of a diffusers autoencoder: AutoencoderKL, AutoencoderTiny, or AutoencoderDC.
+
+    Only its config.json is read until `load`.
+
+    Raises:
+        LimnerError: the autoencoder cannot be had, or is of a family that is not known.
+
+    Attributes:
+        channels: of the latents.
+        downsampling: pixels per latent, in each direction.
+    """
+
+    def __init__(self, config: VaeConfig) -> None:
+        assert config.pretrained_model_name is not None
+        self.use_slicing, self.use_tiling = config.use_slicing, config.use_tiling
+        self.folder = find_folder(config.pretrained_model_name, KEY, subfolder="vae")
+        self.settings = read_config(self.folder)
+        self.class_name = self.settings.get("_class_name")
+        if self.class_name not in FAMILIES:
+            raise LimnerError(
+                f"{KEY}: {self.folder / 'config.json'} describes a {self.class_name}; the "
+                f"autoencoders that can be used are {', '.join(FAMILIES)}"
+            )
+        self.channels = int(self.settings.get("latent_channels", 4))
+        self.downsampling = 2 ** (self._stages() - 1)
+        self.model: Any = None
+        self.loaded: tuple[torch.device, torch.dtype] | None = None
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Put the weights on the device, in `dtype` (float32 or bfloat16)."""
+        if self.loaded == (device, dtype):
+            return
+        try:
+            import diffusers
+        except ImportError:
+            raise LimnerError(
+                f'{KEY} needs the package diffusers: pip install "limner[pretrained]"'
+            ) from None
+        family = getattr(diffusers, str(self.class_name))
+        give_back_freed_memory()  # what training has freed is not added to what is loaded now
+        try:
+            model, info = family.from_pretrained(
+                self.folder,
+                torch_dtype=dtype,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+        except Exception as error:  # damaged or foreign weights raise nearly anything
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise LimnerError(f"{KEY}: {self.folder} cannot be loaded: {reason}") from None
+        if missing := sorted(info["missing_keys"]):
+            raise LimnerError(
+                f"{KEY}: {self.folder} lacks {len(missing)} weights of a {self.class_name}, such "
+                f"as {missing[0]}; it is not complete, or of another kind"
+            )
+        # Channels last is what convolutions in bfloat16 run fastest in.
+        model = model.to(device=device, memory_format=torch.channels_last)
+        self.model = model.eval().requires_grad_(False)
+        self.loaded = device, dtype
+
+    def unload(self) -> None:
+        """Give its memory back."""
+        self.model = self.loaded = None
+        gc.collect()
+        give_back_freed_memory()
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures float32 [B, 3, H, W] in [-1, 1] -> latents float32 [B, C, h, w].
+
+        The latents have about mean 0 and standard deviation 1. Where the autoencoder gives a
+        distribution its mode is taken, so that a picture has one latent.
+        """
+        height, width = pictures.shape[-2:]
+        if height % self.downsampling or width % self.downsampling:
+            near = round(height / self.downsampling) * self.downsampling or self.downsampling
+            raise LimnerError(
+                f"data.image_size: {width} x {height} is not divisible by {self.downsampling}, the "
+                f"pixels per latent of {self.folder}; take {near}"
+            )
+
+        def encode(some: Tensor) -> Tensor:
+            encoded = self.model.encode(some)
+            if self.class_name == "AutoencoderKL":
+                return encoded.latent_dist.mode()
+            return encoded.latents if self.class_name == "AutoencoderTiny" else encoded.latent
+
+        mean, scale = self.normalisation(pictures.device)
+        return (self._run(encode, pictures) - mean) * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents float32 [B, C, h, w] -> pictures float32 [B, 3, H, W], about [-1, 1]."""
+        mean, scale = self.normalisation(latents.device)
+        return self._run(lambda some: self.model.decode(some).sample, latents / scale + mean)
+
+    def _run(self, part: Any, x: Tensor) -> Tensor:
+        assert self.loaded, "load() comes first"
+        dtype = self.loaded[1]
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        strips = in_strips(self.model) if self.use_tiling else contextlib.nullcontext()
+        with strips:
+            pieces = x.split(1) if self.use_slicing else [x]
+            return torch.cat([part(piece).to(x.device).float() for piece in pieces]).contiguous()
+
+    def normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(mean, scale), each [1, 1 or C, 1, 1], such that (z - mean) * scale is what a diffusion
+        model should see."""
+        usual = USUAL_SCALING.get(str(self.class_name), 1.0)
+        scale = torch.tensor(float(self.settings.get("scaling_factor", usual) or 1.0))
+        mean, std = self.settings.get("latents_mean"), self.settings.get("latents_std")
+        if mean is not None and std is not None:  # as in diffusers' pipeline of SDXL
+            means = torch.tensor(mean, dtype=torch.float32)
+            scales = scale / torch.tensor(std, dtype=torch.float32)
+        else:
+            means = torch.tensor(float(self.settings.get("shift_factor") or 0.0))
+            scales = scale
+        return means.reshape(1, -1, 1, 1).to(device), scales.reshape(1, -1, 1, 1).to(device)
+
+    def _stages(self) -> int:
+        settings = self.settings
+        name = "block_out_channels" if self.class_name == "AutoencoderKL" else (
+            "encoder_block_out_channels"
+        )  # fmt: skip
+        channels = settings.get(name)
+        if channels is None and self.class_name == "AutoencoderDC":
+            return 6  # diffusers' default
+        return len(channels or (64,) * 4)

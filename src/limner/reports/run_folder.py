@@ -1,0 +1,87 @@
+"""A run folder read back: what `report.html` and other readers of a run start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.checkpoint.lineage import Lineage, read_lineage
+from limner.errors import LimnerError
+from limner.files import small_files
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; empty where a file is missing."""
+
+    folder: Path
+    config: dict[str, Any]
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    results: dict[str, Any]
+    refused: list[dict[str, Any]]
+    previews: list[tuple[int, Path]]
+    buckets: list[dict[str, Any]]
+    """Sizes trained at, with how many pictures each has; empty where all are squares."""
+    lineage: Lineage | None = None
+    """What the model began from; None: the run is from before this was written down."""
+
+
+def read_run(folder: Path) -> Run:
+    """Reads all files of a run; a missing or half-written one counts as empty."""
+    log = read_lines(folder / "log.jsonl")
+    try:
+        config = small_files.read_yaml(folder / "config.yaml")
+    except FileNotFoundError:
+        config = {}
+    shots = ((step_of(path), path) for path in (folder / "previews").glob("step-*.png"))
+    samples, results = read_json(folder / "samples.json"), read_json(folder / "results.json")
+    return Run(
+        folder=folder,
+        config=config if isinstance(config, dict) else {},
+        train=by_step(line for line in log if line.get("kind") == "train"),
+        heldout=by_step(line for line in log if line.get("kind") == "heldout"),
+        events=[line for line in log if line.get("kind") == "event"],
+        samples=samples if isinstance(samples, list) else [],
+        results=results if isinstance(results, dict) else {},
+        refused=read_lines(folder / "refused.jsonl"),
+        buckets=next(
+            (line["sizes"] for line in reversed(log) if line.get("kind") == "buckets"), []
+        ),
+        previews=sorted((step, path) for step, path in shots if step is not None),
+        lineage=_lineage(folder),
+    )
+
+
+def _lineage(folder: Path) -> Lineage | None:
+    try:
+        return read_lineage(folder)
+    except LimnerError:
+        return None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return small_files.read_json(path, most=2**28)
+    except (OSError, LimnerError):
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in `path`; a last line cut off by a killed run is skipped."""
+    return list(small_files.json_lines(path)) if path.exists() else []
+
+
+def by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In order of steps; of steps done again after a resume, the last time counts."""
+    latest = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+    return [latest[step] for step in sorted(latest)]
+
+
+def step_of(preview: Path) -> int | None:
+    digits = preview.stem.removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdecimal() else None

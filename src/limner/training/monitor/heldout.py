@@ -1,0 +1,117 @@
+"""The held-out loss: on a fixed grid of (noise level, noise), so that two numbers can be compared.
+
+The training loss hardly moves, for it averages over random noise levels; this one is measured at
+the same pictures, levels, and noise every time, and for as many trained pictures beside it, so that
+the gap says when the model starts to memorise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.data.dataset import PictureError, Refused
+from limner.data.examples import Captions, Source
+from limner.data.order import seeded_generator
+from limner.diffusion.objective import Objective
+from limner.text.batch import FrozenText
+from limner.text.words import some, stack
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of num_train_timesteps."""
+
+
+@dataclass(frozen=True)
+class FixedGrid:
+    """Some pictures with their captions, to be looked at at every level."""
+
+    pictures: Tensor | list[Tensor]  # float32 [N, C, h, w]; N of [C, h, w] where sizes differ
+    texts: Tensor | FrozenText  # of N captions
+
+    @classmethod
+    def of(
+        cls, pictures: Source, captions: Captions, count: int
+    ) -> tuple[FixedGrid | None, list[Refused]]:
+        """At most `count` pictures, evenly spread over the rows (None if there are no good ones),
+        and the rows among them that cannot be used and are left out."""
+        good: list[tuple[Tensor, Any]] = []
+        refused: list[Refused] = []
+        for position in spread(len(pictures.rows), count):
+            row = pictures.rows[position]
+            try:
+                good.append((pictures.tensor(position), captions(row.captions[0])))
+            except PictureError as error:
+                refused.append(Refused(row.key, str(error)))
+        if not good:
+            return None, refused
+        found, texts = [p for p, _ in good], stack([t for _, t in good])
+        alike = len({p.shape for p in found}) == 1
+        return cls(torch.stack(found) if alike else found, texts), refused
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Places of at most `size` pictures of one shape at a time; all of them, in order."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for place, picture in enumerate(self.pictures):
+            by_shape.setdefault(tuple(picture.shape), []).append(place)
+        for places in by_shape.values():
+            yield from (places[i : i + size] for i in range(0, len(places), size))
+
+
+def spread(available: int, wanted: int) -> list[int]:
+    """At most `wanted` positions, evenly spread over `available`."""
+    count = min(available, wanted)
+    return [i * available // count for i in range(count)]
+
+
+def loss_by_level(
+    model: nn.Module, objective: Objective, grid: FixedGrid, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Mean loss at each level, keyed by its timestep."""
+    losses = losses_by_level(model, objective, grid, batch_size, device)
+    return {timestep: float(each.sum()) / len(each) for timestep, each in losses.items()}
+
+
+@torch.no_grad()
+def losses_by_level(
+    model: nn.Module,
+    objective: Objective,
+    grid: FixedGrid,
+    batch_size: int,
+    device: torch.device,
+    place: int = 0,
+) -> dict[str, Tensor]:
+    """The loss of each picture at each level, float32 [N] on the processor, keyed by its timestep.
+
+    Args:
+        place: of the grid's first picture among all that are looked at; a picture's noise is that
+            of its place.
+    """
+    losses: dict[str, Tensor] = {}
+    for level in LEVELS:
+        timestep = round(level * objective.path.num_train_timesteps)
+        found = torch.zeros(len(grid.pictures))
+        for places in grid.batches(batch_size):
+            picture = torch.stack([grid.pictures[i] for i in places]).to(device)
+            text = some(grid.texts, places).to(device)
+            noise = torch.stack(
+                [
+                    torch.randn(
+                        picture.shape[1:],
+                        generator=seeded_generator(0, "held-out", place + i, timestep),
+                    )
+                    for i in places
+                ]
+            ).to(device)
+            t = torch.full((len(picture),), float(timestep), device=device)
+            output = model(objective.add_noise(picture, noise, t), t, text)
+            found[places] = objective.loss(output, picture, noise, t).float().cpu()
+        losses[str(timestep)] = found
+    return losses
+
+
+def mean(losses: dict[str, float]) -> float:
+    return sum(losses.values()) / len(losses)

@@ -1,0 +1,131 @@
+"""What the held-out losses say about a run, in words, when they say something."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+WINDOW = 50
+"""Logged losses that a new one is compared with."""
+PATIENCE = 3
+"""Measurements in a row that must agree before a run is called anything."""
+
+
+class Measurement(NamedTuple):
+    step: int
+    heldout: float
+    trained: float
+    """The same loss on pictures that were trained on, at the same levels and noise."""
+    by_level: Mapping[str, float] = MappingProxyType({})
+    """The held-out loss at each timestep, if that is known."""
+
+    @property
+    def lowest_noise(self) -> tuple[str, float] | None:
+        """The timestep of the least noise, and the held-out loss there."""
+        return min(self.by_level.items(), key=lambda item: int(item[0]), default=None)
+
+
+def measurements(events: Iterable[Mapping[str, Any]]) -> list[Measurement]:
+    """The held-out losses of a log, oldest first."""
+    return [
+        Measurement(e["step"], e["loss"], e.get("train_loss", math.nan), e["loss_by_level"])
+        for e in events
+        if e["kind"] == "heldout" and "loss" in e
+    ]
+
+
+def best_of(history: Sequence[Measurement]) -> Measurement | None:
+    """The lowest held-out loss; None without any."""
+    return min(history, key=lambda m: m.heldout, default=None)
+
+
+def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | None:
+    """A sentence about a run that is not learning, that cannot lose its noise, or that has begun to
+    memorise; else None.
+
+    Args:
+        history: all measurements so far, oldest first.
+        noise_floor: what the loss cannot fall below for noise that does not pass through the width
+            of the model (`limner.config.defaults.noise_floor`).
+    """
+    if len(history) <= PATIENCE:
+        return None
+    recent, first = history[-PATIENCE:], history[0]
+    if all(m.trained > 0.95 * first.trained for m in recent):
+        return (
+            f"not learning: the loss on trained pictures is {recent[-1].trained:.3g}, hardly "
+            f"below the {first.trained:.3g} of step {first.step}; try another "
+            "training.learning_rate, and see whether captions and pictures belong together"
+        )
+    lowest = recent[-1].lowest_noise
+    if noise_floor and lowest is not None and lowest[1] > 0.9 * noise_floor:
+        return (
+            f"noise stays: the held-out loss at timestep {lowest[0]} of 1000, where there is "
+            f"almost none, is {lowest[1]:.2g} and cannot fall below {noise_floor:.2g}, for the "
+            "noise of a patch is wider than the model; set scheduler.prediction_type=sample, or a "
+            "smaller model.patch_size, and begin anew"
+        )
+    best = best_of(history)
+    assert best
+    worse = all(m.step > best.step and m.heldout > 1.02 * best.heldout for m in recent)
+    if worse and recent[-1].trained < best.trained:
+        return (
+            f"memorising: the held-out loss was best at step {best.step} ({best.heldout:.3g}) and "
+            f"is {recent[-1].heldout:.3g} now{_where(best, recent[-1])}, while trained pictures "
+            "still get better; more pictures, model.dropout, or a shorter run would help"
+        )
+    return None
+
+
+def _where(best: Measurement, now: Measurement) -> str:
+    """At which noise it got worse, unless everywhere."""
+    worse = [t for t, loss in now.by_level.items() if loss > 1.02 * best.by_level.get(t, math.inf)]
+    if not worse or len(worse) == len(now.by_level):
+        return ""
+    return f", worse at timestep{'s' * (len(worse) > 1)} {', '.join(worse)} of 1000"
+
+
+class Spikes:
+    """Sees when the training loss jumps, and again only after it has come down; says so once.
+
+    A jump is a loss above the median of the last `WINDOW` by six times their spread (the median
+    absolute deviation, as if normal) and by a quarter at least. On a few dozen pictures that
+    happens now and then, and means nothing.
+
+    Args:
+        earlier: the losses that were logged before, so that a resumed run sees as the whole one.
+    """
+
+    def __init__(self, earlier: Iterable[float] = ()) -> None:
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.up = self.jumped = False
+        """Whether the last loss was above, and whether it was the first to be."""
+        self.count = 0
+        for loss in earlier:
+            self.see(loss, 0)
+
+    def see(self, loss: float, step: int) -> str | None:
+        """A sentence about the loss of this step, if it is the first that jumps."""
+        self.jumped = False
+        if not math.isfinite(loss):
+            return None
+        above = False
+        if len(self.recent) >= WINDOW // 5:
+            median = statistics.median(self.recent)
+            spread = 1.4826 * statistics.median(abs(x - median) for x in self.recent)
+            above = loss > max(median + 6 * spread, 1.25 * median)
+        self.jumped, self.up = above and not self.up, above
+        if not above:
+            self.recent.append(loss)
+        self.count += self.jumped
+        if not self.jumped or self.count > 1:
+            return None
+        return (
+            f"the loss jumped to {loss:.3g} at step {step}, from about {median:.3g}: if it does "
+            "not come back, go on from an older checkpoint with a lower training.learning_rate "
+            "(further jumps are counted in log.jsonl, as `jumped`)"
+        )

@@ -1,0 +1,66 @@
+"""Does the model, asked for something new, draw what it was trained on?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from limner.config import SamplingConfig
+from limner.data.dataset import PictureError
+from limner.data.examples import Source
+from limner.diffusion.objective import Objective
+from limner.inference.sampling import draw
+from limner.metrics.memorisation import nearest_ratio
+from limner.models.text_to_image import TextToImage
+from limner.training.inputs import Inputs
+from limner.training.monitor.heldout import spread
+
+DRAWN, HELD_OUT, TRAINED = 16, 256, 4096
+"""How many are drawn, and how many pictures they are compared with at most."""
+
+
+def copying(
+    model: TextToImage,
+    objective: Objective,
+    inputs: Inputs,
+    sampling: SamplingConfig,
+    dtype: torch.dtype,
+) -> float | None:
+    """`nearest_ratio` of drawings of held-out captions, in the space that is trained in; None where
+    no held-out picture is of the size of a trained one."""
+    held_out, trained = some(inputs.held_out, HELD_OUT), some(inputs.trained, TRAINED)
+    shape = common_shape(held_out, trained)
+    if shape is None:
+        return None
+    held_out, trained = of_shape(held_out, shape), of_shape(trained, shape)
+    rows = inputs.held_out.rows
+    prompts = [rows[i].captions[0] for i in spread(len(rows), DRAWN)]
+    _, height, width = shape
+    seeds = range(len(prompts))
+    drawn = draw(model, objective, inputs.words, prompts, seeds, sampling, height, width, dtype)
+    return nearest_ratio(drawn.cpu(), torch.stack(held_out), torch.stack(trained))
+
+
+def some(pictures: Source, most: int) -> list[Tensor]:
+    """At most so many good ones, each [C, H, W], evenly spread over the rows."""
+    found = []
+    for position in spread(len(pictures.rows), most):
+        try:
+            found.append(pictures.tensor(position))
+        except PictureError:  # it is listed elsewhere
+            continue
+    return found
+
+
+def common_shape(held_out: Sequence[Tensor], trained: Sequence[Tensor]) -> tuple[int, ...] | None:
+    """That of most held-out pictures: with buckets, what is compared is of one of them."""
+    there = {tuple(picture.shape) for picture in trained}
+    shapes = Counter(shape for p in held_out if (shape := tuple(p.shape)) in there)
+    return shapes.most_common(1)[0][0] if shapes else None
+
+
+def of_shape(pictures: Sequence[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+    return [picture for picture in pictures if tuple(picture.shape) == shape]

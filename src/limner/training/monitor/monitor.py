@@ -1,0 +1,367 @@
+"""The eyes on a run: what is shown, logged, drawn, and measured while the model learns."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from limner import device as devices
+from limner.config import Config
+from limner.config.defaults import noise_floor
+from limner.data.dataset import Refused
+from limner.data.examples import warn_of_long_captions
+from limner.data.open import Data
+from limner.data.verify import check_share_refused
+from limner.diffusion.objective import Objective
+from limner.metrics.memorisation import COPIES
+from limner.pretrained.components import Parts
+from limner.pretrained.text_encoder import PretrainedText
+from limner.redaction import places_of, redact_urls
+from limner.text.tokenizer import CaptionTokenizer
+from limner.training.budget import COMPILING, Budget
+from limner.training.ema import Average
+from limner.training.folder import write_config
+from limner.training.inputs import Inputs
+from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean
+from limner.training.monitor.learning_curve import Spikes, advise, best_of, measurements
+from limner.training.monitor.machine_share import MachineShare, Shared
+from limner.training.monitor.memorisation_check import copying
+from limner.training.monitor.previews import preview_prompts, preview_sizes, save_preview
+from limner.training.monitor.progress import Progress
+from limner.training.monitor.run_log import RunLog, read_log
+from limner.training.train_step import Updated
+
+
+class Watch:
+    """Context manager around the loop. Looks at the averaged weights; changes nothing.
+
+    Only the main process says, draws, or writes anything.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        inputs: Inputs,
+        parts: Parts,
+        reader: CaptionTokenizer | PretrainedText,
+        objective: Objective,
+        average: Average,
+        dtype: torch.dtype,
+        accelerator: Accelerator,
+        budget: Budget,
+        news: Sequence[str] = (),
+    ) -> None:
+        self.config, self.data, self.set, self.inputs = config, data, data.set, inputs
+        self.space, self.reader = parts.space, reader
+        self.objective, self.average, self.dtype = objective, average, dtype
+        self.averaged = average.model
+        self.accelerator, self.budget, self.state = accelerator, budget, budget.state
+        self.folder = Path(config.training.output_dir)
+        self.main = accelerator.is_main_process
+        places = places_of(config.model_dump())
+        self.log = RunLog(self.folder, accelerator, self.state.step, places)
+        self.progress = Progress(enabled=self.main)
+        self.news = news
+        self.heldout_loss: float | None = None
+        self.verdict = ""
+        self.loss_sum = self.norm_sum = 0.0
+        self.steps = self.skipped = 0
+        events = read_log(self.log.path)
+        self.best = best_of(measurements(events))
+        self.spikes = _spikes_of(events)
+        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        self.machine = MachineShare() if alone else None
+        self.shared: Shared | None = None
+        self.said_shared = False
+
+    def __enter__(self) -> Watch:
+        if self.main:
+            if said := write_config(self.folder, self.config):
+                self.news = [*self.news, said]
+            self.log.start_trackers(self.config, self.state.step)
+        self.progress.__enter__()
+        self.hello()
+        if self.main:
+            inputs, count = self.inputs, self.config.training.heldout_pictures
+            self.grids: dict[str, FixedGrid | None] = {}
+            for prefix, pictures in (("", inputs.held_out), ("train_", inputs.trained)):
+                self.grids[prefix], refused = FixedGrid.of(pictures, inputs.words, count)
+                self.refused(refused)
+            trained, held_out = inputs.trained.rows, inputs.held_out.rows
+            self.prompts = preview_prompts(self.config, trained, held_out)
+            self.sizes = preview_sizes(self.config, self.data.trained, self.data.held_out)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.__exit__(kind, error, trace)
+        # Not end_training, which also ends the processes' talk: save_checkpoint needs it later.
+        self.log.finish()
+
+    def hello(self) -> None:
+        million = sum(p.numel() for p in self.averaged.parameters()) / 1e6
+        precision = str(self.dtype).removeprefix("torch.")
+        self.event(
+            f"{million:.1f}M parameters on {devices.describe(self.accelerator.device)} in "
+            f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
+            f"{len(self.inputs.held_out.rows):,} held out"
+        )
+        trained, held_out = self.data.trained.buckets, self.data.held_out.buckets
+        if trained and held_out:
+            counts = zip(trained.sizes, trained.counts(), held_out.counts(), strict=True)
+            sizes = [{"height": h, "width": w, "trained": a, "held_out": b}
+                     for (h, w), a, b in counts]  # fmt: skip
+            self.log.write("buckets", self.state.step, sizes=sizes)
+        for line in self.news:
+            self.event(line)
+        if self.state.pieces > 1:
+            self.event(f"each micro-batch goes through the model in {self.state.pieces} parts")
+        if self.state.step:
+            self.event(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
+        if new := self.log.refuse(self.set.refused):
+            first = f"{new[0].key}: {new[0].reason}"
+            self.event(f"{len(new)} rows cannot be used (see refused.jsonl), the first {first}")
+        check_share_refused(len(self.set.refused), len(self.set.rows), self.config)
+        if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
+            self.event(sentence)
+
+    def event(self, message: str) -> None:
+        """Say something worth keeping, on the screen and in the log."""
+        seconds = round(self.budget.elapsed(), 2)
+        self.log.write("event", self.state.step, seconds=seconds, message=message)
+        self.progress.message(redact_urls(message))
+
+    def refused(self, rows: Iterable[Refused]) -> None:
+        for row in self.log.refuse(rows):
+            self.event(f"a picture was passed over: {row.reason}")
+            late, early = len(self.log.refused_rows), len(self.set.refused)
+            check_share_refused(max(late, early), len(self.set.rows), self.config)
+
+    def best_step(self) -> int | None:
+        """The step of the lowest held-out loss so far."""
+        return self.best.step if self.best else None
+
+    def forget_after(self, step: int) -> None:
+        """The run went back to this step: what was logged since then did not happen."""
+        self.log.forget_after(step)
+        events = read_log(self.log.path)
+        self.best, self.spikes = best_of(measurements(events)), _spikes_of(events)
+        self.loss_sum = self.norm_sum = 0.0
+        self.steps = self.skipped = 0
+
+    def step_done(self, updated: Updated, learning_rate: float) -> None:
+        """After each update; what is due by the step's number is written."""
+        if updated.skipped:
+            self.skipped += 1
+            if self.state.skipped_in_a_row == 1:
+                self.event(
+                    f"step {self.state.step} is left out: its loss is {updated.loss:g} and its "
+                    f"gradient's norm {updated.norm:g} (training stops after "
+                    "too many of these in a row)"
+                )
+        else:
+            self.loss_sum, self.norm_sum = (
+                self.loss_sum + updated.loss,
+                self.norm_sum + updated.norm,
+            )
+            self.steps += 1
+        settings, step, last = self.config.training, self.state.step, self.budget.finished()
+        # Also where a checkpoint may be: a run resumed there then averages over the same updates.
+        every = settings.logging_steps, settings.heldout_steps
+        if last or self.budget.checkpoint_due() or any(step % steps == 0 for steps in every):
+            self.write_losses(learning_rate)
+        heldout = step % settings.heldout_steps == 0 or last
+        preview = step % settings.preview_steps == 0 or last
+        if heldout or preview:
+            self.average.collect()
+        if not self.main:
+            return
+        if heldout:
+            self.try_to(self.write_heldout, "the held-out loss was not measured")
+        if preview:
+            self.try_to(self.write_preview, "the preview was not drawn")
+
+    def try_to(self, do: Callable[[], None], otherwise: str) -> None:
+        """A full disk or memory costs a look at the run, not the run."""
+        reason = ""
+        try:
+            with self.average.on(self.accelerator.device):
+                do()
+        except OSError as error:
+            reason = str(error)
+        except Exception as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if reason:
+            devices.give_back_freed_memory()
+            self.event(f"{otherwise}: {reason}; training goes on")
+
+    def write_losses(self, learning_rate: float) -> None:
+        state, budget = self.state, self.budget
+        sums = torch.tensor(
+            [self.loss_sum, self.norm_sum, self.steps, self.skipped],
+            dtype=torch.float64,
+            device=self.accelerator.device if self.accelerator.device.type == "cuda" else "cpu",
+        )
+        loss_sum, norm_sum, steps, skipped = self.accelerator.reduce(sums, "mean").tolist()
+        loss, norm = (loss_sum / steps, norm_sum / steps) if steps else (math.nan, math.nan)
+        speed = budget.images_per_second(round(steps + skipped))
+        self.loss_sum = self.norm_sum = 0.0
+        self.steps = self.skipped = 0
+        spike = self.spikes.see(loss, state.step)
+        self.log.write(
+            "train",
+            state.step,
+            images=state.images,
+            seconds=round(state.seconds, 3),
+            loss=loss if math.isfinite(loss) else None,  # JSON has no NaN and no infinity
+            grad_norm=norm if math.isfinite(norm) else None,
+            learning_rate=learning_rate,
+            images_per_second=round(speed, 2),
+            **({"skipped": round(skipped)} if skipped else {}),
+            **({"jumped": True} if self.spikes.jumped else {}),
+        )
+        if spike:
+            self.event(spike)
+        if self.machine is not None and len(budget.step_seconds) > COMPILING:
+            self.shared = self.machine.look()
+            if self.shared and not self.said_shared:
+                self.said_shared = True
+                self.event(self.shared.in_words())
+        left = budget.seconds_left()
+        self.progress.update(
+            state.step,
+            state.total_steps,
+            state.images,
+            speed,
+            loss if math.isfinite(loss) else None,
+            self.heldout_loss,
+            left,
+            self.shared.gets if self.shared else None,
+        )
+
+    def write_heldout(self) -> None:
+        values: dict[str, Any] = {}
+        batch_size = self.config.training.micro_batch_size
+        for prefix, grid in self.grids.items():
+            if grid is not None:
+                measure = functools.partial(self.losses_of, grid)
+                losses = devices.in_parts_that_fit(batch_size, measure)
+                values |= {f"{prefix}loss": mean(losses), f"{prefix}loss_by_level": losses}
+        self.heldout_loss = values.get("loss")
+        state = self.state
+        self.log.write(
+            "heldout", state.step, images=state.images, seconds=round(state.seconds, 3), **values
+        )
+        measured = measurements(read_log(self.log.path))
+        self.best = best_of(measured)
+        advice = advise(measured, noise_floor(self.config))
+        verdict = advice.partition(":")[0] if advice else ""
+        if advice and verdict != self.verdict:
+            self.event(advice)
+            if verdict == "memorising":
+                self.try_to(self.look_for_copies, "copies were not looked for")
+        self.verdict = verdict
+
+    def count_jumps(self) -> None:
+        """At the end: how often the loss jumped, if more than the once that was said."""
+        if self.spikes.count > 1:
+            self.event(f"the loss jumped {self.spikes.count} times in all (`jumped` in log.jsonl)")
+
+    def point_to_the_best(self) -> None:
+        """At the end: where to draw from, if the last weights are clearly not the best ones."""
+        last = self.heldout_loss
+        if not self.main or not self.best or not last or last <= 1.02 * self.best.heldout:
+            return
+        best = self.folder / f"checkpoint-{self.best.step}"
+        if best.is_dir():
+            self.event(
+                f"the held-out loss was lowest at step {self.best.step} ({self.best.heldout:.3g}; "
+                f"{last:.3g} now): compare what limner generate draws from {best} with the last"
+            )
+
+    def look_for_copies(self) -> None:
+        """Say how near drawings of held-out captions are to trained pictures."""
+        ratio = copying(
+            self.averaged, self.objective, self.inputs, self.config.sampling, self.dtype
+        )
+        if ratio is None:
+            return
+        self.log.write("copies", self.state.step, ratio=round(ratio, 4))
+        told = "they are copies" if ratio < COPIES else "they are not copies"
+        self.event(
+            f"drawings of held-out captions are {ratio:.2f} times as far from the nearest trained "
+            f"picture as held-out pictures are: {told}"
+        )
+
+    def losses_of(self, grid: FixedGrid, batch_size: int) -> dict[str, float]:
+        device = self.accelerator.device
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return loss_by_level(self.averaged, self.objective, grid, batch_size, device)
+
+    def write_preview(self) -> None:
+        path = self.folder / "previews" / f"step-{self.state.step:06d}.png"
+        save_preview(
+            path,
+            self.averaged,
+            self.objective,
+            self.inputs.words,
+            self.space,
+            self.prompts,
+            self.config,
+            self.dtype,
+            self.sizes,
+        )
+        self.log.preview(path, self.state.step)
+
+    def write_speed(self) -> None:
+        """At the end: images/s, and the share of what a matrix product reaches on this device."""
+        if not self.main:
+            return
+        if not self.budget.step_seconds:
+            self.event("nothing is left to do: this run has had all its steps or minutes")
+            return
+        device, space = self.accelerator.device, self.space
+        side = self.config.data.image_size // space.downsampling
+        picture = torch.zeros(1, space.channels, side, side, device=device)
+        text = self.inputs.words.encode([""]).to(device)
+        inputs = picture, torch.ones(1, device=device), text
+        with self.average.on(device):
+            flops = devices.training_flops(self.averaged, inputs)
+        if self.config.lora.rank is not None:
+            flops *= 2 / 3  # a matrix that does not learn has no gradient of its own to compute
+        speed = self.budget.images_per_second(len(self.budget.step_seconds))
+        peak = devices.matmul_peak(device, self.dtype)
+        mfu = speed * flops / peak / self.accelerator.num_processes
+        precision = str(self.dtype).removeprefix("torch.")
+        self.log.write(
+            "speed",
+            self.state.step,
+            images_per_second=round(speed, 2),
+            mfu=round(mfu, 4),
+            matmul_peak_gflops=round(peak / 1e9, 1),
+            training_gflops_per_picture=round(flops / 1e9, 3),
+        )
+        self.event(
+            f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s that a {precision} "
+            "matrix product reaches here"
+        )
+
+
+def _spikes_of(events: Iterable[dict[str, Any]]) -> Spikes:
+    """As they stand after these events of the log."""
+    logged = [e["loss"] for e in events if e["kind"] == "train"]
+    return Spikes([loss for loss in logged if loss is not None])

@@ -1,0 +1,109 @@
+"""The same prompts and seeds, drawn again and again while the model learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limner.config import Config
+from limner.data.dataset import Row
+from limner.data.examples import Pictures
+from limner.data.images import height_and_width, to_pil
+from limner.device import in_parts_that_fit, is_out_of_memory, part_precision
+from limner.diffusion.objective import Objective
+from limner.files.atomic import replacing
+from limner.inference.contact_sheet import contact_sheet
+from limner.inference.sampling import draw
+from limner.models.text_to_image import TextToImage
+from limner.pretrained.autoencoder import LatentSpace, PixelSpace
+from limner.text.words import Words
+from limner.training.monitor.heldout import spread
+
+
+def preview_prompts(config: Config, trained: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
+    """The configured prompts, or eight captions, half of them never trained on."""
+    if config.training.preview_prompts is not None:
+        return list(config.training.preview_prompts)
+    unseen = [held_out[i].captions[0] for i in spread(len(held_out), 4)]
+    return [trained[i].captions[0] for i in spread(len(trained), 8 - len(unseen))] + unseen
+
+
+def preview_sizes(config: Config, trained: Pictures, held_out: Pictures) -> list[tuple[int, int]]:
+    """(height, width) in pixels of each preview: of the picture whose caption is drawn.
+
+    Prompts that were given take the sizes in turn, those of many pictures first."""
+    side, buckets = config.data.image_size, trained.buckets
+    prompts = preview_prompts(config, trained.rows, held_out.rows)
+    if buckets is None:
+        return [(side, side)] * len(prompts)
+    if config.training.preview_prompts is not None:
+        counts = buckets.counts()
+        sizes = sorted(buckets.sizes, key=lambda size: -counts[buckets.sizes.index(size)])
+        return [sizes[i % len(sizes)] for i in range(len(prompts))]
+    unseen = spread(len(held_out.rows), 4)
+    seen = spread(len(trained.rows), 8 - len(unseen))
+    both = [(trained, i) for i in seen] + [(held_out, i) for i in unseen]
+    return [height_and_width(pictures.size(i)) for pictures, i in both]
+
+
+def save_preview(
+    path: Path,
+    model: TextToImage,
+    objective: Objective,
+    words: Words,
+    space: PixelSpace | LatentSpace,
+    prompts: list[str],
+    config: Config,
+    dtype: torch.dtype,
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's precision and batches,
+    or in smaller ones if memory is short. `sizes`, (height, width) in pixels, are those of each."""
+    side, smaller = config.data.image_size, space.downsampling
+    each = list(sizes or [(side, side)] * len(prompts))
+
+    def pictures_of(at_once: int) -> list[Image.Image]:
+        pictures: dict[int, Image.Image] = {}
+        for size in dict.fromkeys(each):
+            alike = [i for i, other in enumerate(each) if other == size]
+            height, width = (pixels // smaller for pixels in size)
+            for first in range(0, len(alike), at_once):
+                seeds = alike[first : first + at_once]
+                some = [prompts[i] for i in seeds]
+                settings = config.sampling, height, width, dtype
+                drawn = draw(model, objective, words, some, seeds, *settings)
+                decoded = decode_within_memory(space, drawn, part_precision(dtype))
+                pictures |= zip(seeds, to_pil(decoded), strict=True)
+        return [pictures[i] for i in range(len(prompts))]
+
+    pictures = in_parts_that_fit(config.training.micro_batch_size, pictures_of)
+    with replacing(path, durable=False) as staging:
+        contact_sheet(pictures, prompts).save(staging)
+
+
+def decode_within_memory(
+    space: PixelSpace | LatentSpace, latents: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Pictures from latents, with an autoencoder that is in memory only for that long.
+
+    One at a time, and on the processor if the device has no room even for one, so that no preview
+    needs more memory than training did.
+    """
+
+    def decode(device: torch.device) -> Tensor:
+        space.load(device, dtype)
+        return torch.cat([space.decode(one[None].to(device)).cpu() for one in latents])
+
+    try:
+        return decode(latents.device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        space.unload()
+        return decode(torch.device("cpu"))
+    finally:
+        space.unload()

@@ -1,0 +1,147 @@
+"""What a run leaves behind in words and numbers: log.jsonl, the trackers, and refused.jsonl.
+
+A disk that is full does not end a run for the sake of its log: lines wait in memory until they can
+be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from limner.config import Config
+from limner.console import say
+from limner.data.dataset import Refused
+from limner.files.atomic import write_text_whole
+from limner.files.small_files import json_lines
+from limner.redaction import redact_urls, redacted
+from limner.training.monitor.trackers import Trackers
+
+MOST_WAITING = 10_000
+"""Lines that wait for a disk; the oldest are given up beyond that."""
+
+
+class RunLog:
+    """Appends one JSON object per event; also sends the numbers to the trackers.
+
+    A run resumed at step N forgets what was logged after N, so that the log of a resumed run is
+    that of an uninterrupted one.
+
+    Args:
+        places: paths that what is logged may name; the log may be shared, and says of each the
+            last name alone. (refused.jsonl, by which rows are mended, has them whole.)
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        resumed_at: int,
+        places: Sequence[str] = (),
+    ) -> None:
+        self.accelerator, self.places = accelerator, places
+        self.path = folder / "log.jsonl"
+        self.refused_path = folder / "refused.jsonl"
+        self.refused_rows: set[Refused] = set()
+        self.waiting: dict[Path, list[Any]] = {}
+        self.trackers: Trackers | None = None
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if resumed_at:
+                self.forget_after(resumed_at)
+            else:
+                _rewrite(self.path, ())
+            _rewrite(self.refused_path, ())
+
+    def forget_after(self, step: int) -> None:
+        """Take out what was logged later than this step."""
+        if self.accelerator.is_main_process:
+            self.waiting.pop(self.path, None)
+            _rewrite(self.path, [e for e in read_log(self.path) if e["step"] <= step])
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self._append(self.path, [{"kind": kind, "step": step, **redacted(values, self.places)}])
+        numbers = {f"{kind}/{k}": v for k, v in _flat(values) if isinstance(v, int | float)}
+        if numbers and self.trackers and kind != "event":
+            self.trackers.log(numbers, step)
+
+    def start_trackers(self, config: Config, resumed_at: int) -> None:
+        self.trackers = Trackers(config, resumed_at, _complain)
+        self.trackers.start()
+
+    def preview(self, path: Path, step: int) -> None:
+        if self.trackers:
+            self.trackers.picture(path, step)
+
+    def finish(self) -> None:
+        if self.trackers:
+            self.trackers.finish()
+
+    def refuse(self, rows: Iterable[Refused]) -> list[Refused]:
+        """List rows that cannot be used, each once; returns those that are new."""
+        new = [row for row in rows if row not in self.refused_rows]
+        self.refused_rows.update(new)
+        if new and self.accelerator.is_main_process:
+            self._append(self.refused_path, [_listed(row) for row in new])
+        return new
+
+    def _append(self, path: Path, objects: list[Any]) -> None:
+        waited = path in self.waiting
+        lines = [*self.waiting.pop(path, []), *objects]
+        end = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(_lines(lines))
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
+                os.truncate(path, end)
+            if not waited:
+                _complain(f"{path} cannot be written now ({error.strerror}); its lines wait")
+            self.waiting[path] = lines[-MOST_WAITING:]
+
+
+def list_refused(folder: Path, rows: Iterable[Refused]) -> None:
+    """Write refused.jsonl if there is anything to list."""
+    if rows := list(rows):
+        folder.mkdir(parents=True, exist_ok=True)
+        _rewrite(folder / "refused.jsonl", [_listed(row) for row in rows])
+
+
+def _listed(row: Refused) -> dict[str, str]:
+    return {key: redact_urls(value) for key, value in asdict(row).items()}
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The events of a log.jsonl; a last line that a crash cut short is left out."""
+    events = json_lines(path) if path.is_file() else ()
+    return [event for event in events if {"kind", "step"} <= event.keys()]
+
+
+def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{inner}", v) for inner, v in value.items())
+        else:
+            yield key, value
+
+
+def _rewrite(path: Path, objects: Iterable[Any]) -> None:
+    """Whole or not at all, as a kill in the middle would lose what was logged."""
+    write_text_whole(path, "".join(_lines(objects)))
+
+
+def _lines(objects: Iterable[Any]) -> list[str]:
+    return [json.dumps(o, ensure_ascii=False) + "\n" for o in objects]
+
+
+def _complain(sentence: str) -> None:
+    say(f"limner: {sentence}", err=True)

@@ -1,0 +1,225 @@
+"""Where figures, previews, and the configuration go besides the run's folder: trackers.
+
+They are accelerate's. tensorboard, wandb, trackio, comet_ml, and mlflow need no account: without a
+login they write to this machine. One that fails is left out with a sentence; the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import yaml
+from PIL import Image
+
+from limner.config import Config
+from limner.errors import LimnerError
+from limner.files.atomic import write_text_whole
+from limner.files.small_files import read_json
+from limner.redaction import redact_urls, redacted_settings, shown_command
+
+PACKAGES = {"comet_ml": "comet-ml"}
+"""What pip calls those that it calls otherwise than accelerate does."""
+IDS = "trackers.json"
+"""In the run's folder: what each tracker calls this run, so that it goes on there."""
+
+
+def check_trackers(config: Config) -> None:
+    """Raises LimnerError if one is asked for that is not installed or that accelerate lacks."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    for name in _asked(config):
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise LimnerError(
+                f"training.trackers: this accelerate has no {name}; pip install -U accelerate"
+            )
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise LimnerError(
+                f"training.trackers: {name} is not installed: pip install "
+                f"{PACKAGES.get(name, name)}, or take training.trackers=tensorboard"
+            )
+
+
+def _asked(config: Config) -> list[str]:
+    return [name for name in dict.fromkeys(config.training.trackers) if name != "none"]
+
+
+class Trackers:
+    """Those of a run; of its main process only.
+
+    Args:
+        resumed_at: step at which the run goes on, 0: it begins.
+        say: takes a sentence for people.
+    """
+
+    def __init__(self, config: Config, resumed_at: int, say: Callable[[str], None]) -> None:
+        self.config, self.resumed_at, self.say = config, resumed_at, say
+        self.folder = Path(config.training.output_dir)
+        self.name = config.training.run_name or self.folder.absolute().name
+        self.running: dict[str, Any] = {}
+        self.ids = _read_ids(self.folder / IDS) if resumed_at else {}
+
+    def start(self) -> None:
+        known = dict(self.ids)
+        for name in _asked(self.config):
+            self._try(name, lambda name=name: self._start(name))  # type: ignore[misc]
+        if self.ids != known:
+            write_text_whole(self.folder / IDS, json.dumps(self.ids, indent=1))
+
+    def log(self, numbers: dict[str, int | float], step: int) -> None:
+        for name, tracker in list(self.running.items()):
+            self._try(name, lambda tracker=tracker: tracker.log(numbers, step=step))  # type: ignore[misc]
+
+    def picture(self, path: Path, step: int) -> None:
+        """A preview."""
+        for name, tracker in list(self.running.items()):
+            self._try(name, lambda n=name, t=tracker: _log_picture(n, t, path, step))  # type: ignore[misc]
+
+    def finish(self) -> None:
+        for name, tracker in list(self.running.items()):
+            self._try(name, tracker.finish)
+        self.running.clear()
+
+    def _try(self, name: str, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception as error:  # each tracker has errors of its own
+            self.running.pop(name, None)
+            reason = redact_urls(" ".join(str(error).split()))[:300] or type(error).__name__
+            self.say(f"the tracker {name} fails and is left out from here on: {reason}")
+
+    def _start(self, name: str) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        project = "tensorboard" if name == "tensorboard" else self.config.training.tracker_project
+        tracker = LOGGER_TYPE_TO_CLASS[name](project, **self._how(name))
+        with _redacted_command_line():
+            tracker.start()
+        self.running[name] = tracker
+        if name == "mlflow":
+            self.ids[name] = tracker.tracker.info.run_id
+        if name == "tensorboard":  # whose own way starts another run for it
+            text = yaml.safe_dump(self._shown(), sort_keys=False, allow_unicode=True)
+            text = f"```yaml\n{text}```"
+            tracker.tracker.add_text("config", text.replace("\n", "\n\t"), self.resumed_at)
+        elif not self.resumed_at:  # mlflow takes a value once
+            tracker.store_init_configuration(_flat(self._shown()))
+
+    def _shown(self) -> dict[str, Any]:
+        """The configuration as it may leave this machine."""
+        return redacted_settings(self.config.model_dump(mode="json"))
+
+    def _how(self, name: str) -> dict[str, Any]:
+        """What each takes: the run's name, its place, and how to go on with it."""
+        if name == "tensorboard":
+            later = {"purge_step": self.resumed_at + 1} if self.resumed_at else {}
+            return {"logging_dir": str(self.folder), **later}
+        if name == "wandb":
+            offline = not (os.environ.get("WANDB_MODE") or _wandb_login())
+            if offline:
+                self.say("wandb: no login here, so it writes to this machine (wandb sync sends it)")
+            return {
+                "name": self.name,
+                "id": self._id(name),
+                "resume": "allow",
+                "dir": str(self.folder),
+                # It would put itself between the program and the terminal.
+                "settings": {"console": "off"},
+                **({"mode": "offline"} if offline else {}),
+            }
+        if name == "trackio":
+            # Its runs go on by their name, which therefore is no other run's.
+            begun = self.ids.setdefault(name, f"{self.name}-{uuid.uuid4().hex[:6]}")
+            return {"name": begun, "resume": "allow", "embed": False}
+        if name == "comet_ml":
+            import comet_ml
+
+            online = bool(comet_ml.get_config("comet.api_key"))
+            if not online:
+                self.say("comet_ml: no API key here, so it writes to this machine (comet upload)")
+            begun = "get" if name in self.ids else "create"
+            place = {} if online else {"offline_directory": str(self.folder / "comet")}
+            return {
+                "online": online,
+                "experiment_key": self._id(name),
+                "mode": "get_or_create" if online else begun,
+                "experiment_config": comet_ml.ExperimentConfig(name=self.name, **place),
+            }
+        if name == "mlflow":
+            return {"run_name": self.name, "run_id": self.ids.get(name)}
+        return {"logging_dir": str(self.folder)} if name == "aim" else {}
+
+    def _id(self, name: str) -> str:
+        return self.ids.setdefault(name, uuid.uuid4().hex)
+
+
+def _log_picture(name: str, tracker: Any, path: Path, step: int) -> None:
+    if name == "mlflow":
+        tracker.log_artifact(str(path), "previews")
+    elif name == "comet_ml":
+        tracker.tracker.log_image(str(path), name="preview", step=step)
+    elif name == "trackio":
+        import trackio
+
+        tracker.log({"preview": trackio.Image(str(path))}, step=step)
+    elif name == "tensorboard":
+        import numpy as np
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))[None]
+        tracker.log_images({"preview": pixels}, step=step, dataformats="NHWC")
+    elif hasattr(tracker, "log_images"):
+        with Image.open(path) as picture:
+            shown = picture.convert("RGB")
+        tracker.log_images({"preview": shown if name == "aim" else [shown]}, step=step)
+
+
+def _wandb_login() -> bool:
+    """Whether wandb would find a key by itself: in its variable, or where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else []
+    files += [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        if file.is_file():
+            return f"machine {host}" in file.read_text(encoding="utf-8", errors="replace")
+    return False
+
+
+def _read_ids(path: Path) -> dict[str, str]:
+    try:
+        values = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return (
+        {k: v for k, v in values.items() if isinstance(v, str)} if isinstance(values, dict) else {}
+    )
+
+
+@contextlib.contextmanager
+def _redacted_command_line() -> Iterator[None]:
+    """Some trackers send along what was typed, with data.dataset_path=... and such in it."""
+    typed = sys.argv
+    sys.argv = shown_command(typed)
+    try:
+        yield
+    finally:
+        sys.argv = typed
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """`section.key`: a plain value, or its text."""
+    return {
+        f"{section}.{key}": v if v is None or isinstance(v, bool | int | float | str) else str(v)
+        for section, values in settings.items()
+        for key, v in values.items()
+    }

@@ -1,0 +1,219 @@
+"""One update of the weights: forward, loss, backward, and what may go wrong on the way.
+
+If memory runs out, the same pictures are taken again in smaller parts: the gradient is a sum over
+pictures, so that only rounding changes. If the loss or the gradient is no finite number, the
+weights stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner import console
+from limner.checkpoint.folder import TrainingState
+from limner.config import Config
+from limner.data.examples import Batch
+from limner.device import give_back_freed_memory, is_out_of_memory
+from limner.diffusion.objective import Objective
+from limner.distributed.dtensors import is_shard
+from limner.distributed.processes import any_process, average_gradients, clip_gradients
+from limner.errors import LimnerError
+from limner.models.dropout import seed_dropout
+from limner.training.loss_weighting import LevelBalance
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What came of an update."""
+
+    loss: float
+    """Mean over this process's pictures."""
+    norm: float
+    """L2 norm of the whole gradient, before clipping."""
+    skipped: bool
+    """The weights are as they were: the loss or the gradient was not finite."""
+
+
+class ShortOfMemory(LimnerError):
+    """Memory ran out in this process while others wait for its part of a weight: they cannot be
+    told, so that all have to start again."""
+
+
+class HalfDone(Exception):
+    """Memory ran out while the weights were being changed: they must come from a checkpoint."""
+
+
+class Update:
+    """What turns batches into a change of the weights.
+
+    Args:
+        model: computes in `dtype` under autocast; its parameters are float32.
+        optimizers: step one after the other.
+        scaler: of float16's gradients, or None.
+        state: its `pieces` says in how many parts each batch goes through the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizers: dict[str, torch.optim.Optimizer],
+        scaler: torch.amp.GradScaler | None,
+        config: Config,
+        state: TrainingState,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.objective = model, objective
+        self.optimizers, self.scaler = optimizers, scaler
+        self.max_grad_norm = config.training.max_grad_norm
+        self.dropout = config.model.dropout > 0 or config.lora.dropout > 0
+        self.balance = LevelBalance(config.scheduler.level_balance or 0.0, device)
+        self.moved = 0.0
+        """How far the training times have moved to those of the end, 0 to 1."""
+        self.state, self.device, self.dtype = state, device, dtype
+        self.sharded = any(map(is_shard, model.parameters()))
+
+    def __call__(
+        self, batches: Sequence[Batch], say: Callable[[str], None] = console.say
+    ) -> Updated:
+        """One update from these micro-batches.
+
+        Raises:
+            LimnerError: not even one picture fits into memory.
+            HalfDone, ShortOfMemory: see there.
+        """
+        loss = self.gradients_within_memory(batches, say)
+        average_gradients(self.model.parameters())
+        if self.scaler:
+            for optimizer in self.optimizers.values():
+                self.scaler.unscale_(optimizer)
+        norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        skipped = any_process(not self.is_good(loss, norm))
+        if skipped:
+            self.balance.forget()
+        else:
+            self.change_weights()
+            self.balance.learn()
+        if self.scaler:  # which learns from updates that were left out, too
+            self.scaler.update()
+        self.forget_gradients()
+        self.state.skipped += skipped
+        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
+        return Updated(loss, norm, skipped)
+
+    def is_good(self, loss: float, norm: float) -> bool:
+        # In float16 gradients overflow until the scaler has found its scale: nothing is wrong.
+        searching = self.scaler is not None and self.scaler.get_scale() > 1
+        return math.isfinite(loss) and (math.isfinite(norm) or searching)
+
+    def gradients_within_memory(
+        self, batches: Sequence[Batch], say: Callable[[str], None]
+    ) -> float:
+        """Fill the parameters' gradients; the mean loss. In smaller parts if memory runs out."""
+        while True:
+            loss, reason = math.nan, ""
+            try:
+                loss = float(self.gradients(batches))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+            # Outside of the handler, which keeps all that the failed pass had computed.
+            if not (bool(reason) if self.sharded else any_process(bool(reason))):
+                return loss
+            self.forget_gradients()
+            self.balance.forget()
+            give_back_freed_memory()
+            largest = max(len(batch) for batch in batches)
+            if self.state.pieces >= largest:
+                raise LimnerError(
+                    f"memory ran out with one picture at a time ({reason}): take a smaller model, "
+                    "training.gradient_checkpointing=true, or training.mixed_precision=bf16 "
+                    "(limner estimate says what fits)"
+                )
+            self.state.pieces *= 2
+            size = -(-largest // self.state.pieces)
+            if self.sharded:
+                raise ShortOfMemory(
+                    f"memory ran out at step {self.state.step + 1} ({reason}), in the midst of "
+                    "what the processes of a sharded model do together: start all of them again, "
+                    f"and the run goes on from its last checkpoint with {size} pictures at a time "
+                    "(torchrun --max_restarts does that by itself)"
+                )
+            say(
+                f"memory ran out at step {self.state.step + 1} ({reason or 'in another process'}); "
+                f"from here on {size} pictures at a time, the update stays that of "
+                f"{sum(map(len, batches))}"
+            )
+
+    def gradients(self, batches: Sequence[Batch]) -> Tensor:
+        """Add each part's share to the gradients; the mean loss, not waited for."""
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        pictures = sum(map(len, batches))
+        for batch in batches:
+            for piece in batch.pieces(self.state.pieces):
+                here = piece.to(self.device)
+                losses, levels = self.loss(here), self.levels(here)
+                loss = (losses * self.balance.weights(levels)).sum() / pictures
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
+                self.balance.see(levels, losses)
+                total += losses.detach().sum() / pictures
+        return total
+
+    def timesteps(self, batch: Batch) -> Tensor:
+        return self.objective.path.training_timesteps(batch.u, self.moved)
+
+    def levels(self, batch: Batch) -> Tensor:
+        """Timesteps [B] as shares of the whole, 0 to 1."""
+        return self.timesteps(batch) / self.objective.path.num_train_timesteps
+
+    def loss(self, batch: Batch) -> Tensor:
+        """From pictures (or latents) to their losses [B]: noised at their times, predicted,
+        compared."""
+        if self.dropout:
+            seed_dropout(self.model, batch.dropout_seed)
+        timesteps = self.timesteps(batch)
+        x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
+        with self.autocast():
+            output = self.model(x_t, timesteps, batch.text)
+        return self.objective.loss(output, batch.picture, batch.noise, timesteps)
+
+    def change_weights(self) -> None:
+        short = False
+        try:
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer) if self.scaler else optimizer.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            short = True
+        if short and self.sharded:
+            raise ShortOfMemory(
+                f"memory ran out in the optimizer's part of step {self.state.step + 1}: start all "
+                "processes again, and the run goes on from its last checkpoint"
+            )
+        if not self.sharded and any_process(short):
+            self.forget_gradients()
+            give_back_freed_memory()
+            raise HalfDone
+
+    def forget_gradients(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def stateful(update: Update) -> dict[str, Any]:
+    """What remembers something from update to update, besides the weights."""
+    scaler = {"scaler": update.scaler} if update.scaler else {}
+    return {**update.optimizers, "balance": update.balance, **scaler}
