@@ -35,7 +35,7 @@ from typing import Any
 from limner.apps.sweep import sheet
 from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import REPORTED_SEEDS, parts_of
-from limner.apps.sweep.record import FILE, Record
+from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Quality
 from limner.apps.sweep.search import halving, rounds_of
 from limner.apps.sweep.sweep import Measuring, feature_network, follow_of, generator_of, protocol_of
@@ -44,6 +44,7 @@ from limner.config import SamplingConfig
 from limner.data.open import open_data
 from limner.device import describe
 from limner.errors import LimnerError
+from limner.evaluation.swept import FILE
 from limner.inference.sampling_settings import in_words
 
 RESULTS = Path(__file__).parent / "results"

@@ -9,8 +9,9 @@ import torch
 from recording_hub import TOKEN, Recorded, point_client_at, recording_hub
 
 from limner import device as devices
+from limner.checkpoint.inherit import load_run_config
 from limner.cli import main
-from limner.config import Config, load_config
+from limner.config import Config
 
 # The tensors of these tests are so small that handing them to threads costs more than it saves.
 torch.set_num_threads(1)
@@ -50,7 +51,9 @@ def tiny_config(tmp_path: Path, quick_end: None) -> Callable[..., Config]:
     """tiny_config("section.key=value", ...): seconds of training, into `tmp_path / "run"`."""
 
     def build(*overrides: str) -> Config:
-        return load_config(None, [*TINY, f"training.output_dir='{tmp_path / 'run'}'", *overrides])
+        return load_run_config(
+            None, [*TINY, f"training.output_dir='{tmp_path / 'run'}'", *overrides]
+        )
 
     return build
 
@@ -84,7 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny.yaml and, in outputs/, what `limner train` made of it; only to be read."""
     folder = tmp_path_factory.mktemp("trained")
     output = f"training.output_dir='{folder / 'outputs'}'"
-    (folder / "tiny.yaml").write_text(load_config(None, [*TINY, output]).to_yaml(), "utf-8")
+    (folder / "tiny.yaml").write_text(load_run_config(None, [*TINY, output]).to_yaml(), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
         assert main(["train", "--config", str(folder / "tiny.yaml")]) == 0

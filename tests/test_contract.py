@@ -20,10 +20,10 @@ from limner.config import Config, VaeConfig, known_keys, load_config
 from limner.data.open import open_data
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
-from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage, build_model
 from limner.pretrained.autoencoder import LatentSpace
 from limner.text.batch import FrozenText
+from limner.text.conditioning import EncodedText
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]

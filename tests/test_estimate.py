@@ -10,10 +10,11 @@ import pytest
 from runs import trained
 
 from limner.apps import estimate as estimates
-from limner.apps.estimate import GIB, advise, estimate, length_of, line, pictures_in_memory
+from limner.apps.estimate import advise, estimate, length_of
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.training.memory_probe import GIB, line, pictures_in_memory
 
 Build = Callable[..., Config]
 

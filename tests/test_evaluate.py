@@ -24,12 +24,13 @@ from evaluated import (
 from PIL import Image
 from pretrained import tiny_clip, tiny_dinov2
 
-from limner.apps.sweep.record import FILE, Record
+from limner.apps.sweep.record import Record
 from limner.cli import main
 from limner.config import SamplingConfig
 from limner.evaluation import heldout_loss, metrics
 from limner.evaluation.evaluate import evaluate
 from limner.evaluation.networks import efficientnet
+from limner.evaluation.swept import FILE
 from limner.inference.generator import ImageGenerator
 from limner.training.monitor.run_log import read_log
 

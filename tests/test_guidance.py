@@ -14,7 +14,7 @@ from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.sampling_settings import function_evaluations, inference_timesteps
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 
 REFINEMENTS = {
     "cfg": {},

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.inherit import load_run_config
 from limner.cli import main
-from limner.config import Config, load_config
+from limner.config import Config
 from limner.errors import LimnerError
 from limner.training.trainer import Trainer
 
@@ -31,7 +32,7 @@ def tuned(trained: Path, tmp_path: Path, quick_end: None) -> Callable[..., Confi
     def build(*more: str) -> Config:
         origin = f"training.init_from='{trained / 'outputs'}'"
         output = f"training.output_dir='{tmp_path / 'tuned'}'"
-        return load_config(None, [*SMALL_RUN, origin, output, *more])
+        return load_run_config(None, [*SMALL_RUN, origin, output, *more])
 
     return build
 

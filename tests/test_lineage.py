@@ -85,7 +85,7 @@ def test_from_a_published_model_its_id_licence_and_data_are_named(
     assert Checkpoint.open(trainer.folder).lineage == wanted
     examine(trainer.folder, trainer.config, trainer.data, most=2)
 
-    report = (trainer.folder / "report.html").read_text("utf-8")
+    report = write_report(trainer.folder).read_text("utf-8")
     assert "fine-tuned from me/shapes" in report
     assert (
         "It began from me/shapes (licence: mit), which learned from shapes (licence: apache-2.0)."

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from limner.apps.publishing.export import export
 from limner.checkpoint.folder import Checkpoint
-from limner.config import Config, load_config
+from limner.checkpoint.inherit import load_run_config
+from limner.config import Config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.models.text_to_image import build_model
@@ -42,7 +43,9 @@ def adapted(trained: Path, tmp_path: Path, quick_end: None) -> Callable[..., Con
 
     def build(*more: str) -> Config:
         origin = f"training.init_from='{trained / 'outputs'}'"
-        return load_config(None, [*SHORT, origin, f"training.output_dir='{tmp_path / 'l'}'", *more])
+        return load_run_config(
+            None, [*SHORT, origin, f"training.output_dir='{tmp_path / 'l'}'", *more]
+        )
 
     return build
 
@@ -178,7 +181,7 @@ def test_drawing_and_sharing_need_no_peft(
     monkeypatch.setitem(sys.modules, "peft", None)
     drawn = ImageGenerator(trainer.folder, device="cpu").generate("a red circle", seed=1)
     file = export(trainer.folder, tmp_path / "m.safetensors")
-    shared_config = load_config(json.loads(header(file)["config"]))
+    shared_config = load_run_config(json.loads(header(file)["config"]))
     assert shared_config.lora.rank is None
     assert str(trainer.config.training.init_from) not in header(file)["config"]
     shared = ImageGenerator(file, device="cpu").generate("a red circle", seed=1)

@@ -15,8 +15,9 @@ from limner.models.attention import attend
 from limner.models.dit import DiT, gelu
 from limner.models.layers import grid_positions, patchify, unpatchify
 from limner.models.modern import ModernBlock, ModernDiT, rotate, rotation_table
-from limner.models.text_encoder import EncodedText, TextEncoder
+from limner.models.text_encoder import TextEncoder
 from limner.models.text_to_image import TextToImage, build_model
+from limner.text.conditioning import EncodedText
 
 ARCHITECTURES = ["modern", "dit"]
 VOCABULARY = 50

@@ -10,7 +10,8 @@ import transformers
 
 from limner.config import TextEncoderConfig
 from limner.errors import LimnerError
-from limner.pretrained.text_encoder import PretrainedText, TextAdapter
+from limner.models.text_adapter import TextAdapter
+from limner.pretrained.text_encoder import PretrainedText
 from limner.text.batch import FrozenText
 
 CPU, F32 = torch.device("cpu"), torch.float32

@@ -30,11 +30,11 @@ from runs import events, messages, trained
 from safetensors.torch import load_file
 
 from limner import device as devices
-from limner.apps.estimate import probe
 from limner.checkpoint.folder import checkpoints, load_tensors
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.training import stopping
+from limner.training.memory_probe import probe
 
 SETTINGS = [
     "training.effective_batch_size=8",

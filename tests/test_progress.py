@@ -9,7 +9,8 @@ import re
 import pytest
 from rich.console import Console
 
-from limner.training.monitor.progress import Progress, format_duration, share_done
+from limner.console import format_duration
+from limner.training.monitor.progress import Progress, share_done
 
 
 class Clock:

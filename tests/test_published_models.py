@@ -14,9 +14,10 @@ from limner import ImageGenerator, Trainer
 from limner.apps.publishing.export import export
 from limner.apps.publishing.upload import publish
 from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.inherit import load_run_config
 from limner.checkpoint.open import find_model
 from limner.cli import main
-from limner.config import Config, load_config
+from limner.config import Config
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
 
@@ -47,7 +48,7 @@ def drawn(model: str | Path, **options: Path) -> np.ndarray:
 
 def tuned(tmp_path: Path, *overrides: str) -> Config:
     output = f"training.output_dir='{tmp_path / 'tuned'}'"
-    return load_config(None, [*RUN, "training.max_steps=1", output, *overrides])
+    return load_run_config(None, [*RUN, "training.max_steps=1", output, *overrides])
 
 
 def downloaded(hub: Recorded) -> set[str]:
@@ -159,8 +160,8 @@ def test_an_evaluation_of_it_is_written_here(
     monkeypatch.chdir(tmp_path)
     few = ["evaluation.num_images=4", "evaluation.efficientnet=false"]
     found = evaluate("me/tiny@v1", few, device="cpu", say=lambda line: None)
-    assert found.page == Path("tiny-evaluation/evaluation.html")
-    assert found.page.is_file()
+    assert found.folder == Path("tiny-evaluation")
+    assert (found.folder / "evaluation.json").is_file()
 
 
 # What goes wrong

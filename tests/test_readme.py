@@ -10,9 +10,10 @@ import pytest
 import yaml
 from shown import SCRIPTS, shape_of
 
+from limner.checkpoint.inherit import load_run_config
 from limner.cli import build_parser
 from limner.commands.common import as_overrides
-from limner.config import Config, known_keys, load_config
+from limner.config import Config, known_keys
 from limner.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -97,16 +98,16 @@ def test_every_shown_command_is_understood() -> None:
         if words[0] in ("train", "precompute", "estimate", "train-autoencoder"):
             configuration = options.config or getattr(options, "where", None)
             if configuration is not None and configuration.name in written:
-                load_config(written[configuration.name], as_overrides(rest))
+                load_run_config(written[configuration.name], as_overrides(rest))
                 continue
             assert configuration is None or (ROOT / configuration).is_file(), words
             # The model that a run starts from is the reader's (tests/test_lora.py has one).
             own = [
                 o for o in as_overrides(rest) if not o.startswith(("training.init_from", "lora"))
             ]
-            load_config(configuration and ROOT / configuration, own)
+            load_run_config(configuration and ROOT / configuration, own)
         elif words[0] in ("evaluate", "prepare", "check-data"):
-            load_config(None, as_overrides(rest))
+            load_run_config(None, as_overrides(rest))
         else:
             assert rest == [], words
 

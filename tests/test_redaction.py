@@ -27,6 +27,7 @@ from limner.redaction import (
     redacted_settings,
     shown_place,
 )
+from limner.reports.evaluation_report import write_page
 from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
 
@@ -232,6 +233,7 @@ def clients_run(
     exam(run, trainer.config, trainer.data, most=2)
     evaluate(run, ["evaluation.num_images=4", "evaluation.efficientnet=false"], device="cpu",
              command=f"limner evaluate '{tmp_path}/{CLIENT}/run'", say=lambda _: None)  # fmt: skip
+    write_page(run / "evaluation")
     return tmp_path / run
 
 

@@ -14,7 +14,7 @@ from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 
 BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 

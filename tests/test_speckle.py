@@ -21,6 +21,7 @@ from limner.evaluation.speckle import in_words, measure_speckle
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling import draw
 from limner.metrics.flat_regions import flat_region_std
+from limner.reports.run_report import write_report
 from limner.training.monitor.learning_curve import Measurement, advise
 from limner.training.monitor.run_log import read_log
 
@@ -200,6 +201,6 @@ def test_results_report_and_sentences_show_it(
     assert kept["visible"]
     assert kept["drawn"] > 10 > kept["real"]
     assert any("noise has stayed in the pictures" in s for s in exam.sentences(results))
-    page = (folder / "report.html").read_text("utf-8")
+    page = write_report(folder).read_text("utf-8")
     assert "noise in flat parts" in page
     assert "noise has stayed in the pictures" in page

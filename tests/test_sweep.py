@@ -17,7 +17,7 @@ from limner.apps.sweep import search as searching
 from limner.apps.sweep import sweep as sweeping
 from limner.apps.sweep.measurement import Measurement, by_quality, cheapest, jackknife_error
 from limner.apps.sweep.prompts import parts_of, range_of
-from limner.apps.sweep.record import FILE, Record, said_of
+from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Quality, distance_and_without, mean_without
 from limner.apps.sweep.search import TimeIsUp, at_cost, search
 from limner.apps.sweep.store_settings import store_sampling
@@ -29,6 +29,7 @@ from limner.data.split import in_second_half
 from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import EfficientNet
+from limner.evaluation.swept import FILE, said_of
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations
 from limner.metrics.kernel_distance import kernel_distance

@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
+from limner.checkpoint.inherit import load_run_config
 from limner.cli import build_parser, main
 from limner.commands.common import as_overrides
 from limner.commands.examples import EXAMPLES
-from limner.config import load_config
 
 ANSI = "\x1b["
 
@@ -42,7 +42,7 @@ def test_every_example_is_understood(example: str) -> None:
     where = str(getattr(options, "where", None) or "")
     settings = [where] if "=" in where else []
     given = [s for s in [*settings, *as_overrides(rest)] if "init_from" not in s]
-    load_config(None, given)  # the model that one starts from is the reader's
+    load_run_config(None, given)  # the model that one starts from is the reader's
 
 
 def test_limner_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:

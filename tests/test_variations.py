@@ -17,7 +17,7 @@ from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.variations import between, fitted, slerp
 from limner.models.modern import ModernDiT
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 from limner.training.trainer import Trainer
 
 LEARNING = [

@@ -14,8 +14,9 @@ from runs import events, messages, trained
 
 from limner import device as devices
 from limner.config import Config
+from limner.data.order import evenly_spaced
 from limner.training.lr_schedule import learning_rate_share
-from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean, spread
+from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean
 from limner.training.monitor.run_log import RunLog, read_log
 from limner.training.trainer import Trainer
 
@@ -62,9 +63,9 @@ def test_the_held_out_loss_is_the_same_whenever_and_however_it_is_measured(
 
 
 def test_the_pictures_looked_at_are_spread_over_all() -> None:
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, 64) == [0, 1, 2]
-    assert spread(0, 64) == []
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 64) == [0, 1, 2]
+    assert evenly_spaced(0, 64) == []
 
 
 # Logging

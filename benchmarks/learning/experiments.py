@@ -29,7 +29,7 @@ from limner.diffusion.noise_schedule import FlowPath
 from limner.diffusion.objective import Objective
 from limner.models import modern
 from limner.models.layers import patchify, run_blocks, unpatchify
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 from limner.training import train_step, trainer
 
 # With the functions below, what a recipe can name.

@@ -12,7 +12,7 @@ from torch import Tensor
 from limner.config import SamplingConfig
 from limner.data.examples import Source
 from limner.data.images import to_pil
-from limner.data.order import seeded_generator
+from limner.data.order import evenly_spaced, seeded_generator
 from limner.diffusion.noise_schedule import FlowPath
 from limner.diffusion.objective import Objective
 from limner.evaluation.networks import efficientnet
@@ -21,7 +21,7 @@ from limner.metrics import retrieval
 from limner.metrics.flat_regions import flat_region_std
 from limner.metrics.kernel_distance import kernel_distance
 from limner.models.text_to_image import TextToImage
-from limner.training.monitor.heldout import LEVELS, FixedGrid, mean, spread
+from limner.training.monitor.heldout import LEVELS, FixedGrid, mean
 from limner.training.trainer import Trainer
 
 TRAINED = 148
@@ -35,7 +35,7 @@ SPLITS = ("held_out", "trained")
 def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
     """Recall among all pictures, kernel distance to the held-out ones, and denoising error."""
     trained, held_out = trainer.data.trained, trainer.data.held_out
-    some = spread(len(trained.rows), TRAINED)
+    some = evenly_spaced(len(trained.rows), TRAINED)
     drawn_trained = drawn(trainer, model, [trained.rows[i].captions[0] for i in some])
     prompts = [row.captions[0] for row in held_out.rows] * PER_PROMPT
     drawn_held_out = drawn(trainer, model, prompts)

@@ -22,12 +22,11 @@ from limner.config import load_config
 from limner.data.builtin.emoji import EmojiPictures
 from limner.data.images import to_pil, to_tensor
 from limner.data.open import open_data
-from limner.data.order import seeded_generator
+from limner.data.order import evenly_spaced, seeded_generator
 from limner.diffusion.noise_schedule import FlowPath
 from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
-from limner.training.monitor.heldout import spread
 from limner.training.monitor.run_log import read_log
 from limner.training.optimizer import orthogonalise
 
@@ -127,7 +126,7 @@ def muon(run: Path) -> None:
 def held_out(generator: ImageGenerator, count: int) -> list[str]:
     """Captions that the run never saw, evenly spread over them."""
     rows = open_data(generator.config, lambda _: None).held_out.rows
-    return [rows[i].captions[0] for i in spread(len(rows), count)]
+    return [rows[i].captions[0] for i in evenly_spaced(len(rows), count)]
 
 
 def guidance(run: Path) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from limner.version import __version__
+
 if TYPE_CHECKING:
-    from limner.config import Config, load_config
+    from limner.checkpoint.inherit import load_run_config as load_config
+    from limner.config import Config
     from limner.errors import LimnerError
     from limner.inference.generator import ImageGenerator
     from limner.training.trainer import Trainer
 
-__all__ = ["Config", "ImageGenerator", "LimnerError", "Trainer", "load_config"]
-__version__ = "0.1.0"
+__all__ = ["Config", "ImageGenerator", "LimnerError", "Trainer", "__version__", "load_config"]
 
 _HOMES = {
-    "Config": "limner.config",
-    "ImageGenerator": "limner.inference.generator",
-    "LimnerError": "limner.errors",
-    "Trainer": "limner.training.trainer",
-    "load_config": "limner.config",
+    "Config": ("limner.config", "Config"),
+    "ImageGenerator": ("limner.inference.generator", "ImageGenerator"),
+    "LimnerError": ("limner.errors", "LimnerError"),
+    "Trainer": ("limner.training.trainer", "Trainer"),
+    "load_config": ("limner.checkpoint.inherit", "load_run_config"),
 }
 
 
@@ -28,4 +30,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'limner' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

@@ -131,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add(commands, every)
     publish.add(commands, every)
     generate_classes.add(commands, every)
-    completion.add(commands, every)
+    completion.add(commands, every, build_parser)
     return parser
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import re
 import sys
+import time
 import traceback
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -206,3 +209,44 @@ def _show_exception(
 ) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
     say(redact_urls(text), err=True, end="")
+
+
+def format_duration(seconds: float | None) -> str:
+    """42 -> "42s", 252 -> "4m12s", 3780 -> "1h03m", 187200 -> "2d04h"; unknown -> "?"."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    hours = round(seconds / 3600)
+    return f"{hours // 24}d{hours % 24:02d}h"
+
+
+SAY_EVERY = 15.0  # seconds
+
+
+Say = Callable[[str], None]
+
+
+def progress_lines(say: Say, what: str, every: float = SAY_EVERY) -> Callable[[int, int], None]:
+    """What is told (done, of all) and says so at most every so many seconds.
+
+    Args:
+        what: "pictures drawn".
+    """
+    began = said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if done and done < total and now - said >= every:
+            said = now
+            left = format_duration((now - began) / done * (total - done))
+            say(f"{done:,} of {total:,} {what}, about {left} left")
+
+    return progress

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from limner import ImageGenerator
 from limner.checkpoint import manifest
 from limner.checkpoint.folder import AVERAGED, TOKENIZER, Checkpoint, TrainingState
+from limner.checkpoint.inherit import load_run_config
 from limner.checkpoint.manifest import MANIFEST, damage
 from limner.checkpoint.sharded import read_index, read_shards, write_shard
 from limner.checkpoint.single_file import WeightsFile, write_weights_file
@@ -116,7 +117,7 @@ def test_a_model_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"training: {{init_from: '{tmp_path}'}}", encoding="utf-8")
     (tmp_path / "training_state.json").write_text("{}")
-    refused(lambda: load_config(path), "training.init_from", "circle")
+    refused(lambda: load_run_config(path), "training.init_from", "circle")
 
 
 def test_a_file_that_is_no_small_file_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from limner.errors import LimnerError
 from limner.evaluation.exam import examine, sentences
 from limner.files.folder_lock import TRAINING, FolderLock
 from limner.files.output_folders import visible_names
+from limner.reports.run_report import write_report
 from limner.training.stopping import Stopped
 from limner.training.trainer import Trainer
 
@@ -150,6 +151,7 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     results = examine(
         folder, trainer.config, trainer.data, FREE_PROMPTS, command=command, seconds=left
     )
+    write_report(folder)
     say()
     for sentence in sentences(results):
         say(sentence)

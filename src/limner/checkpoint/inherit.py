@@ -6,11 +6,12 @@ Only configurations are read here, as text; the weights are `training/init_from.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.checkpoint.open import file_config, find_model
+from limner.config.loading import build_config, read_sections
 from limner.config.model import ModelConfig, TextEncoderConfig, VaeConfig
 from limner.errors import LimnerError
 
@@ -23,7 +24,40 @@ MEANING = (
 )
 """Keys of `scheduler` that decide what the network's output is."""
 OF_PICTURES = ("patch_size", "in_channels", "out_channels")
+MOST_ORIGINS = 16
+"""Models that start one from another whose configurations do not say what they inherited."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def load_run_config(
+    source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """`limner.config.load_config`, and what `training.init_from` leaves open taken from the model
+    that it names: a folder, a file, or a Hub id, whose configuration is read.
+
+    Args:
+        source: a YAML file, a dictionary of sections, or None for the defaults.
+        overrides: `section.key=value` strings, the value in YAML.
+
+    Raises:
+        LimnerError: naming every wrong key, what is wrong with it, and what to do; or that model
+            is needed, and not there.
+    """
+    return _load(source, overrides, MOST_ORIGINS)
+
+
+def _load(
+    source: str | Path | dict[str, Any] | None, overrides: Sequence[str], origins: int
+) -> Config:
+    where, values = read_sections(source, overrides)
+    if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
+        if not origins:
+            raise LimnerError(
+                f"{where}: training.init_from leads from model to model {MOST_ORIGINS} times, or "
+                "in a circle"
+            )
+        inherit(values, lambda origin: _load(origin, (), origins - 1))
+    return build_config(where, values)
 
 
 def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Config]) -> None:

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limner import __version__
 from limner.checkpoint.folder import Checkpoint, TrainingState, fit_weights
 from limner.checkpoint.lineage import Lineage, learned_from
 from limner.checkpoint.open import find_model
@@ -34,6 +33,7 @@ from limner.messages import shorten
 from limner.models.size import check_stored
 from limner.pretrained.components import moved
 from limner.text.tokenizer import CaptionTokenizer
+from limner.version import __version__
 
 SUFFIX = ".safetensors"
 PROGRESS = ("step", "images", "seconds")

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> Config:
-    from limner.config import load_config
+    from limner.checkpoint.inherit import load_run_config
 
     where, overrides = options.where, list(options.overrides)
     if where is not None and "=" in where and not Path(where).exists():
@@ -66,10 +66,10 @@ def _config(options: argparse.Namespace) -> Config:
     if where is None or options.config is not None:
         if where is not None:
             raise LimnerError(f"both --config {options.config} and {where} are given: which one?")
-        return load_config(options.config, overrides)
+        return load_run_config(options.config, overrides)
     if Path(where).suffix.lower() in (".yaml", ".yml"):
-        return load_config(where, overrides)
-    return load_config({"data": {"dataset_path": where}}, overrides)
+        return load_run_config(where, overrides)
+    return load_run_config({"data": {"dataset_path": where}}, overrides)
 
 
 def lines(told: dict[str, Any]) -> list[str]:

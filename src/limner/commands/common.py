@@ -43,14 +43,14 @@ def configured() -> Parent:
 
 def configured_by(options: argparse.Namespace) -> Config:
     """The configuration that such a command was given."""
-    from limner.config import load_config
+    from limner.checkpoint.inherit import load_run_config
 
     path: Path | None = options.config or options.where
     overrides = list(options.overrides)
     if path is not None and "=" in str(path) and not path.exists():
         overrides.insert(0, str(path))  # `limner estimate section.key=value` without a file
         path = None
-    return load_config(path, overrides)
+    return load_run_config(path, overrides)
 
 
 def as_overrides(rest: Sequence[str]) -> list[str]:

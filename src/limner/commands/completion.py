@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from limner.commands.common import Commands, Parent
 from limner.console import say
@@ -12,7 +13,8 @@ SHELLS = ("bash", "zsh", "tcsh")
 """Those that shtab writes for."""
 
 
-def add(commands: Commands, common: Parent) -> None:
+def add(commands: Commands, common: Parent, whole: Callable[[], argparse.ArgumentParser]) -> None:
+    """`whole` makes the parser of all commands."""
     completion = commands.add_parser(
         "completion",
         parents=[common],
@@ -21,7 +23,7 @@ def add(commands: Commands, common: Parent) -> None:
         "an update.",
     )
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh, or tcsh")
-    completion.set_defaults(run=run)
+    completion.set_defaults(run=run, whole=whole)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,6 +32,4 @@ def run(options: argparse.Namespace) -> None:
     except ImportError:
         raise LimnerError("completion needs shtab: pip install shtab") from None
 
-    from limner.cli import build_parser
-
-    say(shtab.complete(build_parser(), shell=options.shell))
+    say(shtab.complete(options.whole(), shell=options.shell))

@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
 
     from limner.evaluation.evaluate import evaluate
     from limner.evaluation.summary import sentences
+    from limner.reports.evaluation_report import write_page
 
     overrides = list(options.overrides)
     for name, key in AS_OVERRIDES.items():
@@ -94,9 +95,10 @@ def run(options: argparse.Namespace) -> None:
             overrides.append(f"{key}={json.dumps(value)}")  # YAML reads JSON
     command = shlex.join(["limner", *shown_command(sys.argv[1:])])
     found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
+    page = write_page(found.folder)
     for sentence in sentences(found.results):
         say(sentence)
-    say(f"all of it, with pictures: {found.page}")
+    say(f"all of it, with pictures: {page}")
 
 
 def print_comparison(a: Path, b: Path, varying: list[str]) -> None:

@@ -67,7 +67,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.config import load_config
+    from limner.checkpoint.inherit import load_run_config
     from limner.config.types import SEEDS
     from limner.data.own_folder import keep_out_of_the_data
     from limner.device import in_parts_that_fit
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
         options.scheduler_type,
         options.device,
         options.dtype,
-        config=load_config(options.config) if options.config else None,
+        config=load_run_config(options.config) if options.config else None,
         vae=options.vae,
         text_encoder=options.text_encoder,
         guide=options.guide,

@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from limner.evaluation.exam import examine, sentences
     from limner.files.output_folders import is_training_run
     from limner.reports.run_folder import read_run
+    from limner.reports.run_report import write_report
 
     if not is_training_run(options.run_folder):
         raise LimnerError(
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
         free,
         command=earlier.results.get("command"),
     )
+    page = write_report(options.run_folder)
     for sentence in sentences(results):
         say(sentence)
-    say(options.run_folder / "report.html")
+    say(page)

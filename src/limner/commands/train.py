@@ -32,13 +32,14 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.config import load_config
+    from limner.checkpoint.inherit import load_run_config
     from limner.evaluation.exam import drawing_time, examine, sentences
+    from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
     from limner.training.resume import resume_config
     from limner.training.trainer import Trainer
 
-    config = resume_config(options.resume, options.config, options.overrides) or load_config(
+    config = resume_config(options.resume, options.config, options.overrides) or load_run_config(
         options.config, options.overrides
     )
     trainer = Trainer(config, resume=options.resume)
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
             return
         seconds = drawing_time(trainer.state.seconds)
         results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=say)
+        page = write_report(trainer.folder)
         for sentence in sentences(results):
             say(sentence)
-        say(f"see {trainer.folder / 'report.html'}")
+        say(f"see {page}")

@@ -7,9 +7,10 @@ there, and those that follow from other values in choices. `loading` reads and c
 from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.evaluation import EvaluationConfig
-from limner.config.loading import Config, complete, known_keys, load_config
+from limner.config.loading import complete, load_config
 from limner.config.lora import LoraConfig
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
+from limner.config.schema import Config, known_keys
 from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [

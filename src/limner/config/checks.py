@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from limner.config import Config
+    from limner.config.schema import Config
 
 
 MOST_PATCHES = 2**20

@@ -12,7 +12,7 @@ from limner.config.diffusion import SchedulerConfig
 from limner.config.model import ModelConfig
 
 if TYPE_CHECKING:
-    from limner.config import Config
+    from limner.config.schema import Config
 
 
 DEFAULT_WIDTH: int = ModelConfig.model_fields["hidden_size"].default

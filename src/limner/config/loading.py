@@ -10,54 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from limner.checkpoint.inherit import inherit
 from limner.config.checks import misfits, problems
-from limner.config.data import CacheConfig, DataConfig
 from limner.config.defaults import changed, fill_head_sizes, fit_to_pictures, resolve
-from limner.config.diffusion import SamplingConfig, SchedulerConfig
-from limner.config.evaluation import EvaluationConfig
-from limner.config.lora import LoraConfig
 from limner.config.messages import explain, sentence
-from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
-from limner.config.training import LrSchedulerConfig, OptimizerConfig, TrainingConfig
-from limner.config.types import Section
+from limner.config.schema import Config, known_keys
 from limner.errors import LimnerError
 from limner.files.small_files import parse_yaml, read_yaml
 from limner.messages import shorten
 
 
-class Config(Section):
-    """The whole configuration; build it with `load_config`, which checks it as a whole."""
-
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    vae: VaeConfig = VaeConfig()
-    text_encoder: TextEncoderConfig = TextEncoderConfig()
-    training: TrainingConfig = TrainingConfig()
-    lora: LoraConfig = LoraConfig()
-    scheduler: SchedulerConfig = SchedulerConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    cache: CacheConfig = CacheConfig()
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-MOST_ORIGINS = 16
-"""Models that start one from another whose configurations do not say what they inherited."""
-
-
 def load_config(
     source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> Config:
-    """Read, override, check, and resolve a configuration.
+    """Read, override, check, and resolve a configuration. Nothing but the YAML file is read.
+
+    What `training.init_from` leaves to the model that it names is not looked up here: that is
+    `limner.checkpoint.inherit.load_run_config`, which the commands (and `limner.load_config`) call.
 
     Args:
         source: a YAML file, a dictionary of sections, or None for the defaults.
@@ -66,22 +36,25 @@ def load_config(
     Raises:
         LimnerError: naming every wrong key, what is wrong with it, and what to do.
     """
-    return _load(source, overrides, MOST_ORIGINS)
+    return build_config(*read_sections(source, overrides))
 
 
-def _load(
-    source: str | Path | dict[str, Any] | None, overrides: Sequence[str], origins: int
-) -> Config:
+def read_sections(
+    source: str | Path | dict[str, Any] | None, overrides: Sequence[str] = ()
+) -> tuple[str, dict[str, Any]]:
+    """What a configuration says, not yet checked: where it stands, and its sections of keys."""
     where, values = _read(source)
     for text in overrides:
         _override(values, text)
-    if isinstance(values.get("training"), dict) and values["training"].get("init_from"):
-        if not origins:
-            raise LimnerError(
-                f"{where}: training.init_from leads from model to model {MOST_ORIGINS} times, or "
-                "in a circle"
-            )
-        inherit(values, lambda origin: _load(origin, (), origins - 1))
+    return where, values
+
+
+def build_config(where: str, values: dict[str, Any]) -> Config:
+    """Check sections of keys, and choose what they leave open.
+
+    Args:
+        where: what messages call the configuration.
+    """
     fill_head_sizes(values.get("model"))
     try:
         config = Config.model_validate(values)
@@ -103,15 +76,6 @@ def _load(
 
 OTHER_NAME = "dit"
 """What other programs for Diffusion Transformers call the section `model`."""
-
-
-def known_keys() -> list[str]:
-    """Every key, as `section.key`."""
-    return [
-        f"{section}.{key}"
-        for section, field in Config.model_fields.items()
-        for key in field.annotation.model_fields  # type: ignore[union-attr]
-    ]
 
 
 def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, Any]]:

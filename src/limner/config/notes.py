@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from limner.config.defaults import noise_floor, patch_numbers
 
 if TYPE_CHECKING:
-    from limner.config import Config
+    from limner.config.schema import Config
 
 BUILT_IN: dict[str, dict[str, tuple[Any, str]]] = {
     "modern": {

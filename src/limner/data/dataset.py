@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, SupportsIndex, overload, runtime_checkable
@@ -11,6 +12,7 @@ import numpy as np
 
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints
+from limner.messages import shorten_name
 from limner.redaction import redact, shown_place
 
 
@@ -129,3 +131,30 @@ class InPieces(Protocol):
     def fetch_ahead(self, current: list[int], following: list[int]) -> None:
         """The pieces that are needed now, and those that are needed next."""
         ...
+
+
+HELD_OUT = "held_out"
+"""A column of this name says, by true or false, which rows are never trained on."""
+
+
+def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> None:
+    """Raises LimnerError with the commonest reasons where no row is left."""
+    if rows:
+        return
+    reasons = [row.reason.split(": ", 1)[-1].rstrip(".") for row in refused]  # without the place
+    why = "".join(
+        f"\n  {count:,} x {reason}; first: {_where(refused[reasons.index(reason)])}"
+        for reason, count in Counter(reasons).most_common(3)
+    )
+    raise LimnerError(
+        f"{folder}: no usable row of {len(refused):,}. Mend these and try again:{why}"
+        if refused
+        else f"{folder}: the metadata has no rows. One is needed for each picture."
+    )
+
+
+def _where(row: Refused) -> str:
+    """The picture, and where its row stands, if that is known."""
+    place, colon, _ = row.reason.partition(": ")
+    key = shorten_name(row.key)
+    return key if not colon or place == row.key else f"{key} ({place})"

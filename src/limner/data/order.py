@@ -151,3 +151,9 @@ class CountBatches:
         while True:
             yield list(range(first, first + self.batch_size))
             first += self.processes * self.batch_size
+
+
+def evenly_spaced(available: int, wanted: int) -> list[int]:
+    """At most `wanted` positions, evenly spread over `available`."""
+    count = min(available, wanted)
+    return [i * available // count for i in range(count)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from limner.diffusion.noise_schedule import Path
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import Denoiser
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, x_0 as asked for, x_0 to move away from) -> x_0, each float32 [B, C, H, W]."""

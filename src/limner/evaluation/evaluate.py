@@ -18,12 +18,13 @@ from typing import Any
 from torch import Tensor
 
 from limner import console
-from limner.apps.sweep.record import said_of
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.single_file import WeightsFile, open_for_drawing, sha256_of
 from limner.config import Config
+from limner.console import Say, progress_lines
 from limner.data.dataset import shown_set
 from limner.data.open import Data, open_data, squares
+from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.device import choose_device, describe
@@ -42,14 +43,13 @@ from limner.evaluation.samples import Drawing, as_tensor, draw, show_truth
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.speckle import measure_speckle
-from limner.evaluation.waiting import Say, telling
+from limner.evaluation.swept import swept_note
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import in_words
 from limner.metrics import retrieval
 from limner.metrics.interval import share
 from limner.redaction import places_of, redacted
-from limner.training.monitor.heldout import spread
 
 IN_RANGE = 20_000
 """Pictures among which the right one is looked for, at most."""
@@ -59,10 +59,9 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, where all of it is, and the page that shows it."""
+    """What was measured, and the folder that holds all of it."""
 
     folder: Path
-    page: Path
     results: dict[str, Any]
 
 
@@ -112,7 +111,7 @@ def _evaluate(
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
         cache.mkdir(parents=True, exist_ok=True)
-    if isinstance(opened, Checkpoint) and (swept := said_of(opened.folder)) is not None:
+    if isinstance(opened, Checkpoint) and (swept := swept_note(opened.folder)) is not None:
         events.append(swept)
     if isinstance(opened, Checkpoint) and (other := changed_data(opened, data)) is not None:
         events.append(other)
@@ -144,11 +143,11 @@ def _evaluate(
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = heldout_loss.measure_loss(
-        generator, data, settings.loss_images, telling(say, "losses measured")
+        generator, data, settings.loss_images, progress_lines(say, "losses measured")
     )
     if loss is None:
         events.append("no held-out picture can be used, so there is no held-out loss")
-    draw(generator, plan.every, telling(say, "pictures drawn"))
+    draw(generator, plan.every, progress_lines(say, "pictures drawn"))
 
     answers = ask(plan, data, events)
     speckle = measure_speckle(plan.asked, data)
@@ -202,9 +201,7 @@ def _evaluate(
     results = redacted(results, [str(checkpoint), *places_of(config.model_dump())])
     results_folder.write(folder, results, chosen, cases, data.trained)
 
-    from limner.reports.evaluation_report import write_page
-
-    return Evaluation(folder, write_page(folder), results_folder.read(folder))
+    return Evaluation(folder, results_folder.read(folder))
 
 
 def changed_data(opened: Checkpoint, data: Data) -> str | None:
@@ -228,7 +225,7 @@ def real_pictures(
 
     A data set that holds out too little to be a reference is no error; a reference of one's own is.
     """
-    telling_of = telling(say, f"real pictures seen by {eye.network.name}")
+    telling_of = progress_lines(say, f"real pictures seen by {eye.network.name}")
     try:
         found = reference.statistics(eye.network, cache, telling_of)
         others = None
@@ -279,7 +276,7 @@ def copies(
         events.append("copies were not looked for: no held-out caption was drawn")
         return None, []
     try:
-        return look_for_copies(drawn, data, seed, telling(say, "trained pictures compared"))
+        return look_for_copies(drawn, data, seed, progress_lines(say, "trained pictures compared"))
     except LimnerError as error:
         events.append(f"copies were not looked for: {error}")
         return None, []
@@ -290,7 +287,7 @@ def shown(plan: Plan) -> list[Drawing]:
     chosen = list[Drawing]()
     for split in ("held out", "trained"):
         own = [d for d in plan.asked if d.split == split]
-        chosen += [own[i] for i in spread(len(own), SHOWN)]
+        chosen += [own[i] for i in evenly_spaced(len(own), SHOWN)]
     return chosen
 
 

@@ -1,6 +1,6 @@
 """What a finished run can do: draw its prompts, measure, and write it all beside the run.
 
-Writes samples/, samples.json, samples.png, results.json, and report.html. The built-in data sets
+Writes samples/, samples.json, samples.png, and results.json. The built-in data sets
 are measured too: emoji by recall (is the picture that the prompt names the nearest to what was
 drawn?), shapes by a checker that reads the picture back.
 """
@@ -17,24 +17,23 @@ from typing import Any
 
 from PIL import Image
 
-from limner import __version__
 from limner.config import Config
+from limner.console import progress_lines
 from limner.data.dataset import shown_set
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.evaluation.prompt_following import SPLITS, check_drawings, rank_drawings
 from limner.evaluation.samples import FEW, Drawing, draw, in_any_number, of_captions, show_truth
 from limner.evaluation.speckle import in_words, measure_speckle
-from limner.evaluation.waiting import telling
 from limner.files.atomic import replacing, write_text_whole
 from limner.files.folder_lock import FolderLock
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.metrics import retrieval
 from limner.redaction import places_of, redacted
-from limner.reports.run_report import write_report
-from limner.training.monitor.heldout import spread
 from limner.training.monitor.run_log import read_log
+from limner.version import __version__
 
 HEADINGS = {
     "trained": "trained",
@@ -91,7 +90,7 @@ def _examine(
         *of_captions(data.held_out, "held out", most),
         *(Drawing(prompt, seed, "free") for seed, prompt in enumerate(free_prompts)),
     ]
-    progress = telling(say, "pictures drawn") if say else None
+    progress = progress_lines(say, "pictures drawn") if say else None
     if seconds is None:
         draw(generator, drawings, progress)
     else:
@@ -169,7 +168,7 @@ def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:
     chosen: list[Drawing] = []
     for split in HEADINGS:
         own = [d for d in drawings if d.split == split]
-        chosen += [own[i] for i in spread(len(own), shown)]
+        chosen += [own[i] for i in evenly_spaced(len(own), shown)]
     return chosen
 
 
@@ -199,7 +198,6 @@ def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -
         groups=[HEADINGS[d.split] for d in drawings],
     )
     save_contact_sheet(sheet, run_folder / "samples.png", [d.prompt for d in drawings])
-    write_report(run_folder)
 
 
 def _write_json(path: Path, value: Any) -> None:

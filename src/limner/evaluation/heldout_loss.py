@@ -15,11 +15,12 @@ from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.images import to_tensor
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.device import in_parts_that_fit, name_of
 from limner.evaluation.reference.sources import DataPictures
 from limner.inference.generator import ImageGenerator
 from limner.metrics.interval import bootstrapped_mean, interval_of_difference
-from limner.training.monitor.heldout import LEVELS, FixedGrid, losses_by_level, spread
+from limner.training.monitor.heldout import LEVELS, FixedGrid, losses_by_level
 
 AT_ONCE = 32
 
@@ -42,7 +43,7 @@ def measure_loss(
     found: dict[str, Tensor] = {}  # [pictures, levels]
     done = 0
     for name, pictures in splits.items():
-        which = spread(len(pictures.rows), most)
+        which = evenly_spaced(len(pictures.rows), most)
         losses = []
         for first in range(0, len(which), AT_ONCE):
             losses.append(_losses(generator, pictures, which[first : first + AT_ONCE], first))
@@ -79,7 +80,7 @@ def protocol(
     The objective decides what the error is of; model, text encoder, steps, and weights may differ,
     for they are what is compared.
     """
-    which = spread(len(data.held_out.rows), config.evaluation.loss_images)
+    which = evenly_spaced(len(data.held_out.rows), config.evaluation.loss_images)
     source = DataPictures(data.held_out, which)
     scheduler = config.scheduler
     return {

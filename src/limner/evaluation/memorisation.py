@@ -12,9 +12,9 @@ from torch import Tensor
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.evaluation.samples import Drawing, as_tensor
 from limner.metrics.memorisation import nearest_trained, verdict
-from limner.training.monitor.heldout import spread
 
 MOST_TRAINED, MOST_HELD_OUT = 20_000, 1_000
 """Pictures that drawings are compared with, evenly spread over all of them."""
@@ -54,13 +54,13 @@ def look_for_copies(
     Raises:
         LimnerError: there is nothing to compare.
     """
-    drawings = [drawings[i] for i in spread(len(drawings), MOST_DRAWN)]
+    drawings = [drawings[i] for i in evenly_spaced(len(drawings), MOST_DRAWN)]
     real, places = _loaded(data.held_out, _with_own(drawings, len(data.held_out.rows)))
     own = [
         places.get(d.position) if d.split == "held out" and d.position is not None else None
         for d in drawings
     ]
-    which = spread(len(data.trained.rows), MOST_TRAINED)
+    which = evenly_spaced(len(data.trained.rows), MOST_TRAINED)
     positions: list[int] = []
 
     def batches() -> Iterator[Tensor]:
@@ -107,7 +107,7 @@ def look_for_copies(
 def _with_own(drawings: Sequence[Drawing], count: int) -> list[int]:
     """Held-out pictures to load: some of all, and those that were drawn."""
     own = {d.position for d in drawings if d.split == "held out" and d.position is not None}
-    return sorted({*spread(count, MOST_HELD_OUT), *own})
+    return sorted({*evenly_spaced(count, MOST_HELD_OUT), *own})
 
 
 def _loaded(pictures: Pictures, which: Sequence[int]) -> tuple[Tensor | None, dict[int, int]]:

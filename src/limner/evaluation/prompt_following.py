@@ -13,9 +13,9 @@ from limner.data.builtin.shapes_checker import check
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.evaluation.samples import Drawing, as_tensor
 from limner.metrics import retrieval
-from limner.training.monitor.heldout import spread
 
 SPLITS = ("trained", "held out")
 
@@ -71,7 +71,9 @@ def _range(
     count = len(pictures.rows)
     if most is None:
         return list(range(count))
-    return sorted({*spread(count, most // 2), *(i for s, i in own if s == split and i is not None)})
+    return sorted(
+        {*evenly_spaced(count, most // 2), *(i for s, i in own if s == split and i is not None)}
+    )
 
 
 def check_drawings(drawings: Sequence[Drawing]) -> dict[str, dict[str, Any]]:

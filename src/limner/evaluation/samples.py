@@ -16,9 +16,9 @@ from limner.config.types import SEEDS
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.device import in_parts_that_fit
 from limner.inference.generator import ImageGenerator
-from limner.training.monitor.heldout import spread
 
 AT_ONCE = 64
 """Pictures drawn together at most; fewer where memory does not suffice."""
@@ -59,7 +59,7 @@ def of_captions(
             split,
             i,
         )
-        for number, i in enumerate(spread(len(pictures.rows), most))
+        for number, i in enumerate(evenly_spaced(len(pictures.rows), most))
     ]
 
 

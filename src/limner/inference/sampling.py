@@ -14,8 +14,8 @@ from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS, Denoiser, Noise
 from limner.inference.sampling_settings import inference_timesteps
 from limner.inference.variations import Start, Towards, between, slerp
-from limner.models.text_encoder import EncodedText
 from limner.models.text_to_image import TextToImage
+from limner.text.conditioning import EncodedText
 from limner.text.words import Words
 
 

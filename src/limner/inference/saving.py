@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from limner import __version__
 from limner.errors import LimnerError
 from limner.files.atomic import replacing
+from limner.version import __version__
 
 KEY = "limner"
 """Of `picture.info`, and of the text in a PNG: prompt, seed, and settings as JSON."""

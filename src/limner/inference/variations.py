@@ -15,7 +15,7 @@ from torch import Tensor
 from limner.data.dataset import PictureError
 from limner.data.images import as_rgb, fit, open_rgb, to_tensor, upright
 from limner.errors import LimnerError
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 
 Picture = str | Path | bytes | Image.Image
 

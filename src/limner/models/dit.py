@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from limner.models.attention import attend
 from limner.models.dropout import PictureDropout
 from limner.models.layers import TimestepEmbedder, run_blocks, unpatchify
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from limner.models.layers import (
     swiglu_width,
     unpatchify,
 )
-from limner.models.text_encoder import EncodedText
+from limner.text.conditioning import EncodedText
 
 
 class ModernBlock(nn.Module):

@@ -8,9 +8,10 @@ from limner.config import Config
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
 from limner.models.size import check_memory
-from limner.models.text_encoder import EncodedText, TextEncoder
-from limner.pretrained.text_encoder import TextAdapter
+from limner.models.text_adapter import TextAdapter
+from limner.models.text_encoder import TextEncoder
 from limner.text.batch import FrozenText
+from limner.text.conditioning import EncodedText
 
 ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "dit": DiT}
 

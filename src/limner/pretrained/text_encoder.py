@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from limner.config import TextEncoderConfig
 from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
-from limner.models.layers import RMSNorm
-from limner.models.text_encoder import EncodedText
 from limner.pretrained.hub import find_folder, read_pretrained, transformers_for
 from limner.text.batch import FrozenText
 from limner.text.tokenizer import encodable
@@ -169,24 +167,3 @@ def read_captions(
             vector = own[-1].clone() if summary == "last" else own.mean(dim=0)
         rows.append((own, vector))
     return rows
-
-
-class TextAdapter(nn.Module):
-    """What of the model reads frozen states: FrozenText -> EncodedText of the model's text width.
-
-    Each state is normalised first, for language models have tokens hundreds of times as long as
-    others (Sun et al. 2024, "Massive activations", arXiv 2402.17762).
-    """
-
-    def __init__(self, states_width: int, width: int) -> None:
-        super().__init__()
-        self.norm_states = RMSNorm(states_width)
-        self.states = nn.Linear(states_width, width)
-        self.norm_vector = RMSNorm(states_width)
-        self.vector = nn.Linear(states_width, width)
-
-    def forward(self, text: FrozenText) -> EncodedText:
-        dtype = self.states.weight.dtype
-        tokens = self.states(self.norm_states(text.states.to(dtype)))
-        vector = self.vector(self.norm_vector(text.vector.to(dtype)))
-        return EncodedText(tokens, text.mask, vector)

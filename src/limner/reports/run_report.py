@@ -16,6 +16,7 @@ from PIL import Image
 
 from limner.checkpoint.lineage import before_in_words
 from limner.config import SamplingConfig
+from limner.console import format_duration
 from limner.errors import LimnerError
 from limner.files.atomic import write_text_whole
 from limner.redaction import places_of, redacted, redacted_settings
@@ -35,7 +36,6 @@ from limner.reports.html import (
 )
 from limner.reports.line_chart import Points
 from limner.reports.run_folder import Run, read_run
-from limner.training.monitor.progress import format_duration
 
 MAX_PREVIEWS = 8
 MAX_POINTS = 300  # of a curve: more than the chart has pixels for would only make the file large

@@ -53,8 +53,14 @@ def settle_batch(
 
 def pictures_that_fit(config: Config) -> int:
     """Measured by two short runs in processes of their own. Raises LimnerError if not even one."""
-    from limner.apps.estimate import MARGIN, free_memory, line, pictures_in_memory, probe_sizes
     from limner.device import choose_device
+    from limner.training.memory_probe import (
+        MARGIN,
+        free_memory,
+        line,
+        pictures_in_memory,
+        probe_sizes,
+    )
 
     free = free_memory(choose_device(config.training.device))
     small, large = probe_sizes(config, (LARGE, SMALL), free)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from limner.config import Config
+from limner.console import format_duration
 from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Source
 from limner.data.images import DECODING, Size, height_and_width, to_tensor
@@ -40,7 +41,6 @@ from limner.pretrained.components import Parts, open_parts
 from limner.pretrained.text_encoder import PretrainedText
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.monitor.previews import preview_prompts
-from limner.training.monitor.progress import format_duration
 
 AT_ONCE = 8
 """Pictures that go through the autoencoder together; one by one where memory is short."""

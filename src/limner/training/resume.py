@@ -16,6 +16,7 @@ from limner.checkpoint.folder import (
     newest_checkpoint,
     newest_good,
 )
+from limner.checkpoint.inherit import load_run_config
 from limner.config import Config, load_config
 from limner.data.row_fingerprints import compare
 from limner.errors import LimnerError
@@ -153,9 +154,9 @@ def resume_config(
         run = Path(load_config(None, overrides).training.output_dir)
         # Where it is and not where it was when it began: it may have been moved.
         overrides = [*overrides, f"training.output_dir={json.dumps(str(run))}"]
-        return load_config(newest_checkpoint(run) / "config.yaml", overrides)
+        return load_run_config(newest_checkpoint(run) / "config.yaml", overrides)
     folder = find_checkpoint(str(resume))
-    config = load_config(folder / "config.yaml", overrides)
+    config = load_run_config(folder / "config.yaml", overrides)
     said = any(word.partition("=")[0] == "training.output_dir" for word in overrides)
     if not said and folder.resolve().parent != Path(config.training.output_dir).resolve():
         raise LimnerError(

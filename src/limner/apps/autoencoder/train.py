@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limner import __version__
 from limner import device as devices
 from limner.apps.autoencoder.fit import Fit
 from limner.apps.autoencoder.losses import psnr, ssim
@@ -25,13 +24,14 @@ from limner.data.dataset import PictureError, shown_set
 from limner.data.examples import Pictures
 from limner.data.images import to_pil
 from limner.data.open import open_data, squares
+from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
 from limner.files.atomic import recover, remove
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
 from limner.inference.contact_sheet import contact_sheet
-from limner.training.monitor.heldout import spread
+from limner.version import __version__
 
 MEASURED, SHOWN = 256, 12
 """Pictures of each split that are measured, and that are shown."""
@@ -150,7 +150,7 @@ def sentences(results: dict[str, Any], output: Path) -> list[str]:
 
 def _pictures(pictures: Pictures, most: int) -> list[Tensor]:
     found = []
-    for position in spread(len(pictures.rows), most):
+    for position in evenly_spaced(len(pictures.rows), most):
         try:
             found.append(pictures.tensor(position))
         except PictureError:

@@ -18,6 +18,7 @@ from torch import Tensor
 from limner.apps.play.request import Asked
 from limner.checkpoint.folder import checkpoints
 from limner.data.images import to_pil
+from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data
 from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
@@ -26,7 +27,6 @@ from limner.inference.generator import ImageGenerator
 from limner.inference.saving import how_drawn, save_picture
 from limner.pretrained.autoencoder import PixelSpace
 from limner.reports.run_folder import read_run
-from limner.training.monitor.heldout import spread
 
 Tell = Callable[[dict[str, Any]], None]
 """Takes events as they come; what it raises ends the drawing."""
@@ -85,7 +85,7 @@ class Painter:
         if not prompts and (folder := self.run_folder()) is not None:
             drawn = read_run(folder).samples
             drawn = [one for one in drawn if isinstance(one, dict) and "prompt" in one]
-            prompts = [str(drawn[i]["prompt"]) for i in spread(len(drawn), EXAMPLES)]
+            prompts = [str(drawn[i]["prompt"]) for i in evenly_spaced(len(drawn), EXAMPLES)]
         return [prompt for prompt in dict.fromkeys(prompts) if prompt][:EXAMPLES]
 
     def run_folder(self) -> Path | None:

@@ -23,8 +23,8 @@ from limner.checkpoint.lineage import (
     lineage_of_config,
 )
 from limner.config import Config, load_config
+from limner.console import format_duration
 from limner.redaction import is_hub_id
-from limner.training.monitor.progress import format_duration
 
 TWEMOJI = (
     "The artwork is [Twemoji](https://github.com/jdecked/twemoji), copyright 2020 Twitter, Inc and "

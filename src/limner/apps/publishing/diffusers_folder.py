@@ -24,7 +24,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limner import __version__
 from limner.apps.publishing.standalone import standalone
 from limner.checkpoint.manifest import MANIFEST, damage
 from limner.config import Config
@@ -37,6 +36,7 @@ from limner.pretrained.hub import WEIGHTS, weight_files
 from limner.pretrained.text_encoder import PretrainedText
 from limner.redaction import shown_place
 from limner.text.tokenizer import PAD, START, CaptionTokenizer
+from limner.version import __version__
 
 TEMPLATES = "limner.apps.publishing.for_diffusers"
 TRANSFORMERS = {"modern": "LimnerModernTransformer", "dit": "LimnerDiTTransformer"}

@@ -29,7 +29,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from PIL import Image
 
-import limner
 from limner.checkpoint.manifest import NAME
 from limner.errors import LimnerError
 from limner.redaction import is_hub_id
@@ -224,7 +223,7 @@ def _is_path(text: str) -> bool:
 
 @functools.cache
 def _own_text() -> str:
-    folder = Path(limner.__file__).parent
+    folder = Path(__file__).parents[2]
     return "\n".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py")).casefold()
 
 

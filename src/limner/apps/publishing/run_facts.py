@@ -12,10 +12,10 @@ from limner.apps.publishing.card import BUILT_IN, Sample
 from limner.apps.publishing.public import public_evaluation
 from limner.checkpoint.folder import Checkpoint, newest_good
 from limner.checkpoint.single_file import WeightsFile, sha256_of
+from limner.data.order import evenly_spaced
 from limner.evaluation.results_folder import PAGE, PICTURES, RESULTS, places
 from limner.reports.evaluation_report import write_page
 from limner.reports.run_folder import Run, read_json, read_run
-from limner.training.monitor.heldout import spread
 
 MOST_OF_EACH = 8
 """Pictures of trained prompts, of held-out ones, and of others."""
@@ -49,7 +49,7 @@ def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
     samples = []
     for split in ("held out", "trained", "free"):
         own = [s for s in run.samples if s.get("split") == split]
-        for place in spread(len(own), MOST_OF_EACH):
+        for place in evenly_spaced(len(own), MOST_OF_EACH):
             found = own[place]
             name = Path(str(found["file"])).name
             shutil.copyfile(run.folder / "samples" / name, folder / "samples" / name)

@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from limner import __version__
+from limner.version import __version__
 
 WIDTH = 100  # of lines, characters
 

@@ -7,7 +7,7 @@ first half is smaller than what is to be drawn, trained captions fill up, for a 
 of captions fits that handful.
 
 Whoever reports on all held-out pictures of a checkpoint that was swept reports on some that a
-choice among a hundred settings was made by (no weight was trained on them): `record.said_of` is the
+choice among a hundred settings was made by (no weight was trained on them): `swept_note` is the
 sentence about it that belongs beside such numbers.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from limner.data.dataset import PictureError, Row
 from limner.data.examples import Pictures
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.data.split import in_second_half, sampling_rank
 from limner.errors import LimnerError
-from limner.training.monitor.heldout import spread
 
 RANGE = 1000
 """Pictures among which a drawing's true one is looked for, at most, those of its part included."""
@@ -113,7 +113,7 @@ def range_of(data: Data, part: Part) -> Tensor | None:
     own, captions, pictures = set(part.keys), list(part.captions), [part.pictures]
     for source in (data.held_out, data.trained):
         others = [i for i in range(len(source.rows)) if source.rows[i].key not in own]
-        for place in spread(len(others), RANGE - len(captions)):
+        for place in evenly_spaced(len(others), RANGE - len(captions)):
             try:
                 pictures.append(source.load(others[place])[None])
             except PictureError:

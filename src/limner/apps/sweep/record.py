@@ -27,7 +27,6 @@ from limner.files.atomic import write_text_whole
 from limner.files.fingerprints import digest
 from limner.files.small_files import read_json
 
-FILE = "sweep.json"
 FORMAT = 1
 NUMBERS = ("distance", "match", "right")
 
@@ -103,24 +102,6 @@ class Record:
             raise LimnerError(
                 f"{self.path} is damaged ({reason}); move it away, and the sweep begins anew"
             ) from None
-
-
-def said_of(checkpoint: Path) -> str | None:
-    """What belongs beside held-out figures of a checkpoint whose settings a sweep has chosen.
-
-    Args:
-        checkpoint: the checkpoint's own folder.
-
-    Returns:
-        A sentence; None: nothing was stored by a sweep.
-
-    Raises:
-        LimnerError: its sweep.json is damaged.
-    """
-    stored = Record(checkpoint / FILE).values["stored"]
-    if stored is None:
-        return None
-    return f"how this checkpoint draws was chosen by limner sweep: {stored['about']}"
 
 
 def identity(protocol: dict[str, Any]) -> str:

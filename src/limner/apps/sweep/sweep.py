@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from limner import __version__, console
 from limner.apps.sweep import sheet
 from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import Part, parts_of, range_of
-from limner.apps.sweep.record import FILE, Record
+from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Follow, Quality, checked, nearest_is_its_own
 from limner.apps.sweep.search import TimeIsUp, search
 from limner.apps.sweep.store_settings import store_sampling
@@ -24,9 +23,11 @@ from limner.data.open import Data, open_data, squares
 from limner.device import choose_device, choose_precision, describe, name_of
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import EfficientNet, FeatureNetwork
+from limner.evaluation.swept import FILE
 from limner.files.fingerprints import digest
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
+from limner.version import __version__, console
 
 COSTS = (4, 8, 16, 32, 64)
 PICTURES = 64

@@ -11,8 +11,7 @@ from typing import get_args
 from limner.config import load_config
 from limner.config.data import Format
 from limner.data.convert.writers import SHARD_SIZE, WRITERS, Layout, Picture, ShardSize, write_json
-from limner.data.dataset import Contained, PictureError, PictureSet, Refused, Row
-from limner.data.formats.entries import require_rows
+from limner.data.dataset import Contained, PictureError, PictureSet, Refused, Row, require_rows
 from limner.data.images import NotAPictureFile, open_rgb, opened, read_image
 from limner.data.open import open_picture_set
 from limner.data.own_folder import keep_out_of, keep_out_of_links

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
-from limner.data.formats.columns import HELD_OUT
+from limner.data.dataset import HELD_OUT
 from limner.data.formats.parquet_rows import NEEDS as PARQUET_NEEDS
 from limner.errors import LimnerError
 

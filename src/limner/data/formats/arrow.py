@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limner.data import images as pictures
-from limner.data.dataset import PictureError, Refused, Row
+from limner.data.dataset import HELD_OUT, PictureError, Refused, Row, require_rows
 from limner.data.formats.classes import readable
-from limner.data.formats.columns import HELD_OUT, IMAGE, Chosen, Columns, has_text
-from limner.data.formats.entries import check_caption, require_rows
+from limner.data.formats.columns import IMAGE, Chosen, Columns, has_text
+from limner.data.formats.entries import check_caption
 from limner.data.formats.parquet_rows import DamagedRows, rows_of, said
 from limner.data.image_paths import ImagePaths
 from limner.errors import LimnerError

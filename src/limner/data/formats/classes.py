@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from limner.data import images
+from limner.data.dataset import require_rows
 from limner.data.folder_walk import FolderWalk
-from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.formats.entries import BY_HASH, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
 from limner.data.formats.text_files import existing_folder
 

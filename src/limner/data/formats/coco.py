@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.dataset import require_rows
+from limner.data.formats.entries import BY_HASH, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
 from limner.data.formats.text_files import existing_folder, parse_json, read_text
 from limner.data.image_paths import ImagePaths

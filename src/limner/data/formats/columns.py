@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.config import Config
+from limner.data.dataset import HELD_OUT
 from limner.data.formats.entries import Entry
 from limner.errors import LimnerError
 from limner.messages import shorten
@@ -24,8 +25,6 @@ CAPTIONS = (
 )
 """What these columns are called, capitals aside. The first of them that is there is used, and the
 description says which that is."""
-HELD_OUT = "held_out"
-"""A column of this name says, by true or false, which rows are never trained on."""
 
 _TRUTH = {"true": True, "1": True, "false": False, "0": False, "": None, "none": None, "nan": None}
 _LONGEST_LIST = 1_000_000  # characters of a cell that is looked into for a list

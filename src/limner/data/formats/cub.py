@@ -14,9 +14,10 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
+from limner.data.dataset import require_rows
 from limner.data.formats.classes import readable
 from limner.data.formats.encodings import Guesses
-from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.formats.entries import BY_HASH, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
 from limner.data.formats.text_files import existing_folder, read_text
 from limner.data.image_paths import ImagePaths

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +12,7 @@ from limner.data.dataset import Refused, Row
 from limner.data.folder_walk import PassedOver
 from limner.data.formats.encodings import is_undecoded, readings, utf_16_without_mark
 from limner.data.image_paths import ImagePaths
-from limner.errors import LimnerError
-from limner.messages import shorten, shorten_name
+from limner.messages import shorten
 
 BY_HASH = (
     "Held out by a hash of the picture's path and data.train_split, so that adding pictures moves "
@@ -145,26 +143,3 @@ def _not_unicode(caption: str) -> str | None:
 def is_unicode(text: str) -> bool:
     """False for lone surrogates, which JSON escapes and file names of other encodings can hold."""
     return not is_undecoded(text)
-
-
-def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> None:
-    """Raises LimnerError with the commonest reasons where no row is left."""
-    if rows:
-        return
-    reasons = [row.reason.split(": ", 1)[-1].rstrip(".") for row in refused]  # without the place
-    why = "".join(
-        f"\n  {count:,} x {reason}; first: {_where(refused[reasons.index(reason)])}"
-        for reason, count in Counter(reasons).most_common(3)
-    )
-    raise LimnerError(
-        f"{folder}: no usable row of {len(refused):,}. Mend these and try again:{why}"
-        if refused
-        else f"{folder}: the metadata has no rows. One is needed for each picture."
-    )
-
-
-def _where(row: Refused) -> str:
-    """The picture, and where its row stands, if that is known."""
-    place, colon, _ = row.reason.partition(": ")
-    key = shorten_name(row.key)
-    return key if not colon or place == row.key else f"{key} ({place})"

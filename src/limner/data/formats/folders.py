@@ -11,22 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limner.data import images
-from limner.data.dataset import Refused, Row
+from limner.data.dataset import HELD_OUT, Refused, Row, require_rows
 from limner.data.folder_walk import FolderWalk, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
-from limner.data.formats.columns import HELD_OUT, Columns
+from limner.data.formats.columns import Columns
 from limner.data.formats.cub import read_cub
 from limner.data.formats.detect import METADATA, recognise, table_in, unknown
 from limner.data.formats.encodings import Guesses, decode, decode_together
-from limner.data.formats.entries import (
-    BY_HASH,
-    MOST_CHARACTERS,
-    Entry,
-    Found,
-    collect,
-    require_rows,
-)
+from limner.data.formats.entries import BY_HASH, MOST_CHARACTERS, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
 from limner.data.formats.tables import read_table_file
 from limner.data.formats.text_files import existing_folder, parse_json, read_bytes

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.config import Config
-from limner.data.dataset import DamagedFile
-from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
+from limner.data.dataset import HELD_OUT, DamagedFile
+from limner.data.formats.columns import Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption
 from limner.data.formats.parquet_rows import (
     NEEDS,

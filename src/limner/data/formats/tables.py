@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from limner.data.formats.columns import HELD_OUT, Chosen, Columns, has_text
+from limner.data.dataset import HELD_OUT, require_rows
+from limner.data.formats.columns import Chosen, Columns, has_text
 from limner.data.formats.encodings import Guesses
-from limner.data.formats.entries import BY_HASH, Entry, Found, collect, require_rows
+from limner.data.formats.entries import BY_HASH, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
 from limner.data.formats.parquet_rows import (
     DamagedRows,

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from limner.config import Config
-from limner.data.formats.columns import CAPTIONS, HELD_OUT, Columns, has_text, joined
+from limner.data.dataset import HELD_OUT
+from limner.data.formats.columns import CAPTIONS, Columns, has_text, joined
 from limner.data.formats.entries import check_caption, is_unicode
 from limner.data.formats.tar_samples import Sample, TarMembers
 from limner.data.image_paths import MAX_PATH

@@ -18,9 +18,7 @@ import numpy as np
 from limner import console
 from limner.config import Config
 from limner.data import images
-from limner.data.dataset import Refused, Row, SomeRows
-from limner.data.formats.columns import HELD_OUT
-from limner.data.formats.entries import require_rows
+from limner.data.dataset import HELD_OUT, Refused, Row, SomeRows, require_rows
 from limner.data.row_fingerprints import ROW
 from limner.data.streaming.chunk_cache import Files, Pieces
 from limner.data.streaming.remote_files import AT_ONCE, Place, changed

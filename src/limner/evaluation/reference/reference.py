@@ -7,6 +7,7 @@ from pathlib import Path
 
 from limner.config import Config
 from limner.data.open import Data
+from limner.data.order import evenly_spaced
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import FeatureNetwork
 from limner.evaluation.reference.archives import Archive
@@ -17,7 +18,6 @@ from limner.evaluation.reference.statistics import (
     archive_statistics,
     statistics_of,
 )
-from limner.training.monitor.heldout import spread
 
 KEY = "evaluation.reference"
 
@@ -80,12 +80,12 @@ def open_reference(config: Config, data: Data, split: str) -> Reference:
     if split == "held out":
         own, other = other, own
     most = config.evaluation.reference_images
-    source = DataPictures(own, spread(len(own.rows), most))
+    source = DataPictures(own, evenly_spaced(len(own.rows), most))
     # Where the split is by hash the other pictures are of the same kind. Where the data set has a
     # rule of its own for what it holds out (combinations never trained, ...) they are of another.
     rows = [*own.rows, *other.rows]
     if len(other.rows) < 2 or any(row.held_out is not None for row in rows):
         return Reference(source, None, "")
-    others = DataPictures(other, spread(len(other.rows), config.evaluation.num_images))
+    others = DataPictures(other, evenly_spaced(len(other.rows), config.evaluation.num_images))
     which = "trained" if split == "held out" else "held-out"
     return Reference(source, others, f"{which} pictures")

@@ -20,7 +20,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from limner import __version__
 from limner.data.dataset import Refused
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import FeatureNetwork, Inception, Metric
@@ -29,6 +28,7 @@ from limner.evaluation.reference.sources import Source
 from limner.files.atomic import replacing
 from limner.files.fingerprints import digest
 from limner.metrics.frechet import Gaussian
+from limner.version import __version__
 
 FORMAT = 1
 AS_PUBLISHED = "mean and covariance as published, of the whole data set"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from limner.data.dataset import PictureError, Refused
 from limner.data.examples import Captions, Source
-from limner.data.order import seeded_generator
+from limner.data.order import evenly_spaced, seeded_generator
 from limner.diffusion.objective import Objective
 from limner.text.batch import FrozenText
 from limner.text.words import some, stack
@@ -40,7 +40,7 @@ class FixedGrid:
         and the rows among them that cannot be used and are left out."""
         good: list[tuple[Tensor, Any]] = []
         refused: list[Refused] = []
-        for position in spread(len(pictures.rows), count):
+        for position in evenly_spaced(len(pictures.rows), count):
             row = pictures.rows[position]
             try:
                 good.append((pictures.tensor(position), captions(row.captions[0])))
@@ -59,12 +59,6 @@ class FixedGrid:
             by_shape.setdefault(tuple(picture.shape), []).append(place)
         for places in by_shape.values():
             yield from (places[i : i + size] for i in range(0, len(places), size))
-
-
-def spread(available: int, wanted: int) -> list[int]:
-    """At most `wanted` positions, evenly spread over `available`."""
-    count = min(available, wanted)
-    return [i * available // count for i in range(count)]
 
 
 def loss_by_level(

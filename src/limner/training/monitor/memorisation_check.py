@@ -11,12 +11,12 @@ from torch import Tensor
 from limner.config import SamplingConfig
 from limner.data.dataset import PictureError
 from limner.data.examples import Source
+from limner.data.order import evenly_spaced
 from limner.diffusion.objective import Objective
 from limner.inference.sampling import draw
 from limner.metrics.memorisation import nearest_ratio
 from limner.models.text_to_image import TextToImage
 from limner.training.inputs import Inputs
-from limner.training.monitor.heldout import spread
 
 DRAWN, HELD_OUT, TRAINED = 16, 256, 4096
 """How many are drawn, and how many pictures they are compared with at most."""
@@ -37,7 +37,7 @@ def copying(
         return None
     held_out, trained = of_shape(held_out, shape), of_shape(trained, shape)
     rows = inputs.held_out.rows
-    prompts = [rows[i].captions[0] for i in spread(len(rows), DRAWN)]
+    prompts = [rows[i].captions[0] for i in evenly_spaced(len(rows), DRAWN)]
     _, height, width = shape
     seeds = range(len(prompts))
     drawn = draw(model, objective, inputs.words, prompts, seeds, sampling, height, width, dtype)
@@ -47,7 +47,7 @@ def copying(
 def some(pictures: Source, most: int) -> list[Tensor]:
     """At most so many good ones, each [C, H, W], evenly spread over the rows."""
     found = []
-    for position in spread(len(pictures.rows), most):
+    for position in evenly_spaced(len(pictures.rows), most):
         try:
             found.append(pictures.tensor(position))
         except PictureError:  # it is listed elsewhere

@@ -13,6 +13,7 @@ from limner.config import Config
 from limner.data.dataset import Row
 from limner.data.examples import Pictures
 from limner.data.images import height_and_width, to_pil
+from limner.data.order import evenly_spaced
 from limner.device import in_parts_that_fit, is_out_of_memory, part_precision
 from limner.diffusion.objective import Objective
 from limner.files.atomic import replacing
@@ -21,15 +22,14 @@ from limner.inference.sampling import draw
 from limner.models.text_to_image import TextToImage
 from limner.pretrained.autoencoder import LatentSpace, PixelSpace
 from limner.text.words import Words
-from limner.training.monitor.heldout import spread
 
 
 def preview_prompts(config: Config, trained: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
     """The configured prompts, or eight captions, half of them never trained on."""
     if config.training.preview_prompts is not None:
         return list(config.training.preview_prompts)
-    unseen = [held_out[i].captions[0] for i in spread(len(held_out), 4)]
-    return [trained[i].captions[0] for i in spread(len(trained), 8 - len(unseen))] + unseen
+    unseen = [held_out[i].captions[0] for i in evenly_spaced(len(held_out), 4)]
+    return [trained[i].captions[0] for i in evenly_spaced(len(trained), 8 - len(unseen))] + unseen
 
 
 def preview_sizes(config: Config, trained: Pictures, held_out: Pictures) -> list[tuple[int, int]]:
@@ -44,8 +44,8 @@ def preview_sizes(config: Config, trained: Pictures, held_out: Pictures) -> list
         counts = buckets.counts()
         sizes = sorted(buckets.sizes, key=lambda size: -counts[buckets.sizes.index(size)])
         return [sizes[i % len(sizes)] for i in range(len(prompts))]
-    unseen = spread(len(held_out.rows), 4)
-    seen = spread(len(trained.rows), 8 - len(unseen))
+    unseen = evenly_spaced(len(held_out.rows), 4)
+    seen = evenly_spaced(len(trained.rows), 8 - len(unseen))
     both = [(trained, i) for i in seen] + [(held_out, i) for i in unseen]
     return [height_and_width(pictures.size(i)) for pictures, i in both]
 

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from limner.console import printable, rich_console, say
+from limner.console import format_duration, printable, rich_console, say
 
 ROOMY_WIDTH = 104  # columns from which the line has room for units and a bar beside all figures
 REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes time from training
@@ -229,19 +229,3 @@ def share_done(
     if seconds_left is not None and seconds + seconds_left > 0:
         return seconds / (seconds + seconds_left)
     return None
-
-
-def format_duration(seconds: float | None) -> str:
-    """42 -> "42s", 252 -> "4m12s", 3780 -> "1h03m", 187200 -> "2d04h"; unknown -> "?"."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}h{minutes % 60:02d}m"
-    hours = round(seconds / 3600)
-    return f"{hours // 24}d{hours % 24:02d}h"

@@ -16,9 +16,9 @@ from limner.data.images import to_pil
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
 from limner.diffusion.objective import Objective
-from limner.models.text_encoder import EncodedText
 from limner.pretrained.text_encoder import read_captions
 from limner.text.batch import FrozenText
+from limner.text.conditioning import EncodedText
 from limner.text.tokenizer import encodable
 
 

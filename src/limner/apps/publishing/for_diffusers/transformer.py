@@ -13,9 +13,9 @@ from torch import Tensor
 
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
-from limner.models.text_encoder import EncodedText
-from limner.pretrained.text_encoder import TextAdapter
+from limner.models.text_adapter import TextAdapter
 from limner.text.batch import FrozenText
+from limner.text.conditioning import EncodedText
 
 
 class LimnerTransformer(ModelMixin, ConfigMixin):

@@ -1,0 +1,30 @@
+"""From the vectors of a frozen text encoder to those that the denoiser reads: learned with it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from limner.models.layers import RMSNorm
+from limner.text.batch import FrozenText
+from limner.text.conditioning import EncodedText
+
+
+class TextAdapter(nn.Module):
+    """What of the model reads frozen states: FrozenText -> EncodedText of the model's text width.
+
+    Each state is normalised first, for language models have tokens hundreds of times as long as
+    others (Sun et al. 2024, "Massive activations", arXiv 2402.17762).
+    """
+
+    def __init__(self, states_width: int, width: int) -> None:
+        super().__init__()
+        self.norm_states = RMSNorm(states_width)
+        self.states = nn.Linear(states_width, width)
+        self.norm_vector = RMSNorm(states_width)
+        self.vector = nn.Linear(states_width, width)
+
+    def forward(self, text: FrozenText) -> EncodedText:
+        dtype = self.states.weight.dtype
+        tokens = self.states(self.norm_states(text.states.to(dtype)))
+        vector = self.vector(self.norm_vector(text.vector.to(dtype)))
+        return EncodedText(tokens, text.mask, vector)

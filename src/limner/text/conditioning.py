@@ -1,0 +1,45 @@
+"""What the denoiser reads of a caption: one vector per token, and one for the whole."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EncodedText(NamedTuple):
+    """Captions as the denoiser sees them."""
+
+    tokens: Tensor
+    """[B, L, D], one state per token."""
+    mask: Tensor
+    """[B, L] bool, False at padding."""
+    vector: Tensor | None = None
+    """[B, D], the encoder's own summary of each caption, if it has one."""
+    log_weight: Tensor | None = None
+    """[B, L], the logarithm of how much each token counts beside the others; None: all alike."""
+    keys_values: Tensor | None = None
+    """[B, blocks, 2, heads, L, head width], once `denoiser.prepare` has computed them."""
+    condition: Tensor | None = None
+    """[B, D'], the pooled text as the denoiser adds it to the time, likewise."""
+
+    def pooled(self) -> Tensor:
+        """Each caption as one vector [B, D]: the encoder's, else the mean state."""
+        if self.vector is not None:
+            return self.vector
+        weight = self.mask[..., None].to(self.tokens.dtype)
+        if self.log_weight is not None:
+            weight = weight * self.log_weight[..., None].exp()
+        return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def rows(self, which: slice) -> EncodedText:
+        """Some of the captions."""
+        return EncodedText._make(None if part is None else part[which] for part in self)
+
+    def followed_by(self, other: EncodedText) -> EncodedText:
+        """These captions, then as many times another one (or as many others)."""
+        return EncodedText._make(
+            None if own is None or its is None else torch.cat([own, its.expand_as(own)])
+            for own, its in zip(self, other, strict=True)
+        )

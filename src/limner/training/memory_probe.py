@@ -1,0 +1,102 @@
+"""How much memory and time a run takes: measured by short runs in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from limner.config import Config
+from limner.distributed.processes import alone
+from limner.errors import LimnerError
+
+MARGIN = 0.9
+"""Share of the free memory that a run may be advised to take."""
+
+
+GIB = 2**30
+
+
+def line(small: dict[str, Any], large: dict[str, Any], name: str) -> tuple[float, float]:
+    """What does not depend on the batch and what each picture adds, from two measurements."""
+    pictures = large["batch_size"] - small["batch_size"]
+    slope = max(0.0, (large[name] - small[name]) / pictures) if pictures else 0.0
+    return large[name] - slope * large["batch_size"], slope
+
+
+def probe_sizes(
+    config: Config, sizes: tuple[int, int], free: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measurements at the smaller and the larger of two micro-batches, or where they do not fit."""
+    changed = {"batch_size": max(sizes), "effective_batch_size": None}
+    return probe_twice(with_training(config, **changed), free)
+
+
+def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measurements at half of the batch and at all of it; at smaller ones where memory is short.
+
+    Args:
+        free: bytes; the whole batch is only tried if twice the half's memory fits well into them.
+    """
+    batch = config.training.micro_batch_size
+    size = max(1, batch // 2)
+    while True:
+        try:
+            first = probe(with_training(config, batch_size=size))
+            break
+        except MemoryError:
+            if size == 1:
+                raise LimnerError(
+                    "not even one picture at a time fits into memory: take a smaller "
+                    "model.hidden_size or model.num_layers"
+                ) from None
+            size = max(1, size // 4)
+    roomy = size == max(1, batch // 2) and 2 * first["peak_bytes"] <= free * MARGIN
+    other = batch if roomy else max(1, size // 2)
+    if other == size:
+        return first, first
+    second = probe(with_training(config, batch_size=other))
+    return (second, first) if other < size else (first, second)
+
+
+def probe(config: Config) -> dict[str, Any]:
+    """One short run in a process of its own. Raises MemoryError, or LimnerError with its words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "limner.training.probe"],
+        env=alone(),
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    if done.returncode == -9 or "OutOfMemory" in done.stderr or "can't allocate" in done.stderr:
+        raise MemoryError(last)
+    raise LimnerError(
+        f"a short run of this configuration failed: {last.partition('Error: ')[2] or last}"
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new run could take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def pictures_in_memory(config: Config, rows: int) -> int:
+    """Bytes of the decoded pictures that training keeps (see data.memory_mb)."""
+    total = rows * 3 * config.data.image_size**2
+    keeps = config.vae.pretrained_model_name is None and total <= config.data.memory_mb * 2**20
+    return total if keeps else 0
+
+
+def with_training(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
