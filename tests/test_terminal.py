@@ -76,7 +76,7 @@ def test_bash_completes_commands_and_flags(capsys: pytest.CaptureFixture[str]) -
     assert "--guidance_scale" in script
     if shutil.which("bash") is None:
         return  # Windows; what the script holds is compared above
-    assert set(completed("limner gen", script)) == {"generate", "generate-classes"}
+    assert set(completed("limner ge", script)) == {"generate"}
     assert completed("limner generate --guidance_sc", script) == ["--guidance_scale"]
 
 

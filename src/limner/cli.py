@@ -20,7 +20,6 @@ from limner.commands import (
     evaluate,
     export,
     generate,
-    generate_classes,
     play,
     precompute,
     prepare,
@@ -130,7 +129,6 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add(commands, every)
     export.add(commands, every)
     publish.add(commands, every)
-    generate_classes.add(commands, every)
     completion.add(commands, every, build_parser)
     return parser
 

@@ -56,7 +56,6 @@ EXAMPLES = {
         "limner publish outputs/demo --repo me/fruit --dry-run",
         'limner publish outputs/demo --repo me/fruit --license apache-2.0 --prompt "a red apple"',
     ],
-    "generate-classes": ["limner generate-classes DiT-XL-2-256x256.pt 207 360 --output dogs.png"],
     "completion": [
         "limner completion bash > ~/.local/share/bash-completion/completions/limner",
         "limner completion zsh > ~/.zfunc/_limner",

@@ -1,20 +1,28 @@
-"""`limner generate-classes`: class pictures from the published DiT's weights."""
+"""Draw classes with the published weights of DiT (Peebles & Xie 2022), as its own code draws them.
+
+    python benchmarks/class_dit/generate_classes.py DiT-XL-2-256x256.pt 207 360 387 --seed 0
+    python benchmarks/class_dit/generate_classes.py facebook/DiT-XL-2-256 207 --scheduler_type ddim
+
+Limner's own network and solvers draw; tests/test_import_dit.py shows that they follow the published
+formulas number by number.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from limner.commands.common import Commands, Parent, seed
-from limner.console import say
+from class_generator import SOLVERS, ClassImageGenerator
+from PIL import Image
+
 from limner.errors import LimnerError
+from limner.inference.saving import check_not_foreign, remember, save_picture
 
 
-def add(commands: Commands, common: Parent) -> None:
-    classes = commands.add_parser(
-        "generate-classes",
-        parents=[common],
-        help="draw classes with published DiT weights (DiT-XL-2-256x256.pt, or diffusers' folder)",
+def build_parser() -> argparse.ArgumentParser:
+    classes = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     classes.add_argument("weights", metavar="WEIGHTS", help="file, folder, or Hub id")
     classes.add_argument("labels", nargs="+", type=int, metavar="LABEL", help="207: a retriever")
@@ -22,23 +30,19 @@ def add(commands: Commands, common: Parent) -> None:
     classes.add_argument("--output", type=Path, default=Path("output.png"), help="PNG to write")
     classes.add_argument("--num_inference_steps", type=int, default=250, help="default 250")
     classes.add_argument("--guidance_scale", type=float, default=4.0, help="1: none; default 4")
-    classes.add_argument("--scheduler_type", choices=("ddpm", "ddim"), default="ddpm")
+    classes.add_argument("--scheduler_type", choices=SOLVERS, default="ddpm")
     classes.add_argument(
         "--guidance_channels", type=int, default=3,
         help="channels of the latents that are guided (default 3, as published)",
     )  # fmt: skip
-    classes.add_argument("--seed", type=seed, default=0, help="of the first; then one more each")
+    classes.add_argument("--seed", type=int, default=0, help="of the first; then one more each")
     classes.add_argument("--num_heads", type=int, help="of sizes that were not published")
     classes.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
-    classes.set_defaults(run=run)
+    return classes
 
 
-def run(options: argparse.Namespace) -> None:
-    from PIL import Image
-
-    from limner.inference.class_generator import ClassImageGenerator
-    from limner.inference.saving import check_not_foreign, remember, save_picture
-
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = build_parser().parse_args(arguments)
     path: Path = options.output
     if path.is_dir() or path.suffix.lower() not in Image.registered_extensions():
         raise LimnerError(f"--output {path} is no name of a picture file, such as dog.png")
@@ -58,4 +62,8 @@ def run(options: argparse.Namespace) -> None:
     for number, (picture, numbered) in enumerate(zip(pictures, paths, strict=True)):
         how = {"label": options.labels[number], "seed": options.seed + number}
         save_picture(remember(picture, how), numbered)
-        say(numbered)
+        print(numbered)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from class_dit import ClassDiT
 from torch import Tensor
 
 from limner.checkpoint.folder import fit_weights
 from limner.errors import LimnerError
 from limner.files.tensor_files import load_safetensors, load_tensors
-from limner.models.class_dit import ClassDiT
 from limner.models.dit import published_positions
 from limner.pretrained.hub import WEIGHTS, find_folder, read_config, weight_files
 

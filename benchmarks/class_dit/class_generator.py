@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from class_dit import ClassDiT
+from class_dit_sampling import sample_ddim, sample_ddpm
+from class_dit_weights import read_published_dit
 from PIL import Image
 from torch import Tensor
 
 from limner.config import VaeConfig
 from limner.data.images import to_pil
 from limner.device import choose_device, part_precision
-from limner.diffusion.published import sample_ddim, sample_ddpm
 from limner.errors import LimnerError
-from limner.models.class_dit import ClassDiT
-from limner.models.published_dit import read_published_dit
 from limner.pretrained.autoencoder import LatentSpace
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-mse"
