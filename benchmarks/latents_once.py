@@ -30,6 +30,8 @@ from made_up import clip_text_folder, jpeg_folder, sd15_autoencoder_folder
 from limner import device as devices
 from limner.config import Config, load_config
 from limner.data.images import decode, to_tensor
+from limner.training.batches import load_batches
+from limner.training.compiling import compile_model
 from limner.training.probe import peak_resident
 from limner.training.trainer import Trainer
 
@@ -65,7 +67,7 @@ def median_seconds(do: Callable[[], object], times: int, first: int) -> float:
 
 def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
     """Seconds of a step, and the share of them spent waiting for the batch."""
-    batches, waited = trainer.load(), list[float]()
+    batches, waited = load_batches(trainer.run), list[float]()
 
     class Timed:
         def __iter__(self) -> Timed:
@@ -78,41 +80,36 @@ def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
             return batch
 
     timed = Timed()
-    trainer.batches = timed  # type: ignore[assignment]
+    trainer.batches.loaded = timed  # type: ignore[assignment]
     seconds = median_seconds(lambda: trainer.step(), steps, 3)
     return seconds, statistics.median(waited[3:]) / seconds
 
 
 def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> float:
     """Seconds of a step that decodes, encodes, and then learns."""
-    space, reader = trainer.parts.space, trainer.parts.reader
+    space, reader = trainer.run.parts.space, trainer.run.parts.reader
     assert reader is not None
-    space.load(trainer.device, dtype)
-    reader.load(trainer.device, dtype)
+    space.load(trainer.run.device, dtype)
+    reader.load(trainer.run.device, dtype)
     rows, size = trainer.data.trained.rows, trainer.config.data.image_size
-    batch = next(trainer.load())
+    batch = next(load_batches(trainer.run))
     folder = Path(trainer.config.data.dataset_path)
 
     def step() -> None:
         some = rows[: trainer.config.training.micro_batch_size]
         pixels = torch.stack([to_tensor(decode(folder / row.key, size)) for row in some])
         with torch.no_grad():
-            latents = space.encode(pixels.to(trainer.device))
+            latents = space.encode(pixels.to(trainer.run.device))
             text = reader.encode([row.captions[0] for row in some])
         assert latents.shape == batch.picture.shape
         encoded = replace(batch, picture=latents.cpu(), text=text)
-        trainer.batches = iter([encoded])
+        trainer.batches.loaded = iter([encoded])
         trainer.step()
 
     seconds = median_seconds(step, steps, 0)
     space.unload()
     reader.unload()
     return seconds
-
-
-class Silent:
-    def event(self, message: str) -> None:
-        print(message)
 
 
 def main() -> None:
@@ -125,13 +122,13 @@ def main() -> None:
         config = configured(folder, given.batch_size)
         start = time.perf_counter()
         trainer = Trainer(config)
-        trainer.inputs  # noqa: B018  computed here
+        trainer.run.inputs  # noqa: B018  computed here
         once = time.perf_counter() - start
-        trainer.compile(Silent())  # type: ignore[arg-type]
+        compile_model(trainer.run, print)
         stored, waiting = from_the_store(trainer, 8)
         each = {
             name: encoding_each_step(trainer, dtype, 2)
-            for name, dtype in (("float32", torch.float32), ("training's", trainer.dtype))
+            for name, dtype in (("float32", torch.float32), ("training's", trainer.run.dtype))
         }
         peak = peak_resident() / 2**20
         count = len(trainer.data.trained.rows) + len(trainer.data.held_out.rows)
@@ -145,12 +142,12 @@ def main() -> None:
         )
     found = {
         "date": datetime.date.today().isoformat(),
-        "machine": devices.describe(trainer.device),
+        "machine": devices.describe(trainer.run.device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "batch_size": size,
-        "precision": devices.name_of(trainer.dtype),
+        "precision": devices.name_of(trainer.run.dtype),
         "seconds_to_compute_once": round(once, 1),
         "pictures": count,
         "step_from_store": round(stored, 4),

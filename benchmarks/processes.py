@@ -36,6 +36,7 @@ def measure(request: dict[str, Any]) -> None:
     from limner.config import load_config
     from limner.distributed import processes as parallel
     from limner.training import train_step
+    from limner.training.compiling import compile_model
     from limner.training.trainer import Trainer
 
     torch.set_num_threads(request["threads"])
@@ -57,27 +58,23 @@ def measure(request: dict[str, Any]) -> None:
 
     train_step.average_gradients = timed_average
     trainer = Trainer(load_config(None, request["settings"]))
-    trainer.batches = trainer.load()
+    trainer.batches.restart()
 
-    class Silent:
-        def event(self, message: str) -> None:
-            pass
-
-    trainer.compile(Silent())  # type: ignore[arg-type]
+    compile_model(trainer.run, lambda message: None)
     images = trainer.config.training.effective_batch_size
     assert images
     steps, averaging = [], []
     for step in range(request["first"] + request["steps"]):
         start = time.perf_counter()
-        trainer.set_learning_rate()
+        trainer.run.set_learning_rate()
         trainer.step()
-        trainer.update_average(images)
+        trainer.run.update_average()
         if step >= request["first"]:
             steps.append(time.perf_counter() - start)
             averaging.append(given["seconds"])
-    trainer.batches = iter(())
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
+    trainer.batches.__exit__()
+    trainer.run.accelerator.wait_for_everyone()
+    if trainer.run.accelerator.is_main_process:
         seconds = statistics.median(steps)
         found = {
             "pictures_per_second": images / seconds,

@@ -21,6 +21,8 @@ from limner.checkpoint.folder import save_checkpoint
 from limner.checkpoint.saver import Saver
 from limner.config import load_config
 from limner.device import describe
+from limner.training.compiling import compile_model
+from limner.training.saving import contents_of
 from limner.training.trainer import Trainer
 
 EVERY = 60.0  # seconds
@@ -34,9 +36,9 @@ def measure(minutes: float, folder: Path) -> dict[str, Any]:
         }
     )
     trainer = Trainer(config)
-    trainer.compile(_Silent())  # type: ignore[arg-type]
-    trainer.batches = trainer.load()
-    trainer.set_learning_rate()
+    compile_model(trainer.run, print)
+    trainer.batches.restart()
+    trainer.run.set_learning_rate()
     for _ in range(5):
         trainer.step()
 
@@ -51,7 +53,7 @@ def measure(minutes: float, folder: Path) -> dict[str, Any]:
                 number, due = number + 1, due + EVERY
                 trainer.state.step = number
                 start = time.perf_counter()
-                saver.save(folder / f"checkpoint-{number}", trainer.contents())
+                saver.save(folder / f"checkpoint-{number}", contents_of(trainer.run))
                 stalls.append(time.perf_counter() - start)
             busy = saver.pending is not None  # so that the step in which it ends counts, too
             start = time.perf_counter()
@@ -62,10 +64,10 @@ def measure(minutes: float, folder: Path) -> dict[str, Any]:
     usual = statistics.median(quiet)
     slower = sum(seconds - usual for seconds in writing)
     start = time.perf_counter()
-    path = save_checkpoint(folder / "checkpoint-0", trainer.contents())
+    path = save_checkpoint(folder / "checkpoint-0", contents_of(trainer.run))
     waited = time.perf_counter() - start
     return {
-        "machine": describe(trainer.device),
+        "machine": describe(trainer.run.device),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "checkpoint_mb": round(sum(f.stat().st_size for f in path.iterdir()) / 1e6, 1),
         "saves": len(stalls),
@@ -78,11 +80,6 @@ def measure(minutes: float, folder: Path) -> dict[str, Any]:
         "seconds_if_training_waited": round(waited, 3),
         "share_if_training_waited": round(waited / EVERY, 4),
     }
-
-
-class _Silent:
-    def event(self, message: str) -> None:
-        pass
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ def train(seconds: float, threads: int | None) -> None:
 
     from limner import device as devices
     from limner.apps.demo import demo_config
+    from limner.training.compiling import compile_model
     from limner.training.trainer import Trainer
 
     if threads:
@@ -57,9 +58,9 @@ def train(seconds: float, threads: int | None) -> None:
         )
         trainer = Trainer(config)
         devices.keep_freed_memory()
-        trainer.compile(_Silent())  # type: ignore[arg-type]
-        trainer.batches = trainer.load()
-        trainer.set_learning_rate()
+        compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
+        trainer.batches.restart()
+        trainer.run.set_learning_rate()
         losses = [trainer.step()[0].loss.hex() for _ in range(WARM_UP)]
         print(json.dumps({"losses": losses, "threads": torch.get_num_threads()}), flush=True)
         sys.stdin.readline()
@@ -68,11 +69,6 @@ def train(seconds: float, threads: int | None) -> None:
             trainer.step()
             images += config.training.micro_batch_size
         print(json.dumps({"images_per_second": images / (time.perf_counter() - began)}), flush=True)
-
-
-class _Silent:
-    def event(self, message: str) -> None:
-        print(message, file=sys.stderr)
 
 
 BUSY = "n = 0\nwhile True:\n    n += 1"

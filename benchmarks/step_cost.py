@@ -50,6 +50,7 @@ def measure(words: list[str]) -> dict[str, float]:
     from limner.apps.demo import demo_config
     from limner.config import load_config
     from limner.models import attention
+    from limner.training.compiling import compile_model
     from limner.training.trainer import Trainer
 
     if "flash" in words:
@@ -61,21 +62,22 @@ def measure(words: list[str]) -> dict[str, float]:
         base = demo_config(10.0, folder, torch.device("cpu")).model_dump(mode="json")
         base["training"]["trackers"] = ["none"]
         trainer = Trainer(load_config(base, overrides))
-        trainer.compile(_Silent())  # type: ignore[arg-type]
-        trainer.batches, seconds = trainer.load(), []
+        compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
+        trainer.batches.restart()
+        seconds = []
         for _ in range(25):
             start = time.perf_counter()
             trainer.step()
             seconds.append(time.perf_counter() - start)
-    peak = devices.matmul_peak(torch.device("cpu"), trainer.dtype)
+    peak = devices.matmul_peak(torch.device("cpu"), trainer.run.dtype)
     return {"step": statistics.median(seconds[5:]), "peak_gflops": peak / 1e9}
 
 
 PARTS = {
-    "loading a batch": ("Trainer", "next_batches"),
+    "loading a batch": ("Batches", "of_next_update"),
     "forward and backward": ("Update", "gradients"),
     "clipping and the optimizer": ("Update", "__call__"),
-    "the average of the weights": ("Trainer", "update_average"),
+    "the average of the weights": ("Run", "update_average"),
 }
 
 
@@ -83,13 +85,15 @@ def where_time_goes(words: list[str], steps: int) -> dict[str, float]:
     """Shares of the loop's time after the first pictures were decoded and the model compiled."""
     from limner.apps.demo import demo_config
     from limner.config import load_config
+    from limner.training.batches import Batches
     from limner.training.monitor.monitor import Watch
+    from limner.training.run import Run
     from limner.training.train_step import Update
     from limner.training.trainer import Trainer
 
     spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     marks: list[tuple[float, dict[str, float]]] = []
-    owners = {"Trainer": Trainer, "Update": Update}
+    owners: dict[str, Any] = {"Batches": Batches, "Run": Run, "Update": Update}
 
     def timed(name: str, owner: Any, method: str) -> None:
         before = getattr(owner, method)
@@ -135,11 +139,6 @@ def torch_cpu() -> Any:
     import torch
 
     return torch.device("cpu")
-
-
-class _Silent:
-    def event(self, message: str) -> None:
-        print(message, file=sys.stderr)
 
 
 def main() -> None:

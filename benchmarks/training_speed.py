@@ -108,6 +108,8 @@ def limner(
 
     from limner.config import load_config
     from limner.device import training_flops
+    from limner.training.batches import load_batches
+    from limner.training.compiling import compile_model
     from limner.training.trainer import Trainer
 
     width, layers, heads = shape
@@ -133,26 +135,21 @@ def limner(
         "optimizer": {"type": "muon" if "Muon" in variant else "adamw"},
     }
     trainer = Trainer(load_config(config))
-    trainer.compile(_Silent())  # type: ignore[arg-type]
+    compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
     # Cached data: the same few batches again and again, as a loader ahead of the model gives them.
-    loader = trainer.load()
+    loader = load_batches(trainer.run)
     kept = [next(loader) for _ in range(4)]
     place_in = [0]
 
     def step() -> None:
         place_in[0] += 1
-        trainer.update([kept[place_in[0] % len(kept)]])
-        trainer.update_average(batch)
+        trainer.run.update([kept[place_in[0] % len(kept)]])
+        trainer.run.update_average()
 
     picture = torch.zeros(1, CHANNELS, side, side, device=place)
-    text = trainer.inputs.words.encode([""]).to(place)
+    text = trainer.run.inputs.words.encode([""]).to(place)
     flops = training_flops(trainer.averaged, (picture, torch.ones(1, device=place), text))
     return step, flops, sum(p.numel() for p in trainer.model.parameters())
-
-
-class _Silent:
-    def event(self, message: str) -> None:
-        print(message, file=sys.stderr)
 
 
 def _peak_memory() -> int:

@@ -92,8 +92,8 @@ def muon_in_shards() -> None:
 def only_a_part_is_here(trainer: Trainer) -> None:
     """Of weights, average, and optimizer states; biases are split too unevenly to count."""
     weights = dict(trainer.model.named_parameters())
-    average = trainer.average.shards
-    states = [s for o in trainer.optimizers.values() for s in o.state_dict()["state"].values()]
+    average = trainer.run.average.shards
+    states = [s for o in trainer.run.optimizers.values() for s in o.state_dict()["state"].values()]
     kept = [t for s in states for t in s.values() if isinstance(t, torch.Tensor) and t.ndim]
     for tensors in (weights.values(), average.values(), kept):
         here = sum(t.to_local().numel() for t in tensors)  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ def main() -> None:
             no_room_once()
         trainer = Trainer(load_config(config), resume=resume)
         trainer.train()
-        if trainer.sharded:
+        if trainer.run.sharded:
             only_a_part_is_here(trainer)
         if fault == "muon_in_shards":
             muon_in_shards()

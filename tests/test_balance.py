@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from limner.config import Config, load_config
+from limner.training.batches import load_batches
 from limner.training.loss_weighting import BINS, KEPT, LevelBalance
 from limner.training.trainer import Trainer
 
@@ -75,22 +76,28 @@ def test_an_update_left_out_teaches_nothing_and_a_checkpoint_keeps_all() -> None
 
 def test_gradients_are_those_of_the_weighed_losses(tiny_config: Callable[..., Config]) -> None:
     trainer = Trainer(tiny_config("scheduler.level_balance=1"))
-    update = trainer.update
-    loader = trainer.load()
+    update = trainer.run.update
+    loader = load_batches(trainer.run)
     for _ in range(15):
         update([next(loader)])
     batch = next(loader)
-    losses = update.loss(batch)
+    timesteps = update.timesteps(batch)
+    losses = update.loss(batch, timesteps)
     # Each level's loss over its average: by hand from what the balance remembers.
     balance = update.balance
     averages = (balance.sums / balance.counts).tolist()
     mean = float(balance.sums.sum() / balance.counts.sum())
-    bins = (update.levels(batch) * BINS).long().clamp(max=BINS - 1).tolist()
+    bins = (
+        (timesteps / update.objective.path.num_train_timesteps * BINS)
+        .long()
+        .clamp(max=BINS - 1)
+        .tolist()
+    )
     weights = torch.tensor([1.0 if np.isnan(averages[b]) else mean / averages[b] for b in bins])
     assert float(weights.std()) > 0.05
     parameters = list(trainer.model.parameters())
     expected = torch.autograd.grad((losses * weights).mean(), parameters, allow_unused=True)
-    said = update.gradients([batch])
+    said = update.gradients([batch], 0.0)
     assert float(said) == pytest.approx(float(losses.detach().mean()), rel=1e-5)  # told as it is
     for parameter, gradient in zip(parameters, expected, strict=True):
         if gradient is not None:

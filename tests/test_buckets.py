@@ -231,8 +231,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def shapes_trained(trainer: Trainer, updates: int) -> list[tuple[int, ...]]:
-    with trainer.loading():
-        return [tuple(trainer.next_batches()[0].picture.shape[-2:]) for _ in range(updates)]
+    with trainer.batches:
+        batches = [trainer.batches.of_next_update()[0] for _ in range(updates)]
+    return [tuple(batch.picture.shape[-2:]) for batch in batches]
 
 
 @pytest.mark.parametrize("architecture", ["modern", "dit"])
@@ -355,8 +356,8 @@ def test_what_stands_in_for_a_bad_picture_is_of_its_size(mixed: Build, tmp_path:
         (tmp_path / "data" / rows[position].key).write_bytes(b"no picture")
     shapes = shapes_trained(trainer, 16)
     assert len(set(shapes)) == 3
-    with trainer.loading():
-        batches = [trainer.next_batches()[0] for _ in range(16)]
+    with trainer.batches:
+        batches = [trainer.batches.of_next_update()[0] for _ in range(16)]
     refused = {row.key for batch in batches for row in batch.refused}
     assert refused == {rows[position].key for position in (0, 1, 4, 7)}
 

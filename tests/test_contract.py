@@ -24,6 +24,7 @@ from limner.models.text_to_image import TextToImage, build_model
 from limner.pretrained.autoencoder import LatentSpace
 from limner.text.batch import FrozenText
 from limner.text.conditioning import EncodedText
+from limner.training.batches import load_batches
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -122,7 +123,7 @@ def test_the_data_set_is_the_one_that_is_named(folder: Path, tiny_config: Build)
 @pytest.mark.parametrize("size", [8, 24])
 def test_pictures_are_trained_at_image_size(size: int, tiny_config: Build) -> None:
     trainer = Trainer(tiny_config(f"data.image_size={size}"))
-    batch = next(trainer.load())
+    batch = next(load_batches(trainer.run))
     assert batch.picture.shape == batch.noise.shape == (4, 3, size, size)
 
 
@@ -225,11 +226,11 @@ def test_pretrained_parts_are_what_is_drawn_in_and_read_with(
             f"cache.folder='{tmp_path / 'cache'}'",
         )
     )
-    batch = next(trainer.load())
+    batch = next(load_batches(trainer.run))
     assert batch.picture.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
     assert isinstance(batch.text, FrozenText)
     assert batch.text.states.shape[-1] == 16
-    assert torch.isfinite(trainer.update.loss(batch)).all()
+    assert torch.isfinite(trainer.run.update.loss(batch, trainer.run.update.timesteps(batch))).all()
 
 
 @shows("vae.use_slicing")

@@ -16,6 +16,7 @@ from limner.checkpoint.folder import checkpoints
 from limner.config import Config, load_config
 from limner.diffusion.noise_schedule import FlowPath
 from limner.models.text_to_image import TextToImage, build_model
+from limner.training.batches import load_batches
 from limner.training.budget import Budget
 from limner.training.monitor.run_log import read_log
 from limner.training.optimizer import build_optimizers
@@ -61,7 +62,7 @@ def test_the_seed_decides_the_weights_and_what_is_seen(tiny_config: Build) -> No
     first, again, other = (Trainer(tiny_config(f"training.seed={seed}")) for seed in (3, 3, 4))
     for trainer, same in ((again, True), (other, False)):
         weights = (t.model.denoiser.patch_embedding.weight for t in (first, trainer))
-        batch, expected = next(trainer.load()), next(first.load())
+        batch, expected = next(load_batches(trainer.run)), next(load_batches(first.run))
         assert torch.equal(*weights) is same
         for name in ("picture", "noise", "u"):
             assert torch.equal(getattr(batch, name), getattr(expected, name)) is same
@@ -72,8 +73,8 @@ def test_an_update_is_of_batch_size_times_accumulation_pictures(tiny_config: Bui
     sizes = ["training.batch_size=3", "training.gradient_accumulation_steps=4"]
     trainer = Trainer(tiny_config(*sizes, "training.max_steps=2"))
     seen = []
-    loss = trainer.update.loss
-    trainer.update.loss = lambda batch: seen.append(len(batch)) or loss(batch)  # type: ignore
+    loss = trainer.run.update.loss
+    trainer.run.update.loss = lambda batch, t: seen.append(len(batch)) or loss(batch, t)  # type: ignore
     state = trainer.train()
     assert seen == [3] * 8
     assert state.images == 24
@@ -98,7 +99,7 @@ def test_the_learning_rate_warms_up_and_falls_as_asked(
     assert rates == pytest.approx([2e-3 * share for share in shares])
     peaks = {
         name: {group["lr"] for group in optimizer.param_groups}
-        for name, optimizer in trainer.optimizers.items()
+        for name, optimizer in trainer.run.optimizers.items()
     }
     assert peaks == {"muon": {rates[-1]}, "adamw": {0.33 * rates[-1]}}
 
@@ -134,7 +135,7 @@ def test_adamw_has_its_share_of_the_rate_beside_muon_and_all_of_it_alone(
     settings = [f"optimizer.type={optimizer}", "optimizer.adamw_rate_share=0.25"]
     trainer = train(tiny_config(*settings, "lr_scheduler.type=constant", "training.max_steps=2"))
     rate = logged(trainer)[-1]["learning_rate"]
-    groups = trainer.optimizers["adamw"].param_groups
+    groups = trainer.run.optimizers["adamw"].param_groups
     assert {group["lr"] for group in groups} == {share * rate}
 
 
@@ -146,7 +147,7 @@ def test_num_epochs_are_passes_over_the_training_pictures(
     config = tiny_config("training.max_steps=null", f"training.num_epochs={epochs}")
     trainer = Trainer(config)
     rows = len(trainer.data.trained.rows)
-    budget = Budget(config, trainer.state, trainer.accelerator, rows)
+    budget = Budget(config, trainer.state, trainer.run.accelerator, rows)
     assert rows == 23
     assert trainer.state.total_steps == math.ceil(float(epochs) * rows / 4) == steps
     assert not budget.finished()
@@ -166,7 +167,8 @@ def test_the_network_computes_in_the_precision_asked_for(
     seen = []
     layer = trainer.model.denoiser.blocks[0].out
     layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
-    loss = trainer.update.loss(next(trainer.load()))
+    update, batch = trainer.run.update, next(load_batches(trainer.run))
+    loss = update.loss(batch, update.timesteps(batch))
     assert (seen, loss.dtype) == ([expected], torch.float32)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
@@ -184,8 +186,8 @@ def test_a_gradient_longer_than_max_grad_norm_is_cut_to_it(tiny_config: Build) -
                 float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])))
             )
 
-        trainer.optimizers["adamw"].register_step_pre_hook(measure)
-        trainer.batches = trainer.load()
+        trainer.run.optimizers["adamw"].register_step_pre_hook(measure)
+        trainer.batches.restart()
         norm = trainer.step()[0].norm
         lengths[limit] = (used[0], norm)
     assert lengths[1e-3][0] == pytest.approx(1e-3, rel=1e-3)
@@ -233,7 +235,7 @@ def test_workers_and_what_they_keep_ready_reach_the_loader(
     batches = []
     for workers in (0, 1):
         settings = [f"training.num_workers={workers}", "training.prefetch_factor=3"]
-        batches.append(next(Trainer(tiny_config(*settings)).load()))
+        batches.append(next(load_batches(Trainer(tiny_config(*settings)).run)))
     assert asked == [(0, None), (1, 3)]
     assert torch.equal(batches[0].picture, batches[1].picture)
 

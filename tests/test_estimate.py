@@ -35,7 +35,7 @@ def test_the_counts_are_those_of_the_real_run(
     parameters = list(trainer.model.parameters())
     assert found.parameters == sum(p.numel() for p in parameters)
     assert found.weights == found.averaged == found.gradients == 4 * found.parameters
-    states = [s for o in trainer.optimizers.values() for s in o.state.values()]
+    states = [s for o in trainer.run.optimizers.values() for s in o.state.values()]
     held = sum(v.nbytes for state in states for v in state.values() if hasattr(v, "nbytes"))
     assert found.optimizer == held
     files = sum(f.stat().st_size for f in (trainer.folder / "checkpoint-6").iterdir())

@@ -49,13 +49,13 @@ def test_a_configuration_without_a_model_starts_as_the_other_ended(
         assert torch.equal(tensor, averaged(trained)[name]), name
     assert trainer.config.model == Checkpoint.open(trained / "outputs").config.model
     assert trainer.state.step == 0
-    assert any("starts from" in sentence for sentence in trainer.news)
+    assert any("starts from" in sentence for sentence in trainer.run.notes)
 
 
 def test_the_words_are_kept_and_read_any_language(
     tuned: Callable[..., Config], trained: Path
 ) -> None:
-    tokenizer = Trainer(tuned()).tokenizer
+    tokenizer = Trainer(tuned()).run.tokenizer
     earlier = Checkpoint.open(trained / "outputs").tokenizer
     assert tokenizer is not None
     assert earlier is not None
@@ -67,7 +67,7 @@ def test_more_layers_are_new_and_said(tuned: Callable[..., Config], trained: Pat
     trainer = Trainer(tuned("model.num_layers=3"))
     weights, there = trainer.model.state_dict(), averaged(trained)
     assert all(torch.equal(weights[name], tensor) for name, tensor in there.items())
-    (said,) = [s for s in trainer.news if "starts from" in s]
+    (said,) = [s for s in trainer.run.notes if "starts from" in s]
     assert "new, and random: denoiser.blocks.2 (not there)" in said
 
 
@@ -75,7 +75,7 @@ def test_another_patch_size_makes_first_and_last_layer_new(
     tuned: Callable[..., Config], trained: Path
 ) -> None:
     trainer = Trainer(tuned("model.patch_size=2"))
-    (said,) = [s for s in trainer.news if "starts from" in s]
+    (said,) = [s for s in trainer.run.notes if "starts from" in s]
     new = said.split("new, and random: ")[1]
     assert "denoiser.patch_embedding (64 x 12 here, 64 x 48 there)" in new
     assert "denoiser.final_layer" in new
@@ -89,11 +89,11 @@ def test_of_another_vocabulary_known_words_keep_their_rows(
 ) -> None:
     trainer = Trainer(tuned("text_encoder.vocab_size=320", "text_encoder.max_length=30"))
     earlier = Checkpoint.open(trained / "outputs").tokenizer
-    assert trainer.tokenizer is not None
+    assert trainer.run.tokenizer is not None
     assert earlier is not None
     known = earlier.tokenizer.get_vocab()
     rows, there = trainer.model.text_encoder.embedding.weight, averaged(trained)
-    shared = {w: i for w, i in trainer.tokenizer.tokenizer.get_vocab().items() if w in known}
+    shared = {w: i for w, i in trainer.run.tokenizer.tokenizer.get_vocab().items() if w in known}
     assert len(shared) >= 256
     for word, i in shared.items():
         assert torch.equal(rows[i], there["text_encoder.embedding.weight"][known[word]])
@@ -130,13 +130,15 @@ def test_resume_needs_the_first_model_no_more(
 
 def test_what_fits_and_means_something_else_is_said(tuned: Callable[..., Config]) -> None:
     heads = tuned().model.num_heads
-    (said,) = [s for s in Trainer(tuned(f"model.num_heads={2 * heads}")).news if "fit, but" in s]
+    (said,) = [
+        s for s in Trainer(tuned(f"model.num_heads={2 * heads}")).run.notes if "fit, but" in s
+    ]
     assert f"model.num_heads: {heads} there, {2 * heads} here" in said
     (said,) = [
-        s for s in Trainer(tuned("scheduler.prediction_type=sample")).news if "fit, but" in s
+        s for s in Trainer(tuned("scheduler.prediction_type=sample")).run.notes if "fit, but" in s
     ]
     assert "scheduler.prediction_type: velocity there, sample here" in said
-    assert not [s for s in Trainer(tuned()).news if "fit, but" in s]
+    assert not [s for s in Trainer(tuned()).run.notes if "fit, but" in s]
     with pytest.raises(LimnerError, match=r"lora\.rank.*model\.num_heads"):
         Trainer(tuned("lora.rank=2", f"model.num_heads={2 * heads}"))
 

@@ -96,9 +96,9 @@ def test_copies_are_found(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trained(tiny_config("data.train_split=0.5"))
-    parts = trainer.averaged, trainer.objective, trainer.inputs, trainer.config.sampling
+    parts = trainer.averaged, trainer.run.objective, trainer.run.inputs, trainer.config.sampling
     honest = copying(*parts, torch.float32)
-    one = trainer.inputs.trained.tensor(0)
+    one = trainer.run.inputs.trained.tensor(0)
     monkeypatch.setattr(
         "limner.training.monitor.memorisation_check.draw",
         lambda model, objective, words, prompts, *rest: one[None].repeat(len(prompts), 1, 1, 1),

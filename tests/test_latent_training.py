@@ -22,6 +22,7 @@ from limner.inference.generator import ImageGenerator
 from limner.pretrained.autoencoder import LatentSpace
 from limner.pretrained.components import open_parts
 from limner.pretrained.text_encoder import PretrainedText
+from limner.training.batches import load_batches
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -97,7 +98,7 @@ def test_it_trains_and_draws(
     assert generator.generate("", height=24, width=16).size == (16, 24)
     channels = {"vae": 4, "16": 16, "dc": 8, None: 3}[vae]
     assert generator.config.model.in_channels == channels
-    batch = next(trainer.load())
+    batch = next(load_batches(trainer.run))
     side = 16 // (4 if vae else 1)
     assert batch.picture.shape == batch.noise.shape == (4, channels, side, side)
 
@@ -172,15 +173,15 @@ def test_a_second_run_computes_nothing(
     again = Trainer(build(f"training.output_dir='{tmp_path / 'second'}'", "training.seed=5"))
     assert isinstance(again.inputs.trained, StoredLatents)
     assert isinstance(again.inputs.words, StoredCaptions)
-    next(again.load())
+    next(load_batches(again.run))
     assert capsys.readouterr().out == ""
 
 
 def test_when_all_is_computed_the_encoders_leave_memory(build: Build) -> None:
     trainer = Trainer(build())
-    trainer.inputs  # noqa: B018
-    assert trainer.parts.reader is not None
-    assert trainer.parts.space.model is trainer.parts.reader.model is None  # type: ignore[union-attr]
+    trainer.run.inputs  # noqa: B018
+    assert trainer.run.parts.reader is not None
+    assert trainer.run.parts.space.model is trainer.run.parts.reader.model is None  # type: ignore[union-attr]
 
 
 def test_precompute_does_what_training_would(
@@ -190,7 +191,7 @@ def test_precompute_does_what_training_would(
     path.write_text(build().to_yaml(), "utf-8")
     assert main(["precompute", str(path)]) == 0
     assert "24 pictures to encode once" in capsys.readouterr().out
-    Trainer(build()).inputs  # noqa: B018
+    Trainer(build()).run.inputs  # noqa: B018
     assert capsys.readouterr().out == ""
     assert main(["precompute", "vae.pretrained_model_name=null", "data.dataset_name=shapes"]) == 0
     assert "nothing is to be computed" in capsys.readouterr().out
@@ -208,7 +209,7 @@ def test_a_stored_latent_decodes_to_the_picture_of_the_direct_path(
     for position in (0, 5):
         pixels = to_tensor(trainer.data.trained.load(position))[None]
         direct = space.encode(pixels)
-        stored = trainer.inputs.trained.tensor(position)[None]
+        stored = trainer.run.inputs.trained.tensor(position)[None]
         assert stored.dtype == torch.float32
         assert (stored - direct).abs().max() <= near * direct.abs().max()
         decoded, expected = space.decode(stored), space.decode(direct)
@@ -220,7 +221,7 @@ def test_stored_captions_are_what_the_encoder_says(build: Build, parts: dict[str
     reader = PretrainedText(trainer.config.text_encoder)
     reader.load(CPU, F32)
     for caption in (trainer.data.trained.rows[3].captions[0], "", "a red circle"):
-        found, expected = trainer.inputs.words.encode([caption]), reader.encode([caption])
+        found, expected = trainer.run.inputs.words.encode([caption]), reader.encode([caption])
         length = expected.states.shape[1]
         assert torch.allclose(found.states[:, :length], expected.states, atol=1e-5)  # type: ignore[union-attr]
         assert torch.allclose(found.vector, expected.vector, atol=1e-5)  # type: ignore[union-attr]
@@ -232,7 +233,7 @@ def test_a_mirrored_picture_has_latents_of_its_own(build: Build) -> None:
     space = LatentSpace(trainer.config.vae)
     space.load(CPU, F32)
     pixels = to_tensor(trainer.data.trained.load(2))[None]
-    mirrored = trainer.inputs.trained.tensor(2, flipped=True)
+    mirrored = trainer.run.inputs.trained.tensor(2, flipped=True)
     assert torch.allclose(mirrored, space.encode(pixels.flip(-1))[0], atol=1e-5)
     assert not torch.allclose(mirrored, space.encode(pixels)[0].flip(-1), atol=1e-3)
 
@@ -243,7 +244,7 @@ def test_a_mirrored_picture_has_latents_of_its_own(build: Build) -> None:
 def test_a_cache_that_was_made_otherwise_is_not_used_and_says_why(
     change: str, build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Trainer(build()).inputs  # noqa: B018
+    Trainer(build()).run.inputs  # noqa: B018
     capsys.readouterr()
     override = {
         "other weights": f"vae.pretrained_model_name='{tmp_path / 'other'}'",
@@ -251,7 +252,7 @@ def test_a_cache_that_was_made_otherwise_is_not_used_and_says_why(
     }.get(change, change)
     if change == "other weights":
         pretrained.tiny_autoencoder(tmp_path / "other", scaling_factor=0.3)
-    Trainer(build(override)).inputs  # noqa: B018
+    Trainer(build(override)).run.inputs  # noqa: B018
     said = capsys.readouterr().out
     differs = {
         "data.image_size=32": "image_size is 16 there and 32 here",
@@ -356,7 +357,7 @@ def test_out_of_memory_encodes_and_previews_in_smaller_pieces(
     trainer = trained(build("training.preview_steps=6"))
     assert set(sizes) == {1}
     assert len(sizes) == 2
-    assert trainer.parts.space.model is None  # type: ignore[union-attr]
+    assert trainer.run.parts.space.model is None  # type: ignore[union-attr]
     assert (trainer.folder / "previews" / "step-000006.png").is_file()
 
 

@@ -51,9 +51,9 @@ def adapted(trained: Path, tmp_path: Path, quick_end: None) -> Callable[..., Con
 
 
 def inputs(trainer: Trainer) -> tuple[Tensor, Tensor, Tensor]:
-    assert trainer.tokenizer
+    assert trainer.run.tokenizer
     generator = torch.Generator().manual_seed(1)
-    text = torch.stack([trainer.tokenizer(c) for c in ("a red circle", "a blue square")])
+    text = torch.stack([trainer.run.tokenizer(c) for c in ("a red circle", "a blue square")])
     return torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([300.0, 800.0]), text
 
 
@@ -62,7 +62,7 @@ def computed_by_the_merged(trainer: Trainer) -> list[Tensor]:
     """By the average and the model that a run's checkpoint holds: what those with adapters do."""
     saved, computed = Checkpoint.open(trainer.folder), list[Tensor]()
     for network, averaged in ((trainer.averaged, True), (trainer.model, False)):
-        plain = build_model(saved.config, trainer.reader.text_size).eval()
+        plain = build_model(saved.config, trainer.run.reader.text_size).eval()
         saved.load_weights(plain, averaged)
         computed.append(plain(*inputs(trainer)))
         expected = network.eval()(*inputs(trainer))
@@ -75,10 +75,12 @@ def test_at_first_it_draws_as_the_model_does(adapted: Callable[..., Config], tra
     there = Checkpoint.open(trained / "outputs").tensors()
     assert merged(trainer.model).keys() == there.keys()
     assert all(torch.equal(t, there[name]) for name, t in merged(trainer.model).items())
-    (said,) = [s for s in trainer.news if "LoRA" in s]
+    (said,) = [s for s in trainer.run.notes if "LoRA" in s]
     learn = [p for p in trainer.model.parameters() if p.requires_grad]
     assert f"{sum(p.numel() for p in learn):,} numbers learn" in said
-    owned = [p for o in trainer.optimizers.values() for g in o.param_groups for p in g["params"]]
+    owned = [
+        p for o in trainer.run.optimizers.values() for g in o.param_groups for p in g["params"]
+    ]
     assert {id(p) for p in owned} == {id(p) for p in learn}
 
 
@@ -86,7 +88,7 @@ def test_the_text_encoder_learns_along(adapted: Callable[..., Config], trained: 
     trainer = Trainer(adapted())
     rates = {
         name: group["rate_share"]
-        for optimizer in trainer.optimizers.values()
+        for optimizer in trainer.run.optimizers.values()
         for group in optimizer.param_groups
         for name, p in trainer.model.named_parameters()
         if any(p is own for own in group["params"])
@@ -119,7 +121,7 @@ def test_only_adapters_learn_and_the_merged_model_computes_the_same(
     for name, tensor in trainer.model.state_dict().items():
         if ".lora_" not in name:
             assert torch.equal(tensor, there[name.replace(".base_layer.", ".")]), name
-    before = build_model(trainer.config, trainer.reader.text_size).eval()
+    before = build_model(trainer.config, trainer.run.reader.text_size).eval()
     before.load_state_dict(there)
     with torch.no_grad():
         for now in computed_by_the_merged(trainer):
@@ -158,7 +160,7 @@ def test_peft_reads_the_adapter(adapted: Callable[..., Config], trained: Path) -
     trainer.train()
     newest = trainer.folder / "checkpoint-4"
     assert json.loads((newest / "adapter" / "adapter_config.json").read_text("utf-8"))["r"] == 3
-    plain = build_model(trainer.config, trainer.reader.text_size).eval()
+    plain = build_model(trainer.config, trainer.run.reader.text_size).eval()
     Checkpoint.open(trained / "outputs").load_weights(plain, averaged=True)
     x, t, ids = inputs(trainer)
     with torch.no_grad():

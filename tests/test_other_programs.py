@@ -151,8 +151,8 @@ def test_tiling_decodes_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @shows("text_encoder.max_length")
 def test_longer_captions_are_cut_to_max_length(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config("text_encoder.max_length=5"))
-    assert trainer.tokenizer is not None
-    assert trainer.tokenizer.encode(["a red circle above a green square"]).shape == (1, 5)
+    assert trainer.run.tokenizer is not None
+    assert trainer.run.tokenizer.encode(["a red circle above a green square"]).shape == (1, 5)
 
 
 @pytest.mark.parametrize("name", ["coco", "cub", "custom"])

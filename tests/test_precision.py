@@ -75,8 +75,8 @@ def test_fp16_on_a_processor_trains_in_what_it_has_and_says_so_once(
 ) -> None:
     processor()
     trainer = Trainer(tiny_config("training.mixed_precision=fp16"))
-    assert trainer.dtype == F32
-    assert trainer.update.scaler is None  # which only float16 needs
+    assert trainer.run.dtype == F32
+    assert trainer.run.update.scaler is None  # which only float16 needs
     trainer.train()
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
     assert sum("does not multiply float16 in hardware" in message for message in said) == 1

@@ -230,7 +230,7 @@ def test_settings_of_the_optimizer_can_change_on_resume(tiny_config: Callable[..
     run(tiny_config(eager))
     changed = tiny_config(eager, "optimizer.weight_decay=0.25", "optimizer.muon_momentum=0.5")
     trainer = Trainer(changed, resume="latest")
-    muon = trainer.optimizers["muon"]
+    muon = trainer.run.optimizers["muon"]
     assert {g["weight_decay"] for g in muon.param_groups} == {0.25}
     assert {g["momentum"] for g in muon.param_groups} == {0.5}
     assert all(state["momentum"].any() for state in muon.state.values())

@@ -207,14 +207,14 @@ def test_two_runs_in_one_folder_are_refused_while_one_of_them_runs(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     trainer = Trainer(tiny_config("training.max_steps=1"))
-    assert trainer.lock.path.is_file()
+    assert trainer.run.lock.path.is_file()
     command = [sys.executable, "-m", "limner", "train", *as_words(tiny_config())]
     second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert second.returncode == 2
     assert f"{tmp_path / 'run'} is in use: process " in second.stderr
     assert "or give this run another training.output_dir" in second.stderr
     trainer.train()
-    assert not trainer.lock.path.exists()
+    assert not trainer.run.lock.path.exists()
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-1"]
 
 

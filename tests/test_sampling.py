@@ -140,7 +140,7 @@ def test_each_picture_starts_from_the_noise_of_its_seed(
     draw(
         trainer.averaged,
         build_objective(config),
-        trainer.tokenizer,
+        trainer.run.tokenizer,
         ["a", "b", "c"],
         [5, 6, 5],
         config.sampling,
@@ -167,7 +167,7 @@ def test_the_text_is_read_once_and_the_picture_is_that_of_reading_it_at_each_ste
 
     def drawn() -> torch.Tensor:
         reads.clear()
-        objective, words = build_objective(config), trainer.tokenizer
+        objective, words = build_objective(config), trainer.run.tokenizer
         given = (PROMPTS, SEEDS, config.sampling, 16, 16)
         return draw(trainer.averaged, objective, words, *given)
 

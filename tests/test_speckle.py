@@ -95,7 +95,7 @@ def test_a_patch_wider_than_the_model_leaves_no_speckle_by_default(
     trainer.train()
     sampling = SamplingConfig(num_inference_steps=10, guidance_scale=1.0)
     drawn = draw(
-        trainer.averaged, trainer.objective, trainer.reader, ["a red circle"] * 4,
+        trainer.averaged, trainer.run.objective, trainer.run.reader, ["a red circle"] * 4,
         list(range(4)), sampling, 16, 16,
     )  # fmt: skip
     spread = float(255 / 2 * drawn.std(dim=(2, 3)).mean())

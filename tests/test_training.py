@@ -59,14 +59,14 @@ def test_gradients_are_clipped_and_their_true_norm_logged(
     tiny_config: Callable[..., Config],
 ) -> None:
     trainer = Trainer(tiny_config("optimizer.type=adamw", "training.max_grad_norm=0.5"))
-    update, norms = trainer.optimizers["adamw"].step, []
+    update, norms = trainer.run.optimizers["adamw"].step, []
 
     def step() -> None:
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
         norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
         update()
 
-    trainer.optimizers["adamw"].step = step  # type: ignore[method-assign, assignment]
+    trainer.run.optimizers["adamw"].step = step  # type: ignore[method-assign, assignment]
     trainer.train()
     assert norms == pytest.approx([0.5] * 6, rel=1e-4)
     assert min(event["grad_norm"] for event in events(trainer.folder, "train")) > 1
@@ -78,18 +78,18 @@ def test_the_average_is_that_of_the_weights_after_each_update(
     config = tiny_config("training.ema_decay=0.9", "training.ema_ramp=0.8")
     trainer = Trainer(config)
     expected = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    update, count = trainer.update_average, 0
+    update, count = trainer.run.update_average, 0
 
-    def update_average(images_per_step: int) -> None:
+    def update_average() -> None:
         nonlocal count
         count += 4
         decay = ema_decay(count, 4, 0.9, 0.8)
         assert 0.1 < decay <= 0.9
         for name, weights in trainer.model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * weights
-        update(images_per_step)
+        update()
 
-    trainer.update_average = update_average  # type: ignore[method-assign]
+    trainer.run.update_average = update_average  # type: ignore[method-assign]
     trainer.train()
     for name, average in trainer.averaged.state_dict().items():
         torch.testing.assert_close(average, expected[name])

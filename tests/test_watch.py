@@ -38,13 +38,13 @@ def test_the_held_out_loss_is_the_same_whenever_and_however_it_is_measured(
     tiny_config: Callable[..., Config],
 ) -> None:
     trainer = trained(tiny_config("scheduler.prediction_type=sample"))
-    grid, refused = FixedGrid.of(trainer.data.trained, trainer.tokenizer, 7)
+    grid, refused = FixedGrid.of(trainer.data.trained, trainer.run.tokenizer, 7)
     assert grid is not None
     assert refused == []
     assert len(grid.pictures) == len(grid.texts) == 7
 
     def measure(model: Any, batch_size: int) -> dict[str, float]:
-        return loss_by_level(model, trainer.objective, grid, batch_size, torch.device("cpu"))
+        return loss_by_level(model, trainer.run.objective, grid, batch_size, torch.device("cpu"))
 
     first = measure(trainer.averaged, 7)
     torch.manual_seed(5)
@@ -156,7 +156,7 @@ def test_every_line_is_json_even_where_fp16_overflows(tiny_config: Callable[...,
 def test_a_resumed_log_forgets_what_came_later_and_what_a_crash_cut_short(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    accelerator = Trainer(tiny_config()).accelerator
+    accelerator = Trainer(tiny_config()).run.accelerator
     log = RunLog(tmp_path, accelerator, resumed_at=0)
     for step in range(1, 6):
         log.write("train", step, loss=1.0 / step)

@@ -31,6 +31,8 @@ from limner.models import modern
 from limner.models.layers import patchify, run_blocks, unpatchify
 from limner.text.conditioning import EncodedText
 from limner.training import train_step, trainer
+from limner.training.batches import Batches
+from limner.training.run import Run
 
 # With the functions below, what a recipe can name.
 __all__ = [
@@ -88,25 +90,25 @@ def contrastive() -> None:
 
 def small_batches_first() -> None:
     """Half the batch in the first 40 % of the minutes: more updates while they are coarse."""
-    before = trainer.Trainer.next_batches
+    before = Batches.of_next_update
 
-    def next_batches(self: trainer.Trainer, say: Any = print) -> list[Any]:
+    def of_next_update(self: Batches, say: Any = print) -> list[Any]:
         batches = before(self, say)
-        minutes = self.config.training.max_minutes or 0
-        if self.state.seconds < 0.4 * 60 * minutes:
+        minutes = self.run.config.training.max_minutes or 0
+        if self.run.state.seconds < 0.4 * 60 * minutes:
             batches = [next(iter(batch.pieces(2))) for batch in batches]
         return batches
 
-    trainer.Trainer.next_batches = next_batches
+    Batches.of_next_update = of_next_update
 
 
 def coarse_first() -> None:
     """Pictures of half the side, a quarter of the tokens, in the first quarter of the minutes."""
-    before = trainer.Trainer.next_batches
+    before = Batches.of_next_update
 
-    def next_batches(self: trainer.Trainer, say: Any = print) -> list[Any]:
+    def of_next_update(self: Batches, say: Any = print) -> list[Any]:
         batches = before(self, say)
-        coarse = self.state.seconds < 0.25 * 60 * (self.config.training.max_minutes or 0)
+        coarse = self.run.state.seconds < 0.25 * 60 * (self.run.config.training.max_minutes or 0)
         # Not compiled while coarse: compiling for another size would cost more than it saves.
         torch.compiler.set_stance("force_eager" if coarse else "default")
         if coarse:
@@ -120,13 +122,13 @@ def coarse_first() -> None:
             ]
         return batches
 
-    trainer.Trainer.next_batches = next_batches
+    Batches.of_next_update = of_next_update
 
 
 def moving_times() -> None:
     """The mean of the times' logit moves from -1.2 (where is what?) to 0.3 (fine texture)."""
 
-    def mean(run: trainer.Trainer) -> float:
+    def mean(run: Run) -> float:
         minutes = run.config.training.max_minutes or 1
         return -1.2 + 1.5 * min(1.0, run.state.seconds / (60 * minutes))
 
@@ -135,16 +137,16 @@ def moving_times() -> None:
 
 def times_jump() -> None:
     """-0.8 until the learning rate begins to fall, then 0.2."""
-    _times(lambda run: 0.2 if run.update.moved else -0.8)
+    _times(lambda run: 0.2 if run.decay_progress else -0.8)
 
 
-def _times(mean: Callable[[trainer.Trainer], float]) -> None:
+def _times(mean: Callable[[Run], float]) -> None:
     plain, build = FlowPath.training_timesteps, trainer.Trainer.__init__
-    place: list[trainer.Trainer] = []
+    place: list[Run] = []
 
     def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
         build(self, *arguments, **named)
-        place.append(self)
+        place.append(self.run)
 
     def training_timesteps(self: FlowPath, u: Tensor, moved: float = 0.0) -> Tensor:
         return plain(dataclasses.replace(self, logit_mean=mean(place[0])), u)
@@ -176,11 +178,11 @@ def augmented() -> None:
         finally:
             hook.remove()
 
-    def loss(self: train_step.Update, batch: Any) -> Tensor:
+    def loss(self: train_step.Update, batch: Any, timesteps: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
         picture, told["how"] = transformed(batch.picture, generator)
         object.__setattr__(batch, "picture", picture)
-        return before(self, batch)
+        return before(self, batch, timesteps)
 
     modern.ModernDiT.__init__ = init
     modern.ModernDiT.forward = forward
@@ -226,7 +228,7 @@ def two_noise_levels() -> None:
     plain = modern.ModernDiT.forward
     second: dict[str, Tensor] = {}
 
-    def loss(self: train_step.Update, batch: Any) -> Tensor:
+    def loss(self: train_step.Update, batch: Any, timesteps: Tensor) -> Tensor:
         path = self.objective.path
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
         u = torch.rand(len(batch.u), generator=generator).clamp(1e-6, 1 - 1e-6)
@@ -309,7 +311,7 @@ def self_alignment() -> None:
         hidden = self.model.denoiser.hidden_size
         head = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         teacher.append(head)
-        self.optimizers["adamw"].add_param_group({"params": list(head.parameters())})
+        self.run.optimizers["adamw"].add_param_group({"params": list(head.parameters())})
         blocks = self.model.denoiser.blocks
 
         def watched(given: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
@@ -322,8 +324,8 @@ def self_alignment() -> None:
 
         modern.run_blocks = watched
 
-    def loss(self: train_step.Update, batch: Any) -> Tensor:
-        main = before(self, batch)
+    def loss(self: train_step.Update, batch: Any, timesteps: Tensor) -> Tensor:
+        main = before(self, batch, timesteps)
         path = self.objective.path
         t = path.training_timesteps(batch.u)
         less = (t - 0.1 * path.num_train_timesteps).clamp(min=1.0)
@@ -344,12 +346,12 @@ def routed() -> None:
     except in the last tenth of the minutes."""
     torch._dynamo.config.automatic_dynamic_shapes = False
     plain = modern.run_blocks
-    place: list[trainer.Trainer] = []
+    place: list[Run] = []
     build = trainer.Trainer.__init__
 
     def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
         build(self, *arguments, **named)
-        place.append(self)
+        place.append(self.run)
 
     def run(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
         state, minutes = place[0].state, place[0].config.training.max_minutes or 0

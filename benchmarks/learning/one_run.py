@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ class MarkedTrainer(Trainer):
 
     marks: list[float]
 
-    def update_average(self, images_per_step: int) -> None:
-        super().update_average(images_per_step)
+    def step(self, say: Callable[[str], None] = print) -> Any:
         while self.marks and self.state.seconds >= 60 * self.marks[0]:
             self.keep(self.marks.pop(0))
+        return super().step(say)
 
     def keep(self, minutes: float) -> None:
         path = self.folder / f"mark-{minutes:g}.pt"

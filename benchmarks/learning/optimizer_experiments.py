@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limner.training import optimizer, trainer
+from limner.training import optimizer
+from limner.training.run import Run
 
 
 def muon_3_iterations() -> None:
@@ -109,9 +110,9 @@ def schedule_free() -> None:
     optimizer.torch.optim.AdamW = lambda *a, fused=None, **k: ScheduleFreeAdamW(*a, **k)
 
     @torch.no_grad()
-    def update_average(self: trainer.Trainer, images_per_step: int) -> None:
+    def update_average(self: Run) -> None:
         states = self.optimizers["adamw"].state
         for averaged, p in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             averaged.copy_(states[p]["x"] if p in states else p)
 
-    trainer.Trainer.update_average = update_average
+    Run.update_average = update_average

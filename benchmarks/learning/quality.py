@@ -71,8 +71,8 @@ def drawn(trainer: Trainer, model: TextToImage, prompts: list[str]) -> Tensor:
         seeds = list(range(first, first + len(part)))
         made = draw(
             model,
-            trainer.objective,
-            trainer.reader,
+            trainer.run.objective,
+            trainer.run.reader,
             part,
             seeds,
             sampling,
@@ -102,11 +102,11 @@ def error_by_level(
     The same pictures, noise, and signal-to-noise ratios for every objective: a noise schedule of
     betas is asked at the timestep that has the ratio, with its picture scaled as it expects it.
     """
-    grid, _ = FixedGrid.of(pictures, trainer.inputs.words, count)
+    grid, _ = FixedGrid.of(pictures, trainer.run.inputs.words, count)
     assert grid is not None
     assert isinstance(grid.texts, Tensor)
     assert isinstance(grid.pictures, Tensor), "squares are compared"
-    objective: Objective = trainer.objective
+    objective: Objective = trainer.run.objective
     errors: dict[str, float] = {}
     for level in LEVELS:
         t = timestep_of(objective, level)

@@ -213,7 +213,7 @@ def test_a_run_passes_a_damaged_latent_over_and_says_so(tmp_path: Path, tiny_con
     words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2", "data.train_split=1"]
     words += [f"cache.folder='{tmp_path / 'cache'}'", "training.max_steps=12"]
     trainer = Trainer(tiny_config(*words))
-    assert trainer.inputs.trained  # computed, and opened
+    assert trainer.run.inputs.trained  # computed, and opened
     (folder,) = (tmp_path / "cache").glob("latents-*")
     path, header, begin = shard_of(folder)
     flip(path, begin + header["values"]["data_offsets"][0] + 3)

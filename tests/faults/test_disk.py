@@ -23,6 +23,7 @@ from limner.checkpoint.manifest import damage
 from limner.config import Config
 from limner.data import images
 from limner.errors import LimnerError
+from limner.training import batches
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -310,7 +311,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(tiny_config: Bu
 
     def kill_then(say: Any) -> Any:
         if trainer.state.step == 2:
-            for worker in trainer.batches._workers:  # type: ignore[attr-defined]
+            for worker in trainer.batches.loaded._workers:  # type: ignore[attr-defined]
                 os.kill(worker.pid, signal.SIGKILL)
             time.sleep(0.2)
         return step(say)
@@ -330,21 +331,21 @@ def test_workers_that_die_again_and_again_end_the_run_with_advice(
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
         yield
 
-    monkeypatch.setattr(trainer, "load", dead)
+    monkeypatch.setattr(batches, "load_batches", lambda run: dead())
     with pytest.raises(LimnerError, match=r"died 5 times in step 1 .*training\.num_workers=0"):
         trainer.train()
 
 
 def test_latents_that_are_no_numbers_are_refused(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
-    row = trainer.inputs.trained.rows[3]
-    tensor = trainer.inputs.trained.tensor
+    row = trainer.run.inputs.trained.rows[3]
+    tensor = trainer.run.inputs.trained.tensor
 
     def spoilt(position: int, flipped: bool = False) -> torch.Tensor:
         value = tensor(position, flipped)
         return value * np.nan if position == 3 else value
 
-    trainer.inputs.trained.tensor = spoilt  # type: ignore[method-assign]
+    trainer.run.inputs.trained.tensor = spoilt  # type: ignore[method-assign]
     trainer.train()
     (said,) = [m for m in messages(trainer.folder) if "passed over" in m]
     assert f"{row.key}: it holds numbers that are none" in said

@@ -19,6 +19,7 @@ from limner.inference import sampling
 from limner.models.dropout import PictureDropout, keep_mask, seed_dropout
 from limner.training.batch_size import settle_batch
 from limner.training.monitor import heldout, monitor, previews
+from limner.training.saving import contents_of
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -50,18 +51,18 @@ def test_a_step_is_taken_again_in_smaller_parts(
     def full(size: int) -> bool:  # room for three pictures at a time from the third step on
         return trainer.state.step >= 2 and size > 3
 
-    loss = trainer.update.loss
+    loss = trainer.run.update.loss
 
-    def measured(batch: Any) -> torch.Tensor:
+    def measured(batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
         if where == "forward" and full(len(batch)):
             raise error
         sizes.append(len(batch))
-        losses = loss(batch)
+        losses = loss(batch, timesteps)
         if where == "backward" and full(len(batch)):
             losses.register_hook(_raise(error))
         return losses
 
-    monkeypatch.setattr(trainer.update, "loss", measured)
+    monkeypatch.setattr(trainer.run.update, "loss", measured)
     trainer.train()
     assert [size for size in sizes if size <= 3] == [2] * 16  # four steps of four parts
     assert trainer.state.pieces == 4
@@ -89,7 +90,7 @@ def _raise(error: Exception) -> Callable[[torch.Tensor], None]:
 
 def test_another_error_is_not_taken_for_short_memory(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
-    trainer.update.loss = lambda batch: _raise(RuntimeError("shapes do not fit"))(batch.u)  # type: ignore
+    trainer.run.update.loss = lambda batch, _: _raise(RuntimeError("shapes do not fit"))(batch.u)  # type: ignore
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         trainer.train()
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
@@ -99,7 +100,7 @@ def test_another_error_is_not_taken_for_short_memory(tiny_config: Build) -> None
 
 def test_not_even_one_picture(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
-    trainer.update.loss = lambda batch: _raise(OUT)(batch.u)  # type: ignore
+    trainer.run.update.loss = lambda batch, _: _raise(OUT)(batch.u)  # type: ignore
     with pytest.raises(LimnerError, match=r"with one picture at a time .*gradient_checkpointing"):
         trainer.train()
 
@@ -110,7 +111,7 @@ def test_memory_that_runs_out_in_the_optimizer(at: int, tiny_config: Build) -> N
     config = tiny_config(*SETTINGS)
     whole = run(elsewhere(config, "whole"))
     trainer = Trainer(config)
-    (optimizer,) = trainer.optimizers.values()
+    (optimizer,) = trainer.run.optimizers.values()
     step, failures = optimizer.step, []
 
     def half(*_: Any) -> None:
@@ -131,7 +132,7 @@ def test_memory_that_runs_out_in_the_optimizer(at: int, tiny_config: Build) -> N
 
 def test_memory_that_runs_out_there_twice_ends_the_run(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config(*SETTINGS))
-    (optimizer,) = trainer.optimizers.values()
+    (optimizer,) = trainer.run.optimizers.values()
     step = optimizer.step
 
     def fails(*_: Any) -> None:
@@ -199,9 +200,9 @@ def test_no_room_for_a_copy_saves_without_one(
 
 def test_what_is_saved_is_what_was_when_saving_began(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
-    trainer.batches = trainer.load()
+    trainer.batches.restart()
     trainer.step()
-    contents = trainer.contents().copied()
+    contents = contents_of(trainer.run).copied()
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.step()
     assert all(torch.equal(contents.model[name], before[name]) for name in before)

@@ -12,6 +12,7 @@ from test_resume import differing, elsewhere, run
 from limner.checkpoint.folder import checkpoints, load_tensors
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.training.batches import load_batches
 from limner.training.monitor.learning_curve import Spikes
 from limner.training.monitor.nonfinite import diagnose
 from limner.training.train_step import Update
@@ -22,10 +23,10 @@ Build = Callable[..., Config]
 
 def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> Trainer:
     """The loss or its gradient is no number at these steps (counted from 0)."""
-    loss = trainer.update.loss
+    loss = trainer.run.update.loss
 
-    def spoilt(batch: Any) -> torch.Tensor:
-        losses = loss(batch)
+    def spoilt(batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
+        losses = loss(batch, timesteps)
         if steps(trainer.state.step):
             if how == "gradient":
                 losses.register_hook(lambda gradient: gradient * math.inf)
@@ -35,7 +36,7 @@ def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> 
                 return losses * float(how)
         return losses
 
-    trainer.update.loss = spoilt  # type: ignore[method-assign]
+    trainer.run.update.loss = spoilt  # type: ignore[method-assign]
     return trainer
 
 
@@ -145,17 +146,21 @@ def test_a_second_time_the_run_ends_with_a_diagnosis(tiny_config: Build) -> None
 @pytest.fixture
 def parts(tiny_config: Build) -> tuple[Update, Any]:
     trainer = Trainer(tiny_config())
-    batches = trainer.load()
+    batches = load_batches(trainer.run)
     batch = next(batches)
     for _ in range(2):  # a fresh model's last layer is zero, and stops every gradient
-        trainer.batches = trainer.load()
-        trainer.set_learning_rate()
+        trainer.batches.restart()
+        trainer.run.set_learning_rate()
         trainer.step()
-    return trainer.update, batch
+    return trainer.run.update, batch
+
+
+def losses_of(update: Update) -> Callable[[Any], torch.Tensor]:
+    return lambda batch: update.loss(batch, update.timesteps(batch))
 
 
 def said_of(update: Update, batch: Any) -> str:
-    return diagnose(update.model, update.loss, batch, torch.float32)
+    return diagnose(update.model, losses_of(update), batch, torch.float32)
 
 
 def test_it_names_a_weight(parts: tuple[Update, Any]) -> None:
@@ -201,7 +206,7 @@ def test_it_says_when_the_fault_does_not_repeat(parts: tuple[Update, Any]) -> No
 def test_float16_is_told_of_its_range(parts: tuple[Update, Any]) -> None:
     update, batch = parts
     assert "bf16 or no (float16 ends at 65,504)" in diagnose(
-        update.model, update.loss, batch, torch.float16
+        update.model, losses_of(update), batch, torch.float16
     )
 
 

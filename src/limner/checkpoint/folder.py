@@ -64,7 +64,8 @@ class Weighted(Protocol):
 
 @dataclass
 class TrainingState:
-    """How far a run is. What can be computed from these is not stored."""
+    """How far a run is, changed by its own methods alone. What can be computed from these is not
+    stored."""
 
     step: int = 0
     images: int = 0
@@ -81,6 +82,34 @@ class TrainingState:
     skipped_in_a_row: int = 0
     rolled_back_at: int | None = None
     """Step at which the weights last went back to a checkpoint, too many being skipped in a row."""
+
+    def advance(self, images: int, seconds: float) -> None:
+        """Count an update of so many pictures, at so many seconds of the run."""
+        self.step += 1
+        self.images += images
+        self.seconds = seconds
+
+    def count_skipped(self, skipped: bool) -> None:
+        """Whether the update that is under way leaves the weights as they are."""
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def split_micro_batches(self) -> None:
+        """From here on each goes through the model in twice as many parts."""
+        self.pieces *= 2
+
+    def end_at(self, total_steps: int, decay_start: int) -> None:
+        self.total_steps, self.decay_start = total_steps, decay_start
+
+    def rewind(self, before: TrainingState) -> None:
+        """Back to an earlier step, whose updates are done again. The time that passed has passed,
+        and memory is as short as it is."""
+        for name in ("step", "images", "skipped", "skipped_in_a_row", "rolled_back_at"):
+            setattr(self, name, getattr(before, name))
+
+    def note_roll_back(self) -> None:
+        """The weights are older ones; the count of pictures goes on."""
+        self.rolled_back_at, self.skipped_in_a_row = self.step, 0
 
     @classmethod
     def read(cls, path: Path) -> TrainingState:

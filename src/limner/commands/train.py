@@ -43,11 +43,11 @@ def run(options: argparse.Namespace) -> None:
         options.config, options.overrides
     )
     trainer = Trainer(config, resume=options.resume)
-    trainer.say(f"data: {trainer.data.set.description}")  # how it was understood
-    main = trainer.accelerator.is_main_process
+    trainer.run.say(f"data: {trainer.data.set.description}")  # how it was understood
+    main = trainer.run.accelerator.is_main_process
     with run_lock(trainer.folder) if main else contextlib.nullcontext():
         trainer.train()
-        trainer.accelerator.end_training()
+        trainer.run.accelerator.end_training()
         if not main:
             return
         seconds = drawing_time(trainer.state.seconds)

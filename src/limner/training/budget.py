@@ -60,7 +60,7 @@ class Budget:
         """Updates that the settings ask for, if they do."""
         if steps is not None:
             decay = round(steps * self.schedule.decay_share)
-            state.total_steps, state.decay_start = steps, steps - decay
+            state.end_at(steps, steps - decay)
 
     def elapsed(self) -> float:
         """Seconds of this run, those before a resume included."""
@@ -68,12 +68,11 @@ class Budget:
 
     def step_done(self, seconds: float) -> None:
         """Count one update that took so long."""
-        self.state.step += 1
-        self.state.images += self.images_per_step
-        self.state.seconds = self.elapsed()
+        elapsed = self.elapsed()
         if self.seconds and self.accelerator.num_processes > 1:
             # One clock for all: they have to agree on when the run ends.
-            (self.state.seconds,) = broadcast_object_list([self.state.seconds])
+            (elapsed,) = broadcast_object_list([elapsed])
+        self.state.advance(self.images_per_step, elapsed)
         self.step_seconds.append(seconds)
         self.times.append(self.state.seconds)
         if self.seconds and len(self.step_seconds) >= COMPILING and self._is_due():
@@ -109,11 +108,10 @@ class Budget:
         down = self._fallen(state.step)
         if down > 0 or state.total_steps is None:
             # The line to the new end through where the rate is now; it may begin before the run.
-            state.decay_start = round((state.step - down * total) / (1 - down))
+            begin = round((state.step - down * total) / (1 - down))
         else:
-            decay = round(total * self.schedule.decay_share)
-            state.decay_start = max(state.step, total - decay)
-        state.total_steps = total
+            begin = max(state.step, total - round(total * self.schedule.decay_share))
+        state.end_at(total, begin)
 
     def _fallen(self, step: int) -> float:
         return fallen(self.schedule, step, self.state.total_steps, self.state.decay_start)

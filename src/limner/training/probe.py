@@ -95,20 +95,20 @@ def measure(config: Config) -> dict[str, Any]:
             }
         )
         trainer = Trainer(config)
-        trainer.inputs = made_up_inputs(trainer)
-        cuda = trainer.device.type == "cuda"
+        trainer.run.inputs = made_up_inputs(trainer)
+        cuda = trainer.run.device.type == "cuda"
         trainer.train()
         (speed,) = (e for e in read_log(Path(folder) / "log.jsonl") if e["kind"] == "speed")
         weights = list(trainer.model.parameters())
         states = [
             value
-            for optimizer in trainer.optimizers.values()
+            for optimizer in trainer.run.optimizers.values()
             for state in optimizer.state.values()
             for value in state.values()
             if isinstance(value, Tensor)
         ]
         checkpoint = sum(f.stat().st_size for f in Path(folder).glob("checkpoint-*/**/*"))
-        peak = torch.cuda.max_memory_reserved(trainer.device) if cuda else peak_resident()
+        peak = torch.cuda.max_memory_reserved(trainer.run.device) if cuda else peak_resident()
         denoiser = sum(p.numel() for p in trainer.model.denoiser.parameters())
         return {
             "batch_size": config.training.micro_batch_size,
@@ -131,7 +131,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 def made_up_inputs(trainer: Trainer) -> Inputs:
     """The trainer's inputs, made up where they would have to be computed first."""
-    config, parts, data = trainer.config, trainer.parts, trainer.data
+    config, parts, data = trainer.config, trainer.run.parts, trainer.data
     trained: Any = data.trained
     held_out: Any = data.held_out
     if isinstance(parts.space, LatentSpace):
@@ -139,7 +139,7 @@ def made_up_inputs(trainer: Trainer) -> Inputs:
         shape = (parts.space.channels, side, side)
         trained = MadeUpLatents(data.trained.rows, shape)
         held_out = MadeUpLatents(data.held_out.rows, shape)
-    words: Any = trainer.tokenizer
+    words: Any = trainer.run.tokenizer
     if parts.reader is not None:
         rows = data.trained.rows
         sample = [c for r in rows[:: max(1, len(rows) // SAMPLE)] for c in r.captions]
@@ -150,22 +150,22 @@ def made_up_inputs(trainer: Trainer) -> Inputs:
 
 def encoding(trainer: Trainer) -> dict[str, float]:
     """Seconds that a picture and a caption take to encode once, and the bytes they are kept in."""
-    config, parts = trainer.config, trainer.parts
-    dtype = part_precision(trainer.dtype)
+    config, parts = trainer.config, trainer.run.parts
+    device, dtype = trainer.run.device, part_precision(trainer.run.dtype)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     found: dict[str, float] = {}
     if isinstance(parts.space, LatentSpace):
         size = config.data.image_size
         side = size // parts.space.downsampling
-        parts.space.load(trainer.device, dtype)
+        parts.space.load(trainer.run.device, dtype)
         found["latent_bytes"] = parts.space.channels * side * side * stored.itemsize
         found["seconds_per_picture"] = _seconds(
-            lambda: parts.space.encode(torch.zeros(1, 3, size, size, device=trainer.device)).cpu()
+            lambda: parts.space.encode(torch.zeros(1, 3, size, size, device=device)).cpu()
         )
         parts.space.unload()
     if parts.reader is not None:
         caption = trainer.data.trained.rows[0].captions[0]
-        parts.reader.load(trainer.device, dtype)
+        parts.reader.load(trainer.run.device, dtype)
         length = min(parts.reader.length(caption), parts.reader.max_length) + 1
         found["caption_bytes"] = length * parts.reader.width * stored.itemsize
         found["seconds_per_caption"] = _seconds(lambda: parts.reader.rows([caption]))

@@ -75,21 +75,25 @@ class Update:
         self.max_grad_norm = config.training.max_grad_norm
         self.dropout = config.model.dropout > 0 or config.lora.dropout > 0
         self.balance = LevelBalance(config.scheduler.level_balance or 0.0, device)
-        self.moved = 0.0
-        """How far the training times have moved to those of the end, 0 to 1."""
         self.state, self.device, self.dtype = state, device, dtype
         self.sharded = any(map(is_shard, model.parameters()))
 
     def __call__(
-        self, batches: Sequence[Batch], say: Callable[[str], None] = console.say
+        self,
+        batches: Sequence[Batch],
+        progress: float = 0.0,
+        say: Callable[[str], None] = console.say,
     ) -> Updated:
         """One update from these micro-batches.
+
+        Args:
+            progress: how far the training times have moved to those of the end, 0 to 1.
 
         Raises:
             LimnerError: not even one picture fits into memory.
             HalfDone, ShortOfMemory: see there.
         """
-        loss = self.gradients_within_memory(batches, say)
+        loss = self.gradients_within_memory(batches, progress, say)
         average_gradients(self.model.parameters())
         if self.scaler:
             for optimizer in self.optimizers.values():
@@ -104,8 +108,7 @@ class Update:
         if self.scaler:  # which learns from updates that were left out, too
             self.scaler.update()
         self.forget_gradients()
-        self.state.skipped += skipped
-        self.state.skipped_in_a_row = self.state.skipped_in_a_row + 1 if skipped else 0
+        self.state.count_skipped(skipped)
         return Updated(loss, norm, skipped)
 
     def is_good(self, loss: float, norm: float) -> bool:
@@ -114,13 +117,13 @@ class Update:
         return math.isfinite(loss) and (math.isfinite(norm) or searching)
 
     def gradients_within_memory(
-        self, batches: Sequence[Batch], say: Callable[[str], None]
+        self, batches: Sequence[Batch], progress: float, say: Callable[[str], None]
     ) -> float:
         """Fill the parameters' gradients; the mean loss. In smaller parts if memory runs out."""
         while True:
             loss, reason = math.nan, ""
             try:
-                loss = float(self.gradients(batches))
+                loss = float(self.gradients(batches, progress))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -138,7 +141,7 @@ class Update:
                     "training.gradient_checkpointing=true, or training.mixed_precision=bf16 "
                     "(limner estimate says what fits)"
                 )
-            self.state.pieces *= 2
+            self.state.split_micro_batches()
             size = -(-largest // self.state.pieces)
             if self.sharded:
                 raise ShortOfMemory(
@@ -153,7 +156,7 @@ class Update:
                 f"{sum(map(len, batches))}"
             )
 
-    def gradients(self, batches: Sequence[Batch]) -> Tensor:
+    def gradients(self, batches: Sequence[Batch], progress: float) -> Tensor:
         """Add each part's share to the gradients; the mean loss, not waited for."""
         self.model.train()
         total = torch.zeros((), device=self.device)
@@ -161,26 +164,24 @@ class Update:
         for batch in batches:
             for piece in batch.pieces(self.state.pieces):
                 here = piece.to(self.device)
-                losses, levels = self.loss(here), self.levels(here)
+                timesteps = self.timesteps(here, progress)
+                losses = self.loss(here, timesteps)
+                levels = timesteps / self.objective.path.num_train_timesteps
                 loss = (losses * self.balance.weights(levels)).sum() / pictures
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
                 self.balance.see(levels, losses)
                 total += losses.detach().sum() / pictures
         return total
 
-    def timesteps(self, batch: Batch) -> Tensor:
-        return self.objective.path.training_timesteps(batch.u, self.moved)
+    def timesteps(self, batch: Batch, progress: float = 0.0) -> Tensor:
+        """[B]: at which noise each picture is learned from."""
+        return self.objective.path.training_timesteps(batch.u, progress)
 
-    def levels(self, batch: Batch) -> Tensor:
-        """Timesteps [B] as shares of the whole, 0 to 1."""
-        return self.timesteps(batch) / self.objective.path.num_train_timesteps
-
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, timesteps: Tensor) -> Tensor:
         """From pictures (or latents) to their losses [B]: noised at their times, predicted,
         compared."""
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
-        timesteps = self.timesteps(batch)
         x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
         with self.autocast():
             output = self.model(x_t, timesteps, batch.text)

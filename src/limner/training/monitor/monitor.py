@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from limner import device as devices
-from limner.config import Config
 from limner.config.defaults import noise_floor
 from limner.data.dataset import Refused
 from limner.data.examples import warn_of_long_captions
-from limner.data.open import Data
 from limner.data.verify import check_share_refused
-from limner.diffusion.objective import Objective
 from limner.metrics.memorisation import COPIES
-from limner.pretrained.components import Parts
-from limner.pretrained.text_encoder import PretrainedText
 from limner.redaction import places_of, redact_urls
-from limner.text.tokenizer import CaptionTokenizer
 from limner.training.budget import COMPILING, Budget
-from limner.training.ema import Average
 from limner.training.folder import write_config
-from limner.training.inputs import Inputs
 from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean
 from limner.training.monitor.learning_curve import Spikes, advise, best_of, measurements
 from limner.training.monitor.machine_share import MachineShare, Shared
@@ -36,6 +26,7 @@ from limner.training.monitor.memorisation_check import copying
 from limner.training.monitor.previews import preview_prompts, preview_sizes, save_preview
 from limner.training.monitor.progress import Progress
 from limner.training.monitor.run_log import RunLog, read_log
+from limner.training.run import Run
 from limner.training.train_step import Updated
 
 
@@ -45,31 +36,20 @@ class Watch:
     Only the main process says, draws, or writes anything.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        data: Data,
-        inputs: Inputs,
-        parts: Parts,
-        reader: CaptionTokenizer | PretrainedText,
-        objective: Objective,
-        average: Average,
-        dtype: torch.dtype,
-        accelerator: Accelerator,
-        budget: Budget,
-        news: Sequence[str] = (),
-    ) -> None:
-        self.config, self.data, self.set, self.inputs = config, data, data.set, inputs
-        self.space, self.reader = parts.space, reader
-        self.objective, self.average, self.dtype = objective, average, dtype
-        self.averaged = average.model
-        self.accelerator, self.budget, self.state = accelerator, budget, budget.state
-        self.folder = Path(config.training.output_dir)
-        self.main = accelerator.is_main_process
+    def __init__(self, run: Run, budget: Budget) -> None:
+        self.run, self.budget = run, budget
+        config, accelerator = run.config, run.accelerator
+        self.config, self.data, self.set, self.inputs = config, run.data, run.data.set, run.inputs
+        self.space, self.reader = run.parts.space, run.reader
+        self.objective, self.average, self.dtype = run.objective, run.average, run.dtype
+        self.averaged = run.averaged
+        self.accelerator, self.state = accelerator, run.state
+        self.main = run.is_main
+        self.folder = run.folder
         places = places_of(config.model_dump())
         self.log = RunLog(self.folder, accelerator, self.state.step, places)
         self.progress = Progress(enabled=self.main)
-        self.news = news
+        self.news = list(run.notes)
         self.heldout_loss: float | None = None
         self.verdict = ""
         self.loss_sum = self.norm_sum = 0.0
@@ -85,7 +65,7 @@ class Watch:
     def __enter__(self) -> Watch:
         if self.main:
             if said := write_config(self.folder, self.config):
-                self.news = [*self.news, said]
+                self.news.append(said)
             self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
@@ -275,6 +255,12 @@ class Watch:
             if verdict == "memorising":
                 self.try_to(self.look_for_copies, "copies were not looked for")
         self.verdict = verdict
+
+    def finish(self) -> None:
+        """What is said at the end of a run."""
+        self.count_jumps()
+        self.point_to_the_best()
+        self.write_speed()
 
     def count_jumps(self) -> None:
         """At the end: how often the loss jumped, if more than the once that was said."""

@@ -1,0 +1,91 @@
+"""The batches of a run from where it stands, loaded ahead by other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from limner import console
+from limner.data.examples import Batch, TrainingExamples
+from limner.data.open import training_order
+from limner.data.order import CountBatches
+from limner.errors import LimnerError
+from limner.training.run import Run
+from limner.training.stopping import leave_signals_to_the_main_process, quiet_about_workers
+
+MOST_WORKER_DEATHS = 5
+
+
+class Batches:
+    """A context manager; leaving it ends the processes that load.
+
+    Which pictures a batch has, their captions, and their noise follow from the run's image count
+    and seed alone, so that loading can begin anew at any update.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.loaded: Iterator[Batch] = iter(())
+
+    def __enter__(self) -> Batches:
+        self.restart()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loaded = iter(())  # ends the workers
+
+    def restart(self) -> None:
+        """Go on with the pictures that follow those which the run has counted."""
+        self.loaded = load_batches(self.run)
+
+    def of_next_update(self, say: Callable[[str], None] = console.say) -> list[Batch]:
+        """Its micro-batches; the same again if a worker dies over them.
+
+        Raises:
+            LimnerError: workers die over them again and again.
+        """
+        for _ in range(MOST_WORKER_DEATHS):
+            try:
+                accumulation = self.run.config.training.gradient_accumulation_steps
+                return [next(self.loaded) for _ in range(accumulation)]
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                say(f"a process that loads pictures died and is replaced ({reason})")
+                self.restart()
+        raise LimnerError(
+            f"processes that load pictures died {MOST_WORKER_DEATHS} times in step "
+            f"{self.run.state.step + 1} ({reason}); if memory is short set training.num_workers=0"
+        )
+
+
+def load_batches(run: Run) -> Iterator[Batch]:
+    """The micro-batches from here on, without end."""
+    settings, data, processes = run.config.training, run.config.data, run.accelerator.num_processes
+    examples = TrainingExamples(
+        run.inputs.trained,
+        run.inputs.words,
+        settings.seed,
+        settings.caption_dropout,
+        data.main_caption_share,
+        data.horizontal_flip,
+        training_order(run.data, run.config, processes, run.state.images),
+        run.data.trained.buckets,
+    )
+    counts = CountBatches(
+        run.state.images, settings.micro_batch_size, processes, run.accelerator.process_index
+    )
+    loader: DataLoader[Any] = DataLoader(
+        examples,
+        batch_sampler=counts,
+        num_workers=settings.num_workers,
+        prefetch_factor=settings.prefetch_factor if settings.num_workers else None,
+        collate_fn=Batch.of,
+        pin_memory=run.device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
+    with quiet_about_workers():
+        return iter(loader)

@@ -1,0 +1,35 @@
+"""torch.compile, where it works: each kind of block once, whose instances share the code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from limner import device as devices
+from limner.models.shape_log import log_shapes
+from limner.training.run import Run
+
+log = logging.getLogger("limner")
+
+
+def compile_model(run: Run, say: Callable[[str], None]) -> None:
+    """Compile the blocks and the last layer of the run's model, or say why not."""
+    if log.isEnabledFor(logging.DEBUG):
+        log_shapes(run.model)  # compiled code has no place for its hooks
+        return
+    if not run.config.training.compile_model:
+        return
+    if reason := devices.why_not_compile(run.device):
+        say(f"torch.compile is off, the run is slower for it: {reason}")
+        return
+    if run.config.data.buckets:
+        devices.allow_shapes(len(run.config.data.buckets))
+    for part in (run.model.denoiser, run.model.text_encoder):
+        for block in getattr(part, "blocks", []):
+            if run.sharded:  # bringing the weights together stays outside
+                block.forward = torch.compile(block.forward)
+            else:
+                block.compile()
+    run.model.denoiser.final_layer.compile()

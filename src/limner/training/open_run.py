@@ -1,0 +1,252 @@
+"""From a configuration to a run that can train: every stage, in its order.
+
+The order is a contract. The pretrained parts complete the configuration, and a checkpoint may have
+chosen what it leaves open (`auto`), so both come before anything is sized by it; the folder is ours
+before anything is written into it; the data come before the words that are learned from captions,
+and the words before the model whose embedding they size; the average is taken of the whole model,
+before it is sharded; the optimizers are made after, from what each process holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from limner import console
+from limner import device as devices
+from limner.checkpoint.folder import Checkpoint, TrainingState
+from limner.checkpoint.manifest import finish_interrupted
+from limner.config import Config
+from limner.config.defaults import changed
+from limner.config.notes import notes as notes_of
+from limner.data.open import Data, open_data, with_buckets
+from limner.data.own_folder import keep_apart, keep_out_of_links
+from limner.data.row_fingerprints import fingerprints_of
+from limner.data.verify import check_share_refused
+from limner.diffusion.objective import build_objective
+from limner.distributed.accelerator import open_accelerator
+from limner.distributed.fsdp import noted_pieces, shard_model
+from limner.distributed.processes import done_by_one
+from limner.files.folder_lock import FolderLock
+from limner.files.output_folders import is_training_run
+from limner.pretrained.components import Parts, open_parts
+from limner.text.tokenizer import CaptionTokenizer
+from limner.training.batch_size import pictures_that_fit, settle_batch
+from limner.training.ema import Average
+from limner.training.first_weights import first_model
+from limner.training.folder import check_run_folder, run_lock
+from limner.training.init_from import lineage_of, open_origin, words_of
+from limner.training.lora import check_installed
+from limner.training.monitor.run_log import list_refused
+from limner.training.monitor.trackers import check_trackers
+from limner.training.optimizer import build_optimizers
+from limner.training.restore import restore_newest
+from limner.training.resume import check_rows, find_resume
+from limner.training.run import Run, is_sharded
+from limner.training.train_step import Update
+
+
+def open_run(config: Config, resume: str | Path | None = None) -> Run:
+    """Everything as it is at the step from which the run goes on.
+
+    Args:
+        config: from `load_config`.
+        resume: as of `limner.training.trainer.Trainer`.
+
+    Raises:
+        LimnerError: for bad data, a missing or foreign checkpoint, or settings that need parts
+            which are not there.
+    """
+    check_installed(config)
+    check_trackers(config)
+    parts = open_parts(config)
+    accelerator = open_accelerator(config)
+    folder = Path(parts.config.training.output_dir)
+    lock = run_lock(folder)
+    try:
+        done_by_one(accelerator.is_main_process, lambda: take_folder(folder, lock, parts.config))
+        return _open(parts, accelerator, folder, lock, resume)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _open(
+    parts: Parts,
+    accelerator: Accelerator,
+    folder: Path,
+    lock: FolderLock,
+    resume: str | Path | None,
+) -> Run:
+    # ---- where the run goes on, and what its configuration says in full
+    wanted = str(parts.config.training.resume if resume is None else resume)
+    checkpoint, notes = find_resume(resume, parts.config)
+    state = checkpoint.state if checkpoint else TrainingState()
+    config, said = settle(parts.config, checkpoint, accelerator)
+    notes += said
+
+    # ---- device and precision
+    device = accelerator.device
+    devices.keep_freed_memory()
+    precision = config.training.mixed_precision
+    dtype = devices.choose_precision(precision, device)
+    notes += notes_of(config)
+    if note := devices.precision_note(precision, device, "training.mixed_precision"):
+        notes.append(note)
+
+    # ---- data
+    say = console.say if accelerator.is_main_process else _to_nobody
+    data = open_data(config, say, parts.unit)
+    config = with_buckets(config, data)
+    notes += data.said
+    check_data(folder, data, config, accelerator.is_main_process)
+    rows = WrittenRows()
+    done_by_one(
+        accelerator.is_main_process, lambda: rows.look_at(data, checkpoint, wanted == "auto")
+    )
+    notes += rows.notes
+
+    # ---- words, model, average
+    origin = None if checkpoint else open_origin(config)
+    if checkpoint:
+        tokenizer = checkpoint.tokenizer
+    else:
+        tokenizer = words_of(origin, config) or learn_words(config, parts, data)
+    reader = parts.reader or tokenizer
+    assert reader is not None
+    sharded = is_sharded(config, accelerator)
+    at_first = torch.device("cpu") if sharded else device
+    model, said = first_model(config, tokenizer, reader.text_size, origin, at_first)
+    notes += said
+    average = Average(model)
+    if sharded:
+        shard_model(model, device, dtype)
+        average.shard(model, accelerator.is_main_process)
+        recall_pieces(state, folder, config)
+
+    # ---- optimizers, and all of it as the checkpoint has it
+    run = Run(
+        config=config,
+        folder=folder,
+        lock=lock,
+        accelerator=accelerator,
+        device=device,
+        dtype=dtype,
+        parts=parts,
+        data=data,
+        rows=rows.fingerprints,
+        lineage=lineage_of(config, origin, checkpoint),
+        tokenizer=tokenizer,
+        objective=(objective := build_objective(config)),
+        model=model,
+        average=average,
+        update=Update(
+            model,
+            objective,
+            build_optimizers(model, config),
+            torch.amp.GradScaler(device.type) if dtype == torch.float16 else None,
+            config,
+            state,
+            device,
+            dtype,
+        ),
+        state=state,
+        notes=notes,
+    )
+    if checkpoint:
+        run.notes += restore_newest(run, checkpoint, named=wanted not in ("auto", "latest"))
+    return run
+
+
+def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:
+    """Nobody else writes into the run's folder from here on, and it is in order."""
+    if not is_training_run(folder):
+        keep_apart(folder, config, "training.output_dir")
+    check_run_folder(folder)
+    lock.acquire()
+    finish_interrupted(folder)
+
+
+def settle(
+    config: Config, checkpoint: Checkpoint | None, accelerator: Accelerator
+) -> tuple[Config, list[str]]:
+    """The configuration with its batch as numbers, and the checkpoint's where `auto` found them;
+    and what is to be said of that."""
+    notes: list[str] = []
+    earlier = checkpoint.config.training if checkpoint else None
+    processes = accelerator.num_processes
+
+    def fits(config: Config) -> int:
+        if earlier:
+            return earlier.micro_batch_size
+        found = [pictures_that_fit(config) if accelerator.is_main_process else 0]
+        return (broadcast_object_list(found) if processes > 1 else found)[0]
+
+    auto = config.training.batch_size == "auto"
+    config = settle_batch(config, processes, fits)
+    if auto:
+        size = config.training.micro_batch_size
+        notes.append(f"training.batch_size: {size} pictures at a time, as auto chose")
+    if checkpoint is None:
+        return config, notes
+    if config.data.buckets == "auto":
+        config = changed(config, data=changed(config.data, buckets=checkpoint.config.data.buckets))
+    if (state := checkpoint.state).step:
+        if config.training.batch_size != checkpoint.config.training.batch_size:
+            state.pieces = 1
+        size = config.training.micro_batch_size * processes
+        now = size * config.training.gradient_accumulation_steps
+        before = checkpoint.pictures_per_update()
+        if before != now:
+            notes.append(
+                f"an update takes {now} pictures from here on, and took {before} before: it is "
+                "no longer the same run (training.effective_batch_size keeps it)"
+            )
+    return config, notes
+
+
+def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
+    """Raises LimnerError if the run would write into its data, or too many rows cannot be used."""
+    if not is_training_run(folder):
+        keep_out_of_links(folder, data.set, "training.output_dir")
+    if main:  # before their number may end the run
+        list_refused(folder, data.set.refused)
+    check_share_refused(len(data.set.refused), len(data.set.rows), config)
+
+
+@dataclass
+class WrittenRows:
+    """Which rows are trained, as checkpoints write it down, and whether they changed."""
+
+    fingerprints: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def look_at(self, data: Data, checkpoint: Checkpoint | None, auto: bool) -> None:
+        self.fingerprints = fingerprints_of(data.set, data.trained.rows)
+        if checkpoint:
+            self.notes += check_rows(checkpoint, self.fingerprints, auto)
+
+
+def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:
+    """The built-in tokenizer, from the trained captions."""
+    text = config.text_encoder
+    if parts.reader is not None:
+        return None
+    assert text.max_length
+    captions = (c for row in data.trained.rows for c in row.captions)
+    return CaptionTokenizer.learn(captions, text.vocab_size, text.max_length)
+
+
+def recall_pieces(state: TrainingState, folder: Path, config: Config) -> None:
+    """Take micro-batches in as many parts as an earlier start found that they must be."""
+    noted = [noted_pieces(folder, config.training.micro_batch_size)]
+    state.pieces = max(state.pieces, broadcast_object_list(noted)[0])
+
+
+def _to_nobody(text: str) -> None:
+    """What other processes than the main one say."""

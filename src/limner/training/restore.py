@@ -1,0 +1,66 @@
+"""A run as a checkpoint has it, or as it was at its start."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from limner.checkpoint.folder import Checkpoint, TrainingState, fit_weights, newest_good, step_of
+from limner.errors import LimnerError
+from limner.training.first_weights import first_model
+from limner.training.init_from import open_origin
+from limner.training.lora import load_checkpoint
+from limner.training.run import Run
+from limner.training.train_step import stateful
+
+
+def restore(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Weights, their average, and the optimizers from a checkpoint, or as at the start. The
+    `state` of the run stays as it is."""
+    if checkpoint:
+        if run.config.lora.rank is not None:
+            load_checkpoint(checkpoint, run.model, run.averaged)
+        else:
+            checkpoint.load_weights(run.model, averaged=False)
+            checkpoint.load_weights(run.average, averaged=True)
+        checkpoint.load_optimizers(stateful(run.update))
+        return
+    at_first = torch.device("cpu") if run.sharded else run.device
+    origin = open_origin(run.config)
+    fresh, _ = first_model(run.config, run.tokenizer, run.reader.text_size, origin, at_first)
+    weights = fresh.state_dict()
+    for model in (run.model, run.average):
+        fit_weights(model, weights, run.folder)
+    run.update.balance.reset()
+    for optimizer in run.optimizers.values():
+        optimizer.state.clear()
+
+
+def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> list[str]:
+    """Restore a checkpoint or, where it cannot be used though its checksums are right, an older
+    one, with its `state`; what was passed over.
+
+    Args:
+        named: somebody asked for this one, and for no other.
+
+    Raises:
+        LimnerError: none can be used. The run does not begin anew over them.
+    """
+    passed_over: list[str] = []
+    while True:
+        try:
+            restore(run, checkpoint)
+            break
+        except LimnerError as error:
+            older, damaged = None, list[str]()
+            if not named:
+                older, damaged = newest_good(run.folder, before=step_of(checkpoint.folder))
+            if older is None:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            passed_over += [f"{checkpoint.folder.name} was passed over: {reason}", *damaged]
+            checkpoint = Checkpoint.open(older)
+    for field in fields(TrainingState):
+        setattr(run.state, field.name, getattr(checkpoint.state, field.name))
+    return passed_over

@@ -1,0 +1,149 @@
+"""A run: everything that the training loop works with, and where it stands."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from limner import console
+from limner.checkpoint.folder import TrainingState
+from limner.checkpoint.lineage import Lineage
+from limner.config import Config
+from limner.data.open import Data
+from limner.diffusion.objective import Objective
+from limner.files.folder_lock import FolderLock
+from limner.models.text_to_image import TextToImage
+from limner.pretrained.components import Parts
+from limner.pretrained.text_encoder import PretrainedText
+from limner.text.tokenizer import CaptionTokenizer
+from limner.training.ema import Average
+from limner.training.inputs import Inputs, open_inputs
+from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
+from limner.training.train_step import Update
+
+
+@dataclass
+class Run:
+    """What `open_run` puts together. Only `state`, `model`, `average`, and what `update` remembers
+    change while it trains."""
+
+    config: Config
+    """Settled: no value is left to be chosen."""
+    folder: Path
+    lock: FolderLock
+    """Held from the moment the run is opened until it ends."""
+    accelerator: Accelerator
+    device: torch.device
+    dtype: torch.dtype
+    """Of the forward pass; the weights are float32."""
+    parts: Parts
+    data: Data
+    rows: np.ndarray | None
+    """Which rows are trained, in the main process: see limner.data.row_fingerprints."""
+    lineage: Lineage
+    tokenizer: CaptionTokenizer | None
+    """None: captions are read by a pretrained text encoder."""
+    objective: Objective
+    model: TextToImage
+    average: Average
+    update: Update
+    state: TrainingState
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the beginning of the log."""
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.lock.release)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def averaged(self) -> TextToImage:
+        """The model to draw with."""
+        return self.average.model
+
+    @property
+    def reader(self) -> PretrainedText | CaptionTokenizer:
+        """What turns captions into what the model takes."""
+        found = self.parts.reader or self.tokenizer
+        assert found is not None
+        return found
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no process holds the whole model."""
+        return is_sharded(self.config, self.accelerator)
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return self.update.optimizers
+
+    @property
+    def images_per_step(self) -> int:
+        """Pictures of one update, of all processes together."""
+        settings = self.config.training
+        micro_batches = settings.gradient_accumulation_steps * self.accelerator.num_processes
+        return settings.micro_batch_size * micro_batches
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """Pictures or latents, words or states; those of pretrained parts are computed when first
+        asked for, and kept (see `limner.training.inputs`)."""
+        return open_inputs(
+            self.config,
+            self.data,
+            self.parts,
+            self.tokenizer,
+            self.device,
+            self.dtype,
+            self.say,
+        )
+
+    def say(self, text: str) -> None:
+        """Print it once, however many processes there are."""
+        if self.is_main:
+            console.say(text)
+
+    # What depends on the step alone
+
+    @property
+    def _schedule(self) -> tuple[Any, int, int | None, int | None]:
+        state = self.state
+        return self.config.lr_scheduler, state.step, state.total_steps, state.decay_start
+
+    @property
+    def decay_progress(self) -> float:
+        """How far the learning rate has come down, and the training times to those of the end:
+        0 to 1."""
+        return fallen(*self._schedule)
+
+    def set_learning_rate(self) -> float:
+        """Give the optimizers the rate of this step; returns it."""
+        peak = self.config.training.learning_rate
+        assert peak is not None, "load_config resolves it"
+        rate = peak * learning_rate_share(*self._schedule)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("rate_share", 1.0)
+        return rate
+
+    def update_average(self) -> None:
+        """After the weights of this step, which is not counted yet, have changed."""
+        settings, decay = self.config.training, 0.0
+        if settings.use_ema:
+            per_step = self.images_per_step
+            images = self.state.images + per_step
+            decay = ema_decay(images, per_step, settings.ema_decay, settings.ema_ramp)
+        self.average.follow(self.model, decay)
+
+
+def is_sharded(config: Config, accelerator: Accelerator) -> bool:
+    return config.training.sharding != "none" and accelerator.num_processes > 1
