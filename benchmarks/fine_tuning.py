@@ -29,7 +29,7 @@ import torch
 
 from limner import ImageGenerator
 from limner.apps.demo import demo_config
-from limner.checkpoint.folder import newest_checkpoint
+from limner.checkpoint.locate import newest_checkpoint
 from limner.config import Config, load_config
 from limner.data.builtin.emoji import EmojiPictures, split_tones
 from limner.data.dataset import Row

@@ -181,7 +181,7 @@ def measure(variant: str, device: str, steps: int, repeats: int) -> dict[str, fl
     """Pictures per second of each case, in this process."""
     import torch
 
-    from limner.device import synchronised
+    from limner.training.monitor.throughput import synchronised
 
     kinds = {"Limner": limner, "exported": exported, "diffusers": diffusers}
     draw = kinds[variant.split()[0]](variant, device, steps)

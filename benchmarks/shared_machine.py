@@ -44,7 +44,7 @@ def train(seconds: float, threads: int | None) -> None:
     """A process of its own: says that it is warm, waits for a word, and trains for so long."""
     import torch
 
-    from limner import device as devices
+    from limner import memory
     from limner.apps.demo import demo_config
     from limner.training.compiling import compile_model
     from limner.training.trainer import Trainer
@@ -57,7 +57,7 @@ def train(seconds: float, threads: int | None) -> None:
             update={"training": config.training.model_copy(update={"trackers": ("none",)})}
         )
         trainer = Trainer(config)
-        devices.keep_freed_memory()
+        memory.keep_freed_memory()
         compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
         trainer.batches.restart()
         trainer.run.set_learning_rate()

@@ -46,17 +46,18 @@ def measure(words: list[str]) -> dict[str, float]:
     """Seconds of a step (median of 20 after 5), and what the processor's matrix product reaches."""
     import torch
 
-    from limner import device as devices
+    from limner import memory
     from limner.apps.demo import demo_config
     from limner.config import load_config
     from limner.models import attention
     from limner.training.compiling import compile_model
+    from limner.training.monitor import throughput
     from limner.training.trainer import Trainer
 
     if "flash" in words:
         attention.SHORT = 0
     if "give-back" in words:
-        devices.keep_freed_memory = lambda: None
+        memory.keep_freed_memory = lambda: None
     overrides = [word for word in words if "=" in word]
     with tempfile.TemporaryDirectory() as folder:
         base = demo_config(10.0, folder, torch.device("cpu")).model_dump(mode="json")
@@ -69,7 +70,7 @@ def measure(words: list[str]) -> dict[str, float]:
             start = time.perf_counter()
             trainer.step()
             seconds.append(time.perf_counter() - start)
-    peak = devices.matmul_peak(torch.device("cpu"), trainer.run.dtype)
+    peak = throughput.matmul_peak(torch.device("cpu"), trainer.run.dtype)
     return {"step": statistics.median(seconds[5:]), "peak_gflops": peak / 1e9}
 
 

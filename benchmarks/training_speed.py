@@ -48,14 +48,14 @@ def measure(
     """One variant's figures, in this process."""
     import torch
 
-    from limner import device as devices
+    from limner.training.monitor import throughput
 
     place = torch.device(device)
     make = published if variant.startswith("published") else limner
     began = time.perf_counter()
     step, flops, parameters = make(variant, shape, tokens, batch, place)
     built = time.perf_counter()
-    with devices.synchronised(place):
+    with throughput.synchronised(place):
         step()
     first = time.perf_counter() - built
     for _ in range(2):
@@ -63,11 +63,11 @@ def measure(
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        with devices.synchronised(place):
+        with throughput.synchronised(place):
             step()
         seconds.append(time.perf_counter() - start)
     dtype = torch.float32 if "float32" in variant else torch.bfloat16
-    peak = devices.matmul_peak(place, dtype)
+    peak = throughput.matmul_peak(place, dtype)
     speed = batch / statistics.median(seconds)
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_memory()
     return {
@@ -88,7 +88,7 @@ def published(
     import torch
     from published_dit import CLASSES, PublishedDiT, PublishedTraining
 
-    from limner.device import training_flops
+    from limner.training.monitor.throughput import training_flops
 
     side = round(tokens**0.5) * PIXELS
     torch.manual_seed(0)
@@ -107,9 +107,9 @@ def limner(
     import torch
 
     from limner.config import load_config
-    from limner.device import training_flops
     from limner.training.batches import load_batches
     from limner.training.compiling import compile_model
+    from limner.training.monitor.throughput import training_flops
     from limner.training.trainer import Trainer
 
     width, layers, heads = shape

@@ -12,6 +12,7 @@ from limner import device as devices
 from limner.checkpoint.inherit import load_run_config
 from limner.cli import main
 from limner.config import Config
+from limner.training.monitor import throughput
 
 # The tensors of these tests are so small that handing them to threads costs more than it saves.
 torch.set_num_threads(1)
@@ -61,7 +62,7 @@ def tiny_config(tmp_path: Path, quick_end: None) -> Callable[..., Config]:
 @pytest.fixture
 def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run ends by measuring the processor, which takes longer than these runs."""
-    monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = f"training.output_dir='{folder / 'outputs'}'"
     (folder / "tiny.yaml").write_text(load_run_config(None, [*TINY, output]).to_yaml(), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
         assert main(["train", "--config", str(folder / "tiny.yaml")]) == 0
     return folder
 

@@ -6,7 +6,8 @@ import torch
 from conftest import TINY
 from pretrained import tiny_autoencoder, tiny_clip
 
-from limner.checkpoint.folder import Contents, TrainingState, save_checkpoint
+from limner.checkpoint.folder import Contents, save_checkpoint
+from limner.checkpoint.state import TrainingState
 from limner.config import load_config
 from limner.models.text_to_image import TextToImage, build_model
 from limner.pretrained.components import open_parts

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from limner import Trainer, load_config
-from limner import device as devices
 from limner.checkpoint import save_sharded
 from limner.distributed.processes import clip_gradients
-from limner.training.optimizer import Muon
+from limner.training.monitor import throughput
+from limner.training.muon import Muon
 from limner.training.train_step import Update
 
 LOSS = Update.loss
@@ -120,7 +120,7 @@ FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {
 
 
 def main() -> None:
-    devices.matmul_peak = lambda device, dtype: 1e12  # takes longer than these runs
+    throughput.matmul_peak = lambda device, dtype: 1e12  # takes longer than these runs
     torch.set_num_threads(1)
     for config, resume, fault in json.loads(sys.argv[1]):
         Update.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from limner.checkpoint.folder import TrainingState, checkpoints
+from limner.checkpoint.locate import checkpoints
+from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.training import budget as budget_module
 from limner.training.budget import Budget

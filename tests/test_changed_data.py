@@ -15,7 +15,8 @@ from test_outputs_and_data import of
 from test_resume import differing, elsewhere, logged, run
 
 from limner.apps.autoencoder.fit import Fit
-from limner.checkpoint.folder import ROWS, Checkpoint, checkpoints
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.locate import ROWS, checkpoints
 from limner.checkpoint.manifest import seal
 from limner.config import Config
 from limner.data import row_fingerprints

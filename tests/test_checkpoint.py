@@ -14,17 +14,10 @@ import torch
 
 from limner.checkpoint import folder as checkpoint_module
 from limner.checkpoint import manifest
-from limner.checkpoint.folder import (
-    FILES,
-    Checkpoint,
-    Contents,
-    TrainingState,
-    checkpoints,
-    find_checkpoint,
-    load_tensors,
-    save_checkpoint,
-)
+from limner.checkpoint.folder import Checkpoint, Contents, load_tensors, save_checkpoint
+from limner.checkpoint.locate import FILES, checkpoints, find_checkpoint
 from limner.checkpoint.manifest import MANIFEST
+from limner.checkpoint.state import TrainingState
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator

@@ -16,7 +16,7 @@ from conftest import TINY
 from PIL import Image
 
 import limner
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.cli import main
 from limner.config import load_config
 from limner.training.monitor.run_log import read_log

@@ -15,7 +15,6 @@ from PIL import Image
 from pretrained import tiny_autoencoder, tiny_t5
 from torch import nn
 
-from limner import device as devices
 from limner.config import Config, VaeConfig, known_keys, load_config
 from limner.data.open import open_data
 from limner.diffusion.objective import build_objective
@@ -25,6 +24,7 @@ from limner.pretrained.autoencoder import LatentSpace
 from limner.text.batch import FrozenText
 from limner.text.conditioning import EncodedText
 from limner.training.batches import load_batches
+from limner.training.monitor import throughput
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -65,7 +65,7 @@ def test_each_key_loads_alone_and_as_an_override(key: str) -> None:
 def test_the_tutorials_file_trains(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
     path = tmp_path / "train_config.yaml"
     path.write_text(TUTORIAL, encoding="utf-8")
     smaller = [

@@ -12,7 +12,7 @@ from torch import nn
 
 import limner.training.trainer
 from limner import device as devices
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
 from limner.diffusion.noise_schedule import FlowPath
 from limner.models.text_to_image import TextToImage, build_model

@@ -15,9 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limner import device as devices
 from limner.apps import demo
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.open import Data, open_data
@@ -25,6 +24,7 @@ from limner.errors import LimnerError
 from limner.evaluation import exam
 from limner.inference.generator import ImageGenerator
 from limner.metrics import retrieval
+from limner.training.monitor import throughput
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ demo_config = demo.demo_config
 @pytest.fixture
 def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "demo_config", small)
-    monkeypatch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(demo, "demo_config", small)
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
         assert main(["demo", "--minutes", "1", "--output", str(folder)]) == 0
     return folder, said.getvalue()
 

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.cli import main
 from limner.config import load_config
 from limner.data.open import open_data

@@ -14,6 +14,7 @@ from limner.apps.estimate import advise, estimate, length_of
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.training import memory_probe
 from limner.training.memory_probe import GIB, line, pictures_in_memory
 
 Build = Callable[..., Config]
@@ -146,8 +147,8 @@ def test_a_probe_never_asks_for_more_memory_than_there_is(
             raise MemoryError
         return measured(config.training.batch_size, peak_bytes=config.training.batch_size)
 
-    monkeypatch.setattr(estimates, "probe", probe)
-    small, large = estimates.probe_twice(tiny_config("training.batch_size=64"), free)
+    monkeypatch.setattr(memory_probe, "probe", probe)
+    small, large = memory_probe.probe_twice(tiny_config("training.batch_size=64"), free)
     assert found == asked
     assert (small["batch_size"], large["batch_size"]) == tuple(sorted(asked[-2:]))
 
@@ -158,9 +159,9 @@ def test_a_model_that_is_too_large_for_anything_says_so(
     def never(config: Config) -> dict[str, Any]:
         raise MemoryError
 
-    monkeypatch.setattr(estimates, "probe", never)
+    monkeypatch.setattr(memory_probe, "probe", never)
     with pytest.raises(LimnerError, match="not even one picture at a time fits"):
-        estimates.probe_twice(tiny_config("training.batch_size=64"), 1000)
+        memory_probe.probe_twice(tiny_config("training.batch_size=64"), 1000)
 
 
 def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
@@ -177,7 +178,7 @@ def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
         times = {"seconds_per_step": 1.0, "gflops_per_picture": 1.0, "share_of_matmul_peak": 0.3}
         return measured(size, peak_bytes=1000 + each * size, **counts, **times)
 
-    monkeypatch.setattr(estimates, "probe", probe)
+    monkeypatch.setattr(memory_probe, "probe", probe)
     monkeypatch.setattr(estimates, "free_memory", lambda device: 1400)
     found = estimate(tiny_config("training.batch_size=64", "data.memory_mb=0"))
     assert found.peak == 1000 + 100 * 64

@@ -419,7 +419,7 @@ def test_older_libraries_find_what_they_look_for(folder: Path, tmp_path: Path) -
 def test_the_code_needs_no_limner_and_defines_all_that_it_names(
     tmp_path: Path, module: str, name: str
 ) -> None:
-    source = standalone(f"limner.publishing.for_diffusers.{module}", name)
+    source = standalone(f"limner.apps.publishing.for_diffusers.{module}", name)
     roots = {
         node.module.partition(".")[0] if isinstance(node, ast.ImportFrom) else node.names[0].name
         for node in ast.walk(ast.parse(source))

@@ -25,6 +25,7 @@ from limner.data.open import open_data
 from limner.errors import LimnerError
 from limner.inference.saving import how_drawn
 from limner.models.text_to_image import build_model
+from limner.training.monitor import throughput
 from limner.training.trainer import Trainer
 
 LANGUAGES = ("docs/faq.md", "docs/faq.zh-CN.md")
@@ -54,7 +55,7 @@ def answers(row: str) -> Callable[[Any], Any]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
         return workplace(tmp_path_factory.mktemp("prepared") / "work")
 
 

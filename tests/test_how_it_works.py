@@ -17,7 +17,7 @@ from limner.config import load_config
 from limner.data.order import position_of, spread_evenly
 from limner.training.loss_weighting import BINS
 from limner.training.monitor.heldout import LEVELS
-from limner.training.optimizer import orthogonalise
+from limner.training.muon import orthogonalise
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "how-it-works.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from conftest import TINY
 from runs import events, messages
 from torch.distributed.run import get_args_parser
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.cli import build_parser
 from limner.commands.common import as_overrides
 from limner.config import load_config

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from limner.config import Config, LrSchedulerConfig
 from limner.models.layers import StackedLinear
 from limner.models.text_to_image import build_model
-from limner.training import optimizer as optimizer_module
+from limner.training import muon as muon_module
 from limner.training.lr_schedule import ema_decay, learning_rate_share
-from limner.training.optimizer import Muon, build_optimizers, orthogonalise
+from limner.training.muon import Muon, orthogonalise
+from limner.training.optimizer import build_optimizers
 
 SHAPES = [(16, 48), (48, 16), (32, 32)]
 
@@ -21,7 +22,7 @@ SHAPES = [(16, 48), (48, 16), (32, 32)]
 @pytest.fixture
 def precise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newton-Schulz in float32 on any processor, so that rounding hides no difference."""
-    monkeypatch.setattr(optimizer_module, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(muon_module, "fast_bfloat16", lambda device: False)
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -50,7 +51,7 @@ def run(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_muon_is_that_of_torch(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     # Torch's works in bfloat16 everywhere.
-    monkeypatch.setattr(optimizer_module, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(muon_module, "fast_bfloat16", lambda device: True)
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}
     (ours,), (theirs,) = parameters(shape), parameters(shape)
     run(Muon([ours], **settings), [(ours, 0)])

@@ -14,7 +14,7 @@ from contract import shows
 from pretrained import tiny_autoencoder
 
 from limner import Trainer
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
 from limner.config.notes import notes
 from limner.data.open import open_picture_set

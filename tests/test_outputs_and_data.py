@@ -22,7 +22,7 @@ from limner.data.own_folder import data_folder, keep_out_of_the_data
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
 from limner.files.output_folders import output_around
-from limner.training.inputs import check_cache_folder
+from limner.training.precompute import check_cache_folder
 from limner.training.trainer import Trainer
 
 links = pytest.mark.skipif(os.name == "nt", reason="links need a right there")

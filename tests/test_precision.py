@@ -14,6 +14,7 @@ from limner import device as devices
 from limner.apps.doctor import precision as doctor_precision
 from limner.config import Config
 from limner.inference.generator import ImageGenerator
+from limner.training.monitor import throughput
 from limner.training.monitor.run_log import read_log
 
 CPU = torch.device("cpu")
@@ -117,6 +118,6 @@ def test_a_measurement_for_a_log_line_takes_no_longer_than_a_second(
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     monkeypatch.setattr(torch, "randn", lambda side, *_, **__: Matrix(side))
-    assert devices.matmul_peak(CPU, F16) == pytest.approx(rate)
+    assert throughput.matmul_peak(CPU, F16) == pytest.approx(rate)
     assert now <= max(1.0, 6 * 2 * 128**3 / rate)  # even the smallest is measured
     assert max(sides) == {1e7: 128, 1e9: 256, 1e12: 2048}[rate]

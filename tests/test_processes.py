@@ -30,7 +30,8 @@ from runs import events, messages, trained
 from safetensors.torch import load_file
 
 from limner import device as devices
-from limner.checkpoint.folder import checkpoints, load_tensors
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.training import stopping

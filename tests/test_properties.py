@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limner.checkpoint.folder import TrainingState
 from limner.checkpoint.manifest import damage
+from limner.checkpoint.state import TrainingState
 from limner.config import Config, known_keys, load_config
 from limner.data.dataset import Refused, Row
 from limner.data.formats.folders import (

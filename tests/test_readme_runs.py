@@ -19,6 +19,7 @@ from visitor import visit_pages
 
 from limner import device as devices
 from limner.config import load_config
+from limner.training.monitor import throughput
 
 BLOCKS = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
 NOT_HERE = {
@@ -71,7 +72,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     }
     with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:
         as_the_hub(hub, patch, folder.parent / "hub")
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
         visit_pages(patch, folder / "played.html")
         patch.setattr(devices, "why_not_compile", lambda device: None)
         workplace(folder)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limner.checkpoint.folder import checkpoints, load_tensors
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.training.monitor.run_log import read_log

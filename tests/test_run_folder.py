@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_folder_lock import left_behind
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError

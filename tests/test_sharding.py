@@ -12,7 +12,8 @@ from processes import Run, leaves, run_in, same
 from runs import events, messages, trained
 from safetensors.torch import load_file
 
-from limner.checkpoint.folder import Checkpoint, checkpoints, load_tensors, newest_good
+from limner.checkpoint.folder import Checkpoint, load_tensors
+from limner.checkpoint.locate import checkpoints, newest_good
 from limner.checkpoint.sharded import read_shards
 from limner.config import Config, load_config
 from limner.distributed.fsdp import forget_notes, note_pieces, noted_pieces

@@ -21,7 +21,8 @@ from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Quality, distance_and_without, mean_without
 from limner.apps.sweep.search import TimeIsUp, at_cost, search
 from limner.apps.sweep.store_settings import store_sampling
-from limner.checkpoint.folder import Checkpoint, newest_good
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.locate import newest_good
 from limner.cli import main
 from limner.config import Config, SamplingConfig, load_config
 from limner.data.open import Data, open_data
@@ -29,7 +30,7 @@ from limner.data.split import in_second_half
 from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import EfficientNet
-from limner.evaluation.swept import FILE, said_of
+from limner.evaluation.swept import FILE, swept_note
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations
 from limner.metrics.kernel_distance import kernel_distance
@@ -312,7 +313,7 @@ def test_the_best_becomes_the_default_and_is_drawn_with(checkpoint: Path) -> Non
     record = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
     assert record["stored"]["sampling"] == best.sampling.model_dump(mode="json")
     assert record["before"]["num_inference_steps"] == 2  # conftest's
-    assert "held-out captions" in (said_of(checkpoint) or "")
+    assert "held-out captions" in (swept_note(checkpoint) or "")
     assert {line["part"] for line in record["measured"]} == {"chosen", "reported"}
     (protocol,) = record["protocols"].values()
     assert protocol["network"]["weights_sha256"]
@@ -375,9 +376,9 @@ def test_only_reporting_leaves_the_settings_alone(checkpoint: Path) -> None:
     command = ["sweep", str(checkpoint), "--costs", "2", "--pictures", "4", "--device", "cpu"]
     assert main([*command, "--dry-run"]) == 0
     assert (checkpoint / "config.yaml").read_bytes() == before
-    assert said_of(checkpoint) is None
+    assert swept_note(checkpoint) is None
     assert main(command) == 0
-    assert said_of(checkpoint) is not None
+    assert swept_note(checkpoint) is not None
 
 
 def test_the_command_shows_progress_and_a_table(

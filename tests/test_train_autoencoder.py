@@ -16,7 +16,7 @@ from limner.config import Config, VaeConfig
 from limner.data.open import open_data
 from limner.errors import LimnerError
 from limner.pretrained.autoencoder import LatentSpace
-from limner.training.optimizer import Muon
+from limner.training.muon import Muon
 
 Build = Callable[..., Config]
 SMALL = [

@@ -17,8 +17,9 @@ from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of
 from visitor import visit_pages
 
 from limner import device as devices
-from limner.checkpoint.folder import newest_checkpoint
+from limner.checkpoint.locate import newest_checkpoint
 from limner.config import load_config
+from limner.training.monitor import throughput
 
 LANGUAGES = ("docs/tutorial.md", "docs/tutorial.zh-CN.md")
 THEIRS = (
@@ -70,7 +71,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Told, Any]]
     with pytest.MonkeyPatch.context() as patch, recording_hub("your-username") as hub:
         as_the_hub(hub, patch, tmp_path_factory.mktemp("hub"))
         patch.chdir(folder)
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
         visit_pages(patch, folder / "played.html")
         patch.setattr(devices, "why_not_compile", lambda device: None)
         runner = Reader(folder, quick)

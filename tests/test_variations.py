@@ -9,7 +9,6 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from limner import device as devices
 from limner.config import load_config
 from limner.data.images import decode, to_pil, to_tensor
 from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
@@ -18,6 +17,7 @@ from limner.inference.generator import ImageGenerator
 from limner.inference.variations import between, fitted, slerp
 from limner.models.modern import ModernDiT
 from limner.text.conditioning import EncodedText
+from limner.training.monitor import throughput
 from limner.training.trainer import Trainer
 
 LEARNING = [
@@ -46,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "matmul_peak", lambda device, dtype: 1e12)
+        patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
         for number, (name, overrides) in enumerate(MODELS.items()):
             found[name] = folder / str(number)
             places = [f"training.output_dir='{found[name]}'", f"cache.folder='{folder / 'cache'}'"]

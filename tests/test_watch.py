@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from runs import events, messages, trained
 
-from limner import device as devices
 from limner.config import Config
 from limner.data.order import evenly_spaced
 from limner.training.lr_schedule import learning_rate_share
+from limner.training.monitor import throughput
 from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean
 from limner.training.monitor.run_log import RunLog, read_log
 from limner.training.trainer import Trainer
@@ -112,7 +112,7 @@ def test_the_log_tells_each_step_as_documented(tiny_config: Callable[..., Config
 
 def test_the_work_of_training_is_three_products_of_each_matrix() -> None:
     layer = torch.nn.Linear(8, 16)
-    assert devices.training_flops(layer, (torch.zeros(1, 8),)) == 3 * 2 * 8 * 16
+    assert throughput.training_flops(layer, (torch.zeros(1, 8),)) == 3 * 2 * 8 * 16
 
 
 def test_the_flops_of_fused_attention_are_counted_on_the_processor() -> None:
@@ -121,7 +121,7 @@ def test_the_flops_of_fused_attention_are_counted_on_the_processor() -> None:
             return torch.nn.functional.scaled_dot_product_attention(q, k, k)
 
     q, k = torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 32, 8)
-    assert devices.training_flops(Attention(), (q, k)) == 3 * 2 * (2 * 16 * 32 * 8 * 2)
+    assert throughput.training_flops(Attention(), (q, k)) == 3 * 2 * (2 * 16 * 32 * 8 * 2)
 
 
 def test_a_log_line_is_the_mean_over_its_steps(tiny_config: Callable[..., Config]) -> None:

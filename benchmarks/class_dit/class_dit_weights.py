@@ -18,7 +18,7 @@ import torch
 from class_dit import ClassDiT
 from torch import Tensor
 
-from limner.checkpoint.folder import fit_weights
+from limner.checkpoint.matching import fit_weights
 from limner.errors import LimnerError
 from limner.files.tensor_files import load_safetensors, load_tensors
 from limner.models.dit import published_positions

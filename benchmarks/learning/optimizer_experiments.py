@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limner.training import optimizer
+from limner.training import muon
 from limner.training.run import Run
 
 
 def muon_3_iterations() -> None:
     """Newton-Schulz stops after three of its five iterations."""
-    full = optimizer.orthogonalise
-    optimizer.orthogonalise = lambda matrices: full(matrices, 3)
+    full = muon.orthogonalise
+    muon.orthogonalise = lambda matrices: full(matrices, 3)
 
 
 def polar_express_4() -> None:
@@ -38,13 +38,13 @@ def polar_express_4() -> None:
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return x if wide else x.mT
 
-    optimizer.orthogonalise = orthogonalise
+    muon.orthogonalise = orthogonalise
 
 
 def normuon() -> None:
     """Li et al. 2025 (arXiv 2510.05491): each neuron's update divided by the root of its mean
     square over time, the whole scaled back to its size."""
-    full = optimizer.orthogonalise
+    full = muon.orthogonalise
     memory: dict[tuple[int, ...], Tensor] = {}
 
     def orthogonalise(matrices: Tensor) -> Tensor:
@@ -56,14 +56,14 @@ def normuon() -> None:
         size = update.norm(dim=(1, 2), keepdim=True)
         return scaled * (size / (scaled.norm(dim=(1, 2), keepdim=True) + 1e-8))
 
-    optimizer.orthogonalise = orthogonalise
+    muon.orthogonalise = orthogonalise
 
 
 def cautious() -> None:
     """Liang et al. 2024 (arXiv 2411.16085): no weight moves against its present gradient."""
-    before = optimizer.Muon.step
+    before = muon.Muon.step
 
-    def step(self: optimizer.Muon, closure: None = None) -> None:
+    def step(self: muon.Muon, closure: None = None) -> None:
         parameters = [
             p for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -75,7 +75,7 @@ def cautious() -> None:
                 agrees = (moved * p.grad < 0).float()
                 p.copy_(was + moved * agrees / agrees.mean().clamp(min=0.1))
 
-    optimizer.Muon.step = step
+    muon.Muon.step = step
 
 
 class ScheduleFreeAdamW(torch.optim.AdamW):
@@ -107,7 +107,7 @@ class ScheduleFreeAdamW(torch.optim.AdamW):
 def schedule_free() -> None:
     """The averaged weights are those that the method keeps itself."""
     torch.optim.AdamW = ScheduleFreeAdamW
-    optimizer.torch.optim.AdamW = lambda *a, fused=None, **k: ScheduleFreeAdamW(*a, **k)
+    torch.optim.AdamW = lambda *a, fused=None, **k: ScheduleFreeAdamW(*a, **k)
 
     @torch.no_grad()
     def update_average(self: Run) -> None:

@@ -17,7 +17,8 @@ from plot import Axis, Line, plot
 from torch import Tensor
 
 from limner import ImageGenerator
-from limner.checkpoint.folder import find_checkpoint, load_tensors
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.locate import find_checkpoint
 from limner.config import load_config
 from limner.data.builtin.emoji import EmojiPictures
 from limner.data.images import to_pil, to_tensor
@@ -28,7 +29,7 @@ from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
 from limner.training.monitor.run_log import read_log
-from limner.training.optimizer import orthogonalise
+from limner.training.muon import orthogonalise
 
 TO = Path(__file__).parents[1] / "images" / "how"
 

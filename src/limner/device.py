@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import platform
-import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from limner.errors import LimnerError
-
-T = TypeVar("T")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -140,53 +130,6 @@ def _processor_has(*features: str) -> bool:
     return any(capabilities.get(feature) for feature in features)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees, for the next step to use; on Linux only.
-
-    glibc gives large blocks back to the system and the system must then clear each of their pages
-    again: 30,000 page faults per step of the demo, 1.08 times the time (benchmarks/step_cost.py).
-    """
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError, AttributeError):  # another C library, such as musl
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest
-
-
-def give_back_freed_memory() -> None:
-    """The opposite, once: before something large is loaded that training does not need."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the processor."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    # The processor's allocator and Apple's have no type of their own; cuBLAS has its own words.
-    said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-    return any(words in str(error) for words in said)
-
-
-def in_parts_that_fit(size: int, do: Callable[[int], T]) -> T:
-    """`do(size)`, or with half of that, and half again, until memory suffices for it."""
-    while True:
-        try:
-            return do(size)
-        except Exception as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-        # Outside of the handler, which keeps what the failed attempt had in memory.
-        give_back_freed_memory()
-        size //= 2
-
-
 def why_not_compile(device: torch.device) -> str | None:
     """None if torch.compile works here, else the reason, found by compiling something tiny."""
     try:
@@ -203,49 +146,3 @@ def allow_shapes(count: int) -> None:
 
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 2 * count)
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """The best rate of a square matrix product here and now, FLOP/s.
-
-    Small products first; larger ones, which reach more, as long as there is time for six of them.
-
-    Args:
-        seconds: it takes about so long at most, on any device and in any precision.
-    """
-    largest = 8192 if device.type == "cuda" else 2048
-    began, best, side = time.perf_counter(), 0.0, 128
-    while side <= largest:
-        a = torch.randn(side, side, device=device).to(dtype)
-        left = seconds - (time.perf_counter() - began)
-        if best and 6 * 2 * side**3 / best > left:
-            break
-        for _ in range(6):
-            with synchronised(device):
-                start = time.perf_counter()
-                a @ a
-            best = max(best, 2 * side**3 / (time.perf_counter() - start))
-        side *= 2
-    return best
-
-
-@contextlib.contextmanager
-def synchronised(device: torch.device) -> Iterator[None]:
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """FLOPs of training on one picture: a forward pass counted, times three for the backward.
-
-    Args:
-        inputs: of one picture, as the model takes them.
-    """
-    # The one fused attention that torch has a formula for and does not count.
-    on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    formula = {on_processors: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
-    counter = FlopCounterMode(display=False, custom_mapping=formula)
-    with torch.no_grad(), counter:
-        model(*inputs)
-    return 3.0 * counter.get_total_flops()

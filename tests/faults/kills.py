@@ -28,9 +28,10 @@ from typing import Any
 
 import torch
 
-from limner import device as devices
-from limner.checkpoint.folder import checkpoints, load_tensors
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
+from limner.training.monitor import throughput
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
@@ -78,7 +79,7 @@ def live(config_file: str, rank: int, processes: int, port: int, resume: str | N
     torch.set_num_threads(1)
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
-        devices.matmul_peak = lambda device, dtype: 1e12
+        throughput.matmul_peak = lambda device, dtype: 1e12
         Trainer(load_config(config_file), resume=resume).train()
 
 

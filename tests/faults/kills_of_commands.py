@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
 from limner.cli import main
 from limner.files.atomic import is_staging
-from limner.training import inputs
+from limner.training import precompute
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioners import tiny_blip
@@ -160,7 +160,7 @@ def start(words: list[str]) -> BaseProcess:
 
 def live(words: list[str]) -> None:
     torch.set_num_threads(1)
-    inputs.MOST_ROWS = 32  # several shards
+    precompute.MOST_ROWS = 32  # several shards
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
         code = main(words)

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from limner.apps.demo import demo_config
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.training.monitor.run_log import read_log
 
 EVERY = 10.0  # seconds

@@ -18,7 +18,7 @@ from test_train_autoencoder import SMALL
 from limner.apps.autoencoder import fit as autoencoder_fit
 from limner.apps.autoencoder.fit import Fit
 from limner.apps.autoencoder.train import fitting_folder, train_autoencoder
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
 from limner.config import Config, load_config
 from limner.errors import LimnerError

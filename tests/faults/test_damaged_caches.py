@@ -21,8 +21,8 @@ from limner.data.precomputed.store import Store
 from limner.data.streaming.chunk_cache import Pieces
 from limner.errors import LimnerError
 from limner.files.fingerprints import load_array, save_array
-from limner.training import inputs
-from limner.training.inputs import precompute
+from limner.training import precompute as precompute_module
+from limner.training.precompute import precompute
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -235,7 +235,7 @@ def test_stores_are_of_the_way_in_which_pictures_are_decoded(
     vae = tiny_autoencoder(tmp_path / "vae")
     words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2"]
     config = tiny_config(*words, f"cache.folder='{tmp_path / 'cache'}'")
-    monkeypatch.setattr(inputs, "DECODING", 1)
+    monkeypatch.setattr(precompute_module, "DECODING", 1)
     precompute(config, lambda _: None)
     monkeypatch.undo()
     said: list[str] = []

@@ -18,7 +18,7 @@ from test_resume import differing, elsewhere, run
 
 from limner.checkpoint import folder as checkpoint_module
 from limner.checkpoint import manifest
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
 from limner.config import Config
 from limner.data import images

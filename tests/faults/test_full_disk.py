@@ -21,7 +21,7 @@ from runs import messages
 from safetensors.torch import save_file
 from test_resume import differing, elsewhere, run
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
 from limner.checkpoint.sharded import write_shard
 from limner.cli import main

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from limner.checkpoint import manifest
-from limner.checkpoint.folder import AVERAGED, FILES, TOKENIZER, checkpoints
+from limner.checkpoint.locate import AVERAGED, FILES, TOKENIZER, checkpoints
 from limner.cli import main
 from limner.config import Config
 from limner.data import verify

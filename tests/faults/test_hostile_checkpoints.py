@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from limner import ImageGenerator
 from limner.checkpoint import manifest
-from limner.checkpoint.folder import AVERAGED, TOKENIZER, Checkpoint, TrainingState
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import load_run_config
+from limner.checkpoint.locate import AVERAGED, TOKENIZER
 from limner.checkpoint.manifest import MANIFEST, damage
 from limner.checkpoint.sharded import read_index, read_shards, write_shard
 from limner.checkpoint.single_file import WeightsFile, write_weights_file
+from limner.checkpoint.state import TrainingState
 from limner.config import load_config
 from limner.errors import LimnerError
 from limner.files.small_files import MOST_BYTES, parse_json, parse_yaml, read_text

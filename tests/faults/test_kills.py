@@ -12,7 +12,8 @@ import kills_of_commands
 import pytest
 import torch
 
-from limner.checkpoint.folder import checkpoints, load_tensors
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
 from limner.config import Config
 from limner.training.monitor.run_log import read_log

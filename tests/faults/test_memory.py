@@ -11,12 +11,14 @@ from runs import events, messages
 from test_resume import differing, elsewhere, run
 
 from limner.checkpoint import saver
-from limner.checkpoint.folder import Contents, checkpoints, load_tensors
+from limner.checkpoint.folder import Contents, load_tensors
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config
-from limner.device import in_parts_that_fit, is_out_of_memory
 from limner.errors import LimnerError
 from limner.inference import sampling
+from limner.memory import in_parts_that_fit, is_out_of_memory
 from limner.models.dropout import PictureDropout, keep_mask, seed_dropout
+from limner.training import batch_size
 from limner.training.batch_size import settle_batch
 from limner.training.monitor import heldout, monitor, previews
 from limner.training.saving import contents_of
@@ -294,7 +296,6 @@ def test_an_effective_batch_that_cannot_be_divided_says_so(tiny_config: Build) -
 def test_auto_measures_and_a_resumed_run_keeps_what_it_found(
     tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limner.apps import estimate
 
     asked: list[int] = []
 
@@ -303,8 +304,8 @@ def test_auto_measures_and_a_resumed_run_keeps_what_it_found(
         about = {"trained": 23, "held_out": 1}
         return [{"peak_bytes": 1e6 + n * 1e5, "batch_size": n} | about for n in sorted(sizes)]
 
-    monkeypatch.setattr(estimate, "probe_sizes", measured)
-    monkeypatch.setattr(estimate, "free_memory", lambda device: 2.2e6)
+    monkeypatch.setattr(batch_size, "probe_sizes", measured)
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: 2.2e6)
     config = tiny_config("training.batch_size=auto")
     folder = run(config, steps=4)
     assert len(asked) == 1

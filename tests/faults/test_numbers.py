@@ -9,7 +9,8 @@ import torch
 from runs import events, messages
 from test_resume import differing, elsewhere, run
 
-from limner.checkpoint.folder import checkpoints, load_tensors
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.training.batches import load_batches

@@ -14,7 +14,7 @@ import kills
 import pytest
 from test_train_autoencoder import SMALL
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config
 from limner.training.monitor.run_log import read_log
 

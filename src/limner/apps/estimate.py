@@ -13,11 +13,11 @@ from limner import device as devices
 from limner.config import Config
 from limner.config.notes import notes
 from limner.console import format_duration
+from limner.memory import free_memory
 from limner.training.batch_size import settle_batch
 from limner.training.memory_probe import (
     GIB,
     MARGIN,
-    free_memory,
     line,
     pictures_in_memory,
     probe_twice,

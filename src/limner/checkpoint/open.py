@@ -58,13 +58,8 @@ def _downloaded_model(repository: str) -> Path:
 
     folder = get(WEIGHTS_FILE)
     if not (folder / WEIGHTS_FILE).is_file():
-        from limner.checkpoint.folder import (  # brings torch
-            AVERAGED,
-            FILES,
-            LINEAGE,
-            ROWS,
-            TOKENIZER,
-        )
+        from limner.checkpoint.folder import LINEAGE
+        from limner.checkpoint.locate import AVERAGED, FILES, ROWS, TOKENIZER
 
         folder = get(*FILES, AVERAGED, ROWS, TOKENIZER, LINEAGE)
         if not (folder / "training_state.json").is_file():

@@ -7,10 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from limner.checkpoint.folder import Contents, checkpoints, save_checkpoint
-from limner.device import is_out_of_memory
+from limner.checkpoint.folder import Contents, save_checkpoint
+from limner.checkpoint.locate import checkpoints
 from limner.errors import LimnerError
 from limner.files.atomic import remove
+from limner.memory import is_out_of_memory
 
 
 class Saver:

@@ -21,9 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limner.checkpoint.folder import Checkpoint, TrainingState, fit_weights
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import Lineage, learned_from
+from limner.checkpoint.matching import fit_weights
 from limner.checkpoint.open import find_model
+from limner.checkpoint.state import TrainingState
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.files.atomic import replacing

@@ -70,9 +70,9 @@ def run(options: argparse.Namespace) -> None:
     from limner.checkpoint.inherit import load_run_config
     from limner.config.types import SEEDS
     from limner.data.own_folder import keep_out_of_the_data
-    from limner.device import in_parts_that_fit
     from limner.inference.generator import ImageGenerator
     from limner.inference.saving import check_not_foreign, check_savable, save_all
+    from limner.memory import in_parts_that_fit
     from limner.models.shape_log import log_shapes
 
     words = [*([options.where] if options.where is not None else []), *options.what]

@@ -21,7 +21,7 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.training.inputs import precompute
+    from limner.training.precompute import precompute
 
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
     precompute(configured_by(options), say if first else lambda line: None)

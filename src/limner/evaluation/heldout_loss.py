@@ -16,9 +16,10 @@ from limner.data.examples import Pictures
 from limner.data.images import to_tensor
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
-from limner.device import in_parts_that_fit, name_of
+from limner.device import name_of
 from limner.evaluation.reference.sources import DataPictures
 from limner.inference.generator import ImageGenerator
+from limner.memory import in_parts_that_fit
 from limner.metrics.interval import bootstrapped_mean, interval_of_difference
 from limner.training.monitor.heldout import LEVELS, FixedGrid, losses_by_level
 

@@ -17,8 +17,8 @@ from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
-from limner.device import in_parts_that_fit
 from limner.inference.generator import ImageGenerator
+from limner.memory import in_parts_that_fit
 
 AT_ONCE = 64
 """Pictures drawn together at most; fewer where memory does not suffice."""

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from limner.checkpoint.folder import check_same_model
+from limner.checkpoint.matching import check_same_model
 from limner.checkpoint.single_file import open_for_drawing
 from limner.config import Config
 from limner.data.buckets import ratio_of, size_for
 from limner.data.images import to_pil
 from limner.device import (
     choose_device,
-    is_out_of_memory,
     name_of,
     part_precision,
     precision_note,
@@ -32,6 +31,7 @@ from limner.inference.sampling import Guide, Progress, draw, ready
 from limner.inference.sampling_settings import sampling_settings
 from limner.inference.saving import remember
 from limner.inference.variations import Picture, Start, Towards, fitted
+from limner.memory import is_out_of_memory
 from limner.messages import shorten
 from limner.models.text_to_image import build_model
 from limner.pretrained.components import moved, open_parts

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from limner.config import VaeConfig
-from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
+from limner.memory import give_back_freed_memory
 from limner.pretrained.hub import find_folder, read_config
 from limner.pretrained.strips import in_strips
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from limner.config import TextEncoderConfig
-from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
+from limner.memory import give_back_freed_memory
 from limner.pretrained.hub import find_folder, read_pretrained, transformers_for
 from limner.text.batch import FrozenText
 from limner.text.tokenizer import encodable

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from limner.config import Config
+from limner.device import choose_device
 from limner.errors import LimnerError
+from limner.memory import free_memory
+from limner.training.memory_probe import MARGIN, line, pictures_in_memory, probe_sizes
 
 MOST = 256
 """Pictures per update of `auto` where nothing else bounds them: more learn less per picture."""
@@ -53,15 +56,6 @@ def settle_batch(
 
 def pictures_that_fit(config: Config) -> int:
     """Measured by two short runs in processes of their own. Raises LimnerError if not even one."""
-    from limner.device import choose_device
-    from limner.training.memory_probe import (
-        MARGIN,
-        free_memory,
-        line,
-        pictures_in_memory,
-        probe_sizes,
-    )
-
     free = free_memory(choose_device(config.training.device))
     small, large = probe_sizes(config, (LARGE, SMALL), free)
     fixed, per_picture = line(small, large, "peak_bytes")

@@ -9,7 +9,7 @@ import time
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from limner.checkpoint.folder import TrainingState
+from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.training.lr_schedule import checkpoint_due, fallen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.files.atomic import write_text_whole

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.checkpoint.folder import ADAPTER, LORA, Adapters, Checkpoint
+from limner.checkpoint.folder import Adapters, Checkpoint
+from limner.checkpoint.locate import ADAPTER, LORA
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.files.tensor_files import load_safetensors

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from typing import Any
 
-import torch
-
 from limner.config import Config
 from limner.distributed.processes import alone
 from limner.errors import LimnerError
@@ -80,15 +78,6 @@ def probe(config: Config) -> dict[str, Any]:
     raise LimnerError(
         f"a short run of this configuration failed: {last.partition('Error: ')[2] or last}"
     )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a new run could take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def pictures_in_memory(config: Config, rows: int) -> int:

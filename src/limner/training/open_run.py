@@ -17,10 +17,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from limner import console
+from limner import console, memory
 from limner import device as devices
-from limner.checkpoint.folder import Checkpoint, TrainingState
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.manifest import finish_interrupted
+from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.config.notes import notes as notes_of
@@ -92,7 +93,7 @@ def _open(
 
     # ---- device and precision
     device = accelerator.device
-    devices.keep_freed_memory()
+    memory.keep_freed_memory()
     precision = config.training.mixed_precision
     dtype = devices.choose_precision(precision, device)
     notes += notes_of(config)

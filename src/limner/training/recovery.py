@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limner.checkpoint.folder import Checkpoint, TrainingState, checkpoints
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
 from limner.checkpoint.saver import Saver
+from limner.checkpoint.state import TrainingState
 from limner.data.examples import Batch
 from limner.errors import LimnerError
 from limner.training.batches import Batches

@@ -6,7 +6,10 @@ from dataclasses import fields
 
 import torch
 
-from limner.checkpoint.folder import Checkpoint, TrainingState, fit_weights, newest_good, step_of
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.locate import newest_good, step_of
+from limner.checkpoint.matching import fit_weights
+from limner.checkpoint.state import TrainingState
 from limner.errors import LimnerError
 from limner.training.first_weights import first_model
 from limner.training.init_from import open_origin

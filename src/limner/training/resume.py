@@ -8,15 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from limner.checkpoint.folder import (
-    Checkpoint,
-    check_same_model,
-    checkpoints,
-    find_checkpoint,
-    newest_checkpoint,
-    newest_good,
-)
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import load_run_config
+from limner.checkpoint.locate import checkpoints, find_checkpoint, newest_checkpoint, newest_good
+from limner.checkpoint.matching import check_same_model
 from limner.config import Config, load_config
 from limner.data.row_fingerprints import compare
 from limner.errors import LimnerError

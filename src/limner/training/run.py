@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from limner import console
-from limner.checkpoint.folder import TrainingState
 from limner.checkpoint.lineage import Lineage
+from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.data.open import Data
 from limner.diffusion.objective import Objective

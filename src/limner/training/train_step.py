@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from limner import console
-from limner.checkpoint.folder import TrainingState
+from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.data.examples import Batch
-from limner.device import give_back_freed_memory, is_out_of_memory
 from limner.diffusion.objective import Objective
 from limner.distributed.dtensors import is_shard
 from limner.distributed.processes import any_process, average_gradients, clip_gradients
 from limner.errors import LimnerError
+from limner.memory import give_back_freed_memory, is_out_of_memory
 from limner.models.dropout import seed_dropout
 from limner.training.loss_weighting import LevelBalance
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from limner import console
-from limner.checkpoint.folder import TrainingState
 from limner.checkpoint.lineage import FILE as LINEAGE
 from limner.checkpoint.saver import Saver
+from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.data.examples import Batch
 from limner.data.open import Data

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from limner import device as devices
 from limner.apps.autoencoder.losses import kl_divergence, reconstruction_loss
-from limner.checkpoint.folder import Checkpoint, Contents, TrainingState, newest_good, step_of
+from limner.checkpoint.folder import Checkpoint, Contents
+from limner.checkpoint.locate import newest_good, step_of
 from limner.checkpoint.manifest import finish_interrupted
 from limner.checkpoint.saver import Saver
+from limner.checkpoint.state import TrainingState
 from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
@@ -29,7 +31,7 @@ from limner.data.order import position_of, seeded_generator
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.errors import LimnerError
 from limner.training.monitor.progress import Progress
-from limner.training.optimizer import Muon
+from limner.training.muon import Muon
 from limner.training.resume import SAME_RUN
 from limner.training.stopping import StopOnSignal, Stopped
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner import device as devices
+from limner import memory
 from limner.apps.autoencoder.fit import Fit
 from limner.apps.autoencoder.losses import psnr, ssim
 from limner.checkpoint.manifest import written_whole
@@ -90,7 +91,7 @@ def _train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     dtype = devices.part_precision(
         devices.choose_precision(config.training.mixed_precision, device)
     )
-    devices.keep_freed_memory()
+    memory.keep_freed_memory()
     fit = Fit(config, data.trained, device, dtype, fitting_folder(output))
     fit.run()
     model, state = fit.averaged, fit.state

@@ -19,10 +19,10 @@ from limner.data.folder_walk import FolderWalk
 from limner.data.formats.folders import existing_folder
 from limner.data.images import EXTENSIONS, open_rgb
 from limner.data.split import sampling_rank
-from limner.device import in_parts_that_fit
 from limner.errors import LimnerError
 from limner.files.atomic import recover_in, write_text_whole
 from limner.files.folder_lock import FolderLock
+from limner.memory import in_parts_that_fit
 
 Say = Callable[[str], None]
 Captions = Callable[[Sequence[Image.Image]], list[str]]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner.apps.play.request import Asked
-from limner.checkpoint.folder import checkpoints
+from limner.checkpoint.locate import checkpoints
 from limner.data.images import to_pil
 from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data

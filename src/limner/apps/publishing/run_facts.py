@@ -10,7 +10,8 @@ from typing import Any
 
 from limner.apps.publishing.card import BUILT_IN, Sample
 from limner.apps.publishing.public import public_evaluation
-from limner.checkpoint.folder import Checkpoint, newest_good
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.locate import newest_good
 from limner.checkpoint.single_file import WeightsFile, sha256_of
 from limner.data.order import evenly_spaced
 from limner.evaluation.results_folder import PAGE, PICTURES, RESULTS, places

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from limner import console
 from limner.apps.publishing.card import Facts, Sample, license_that_fits, model_card
 from limner.apps.publishing.diffusers_folder import write_diffusers_folder
 from limner.apps.publishing.export import in_precision, part_dtype, refuse_foreign, sizes
@@ -29,7 +30,7 @@ from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.pretrained.components import moved, open_parts
 from limner.redaction import is_hub_id, named_places, redact_urls
-from limner.version import __version__, console
+from limner.version import __version__
 
 CARD = "README.md"
 

@@ -13,10 +13,10 @@ from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import Part
 from limner.config import SamplingConfig
 from limner.data.builtin.shapes_checker import check
-from limner.device import in_parts_that_fit
 from limner.evaluation.networks.networks import FeatureNetwork
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations
+from limner.memory import in_parts_that_fit
 from limner.metrics import retrieval
 from limner.metrics.kernel_distance import cubic
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from limner import console
 from limner.apps.sweep import sheet
 from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import Part, parts_of, range_of
@@ -27,7 +28,7 @@ from limner.evaluation.swept import FILE
 from limner.files.fingerprints import digest
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
-from limner.version import __version__, console
+from limner.version import __version__
 
 COSTS = (4, 8, 16, 32, 64)
 PICTURES = 64

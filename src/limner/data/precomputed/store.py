@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from limner.data.dataset import PictureError
-from limner.device import give_back_freed_memory
 from limner.errors import LimnerError
 from limner.files.atomic import recover_in, write_text_whole
 from limner.files.fingerprints import DIGEST, digest
 from limner.files.small_files import read_json
+from limner.memory import give_back_freed_memory
 
 Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from limner.device import in_parts_that_fit
 from limner.errors import LimnerError
 from limner.evaluation.networks import efficientnet, inception
+from limner.memory import in_parts_that_fit
 from limner.pretrained.hub import find_file
 
 Metric = Literal[

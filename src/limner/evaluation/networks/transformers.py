@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limner.device import in_parts_that_fit
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import FeatureNetwork, Metric, file_sha256, full_float32
+from limner.memory import in_parts_that_fit
 from limner.pretrained.hub import (
     WEIGHTS,
     find_folder,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from limner import device as devices
+from limner import memory
 from limner.config.defaults import noise_floor
 from limner.data.dataset import Refused
 from limner.data.examples import warn_of_long_captions
@@ -19,6 +20,7 @@ from limner.metrics.memorisation import COPIES
 from limner.redaction import places_of, redact_urls
 from limner.training.budget import COMPILING, Budget
 from limner.training.folder import write_config
+from limner.training.monitor import throughput
 from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean
 from limner.training.monitor.learning_curve import Spikes, advise, best_of, measurements
 from limner.training.monitor.machine_share import MachineShare, Shared
@@ -182,11 +184,11 @@ class Watch:
         except OSError as error:
             reason = str(error)
         except Exception as error:
-            if not devices.is_out_of_memory(error):
+            if not memory.is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:120] or type(error).__name__
         if reason:
-            devices.give_back_freed_memory()
+            memory.give_back_freed_memory()
             self.event(f"{otherwise}: {reason}; training goes on")
 
     def write_losses(self, learning_rate: float) -> None:
@@ -239,7 +241,7 @@ class Watch:
         for prefix, grid in self.grids.items():
             if grid is not None:
                 measure = functools.partial(self.losses_of, grid)
-                losses = devices.in_parts_that_fit(batch_size, measure)
+                losses = memory.in_parts_that_fit(batch_size, measure)
                 values |= {f"{prefix}loss": mean(losses), f"{prefix}loss_by_level": losses}
         self.heldout_loss = values.get("loss")
         state = self.state
@@ -326,11 +328,11 @@ class Watch:
         text = self.inputs.words.encode([""]).to(device)
         inputs = picture, torch.ones(1, device=device), text
         with self.average.on(device):
-            flops = devices.training_flops(self.averaged, inputs)
+            flops = throughput.training_flops(self.averaged, inputs)
         if self.config.lora.rank is not None:
             flops *= 2 / 3  # a matrix that does not learn has no gradient of its own to compute
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
-        peak = devices.matmul_peak(device, self.dtype)
+        peak = throughput.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes
         precision = str(self.dtype).removeprefix("torch.")
         self.log.write(

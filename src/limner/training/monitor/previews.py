@@ -14,11 +14,12 @@ from limner.data.dataset import Row
 from limner.data.examples import Pictures
 from limner.data.images import height_and_width, to_pil
 from limner.data.order import evenly_spaced
-from limner.device import in_parts_that_fit, is_out_of_memory, part_precision
+from limner.device import part_precision
 from limner.diffusion.objective import Objective
 from limner.files.atomic import replacing
 from limner.inference.contact_sheet import contact_sheet
 from limner.inference.sampling import draw
+from limner.memory import in_parts_that_fit, is_out_of_memory
 from limner.models.text_to_image import TextToImage
 from limner.pretrained.autoencoder import LatentSpace, PixelSpace
 from limner.text.words import Words

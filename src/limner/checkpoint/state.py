@@ -1,0 +1,88 @@
+"""Where a run stands: what a checkpoint writes down of it in training_state.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from limner.errors import LimnerError
+from limner.files.small_files import read_json
+from limner.messages import shorten, shorten_name
+
+
+@dataclass
+class TrainingState:
+    """How far a run is, changed by its own methods alone. What can be computed from these is not
+    stored."""
+
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    total_steps: int | None = None
+    """None while a run bounded by minutes has not fixed it yet."""
+    decay_start: int | None = None
+    """Where the line on which the rate falls begins; before the run (below 0) for one that slowed
+    down."""
+    pieces: int = 1
+    """Parts that each micro-batch is cut into since memory ran out (see training/train_step.py)."""
+    skipped: int = 0
+    """Updates left out because their loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    rolled_back_at: int | None = None
+    """Step at which the weights last went back to a checkpoint, too many being skipped in a row."""
+
+    def advance(self, images: int, seconds: float) -> None:
+        """Count an update of so many pictures, at so many seconds of the run."""
+        self.step += 1
+        self.images += images
+        self.seconds = seconds
+
+    def count_skipped(self, skipped: bool) -> None:
+        """Whether the update that is under way leaves the weights as they are."""
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def split_micro_batches(self) -> None:
+        """From here on each goes through the model in twice as many parts."""
+        self.pieces *= 2
+
+    def end_at(self, total_steps: int, decay_start: int) -> None:
+        self.total_steps, self.decay_start = total_steps, decay_start
+
+    def rewind(self, before: TrainingState) -> None:
+        """Back to an earlier step, whose updates are done again. The time that passed has passed,
+        and memory is as short as it is."""
+        for name in ("step", "images", "skipped", "skipped_in_a_row", "rolled_back_at"):
+            setattr(self, name, getattr(before, name))
+
+    def note_roll_back(self) -> None:
+        """The weights are older ones; the count of pictures goes on."""
+        self.rolled_back_at, self.skipped_in_a_row = self.step, 0
+
+    @classmethod
+    def read(cls, path: Path) -> TrainingState:
+        """Raises LimnerError if it is anything else than such a state."""
+        return cls.of(read_json(path), path)
+
+    @classmethod
+    def of(cls, values: Any, path: Path) -> TrainingState:
+        """Of what was read from a file. Raises LimnerError if it is anything else."""
+        if not isinstance(values, dict):
+            raise LimnerError(f"{path}: {shorten(values)} is no training state")
+        whole = {f.name for f in fields(cls)} - {"seconds"}
+        for name, value in values.items():
+            optional = value is None and name in ("total_steps", "decay_start", "rolled_back_at")
+            kinds = int if name in whole else (int, float)
+            good = isinstance(value, kinds) and not isinstance(value, bool)
+            lowest = -(2**63) if name == "decay_start" else 0
+            if not (optional or (good and lowest <= value < 2**63)):
+                raise LimnerError(
+                    f"{path}: {shorten_name(name)} is {shorten(value)}, not a number from "
+                    f"{lowest} on"
+                )
+        try:
+            return cls(**values)
+        except TypeError:
+            unknown = [shorten_name(name) for name in values if name not in whole | {"seconds"}]
+            raise LimnerError(f"{path}: {', '.join(unknown)} is not known") from None

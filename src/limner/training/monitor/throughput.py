@@ -1,0 +1,58 @@
+"""How fast this device multiplies, and how much a step of training multiplies."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch._dynamo
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """The best rate of a square matrix product here and now, FLOP/s.
+
+    Small products first; larger ones, which reach more, as long as there is time for six of them.
+
+    Args:
+        seconds: it takes about so long at most, on any device and in any precision.
+    """
+    largest = 8192 if device.type == "cuda" else 2048
+    began, best, side = time.perf_counter(), 0.0, 128
+    while side <= largest:
+        a = torch.randn(side, side, device=device).to(dtype)
+        left = seconds - (time.perf_counter() - began)
+        if best and 6 * 2 * side**3 / best > left:
+            break
+        for _ in range(6):
+            with synchronised(device):
+                start = time.perf_counter()
+                a @ a
+            best = max(best, 2 * side**3 / (time.perf_counter() - start))
+        side *= 2
+    return best
+
+
+@contextlib.contextmanager
+def synchronised(device: torch.device) -> Iterator[None]:
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """FLOPs of training on one picture: a forward pass counted, times three for the backward.
+
+    Args:
+        inputs: of one picture, as the model takes them.
+    """
+    # The one fused attention that torch has a formula for and does not count.
+    on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    formula = {on_processors: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    counter = FlopCounterMode(display=False, custom_mapping=formula)
+    with torch.no_grad(), counter:
+        model(*inputs)
+    return 3.0 * counter.get_total_flops()

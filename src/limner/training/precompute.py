@@ -1,0 +1,285 @@
+"""Latents and text embeddings, computed once and kept: before a run, or at its start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.config import Config
+from limner.console import format_duration
+from limner.data.dataset import PictureError, Refused, Row
+from limner.data.examples import Source
+from limner.data.images import DECODING, Size, height_and_width, to_tensor
+from limner.data.open import Data, open_data
+from limner.data.own_folder import keep_out_of_the_data
+from limner.data.precomputed.fill import check_space, fill
+from limner.data.precomputed.sources import (
+    LatentsInBuckets,
+    StoredCaptions,
+    StoredLatents,
+    caption_id,
+    mirrored,
+    packed,
+)
+from limner.data.precomputed.store import Store
+from limner.device import choose_device, choose_precision, name_of, part_precision
+from limner.files.fingerprints import Fingerprints
+from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.components import open_parts
+from limner.pretrained.text_encoder import PretrainedText
+from limner.training.monitor.previews import preview_prompts
+
+AT_ONCE = 8
+"""Pictures that go through the autoencoder together; one by one where memory is short."""
+
+
+CAPTIONS_AT_ONCE = 32
+
+
+MOST_ROWS, MOST_BYTES = 4096, 2**28
+"""Of a shard, which is in memory as a whole when it is written."""
+
+
+ROW_OVERHEAD = 24  # bytes of a row's id and place
+
+
+SAY_EVERY = 15.0  # seconds
+
+
+Say = Callable[[str], None]
+
+
+def precompute(config: Config, say: Say) -> None:
+    """Compute and keep what a run of this configuration would; several may share the work."""
+    parts = open_parts(config)
+    config = parts.config
+    check_cache_folder(config)
+    data = open_data(config, say, parts.unit)
+    device = choose_device(config.training.device)
+    dtype = part_precision(choose_precision(config.training.mixed_precision, device))
+    if isinstance(parts.space, LatentSpace):
+        stored_latents(config, data, parts.space, device, dtype, say)
+    if parts.reader is not None:
+        stored_captions(config, data, parts.reader, device, dtype, say)
+    if data.set.refused:
+        first = data.set.refused[0]
+        say(f"{len(data.set.refused)} rows cannot be used; the first {first.key}: {first.reason}")
+    say(
+        f"all that is to be computed once is in {Path(config.cache.folder).absolute()}"
+        if config.vae.fingerprint or config.text_encoder.fingerprint
+        else "nothing is to be computed: vae and text_encoder name no pretrained part"
+    )
+
+
+def stored_latents(
+    config: Config,
+    data: Data,
+    space: LatentSpace,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Say,
+) -> tuple[Source, Source]:
+    """The latents of trained and of held-out pictures, encoded in `dtype`."""
+    trained, held_out = data.trained, data.held_out
+    if trained.buckets is None or held_out.buckets is None:
+        both = (trained.rows, held_out.rows)
+        return _latents_of_size(
+            config, data, both, config.data.image_size, space, device, dtype, say
+        )
+    parts = []
+    for (height, width), *members in zip(
+        trained.buckets.sizes, trained.buckets.members(), held_out.buckets.members(), strict=True
+    ):
+        here, there = (
+            [rows[i] for i in some]
+            for rows, some in zip((trained.rows, held_out.rows), members, strict=True)
+        )
+        size = height if height == width else (height, width)
+        parts.append(_latents_of_size(config, data, (here, there), size, space, device, dtype, say))
+    return (
+        LatentsInBuckets(trained.rows, [part[0] for part in parts], trained.buckets),
+        LatentsInBuckets(held_out.rows, [part[1] for part in parts], held_out.buckets),
+    )
+
+
+def _latents_of_size(
+    config: Config,
+    data: Data,
+    rows: tuple[Sequence[Row], Sequence[Row]],
+    size: Size,
+    space: LatentSpace,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Say,
+) -> tuple[StoredLatents, StoredLatents]:
+    """Those of trained and held-out rows whose pictures are of one size."""
+    folder, (trained, held_out) = Path(config.cache.folder), rows
+    height, width = height_and_width(size)
+    stored: torch.dtype = getattr(torch, config.cache.dtype)
+    key = {
+        "format": 2,
+        "decoding": DECODING,
+        "autoencoder": config.vae.fingerprint,
+        "image_size": size if isinstance(size, int) else f"{width} x {height}",
+        "crop": getattr(data.set, "crop", "center"),
+        "computed_in": name_of(dtype),
+        "dtype": config.cache.dtype,
+    }
+    # Beside the store of one size those of the other sizes are no news.
+    store = _open(folder, "latents", key, say, others=data.trained.buckets is None)
+    known = Fingerprints(folder / "contents.npy")
+    trained_ids, held_out_ids = (
+        data.set.contents(trained, known),
+        data.set.contents(held_out, known),
+    )
+    known.save()
+    flipped_ids = mirrored(trained_ids) if config.data.horizontal_flip else trained_ids[:0]
+
+    def row_of(index: int) -> Row:
+        if len(trained) <= index < len(trained) + len(held_out):
+            return held_out[index - len(trained)]
+        return trained[index if index < len(trained) else index - len(trained) - len(held_out)]
+
+    def picture(index: int) -> Tensor | str:
+        try:
+            tensor = to_tensor(data.set.load(row_of(index), size))
+        except PictureError as error:
+            return str(error)
+        return tensor.flip(-1) if index >= len(trained) + len(held_out) else tensor
+
+    def make(indices: list[int]) -> list[Tensor | str]:
+        space.load(device, dtype)
+        pictures = list(threads.map(picture, indices))
+        good = [p for p in pictures if isinstance(p, Tensor)]
+        latents = iter(encode_within_memory(space, good, device) if good else torch.empty(0))
+        return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in pictures]
+
+    latents = height * width // space.downsampling**2
+    row_bytes = space.channels * latents * stored.itemsize
+    with ThreadPoolExecutor(max(1, config.training.num_workers)) as threads:
+        _complete(
+            store,
+            np.concatenate([trained_ids, held_out_ids, flipped_ids]),
+            make,
+            AT_ONCE,
+            row_bytes,
+            "pictures",
+            say,
+        )
+    space.unload()
+    both = (
+        StoredLatents(store, trained, trained_ids, flipped_ids if len(flipped_ids) else None),
+        StoredLatents(store, held_out, held_out_ids, None),
+    )
+    for source in both:
+        for position in np.flatnonzero(source.positions < 0):
+            reason = store.reason(source.ids[position].tobytes()) or "its latents are missing"
+            data.set.refused.append(Refused(source.rows[int(position)].key, reason))
+    return both
+
+
+def encode_within_memory(
+    space: LatentSpace, pictures: Sequence[Tensor], device: torch.device
+) -> Tensor:
+    """Latents of B pictures on the processor; one picture at a time where all are too many."""
+    try:
+        return space.encode(torch.stack(list(pictures)).to(device)).cpu()
+    except torch.OutOfMemoryError:
+        if len(pictures) == 1:
+            raise
+    return torch.cat([space.encode(picture[None].to(device)).cpu() for picture in pictures])
+
+
+def stored_captions(
+    config: Config,
+    data: Data,
+    reader: PretrainedText,
+    device: torch.device,
+    dtype: torch.dtype,
+    say: Say,
+) -> StoredCaptions:
+    """What the pretrained encoder makes of every caption, of none, and of the preview's prompts."""
+    stored: torch.dtype = getattr(torch, config.cache.dtype)
+    key = {
+        "format": 2,
+        "text_encoder": config.text_encoder.fingerprint,
+        "max_length": config.text_encoder.max_length,
+        "computed_in": name_of(dtype),
+        "dtype": config.cache.dtype,
+    }
+    store = _open(Path(config.cache.folder), "captions", key, say)
+    rows = [*data.trained.rows, *data.held_out.rows]
+    prompts = preview_prompts(config, data.trained.rows, data.held_out.rows)
+    captions = list(
+        dict.fromkeys(["", *prompts, *(caption for row in rows for caption in row.captions)])
+    )
+    ids = np.frombuffer(b"".join(map(caption_id, captions)), dtype=np.uint8).reshape(-1, 16)
+
+    def make(indices: list[int]) -> list[Tensor | str]:
+        reader.load(device, dtype)
+        some = [captions[i] for i in indices]
+        return [packed(states, vector, stored) for states, vector in reader.rows(some)]
+
+    sample = captions[:: max(1, len(captions) // 200)]
+    tokens = sum(min(reader.length(c), reader.max_length) + 1 for c in sample) / len(sample)
+    row_bytes = round(tokens * reader.width * stored.itemsize)
+    _complete(store, ids, make, CAPTIONS_AT_ONCE, row_bytes, "captions", say)
+    reader.unload()
+    return StoredCaptions(store)
+
+
+def check_cache_folder(config: Config) -> None:
+    """Raises LimnerError where the cache would begin inside the data. (One that is there holds no
+    pictures, and goes on.)"""
+    parts = (config.vae.fingerprint, config.text_encoder.fingerprint)
+    if any(parts) and not Path(config.cache.folder).exists():
+        keep_out_of_the_data(Path(config.cache.folder), config, "cache.folder")
+
+
+def _open(
+    folder: Path, name: str, key: dict[str, str | int | None], say: Say, others: bool = True
+) -> Store:
+    store = Store.open(folder, name, key)
+    for event in store.events:
+        say(event)
+    if others and not len(store):
+        for sentence in store.other_keys():
+            say(sentence)
+    return store
+
+
+def _complete(
+    store: Store,
+    ids: np.ndarray,
+    make: Callable[[list[int]], list[Tensor | str]],
+    at_once: int,
+    row_bytes: int,
+    what: str,
+    say: Say,
+) -> None:
+    """Fill the store with what is missing of `ids`, having said what it will take."""
+    missing = len(store.missing(ids))
+    if not missing:
+        return
+    needed = missing * (row_bytes + ROW_OVERHEAD)
+    say(f"{missing:,} {what} to encode once, into {store.folder} ({needed / 2**20:,.1f} MiB)")
+    check_space(store.folder, needed)
+    began = said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= SAY_EVERY:
+            said = now
+            left = format_duration((now - began) / max(1, done) * (total - done))
+            say(f"{done:,} of {total:,} {what} encoded, {left} left")
+
+    rows_per_shard = max(at_once, min(MOST_ROWS, MOST_BYTES // row_bytes // at_once * at_once))
+    fill(store, ids, make, rows_per_shard, at_once, progress)
+    say(f"{what} encoded in {format_duration(time.monotonic() - began)}")
