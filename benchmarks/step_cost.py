@@ -87,14 +87,14 @@ def where_time_goes(words: list[str], steps: int) -> dict[str, float]:
     from limner.apps.demo import demo_config
     from limner.config import load_config
     from limner.training.batches import Batches
-    from limner.training.monitor.monitor import Watch
+    from limner.training.monitor.monitor import RunMonitor
     from limner.training.run import Run
-    from limner.training.train_step import Update
+    from limner.training.train_step import TrainStep
     from limner.training.trainer import Trainer
 
     spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     marks: list[tuple[float, dict[str, float]]] = []
-    owners: dict[str, Any] = {"Batches": Batches, "Run": Run, "Update": Update}
+    owners: dict[str, Any] = {"Batches": Batches, "Run": Run, "Update": TrainStep}
 
     def timed(name: str, owner: Any, method: str) -> None:
         before = getattr(owner, method)
@@ -110,14 +110,14 @@ def where_time_goes(words: list[str], steps: int) -> dict[str, float]:
 
     for name, (owner, method) in PARTS.items():
         timed(name, owners[owner], method)
-    step_done = Watch.step_done
+    step_done = RunMonitor.step_done
 
-    def marked(self: Watch, *arguments: Any) -> None:
+    def marked(self: RunMonitor, *arguments: Any) -> None:
         step_done(self, *arguments)
         if self.state.step in (warm, steps):
             marks.append((time.perf_counter(), dict(spent)))
 
-    setattr(Watch, "step_done", marked)  # noqa: B010 (mypy would not have it otherwise)
+    setattr(RunMonitor, "step_done", marked)  # noqa: B010 (mypy would not have it otherwise)
     with tempfile.TemporaryDirectory() as folder:
         base = demo_config(10.0, folder, torch_cpu()).model_dump(mode="json")
         base["training"] |= {"trackers": ["none"], "max_minutes": None, "max_steps": steps + 1}

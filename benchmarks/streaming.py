@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 from limner.config import Config, load_config
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.open import open_data, training_order
-from limner.data.order import CountBatches
+from limner.data.order import ImageCountSampler
 from limner.device import describe
 
 SIZES = (1_000, 10_000, 100_000)
@@ -78,7 +78,7 @@ def numbers_of(url: str, cache: str, start: int, workers: int) -> Iterator[list[
     examples = TrainingExamples(data.trained, _no_words, 0, 0.0, 0.5, 0.0, order)
     loader: DataLoader[Any] = DataLoader(
         examples,
-        batch_sampler=CountBatches(start, BATCH),
+        batch_sampler=ImageCountSampler(start, BATCH),
         num_workers=workers,
         collate_fn=Batch.of,
     )

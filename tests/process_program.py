@@ -19,40 +19,40 @@ from limner.checkpoint import save_sharded
 from limner.distributed.processes import clip_gradients
 from limner.training.monitor import throughput
 from limner.training.muon import Muon
-from limner.training.train_step import Update
+from limner.training.train_step import TrainStep
 
-LOSS = Update.loss
+LOSS = TrainStep.loss
 RANK = int(os.environ.get("RANK", "0"))
 
 
-def nan_in_one(update: Update, batch: Any) -> torch.Tensor:
+def nan_in_one(update: TrainStep, batch: Any) -> torch.Tensor:
     """The third update's loss is no number in the last process."""
     last = dist.get_world_size() - 1 if dist.is_initialized() else 0
     wrong = update.state.step == 2 and last == RANK
     return LOSS(update, batch) * (float("nan") if wrong else 1.0)
 
 
-def short_of_memory(update: Update, batch: Any) -> torch.Tensor:
+def short_of_memory(update: TrainStep, batch: Any) -> torch.Tensor:
     """Process 1 has no room for more than two pictures from the fifth update on."""
     if update.state.step >= 4 and RANK == 1 and len(batch) > 2:
         raise torch.OutOfMemoryError("injected: out of memory")
     return LOSS(update, batch)
 
 
-def killed_once(update: Update, batch: Any) -> torch.Tensor:
+def killed_once(update: TrainStep, batch: Any) -> torch.Tensor:
     """Process 1 dies in its fifth update, in its first life."""
     if update.state.step == 4 and RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return LOSS(update, batch)
 
 
-def dawdling(update: Update, batch: Any) -> torch.Tensor:
+def dawdling(update: TrainStep, batch: Any) -> torch.Tensor:
     """An update takes so long that something can happen in it."""
     time.sleep(0.4)
     return LOSS(update, batch)
 
 
-def failing(update: Update, batch: Any) -> torch.Tensor:
+def failing(update: TrainStep, batch: Any) -> torch.Tensor:
     """Process 1 has an error that nobody expected."""
     if update.state.step == 2 and RANK == 1:
         raise ZeroDivisionError("injected")
@@ -114,7 +114,7 @@ def no_room_once() -> None:
     save_sharded.write_shard = full
 
 
-FAULTS: dict[str, Callable[[Update, Any], torch.Tensor]] = {
+FAULTS: dict[str, Callable[[TrainStep, Any], torch.Tensor]] = {
     f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
 }
 
@@ -123,7 +123,7 @@ def main() -> None:
     throughput.matmul_peak = lambda device, dtype: 1e12  # takes longer than these runs
     torch.set_num_threads(1)
     for config, resume, fault in json.loads(sys.argv[1]):
-        Update.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]
+        TrainStep.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]
         if fault == "no_room_once":
             no_room_once()
         trainer = Trainer(load_config(config), resume=resume)

@@ -88,7 +88,7 @@ def test_gradients_are_those_of_the_weighed_losses(tiny_config: Callable[..., Co
     averages = (balance.sums / balance.counts).tolist()
     mean = float(balance.sums.sum() / balance.counts.sum())
     bins = (
-        (timesteps / update.objective.path.num_train_timesteps * BINS)
+        (timesteps / update.objective.noise_schedule.num_train_timesteps * BINS)
         .long()
         .clamp(max=BINS - 1)
         .tolist()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limner.data.order import CountBatches, OneShapePerUpdate
+from limner.data.order import ImageCountSampler, OneShapePerUpdate
 
 some_buckets = st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any)
 
@@ -69,7 +69,7 @@ def test_rounds_are_shuffled_anew_and_so_are_seeds() -> None:
 def test_processes_and_accumulation_share_the_updates_of_one(first: int) -> None:
     asked = order([30, 17, 9], 8, first=first)
     for processes, size, accumulation in [(1, 8, 1), (2, 2, 2), (4, 2, 1), (1, 2, 4)]:
-        ranks = [iter(CountBatches(first, size, processes, r)) for r in range(processes)]
+        ranks = [iter(ImageCountSampler(first, size, processes, r)) for r in range(processes)]
         for update in range(12):
             counts = [c for rank in ranks for _ in range(accumulation) for c in next(rank)]
             positions = sorted(asked.position(c) for c in counts)

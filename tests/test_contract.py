@@ -20,9 +20,9 @@ from limner.data.open import open_data
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.models.text_to_image import TextToImage, build_model
-from limner.pretrained.autoencoder import LatentSpace
-from limner.text.batch import FrozenText
-from limner.text.conditioning import EncodedText
+from limner.pretrained.autoencoder import PretrainedAutoencoder
+from limner.text.batch import TextEmbeddings
+from limner.text.conditioning import TextConditioning
 from limner.training.batches import load_batches
 from limner.training.monitor import throughput
 from limner.training.trainer import Trainer
@@ -175,7 +175,7 @@ def test_the_model_has_the_sizes_that_were_asked_for(architecture: str, tiny_con
     tokens: list[torch.Size] = []
     block.register_forward_hook(lambda _, inputs, output: tokens.append(output.shape))
     x = torch.randn(2, 3, 16, 24)
-    text = EncodedText(torch.randn(2, 5, 96 // 64 * 64), torch.ones(2, 5, dtype=torch.bool))
+    text = TextConditioning(torch.randn(2, 5, 96 // 64 * 64), torch.ones(2, 5, dtype=torch.bool))
     assert model(x, torch.tensor([10.0, 900.0]), text).shape == x.shape
     assert tokens == [(2, (16 // 8) * (24 // 8), 96)]
 
@@ -228,7 +228,7 @@ def test_pretrained_parts_are_what_is_drawn_in_and_read_with(
     )
     batch = next(load_batches(trainer.run))
     assert batch.picture.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
-    assert isinstance(batch.text, FrozenText)
+    assert isinstance(batch.text, TextEmbeddings)
     assert batch.text.states.shape[-1] == 16
     assert torch.isfinite(trainer.run.update.loss(batch, trainer.run.update.timesteps(batch))).all()
 
@@ -238,7 +238,7 @@ def test_slicing_decodes_one_picture_at_a_time(tmp_path: Path) -> None:
     folder = str(tiny_autoencoder(tmp_path / "vae"))
     decoded = []
     for slicing, expected in ((False, [3]), (True, [1, 1, 1])):
-        space = LatentSpace(VaeConfig(pretrained_model_name=folder, use_slicing=slicing))
+        space = PretrainedAutoencoder(VaeConfig(pretrained_model_name=folder, use_slicing=slicing))
         space.load(torch.device("cpu"), torch.float32)
         sizes: list[int] = []
         space.model.decoder.register_forward_pre_hook(
@@ -284,7 +284,10 @@ def test_the_network_learns_what_prediction_type_names(prediction: str) -> None:
     objective = build_objective(load_config({"scheduler": {"prediction_type": prediction}}))
     x0, noise = torch.randn(2, 2, 3, 4, 4).unbind()
     t = torch.tensor([100.0, 700.0])
-    alpha, sigma = (f(t)[:, None, None, None] for f in (objective.path.alpha, objective.path.sigma))
+    alpha, sigma = (
+        f(t)[:, None, None, None]
+        for f in (objective.noise_schedule.alpha, objective.noise_schedule.sigma)
+    )
     expected = {
         "epsilon": noise,
         "v_prediction": alpha * noise - sigma * x0,

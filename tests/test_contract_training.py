@@ -14,7 +14,7 @@ import limner.training.trainer
 from limner import device as devices
 from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
-from limner.diffusion.noise_schedule import FlowPath
+from limner.diffusion.noise_schedule import FlowMatchingSchedule
 from limner.models.text_to_image import TextToImage, build_model
 from limner.training.batches import load_batches
 from limner.training.budget import Budget
@@ -116,13 +116,13 @@ def test_the_training_times_move_as_the_learning_rate_falls(
     kind: str, moved: list[float], tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    plain = FlowPath.training_timesteps
+    plain = FlowMatchingSchedule.training_timesteps
 
-    def recorded(path: FlowPath, u: torch.Tensor, moved: float = 0.0) -> torch.Tensor:
+    def recorded(path: FlowMatchingSchedule, u: torch.Tensor, moved: float = 0.0) -> torch.Tensor:
         seen.append(moved)
         return plain(path, u, moved)
 
-    monkeypatch.setattr(FlowPath, "training_timesteps", recorded)
+    monkeypatch.setattr(FlowMatchingSchedule, "training_timesteps", recorded)
     train(tiny_config(f"lr_scheduler.type={kind}", "lr_scheduler.warmup_steps=2"))
     assert seen[::2] == pytest.approx(moved)  # asked by the loss, and again by its weights
     assert seen[1::2] == seen[::2]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from limner.config import load_config
-from limner.data.dataset import PictureSet
+from limner.data.dataset import ImageDataset
 from limner.data.formats.encodings import Guesses, decode, decode_together, detect, readings
 from limner.data.formats.entries import check_caption
 from limner.data.open import open_picture_set
@@ -48,7 +48,7 @@ def pairs(folder: Path, captions: list[bytes]) -> Path:
     return folder
 
 
-def opened(path: Path, *words: str) -> PictureSet:
+def opened(path: Path, *words: str) -> ImageDataset:
     return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
 
 

@@ -20,7 +20,7 @@ from test_resume import differing, elsewhere, run
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.config.data import DataConfig
-from limner.data.dataset import PictureSet
+from limner.data.dataset import ImageDataset
 from limner.data.formats.columns import CAPTIONS, IMAGE, Columns
 from limner.data.formats.detect import recognise
 from limner.data.open import open_data, open_picture_set
@@ -30,7 +30,7 @@ from limner.files.fingerprints import Fingerprints
 Build = Callable[..., Config]
 
 
-def opened(words: list[str]) -> PictureSet:
+def opened(words: list[str]) -> ImageDataset:
     return open_picture_set(load_config(None, words))
 
 

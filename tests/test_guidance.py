@@ -9,12 +9,12 @@ from torch import Tensor
 
 from limner.config import SamplingConfig, load_config
 from limner.diffusion.guidance import combination, guided_denoiser
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.sampling_settings import function_evaluations, inference_timesteps
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 REFINEMENTS = {
     "cfg": {},
@@ -163,17 +163,17 @@ class Network:
         self.gain = gain
         self.rows: list[int] = []
 
-    def __call__(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         self.rows.append(len(x))
         assert len(y.tokens) == len(y.mask) == len(x)
         words = (y.tokens * y.mask[..., None]).sum(dim=(1, 2)).view(-1, 1, 1, 1)
         return self.gain * x + torch.tanh(words) - t.view(-1, 1, 1, 1) / 1000
 
 
-def texts() -> tuple[EncodedText, EncodedText]:
+def texts() -> tuple[TextConditioning, TextConditioning]:
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     null_mask = torch.tensor([[True] + [False] * 4])
-    return EncodedText(randn(2, 5, 8, seed=5) / 5, mask), EncodedText(
+    return TextConditioning(randn(2, 5, 8, seed=5) / 5, mask), TextConditioning(
         torch.full((1, 5, 8), 0.1), null_mask
     )
 
@@ -187,7 +187,11 @@ def guide_of(model: Network, objective: Objective) -> Callable[[Tensor, float], 
 @pytest.mark.parametrize("scale", [0.0, 1.7, 5.0])
 @pytest.mark.parametrize("name", REFINEMENTS)
 def test_a_model_that_guides_itself_is_not_guided(name: str, scale: float) -> None:
-    objective, model, (text, null) = Objective(FlowPath(), "velocity"), Network(), texts()
+    objective, model, (text, null) = (
+        Objective(FlowMatchingSchedule(), "velocity"),
+        Network(),
+        texts(),
+    )
     sampling = SamplingConfig(guidance_scale=scale, **REFINEMENTS[name])
     guide = guide_of(model, objective)
     denoise = guided_denoiser(model, objective, text, null, sampling, torch.float32, guide)
@@ -198,7 +202,7 @@ def test_a_model_that_guides_itself_is_not_guided(name: str, scale: float) -> No
 
 def test_autoguidance_moves_away_from_the_weaker_model_for_the_same_text() -> None:
     objective, model, weak, (text, null) = (
-        Objective(FlowPath(), "sample"),
+        Objective(FlowMatchingSchedule(), "sample"),
         Network(),
         Network(gain=0.3),
         texts(),
@@ -222,25 +226,27 @@ def test_zero_init_stays_at_the_noise_for_the_first_steps(shift: float) -> None:
     sampling = SamplingConfig(
         scheduler_type="euler", num_inference_steps=8, zero_init_steps=3, shift=shift
     )
-    path, objective, model, (text, null) = (
-        FlowPath(),
-        Objective(FlowPath(), "velocity"),
+    noise_schedule, objective, model, (text, null) = (
+        FlowMatchingSchedule(),
+        Objective(FlowMatchingSchedule(), "velocity"),
         Network(),
         texts(),
     )
     denoise = guided_denoiser(model, objective, text, null, sampling, torch.float32)
     noise = randn(2, 3, 4, 4)
-    found = SOLVERS["euler"](denoise, noise, inference_timesteps(sampling, path), path)
+    found = SOLVERS["euler"](
+        denoise, noise, inference_timesteps(sampling, noise_schedule), noise_schedule
+    )
 
     # Euler's method on the velocities, those of the first three steps being zero.
-    x, times = noise, path.inference_timesteps(8, shift)
+    x, times = noise, noise_schedule.inference_timesteps(8, shift)
     for i in range(8):
         t = float(times[i])
         v = torch.zeros_like(x) if i < 3 else (x - denoise(x, t)) / (t / 1000)
         x = x + (float(times[i + 1]) - t) / 1000 * v
     torch.testing.assert_close(found, x, atol=1e-5, rtol=1e-5)
-    assert len(inference_timesteps(sampling, path, strength=0.5)) == len(
-        path.inference_timesteps(8, shift, strength=0.5)
+    assert len(inference_timesteps(sampling, noise_schedule, strength=0.5)) == len(
+        noise_schedule.inference_timesteps(8, shift, strength=0.5)
     )  # a drawing from a picture has no such steps
 
 
@@ -262,23 +268,25 @@ def test_zero_init_stays_at_the_noise_for_the_first_steps(shift: float) -> None:
     ],
 )
 def test_evaluations_are_counted(settings: dict, expected: int) -> None:
-    assert function_evaluations(SamplingConfig(**settings), FlowPath()) == expected
+    assert function_evaluations(SamplingConfig(**settings), FlowMatchingSchedule()) == expected
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
+@pytest.mark.parametrize("noise_schedule", [FlowMatchingSchedule(), VPSchedule()])
 @pytest.mark.parametrize("scheduler_type", SOLVERS)
 @pytest.mark.parametrize("strength", [1.0, 0.45, 0.0])
 def test_as_many_evaluations_are_counted_as_the_network_does(
-    scheduler_type: str, path: Path, strength: float
+    scheduler_type: str, noise_schedule: NoiseSchedule, strength: float
 ) -> None:
     sampling = SamplingConfig(
         scheduler_type=scheduler_type, num_inference_steps=7, guidance_interval=(0.25, 0.75)
     )
-    objective, model, (text, null) = Objective(path, "epsilon"), Network(), texts()
+    objective, model, (text, null) = Objective(noise_schedule, "epsilon"), Network(), texts()
     denoise = guided_denoiser(model, objective, text, null, sampling, torch.float32)
-    times = inference_timesteps(sampling, path, strength)
-    SOLVERS[scheduler_type](denoise, randn(2, 3, 4, 4), times, path, lambda _: torch.zeros(1))
-    assert function_evaluations(sampling, path, strength) == sum(model.rows) / 2
+    times = inference_timesteps(sampling, noise_schedule, strength)
+    SOLVERS[scheduler_type](
+        denoise, randn(2, 3, 4, 4), times, noise_schedule, lambda _: torch.zeros(1)
+    )
+    assert function_evaluations(sampling, noise_schedule, strength) == sum(model.rows) / 2
 
 
 # Settings that do not go together

@@ -17,7 +17,7 @@ from emoji_formats import SIDE, emoji
 from PIL import Image
 
 from limner.config import load_config
-from limner.data.dataset import PictureError, PictureSet
+from limner.data.dataset import ImageDataset, PictureError
 from limner.data.formats import parquet_rows
 from limner.data.formats.arrow import DatasetPictures
 from limner.data.formats.hub import _downloaded_to
@@ -27,7 +27,7 @@ from limner.errors import LimnerError
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
 
 
-def opened(path: Path, *words: str) -> PictureSet:
+def opened(path: Path, *words: str) -> ImageDataset:
     cache = f"cache.folder='{path.parent / 'cache'}'"
     return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", cache, *words]))
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from limner.config import load_config
 from limner.data import regular_files
-from limner.data.dataset import PictureError, PictureSet
+from limner.data.dataset import ImageDataset, PictureError
 from limner.data.formats.folders import FolderPictures
 from limner.data.image_paths import ImagePaths
 from limner.data.images import decode
@@ -33,7 +33,7 @@ def table(folder: Path, *images: object) -> Path:
     return folder
 
 
-def opened(path: Path, *words: str) -> PictureSet:
+def opened(path: Path, *words: str) -> ImageDataset:
     return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
 
 

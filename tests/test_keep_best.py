@@ -10,7 +10,7 @@ from runs import events, messages, trained
 from limner.config import Config
 from limner.training.monitor import monitor
 from limner.training.monitor.memorisation_check import copying
-from limner.training.monitor.monitor import Watch
+from limner.training.monitor.monitor import RunMonitor
 from limner.training.trainer import Trainer
 
 
@@ -18,11 +18,11 @@ def planned(monkeypatch: pytest.MonkeyPatch, heldout: list[float]) -> None:
     """The held-out losses of a run, in their order; trained ones fall."""
     given, falling = iter(heldout), iter(range(100, 0, -1))
 
-    def losses_of(self: Watch, grid: object, batch_size: int) -> dict[str, float]:
+    def losses_of(self: RunMonitor, grid: object, batch_size: int) -> dict[str, float]:
         is_heldout = grid is self.grids[""]
         return {"500": next(given) if is_heldout else float(next(falling))}
 
-    monkeypatch.setattr(Watch, "losses_of", losses_of)
+    monkeypatch.setattr(RunMonitor, "losses_of", losses_of)
 
 
 def names(folder: Path) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from limner.config import VaeConfig
 from limner.errors import LimnerError
 from limner.pretrained import autoencoder, strips
-from limner.pretrained.autoencoder import LatentSpace, PixelSpace
+from limner.pretrained.autoencoder import IdentityAutoencoder, PretrainedAutoencoder
 
 CPU, F32 = torch.device("cpu"), torch.float32
 MAKERS = {
@@ -31,8 +31,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(top / name.replace(" ", "")) for name, make in MAKERS.items()}
 
 
-def opened(folder: Path, **settings: Any) -> LatentSpace:
-    space = LatentSpace(VaeConfig(pretrained_model_name=str(folder), **settings))
+def opened(folder: Path, **settings: Any) -> PretrainedAutoencoder:
+    space = PretrainedAutoencoder(VaeConfig(pretrained_model_name=str(folder), **settings))
     space.load(CPU, F32)
     return space
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, folders: dict[str, Path]) 
     (other / "diffusion_pytorch_model.safetensors").write_bytes(weights)
     (other / "config.json").write_text('{"_class_name": "VQModel"}', "utf-8")
     with pytest.raises(LimnerError, match="describes a VQModel; the autoencoders that can be used"):
-        LatentSpace(VaeConfig(pretrained_model_name=str(other)))
+        PretrainedAutoencoder(VaeConfig(pretrained_model_name=str(other)))
 
     config = json.loads((folders["4 channels"] / "config.json").read_text("utf-8"))
     (other / "config.json").write_text(json.dumps(config | {"layers_per_block": 2}), "utf-8")
@@ -198,7 +198,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, folders: dict[str, Path]) 
 
 
 def test_pixel_space_does_nothing() -> None:
-    space, x = PixelSpace(), pictures()
+    space, x = IdentityAutoencoder(), pictures()
     space.load(CPU, F32)
     assert space.encode(x) is x
     assert space.decode(x) is x

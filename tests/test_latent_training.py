@@ -19,9 +19,9 @@ from limner.data.images import to_tensor
 from limner.data.precomputed.sources import StoredCaptions, StoredLatents
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import open_parts
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.training.batches import load_batches
 from limner.training.trainer import Trainer
 
@@ -168,7 +168,7 @@ def test_a_second_run_computes_nothing(
 ) -> None:
     trained(build())
     assert "24 pictures to encode once" in capsys.readouterr().out
-    for part in (LatentSpace, PretrainedText):
+    for part in (PretrainedAutoencoder, PretrainedTextEncoder):
         monkeypatch.setattr(part, "load", lambda *_: pytest.fail("weights were loaded"))
     again = Trainer(build(f"training.output_dir='{tmp_path / 'second'}'", "training.seed=5"))
     assert isinstance(again.inputs.trained, StoredLatents)
@@ -204,7 +204,7 @@ def test_a_stored_latent_decodes_to_the_picture_of_the_direct_path(
     dtype: str, near: float, build: Build
 ) -> None:
     trainer = Trainer(build(f"cache.dtype={dtype}"))
-    space = LatentSpace(trainer.config.vae)
+    space = PretrainedAutoencoder(trainer.config.vae)
     space.load(CPU, F32)
     for position in (0, 5):
         pixels = to_tensor(trainer.data.trained.load(position))[None]
@@ -218,7 +218,7 @@ def test_a_stored_latent_decodes_to_the_picture_of_the_direct_path(
 
 def test_stored_captions_are_what_the_encoder_says(build: Build, parts: dict[str, Path]) -> None:
     trainer = Trainer(build("cache.dtype=float32"))
-    reader = PretrainedText(trainer.config.text_encoder)
+    reader = PretrainedTextEncoder(trainer.config.text_encoder)
     reader.load(CPU, F32)
     for caption in (trainer.data.trained.rows[3].captions[0], "", "a red circle"):
         found, expected = trainer.run.inputs.words.encode([caption]), reader.encode([caption])
@@ -230,7 +230,7 @@ def test_stored_captions_are_what_the_encoder_says(build: Build, parts: dict[str
 
 def test_a_mirrored_picture_has_latents_of_its_own(build: Build) -> None:
     trainer = Trainer(build("data.horizontal_flip=1", "cache.dtype=float32"))
-    space = LatentSpace(trainer.config.vae)
+    space = PretrainedAutoencoder(trainer.config.vae)
     space.load(CPU, F32)
     pixels = to_tensor(trainer.data.trained.load(2))[None]
     mirrored = trainer.run.inputs.trained.tensor(2, flipped=True)
@@ -288,14 +288,14 @@ def test_a_picture_that_cannot_be_used_is_named_and_moves_no_other(
         row.key: good.inputs.trained.tensor(i) for i, row in enumerate(good.data.trained.rows)
     }
     (folder / "images" / "05.png").write_bytes(b"nothing")
-    encode = LatentSpace.encode
+    encode = PretrainedAutoencoder.encode
 
-    def poisoned(space: LatentSpace, pictures: torch.Tensor) -> torch.Tensor:
+    def poisoned(space: PretrainedAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
         latents = encode(space, pictures)
         latents[(pictures > 0.99).all(dim=(1, 2, 3))] = float("nan")
         return latents
 
-    monkeypatch.setattr(LatentSpace, "encode", poisoned)
+    monkeypatch.setattr(PretrainedAutoencoder, "encode", poisoned)
     Image.new("RGB", (20, 20), "white").save(folder / "images" / "07.png")
     bad = trained(build(*own(folder)))
     assert bad.state.step == 6
@@ -339,21 +339,21 @@ def test_patches_are_chosen_from_the_latents(build: Build) -> None:
 def test_out_of_memory_encodes_and_previews_in_smaller_pieces(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, decode, sizes = LatentSpace.encode, LatentSpace.decode, list[int]()
+    encode, decode, sizes = PretrainedAutoencoder.encode, PretrainedAutoencoder.decode, list[int]()
 
-    def encode_one(space: LatentSpace, pictures: torch.Tensor) -> torch.Tensor:
+    def encode_one(space: PretrainedAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
         if len(pictures) > 1:
             raise torch.OutOfMemoryError("too many")
         return encode(space, pictures)
 
-    def decode_later(space: LatentSpace, latents: torch.Tensor) -> torch.Tensor:
+    def decode_later(space: PretrainedAutoencoder, latents: torch.Tensor) -> torch.Tensor:
         sizes.append(len(latents))
         if len(sizes) == 1:
             raise torch.OutOfMemoryError("not now")
         return decode(space, latents)
 
-    monkeypatch.setattr(LatentSpace, "encode", encode_one)
-    monkeypatch.setattr(LatentSpace, "decode", decode_later)
+    monkeypatch.setattr(PretrainedAutoencoder, "encode", encode_one)
+    monkeypatch.setattr(PretrainedAutoencoder, "decode", decode_later)
     trainer = trained(build("training.preview_steps=6"))
     assert set(sizes) == {1}
     assert len(sizes) == 2

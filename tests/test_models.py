@@ -17,7 +17,7 @@ from limner.models.layers import grid_positions, patchify, unpatchify
 from limner.models.modern import ModernBlock, ModernDiT, rotate, rotation_table
 from limner.models.text_encoder import TextEncoder
 from limner.models.text_to_image import TextToImage, build_model
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 ARCHITECTURES = ["modern", "dit"]
 VOCABULARY = 50
@@ -56,10 +56,10 @@ def denoiser(architecture: type[DiT] | type[ModernDiT]) -> DiT | ModernDiT:
     return model.eval()
 
 
-def some_text(batch: int = 2) -> EncodedText:
+def some_text(batch: int = 2) -> TextConditioning:
     """Three, four, ... of six tokens are words, the others padding."""
     mask = torch.arange(6) < torch.arange(3, 3 + batch)[:, None]
-    return EncodedText(randn(batch, 6, TEXT_WIDTH, seed=3), mask)
+    return TextConditioning(randn(batch, 6, TEXT_WIDTH, seed=3), mask)
 
 
 @pytest.fixture
@@ -439,10 +439,10 @@ def test_words_that_count_less_are_seen_less(architecture: type[DiT] | type[Mode
     weight = torch.ones(2, 6)
     weight[:, 2] = 0
     nothing = text._replace(log_weight=weight.log())
-    masked = EncodedText(text.tokens, text.mask & (weight > 0))
+    masked = TextConditioning(text.tokens, text.mask & (weight > 0))
     with torch.no_grad():
         torch.testing.assert_close(model(x, t, nothing), model(x, t, masked), atol=1e-5, rtol=1e-5)
-        twice = EncodedText(
+        twice = TextConditioning(
             torch.cat([text.tokens, text.tokens[:, :1]], dim=1),
             torch.cat([text.mask, text.mask[:, :1]], dim=1),
         )
@@ -464,8 +464,8 @@ def test_what_stands_behind_the_mask_is_not_read(
     )
     output = model(x, t, text)
     other = text.tokens.masked_fill(~text.mask[..., None], 7.0)
-    assert torch.equal(model(x, t, EncodedText(other, text.mask)), output)
-    one_word_less = EncodedText(text.tokens, text.mask & (torch.arange(6) < 3))
+    assert torch.equal(model(x, t, TextConditioning(other, text.mask)), output)
+    one_word_less = TextConditioning(text.tokens, text.mask & (torch.arange(6) < 3))
     assert not torch.allclose(model(x, t, one_word_less)[1], output[1], atol=0.01)
 
 

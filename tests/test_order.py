@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Batch, Example, Pictures, TrainingExamples
 from limner.data.images import to_tensor
-from limner.data.order import CountBatches, position_of, seeded_generator
+from limner.data.order import ImageCountSampler, position_of, seeded_generator
 from limner.errors import LimnerError
 from limner.text.tokenizer import CaptionTokenizer
 
@@ -103,7 +103,7 @@ def test_any_number_of_processes_covers_the_same_counts_in_each_update(start: in
         (2, 2, 2),
         (4, 2, 1),
     ]:
-        ranks = [iter(CountBatches(start, batch_size, processes, r)) for r in range(processes)]
+        ranks = [iter(ImageCountSampler(start, batch_size, processes, r)) for r in range(processes)]
         for update in range(3):
             counts = [c for rank in ranks for batch in islice(rank, accumulation) for c in batch]
             first = start + 8 * update
@@ -131,7 +131,7 @@ def test_an_example_is_the_same_in_any_worker_and_any_order() -> None:
         assert same(sent[count], expected[count])
     loader = DataLoader(
         examples(Squares(10), caption_dropout=0.3, horizontal_flip=0.5),
-        batch_sampler=CountBatches(8, 4),
+        batch_sampler=ImageCountSampler(8, 4),
         num_workers=2,
         collate_fn=Batch.of,
     )
@@ -242,7 +242,7 @@ def test_a_broken_picture_is_passed_over_and_moves_no_other(num_workers: int) ->
     good, bad = examples(Squares(10)), examples(Squares(10, broken=(3, 4)))
     loader = DataLoader(
         bad,
-        batch_sampler=CountBatches(0, 5),
+        batch_sampler=ImageCountSampler(0, 5),
         num_workers=num_workers,
         collate_fn=Batch.of,
     )

@@ -142,7 +142,7 @@ def test_tiling_decodes_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for wanted in (False, True):
         tiled.append(False)
         settings = {"vae": {"pretrained_model_name": folder, "use_tiling": wanted}}
-        space = autoencoder.LatentSpace(load_config(settings).vae)
+        space = autoencoder.PretrainedAutoencoder(load_config(settings).vae)
         space.load(torch.device("cpu"), torch.float32)
         space.decode(torch.zeros(1, space.channels, 4, 4))
         assert tiled[-1] is wanted

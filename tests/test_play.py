@@ -20,7 +20,7 @@ from visitor import visit_pages
 
 from limner import ImageGenerator
 from limner.apps.play.painter import Painter
-from limner.apps.play.request import Asked
+from limner.apps.play.request import DrawRequest
 from limner.apps.play.server import Server
 from limner.cli import main
 from limner.errors import LimnerError
@@ -152,7 +152,7 @@ def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None
     folder = made_up_in_latents(tmp_path / "checkpoint", tmp_path / "parts")
     painter = Painter(folder, device="cpu")
     events: list[dict[str, Any]] = []
-    painter.draw(Asked(prompts=("a circle",), seed=3), events.append)
+    painter.draw(DrawRequest(prompts=("a circle",), seed=3), events.append)
     assert [set(e) - {"kind"} for e in events[:-1]] == [{"first", "count", "step", "steps"}] * 2
     own = ImageGenerator(folder, device="cpu").generate("a circle", seed=3)
     assert np.array_equal(pictures(events)[0], own)
@@ -426,7 +426,7 @@ def test_who_leaves_ends_the_drawing_and_who_waits_is_next(run: Path) -> None:
             if event["kind"] == "waiting":
                 waits.set()
 
-        painter.draw(Asked(prompts=("y",)), tell)
+        painter.draw(DrawRequest(prompts=("y",)), tell)
 
     thread = threading.Thread(target=second)
 
@@ -439,7 +439,7 @@ def test_who_leaves_ends_the_drawing_and_who_waits_is_next(run: Path) -> None:
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        painter.draw(Asked(prompts=("x",), num_inference_steps=50), leave)
+        painter.draw(DrawRequest(prompts=("x",), num_inference_steps=50), leave)
     assert [event["step"] for event in told] == [1, 2]
     thread.join(60)
     assert [e["kind"] for e in next_told] == ["waiting", "progress", "progress", "picture"]

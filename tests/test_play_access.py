@@ -22,7 +22,7 @@ from limner.apps.play import server as serving
 from limner.apps.play.access import Access, is_own_page, means_us
 from limner.apps.play.events import Events
 from limner.apps.play.painter import Painter, keep
-from limner.apps.play.request import Asked
+from limner.apps.play.request import DrawRequest
 from limner.apps.play.server import NO_TOKEN, Handler, Server
 from limner.errors import LimnerError
 from limner.inference.saving import remember
@@ -359,7 +359,7 @@ def test_a_picture_that_cannot_be_kept_is_shown_all_the_same(run: Path, tmp_path
     painter = Painter(run, tmp_path / "kept", device="cpu")
     events: list[dict[str, Any]] = []
     with pytest.raises(LimnerError, match=r"2 of 2 pictures could not be kept in .*kept"):
-        painter.draw(Asked(prompts=("x",), num_images=2), events.append)
+        painter.draw(DrawRequest(prompts=("x",), num_images=2), events.append)
     assert [e["kind"] for e in events if e["kind"] == "picture"] == ["picture"] * 2
 
 
@@ -404,5 +404,5 @@ def test_when_the_command_ends_nobody_begins_to_draw(run: Path) -> None:
     assert painter.stop(0.1) is False
     painter.lock.release()
     with pytest.raises(ConnectionError, match="the command ends"):
-        painter.draw(Asked(prompts=("x",)), lambda event: None)
+        painter.draw(DrawRequest(prompts=("x",)), lambda event: None)
     assert painter.working is False

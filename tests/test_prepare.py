@@ -16,7 +16,7 @@ from limner.commands import prepare as commands
 from limner.config import load_config
 from limner.data.convert.convert import KINDS, prepare
 from limner.data.convert.writers import LAYOUTS, WRITERS, Layout, MetadataWriter, Picture
-from limner.data.dataset import PictureSet
+from limner.data.dataset import ImageDataset
 from limner.data.formats.folders import FolderPictures
 from limner.data.open import open_picture_set
 from limner.errors import LimnerError
@@ -234,7 +234,7 @@ def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
         prepare("custom", source, tmp_path / "data")
 
 
-def opened(path: Path, *words: str) -> PictureSet:
+def opened(path: Path, *words: str) -> ImageDataset:
     return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
 
 
@@ -250,7 +250,7 @@ def members(folder: Path) -> list[tuple[str, bytes]]:
     return found
 
 
-def same_pictures(pictures: PictureSet) -> None:
+def same_pictures(pictures: ImageDataset) -> None:
     """They are the emoji: captions, pixels, and who is held out."""
     for place, (row, one) in enumerate(zip(pictures.rows, emoji(), strict=True)):
         assert row.captions == one.captions

@@ -11,8 +11,8 @@ import transformers
 from limner.config import TextEncoderConfig
 from limner.errors import LimnerError
 from limner.models.text_adapter import TextAdapter
-from limner.pretrained.text_encoder import PretrainedText
-from limner.text.batch import FrozenText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
+from limner.text.batch import TextEmbeddings
 
 CPU, F32 = torch.device("cpu"), torch.float32
 CAPTIONS = ["a red apple", "", "a cat on a chair, seen", "红苹果"]
@@ -33,8 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(top / name.replace(" ", "-")) for name, make in MAKERS.items()}
 
 
-def opened(folder: Path, **settings: Any) -> PretrainedText:
-    reader = PretrainedText(TextEncoderConfig(pretrained_model_name=str(folder), **settings))
+def opened(folder: Path, **settings: Any) -> PretrainedTextEncoder:
+    reader = PretrainedTextEncoder(TextEncoderConfig(pretrained_model_name=str(folder), **settings))
     reader.load(CPU, F32)
     return reader
 
@@ -153,19 +153,19 @@ def test_the_adapter_is_deaf_to_the_length_of_states_and_to_padding() -> None:
     adapter = TextAdapter(16, 64)
     states, vector = torch.randn(1, 5, 16), torch.randn(1, 16)
     mask = torch.ones(1, 5, dtype=torch.bool)
-    text = adapter(FrozenText(states, mask, vector))
+    text = adapter(TextEmbeddings(states, mask, vector))
     assert text.tokens.shape == (1, 5, 64)
     assert text.pooled().shape == (1, 64)
     louder = states.clone()
     louder[:, 0] *= 1000  # as language models have it at their first token
-    loud = adapter(FrozenText(louder, mask, 3 * vector))
+    loud = adapter(TextEmbeddings(louder, mask, 3 * vector))
     assert torch.allclose(loud.tokens, text.tokens, atol=1e-4)
     assert torch.allclose(loud.pooled(), text.pooled(), atol=1e-4)
 
 
 def test_stacked_captions_keep_their_states() -> None:
     rows = [(torch.full((n, 2), float(n)), torch.full((2,), float(n))) for n in (1, 3)]
-    text = FrozenText.stack(rows, 4)
+    text = TextEmbeddings.stack(rows, 4)
     assert text.mask.tolist() == [[True] + [False] * 3, [True] * 3 + [False]]
     assert text.states[:, :, 0].tolist() == [[1, 0, 0, 0], [3, 3, 3, 0]]
     assert text.vector[:, 0].tolist() == [1, 3]

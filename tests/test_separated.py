@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from limner.config import load_config
-from limner.data.dataset import PictureSet
+from limner.data.dataset import ImageDataset
 from limner.data.open import open_picture_set
 from limner.errors import LimnerError
 
-Build = Callable[..., PictureSet]
+Build = Callable[..., ImageDataset]
 WORDS = "abcdef"
 
 
@@ -24,7 +24,7 @@ def read(tmp_path: Path) -> Build:
     for name in WORDS:
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
 
-    def build(text: str, name: str = "t.csv", *words: str) -> PictureSet:
+    def build(text: str, name: str = "t.csv", *words: str) -> ImageDataset:
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
         return open_picture_set(
             load_config(None, [f"data.dataset_path='{tmp_path / name}'", *words])
@@ -33,7 +33,7 @@ def read(tmp_path: Path) -> Build:
     return build
 
 
-def captions(found: PictureSet) -> dict[str, str]:
+def captions(found: ImageDataset) -> dict[str, str]:
     return {row.key[0]: row.captions[0] for row in found.rows}
 
 

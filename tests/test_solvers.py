@@ -10,11 +10,11 @@ from torch import Tensor
 
 from limner.config import SamplingConfig
 from limner.diffusion.guidance import guided_denoiser
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 
@@ -49,8 +49,8 @@ def predict_velocity(x: Tensor, timestep: Tensor) -> Tensor:
     return (x - network(x, float(timestep))) / (float(timestep) / 1000)
 
 
-def solve(name: str, path: Path, timesteps: Tensor) -> Tensor:
-    return SOLVERS[name](network, start(), timesteps, path, fresh_noise)
+def solve(name: str, noise_schedule: NoiseSchedule, timesteps: Tensor) -> Tensor:
+    return SOLVERS[name](network, start(), timesteps, noise_schedule, fresh_noise)
 
 
 DIFFUSION_SCHEDULERS = [
@@ -79,8 +79,8 @@ def test_deterministic_solvers_on_the_diffusion_path_are_those_of_diffusers(
         scheduler.sigmas = scheduler.sigmas.double()
         x = x * (scheduler.sigmas[0] ** 2 + 1).sqrt()  # 1 / alpha
     theirs = run_diffusers(scheduler, x, predict_picture).float()
-    path = DiffusionPath(**betas)
-    ours = solve(name, path, path.inference_timesteps(20))
+    noise_schedule = VPSchedule(**betas)
+    ours = solve(name, noise_schedule, noise_schedule.inference_timesteps(20))
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
@@ -101,20 +101,20 @@ def test_ddpm_is_that_of_diffusers_fed_with_the_same_noise(
     draws = iter(range(25))
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: fresh_noise(next(draws)))
     theirs = run_diffusers(scheduler, start(), predict_picture)
-    path = DiffusionPath(beta_schedule=beta_schedule)
-    ours = solve("ddpm", path, path.inference_timesteps(25))
+    noise_schedule = VPSchedule(beta_schedule=beta_schedule)
+    ours = solve("ddpm", noise_schedule, noise_schedule.inference_timesteps(25))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("name", ["euler", "ddim"])
 def test_euler_on_the_flow_path_is_that_of_diffusers(name: str, shift: float) -> None:
-    timesteps = FlowPath().inference_timesteps(12, shift)
+    timesteps = FlowMatchingSchedule().inference_timesteps(12, shift)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     # Left alone, it ends at 1 / 1000 and then goes to 0, one step more: hand it the same grid.
     scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 13)[:-1].tolist())
     theirs = run_diffusers(scheduler, start(), predict_velocity)
-    ours = solve(name, FlowPath(), timesteps)
+    ours = solve(name, FlowMatchingSchedule(), timesteps)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -124,7 +124,9 @@ def test_heun_on_the_flow_path_is_that_of_diffusers() -> None:
     # Its grid ends at 1 / 1000 and then at 0; we take it as it is.
     ends = torch.linspace(1000, 1, 12, dtype=torch.float64)
     theirs = run_diffusers(scheduler, start(), predict_velocity)
-    ours = solve("heun", FlowPath(), torch.cat([ends, torch.zeros(1, dtype=torch.float64)]))
+    ours = solve(
+        "heun", FlowMatchingSchedule(), torch.cat([ends, torch.zeros(1, dtype=torch.float64)])
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -142,7 +144,7 @@ def test_dpmsolver_on_the_flow_path_is_that_of_diffusers(shift: float) -> None:
     sigmas = scheduler.sigmas.double()
     scheduler.timesteps = sigmas[:-1] * 1000
     theirs = run_diffusers(scheduler, start(), predict_velocity)
-    ours = solve("dpmsolver++", FlowPath(), sigmas * 1000)
+    ours = solve("dpmsolver++", FlowMatchingSchedule(), sigmas * 1000)
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
 
 
@@ -156,46 +158,50 @@ def test_unipc_on_the_flow_path_is_that_of_diffusers(shift: float, steps: int) -
     sigmas = scheduler.sigmas.double()  # likewise
     scheduler.timesteps = sigmas[:-1] * 1000
     theirs = run_diffusers(scheduler, start(), predict_velocity)
-    ours = solve("unipc", FlowPath(), sigmas * 1000)
+    ours = solve("unipc", FlowMatchingSchedule(), sigmas * 1000)
     torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-4)
 
 
-def gaussian_denoiser(path: Path, mean: float, std: float) -> Callable[[Tensor, float], Tensor]:
+def gaussian_denoiser(
+    noise_schedule: NoiseSchedule, mean: float, std: float
+) -> Callable[[Tensor, float], Tensor]:
     """E[x_0 | x_t] where the pictures' values are normal: what a perfect network would say."""
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
         time = torch.tensor(timestep, dtype=torch.float64)
-        alpha, sigma = path.alpha(time).item(), path.sigma(time).item()
+        alpha, sigma = noise_schedule.alpha(time).item(), noise_schedule.sigma(time).item()
         gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
         return mean + gain * (x - alpha * mean)
 
     return denoise
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
+@pytest.mark.parametrize("noise_schedule", [FlowMatchingSchedule(), VPSchedule()])
 @pytest.mark.parametrize(
     ("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmsolver++", 2), ("unipc", 2)]
 )
 def test_solvers_converge_to_the_exact_solution_at_their_order(
-    name: str, order: int, path: Path
+    name: str, order: int, noise_schedule: NoiseSchedule
 ) -> None:
     mean, std = 0.3, 0.5
     x = start().double()
     # For Gaussian pictures the ODE keeps (x_t - alpha * mean) / std_t as it is, std_t being the
     # standard deviation of x_t. The times stay off both ends, where lambda is infinite.
     times = torch.linspace(700, 300, 81, dtype=torch.float64)
-    alpha, sigma = path.alpha(times), path.sigma(times)
+    alpha, sigma = noise_schedule.alpha(times), noise_schedule.sigma(times)
     std_t = (alpha**2 * std**2 + sigma**2).sqrt()
     exact = alpha[-1] * mean + (x - alpha[0] * mean) / std_t[0] * std_t[-1]
     errors = []
     for stride in (2, 1):
-        end = SOLVERS[name](gaussian_denoiser(path, mean, std), x, times[::stride], path)
+        end = SOLVERS[name](
+            gaussian_denoiser(noise_schedule, mean, std), x, times[::stride], noise_schedule
+        )
         errors.append((end - exact).abs().max().item())
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.05)
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
-def test_ddpm_keeps_to_the_distribution_of_the_path(path: Path) -> None:
+@pytest.mark.parametrize("noise_schedule", [FlowMatchingSchedule(), VPSchedule()])
+def test_ddpm_keeps_to_the_distribution_of_the_path(noise_schedule: NoiseSchedule) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(_: int = 0) -> Tensor:
@@ -203,16 +209,16 @@ def test_ddpm_keeps_to_the_distribution_of_the_path(path: Path) -> None:
 
     # If the picture is known, x_t must stay alpha * picture + sigma * noise whatever the steps.
     times = torch.tensor([1000.0, 999.0, 950.0, 600.0, 590.0, 300.0], dtype=torch.float64)
-    x = SOLVERS["ddpm"](lambda x, t: torch.full_like(x, 0.7), draw(), times, path, draw)
-    alpha, sigma = path.alpha(times)[-1].item(), path.sigma(times)[-1].item()
+    x = SOLVERS["ddpm"](lambda x, t: torch.full_like(x, 0.7), draw(), times, noise_schedule, draw)
+    alpha, sigma = noise_schedule.alpha(times)[-1].item(), noise_schedule.sigma(times)[-1].item()
     assert x.mean().item() == pytest.approx(0.7 * alpha, abs=0.02)
     assert x.std().item() == pytest.approx(sigma, rel=0.01)
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
+@pytest.mark.parametrize("noise_schedule", [FlowMatchingSchedule(), VPSchedule()])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_from_pure_noise_every_solver_arrives_at_the_gaussian_of_the_pictures(
-    name: str, path: Path
+    name: str, noise_schedule: NoiseSchedule
 ) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -220,7 +226,11 @@ def test_from_pure_noise_every_solver_arrives_at_the_gaussian_of_the_pictures(
         return torch.randn(4, 3, 32, 32, generator=generator)
 
     x = SOLVERS[name](
-        gaussian_denoiser(path, 0.3, 0.5), draw(), path.inference_timesteps(100), path, draw
+        gaussian_denoiser(noise_schedule, 0.3, 0.5),
+        draw(),
+        noise_schedule.inference_timesteps(100),
+        noise_schedule,
+        draw,
     )
     assert x.dtype == torch.float32
     assert x.mean().item() == pytest.approx(0.3, abs=0.02)
@@ -228,14 +238,20 @@ def test_from_pure_noise_every_solver_arrives_at_the_gaussian_of_the_pictures(
 
 
 @pytest.mark.parametrize(
-    "path", [FlowPath(), *(DiffusionPath(beta_schedule=b) for b in BETA_SCHEDULES)]
+    "path", [FlowMatchingSchedule(), *(VPSchedule(beta_schedule=b) for b in BETA_SCHEDULES)]
 )
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_denoiser_that_knows_the_picture_is_followed_exactly(name: str, path: Path) -> None:
+def test_a_denoiser_that_knows_the_picture_is_followed_exactly(
+    name: str, noise_schedule: NoiseSchedule
+) -> None:
     picture = start(seed=3).clamp(-1, 1)
     for steps in (1, 2, 3, 10):
         x = SOLVERS[name](
-            lambda x, t: picture, start(), path.inference_timesteps(steps), path, fresh_noise
+            lambda x, t: picture,
+            start(),
+            noise_schedule.inference_timesteps(steps),
+            noise_schedule,
+            fresh_noise,
         )
         torch.testing.assert_close(x, picture, atol=1e-6, rtol=0)
 
@@ -252,12 +268,12 @@ def test_callback_sees_each_guess_once_and_the_network_is_called_no_more_than_ne
         calls.append(timestep)
         return network(x, timestep)
 
-    path = DiffusionPath()
+    noise_schedule = VPSchedule()
     x = SOLVERS[name](
         denoise,
         start(),
-        path.inference_timesteps(6),
-        path,
+        noise_schedule.inference_timesteps(6),
+        noise_schedule,
         callback=lambda i, x0: seen.append((i, x0)),
     )
     assert len(calls) == calls_expected
@@ -269,7 +285,9 @@ def test_callback_sees_each_guess_once_and_the_network_is_called_no_more_than_ne
 
 def test_ddpm_without_noise_says_so() -> None:
     with pytest.raises(LimnerError, match="noise"):
-        SOLVERS["ddpm"](network, start(), FlowPath().inference_timesteps(4), FlowPath())
+        SOLVERS["ddpm"](
+            network, start(), FlowMatchingSchedule().inference_timesteps(4), FlowMatchingSchedule()
+        )
 
 
 class RecordingModel:
@@ -279,7 +297,7 @@ class RecordingModel:
         self.batches: list[int] = []
         self.inputs: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         self.batches.append(x.shape[0])
         self.inputs.append((x, t))
         assert t.shape == (x.shape[0],)
@@ -293,34 +311,38 @@ def guided_by(scale: float, low: float = 0.0, high: float = 1.0) -> SamplingConf
     return SamplingConfig(guidance_scale=scale, guidance_interval=(low, high))
 
 
-def texts() -> tuple[EncodedText, EncodedText]:
+def texts() -> tuple[TextConditioning, TextConditioning]:
     tokens = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(5)) / 5
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     null_mask = torch.tensor([[True] + [False] * 4])
-    return EncodedText(tokens, mask), EncodedText(torch.full((1, 5, 8), 0.1), null_mask)
+    return TextConditioning(tokens, mask), TextConditioning(torch.full((1, 5, 8), 0.1), null_mask)
 
 
 GUIDED = [
-    (FlowPath(), "sample"),
-    (FlowPath(), "velocity"),
-    (FlowPath(), "epsilon"),
-    (DiffusionPath(), "epsilon"),
-    (DiffusionPath(), "v_prediction"),
+    (FlowMatchingSchedule(), "sample"),
+    (FlowMatchingSchedule(), "velocity"),
+    (FlowMatchingSchedule(), "epsilon"),
+    (VPSchedule(), "epsilon"),
+    (VPSchedule(), "v_prediction"),
 ]
 
 
-@pytest.mark.parametrize(("path", "prediction_type"), GUIDED)
+@pytest.mark.parametrize(("noise_schedule", "prediction_type"), GUIDED)
 @pytest.mark.parametrize("timestep", [40.0, 600.0, 999.0])
 def test_guidance_extrapolates_the_networks_own_prediction(
-    path: Path, prediction_type: str, timestep: float
+    noise_schedule: NoiseSchedule, prediction_type: str, timestep: float
 ) -> None:
-    objective, model, (text, null) = Objective(path, prediction_type), RecordingModel(), texts()
+    objective, model, (text, null) = (
+        Objective(noise_schedule, prediction_type),
+        RecordingModel(),
+        texts(),
+    )
     denoise = guided_denoiser(model, objective, text, null, guided_by(2.5), torch.float32)
     guided = denoise(start(), timestep)
     assert model.batches == [4]
 
     t = torch.full((2,), timestep)
-    null_twice = EncodedText(null.tokens.repeat(2, 1, 1), null.mask.repeat(2, 1))
+    null_twice = TextConditioning(null.tokens.repeat(2, 1, 1), null.mask.repeat(2, 1))
     conditional, unconditional = model(start(), t, text), model(start(), t, null_twice)
     # Ho & Salimans write it for the network's output; the picture that follows is the same
     output = unconditional + 2.5 * (conditional - unconditional)
@@ -330,7 +352,11 @@ def test_guidance_extrapolates_the_networks_own_prediction(
 
 
 def test_without_guidance_the_network_is_called_once_with_the_text_alone() -> None:
-    objective, model, (text, null) = Objective(FlowPath(), "sample"), RecordingModel(), texts()
+    objective, model, (text, null) = (
+        Objective(FlowMatchingSchedule(), "sample"),
+        RecordingModel(),
+        texts(),
+    )
     inside = guided_denoiser(model, objective, text, null, guided_by(3.0, 0.2, 0.8), torch.float32)
     unguided = guided_denoiser(model, objective, text, null, guided_by(1.0), torch.float32)
     for timestep, batch in [(199.0, 2), (200.0, 4), (500.0, 4), (800.0, 4), (801.0, 2)]:
@@ -345,12 +371,16 @@ def test_without_guidance_the_network_is_called_once_with_the_text_alone() -> No
 
 
 def test_guidance_scale_0_is_the_picture_for_no_text() -> None:
-    objective, model, (text, null) = Objective(FlowPath(), "sample"), RecordingModel(), texts()
+    objective, model, (text, null) = (
+        Objective(FlowMatchingSchedule(), "sample"),
+        RecordingModel(),
+        texts(),
+    )
     denoise = guided_denoiser(model, objective, text, null, guided_by(0.0), torch.float32)
     no_text = guided_denoiser(
         model,
         objective,
-        EncodedText(null.tokens.repeat(2, 1, 1), null.mask.repeat(2, 1)),
+        TextConditioning(null.tokens.repeat(2, 1, 1), null.mask.repeat(2, 1)),
         null,
         guided_by(1.0),
         torch.float32,
@@ -363,14 +393,14 @@ def test_the_network_computes_in_the_asked_type_and_the_picture_stays_float32() 
     layer = torch.nn.Linear(4, 4)
     seen = []
 
-    def model(x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def model(x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         output = layer(x)
         seen.append(output.dtype)
         return output
 
     for dtype in (torch.bfloat16, torch.float32):
         denoise = guided_denoiser(
-            model, Objective(FlowPath(), "velocity"), text, null, guided_by(2.0), dtype
+            model, Objective(FlowMatchingSchedule(), "velocity"), text, null, guided_by(2.0), dtype
         )
         assert denoise(start(), 500.0).dtype == torch.float32
     assert seen == [torch.bfloat16, torch.float32]

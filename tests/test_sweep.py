@@ -27,7 +27,7 @@ from limner.cli import main
 from limner.config import Config, SamplingConfig, load_config
 from limner.data.open import Data, open_data
 from limner.data.split import in_second_half
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, VPSchedule
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import EfficientNet
 from limner.evaluation.swept import FILE, swept_note
@@ -35,7 +35,7 @@ from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations
 from limner.metrics.kernel_distance import kernel_distance
 
-FLOW = FlowPath()
+FLOW = FlowMatchingSchedule()
 
 
 def measured(
@@ -134,7 +134,7 @@ def test_out_of_time_there_is_a_setting_for_each_cost() -> None:
 
 
 def test_what_does_not_fit_the_model_is_not_tried() -> None:
-    path = DiffusionPath()
+    path = VPSchedule()
     config = load_config({"scheduler": {"objective": "diffusion"}})
     measure = MadeUp()
     search(config, path, config.sampling, (8,), 8, measure)

@@ -20,7 +20,7 @@ from limner.config import Config
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.formats import webdataset
 from limner.data.open import Data, open_data, open_picture_set, training_order
-from limner.data.order import CountBatches
+from limner.data.order import ImageCountSampler
 from limner.data.streaming import shard_index as indexes
 from limner.data.streaming.window_shuffle import WindowedShuffle
 from limner.errors import LimnerError
@@ -202,7 +202,7 @@ def keys_seen(
     examples = TrainingExamples(
         data.trained, silent, 0, 0.0, 0.5, 0.0, training_order(data, config)
     )
-    counts = CountBatches(start, 5, processes, rank)
+    counts = ImageCountSampler(start, 5, processes, rank)
     loader: DataLoader[Any] = DataLoader(
         examples, batch_sampler=counts, num_workers=workers, collate_fn=Batch.of
     )

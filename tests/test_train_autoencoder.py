@@ -15,7 +15,7 @@ from limner.cli import main
 from limner.config import Config, VaeConfig
 from limner.data.open import open_data
 from limner.errors import LimnerError
-from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.training.muon import Muon
 
 Build = Callable[..., Config]
@@ -123,7 +123,7 @@ def test_what_it_writes_is_a_diffusers_autoencoder_with_normal_latents(
     fitted: Path, tiny_config: Build
 ) -> None:
     assert isinstance(diffusers.AutoencoderKL.from_pretrained(fitted), diffusers.AutoencoderKL)
-    space = LatentSpace(VaeConfig(pretrained_model_name=str(fitted)))
+    space = PretrainedAutoencoder(VaeConfig(pretrained_model_name=str(fitted)))
     space.load(torch.device("cpu"), torch.float32)
     trained = open_data(tiny_config(*SMALL)).trained
     pictures = torch.stack([trained.tensor(i) for i in range(len(trained.rows))])
@@ -160,7 +160,7 @@ def test_other_downsampling_and_channels(
 ) -> None:
     settings = [f"autoencoder.downsampling={downsampling}", "autoencoder.latent_channels=6"]
     train_autoencoder(tiny_config(*SMALL, *settings, "autoencoder.max_steps=1"), tmp_path / "vae")
-    space = LatentSpace(VaeConfig(pretrained_model_name=str(tmp_path / "vae")))
+    space = PretrainedAutoencoder(VaeConfig(pretrained_model_name=str(tmp_path / "vae")))
     assert (space.downsampling, space.channels) == (downsampling, 6)
 
 

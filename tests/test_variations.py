@@ -11,12 +11,12 @@ from PIL import Image
 
 from limner.config import load_config
 from limner.data.images import decode, to_pil, to_tensor
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, VPSchedule
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.variations import between, fitted, slerp
 from limner.models.modern import ModernDiT
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 from limner.training.monitor import throughput
 from limner.training.trainer import Trainer
 
@@ -211,10 +211,12 @@ def test_more_strength_moves_further_from_the_picture(modern: ImageGenerator) ->
     assert np.array_equal(usual, levels([modern.generate("a red circle", **asked)]))
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()])
+@pytest.mark.parametrize("path", [FlowMatchingSchedule(), VPSchedule()])
 @pytest.mark.parametrize("steps", [1, 7, 20])
-def test_strength_names_the_time_to_begin_at(path: FlowPath | DiffusionPath, steps: int) -> None:
-    last = 0 if isinstance(path, FlowPath) else -1
+def test_strength_names_the_time_to_begin_at(
+    path: FlowMatchingSchedule | VPSchedule, steps: int
+) -> None:
+    last = 0 if isinstance(path, FlowMatchingSchedule) else -1
     whole = path.inference_timesteps(steps)
     assert torch.equal(path.inference_timesteps(steps, strength=1.0), whole)
     assert path.inference_timesteps(steps, strength=0.0).tolist() == [last]
@@ -228,10 +230,10 @@ def test_strength_names_the_time_to_begin_at(path: FlowPath | DiffusionPath, ste
 
 
 def test_a_shift_spends_the_steps_of_a_part_as_those_of_the_whole() -> None:
-    whole = FlowPath().inference_timesteps(12, shift=3.0)
+    whole = FlowMatchingSchedule().inference_timesteps(12, shift=3.0)
     for first in (1, 5, 11):
         strength = float(whole[first]) / 1000
-        part = FlowPath().inference_timesteps(12, shift=3.0, strength=strength)
+        part = FlowMatchingSchedule().inference_timesteps(12, shift=3.0, strength=strength)
         torch.testing.assert_close(part, whole[first:], atol=1e-6, rtol=0)
 
 
@@ -286,7 +288,9 @@ def test_texts_of_one_length_are_interpolated_state_by_state() -> None:
     a, b = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(6) < torch.tensor([[3], [4], [6]])
     vectors = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))
-    text = between(EncodedText(a, mask, vectors[0]), EncodedText(b, mask, vectors[1]), [0, 0.5, 1])
+    text = between(
+        TextConditioning(a, mask, vectors[0]), TextConditioning(b, mask, vectors[1]), [0, 0.5, 1]
+    )
     for i, weight in enumerate((0, 0.5, 1)):
         expected = (1 - weight) * a[i] + weight * b[i]
         torch.testing.assert_close(text.tokens[i][mask[i]], expected[mask[i]])
@@ -306,8 +310,8 @@ def test_texts_of_different_lengths_pass_into_each_other_without_a_jump() -> Non
         torch.nn.init.normal_(parameter, std=0.2)
     a, b = torch.randn(2, 1, 6, 24)
     short, long = (
-        EncodedText(a, torch.arange(6)[None] < 2),
-        EncodedText(b, torch.arange(6)[None] < 5),
+        TextConditioning(a, torch.arange(6)[None] < 2),
+        TextConditioning(b, torch.arange(6)[None] < 5),
     )
     x, t = torch.randn(1, 3, 8, 8), torch.tensor([400.0])
 

@@ -12,11 +12,11 @@ from math import log
 import torch
 from torch import Tensor
 
-from limner.diffusion.noise_schedule import DiffusionPath
+from limner.diffusion.noise_schedule import VPSchedule
 from limner.diffusion.solvers import Noise, ddim
 from limner.errors import LimnerError
 
-PATH = DiffusionPath(1000, 1e-4, 0.02, "linear")
+PATH = VPSchedule(1000, 1e-4, 0.02, "linear")
 """The schedule of betas that the published weights were trained with."""
 Predictor = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """(x [B, C, H, W], timestep) -> noise and the variance's place, -1 to 1, both like x."""

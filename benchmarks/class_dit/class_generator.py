@@ -16,7 +16,7 @@ from limner.config import VaeConfig
 from limner.data.images import to_pil
 from limner.device import choose_device, part_precision
 from limner.errors import LimnerError
-from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.autoencoder import PretrainedAutoencoder
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-mse"
 SOLVERS = ("ddpm", "ddim")
@@ -44,7 +44,7 @@ class ClassImageGenerator:
     ) -> None:
         published = read_published_dit(weights, num_heads)
         name = str(vae or published.folder or PUBLISHED_VAE)
-        self.space = LatentSpace(VaeConfig(pretrained_model_name=name))
+        self.space = PretrainedAutoencoder(VaeConfig(pretrained_model_name=name))
         if self.space.channels != published.model.in_channels:
             raise LimnerError(
                 f"{weights} works in latents of {published.model.in_channels} channels, and those "

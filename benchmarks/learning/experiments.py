@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from limner.data import examples
 from limner.data.order import seeded_generator
-from limner.diffusion.noise_schedule import FlowPath
+from limner.diffusion.noise_schedule import FlowMatchingSchedule
 from limner.diffusion.objective import Objective
 from limner.models import modern
 from limner.models.layers import patchify, run_blocks, unpatchify
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 from limner.training import train_step, trainer
 from limner.training.batches import Batches
 from limner.training.run import Run
@@ -141,18 +141,18 @@ def times_jump() -> None:
 
 
 def _times(mean: Callable[[Run], float]) -> None:
-    plain, build = FlowPath.training_timesteps, trainer.Trainer.__init__
+    plain, build = FlowMatchingSchedule.training_timesteps, trainer.Trainer.__init__
     place: list[Run] = []
 
     def init(self: trainer.Trainer, *arguments: Any, **named: Any) -> None:
         build(self, *arguments, **named)
         place.append(self.run)
 
-    def training_timesteps(self: FlowPath, u: Tensor, moved: float = 0.0) -> Tensor:
+    def training_timesteps(self: FlowMatchingSchedule, u: Tensor, moved: float = 0.0) -> Tensor:
         return plain(dataclasses.replace(self, logit_mean=mean(place[0])), u)
 
     trainer.Trainer.__init__ = init
-    FlowPath.training_timesteps = training_timesteps
+    FlowMatchingSchedule.training_timesteps = training_timesteps
 
 
 def augmented() -> None:
@@ -161,14 +161,14 @@ def augmented() -> None:
     told: dict[str, Tensor] = {}
     build = modern.ModernDiT.__init__
     embed = modern.ModernDiT.forward
-    before = train_step.Update.loss
+    before = train_step.TrainStep.loss
 
     def init(self: modern.ModernDiT, *arguments: Any, **named: Any) -> None:
         build(self, *arguments, **named)
         self.told = nn.Linear(6, self.hidden_size, bias=False)
         nn.init.zeros_(self.told.weight)
 
-    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         how = told.get("how")
         if how is None or len(how) != len(x) or not self.training:
             return embed(self, x, t, y)
@@ -178,7 +178,7 @@ def augmented() -> None:
         finally:
             hook.remove()
 
-    def loss(self: train_step.Update, batch: Any, timesteps: Tensor) -> Tensor:
+    def loss(self: train_step.TrainStep, batch: Any, timesteps: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
         picture, told["how"] = transformed(batch.picture, generator)
         object.__setattr__(batch, "picture", picture)
@@ -186,7 +186,7 @@ def augmented() -> None:
 
     modern.ModernDiT.__init__ = init
     modern.ModernDiT.forward = forward
-    train_step.Update.loss = loss
+    train_step.TrainStep.loss = loss
 
 
 def transformed(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -228,8 +228,8 @@ def two_noise_levels() -> None:
     plain = modern.ModernDiT.forward
     second: dict[str, Tensor] = {}
 
-    def loss(self: train_step.Update, batch: Any, timesteps: Tensor) -> Tensor:
-        path = self.objective.path
+    def loss(self: train_step.TrainStep, batch: Any, timesteps: Tensor) -> Tensor:
+        path = self.objective.noise_schedule
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
         u = torch.rand(len(batch.u), generator=generator).clamp(1e-6, 1 - 1e-6)
         t, other = path.training_timesteps(batch.u), path.training_timesteps(u)
@@ -250,7 +250,7 @@ def two_noise_levels() -> None:
         velocity = batch.noise - batch.picture
         return (output.float() - velocity).square().mean(dim=(1, 2, 3))
 
-    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         if not second:
             return plain(self, x, t, y)
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
@@ -292,7 +292,7 @@ def two_noise_levels() -> None:
         )
         return x + gate2 * self.mlp(self.norm_mlp(x) * (1 + scale2) + shift2)
 
-    train_step.Update.loss = loss
+    train_step.TrainStep.loss = loss
     modern.ModernDiT.forward = forward
     modern.ModernBlock.forward = block
 
@@ -300,7 +300,7 @@ def two_noise_levels() -> None:
 def self_alignment() -> None:
     """SRA (2025, arXiv 2505.02831): the second block's tokens, through a small head, resemble the
     fourth block's of the averaged model at less noise; weight 0.2, one more forward pass."""
-    before = train_step.Update.loss
+    before = train_step.TrainStep.loss
     build = trainer.Trainer.__init__
     seen: dict[str, Tensor] = {}
     teacher: list[Any] = []
@@ -324,9 +324,9 @@ def self_alignment() -> None:
 
         modern.run_blocks = watched
 
-    def loss(self: train_step.Update, batch: Any, timesteps: Tensor) -> Tensor:
+    def loss(self: train_step.TrainStep, batch: Any, timesteps: Tensor) -> Tensor:
         main = before(self, batch, timesteps)
-        path = self.objective.path
+        path = self.objective.noise_schedule
         t = path.training_timesteps(batch.u)
         less = (t - 0.1 * path.num_train_timesteps).clamp(min=1.0)
         x = self.objective.add_noise(batch.picture, batch.noise, less)
@@ -338,7 +338,7 @@ def self_alignment() -> None:
         return main + 0.2 * (1 - alike).mean(dim=1)
 
     trainer.Trainer.__init__ = init
-    train_step.Update.loss = loss
+    train_step.TrainStep.loss = loss
 
 
 def routed() -> None:
@@ -387,7 +387,7 @@ def detail_head() -> None:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         at_last: list[Tensor] = []
         last = self.final_layer
         hook = last.register_forward_pre_hook(lambda _m, given: at_last.append(given[0]))
@@ -478,9 +478,11 @@ def text_as_vector() -> None:
     """The words reach the picture only as one vector, as a class does."""
     forward = modern.ModernDiT.forward
 
-    def pooled(self: modern.ModernDiT, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def pooled(self: modern.ModernDiT, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         one = y.pooled()
-        alone = EncodedText(torch.zeros_like(y.tokens[:, :1]), torch.ones_like(y.mask[:, :1]), one)
+        alone = TextConditioning(
+            torch.zeros_like(y.tokens[:, :1]), torch.ones_like(y.mask[:, :1]), one
+        )
         return forward(self, x, t, alone)
 
     modern.ModernDiT.forward = pooled

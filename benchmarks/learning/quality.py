@@ -13,7 +13,7 @@ from limner.config import SamplingConfig
 from limner.data.examples import Source
 from limner.data.images import to_pil
 from limner.data.order import evenly_spaced, seeded_generator
-from limner.diffusion.noise_schedule import FlowPath
+from limner.diffusion.noise_schedule import FlowMatchingSchedule
 from limner.diffusion.objective import Objective
 from limner.evaluation.networks import efficientnet
 from limner.inference.sampling import draw
@@ -129,8 +129,8 @@ def error_by_level(
 
 def timestep_of(objective: Objective, level: float) -> float:
     """The timestep at which noise over picture is level / (1 - level)."""
-    path = objective.path
-    if isinstance(path, FlowPath):
+    path = objective.noise_schedule
+    if isinstance(path, FlowMatchingSchedule):
         return level * path.num_train_timesteps
     wanted = np.log((1 - level) / level)
     table = path.log_snr(torch.arange(path.num_train_timesteps, dtype=torch.float64)).numpy()

@@ -24,10 +24,10 @@ from limner.data.builtin.emoji import EmojiPictures
 from limner.data.images import to_pil, to_tensor
 from limner.data.open import open_data
 from limner.data.order import evenly_spaced, seeded_generator
-from limner.diffusion.noise_schedule import FlowPath
+from limner.diffusion.noise_schedule import FlowMatchingSchedule
 from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
-from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
+from limner.training.lr_schedule import decay_progress, ema_decay, learning_rate_share
 from limner.training.monitor.run_log import read_log
 from limner.training.muon import orthogonalise
 
@@ -52,7 +52,7 @@ def noise_levels() -> None:
     row = next(row for row in pictures.rows if row.captions[0] == "red apple")
     x0 = to_tensor(torch.from_numpy(pictures.load(row, 96)))
     noise = torch.randn(x0.shape, generator=seeded_generator(0, "figure"))
-    path, times = FlowPath(), (0, 100, 300, 500, 700, 900, 1000)
+    path, times = FlowMatchingSchedule(), (0, 100, 300, 500, 700, 900, 1000)
     tiles = []
     for time in times:
         t = torch.tensor([float(time)])
@@ -81,7 +81,7 @@ def over_the_run() -> None:
     start = round(total * (1 - settings.decay_share))
     steps = range(0, total + 1, 25)
     rate = [(s, learning_rate_share(settings, s, total, start)) for s in steps]
-    moved = [(s, fallen(settings, s, total, start)) for s in steps]
+    moved = [(s, decay_progress(settings, s, total, start)) for s in steps]
     lines = [Line("learning rate", rate), Line("times moved", moved)]
     x = Axis("update", 0, total, (0, 2000, 4000, 6000, 8000, 10_000))
     y = Axis("share of the whole", 0, 1.05, (0, 0.25, 0.5, 0.75, 1))
@@ -150,7 +150,7 @@ def drawing(run: Path) -> None:
     """What the solver holds on its way, and the picture it is told that will become."""
     generator = ImageGenerator(run, device="cpu")
     objective, steps = generator.objective, 8
-    times = objective.path.inference_timesteps(steps)
+    times = objective.noise_schedule.inference_timesteps(steps)
     text = generator.model.text_encoder(generator.words.encode(held_out(generator, 4)[1:2]))
     held: list[Tensor] = []
     told: list[Tensor] = []
@@ -165,7 +165,7 @@ def drawing(run: Path) -> None:
 
     with torch.no_grad():
         x = torch.randn(1, 3, 32, 32, generator=seeded_generator(7, "figure"))
-        end = SOLVERS["dpmsolver++"](denoise, x, times, objective.path)
+        end = SOLVERS["dpmsolver++"](denoise, x, times, objective.noise_schedule)
     labels = [f"t = {time:g}" for time in times.tolist()]
     above = to_pil(torch.cat([*held, end]))
     below = to_pil(torch.cat([*told, end]))
@@ -190,7 +190,7 @@ def solvers(run: Path) -> None:
 
     with torch.no_grad():
         noise = torch.randn(len(prompts), 3, 32, 32, generator=seeded_generator(11, "figure"))
-        path = objective.path
+        path = objective.noise_schedule
         end = SOLVERS["heun"](denoise, noise, path.inference_timesteps(500), path)
         lines = []
         for name in ("ddim", "heun", "dpmsolver++", "unipc"):

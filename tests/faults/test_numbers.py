@@ -16,7 +16,7 @@ from limner.errors import LimnerError
 from limner.training.batches import load_batches
 from limner.training.monitor.learning_curve import Spikes
 from limner.training.monitor.nonfinite import diagnose
-from limner.training.train_step import Update
+from limner.training.train_step import TrainStep
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -145,7 +145,7 @@ def test_a_second_time_the_run_ends_with_a_diagnosis(tiny_config: Build) -> None
 
 
 @pytest.fixture
-def parts(tiny_config: Build) -> tuple[Update, Any]:
+def parts(tiny_config: Build) -> tuple[TrainStep, Any]:
     trainer = Trainer(tiny_config())
     batches = load_batches(trainer.run)
     batch = next(batches)
@@ -156,15 +156,15 @@ def parts(tiny_config: Build) -> tuple[Update, Any]:
     return trainer.run.update, batch
 
 
-def losses_of(update: Update) -> Callable[[Any], torch.Tensor]:
+def losses_of(update: TrainStep) -> Callable[[Any], torch.Tensor]:
     return lambda batch: update.loss(batch, update.timesteps(batch))
 
 
-def said_of(update: Update, batch: Any) -> str:
+def said_of(update: TrainStep, batch: Any) -> str:
     return diagnose(update.model, losses_of(update), batch, torch.float32)
 
 
-def test_it_names_a_weight(parts: tuple[Update, Any]) -> None:
+def test_it_names_a_weight(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
     with torch.no_grad():
         update.model.denoiser.blocks[0].out.weight[3, 5] = math.inf  # type: ignore[union-attr, index]
@@ -173,7 +173,7 @@ def test_it_names_a_weight(parts: tuple[Update, Any]) -> None:
     assert "older checkpoint" in said
 
 
-def test_it_names_the_layer_whose_output_goes_wrong_first(parts: tuple[Update, Any]) -> None:
+def test_it_names_the_layer_whose_output_goes_wrong_first(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
     with torch.no_grad():
         update.model.denoiser.blocks[1].mlp.out.weight.fill_(3e38)  # type: ignore[union-attr, index]
@@ -182,7 +182,7 @@ def test_it_names_the_layer_whose_output_goes_wrong_first(parts: tuple[Update, A
     assert "from inputs up to" in said
 
 
-def test_it_names_the_gradient_that_goes_wrong_first(parts: tuple[Update, Any]) -> None:
+def test_it_names_the_gradient_that_goes_wrong_first(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
     layer = update.model.denoiser.blocks[0].mlp.out  # type: ignore[union-attr, index]
     layer.register_forward_hook(
@@ -194,17 +194,17 @@ def test_it_names_the_gradient_that_goes_wrong_first(parts: tuple[Update, Any]) 
     assert all(p.grad is None for p in update.model.parameters())
 
 
-def test_it_names_the_data(parts: tuple[Update, Any]) -> None:
+def test_it_names_the_data(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
     batch.picture[1, 0, 3, 3] = math.nan
     assert "the batch's picture [4, 3, 16, 16] is 1 NaN of 3,072" in said_of(update, batch)
 
 
-def test_it_says_when_the_fault_does_not_repeat(parts: tuple[Update, Any]) -> None:
+def test_it_says_when_the_fault_does_not_repeat(parts: tuple[TrainStep, Any]) -> None:
     assert "the fault does not repeat" in said_of(*parts)
 
 
-def test_float16_is_told_of_its_range(parts: tuple[Update, Any]) -> None:
+def test_float16_is_told_of_its_range(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
     assert "bf16 or no (float16 ends at 65,504)" in diagnose(
         update.model, losses_of(update), batch, torch.float16

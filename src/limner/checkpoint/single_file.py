@@ -103,7 +103,7 @@ class WeightsFile:
         fit_weights(model, self.tensors(), self.path)
 
 
-def open_for_drawing(path: str | Path) -> Checkpoint | WeightsFile:
+def open_model(path: str | Path) -> Checkpoint | WeightsFile:
     """A file of weights, a checkpoint folder, the newest checkpoint of a run folder, or the id of a
     published model (see `find_model`)."""
     path = find_model(path)

@@ -28,7 +28,7 @@ class Row:
     """Fixed by the data set, or None: decided by hash and `data.train_split`."""
 
 
-class SomeRows(Sequence[Row]):
+class RowSubset(Sequence[Row]):
     """Those rows of a data set that stand at `positions`, int64 [N]; a view, made as asked for."""
 
     def __init__(self, rows: Sequence[Row], positions: np.ndarray) -> None:
@@ -40,10 +40,10 @@ class SomeRows(Sequence[Row]):
     @overload
     def __getitem__(self, which: SupportsIndex) -> Row: ...
     @overload
-    def __getitem__(self, which: slice) -> SomeRows: ...
-    def __getitem__(self, which: SupportsIndex | slice) -> Row | SomeRows:
+    def __getitem__(self, which: slice) -> RowSubset: ...
+    def __getitem__(self, which: SupportsIndex | slice) -> Row | RowSubset:
         if isinstance(which, slice):
-            return SomeRows(self.all, self.positions[which])
+            return RowSubset(self.all, self.positions[which])
         return self.all[int(self.positions[which])]
 
     def __iter__(self) -> Iterator[Row]:
@@ -70,7 +70,7 @@ class DamagedFile(PictureError):
     """A picture in a larger file that cannot be read where it lies."""
 
 
-class PictureSet(Protocol):
+class ImageDataset(Protocol):
     """Anything that has rows and can load their pictures: emoji, shapes, a folder."""
 
     name: str
@@ -102,14 +102,14 @@ class PictureSet(Protocol):
         ...
 
 
-def shown_set(picture_set: PictureSet) -> dict[str, str]:
+def shown_set(picture_set: ImageDataset) -> dict[str, str]:
     """A data set's name and description as they may be shared: of where it is the last name."""
     name = picture_set.name
     return {"name": shown_place(name), "description": redact(picture_set.description, [name])}
 
 
 @runtime_checkable
-class Contained(Protocol):
+class PackedImages(Protocol):
     """Of a PictureSet whose pictures lie inside larger files: tables, archives."""
 
     def signature(self, row: Row) -> bytes:
@@ -118,7 +118,7 @@ class Contained(Protocol):
 
 
 @runtime_checkable
-class InPieces(Protocol):
+class Streamed(Protocol):
     """Of a PictureSet whose pictures come in pieces, such as what is fetched from far away."""
 
     windowed: bool

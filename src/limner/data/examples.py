@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from limner.data.buckets import Buckets
-from limner.data.dataset import PictureError, PictureSet, Refused, Row
+from limner.data.dataset import ImageDataset, PictureError, Refused, Row
 from limner.data.images import Size, to_tensor
 from limner.data.order import FullShuffle, Order, seeded_generator, spread_evenly
 from limner.errors import LimnerError
-from limner.text.batch import FrozenText
+from limner.text.batch import TextEmbeddings
 from limner.text.words import some, stack
 
 UNSEEN, KEPT = 0, 1
@@ -39,7 +39,7 @@ class Source(Protocol):
 class Captions(Protocol):
     """What turns one caption into what the model's text encoder reads."""
 
-    def __call__(self, caption: str) -> Tensor | FrozenText:
+    def __call__(self, caption: str) -> Tensor | TextEmbeddings:
         """Token ids [L], or the states of a pretrained encoder. Raises PictureError."""
         ...
 
@@ -49,7 +49,7 @@ class Example:
     """What the objective needs of one picture; `Batch` is the same, stacked."""
 
     picture: Tensor  # float32 [C, h, w]: pixels in [-1, 1], or latents
-    text: Tensor | FrozenText  # of its caption (of the empty one if it was dropped)
+    text: Tensor | TextEmbeddings  # of its caption (of the empty one if it was dropped)
     noise: Tensor  # float32 [C, h, w], standard normal
     u: Tensor  # float32 [], uniform in (0, 1): the objective turns it into a timestep
     dropout_seed: Tensor  # int32 []: of this picture's dropout masks
@@ -59,7 +59,7 @@ class Example:
 @dataclass(frozen=True)
 class Batch:
     picture: Tensor
-    text: Tensor | FrozenText
+    text: Tensor | TextEmbeddings
     noise: Tensor
     u: Tensor
     dropout_seed: Tensor
@@ -124,7 +124,7 @@ class Pictures:
 
     def __init__(
         self,
-        picture_set: PictureSet,
+        picture_set: ImageDataset,
         rows: Sequence[Row],
         image_size: int,
         memory_mb: int,
@@ -224,7 +224,7 @@ class TrainingExamples(Dataset[Example]):
 
     def load_or_next(
         self, position: int, flipped: bool, caption: float | None
-    ) -> tuple[Tensor, Tensor | FrozenText, tuple[Refused, ...]]:
+    ) -> tuple[Tensor, Tensor | TextEmbeddings, tuple[Refused, ...]]:
         """Picture and text of a row, or of the first good one after it, and what was refused."""
         refused: list[Refused] = []
         rows = self.pictures.rows

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limner.data.dataset import PictureError, PictureSet, Row
+from limner.data.dataset import ImageDataset, PictureError, Row
 from limner.data.images import upright_size
 from limner.data.verify import signature_of
 from limner.files.fingerprints import DIGEST, load_array, save_array
@@ -21,7 +21,7 @@ BUILT_IN = ("emoji", "shapes")
 """Sets whose pictures are drawn at any size, and are square."""
 
 
-def shapes_of(picture_set: PictureSet, rows: Sequence[Row], folder: Path | None) -> np.ndarray:
+def shapes_of(picture_set: ImageDataset, rows: Sequence[Row], folder: Path | None) -> np.ndarray:
     """Height and width of each row's picture, upright: int32 [N, 2].
 
     One whose header cannot be read counts as a square: decoding it says what is wrong.

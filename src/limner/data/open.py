@@ -12,14 +12,14 @@ from limner import console
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.data.buckets import Buckets, nearest, sizes_around, told, with_enough
-from limner.data.dataset import InPieces, PictureSet, SomeRows
+from limner.data.dataset import ImageDataset, RowSubset, Streamed
 from limner.data.examples import Pictures
 from limner.data.image_sizes import shapes_of
 from limner.data.order import FullShuffle, OneShapePerUpdate, Order
 from limner.data.split import split_rows
 from limner.data.streaming.remote_files import of_shards
 from limner.data.streaming.window_shuffle import WINDOW, WindowedShuffle
-from limner.data.verify import take_out_bad
+from limner.data.verify import remove_undecodable
 from limner.errors import LimnerError
 
 
@@ -27,14 +27,14 @@ from limner.errors import LimnerError
 class Data:
     """A data set, split: what is trained on and what is only looked at."""
 
-    set: PictureSet
+    set: ImageDataset
     trained: Pictures
     held_out: Pictures
     said: tuple[str, ...] = ()
     """What people should know of it at the start of a run."""
 
 
-def open_picture_set(config: Config) -> PictureSet:
+def open_picture_set(config: Config) -> ImageDataset:
     """The data set that `data.dataset_name` and `data.dataset_path` name."""
     # Imported here so that a folder needs none of the built-in sets' packages, and the reverse.
     name = (config.data.dataset_name or "").lower()
@@ -49,7 +49,7 @@ def open_picture_set(config: Config) -> PictureSet:
     return _open_format(config)
 
 
-def _open_format(config: Config) -> PictureSet:
+def _open_format(config: Config) -> ImageDataset:
     """People's own data: in the format that is named, or that looking finds."""
     kind, path = _format_and_path(config)
     if kind == "datasets" and config.data.streaming and path == config.data.dataset_name:
@@ -108,7 +108,7 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
     """
     picture_set = open_picture_set(config)
     if config.data.check_pictures:
-        take_out_bad(picture_set, config, say)
+        remove_undecodable(picture_set, config, say)
     trained, held_out = split_rows(
         picture_set.rows, config.data.train_split, config.data.num_samples
     )
@@ -119,7 +119,7 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
     buckets, said = in_buckets(picture_set, trained, config, unit)
 
     def pictures(positions: np.ndarray) -> Pictures:
-        rows = SomeRows(picture_set.rows, positions)
+        rows = RowSubset(picture_set.rows, positions)
         theirs = buckets and buckets.only(positions)
         return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
 
@@ -127,7 +127,7 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
 
 
 def in_buckets(
-    picture_set: PictureSet,
+    picture_set: ImageDataset,
     trained: np.ndarray,
     config: Config,
     unit: int,
@@ -137,7 +137,7 @@ def in_buckets(
     wanted, side = config.data.buckets, config.data.image_size
     if wanted is None:
         return None, []
-    if isinstance(picture_set, InPieces) and picture_set.windowed:
+    if isinstance(picture_set, Streamed) and picture_set.windowed:
         raise LimnerError(
             "data.buckets: the shapes of pictures that are streamed are not known beforehand; copy "
             "the shards here (local tars will do), or leave it out"
@@ -180,9 +180,9 @@ def training_order(data: Data, config: Config, processes: int = 1, images: int =
     # Latents are kept here, one by one, wherever the pictures are.
     stored = config.vae.pretrained_model_name is not None
     if (
-        isinstance(data.set, InPieces)
+        isinstance(data.set, Streamed)
         and data.set.windowed
-        and isinstance(rows, SomeRows)
+        and isinstance(rows, RowSubset)
         and not stored
     ):
         firsts = data.set.piece_firsts(rows.positions)

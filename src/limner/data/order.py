@@ -135,7 +135,7 @@ def _start(seed: int) -> int:
     return int(torch.randint(2**62, (), generator=seeded_generator(seed, "times")))
 
 
-class CountBatches:
+class ImageCountSampler:
     """Endless micro-batches of image counts for one process, from `start` on.
 
     Each update covers the next `batch_size * accumulation * processes` counts; the processes take

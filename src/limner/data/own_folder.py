@@ -8,7 +8,7 @@ import posixpath
 from pathlib import Path
 
 from limner.config import Config
-from limner.data.dataset import PictureSet
+from limner.data.dataset import ImageDataset
 from limner.errors import LimnerError
 
 
@@ -57,7 +57,7 @@ def keep_apart(output: Path, config: Config, key: str) -> None:
         )
 
 
-def keep_out_of_links(output: Path, picture_set: PictureSet, key: str) -> None:
+def keep_out_of_links(output: Path, picture_set: ImageDataset, key: str) -> None:
     """Raises LimnerError if a link in the data's folder leads to where `output` is."""
     folder = getattr(picture_set, "folder", None)
     if not isinstance(folder, Path):

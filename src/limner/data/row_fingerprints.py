@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from limner.data.dataset import PictureSet, Row, SomeRows
+from limner.data.dataset import ImageDataset, Row, RowSubset
 from limner.files.fingerprints import digest
 
 ROW = np.dtype([("key", "<u8"), ("captions", "<u4"), ("picture", "<u4"), ("count", "<u4")])
@@ -34,16 +34,16 @@ class Indexed(Protocol):
         ...
 
 
-def fingerprints_of(picture_set: PictureSet, rows: Sequence[Row]) -> np.ndarray:
+def fingerprints_of(picture_set: ImageDataset, rows: Sequence[Row]) -> np.ndarray:
     """Of some rows of the set, in their order: ROW [N], or [at most BINS] of more than MOST."""
-    if isinstance(picture_set, Indexed) and isinstance(rows, SomeRows):
+    if isinstance(picture_set, Indexed) and isinstance(rows, RowSubset):
         found = picture_set.row_fingerprints(rows.positions)
     else:
         found = np.fromiter((_of(picture_set, row) for row in rows), ROW, len(rows))
     return summed(found) if len(found) > MOST else found
 
 
-def _of(picture_set: PictureSet, row: Row) -> tuple[int, int, int, int]:
+def _of(picture_set: ImageDataset, row: Row) -> tuple[int, int, int, int]:
     key = int.from_bytes(digest(row.key)[:8], "little")
     captions = zlib.crc32("\0".join(row.captions).encode("utf-8", errors="replace"))
     size = 0  # where the picture has no file of its own

@@ -19,7 +19,7 @@ import PIL
 from filelock import FileLock
 
 from limner.config import Config
-from limner.data.dataset import Contained, InPieces, PictureError, PictureSet, Refused, Row
+from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, Streamed
 from limner.data.decoding.color import UNUSABLE
 from limner.data.images import DECODING
 from limner.data.split import sampling_rank
@@ -38,7 +38,7 @@ SAY_EVERY = 15.0  # seconds
 Say = Callable[[str], None]
 
 
-def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
+def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> None:
     """Move the rows whose pictures cannot be decoded from `rows` to `refused`.
 
     With `data.num_samples`, only as many good rows as are wanted stay, by their sampling rank.
@@ -46,9 +46,9 @@ def take_out_bad(picture_set: PictureSet, config: Config, say: Say) -> None:
     rows, wanted = picture_set.rows, config.data.num_samples
     if not rows:
         return
-    if isinstance(picture_set, InPieces):
+    if isinstance(picture_set, Streamed):
         return  # all of it would have to be read before the first step
-    if picture_set.path(rows[0]) is None and not isinstance(picture_set, Contained):
+    if picture_set.path(rows[0]) is None and not isinstance(picture_set, PackedImages):
         return  # drawn, not read: nothing that could be damaged
     ranked: Sequence[int] = range(len(rows))
     if wanted is not None and wanted < len(rows):
@@ -105,7 +105,7 @@ class _Remembered:
         self.known, self.new = known, list[bytes]()
 
     def check(
-        self, picture_set: PictureSet, rows: Sequence[Row], threads: ThreadPoolExecutor
+        self, picture_set: ImageDataset, rows: Sequence[Row], threads: ThreadPoolExecutor
     ) -> list[str | None]:
         """Why each row's picture cannot be used; None for a good one."""
 
@@ -124,12 +124,12 @@ class _Remembered:
         return [reason for reason, _ in found]
 
 
-def signature_of(picture_set: PictureSet, row: Row) -> tuple[bytes | None, bool]:
+def signature_of(picture_set: ImageDataset, row: Row) -> tuple[bytes | None, bool]:
     """What a row's picture is by its looks, without reading it, and whether that can be relied on
     yet (see RACY_NS)."""
     path = picture_set.path(row)
     if path is None:
-        if isinstance(picture_set, Contained):
+        if isinstance(picture_set, PackedImages):
             return digest(picture_set.signature(row), DECODED_BY), True
         return None, False
     try:

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from limner.diffusion.noise_schedule import Path
+from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import Denoiser
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x_t, x_0 as asked for, x_0 to move away from) -> x_0, each float32 [B, C, H, W]."""
@@ -37,10 +37,10 @@ class GuidanceSettings(Protocol):
 
 
 def guided_denoiser(
-    model: Callable[[Tensor, Tensor, EncodedText], Tensor],
+    model: Callable[[Tensor, Tensor, TextConditioning], Tensor],
     objective: Objective,
-    text: EncodedText,
-    null_text: EncodedText,
+    text: TextConditioning,
+    null_text: TextConditioning,
     sampling: GuidanceSettings,
     dtype: torch.dtype,
     guide: Denoiser | None = None,
@@ -66,14 +66,14 @@ def guided_denoiser(
     combine = combination(sampling)
     both_texts = text.followed_by(null_text)
 
-    def predict_x0(x: Tensor, timestep: float, y: EncodedText) -> Tensor:
+    def predict_x0(x: Tensor, timestep: float, y: TextConditioning) -> Tensor:
         t = torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             output = model(x, t, y)
         return objective.to_x0(output, x, t)
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
-        if not is_guided(timestep, sampling, objective.path):
+        if not is_guided(timestep, sampling, objective.noise_schedule):
             return predict_x0(x, timestep, text)
         if guide is not None:
             return combine(x, predict_x0(x, timestep, text), guide(x, timestep))
@@ -83,13 +83,13 @@ def guided_denoiser(
     return denoise
 
 
-def is_guided(timestep: float, sampling: GuidanceSettings, path: Path) -> bool:
+def is_guided(timestep: float, sampling: GuidanceSettings, noise_schedule: NoiseSchedule) -> bool:
     """Whether two predictions are made at this time.
 
     Outside of an interval of noise levels guidance does little good (Kynkäänniemi et al. 2024,
     arXiv 2404.07724), and the network is spared half its work, as it is where the scale is 1.
     """
-    low, high = (share * path.num_train_timesteps for share in sampling.guidance_interval)
+    low, high = (share * noise_schedule.num_train_timesteps for share in sampling.guidance_interval)
     return sampling.guidance_scale != 1 and low <= timestep <= high
 
 

@@ -17,7 +17,7 @@ from limner.errors import LimnerError
 
 
 @dataclass(frozen=True)
-class FlowPath:
+class FlowMatchingSchedule:
     """The straight line from picture to noise: with s = t / num_train_timesteps, (1 - s, s).
 
     Rectified flow (Liu et al. 2022, arXiv 2209.03003), flow matching with the optimal-transport
@@ -125,7 +125,7 @@ class FlowPath:
 
 
 @dataclass(frozen=True)
-class DiffusionPath:
+class VPSchedule:
     """The variance-preserving path of DDPM: alpha^2 + sigma^2 = 1, set by a schedule of betas.
 
     Ho et al. 2020 (arXiv 2006.11239): alpha_t^2 = (1 - beta_0) ... (1 - beta_t), t = 0 .. T-1. The
@@ -238,7 +238,7 @@ class DiffusionPath:
         return torch.where(timesteps < 0, torch.inf, log_snr)
 
 
-Path = FlowPath | DiffusionPath
+NoiseSchedule = FlowMatchingSchedule | VPSchedule
 
 
 def _precise(timesteps: Tensor) -> Tensor:

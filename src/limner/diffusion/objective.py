@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from limner.config import Config
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.errors import LimnerError
 
 # Near the clean end of the flow path a velocity that follows from a predicted picture is divided by
@@ -22,7 +22,7 @@ class Objective:
     also under autocast: the terms of a prediction nearly cancel where there is little noise.
 
     Attributes:
-        path: how a picture turns into noise.
+        noise_schedule: how a picture turns into noise.
         prediction_type: "sample" (x_0), "epsilon" (the noise; Ho et al. 2020),
             "v_prediction" (alpha * noise - sigma * x_0; Salimans & Ho 2022, arXiv 2202.00512;
             diffusion path only) or "velocity" (noise - x_0 = dx_t/ds; flow path only).
@@ -31,11 +31,11 @@ class Objective:
         LimnerError: `prediction_type` is not known, or means nothing on this path.
     """
 
-    path: Path
+    noise_schedule: NoiseSchedule
     prediction_type: str
 
     def __post_init__(self) -> None:
-        is_flow = isinstance(self.path, FlowPath)
+        is_flow = isinstance(self.noise_schedule, FlowMatchingSchedule)
         allowed = ("sample", "epsilon", "velocity" if is_flow else "v_prediction")
         if self.prediction_type not in allowed:
             raise LimnerError(
@@ -76,7 +76,7 @@ class Objective:
             return x_t - sigma * output
         if self.prediction_type == "v_prediction":
             return alpha * x_t - sigma * output
-        if isinstance(self.path, FlowPath):
+        if isinstance(self.noise_schedule, FlowMatchingSchedule):
             alpha = alpha.clamp(min=MIN_DIVISOR)
         return (x_t - sigma * output) / alpha
 
@@ -87,29 +87,36 @@ class Objective:
         v = (x_t - x_0) / sigma, so the error is divided by sigma^2 (JiT, Li & He 2025).
         """
         error = (output.float() - self.target(x0, noise, timesteps)).square().mean(dim=(1, 2, 3))
-        if isinstance(self.path, FlowPath) and self.prediction_type == "sample":
-            return error / self.path.sigma(timesteps).float().clamp(min=MIN_DIVISOR).square()
+        if (
+            isinstance(self.noise_schedule, FlowMatchingSchedule)
+            and self.prediction_type == "sample"
+        ):
+            return (
+                error / self.noise_schedule.sigma(timesteps).float().clamp(min=MIN_DIVISOR).square()
+            )
         return error
 
     def _alpha_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, 1, 1, 1)
-        alpha = self.path.alpha(timesteps).float().reshape(shape)
-        return alpha, self.path.sigma(timesteps).float().reshape(shape)
+        alpha = self.noise_schedule.alpha(timesteps).float().reshape(shape)
+        return alpha, self.noise_schedule.sigma(timesteps).float().reshape(shape)
 
 
 def build_objective(config: Config) -> Objective:
     """The objective that a (resolved) configuration's scheduler section describes."""
     s = config.scheduler
     assert s.prediction_type is not None, "load_config resolves it"
-    path: Path
+    noise_schedule: NoiseSchedule
     if s.objective == "flow_matching":
         assert s.logit_mean is not None
-        path = FlowPath(
+        noise_schedule = FlowMatchingSchedule(
             s.num_train_timesteps, s.logit_mean, s.logit_std, s.uniform_share, s.logit_mean_end
         )
     else:
         assert s.beta_start
         assert s.beta_end
         assert s.beta_schedule
-        path = DiffusionPath(s.num_train_timesteps, s.beta_start, s.beta_end, s.beta_schedule)
-    return Objective(path, s.prediction_type)
+        noise_schedule = VPSchedule(
+            s.num_train_timesteps, s.beta_start, s.beta_end, s.beta_schedule
+        )
+    return Objective(noise_schedule, s.prediction_type)

@@ -3,7 +3,7 @@
 Each solver takes
     denoise(x, timestep) -> the clean picture x_0 that x, seen at that time, would become;
     x: float32 [B, C, H, W], pure noise to begin with;
-    timesteps: float64 [n + 1], descending, from `path.inference_timesteps`;
+    timesteps: float64 [n + 1], descending, from `noise_schedule.inference_timesteps`;
     noise(i) -> fresh normal noise like x for step i; only `ddpm` asks for it;
     callback(i, x_0), called after the denoiser at each step i;
 and returns the picture at the last of the timesteps.
@@ -18,7 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from limner.diffusion.noise_schedule import Path
+from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.errors import LimnerError
 
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -32,7 +32,7 @@ class Solver(Protocol):
         denoise: Denoiser,
         x: Tensor,
         timesteps: Tensor,
-        path: Path,
+        noise_schedule: NoiseSchedule,
         noise: Noise | None = None,
         callback: Callback | None = None,
     ) -> Tensor: ...
@@ -42,14 +42,14 @@ def ddim(
     denoise: Denoiser,
     x: Tensor,
     timesteps: Tensor,
-    path: Path,
+    noise_schedule: NoiseSchedule,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """First order, deterministic (Song et al. 2020, arXiv 2010.02502, equation 12 with eta = 0).
 
-    Euler's method is the same step, so "euler" names this function too. With r = `path.ode_sigma`
-    the ODE is dy/dr = (y - x_0) / r, y being x on the flow path, x / alpha on the diffusion path.
+    Euler's method is the same step, so "euler" names this function too. With
+    r = `noise_schedule.ode_sigma` the ODE is dy/dr = (y - x_0) / r, y being x on the flow path, x / alpha on the diffusion path.
     Euler goes to y' = y + (r' - r) * (y - x_0) / r = x_0 + (r' / r) * (y - x_0): x_0 stays and the
     noise shrinks by r' / r, which is `_step`.
     """
@@ -58,7 +58,7 @@ def ddim(
         x0 = denoise(x, times[i])
         if callback is not None:
             callback(i, x0)
-        x = _step(x, x0, timesteps[i : i + 2], path)
+        x = _step(x, x0, timesteps[i : i + 2], noise_schedule)
     return x
 
 
@@ -66,7 +66,7 @@ def heun(
     denoise: Denoiser,
     x: Tensor,
     timesteps: Tensor,
-    path: Path,
+    noise_schedule: NoiseSchedule,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -81,16 +81,16 @@ def heun(
     and multiplies the network's every error; take "dpmsolver++" there.
     """
     times = timesteps.tolist()
-    ode_sigma = path.ode_sigma(timesteps).tolist()
+    ode_sigma = noise_schedule.ode_sigma(timesteps).tolist()
     for i in range(len(times) - 1):
         x0 = denoise(x, times[i])
         if callback is not None:
             callback(i, x0)
-        x_next = _step(x, x0, timesteps[i : i + 2], path)
+        x_next = _step(x, x0, timesteps[i : i + 2], noise_schedule)
         if ode_sigma[i + 1] > 0:  # there is no slope at r' = 0, hence Euler
             change = denoise(x_next, times[i + 1]) - x0
             better = x0 + 0.5 * ode_sigma[i] / ode_sigma[i + 1] * change
-            x_next = _step(x, better, timesteps[i : i + 2], path)
+            x_next = _step(x, better, timesteps[i : i + 2], noise_schedule)
         x = x_next
     return x
 
@@ -99,19 +99,19 @@ def dpmsolver_pp_2m(
     denoise: Denoiser,
     x: Tensor,
     timesteps: Tensor,
-    path: Path,
+    noise_schedule: NoiseSchedule,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M): second order for one denoiser call a step.
 
     Lu et al. 2022, arXiv 2211.01095, algorithm 2: x_0 is taken for a straight line in
-    `path.log_snr`, through this guess and the one before, and read off at the middle of the step.
-    First order at the first step, which has no guess before it, and at the last, whose middle lies
+    `noise_schedule.log_snr`, through this guess and the one before, and read off at the middle of
+    the step. First order at the first step, which has no guess before it, and at the last, whose middle lies
     at infinity.
     """
     times = timesteps.tolist()
-    log_snr = path.log_snr(timesteps).tolist()
+    log_snr = noise_schedule.log_snr(timesteps).tolist()
     previous = x
     for i in range(len(times) - 1):
         x0 = denoise(x, times[i])
@@ -122,7 +122,7 @@ def dpmsolver_pp_2m(
             # On the flow path the first step began at -inf: the slope over it is 0.
             slope = (x0 - previous) / (log_snr[i] - log_snr[i - 1])
             better = x0 + 0.5 * (log_snr[i + 1] - log_snr[i]) * slope
-        x = _step(x, better, timesteps[i : i + 2], path)
+        x = _step(x, better, timesteps[i : i + 2], noise_schedule)
         previous = x0
     return x
 
@@ -131,7 +131,7 @@ def unipc(
     denoise: Denoiser,
     x: Tensor,
     timesteps: Tensor,
-    path: Path,
+    noise_schedule: NoiseSchedule,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -142,7 +142,7 @@ def unipc(
     more, from where it began, through the guesses at both ends and the one before.
     """
     times = timesteps.tolist()
-    log_snr = path.log_snr(timesteps).tolist()
+    log_snr = noise_schedule.log_snr(timesteps).tolist()
     begun, previous, slope = x, x, x  # where the last step began, its guess, and x_0's slope there
     for i in range(len(times) - 1):
         x0 = denoise(x, times[i])
@@ -155,13 +155,13 @@ def unipc(
             if i > 1:
                 own, before = _corrector_weights(h, log_snr[i - 1] - log_snr[i - 2])
                 better = previous + own * change + before * h * slope
-            x = _step(begun, better, timesteps[i - 1 : i + 1], path)
+            x = _step(begun, better, timesteps[i - 1 : i + 1], noise_schedule)
             slope = change / h  # 0 over the first step of the flow path, which began at -inf
         better = x0
         if 0 < i < len(times) - 2:
             better = x0 + 0.5 * (log_snr[i + 1] - log_snr[i]) * slope
         begun, previous = x, x0
-        x = _step(x, better, timesteps[i : i + 2], path)
+        x = _step(x, better, timesteps[i : i + 2], noise_schedule)
     return x
 
 
@@ -178,7 +178,7 @@ def ddpm(
     denoise: Denoiser,
     x: Tensor,
     timesteps: Tensor,
-    path: Path,
+    noise_schedule: NoiseSchedule,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -190,7 +190,10 @@ def ddpm(
     if noise is None:
         raise LimnerError("The solver 'ddpm' draws fresh noise at each step: pass `noise`.")
     times = timesteps.tolist()
-    alpha, sigma = path.alpha(timesteps).tolist(), path.sigma(timesteps).tolist()
+    alpha, sigma = (
+        noise_schedule.alpha(timesteps).tolist(),
+        noise_schedule.sigma(timesteps).tolist(),
+    )
     for i in range(len(times) - 1):
         x0 = denoise(x, times[i])
         if callback is not None:
@@ -204,10 +207,10 @@ def ddpm(
     return x
 
 
-def _step(x: Tensor, x0: Tensor, pair: Tensor, path: Path) -> Tensor:
+def _step(x: Tensor, x0: Tensor, pair: Tensor, noise_schedule: NoiseSchedule) -> Tensor:
     """Moves x from the first time of the pair to the second; its x0 and its noise stay the same."""
-    alpha, alpha_next = path.alpha(pair).tolist()
-    sigma, sigma_next = path.sigma(pair).tolist()
+    alpha, alpha_next = noise_schedule.alpha(pair).tolist()
+    sigma, sigma_next = noise_schedule.sigma(pair).tolist()
     ratio = sigma_next / sigma
     return ratio * x + (alpha_next - ratio * alpha) * x0
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limner import console
 from limner.checkpoint.folder import Checkpoint
-from limner.checkpoint.single_file import WeightsFile, open_for_drawing, sha256_of
+from limner.checkpoint.single_file import WeightsFile, open_model, sha256_of
 from limner.config import Config
 from limner.console import Say, progress_lines
 from limner.data.dataset import shown_set
@@ -32,7 +32,7 @@ from limner.errors import LimnerError
 from limner.evaluation import heldout_loss, results_folder
 from limner.evaluation.exam import versions
 from limner.evaluation.memorisation import Case, look_for_copies
-from limner.evaluation.metrics import Eye, measure, open_networks
+from limner.evaluation.metrics import NamedNetwork, measure, open_networks
 from limner.evaluation.prompt_following import check_drawings, rank_drawings, why_no_recall
 from limner.evaluation.prompts import Plan, plan_of
 from limner.evaluation.protocol import protocol
@@ -88,7 +88,7 @@ def evaluate(
         LimnerError: a setting, the checkpoint, the data set, the reference, or a network that was
             named cannot be used. Nothing is written then.
     """
-    opened = open_for_drawing(checkpoint)
+    opened = open_model(checkpoint)
     config = evaluation_config(opened.config, overrides)
     folder = output or results_folder.place_of(Path(checkpoint), opened)
     if output is not None:
@@ -219,7 +219,7 @@ def changed_data(opened: Checkpoint, data: Data) -> str | None:
 
 
 def real_pictures(
-    eye: Eye, reference: Reference, cache: Path, events: list[str], say: Say
+    eye: NamedNetwork, reference: Reference, cache: Path, events: list[str], say: Say
 ) -> tuple[Statistics | None, Tensor | None]:
     """The reference as a network sees it, and other real pictures for the floor.
 

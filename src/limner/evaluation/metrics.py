@@ -35,14 +35,16 @@ Floors = dict[Metric, Floor]
 
 
 @dataclass(frozen=True)
-class Eye:
+class NamedNetwork:
     """A network that looks at the pictures, and the key of `evaluation` that named it."""
 
     key: str
     network: FeatureNetwork
 
 
-def open_networks(settings: EvaluationConfig, device: torch.device) -> tuple[list[Eye], list[str]]:
+def open_networks(
+    settings: EvaluationConfig, device: torch.device
+) -> tuple[list[NamedNetwork], list[str]]:
     """The networks that were asked for, and what cannot be measured for want of one.
 
     The packaged network is there by default, so that its absence is said; one that was asked for
@@ -51,10 +53,10 @@ def open_networks(settings: EvaluationConfig, device: torch.device) -> tuple[lis
     Raises:
         LimnerError: a network that was named cannot be had, or is another one.
     """
-    eyes, missing = list[Eye](), list[str]()
+    eyes, missing = list[NamedNetwork](), list[str]()
     if settings.efficientnet:
         try:
-            eyes.append(Eye("efficientnet", EfficientNet(device)))
+            eyes.append(NamedNetwork("efficientnet", EfficientNet(device)))
         except LimnerError as error:
             missing.append(
                 "kernel and Frechet distance, precision, and recall on EfficientNet-Lite0 were "
@@ -62,16 +64,16 @@ def open_networks(settings: EvaluationConfig, device: torch.device) -> tuple[lis
             )
     if settings.inception is not None:
         network = Inception(settings.inception, "evaluation.inception", device)
-        eyes.append(Eye("inception", network))
+        eyes.append(NamedNetwork("inception", network))
     if settings.dinov2 is not None:
-        eyes.append(Eye("dinov2", DINOv2(settings.dinov2, "evaluation.dinov2", device)))
+        eyes.append(NamedNetwork("dinov2", DINOv2(settings.dinov2, "evaluation.dinov2", device)))
     if settings.clip is not None:
-        eyes.append(Eye("clip", CLIP(settings.clip, "evaluation.clip", device)))
+        eyes.append(NamedNetwork("clip", CLIP(settings.clip, "evaluation.clip", device)))
     return eyes, missing
 
 
 def measure(
-    eye: Eye,
+    eye: NamedNetwork,
     drawn: Tensor,
     prompts: Sequence[str],
     reference: Statistics | None,

@@ -11,7 +11,7 @@ from limner.data.open import Data
 from limner.device import name_of
 from limner.evaluation import heldout_loss
 from limner.evaluation.exam import versions
-from limner.evaluation.metrics import Eye
+from limner.evaluation.metrics import NamedNetwork
 from limner.evaluation.prompts import Plan
 from limner.evaluation.reference.reference import Reference
 from limner.evaluation.reference.sources import DataPictures
@@ -27,7 +27,7 @@ def protocol(
     data: Data,
     plan: Plan,
     reference: Reference,
-    eyes: Sequence[Eye],
+    eyes: Sequence[NamedNetwork],
     generator: ImageGenerator,
     cache: Path,
 ) -> dict[str, Any]:

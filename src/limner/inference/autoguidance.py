@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from limner.checkpoint.single_file import open_for_drawing
+from limner.checkpoint.single_file import open_model
 from limner.config import Config
 from limner.device import part_precision
 from limner.diffusion.objective import build_objective
@@ -14,7 +14,7 @@ from limner.errors import LimnerError
 from limner.inference.sampling import Guide, ready
 from limner.models.text_to_image import build_model
 from limner.pretrained.components import open_parts
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.text.tokenizer import CaptionTokenizer
 
 SAME_SPACE = {
@@ -29,7 +29,7 @@ SAME_SPACE = {
 def open_guide(
     path: str | Path,
     config: Config,
-    words: CaptionTokenizer | PretrainedText,
+    words: CaptionTokenizer | PretrainedTextEncoder,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Guide, Config]:
@@ -42,7 +42,7 @@ def open_guide(
     Raises:
         LimnerError: there is no such checkpoint, or it was trained in another space.
     """
-    opened = open_for_drawing(path)
+    opened = open_model(path)
     theirs = opened.config
     differences = [
         f"{section}.{key}: {there!r} in the guide, {here!r} in the model"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from limner.checkpoint.matching import check_same_model
-from limner.checkpoint.single_file import open_for_drawing
+from limner.checkpoint.single_file import open_model
 from limner.config import Config
 from limner.data.buckets import ratio_of, size_for
 from limner.data.images import to_pil
@@ -30,12 +30,12 @@ from limner.inference.autoguidance import open_guide
 from limner.inference.sampling import Guide, Progress, draw, ready
 from limner.inference.sampling_settings import sampling_settings
 from limner.inference.saving import remember
-from limner.inference.variations import Picture, Start, Towards, fitted
+from limner.inference.variations import InitImage, Interpolation, Picture, fitted
 from limner.memory import is_out_of_memory
 from limner.messages import shorten
 from limner.models.text_to_image import build_model
 from limner.pretrained.components import moved, open_parts
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.text.tokenizer import CaptionTokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,7 +80,7 @@ class ImageGenerator:
         text_encoder: str | Path | None = None,
         guide: str | Path | None = None,
     ) -> None:
-        opened = open_for_drawing(checkpoint)
+        opened = open_model(checkpoint)
         if config is not None:
             check_same_model(opened.config, config)
         parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
@@ -94,7 +94,7 @@ class ImageGenerator:
             log.warning(note)
         self.objective = build_objective(self.config)
         part_dtype = part_precision(self.dtype)
-        self.words: CaptionTokenizer | PretrainedText
+        self.words: CaptionTokenizer | PretrainedTextEncoder
         if parts.reader is not None:
             parts.reader.load(self.device, part_dtype)
             self.words = parts.reader
@@ -146,7 +146,7 @@ class ImageGenerator:
         negative_prompt: str | None = None,
         init_image: Picture | None = None,
         strength: float | None = None,
-        towards: Towards | None = None,
+        towards: Interpolation | None = None,
         progress: Progress | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
@@ -295,7 +295,7 @@ class ImageGenerator:
         """
         if count < 2:
             raise LimnerError(f"--interpolate {count}: both ends are drawn; take 2 or more")
-        towards = Towards(
+        towards = Interpolation(
             [prompt if end_prompt is None else end_prompt] * count,
             [seed if end_seed is None else end_seed] * count,
             [i / (count - 1) for i in range(count)],
@@ -323,7 +323,7 @@ class ImageGenerator:
 
     def _start(
         self, picture: Picture | None, strength: float | None, height: int, width: int
-    ) -> Start | None:
+    ) -> InitImage | None:
         if picture is None:
             if strength is not None:
                 raise LimnerError("--strength says how far from an --init_image; name that, too")
@@ -335,7 +335,7 @@ class ImageGenerator:
                 f"--strength {strength}: it is from 0 (the picture itself) to 1 (nothing of it)"
             )
         x0 = self.space.encode(fitted(picture, height, width).to(self.device))
-        return Start(x0, strength)
+        return InitImage(x0, strength)
 
     def at_once(self, most: int, height: int, width: int) -> int:
         """How many pictures of a size are drawn together. On a processor only as many as its caches

@@ -13,9 +13,9 @@ from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS, Denoiser, Noise
 from limner.inference.sampling_settings import inference_timesteps
-from limner.inference.variations import Start, Towards, between, slerp
+from limner.inference.variations import InitImage, Interpolation, between, slerp
 from limner.models.text_to_image import TextToImage
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 from limner.text.words import Words
 
 
@@ -50,8 +50,8 @@ def draw(
     *,
     negative_prompt: str | None = None,
     guide: Guide | None = None,
-    start: Start | None = None,
-    towards: Towards | None = None,
+    start: InitImage | None = None,
+    towards: Interpolation | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw one picture per (prompt, seed).
@@ -86,7 +86,7 @@ def draw(
         weaker = guided_denoiser(guide.model, guide.objective, *texts, alone, dtype)
     denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
 
-    path, device = objective.path, next(model.parameters()).device
+    path, device = objective.noise_schedule, next(model.parameters()).device
     noise = noise_of((model.denoiser.in_channels, height, width), seeds, towards, device)
     strength = 1.0 if start is None else start.strength
     timesteps = inference_timesteps(sampling, path, strength)
@@ -106,9 +106,9 @@ def read(
     words: Words,
     prompts: Sequence[str],
     other: str,
-    towards: Towards | None,
+    towards: Interpolation | None,
     dtype: torch.dtype,
-) -> tuple[EncodedText, EncodedText]:
+) -> tuple[TextConditioning, TextConditioning]:
     """B prompts and one other text, with all that is computed once per text and not per step."""
     device, ends = next(model.parameters()).device, list(towards.prompts) if towards else []
     y = words.encode([*prompts, *ends, other]).to(device)
@@ -122,7 +122,10 @@ def read(
 
 
 def noise_of(
-    shape: tuple[int, int, int], seeds: Sequence[int], towards: Towards | None, device: torch.device
+    shape: tuple[int, int, int],
+    seeds: Sequence[int],
+    towards: Interpolation | None,
+    device: torch.device,
 ) -> Noise:
     """Each picture's stream of normal noise, of its seed alone or on the way to another's."""
 

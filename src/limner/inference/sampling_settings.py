@@ -12,7 +12,7 @@ from limner.config import Config, SamplingConfig, known_keys
 from limner.config.checks import sampling_problems
 from limner.config.messages import explain, sentence
 from limner.diffusion.guidance import is_guided
-from limner.diffusion.noise_schedule import Path
+from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 
@@ -51,20 +51,22 @@ def sampling_settings(config: Config, **changes: Any) -> SamplingConfig:
 
 
 def inference_timesteps(
-    sampling: SamplingConfig, path: Path, strength: float = 1.0
+    sampling: SamplingConfig, noise_schedule: NoiseSchedule, strength: float = 1.0
 ) -> torch.Tensor:
-    """The times that the solver steps between: see `path.inference_timesteps`.
+    """The times that the solver steps between: see `noise_schedule.inference_timesteps`.
 
     The first `zero_init_steps` have a velocity of zero in CFG-Zero* (Fan et al. 2025, arXiv
     2503.18886), so x stays the noise that it is until the time after them: the solver starts there.
     A drawing that starts from a picture has no such steps.
     """
     steps, shift, power = sampling.num_inference_steps, sampling.shift, sampling.timestep_power
-    times = path.inference_timesteps(steps, shift, power, strength)
+    times = noise_schedule.inference_timesteps(steps, shift, power, strength)
     return times[sampling.zero_init_steps :] if strength == 1 else times
 
 
-def function_evaluations(sampling: SamplingConfig, path: Path, strength: float = 1.0) -> int:
+def function_evaluations(
+    sampling: SamplingConfig, noise_schedule: NoiseSchedule, strength: float = 1.0
+) -> int:
     """How often the network is evaluated for one picture; a guided step counts twice.
 
     Counted by running the solver over a network that does nothing else.
@@ -76,12 +78,12 @@ def function_evaluations(sampling: SamplingConfig, path: Path, strength: float =
 
     def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
         nonlocal count
-        count += 2 if is_guided(timestep, sampling, path) else 1
+        count += 2 if is_guided(timestep, sampling, noise_schedule) else 1
         return x
 
     x = torch.zeros(1, 1, 1, 1)
-    times = inference_timesteps(sampling, path, strength)
-    SOLVERS[sampling.scheduler_type](denoise, x, times, path, lambda _: x)
+    times = inference_timesteps(sampling, noise_schedule, strength)
+    SOLVERS[sampling.scheduler_type](denoise, x, times, noise_schedule, lambda _: x)
     return count
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from limner.data.dataset import PictureError
 from limner.data.images import as_rgb, fit, open_rgb, to_tensor, upright
 from limner.errors import LimnerError
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 Picture = str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True)
-class Start:
+class InitImage:
     """A picture to start from, and how far to move away from it.
 
     SDEdit (Meng et al. 2021, arXiv 2108.01073): the picture is noised to the timestep that the
@@ -35,7 +35,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Towards:
+class Interpolation:
     """Where each picture of a batch is on its way from its prompt and seed to another's."""
 
     prompts: Sequence[str]
@@ -43,14 +43,14 @@ class Towards:
     weights: Sequence[float]
     """0: at its own prompt and seed; 1: at the other's."""
 
-    def rows(self, which: slice) -> Towards:
+    def rows(self, which: slice) -> Interpolation:
         """Of some of the pictures."""
-        return Towards(self.prompts[which], self.seeds[which], self.weights[which])
+        return Interpolation(self.prompts[which], self.seeds[which], self.weights[which])
 
-    def with_more(self, count: int) -> Towards:
+    def with_more(self, count: int) -> Interpolation:
         """And of so many more, which go nowhere."""
         more = [""] * count, [0] * count, [0.0] * count
-        return Towards(
+        return Interpolation(
             [*self.prompts, *more[0]], [*self.seeds, *more[1]], [*self.weights, *more[2]]
         )
 
@@ -87,7 +87,9 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
     return (mixed / math.sin(angle)).to(first.dtype)
 
 
-def between(first: EncodedText, second: EncodedText, weights: Sequence[float]) -> EncodedText:
+def between(
+    first: TextConditioning, second: TextConditioning, weights: Sequence[float]
+) -> TextConditioning:
     """B texts, each at its weight on the way from one text to another.
 
     The state of a token lies on the line between the states at its place in the two texts. Where
@@ -101,7 +103,7 @@ def between(first: EncodedText, second: EncodedText, weights: Sequence[float]) -
     vector = None
     if first.vector is not None and second.vector is not None:
         vector = torch.lerp(first.vector, second.vector, weight.to(first.vector.dtype))
-    return EncodedText(
+    return TextConditioning(
         tokens=torch.lerp(first.tokens, second.tokens, place[..., None].to(first.tokens.dtype)),
         mask=(first.mask | second.mask) & (share > 0),
         vector=vector,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from limner.models.attention import attend
 from limner.models.dropout import PictureDropout
 from limner.models.layers import TimestepEmbedder, run_blocks, unpatchify
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class DiT(nn.Module):
         self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
         self.initialise()
 
-    def forward(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
         -> [B, C, H, W], the prediction."""
         return self.predict(x, self.t_embedder(t) + self.y_embedder(y.pooled()))
@@ -143,7 +143,7 @@ class DiT(nn.Module):
         tokens = self.final_layer(tokens, c)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 
-    def prepare(self, y: EncodedText) -> EncodedText:
+    def prepare(self, y: TextConditioning) -> TextConditioning:
         """The same texts: all that depends on them alone is one small product."""
         return y
 

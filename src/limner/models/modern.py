@@ -29,7 +29,7 @@ from limner.models.layers import (
     swiglu_width,
     unpatchify,
 )
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 
 class ModernBlock(nn.Module):
@@ -155,7 +155,7 @@ class ModernDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
         -> [B, C, H, W], the prediction."""
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
@@ -177,7 +177,7 @@ class ModernDiT(nn.Module):
         tokens = self.final_layer(tokens, condition)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 
-    def prepare(self, y: EncodedText) -> EncodedText:
+    def prepare(self, y: TextConditioning) -> TextConditioning:
         """The same texts with what depends on them alone: computed once, for all steps of a solver.
 
         `self(x, t, prepare(y))` is `self(x, t, y)` to the bit.
@@ -198,7 +198,7 @@ class ModernDiT(nn.Module):
         return self.tables[key]
 
 
-def attention_mask(y: EncodedText, count: int) -> Tensor:
+def attention_mask(y: TextConditioning, count: int) -> Tensor:
     """What `count` picture tokens attend to, [B, 1, 1, L + count]: bool, or what is added to the
     scores where some words count less than others."""
     mask = F.pad(y.mask, (0, count), value=True)[:, None, None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from limner.models.layers import RMSNorm
-from limner.text.batch import FrozenText
-from limner.text.conditioning import EncodedText
+from limner.text.batch import TextEmbeddings
+from limner.text.conditioning import TextConditioning
 
 
 class TextAdapter(nn.Module):
@@ -23,8 +23,8 @@ class TextAdapter(nn.Module):
         self.norm_vector = RMSNorm(states_width)
         self.vector = nn.Linear(states_width, width)
 
-    def forward(self, text: FrozenText) -> EncodedText:
+    def forward(self, text: TextEmbeddings) -> TextConditioning:
         dtype = self.states.weight.dtype
         tokens = self.states(self.norm_states(text.states.to(dtype)))
         vector = self.vector(self.norm_vector(text.vector.to(dtype)))
-        return EncodedText(tokens, text.mask, vector)
+        return TextConditioning(tokens, text.mask, vector)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limner.models.attention import attend
 from limner.models.layers import RMSNorm, StackedLinear, SwiGLU, swiglu_width
-from limner.text.conditioning import EncodedText
+from limner.text.conditioning import TextConditioning
 
 PAD = 0
 """Token id of padding; every caption starts with another token, so none is empty."""
@@ -53,9 +53,9 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.5)
         nn.init.normal_(self.positions, std=0.1)
 
-    def forward(self, ids: Tensor) -> EncodedText:
+    def forward(self, ids: Tensor) -> TextConditioning:
         mask = ids != PAD
         x = self.embedding(ids) + self.positions[: ids.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
-        return EncodedText(self.norm(x), mask)
+        return TextConditioning(self.norm(x), mask)

@@ -10,8 +10,8 @@ from limner.models.modern import ModernDiT
 from limner.models.size import check_memory
 from limner.models.text_adapter import TextAdapter
 from limner.models.text_encoder import TextEncoder
-from limner.text.batch import FrozenText
-from limner.text.conditioning import EncodedText
+from limner.text.batch import TextEmbeddings
+from limner.text.conditioning import TextConditioning
 
 ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "dit": DiT}
 
@@ -24,7 +24,9 @@ class TextToImage(nn.Module):
         self.text_encoder = text_encoder
         self.denoiser = denoiser
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | FrozenText | EncodedText) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | TextEmbeddings | TextConditioning
+    ) -> Tensor:
         """One prediction.
 
         Args:
@@ -36,7 +38,7 @@ class TextToImage(nn.Module):
         Returns:
             [B, C, H, W]: what the objective's prediction type says, of x's shape.
         """
-        return self.denoiser(x, t, y if isinstance(y, EncodedText) else self.text_encoder(y))
+        return self.denoiser(x, t, y if isinstance(y, TextConditioning) else self.text_encoder(y))
 
 
 def build_model(config: Config, text_size: int) -> TextToImage:

@@ -21,7 +21,7 @@ USUAL_SCALING = {"AutoencoderKL": 0.18215}
 """Where config.json does not say (that of sd-vae-ft-mse), what diffusers takes it for; else 1."""
 
 
-class PixelSpace:
+class IdentityAutoencoder:
     """`vae: null`: what is denoised are the pixels."""
 
     channels = 3
@@ -40,7 +40,7 @@ class PixelSpace:
         return latents
 
 
-class LatentSpace:
+class PretrainedAutoencoder:
     """The latents of a diffusers autoencoder: AutoencoderKL, AutoencoderTiny, or AutoencoderDC.
 
     Only its config.json is read until `load`.

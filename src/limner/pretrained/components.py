@@ -8,9 +8,9 @@ from pathlib import Path
 from limner.config import Config, complete
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints, digest
-from limner.pretrained.autoencoder import LatentSpace, PixelSpace
+from limner.pretrained.autoencoder import IdentityAutoencoder, PretrainedAutoencoder
 from limner.pretrained.hub import weight_files
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Parts:
 
     config: Config
     """Completed by what the parts say: channels, patch size, fingerprints."""
-    space: PixelSpace | LatentSpace
-    reader: PretrainedText | None
+    space: IdentityAutoencoder | PretrainedAutoencoder
+    reader: PretrainedTextEncoder | None
     """None: the built-in text encoder, trained along."""
 
     @property
@@ -37,13 +37,13 @@ def open_parts(config: Config) -> Parts:
             the configuration's fingerprint says.
     """
     known = Fingerprints(Path(config.cache.folder) / "contents.npy")
-    space: PixelSpace | LatentSpace = PixelSpace()
+    space: IdentityAutoencoder | PretrainedAutoencoder = IdentityAutoencoder()
     reader, vae_fingerprint, text_fingerprint = None, None, None
     if config.vae.pretrained_model_name is not None:
-        space = LatentSpace(config.vae)
+        space = PretrainedAutoencoder(config.vae)
         vae_fingerprint = _identify("vae", space.folder, config.vae.fingerprint, known)
     if config.text_encoder.pretrained_model_name is not None:
-        reader = PretrainedText(config.text_encoder)
+        reader = PretrainedTextEncoder(config.text_encoder)
         text_fingerprint = _identify(
             "text_encoder", reader.folder, config.text_encoder.fingerprint, known
         )

@@ -13,7 +13,7 @@ from limner.config import TextEncoderConfig
 from limner.errors import LimnerError
 from limner.memory import give_back_freed_memory
 from limner.pretrained.hub import find_folder, read_pretrained, transformers_for
-from limner.text.batch import FrozenText
+from limner.text.batch import TextEmbeddings
 from limner.text.tokenizer import encodable
 
 KEY = "text_encoder.pretrained_model_name"
@@ -22,7 +22,7 @@ TOWERS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel", "siglip2": "Sigl
 """The text halves of models of pictures and text, by model type; they end in a summary state."""
 
 
-class PretrainedText:
+class PretrainedTextEncoder:
     """A text encoder of transformers; only its configuration and tokenizer are read until `load`.
 
     Raises:
@@ -105,11 +105,11 @@ class PretrainedText:
         """Tokens the caption has, special ones included, before any cut."""
         return len(self.tokenizer(encodable(caption), verbose=False)["input_ids"])
 
-    def encode(self, captions: Sequence[str]) -> FrozenText:
+    def encode(self, captions: Sequence[str]) -> TextEmbeddings:
         """B captions, padded to the longest of them: a FrozenText in float32 on the device."""
         rows = self.rows(captions)
         assert self.loaded
-        return FrozenText.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])
+        return TextEmbeddings.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])
 
     def rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
         """Of each caption its states [l, D] and its vector [D], float32 on the processor."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class FrozenText(NamedTuple):
+class TextEmbeddings(NamedTuple):
     """Captions as a pretrained encoder has read them, of any float dtype."""
 
     states: Tensor
@@ -19,14 +19,14 @@ class FrozenText(NamedTuple):
     vector: Tensor
     """[B, D], the encoder's own summary of each caption, or the mean of its states."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> FrozenText:
-        return FrozenText(*(part.to(device, non_blocking=non_blocking) for part in self))
+    def to(self, device: torch.device, non_blocking: bool = False) -> TextEmbeddings:
+        return TextEmbeddings(*(part.to(device, non_blocking=non_blocking) for part in self))
 
-    def pin_memory(self) -> FrozenText:
-        return FrozenText(*(part.pin_memory() for part in self))
+    def pin_memory(self) -> TextEmbeddings:
+        return TextEmbeddings(*(part.pin_memory() for part in self))
 
     @classmethod
-    def stack(cls, rows: Sequence[tuple[Tensor, Tensor]], length: int) -> FrozenText:
+    def stack(cls, rows: Sequence[tuple[Tensor, Tensor]], length: int) -> TextEmbeddings:
         """Captions of different lengths, padded to one.
 
         Args:

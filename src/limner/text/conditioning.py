@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class EncodedText(NamedTuple):
+class TextConditioning(NamedTuple):
     """Captions as the denoiser sees them."""
 
     tokens: Tensor
@@ -33,13 +33,13 @@ class EncodedText(NamedTuple):
             weight = weight * self.log_weight[..., None].exp()
         return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
 
-    def rows(self, which: slice) -> EncodedText:
+    def rows(self, which: slice) -> TextConditioning:
         """Some of the captions."""
-        return EncodedText._make(None if part is None else part[which] for part in self)
+        return TextConditioning._make(None if part is None else part[which] for part in self)
 
-    def followed_by(self, other: EncodedText) -> EncodedText:
+    def followed_by(self, other: TextConditioning) -> TextConditioning:
         """These captions, then as many times another one (or as many others)."""
-        return EncodedText._make(
+        return TextConditioning._make(
             None if own is None or its is None else torch.cat([own, its.expand_as(own)])
             for own, its in zip(self, other, strict=True)
         )

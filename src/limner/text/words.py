@@ -8,26 +8,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from limner.text.batch import FrozenText
+from limner.text.batch import TextEmbeddings
 
 
 class Words(Protocol):
     """A tokenizer, a pretrained encoder, or what one has already computed and stored."""
 
-    def encode(self, captions: Sequence[str]) -> Tensor | FrozenText:
+    def encode(self, captions: Sequence[str]) -> Tensor | TextEmbeddings:
         """B captions as the model takes them: ids [B, L], or a FrozenText of B."""
         ...
 
 
-def stack(texts: Sequence[Tensor] | Sequence[FrozenText]) -> Tensor | FrozenText:
+def stack(texts: Sequence[Tensor] | Sequence[TextEmbeddings]) -> Tensor | TextEmbeddings:
     """Single captions of one padded length to a batch of them."""
-    if isinstance(texts[0], FrozenText):
-        return FrozenText(*(torch.stack(parts) for parts in zip(*texts, strict=True)))
+    if isinstance(texts[0], TextEmbeddings):
+        return TextEmbeddings(*(torch.stack(parts) for parts in zip(*texts, strict=True)))
     return torch.stack(list(texts))  # type: ignore[arg-type]
 
 
-def some(texts: Tensor | FrozenText, which: slice | list[int]) -> Tensor | FrozenText:
+def some(texts: Tensor | TextEmbeddings, which: slice | list[int]) -> Tensor | TextEmbeddings:
     """Some captions of a batch."""
-    if isinstance(texts, FrozenText):
-        return FrozenText(*(part[which] for part in texts))
+    if isinstance(texts, TextEmbeddings):
+        return TextEmbeddings(*(part[which] for part in texts))
     return texts[which]

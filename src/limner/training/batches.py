@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from limner import console
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.open import training_order
-from limner.data.order import CountBatches
+from limner.data.order import ImageCountSampler
 from limner.errors import LimnerError
 from limner.training.run import Run
 from limner.training.stopping import leave_signals_to_the_main_process, quiet_about_workers
@@ -75,7 +75,7 @@ def load_batches(run: Run) -> Iterator[Batch]:
         training_order(run.data, run.config, processes, run.state.images),
         run.data.trained.buckets,
     )
-    counts = CountBatches(
+    counts = ImageCountSampler(
         run.state.images, settings.micro_batch_size, processes, run.accelerator.process_index
     )
     loader: DataLoader[Any] = DataLoader(

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from limner.checkpoint.state import TrainingState
 from limner.config import Config
-from limner.training.lr_schedule import checkpoint_due, fallen
+from limner.training.lr_schedule import checkpoint_due, decay_progress
 
 clock = time.perf_counter
 """Seconds; benchmarks count those of the processor instead."""
@@ -114,7 +114,7 @@ class Budget:
         state.end_at(total, begin)
 
     def _fallen(self, step: int) -> float:
-        return fallen(self.schedule, step, self.state.total_steps, self.state.decay_start)
+        return decay_progress(self.schedule, step, self.state.total_steps, self.state.decay_start)
 
     def checkpoint_due(self) -> bool:
         """Whether the settings want a checkpoint after the update that was counted last."""

@@ -13,7 +13,7 @@ from limner.distributed.dtensors import full, local
 from limner.models.text_to_image import TextToImage
 
 
-class Average:
+class EMA:
     """The average, and a whole model of it to look at: `model`.
 
     Drawing and the held-out loss use that model, which is never compiled: their batches have other

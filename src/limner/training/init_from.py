@@ -15,7 +15,7 @@ from torch import Tensor
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import MEANING
 from limner.checkpoint.lineage import Lineage, learned_from, named
-from limner.checkpoint.single_file import WeightsFile, open_for_drawing
+from limner.checkpoint.single_file import WeightsFile, open_model
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.models.text_to_image import TextToImage
@@ -30,7 +30,7 @@ def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
     if name is None:
         return None
     try:
-        return open_for_drawing(name)
+        return open_model(name)
     except LimnerError as error:
         raise LimnerError(f"training.init_from: {error}") from None
 

@@ -18,7 +18,7 @@ from limner.data.precomputed.sources import (
     StoredCaptions,
 )
 from limner.device import part_precision
-from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import Parts
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.precompute import Say, check_cache_folder, stored_captions, stored_latents
@@ -57,7 +57,7 @@ def open_inputs(
     else:
         assert tokenizer is not None
         words = tokenizer
-    if not isinstance(parts.space, LatentSpace):
+    if not isinstance(parts.space, PretrainedAutoencoder):
         return Inputs(data.trained, data.held_out, words)
     both = stored_latents(config, data, parts.space, device, part_precision(dtype), say)
     return Inputs(*both, words)

@@ -17,10 +17,10 @@ def learning_rate_share(
         decay_start: the first update of `wsd`'s decay; None as `total_steps`.
     """
     rise = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    return rise * (1.0 - fallen(settings, step, total_steps, decay_start))
+    return rise * (1.0 - decay_progress(settings, step, total_steps, decay_start))
 
 
-def fallen(
+def decay_progress(
     settings: LrSchedulerConfig, step: int, total_steps: int | None, decay_start: int | None
 ) -> float:
     """How far the learning rate has come down from its peak, 0 to 1. A run that is so short that it

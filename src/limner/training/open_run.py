@@ -38,7 +38,7 @@ from limner.files.output_folders import is_training_run
 from limner.pretrained.components import Parts, open_parts
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import pictures_that_fit, settle_batch
-from limner.training.ema import Average
+from limner.training.ema import EMA
 from limner.training.first_weights import first_model
 from limner.training.folder import check_run_folder, run_lock
 from limner.training.init_from import lineage_of, open_origin, words_of
@@ -49,7 +49,7 @@ from limner.training.optimizer import build_optimizers
 from limner.training.restore import restore_newest
 from limner.training.resume import check_rows, find_resume
 from limner.training.run import Run, is_sharded
-from limner.training.train_step import Update
+from limner.training.train_step import TrainStep
 
 
 def open_run(config: Config, resume: str | Path | None = None) -> Run:
@@ -124,7 +124,7 @@ def _open(
     at_first = torch.device("cpu") if sharded else device
     model, said = first_model(config, tokenizer, reader.text_size, origin, at_first)
     notes += said
-    average = Average(model)
+    average = EMA(model)
     if sharded:
         shard_model(model, device, dtype)
         average.shard(model, accelerator.is_main_process)
@@ -146,7 +146,7 @@ def _open(
         objective=(objective := build_objective(config)),
         model=model,
         average=average,
-        update=Update(
+        update=TrainStep(
             model,
             objective,
             build_optimizers(model, config),

@@ -30,9 +30,9 @@ from limner.data.precomputed.sources import (
 from limner.data.precomputed.store import Store
 from limner.device import choose_device, choose_precision, name_of, part_precision
 from limner.files.fingerprints import Fingerprints
-from limner.pretrained.autoencoder import LatentSpace
+from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import open_parts
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.training.monitor.previews import preview_prompts
 
 AT_ONCE = 8
@@ -63,7 +63,7 @@ def precompute(config: Config, say: Say) -> None:
     data = open_data(config, say, parts.unit)
     device = choose_device(config.training.device)
     dtype = part_precision(choose_precision(config.training.mixed_precision, device))
-    if isinstance(parts.space, LatentSpace):
+    if isinstance(parts.space, PretrainedAutoencoder):
         stored_latents(config, data, parts.space, device, dtype, say)
     if parts.reader is not None:
         stored_captions(config, data, parts.reader, device, dtype, say)
@@ -80,7 +80,7 @@ def precompute(config: Config, say: Say) -> None:
 def stored_latents(
     config: Config,
     data: Data,
-    space: LatentSpace,
+    space: PretrainedAutoencoder,
     device: torch.device,
     dtype: torch.dtype,
     say: Say,
@@ -113,7 +113,7 @@ def _latents_of_size(
     data: Data,
     rows: tuple[Sequence[Row], Sequence[Row]],
     size: Size,
-    space: LatentSpace,
+    space: PretrainedAutoencoder,
     device: torch.device,
     dtype: torch.dtype,
     say: Say,
@@ -185,7 +185,7 @@ def _latents_of_size(
 
 
 def encode_within_memory(
-    space: LatentSpace, pictures: Sequence[Tensor], device: torch.device
+    space: PretrainedAutoencoder, pictures: Sequence[Tensor], device: torch.device
 ) -> Tensor:
     """Latents of B pictures on the processor; one picture at a time where all are too many."""
     try:
@@ -199,7 +199,7 @@ def encode_within_memory(
 def stored_captions(
     config: Config,
     data: Data,
-    reader: PretrainedText,
+    reader: PretrainedTextEncoder,
     device: torch.device,
     dtype: torch.dtype,
     say: Say,

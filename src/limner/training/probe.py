@@ -25,8 +25,8 @@ from limner.console import say
 from limner.data.dataset import Row
 from limner.data.precomputed.sources import StoredCaptions
 from limner.device import part_precision
-from limner.pretrained.autoencoder import LatentSpace
-from limner.text.batch import FrozenText
+from limner.pretrained.autoencoder import PretrainedAutoencoder
+from limner.text.batch import TextEmbeddings
 from limner.text.words import stack
 from limner.training.inputs import Inputs
 from limner.training.monitor.run_log import read_log
@@ -55,14 +55,14 @@ class MadeUpCaptions(StoredCaptions):
         self.length = length
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(length, width, generator=generator).to(dtype)
-        self.one = FrozenText(states, torch.ones(length, dtype=torch.bool), states[0])
+        self.one = TextEmbeddings(states, torch.ones(length, dtype=torch.bool), states[0])
 
-    def __call__(self, caption: str) -> FrozenText:
+    def __call__(self, caption: str) -> TextEmbeddings:
         return self.one
 
-    def encode(self, captions: Sequence[str]) -> FrozenText:
+    def encode(self, captions: Sequence[str]) -> TextEmbeddings:
         batch = stack([self.one for _ in captions])
-        assert isinstance(batch, FrozenText)
+        assert isinstance(batch, TextEmbeddings)
         return batch
 
 
@@ -134,7 +134,7 @@ def made_up_inputs(trainer: Trainer) -> Inputs:
     config, parts, data = trainer.config, trainer.run.parts, trainer.data
     trained: Any = data.trained
     held_out: Any = data.held_out
-    if isinstance(parts.space, LatentSpace):
+    if isinstance(parts.space, PretrainedAutoencoder):
         side = config.data.image_size // parts.space.downsampling
         shape = (parts.space.channels, side, side)
         trained = MadeUpLatents(data.trained.rows, shape)
@@ -154,7 +154,7 @@ def encoding(trainer: Trainer) -> dict[str, float]:
     device, dtype = trainer.run.device, part_precision(trainer.run.dtype)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     found: dict[str, float] = {}
-    if isinstance(parts.space, LatentSpace):
+    if isinstance(parts.space, PretrainedAutoencoder):
         size = config.data.image_size
         side = size // parts.space.downsampling
         parts.space.load(trainer.run.device, dtype)

@@ -12,7 +12,7 @@ from limner.checkpoint.state import TrainingState
 from limner.data.examples import Batch
 from limner.errors import LimnerError
 from limner.training.batches import Batches
-from limner.training.monitor.monitor import Watch
+from limner.training.monitor.monitor import RunMonitor
 from limner.training.monitor.nonfinite import diagnose
 from limner.training.restore import restore
 from limner.training.run import Run
@@ -26,7 +26,7 @@ PEACE = 1000
 class Recovery:
     """Where a run goes back to when it cannot go on from where it is."""
 
-    def __init__(self, run: Run, batches: Batches, saver: Saver, watch: Watch) -> None:
+    def __init__(self, run: Run, batches: Batches, saver: Saver, watch: RunMonitor) -> None:
         self.run, self.batches, self.saver, self.watch = run, batches, saver, watch
         self.half_done_at: int | None = None
         """The step whose update ran out of memory in its midst, the last time that one did."""

@@ -21,12 +21,12 @@ from limner.diffusion.objective import Objective
 from limner.files.folder_lock import FolderLock
 from limner.models.text_to_image import TextToImage
 from limner.pretrained.components import Parts
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.ema import Average
+from limner.training.ema import EMA
 from limner.training.inputs import Inputs, open_inputs
-from limner.training.lr_schedule import ema_decay, fallen, learning_rate_share
-from limner.training.train_step import Update
+from limner.training.lr_schedule import decay_progress, ema_decay, learning_rate_share
+from limner.training.train_step import TrainStep
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Run:
     """None: captions are read by a pretrained text encoder."""
     objective: Objective
     model: TextToImage
-    average: Average
-    update: Update
+    average: EMA
+    update: TrainStep
     state: TrainingState
     notes: list[str] = field(default_factory=list)
     """Sentences for the beginning of the log."""
@@ -71,7 +71,7 @@ class Run:
         return self.average.model
 
     @property
-    def reader(self) -> PretrainedText | CaptionTokenizer:
+    def reader(self) -> PretrainedTextEncoder | CaptionTokenizer:
         """What turns captions into what the model takes."""
         found = self.parts.reader or self.tokenizer
         assert found is not None
@@ -123,7 +123,7 @@ class Run:
     def decay_progress(self) -> float:
         """How far the learning rate has come down, and the training times to those of the end:
         0 to 1."""
-        return fallen(*self._schedule)
+        return decay_progress(*self._schedule)
 
     def set_learning_rate(self) -> float:
         """Give the optimizers the rate of this step; returns it."""

@@ -29,7 +29,7 @@ from limner.training.loss_weighting import LevelBalance
 
 
 @dataclass(frozen=True)
-class Updated:
+class StepResult:
     """What came of an update."""
 
     loss: float
@@ -45,11 +45,11 @@ class ShortOfMemory(LimnerError):
     told, so that all have to start again."""
 
 
-class HalfDone(Exception):
+class PartialOptimizerStep(Exception):
     """Memory ran out while the weights were being changed: they must come from a checkpoint."""
 
 
-class Update:
+class TrainStep:
     """What turns batches into a change of the weights.
 
     Args:
@@ -83,7 +83,7 @@ class Update:
         batches: Sequence[Batch],
         progress: float = 0.0,
         say: Callable[[str], None] = console.say,
-    ) -> Updated:
+    ) -> StepResult:
         """One update from these micro-batches.
 
         Args:
@@ -109,7 +109,7 @@ class Update:
             self.scaler.update()
         self.forget_gradients()
         self.state.count_skipped(skipped)
-        return Updated(loss, norm, skipped)
+        return StepResult(loss, norm, skipped)
 
     def is_good(self, loss: float, norm: float) -> bool:
         # In float16 gradients overflow until the scaler has found its scale: nothing is wrong.
@@ -166,7 +166,7 @@ class Update:
                 here = piece.to(self.device)
                 timesteps = self.timesteps(here, progress)
                 losses = self.loss(here, timesteps)
-                levels = timesteps / self.objective.path.num_train_timesteps
+                levels = timesteps / self.objective.noise_schedule.num_train_timesteps
                 loss = (losses * self.balance.weights(levels)).sum() / pictures
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
                 self.balance.see(levels, losses)
@@ -175,7 +175,7 @@ class Update:
 
     def timesteps(self, batch: Batch, progress: float = 0.0) -> Tensor:
         """[B]: at which noise each picture is learned from."""
-        return self.objective.path.training_timesteps(batch.u, progress)
+        return self.objective.noise_schedule.training_timesteps(batch.u, progress)
 
     def loss(self, batch: Batch, timesteps: Tensor) -> Tensor:
         """From pictures (or latents) to their losses [B]: noised at their times, predicted,
@@ -204,7 +204,7 @@ class Update:
         if not self.sharded and any_process(short):
             self.forget_gradients()
             give_back_freed_memory()
-            raise HalfDone
+            raise PartialOptimizerStep
 
     def forget_gradients(self) -> None:
         for optimizer in self.optimizers.values():
@@ -214,7 +214,7 @@ class Update:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def stateful(update: Update) -> dict[str, Any]:
+def stateful(update: TrainStep) -> dict[str, Any]:
     """What remembers something from update to update, besides the weights."""
     scaler = {"scaler": update.scaler} if update.scaler else {}
     return {**update.optimizers, "balance": update.balance, **scaler}

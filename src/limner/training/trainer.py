@@ -25,12 +25,12 @@ from limner.models.text_to_image import TextToImage
 from limner.training.batches import Batches
 from limner.training.budget import Budget
 from limner.training.compiling import compile_model
-from limner.training.monitor.monitor import Watch
+from limner.training.monitor.monitor import RunMonitor
 from limner.training.open_run import open_run
 from limner.training.recovery import MOST_SKIPPED, Recovery
 from limner.training.saving import save_numbered, save_to
 from limner.training.stopping import StopOnSignal, Stopped
-from limner.training.train_step import HalfDone, ShortOfMemory, Updated
+from limner.training.train_step import PartialOptimizerStep, ShortOfMemory, StepResult
 
 
 class Trainer:
@@ -74,7 +74,7 @@ class Trainer:
         with (
             others_may_end(),
             StopOnSignal() as stop,
-            Watch(run, budget) as watch,
+            RunMonitor(run, budget) as watch,
             self.saver(watch) as saver,
             self.batches,
         ):
@@ -88,7 +88,7 @@ class Trainer:
                 learning_rate = run.set_learning_rate()
                 try:
                     updated, batches = self.step(watch.event)
-                except HalfDone:
+                except PartialOptimizerStep:
                     recovery.repeat()
                     continue
                 if not updated.skipped:
@@ -121,7 +121,7 @@ class Trainer:
             watch.finish()
         return state
 
-    def step(self, say: Callable[[str], None] = console.say) -> tuple[Updated, list[Batch]]:
+    def step(self, say: Callable[[str], None] = console.say) -> tuple[StepResult, list[Batch]]:
         """One update of the weights, and the micro-batches that it was made of."""
         run = self.run
         batches = self.batches.of_next_update(say)
@@ -137,7 +137,7 @@ class Trainer:
         save_to(self.run, Path(folder))
         return Path(folder)
 
-    def saver(self, watch: Watch) -> Saver:
+    def saver(self, watch: RunMonitor) -> Saver:
         settings = self.run.config.training
         limit, stop = settings.checkpoints_total_limit, settings.save_errors == "stop"
         best = watch.best_step if settings.keep_best else lambda: None

@@ -28,7 +28,7 @@ from limner.apps.check_data.samples import FOLDER, show_duplicates, show_samples
 from limner.apps.check_data.similarity import Compared
 from limner.config import Config
 from limner.data.buckets import Buckets
-from limner.data.dataset import PictureSet, Row, shown_set
+from limner.data.dataset import ImageDataset, Row, shown_set
 from limner.data.examples import CutsCaptions
 from limner.data.formats.folders import FolderPictures
 from limner.data.images import EXTENSIONS
@@ -138,7 +138,7 @@ def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[s
 
 
 def _split(
-    picture_set: PictureSet, config: Config, problems: Problems
+    picture_set: ImageDataset, config: Config, problems: Problems
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of rows, int64: trained, held out."""
     rows = picture_set.rows
@@ -149,7 +149,7 @@ def _split(
         return np.arange(len(rows)), np.arange(0)
 
 
-def _buckets(picture_set: PictureSet, trained: np.ndarray, config: Config) -> Buckets | None:
+def _buckets(picture_set: ImageDataset, trained: np.ndarray, config: Config) -> Buckets | None:
     """The size that each row is trained at, where `data.buckets` asks for several."""
     unit = 1
     if config.data.buckets == "auto":
@@ -187,10 +187,10 @@ def _reader(
     """What counts a caption's tokens as training will, and its name."""
     text = config.text_encoder
     if text.pretrained_model_name is not None:
-        from limner.pretrained.text_encoder import PretrainedText
+        from limner.pretrained.text_encoder import PretrainedTextEncoder
 
         try:
-            return PretrainedText(text), text.pretrained_model_name
+            return PretrainedTextEncoder(text), text.pretrained_model_name
         except LimnerError as error:  # the rest is worth looking at without it
             return None, f"not counted: {str(error).splitlines()[0]}"
     from limner.text.tokenizer import CaptionTokenizer
@@ -202,7 +202,7 @@ def _reader(
 
 
 def _looked_at(
-    picture_set: PictureSet, which: list[int], sizes: _Sizes, drawn: bool, say: Say
+    picture_set: ImageDataset, which: list[int], sizes: _Sizes, drawn: bool, say: Say
 ) -> Iterator[tuple[int, Row, Looked | Fault]]:
     """Every picture decoded once, by threads, in the order of `which`."""
     began = said = time.monotonic()
@@ -219,7 +219,7 @@ def _looked_at(
                 say(f"{done:,} of {len(which):,} rows looked at, about {left:.0f}s left")
 
 
-def _tell(picture_set: PictureSet, row: Row, problems: Problems, faults: Sequence[Fault]) -> None:
+def _tell(picture_set: ImageDataset, row: Row, problems: Problems, faults: Sequence[Fault]) -> None:
     path = picture_set.path(row) if faults else None
     for fault in faults:
         problems.add(Finding(fault.kind, row.key, fault.said, str(path) if path else None))
@@ -310,7 +310,7 @@ class _Captions:
 
 
 def _tell_shared(
-    picture_set: PictureSet, which: list[int], captions: _Captions, problems: Problems
+    picture_set: ImageDataset, which: list[int], captions: _Captions, problems: Problems
 ) -> None:
     for index, count in captions.shared():
         row = picture_set.rows[which[index]]
@@ -332,7 +332,7 @@ def _quantiles(lengths: Counter[int]) -> dict[str, int]:
     return {"least": values[0], "median": at(0.5), "p95": at(0.95), "most": values[-1]}
 
 
-def _unreferenced(picture_set: PictureSet, config: Config) -> Iterator[Finding]:
+def _unreferenced(picture_set: ImageDataset, config: Config) -> Iterator[Finding]:
     """Picture files beside those of the rows that neither a row nor a refused row names.
 
     Only folders in which a row's picture lies are looked at: others may be of another use, such
@@ -354,7 +354,7 @@ def _unreferenced(picture_set: PictureSet, config: Config) -> Iterator[Finding]:
                 )
 
 
-def _of_reading(picture_set: PictureSet) -> Iterator[Finding]:
+def _of_reading(picture_set: ImageDataset) -> Iterator[Finding]:
     """What was not read, and how what was not clear was read."""
     if isinstance(picture_set, FolderPictures):
         for why, path in picture_set.passed_over:

@@ -9,12 +9,12 @@ import numpy as np
 
 from limner.apps.check_data.findings import Finding
 from limner.apps.check_data.similarity import Compared
-from limner.data.dataset import PictureSet, Row
+from limner.data.dataset import ImageDataset, Row
 from limner.messages import shorten
 
 
 def find_duplicates(
-    picture_set: PictureSet, which: Sequence[int], held_out: np.ndarray, compared: Compared
+    picture_set: ImageDataset, which: Sequence[int], held_out: np.ndarray, compared: Compared
 ) -> Iterator[Finding]:
     """One finding for each row that is like an earlier one; first what leaks across the split.
 

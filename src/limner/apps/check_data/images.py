@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from limner.data.dataset import DamagedFile, PictureError, PictureSet, Row, UnsupportedFormat
+from limner.data.dataset import DamagedFile, ImageDataset, PictureError, Row, UnsupportedFormat
 from limner.data.decoding.color import profile_of
 from limner.data.images import (
     NotAPictureFile,
@@ -53,7 +53,7 @@ class Looked:
     faults: tuple[Fault, ...] = field(default=())
 
 
-def look(picture_set: PictureSet, row: Row, size: tuple[int, int], drawn: bool) -> Looked | Fault:
+def look(picture_set: ImageDataset, row: Row, size: tuple[int, int], drawn: bool) -> Looked | Fault:
     """Decode a row's picture once, to its end, and say all that is known of it.
 
     Args:

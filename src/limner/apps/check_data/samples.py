@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from limner.data.dataset import PictureError, PictureSet, Row
+from limner.data.dataset import ImageDataset, PictureError, Row
 from limner.data.images import kept_part, open_rgb
 from limner.data.order import seeded_generator
 
@@ -21,7 +21,7 @@ ALIKE = ("split-leak", "near-split-leak", "conflicting-captions", "near-duplicat
 
 
 def show_samples(
-    picture_set: PictureSet,
+    picture_set: ImageDataset,
     good: Sequence[int],
     size_of: Callable[[int], tuple[int, int]],
     seed: int,
@@ -79,7 +79,7 @@ def cut_shown(whole: Image.Image, to_height: int, to_width: int) -> Image.Image:
 
 
 def show_duplicates(
-    picture_set: PictureSet, which: Sequence[int], findings: list[dict[str, Any]], output: Path
+    picture_set: ImageDataset, which: Sequence[int], findings: list[dict[str, Any]], output: Path
 ) -> list[dict[str, Any]]:
     """The first pairs of rows that are alike, the worst kind first, side by side."""
     pairs = [

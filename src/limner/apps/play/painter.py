@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from limner.apps.play.request import Asked
+from limner.apps.play.request import DrawRequest
 from limner.checkpoint.locate import checkpoints
 from limner.data.images import to_pil
 from limner.data.order import evenly_spaced
@@ -25,7 +25,7 @@ from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.saving import how_drawn, save_picture
-from limner.pretrained.autoencoder import PixelSpace
+from limner.pretrained.autoencoder import IdentityAutoencoder
 from limner.reports.run_folder import read_run
 
 Tell = Callable[[dict[str, Any]], None]
@@ -126,7 +126,7 @@ class Painter:
             self.working = False
             self.lock.release()
 
-    def draw(self, asked: Asked, tell: Tell) -> None:
+    def draw(self, asked: DrawRequest, tell: Tell) -> None:
         """Draw all that is asked for, and tell of each step and each picture.
 
         Events, by `kind`:
@@ -147,7 +147,7 @@ class Painter:
         with self._working():
             self._draw(asked, settings, tell)
 
-    def _draw(self, asked: Asked, settings: dict[str, Any], tell: Tell) -> None:
+    def _draw(self, asked: DrawRequest, settings: dict[str, Any], tell: Tell) -> None:
         unkept: list[str] = []
         generator, every = self.generator, asked.pictures()
         size = generator.config.data.image_size
@@ -160,7 +160,7 @@ class Painter:
                     raise ConnectionAbortedError("the command ends")
                 event: dict[str, Any] = {"first": first, "count": len(x0)}
                 event |= {"step": step, "steps": steps}
-                if isinstance(generator.space, PixelSpace):
+                if isinstance(generator.space, IdentityAutoencoder):
                     event["previews"] = [_encoded(p, "JPEG") for p in to_pil(x0)]
                 tell({"kind": "progress", **event})
 

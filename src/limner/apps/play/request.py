@@ -23,7 +23,7 @@ MOST_PIXELS = 4096
 Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 
-class Asked(Section):
+class DrawRequest(Section):
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=MOST_PICTURES)]
     """One or several; each is drawn `num_images` times."""
     num_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 1
@@ -40,7 +40,7 @@ class Asked(Section):
     strength: Share | None = None
 
     @classmethod
-    def read(cls, values: Any) -> Asked:
+    def read(cls, values: Any) -> DrawRequest:
         """Raises LimnerError, naming what cannot be used."""
         try:
             asked = cls.model_validate(values)

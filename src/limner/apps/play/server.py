@@ -2,7 +2,7 @@
 
     GET  /        the page
     GET  /model   what is drawn from, as JSON
-    POST /draw    `Asked` as JSON; the answer is a line of JSON for each event of `Painter.draw`
+    POST /draw    `DrawRequest` as JSON; the answer: a line of JSON for each event of `Painter.draw`
     POST /newest  draw from the run's newest checkpoint from now on
 
 It listens on loopback, and answers who gives the token of its address (limner.apps.play.access) and
@@ -33,7 +33,7 @@ from typing import Any
 from limner.apps.play.access import Access, is_own_page, means_us
 from limner.apps.play.events import Events
 from limner.apps.play.painter import Painter
-from limner.apps.play.request import Asked
+from limner.apps.play.request import DrawRequest
 from limner.errors import LimnerError
 
 LOOPBACK = "127.0.0.1"
@@ -243,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
     def drawn(self, values: Any, events: Events) -> dict[str, Any]:
         """Draw; returns the last event. Raises ConnectionError."""
         try:
-            self.server.painter.draw(Asked.read(values), events.tell)
+            self.server.painter.draw(DrawRequest.read(values), events.tell)
         except ConnectionError:
             raise
         except LimnerError as error:

@@ -30,10 +30,10 @@ from limner.config import Config
 from limner.errors import LimnerError
 from limner.files.small_files import read_json
 from limner.files.system_names import is_left_by_itself
-from limner.pretrained.autoencoder import LatentSpace, PixelSpace
+from limner.pretrained.autoencoder import IdentityAutoencoder, PretrainedAutoencoder
 from limner.pretrained.components import Parts
 from limner.pretrained.hub import WEIGHTS, weight_files
-from limner.pretrained.text_encoder import PretrainedText
+from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.redaction import shown_place
 from limner.text.tokenizer import PAD, START, CaptionTokenizer
 from limner.version import __version__
@@ -90,7 +90,7 @@ def write_diffusers_folder(
         _write_tokenizer(folder / "tokenizer", tokenizer)
     else:
         index |= _copy_text_encoder(folder, reader, part_dtype)
-    if isinstance(parts.space, LatentSpace):
+    if isinstance(parts.space, PretrainedAutoencoder):
         index["vae"] = ["diffusers", parts.space.class_name]
         _copy_autoencoder(folder / "vae", parts.space)
     _write(
@@ -138,7 +138,7 @@ def _transformer_settings(parts: Parts) -> dict[str, Any]:
         "objective": scheduler.objective,
         "prediction_type": scheduler.prediction_type,
     }
-    if isinstance(parts.space, LatentSpace):
+    if isinstance(parts.space, PretrainedAutoencoder):
         mean, scale = parts.space.normalisation(torch.device("cpu"))
         settings["latents_mean"] = mean.flatten().tolist()
         settings["latents_scale"] = scale.flatten().tolist()
@@ -184,7 +184,7 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _pipeline_settings(config: Config, reader: PretrainedText | None) -> dict[str, Any]:
+def _pipeline_settings(config: Config, reader: PretrainedTextEncoder | None) -> dict[str, Any]:
     sampling = config.sampling
     start, end = sampling.guidance_interval  # a list would be taken for a part of the pipeline
     return {
@@ -238,7 +238,7 @@ def _write_tokenizer(folder: Path, tokenizer: CaptionTokenizer) -> None:
 
 
 def _copy_text_encoder(
-    folder: Path, reader: PretrainedText, dtype: torch.dtype
+    folder: Path, reader: PretrainedTextEncoder, dtype: torch.dtype
 ) -> dict[str, list[str]]:
     """What is used of a pretrained text encoder (of CLIP the text half, of T5 the encoder)."""
     reader.load(torch.device("cpu"), dtype)
@@ -271,9 +271,9 @@ def _name_fast_tokenizer(folder: Path) -> None:
     _write_json(path, settings | {"tokenizer_class": FAST_TOKENIZER})
 
 
-def _copy_autoencoder(folder: Path, space: LatentSpace | PixelSpace) -> None:
+def _copy_autoencoder(folder: Path, space: PretrainedAutoencoder | IdentityAutoencoder) -> None:
     """Its files, byte by byte, so that its fingerprint stays; .bin weights become safetensors."""
-    assert isinstance(space, LatentSpace)
+    assert isinstance(space, PretrainedAutoencoder)
     files = weight_files(space.folder)
     folder.mkdir(parents=True)
     if any(path.suffix == WEIGHTS[0] for path in files):

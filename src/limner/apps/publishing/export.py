@@ -14,7 +14,7 @@ from limner.apps.publishing.public import public_config
 from limner.checkpoint.lineage import write_lineage
 from limner.checkpoint.manifest import written_whole
 from limner.checkpoint.open import WEIGHTS_FILE
-from limner.checkpoint.single_file import SUFFIX, WeightsFile, open_for_drawing, write_weights_file
+from limner.checkpoint.single_file import SUFFIX, WeightsFile, open_model, write_weights_file
 from limner.data.own_folder import keep_out_of_the_data
 from limner.device import part_precision
 from limner.errors import LimnerError
@@ -71,7 +71,7 @@ def _export(
     text_encoder: str | Path | None,
     averaged: bool,
 ) -> Path:
-    opened = open_for_drawing(checkpoint)
+    opened = open_model(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
     keep_out_of_the_data(output, opened.config, "--output")

@@ -20,7 +20,7 @@ from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import Lineage, write_lineage
 from limner.checkpoint.manifest import written_whole
 from limner.checkpoint.open import WEIGHTS_FILE
-from limner.checkpoint.single_file import WeightsFile, open_for_drawing, write_weights_file
+from limner.checkpoint.single_file import WeightsFile, open_model, write_weights_file
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.data.own_folder import keep_out_of_the_data
@@ -80,7 +80,7 @@ def publish(
     """
     if output is not None:
         refuse_foreign(output)
-        keep_out_of_the_data(output, open_for_drawing(checkpoint).config, "--output")
+        keep_out_of_the_data(output, open_model(checkpoint).config, "--output")
     repo = full_name(repo, dry_run)
     if said and said.base_model and not is_hub_id(said.base_model):
         raise LimnerError(
@@ -117,7 +117,7 @@ def prepare(
     Raises:
         LimnerError: the export fails, or something private would be in what is uploaded.
     """
-    opened = open_for_drawing(checkpoint)
+    opened = open_model(checkpoint)
     parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
     weights = in_precision(opened.tensors(), dtype)
     write_diffusers_folder(folder, parts, opened.tokenizer, weights, part_dtype(dtype))

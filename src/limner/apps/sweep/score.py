@@ -77,7 +77,7 @@ class Quality:
             follow = np.array(drawn.follow[:count])
             match, right = float(follow.mean()), float((follow >= 1).mean())
             matches = mean_without(follow, captions)
-        path = self.generator.objective.path
+        path = self.generator.objective.noise_schedule
         cost = function_evaluations(sampling, path)
         return Measurement(sampling, cost, count, distance, match, right, distances, matches)
 

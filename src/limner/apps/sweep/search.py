@@ -17,7 +17,7 @@ from typing import Any
 from limner.apps.sweep.measurement import CLEARLY, Measurement, by_quality, within_noise
 from limner.config import Config, SamplingConfig
 from limner.config.checks import sampling_problems
-from limner.diffusion.noise_schedule import Path
+from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.inference.sampling_settings import function_evaluations
 
 Measure = Callable[[SamplingConfig, int], Measurement]
@@ -52,7 +52,7 @@ class TimeIsUp(Exception):
 
 def search(
     config: Config,
-    path: Path,
+    noise_schedule: NoiseSchedule,
     start: SamplingConfig,
     costs: Sequence[int],
     pictures: int,
@@ -62,7 +62,7 @@ def search(
 
     Args:
         config: the model's, which says what fits it.
-        path: of its objective.
+        noise_schedule: of its objective.
         start: the setting to begin with.
         costs: network evaluations for one picture, at most.
         pictures: for the last round of each choice; the first has a quarter of it.
@@ -73,12 +73,12 @@ def search(
     rounds = rounds_of(pictures)
     for cost in sorted(costs, key=lambda c: (abs(math.log2(c / FIRST_COST)), c)):
         near = min(found, key=lambda c: abs(math.log2(c / cost)), default=None)
-        best = at_cost(start if near is None else found[near], path, cost)
+        best = at_cost(start if near is None else found[near], noise_schedule, cost)
         if best is None:  # not even one step of it: the same without guidance, if that has one
-            best = at_cost(start.model_copy(update={"guidance_scale": 1.0}), path, cost)
+            best = at_cost(start.model_copy(update={"guidance_scale": 1.0}), noise_schedule, cost)
         if best is None:
             continue
-        for candidates in stages(config, path, cost, near is not None):
+        for candidates in stages(config, noise_schedule, cost, near is not None):
             try:
                 best = halving(candidates(best), rounds, measure)
             except TimeIsUp:
@@ -93,7 +93,9 @@ def rounds_of(pictures: int) -> tuple[int, ...]:
     return tuple(sorted({max(2, pictures // part) for part in (4, 2, 1)}))
 
 
-def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candidates]:
+def stages(
+    config: Config, noise_schedule: NoiseSchedule, cost: int, near: bool
+) -> Iterator[Candidates]:
     """For each choice what to try, given the best so far (which comes first).
 
     Args:
@@ -109,7 +111,7 @@ def stages(config: Config, path: Path, cost: int, near: bool) -> Iterator[Candid
                 for changed in _with(best, key, value):
                     if not _fits(config, changed):
                         continue
-                    fitting = at_cost(changed, path, cost)
+                    fitting = at_cost(changed, noise_schedule, cost)
                     if fitting is not None and fitting not in tried:
                         tried.append(fitting)
             return tried
@@ -165,16 +167,18 @@ def halving(
 
 
 @lru_cache(maxsize=4096)
-def at_cost(sampling: SamplingConfig, path: Path, cost: int) -> SamplingConfig | None:
+def at_cost(
+    sampling: SamplingConfig, noise_schedule: NoiseSchedule, cost: int
+) -> SamplingConfig | None:
     """The setting with as many steps as fit into so many evaluations; None if not one does."""
 
     def evaluations(steps: int) -> int:
         return function_evaluations(
-            sampling.model_copy(update={"num_inference_steps": steps}), path
+            sampling.model_copy(update={"num_inference_steps": steps}), noise_schedule
         )
 
     free = sampling.zero_init_steps
-    most = min(cost + free, getattr(path, "num_train_timesteps", cost))
+    most = min(cost + free, getattr(noise_schedule, "num_train_timesteps", cost))
     if most <= free:
         return None
     # Evaluations grow nearly in proportion to steps: begin a little above where they would fit.

@@ -142,7 +142,7 @@ def _sweep(
     say(about(chosen, reported))
 
     measure.until = began + 60 * minutes * SEARCH_SHARE
-    path = generator.objective.path
+    path = generator.objective.noise_schedule
     found, finished = search(config, path, before, costs, pictures, measure)
     if not found:
         raise LimnerError(f"no setting draws with {max(costs)} evaluations; take a higher --costs")

@@ -11,7 +11,7 @@ from typing import get_args
 from limner.config import load_config
 from limner.config.data import Format
 from limner.data.convert.writers import SHARD_SIZE, WRITERS, Layout, Picture, ShardSize, write_json
-from limner.data.dataset import Contained, PictureError, PictureSet, Refused, Row, require_rows
+from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, require_rows
 from limner.data.images import NotAPictureFile, open_rgb, opened, read_image
 from limner.data.open import open_picture_set
 from limner.data.own_folder import keep_out_of, keep_out_of_links
@@ -124,7 +124,7 @@ def _prepare(
     return Prepared(count, refused, picture_set.description)
 
 
-def _open(kind: str, source: str, overrides: Sequence[str]) -> PictureSet:
+def _open(kind: str, source: str, overrides: Sequence[str]) -> ImageDataset:
     if kind not in KINDS:
         raise LimnerError(f"--type is {kind!r}: it must be {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     data = {"dataset_path": source, "format": "auto" if kind == "custom" else kind}
@@ -133,9 +133,9 @@ def _open(kind: str, source: str, overrides: Sequence[str]) -> PictureSet:
     return open_picture_set(load_config({"data": data}, overrides))
 
 
-def _bytes(picture_set: PictureSet, row: Row) -> bytes:
+def _bytes(picture_set: ImageDataset, row: Row) -> bytes:
     """The encoded picture. Raises PictureError."""
-    if picture_set.path(row) is None and not isinstance(picture_set, Contained):
+    if picture_set.path(row) is None and not isinstance(picture_set, PackedImages):
         raise PictureError(f"{row.key}: {picture_set.name} holds no picture files")
     source = picture_set.picture(row)
     try:

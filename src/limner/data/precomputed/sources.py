@@ -13,7 +13,7 @@ from limner.data.dataset import PictureError, Row
 from limner.data.precomputed.store import Store
 from limner.files.fingerprints import digest
 from limner.messages import shorten
-from limner.text.batch import FrozenText
+from limner.text.batch import TextEmbeddings
 from limner.text.words import stack
 
 
@@ -78,7 +78,7 @@ class StoredCaptions:
         self.store = store
         self.length = store.longest - 1
 
-    def __call__(self, caption: str) -> FrozenText:
+    def __call__(self, caption: str) -> TextEmbeddings:
         """One caption, in the store's precision. Raises PictureError."""
         id = caption_id(caption)
         (place,) = self.store.find(np.frombuffer(id, dtype=np.uint8)[None])
@@ -89,13 +89,13 @@ class StoredCaptions:
             row = self.store.read(int(place))
         except PictureError as error:
             raise PictureError(f"caption {shorten(caption)}: {error}") from None
-        one = FrozenText.stack([(row[1:], row[0])], self.length)
-        return FrozenText(*(part[0] for part in one))
+        one = TextEmbeddings.stack([(row[1:], row[0])], self.length)
+        return TextEmbeddings(*(part[0] for part in one))
 
-    def encode(self, captions: Sequence[str]) -> FrozenText:
+    def encode(self, captions: Sequence[str]) -> TextEmbeddings:
         """B captions, which must have been stored."""
         batch = stack([self(caption) for caption in captions])
-        assert isinstance(batch, FrozenText)
+        assert isinstance(batch, TextEmbeddings)
         return batch
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from limner import console
 from limner.config import Config
 from limner.data import images
-from limner.data.dataset import HELD_OUT, Refused, Row, SomeRows, require_rows
+from limner.data.dataset import HELD_OUT, Refused, Row, RowSubset, require_rows
 from limner.data.row_fingerprints import ROW
 from limner.data.streaming.chunk_cache import Files, Pieces
 from limner.data.streaming.remote_files import AT_ONCE, Place, changed
@@ -81,10 +81,10 @@ class ShardRows(Sequence[Row]):
     @overload
     def __getitem__(self, which: SupportsIndex) -> ShardRow: ...
     @overload
-    def __getitem__(self, which: slice) -> SomeRows: ...
-    def __getitem__(self, which: SupportsIndex | slice) -> ShardRow | SomeRows:
+    def __getitem__(self, which: slice) -> RowSubset: ...
+    def __getitem__(self, which: SupportsIndex | slice) -> ShardRow | RowSubset:
         if isinstance(which, slice):
-            return SomeRows(self, np.arange(len(self))[which])
+            return RowSubset(self, np.arange(len(self))[which])
         place = int(which)
         place += len(self) if place < 0 else 0
         if not 0 <= place < len(self):

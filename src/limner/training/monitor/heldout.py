@@ -18,7 +18,7 @@ from limner.data.dataset import PictureError, Refused
 from limner.data.examples import Captions, Source
 from limner.data.order import evenly_spaced, seeded_generator
 from limner.diffusion.objective import Objective
-from limner.text.batch import FrozenText
+from limner.text.batch import TextEmbeddings
 from limner.text.words import some, stack
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -30,7 +30,7 @@ class FixedGrid:
     """Some pictures with their captions, to be looked at at every level."""
 
     pictures: Tensor | list[Tensor]  # float32 [N, C, h, w]; N of [C, h, w] where sizes differ
-    texts: Tensor | FrozenText  # of N captions
+    texts: Tensor | TextEmbeddings  # of N captions
 
     @classmethod
     def of(
@@ -86,7 +86,7 @@ def losses_by_level(
     """
     losses: dict[str, Tensor] = {}
     for level in LEVELS:
-        timestep = round(level * objective.path.num_train_timesteps)
+        timestep = round(level * objective.noise_schedule.num_train_timesteps)
         found = torch.zeros(len(grid.pictures))
         for places in grid.batches(batch_size):
             picture = torch.stack([grid.pictures[i] for i in places]).to(device)

@@ -29,10 +29,10 @@ from limner.training.monitor.previews import preview_prompts, preview_sizes, sav
 from limner.training.monitor.progress import Progress
 from limner.training.monitor.run_log import RunLog, read_log
 from limner.training.run import Run
-from limner.training.train_step import Updated
+from limner.training.train_step import StepResult
 
 
-class Watch:
+class RunMonitor:
     """Context manager around the loop. Looks at the averaged weights; changes nothing.
 
     Only the main process says, draws, or writes anything.
@@ -64,7 +64,7 @@ class Watch:
         self.shared: Shared | None = None
         self.said_shared = False
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunMonitor:
         if self.main:
             if said := write_config(self.folder, self.config):
                 self.news.append(said)
@@ -143,7 +143,7 @@ class Watch:
         self.loss_sum = self.norm_sum = 0.0
         self.steps = self.skipped = 0
 
-    def step_done(self, updated: Updated, learning_rate: float) -> None:
+    def step_done(self, updated: StepResult, learning_rate: float) -> None:
         """After each update; what is due by the step's number is written."""
         if updated.skipped:
             self.skipped += 1

@@ -21,7 +21,7 @@ from limner.inference.contact_sheet import contact_sheet
 from limner.inference.sampling import draw
 from limner.memory import in_parts_that_fit, is_out_of_memory
 from limner.models.text_to_image import TextToImage
-from limner.pretrained.autoencoder import LatentSpace, PixelSpace
+from limner.pretrained.autoencoder import IdentityAutoencoder, PretrainedAutoencoder
 from limner.text.words import Words
 
 
@@ -56,7 +56,7 @@ def save_preview(
     model: TextToImage,
     objective: Objective,
     words: Words,
-    space: PixelSpace | LatentSpace,
+    space: IdentityAutoencoder | PretrainedAutoencoder,
     prompts: list[str],
     config: Config,
     dtype: torch.dtype,
@@ -87,7 +87,7 @@ def save_preview(
 
 
 def decode_within_memory(
-    space: PixelSpace | LatentSpace, latents: Tensor, dtype: torch.dtype
+    space: IdentityAutoencoder | PretrainedAutoencoder, latents: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Pictures from latents, with an autoencoder that is in memory only for that long.
 

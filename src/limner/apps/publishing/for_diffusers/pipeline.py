@@ -14,11 +14,11 @@ from torch import Tensor
 
 from limner.data.images import to_pil
 from limner.diffusion.guidance import guided_denoiser
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.diffusion.objective import Objective
 from limner.pretrained.text_encoder import read_captions
-from limner.text.batch import FrozenText
-from limner.text.conditioning import EncodedText
+from limner.text.batch import TextEmbeddings
+from limner.text.conditioning import TextConditioning
 from limner.text.tokenizer import encodable
 
 
@@ -187,7 +187,7 @@ class LimnerPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def encode_prompt(self, prompts: list[str]) -> EncodedText:
+    def encode_prompt(self, prompts: list[str]) -> TextConditioning:
         """B prompts as the transformer takes them, with what it computes once for all steps."""
         device = self._execution_device
         if self.config.text_summary is None:
@@ -207,9 +207,9 @@ class LimnerPipeline(DiffusionPipeline):
             self.config.text_summary,
         )
         longest = max(len(states) for states, _ in rows)
-        return self.transformer.read(*FrozenText.stack(rows, longest).to(device))
+        return self.transformer.read(*TextEmbeddings.stack(rows, longest).to(device))
 
-    def _network(self, x: Tensor, t: Tensor, y: EncodedText) -> Tensor:
+    def _network(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
         return self.transformer(x, t, y, return_dict=False)[0]
 
     def _guidance(
@@ -231,7 +231,7 @@ class LimnerPipeline(DiffusionPipeline):
             apg_threshold=own.apg_threshold,
             apg_momentum=own.apg_momentum,
         )
-        is_flow = isinstance(self._objective.path, FlowPath)
+        is_flow = isinstance(self._objective.noise_schedule, FlowMatchingSchedule)
         known = ("cfg", "cfg_zero_star", "apg") if is_flow else ("cfg", "apg")
         if settings.guidance_type not in known:
             raise ValueError(f"guidance_type {settings.guidance_type!r}: take {', '.join(known)}")
@@ -246,15 +246,15 @@ class LimnerPipeline(DiffusionPipeline):
     @property
     def _objective(self) -> Objective:
         network, schedule = self.transformer.config, self.scheduler.config
-        path: Path = FlowPath(schedule.num_train_timesteps)
+        noise_schedule: NoiseSchedule = FlowMatchingSchedule(schedule.num_train_timesteps)
         if network.objective == "diffusion":
-            path = DiffusionPath(
+            noise_schedule = VPSchedule(
                 schedule.num_train_timesteps,
                 schedule.beta_start,
                 schedule.beta_end,
                 schedule.beta_schedule,
             )
-        return Objective(path, network.prediction_type)
+        return Objective(noise_schedule, network.prediction_type)
 
     def _step_by_step(
         self,
@@ -265,14 +265,18 @@ class LimnerPipeline(DiffusionPipeline):
         told: Callable[[int, Tensor], None],
     ) -> Tensor:
         """With a scheduler of diffusers, which is given what its own prediction type asks for."""
-        path, scheduler = self._objective.path, self.scheduler
-        is_flow = isinstance(path, FlowPath)
+        noise_schedule, scheduler = self._objective.noise_schedule, self.scheduler
+        is_flow = isinstance(noise_schedule, FlowMatchingSchedule)
         if is_flow and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             # As in Limner, before the scheduler's own shift; by itself it would end one training
             # step before the clean picture.
             settings = scheduler.config
-            times = path.inference_timesteps(steps, power=settings.get("timestep_power", 1.0))
-            times = times[settings.get("zero_init_steps", 0) : -1] / path.num_train_timesteps
+            times = noise_schedule.inference_timesteps(
+                steps, power=settings.get("timestep_power", 1.0)
+            )
+            times = (
+                times[settings.get("zero_init_steps", 0) : -1] / noise_schedule.num_train_timesteps
+            )
             scheduler.set_timesteps(sigmas=times.numpy(), device=x.device)
         else:
             scheduler.set_timesteps(steps, device=x.device)
@@ -286,7 +290,9 @@ class LimnerPipeline(DiffusionPipeline):
             timestep = max(float(t), 0.1) if is_flow else float(t)
             x0 = denoise(seen, timestep)
             at = torch.tensor(timestep, dtype=torch.float64)
-            output = _prediction(wanted, seen, x0, path.alpha(at).item(), path.sigma(at).item())
+            output = _prediction(
+                wanted, seen, x0, noise_schedule.alpha(at).item(), noise_schedule.sigma(at).item()
+            )
             x = scheduler.step(output, t, x, **options, return_dict=False)[0]
             told(i, x0)
         return x

@@ -6,7 +6,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from limner.diffusion.noise_schedule import DiffusionPath, FlowPath, Path
+from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.diffusion.solvers import SOLVERS, Callback, Denoiser, Noise
 
 
@@ -53,9 +53,11 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if solver not in SOLVERS:
             raise ValueError(f"solver {solver!r} is not known; take one of {', '.join(SOLVERS)}")
-        self.path: Path = FlowPath(num_train_timesteps)
+        self.noise_schedule: NoiseSchedule = FlowMatchingSchedule(num_train_timesteps)
         if objective == "diffusion":
-            self.path = DiffusionPath(num_train_timesteps, beta_start, beta_end, beta_schedule)
+            self.noise_schedule = VPSchedule(
+                num_train_timesteps, beta_start, beta_end, beta_schedule
+            )
 
     def solve(
         self,
@@ -77,10 +79,10 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
             float32 [B, C, H, W].
         """
         settings = self.config
-        times = self.path.inference_timesteps(
+        times = self.noise_schedule.inference_timesteps(
             num_inference_steps, settings.shift, settings.timestep_power
         )
         self.timesteps = times[settings.zero_init_steps :]
         x = noise(-1) if start is None else start
         solver = SOLVERS[settings.solver]
-        return solver(denoise, x, self.timesteps, self.path, noise, callback)
+        return solver(denoise, x, self.timesteps, self.noise_schedule, noise, callback)

@@ -14,8 +14,8 @@ from torch import Tensor
 from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
 from limner.models.text_adapter import TextAdapter
-from limner.text.batch import FrozenText
-from limner.text.conditioning import EncodedText
+from limner.text.batch import TextEmbeddings
+from limner.text.conditioning import TextConditioning
 
 
 class LimnerTransformer(ModelMixin, ConfigMixin):
@@ -76,7 +76,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         self,
         hidden_states: Tensor,
         timestep: Tensor,
-        encoder_hidden_states: Tensor | EncodedText,
+        encoder_hidden_states: Tensor | TextConditioning,
         encoder_attention_mask: Tensor | None = None,
         pooled_projections: Tensor | None = None,
         return_dict: bool = True,
@@ -106,7 +106,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
         pooled_projections: Tensor | None = None,
-    ) -> EncodedText:
+    ) -> TextConditioning:
         """All that depends on the text alone: computed once for all steps.
 
         Args:
@@ -114,11 +114,13 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             encoder_attention_mask: [B, L], false or 0 at padding.
             pooled_projections: a pretrained encoder's one vector for each text, [B, D].
         """
-        text = EncodedText(encoder_hidden_states, encoder_attention_mask.bool(), pooled_projections)
+        text = TextConditioning(
+            encoder_hidden_states, encoder_attention_mask.bool(), pooled_projections
+        )
         with self._precision(encoder_hidden_states.device):
             if self.text_encoder is not None:
                 assert text.vector is not None, "pooled_projections, too, of a pretrained encoder"
-                text = self.text_encoder(FrozenText(text.tokens, text.mask, text.vector))
+                text = self.text_encoder(TextEmbeddings(text.tokens, text.mask, text.vector))
             return self.denoiser.prepare(text)
 
     def _precision(self, device: torch.device) -> torch.autocast:
