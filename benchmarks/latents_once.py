@@ -87,7 +87,7 @@ def from_the_store(trainer: Trainer, steps: int) -> tuple[float, float]:
 
 def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> float:
     """Seconds of a step that decodes, encodes, and then learns."""
-    space, reader = trainer.run.parts.space, trainer.run.parts.reader
+    space, reader = trainer.run.parts.autoencoder, trainer.run.parts.text_encoder
     assert reader is not None
     space.load(trainer.run.device, dtype)
     reader.load(trainer.run.device, dtype)

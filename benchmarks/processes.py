@@ -68,7 +68,7 @@ def measure(request: dict[str, Any]) -> None:
         start = time.perf_counter()
         trainer.run.set_learning_rate()
         trainer.step()
-        trainer.run.update_average()
+        trainer.run.update_ema()
         if step >= request["first"]:
             steps.append(time.perf_counter() - start)
             averaging.append(given["seconds"])

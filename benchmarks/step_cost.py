@@ -78,7 +78,7 @@ PARTS = {
     "loading a batch": ("Batches", "of_next_update"),
     "forward and backward": ("Update", "gradients"),
     "clipping and the optimizer": ("Update", "__call__"),
-    "the average of the weights": ("Run", "update_average"),
+    "the average of the weights": ("Run", "update_ema"),
 }
 
 

@@ -143,8 +143,8 @@ def limner(
 
     def step() -> None:
         place_in[0] += 1
-        trainer.run.update([kept[place_in[0] % len(kept)]])
-        trainer.run.update_average()
+        trainer.run.train_step([kept[place_in[0] % len(kept)]])
+        trainer.run.update_ema()
 
     picture = torch.zeros(1, CHANNELS, side, side, device=place)
     text = trainer.run.inputs.words.encode([""]).to(place)

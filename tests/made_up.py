@@ -34,10 +34,10 @@ def made_up_checkpoint(folder: Path, *overrides: str) -> Path:
     cache = f"cache.folder='{folder.parent / 'cache'}'"
     parts = open_parts(load_config(None, [*TINY, cache, *overrides]))
     config, tokenizer = parts.config, None
-    if parts.reader is None:
+    if parts.text_encoder is None:
         assert config.text_encoder.max_length
         tokenizer = CaptionTokenizer.learn(CAPTIONS, 300, config.text_encoder.max_length)
-    size = tokenizer.text_size if tokenizer else parts.reader.text_size  # type: ignore[union-attr]
+    size = tokenizer.text_size if tokenizer else parts.text_encoder.text_size  # type: ignore[union-attr]
 
     def model(seed: int) -> TextToImage:
         torch.manual_seed(seed)

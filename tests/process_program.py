@@ -92,7 +92,7 @@ def muon_in_shards() -> None:
 def only_a_part_is_here(trainer: Trainer) -> None:
     """Of weights, average, and optimizer states; biases are split too unevenly to count."""
     weights = dict(trainer.model.named_parameters())
-    average = trainer.run.average.shards
+    average = trainer.run.ema.shards
     states = [s for o in trainer.run.optimizers.values() for s in o.state_dict()["state"].values()]
     kept = [t for s in states for t in s.values() if isinstance(t, torch.Tensor) and t.ndim]
     for tensors in (weights.values(), average.values(), kept):

@@ -76,7 +76,7 @@ def test_an_update_left_out_teaches_nothing_and_a_checkpoint_keeps_all() -> None
 
 def test_gradients_are_those_of_the_weighed_losses(tiny_config: Callable[..., Config]) -> None:
     trainer = Trainer(tiny_config("scheduler.level_balance=1"))
-    update = trainer.run.update
+    update = trainer.run.train_step
     loader = load_batches(trainer.run)
     for _ in range(15):
         update([next(loader)])

@@ -319,7 +319,7 @@ def test_latents_are_those_of_the_pictures_in_their_sizes(mixed: Build, tmp_path
     vae = pretrained.tiny_autoencoder(tmp_path / "vae")
     words = f"vae.pretrained_model_name='{vae}'", "model.patch_size=1", "data.horizontal_flip=0.5"
     whole = trained(mixed(*words))
-    space, data = whole.parts.space, whole.data
+    space, data = whole.parts.autoencoder, whole.data
     space.load(torch.device("cpu"), torch.float32)
     shapes = set()
     for source, pictures in (

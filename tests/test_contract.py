@@ -230,7 +230,8 @@ def test_pretrained_parts_are_what_is_drawn_in_and_read_with(
     assert batch.picture.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
     assert isinstance(batch.text, TextEmbeddings)
     assert batch.text.states.shape[-1] == 16
-    assert torch.isfinite(trainer.run.update.loss(batch, trainer.run.update.timesteps(batch))).all()
+    step = trainer.run.train_step
+    assert torch.isfinite(step.loss(batch, step.timesteps(batch))).all()
 
 
 @shows("vae.use_slicing")

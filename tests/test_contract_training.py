@@ -73,8 +73,8 @@ def test_an_update_is_of_batch_size_times_accumulation_pictures(tiny_config: Bui
     sizes = ["training.batch_size=3", "training.gradient_accumulation_steps=4"]
     trainer = Trainer(tiny_config(*sizes, "training.max_steps=2"))
     seen = []
-    loss = trainer.run.update.loss
-    trainer.run.update.loss = lambda batch, t: seen.append(len(batch)) or loss(batch, t)  # type: ignore
+    loss = trainer.run.train_step.loss
+    trainer.run.train_step.loss = lambda batch, t: seen.append(len(batch)) or loss(batch, t)  # type: ignore
     state = trainer.train()
     assert seen == [3] * 8
     assert state.images == 24
@@ -167,7 +167,7 @@ def test_the_network_computes_in_the_precision_asked_for(
     seen = []
     layer = trainer.model.denoiser.blocks[0].out
     layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
-    update, batch = trainer.run.update, next(load_batches(trainer.run))
+    update, batch = trainer.run.train_step, next(load_batches(trainer.run))
     loss = update.loss(batch, update.timesteps(batch))
     assert (seen, loss.dtype) == ([expected], torch.float32)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

@@ -138,14 +138,14 @@ def test_memory_that_runs_out_is_no_end(told: Told, monkeypatch: pytest.MonkeyPa
     assert log[-1]["images"] == 2 * 8 * log[-1]["step"]
 
     trainer = Trainer(load_config("configs/train_config.yaml", ["training.output_dir=outputs/oom"]))
-    loss = trainer.run.update.loss
+    loss = trainer.run.train_step.loss
 
     def measured(batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return loss(batch, timesteps)
 
-    monkeypatch.setattr(trainer.run.update, "loss", measured)
+    monkeypatch.setattr(trainer.run.train_step, "loss", measured)
     state = trainer.train()
     assert (state.step, state.images, state.pieces) == (4, 16, 4)
     assert any("memory ran out" in message for message in messages(trainer.folder))

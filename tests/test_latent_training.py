@@ -180,8 +180,8 @@ def test_a_second_run_computes_nothing(
 def test_when_all_is_computed_the_encoders_leave_memory(build: Build) -> None:
     trainer = Trainer(build())
     trainer.run.inputs  # noqa: B018
-    assert trainer.run.parts.reader is not None
-    assert trainer.run.parts.space.model is trainer.run.parts.reader.model is None  # type: ignore[union-attr]
+    assert trainer.run.parts.text_encoder is not None
+    assert trainer.run.parts.autoencoder.model is trainer.run.parts.text_encoder.model is None  # type: ignore[union-attr]
 
 
 def test_precompute_does_what_training_would(
@@ -357,7 +357,7 @@ def test_out_of_memory_encodes_and_previews_in_smaller_pieces(
     trainer = trained(build("training.preview_steps=6"))
     assert set(sizes) == {1}
     assert len(sizes) == 2
-    assert trainer.run.parts.space.model is None  # type: ignore[union-attr]
+    assert trainer.run.parts.autoencoder.model is None  # type: ignore[union-attr]
     assert (trainer.folder / "previews" / "step-000006.png").is_file()
 
 

@@ -104,7 +104,7 @@ def test_coefficients_keep_shape_and_give_float32_unless_asked_in_float64(
 
 
 @pytest.mark.parametrize(
-    "path", [FlowMatchingSchedule(500, 0.7, 0.9, 0.1), VPSchedule(500, 1e-3, 0.03)]
+    "noise_schedule", [FlowMatchingSchedule(500, 0.7, 0.9, 0.1), VPSchedule(500, 1e-3, 0.03)]
 )
 def test_a_path_survives_pickling_also_after_use(noise_schedule: NoiseSchedule) -> None:
     timesteps = torch.tensor([3.0, 300.0])

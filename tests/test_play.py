@@ -156,7 +156,7 @@ def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None
     assert [set(e) - {"kind"} for e in events[:-1]] == [{"first", "count", "step", "steps"}] * 2
     own = ImageGenerator(folder, device="cpu").generate("a circle", seed=3)
     assert np.array_equal(pictures(events)[0], own)
-    assert painter.about()["unit"] == 2 * painter.generator.space.downsampling
+    assert painter.about()["unit"] == 2 * painter.generator.autoencoder.downsampling
 
 
 # The model

@@ -77,7 +77,7 @@ def test_fp16_on_a_processor_trains_in_what_it_has_and_says_so_once(
     processor()
     trainer = Trainer(tiny_config("training.mixed_precision=fp16"))
     assert trainer.run.dtype == F32
-    assert trainer.run.update.scaler is None  # which only float16 needs
+    assert trainer.run.train_step.scaler is None  # which only float16 needs
     trainer.train()
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
     assert sum("does not multiply float16 in hardware" in message for message in said) == 1

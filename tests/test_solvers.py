@@ -238,7 +238,8 @@ def test_from_pure_noise_every_solver_arrives_at_the_gaussian_of_the_pictures(
 
 
 @pytest.mark.parametrize(
-    "path", [FlowMatchingSchedule(), *(VPSchedule(beta_schedule=b) for b in BETA_SCHEDULES)]
+    "noise_schedule",
+    [FlowMatchingSchedule(), *(VPSchedule(beta_schedule=b) for b in BETA_SCHEDULES)],
 )
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_denoiser_that_knows_the_picture_is_followed_exactly(

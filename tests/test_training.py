@@ -78,7 +78,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(
     config = tiny_config("training.ema_decay=0.9", "training.ema_ramp=0.8")
     trainer = Trainer(config)
     expected = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    update, count = trainer.run.update_average, 0
+    update, count = trainer.run.update_ema, 0
 
     def update_average() -> None:
         nonlocal count
@@ -89,7 +89,7 @@ def test_the_average_is_that_of_the_weights_after_each_update(
             expected[name] = decay * expected[name] + (1 - decay) * weights
         update()
 
-    trainer.run.update_average = update_average  # type: ignore[method-assign]
+    trainer.run.update_ema = update_average  # type: ignore[method-assign]
     trainer.train()
     for name, average in trainer.averaged.state_dict().items():
         torch.testing.assert_close(average, expected[name])

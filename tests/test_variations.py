@@ -189,9 +189,9 @@ def test_a_guide_of_another_space_is_refused(folders: dict[str, Path], trained: 
 def test_strength_0_is_the_picture_and_strength_1_is_none_of_it(generator: ImageGenerator) -> None:
     picture = some_picture()
     kept = levels([generator.generate("a red circle", init_image=picture, strength=0.0)])
-    x0 = generator.space.encode(to_tensor(np.array(picture))[None])
-    assert np.array_equal(kept, levels(to_pil(generator.space.decode(x0))))
-    if generator.space.downsampling == 1:
+    x0 = generator.autoencoder.encode(to_tensor(np.array(picture))[None])
+    assert np.array_equal(kept, levels(to_pil(generator.autoencoder.decode(x0))))
+    if generator.autoencoder.downsampling == 1:
         assert np.array_equal(kept[0], np.asarray(picture))
     drawn = levels([generator.generate("a red circle", seed=2)])
     asked = {"init_image": picture, "strength": 1.0}

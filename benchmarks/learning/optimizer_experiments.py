@@ -110,9 +110,9 @@ def schedule_free() -> None:
     torch.optim.AdamW = lambda *a, fused=None, **k: ScheduleFreeAdamW(*a, **k)
 
     @torch.no_grad()
-    def update_average(self: Run) -> None:
+    def update_ema(self: Run) -> None:
         states = self.optimizers["adamw"].state
         for averaged, p in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             averaged.copy_(states[p]["x"] if p in states else p)
 
-    Run.update_average = update_average
+    Run.update_ema = update_ema

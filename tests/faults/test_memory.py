@@ -53,7 +53,7 @@ def test_a_step_is_taken_again_in_smaller_parts(
     def full(size: int) -> bool:  # room for three pictures at a time from the third step on
         return trainer.state.step >= 2 and size > 3
 
-    loss = trainer.run.update.loss
+    loss = trainer.run.train_step.loss
 
     def measured(batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
         if where == "forward" and full(len(batch)):
@@ -64,7 +64,7 @@ def test_a_step_is_taken_again_in_smaller_parts(
             losses.register_hook(_raise(error))
         return losses
 
-    monkeypatch.setattr(trainer.run.update, "loss", measured)
+    monkeypatch.setattr(trainer.run.train_step, "loss", measured)
     trainer.train()
     assert [size for size in sizes if size <= 3] == [2] * 16  # four steps of four parts
     assert trainer.state.pieces == 4
@@ -92,7 +92,9 @@ def _raise(error: Exception) -> Callable[[torch.Tensor], None]:
 
 def test_another_error_is_not_taken_for_short_memory(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
-    trainer.run.update.loss = lambda batch, _: _raise(RuntimeError("shapes do not fit"))(batch.u)  # type: ignore
+    trainer.run.train_step.loss = lambda batch, _: _raise(RuntimeError("shapes do not fit"))(
+        batch.u
+    )  # type: ignore
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         trainer.train()
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
@@ -102,7 +104,7 @@ def test_another_error_is_not_taken_for_short_memory(tiny_config: Build) -> None
 
 def test_not_even_one_picture(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
-    trainer.run.update.loss = lambda batch, _: _raise(OUT)(batch.u)  # type: ignore
+    trainer.run.train_step.loss = lambda batch, _: _raise(OUT)(batch.u)  # type: ignore
     with pytest.raises(LimnerError, match=r"with one picture at a time .*gradient_checkpointing"):
         trainer.train()
 

@@ -24,7 +24,7 @@ Build = Callable[..., Config]
 
 def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> Trainer:
     """The loss or its gradient is no number at these steps (counted from 0)."""
-    loss = trainer.run.update.loss
+    loss = trainer.run.train_step.loss
 
     def spoilt(batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
         losses = loss(batch, timesteps)
@@ -37,7 +37,7 @@ def spoil(trainer: Trainer, steps: Callable[[int], bool], how: str = "loss") -> 
                 return losses * float(how)
         return losses
 
-    trainer.run.update.loss = spoilt  # type: ignore[method-assign]
+    trainer.run.train_step.loss = spoilt  # type: ignore[method-assign]
     return trainer
 
 
@@ -153,7 +153,7 @@ def parts(tiny_config: Build) -> tuple[TrainStep, Any]:
         trainer.batches.restart()
         trainer.run.set_learning_rate()
         trainer.step()
-    return trainer.run.update, batch
+    return trainer.run.train_step, batch
 
 
 def losses_of(update: TrainStep) -> Callable[[Any], torch.Tensor]:

@@ -49,9 +49,9 @@ def ddim(
     """First order, deterministic (Song et al. 2020, arXiv 2010.02502, equation 12 with eta = 0).
 
     Euler's method is the same step, so "euler" names this function too. With
-    r = `noise_schedule.ode_sigma` the ODE is dy/dr = (y - x_0) / r, y being x on the flow path, x / alpha on the diffusion path.
-    Euler goes to y' = y + (r' - r) * (y - x_0) / r = x_0 + (r' / r) * (y - x_0): x_0 stays and the
-    noise shrinks by r' / r, which is `_step`.
+    r = `noise_schedule.ode_sigma` the ODE is dy/dr = (y - x_0) / r, y being x on the flow path,
+    x / alpha on the diffusion path. Euler goes to y' = y + (r' - r) * (y - x_0) / r
+    = x_0 + (r' / r) * (y - x_0): x_0 stays and the noise shrinks by r' / r, which is `_step`.
     """
     times = timesteps.tolist()
     for i in range(len(times) - 1):
@@ -107,8 +107,8 @@ def dpmsolver_pp_2m(
 
     Lu et al. 2022, arXiv 2211.01095, algorithm 2: x_0 is taken for a straight line in
     `noise_schedule.log_snr`, through this guess and the one before, and read off at the middle of
-    the step. First order at the first step, which has no guess before it, and at the last, whose middle lies
-    at infinity.
+    the step. First order at the first step, which has no guess before it, and at the last, whose
+    middle lies at infinity.
     """
     times = timesteps.tolist()
     log_snr = noise_schedule.log_snr(timesteps).tolist()

@@ -115,7 +115,7 @@ def _losses(generator: ImageGenerator, pictures: Pictures, which: list[int], pla
 
     def measured(size: int) -> Tensor:
         batch = torch.stack(good).to(device)
-        latents = torch.cat([generator.space.encode(part) for part in batch.split(size)])
+        latents = torch.cat([generator.autoencoder.encode(part) for part in batch.split(size)])
         grid = FixedGrid(latents, generator.words.encode(captions))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             by_level = losses_by_level(

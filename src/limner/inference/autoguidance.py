@@ -61,7 +61,7 @@ def open_guide(
         words = opened.tokenizer
     elif theirs.text_encoder.fingerprint != config.text_encoder.fingerprint:
         # The autoencoder is the model's, wherever that is now.
-        reader = open_parts(theirs.model_copy(update={"vae": config.vae})).reader
+        reader = open_parts(theirs.model_copy(update={"vae": config.vae})).text_encoder
         assert reader is not None
         reader.load(device, part_precision(dtype))
         words = reader

@@ -84,7 +84,7 @@ class ImageGenerator:
         if config is not None:
             check_same_model(opened.config, config)
         parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
-        self.config, self.space = parts.config, parts.space
+        self.config, self.autoencoder = parts.config, parts.autoencoder
         self.sampling = sampling_settings(self.config, scheduler_type=scheduler_type)
         self.device = choose_device(str(device or "auto"))
         if dtype not in DTYPES:
@@ -95,13 +95,13 @@ class ImageGenerator:
         self.objective = build_objective(self.config)
         part_dtype = part_precision(self.dtype)
         self.words: CaptionTokenizer | PretrainedTextEncoder
-        if parts.reader is not None:
-            parts.reader.load(self.device, part_dtype)
-            self.words = parts.reader
+        if parts.text_encoder is not None:
+            parts.text_encoder.load(self.device, part_dtype)
+            self.words = parts.text_encoder
         else:
             assert opened.tokenizer is not None
             self.words = opened.tokenizer
-        self.space.load(self.device, part_dtype)
+        self.autoencoder.load(self.device, part_dtype)
         self.step = opened.state.step
         model = build_model(self.config, self.words.text_size)
         opened.load_weights(model, averaged=True)
@@ -184,7 +184,7 @@ class ImageGenerator:
             self._check_size("height", size if height is None else height),
             self._check_size("width", size if width is None else width),
         )
-        tokens = height * width // (self.space.downsampling * self.patch) ** 2
+        tokens = height * width // (self.autoencoder.downsampling * self.patch) ** 2
         if tokens > MOST_TOKENS:
             raise LimnerError(
                 f"{width} x {height} pixels are {tokens:,} patches of the model, which was "
@@ -217,8 +217,8 @@ class ImageGenerator:
                     prompts[some],
                     each[some],
                     sampling,
-                    height // self.space.downsampling,
-                    width // self.space.downsampling,
+                    height // self.autoencoder.downsampling,
+                    width // self.autoencoder.downsampling,
                     self.dtype,
                     negative_prompt=negative_prompt,
                     guide=self.guide,
@@ -226,7 +226,7 @@ class ImageGenerator:
                     towards=towards and towards.rows(some),
                     progress=progress,
                 )
-                pictures += to_pil(self.space.decode(drawn[: wanted - first]))
+                pictures += to_pil(self.autoencoder.decode(drawn[: wanted - first]))
             except Exception as error:
                 if at_once > 1 or not is_out_of_memory(error):
                     raise
@@ -255,7 +255,7 @@ class ImageGenerator:
         """(height, width) in pixels for width over height, as 1.5 or "3:2"."""
         data = self.config.data
         trained = data.buckets if isinstance(data.buckets, tuple) else ()
-        unit = self.patch * self.space.downsampling
+        unit = self.patch * self.autoencoder.downsampling
         return size_for(ratio_of(aspect_ratio), trained, data.image_size, unit)
 
     def compile(self) -> None:
@@ -334,7 +334,7 @@ class ImageGenerator:
             raise LimnerError(
                 f"--strength {strength}: it is from 0 (the picture itself) to 1 (nothing of it)"
             )
-        x0 = self.space.encode(fitted(picture, height, width).to(self.device))
+        x0 = self.autoencoder.encode(fitted(picture, height, width).to(self.device))
         return InitImage(x0, strength)
 
     def at_once(self, most: int, height: int, width: int) -> int:
@@ -343,11 +343,11 @@ class ImageGenerator:
         included."""
         if self.device.type != "cpu":
             return most
-        patch = self.space.downsampling * (self.config.model.patch_size or 1)
+        patch = self.autoencoder.downsampling * (self.config.model.patch_size or 1)
         return max(1, min(most, 1024 // (height * width // patch**2)))
 
     def _check_size(self, name: str, value: int) -> int:
-        patch = self.patch * self.space.downsampling
+        patch = self.patch * self.autoencoder.downsampling
         if value < patch or value % patch:
             near = max(patch, round(value / patch) * patch)
             raise LimnerError(

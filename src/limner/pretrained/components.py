@@ -19,14 +19,14 @@ class Parts:
 
     config: Config
     """Completed by what the parts say: channels, patch size, fingerprints."""
-    space: IdentityAutoencoder | PretrainedAutoencoder
-    reader: PretrainedTextEncoder | None
+    autoencoder: IdentityAutoencoder | PretrainedAutoencoder
+    text_encoder: PretrainedTextEncoder | None
     """None: the built-in text encoder, trained along."""
 
     @property
     def unit(self) -> int:
         """Pixels of one patch of the model, of which a picture's sides are multiples."""
-        return self.space.downsampling * (self.config.model.patch_size or 1)
+        return self.autoencoder.downsampling * (self.config.model.patch_size or 1)
 
 
 def open_parts(config: Config) -> Parts:

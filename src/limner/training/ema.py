@@ -1,4 +1,4 @@
-"""The weights averaged over time, the ones to draw with: one copy, or in shards as the model is."""
+"""Exponential moving average (EMA) of the weights, the ones to draw with."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class EMA:
         self.shards = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def follow(self, model: TextToImage, decay: float) -> None:
-        """average = decay * average + (1 - decay) * weights."""
+    def update(self, model: TextToImage, decay: float) -> None:
+        """ema = decay * ema + (1 - decay) * weights."""
         average = self.shards.values() if self.shards else self.model.parameters()
         # What does not learn, beside adapters, is its own average.
         learning = [

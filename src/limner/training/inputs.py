@@ -52,12 +52,14 @@ def open_inputs(
     """
     check_cache_folder(config)
     words: CaptionTokenizer | StoredCaptions
-    if parts.reader is not None:
-        words = stored_captions(config, data, parts.reader, device, part_precision(dtype), say)
+    if parts.text_encoder is not None:
+        words = stored_captions(
+            config, data, parts.text_encoder, device, part_precision(dtype), say
+        )
     else:
         assert tokenizer is not None
         words = tokenizer
-    if not isinstance(parts.space, PretrainedAutoencoder):
+    if not isinstance(parts.autoencoder, PretrainedAutoencoder):
         return Inputs(data.trained, data.held_out, words)
-    both = stored_latents(config, data, parts.space, device, part_precision(dtype), say)
+    both = stored_latents(config, data, parts.autoencoder, device, part_precision(dtype), say)
     return Inputs(*both, words)

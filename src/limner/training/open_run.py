@@ -118,16 +118,16 @@ def _open(
         tokenizer = checkpoint.tokenizer
     else:
         tokenizer = words_of(origin, config) or learn_words(config, parts, data)
-    reader = parts.reader or tokenizer
+    reader = parts.text_encoder or tokenizer
     assert reader is not None
     sharded = is_sharded(config, accelerator)
     at_first = torch.device("cpu") if sharded else device
     model, said = first_model(config, tokenizer, reader.text_size, origin, at_first)
     notes += said
-    average = EMA(model)
+    ema = EMA(model)
     if sharded:
         shard_model(model, device, dtype)
-        average.shard(model, accelerator.is_main_process)
+        ema.shard(model, accelerator.is_main_process)
         recall_pieces(state, folder, config)
 
     # ---- optimizers, and all of it as the checkpoint has it
@@ -145,8 +145,8 @@ def _open(
         tokenizer=tokenizer,
         objective=(objective := build_objective(config)),
         model=model,
-        average=average,
-        update=TrainStep(
+        ema=ema,
+        train_step=TrainStep(
             model,
             objective,
             build_optimizers(model, config),
@@ -236,7 +236,7 @@ class WrittenRows:
 def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:
     """The built-in tokenizer, from the trained captions."""
     text = config.text_encoder
-    if parts.reader is not None:
+    if parts.text_encoder is not None:
         return None
     assert text.max_length
     captions = (c for row in data.trained.rows for c in row.captions)

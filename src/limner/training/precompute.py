@@ -63,10 +63,10 @@ def precompute(config: Config, say: Say) -> None:
     data = open_data(config, say, parts.unit)
     device = choose_device(config.training.device)
     dtype = part_precision(choose_precision(config.training.mixed_precision, device))
-    if isinstance(parts.space, PretrainedAutoencoder):
-        stored_latents(config, data, parts.space, device, dtype, say)
-    if parts.reader is not None:
-        stored_captions(config, data, parts.reader, device, dtype, say)
+    if isinstance(parts.autoencoder, PretrainedAutoencoder):
+        stored_latents(config, data, parts.autoencoder, device, dtype, say)
+    if parts.text_encoder is not None:
+        stored_captions(config, data, parts.text_encoder, device, dtype, say)
     if data.set.refused:
         first = data.set.refused[0]
         say(f"{len(data.set.refused)} rows cannot be used; the first {first.key}: {first.reason}")

@@ -134,17 +134,21 @@ def made_up_inputs(trainer: Trainer) -> Inputs:
     config, parts, data = trainer.config, trainer.run.parts, trainer.data
     trained: Any = data.trained
     held_out: Any = data.held_out
-    if isinstance(parts.space, PretrainedAutoencoder):
-        side = config.data.image_size // parts.space.downsampling
-        shape = (parts.space.channels, side, side)
+    if isinstance(parts.autoencoder, PretrainedAutoencoder):
+        side = config.data.image_size // parts.autoencoder.downsampling
+        shape = (parts.autoencoder.channels, side, side)
         trained = MadeUpLatents(data.trained.rows, shape)
         held_out = MadeUpLatents(data.held_out.rows, shape)
     words: Any = trainer.run.tokenizer
-    if parts.reader is not None:
+    if parts.text_encoder is not None:
         rows = data.trained.rows
         sample = [c for r in rows[:: max(1, len(rows) // SAMPLE)] for c in r.captions]
-        longest = max(min(parts.reader.length(c), parts.reader.max_length) for c in sample)
-        words = MadeUpCaptions(longest, parts.reader.width, getattr(torch, config.cache.dtype))
+        longest = max(
+            min(parts.text_encoder.length(c), parts.text_encoder.max_length) for c in sample
+        )
+        words = MadeUpCaptions(
+            longest, parts.text_encoder.width, getattr(torch, config.cache.dtype)
+        )
     return Inputs(trained, held_out, words)
 
 
@@ -154,22 +158,22 @@ def encoding(trainer: Trainer) -> dict[str, float]:
     device, dtype = trainer.run.device, part_precision(trainer.run.dtype)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     found: dict[str, float] = {}
-    if isinstance(parts.space, PretrainedAutoencoder):
+    if isinstance(parts.autoencoder, PretrainedAutoencoder):
         size = config.data.image_size
-        side = size // parts.space.downsampling
-        parts.space.load(trainer.run.device, dtype)
-        found["latent_bytes"] = parts.space.channels * side * side * stored.itemsize
+        side = size // parts.autoencoder.downsampling
+        parts.autoencoder.load(trainer.run.device, dtype)
+        found["latent_bytes"] = parts.autoencoder.channels * side * side * stored.itemsize
         found["seconds_per_picture"] = _seconds(
-            lambda: parts.space.encode(torch.zeros(1, 3, size, size, device=device)).cpu()
+            lambda: parts.autoencoder.encode(torch.zeros(1, 3, size, size, device=device)).cpu()
         )
-        parts.space.unload()
-    if parts.reader is not None:
+        parts.autoencoder.unload()
+    if parts.text_encoder is not None:
         caption = trainer.data.trained.rows[0].captions[0]
-        parts.reader.load(trainer.run.device, dtype)
-        length = min(parts.reader.length(caption), parts.reader.max_length) + 1
-        found["caption_bytes"] = length * parts.reader.width * stored.itemsize
-        found["seconds_per_caption"] = _seconds(lambda: parts.reader.rows([caption]))
-        parts.reader.unload()
+        parts.text_encoder.load(trainer.run.device, dtype)
+        length = min(parts.text_encoder.length(caption), parts.text_encoder.max_length) + 1
+        found["caption_bytes"] = length * parts.text_encoder.width * stored.itemsize
+        found["seconds_per_caption"] = _seconds(lambda: parts.text_encoder.rows([caption]))
+        parts.text_encoder.unload()
     return found
 
 

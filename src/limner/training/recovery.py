@@ -26,8 +26,8 @@ PEACE = 1000
 class Recovery:
     """Where a run goes back to when it cannot go on from where it is."""
 
-    def __init__(self, run: Run, batches: Batches, saver: Saver, watch: RunMonitor) -> None:
-        self.run, self.batches, self.saver, self.watch = run, batches, saver, watch
+    def __init__(self, run: Run, batches: Batches, saver: Saver, monitor: RunMonitor) -> None:
+        self.run, self.batches, self.saver, self.monitor = run, batches, saver, monitor
         self.half_done_at: int | None = None
         """The step whose update ran out of memory in its midst, the last time that one did."""
 
@@ -48,8 +48,8 @@ class Recovery:
         restore(self.run, checkpoint)
         before = checkpoint.state if checkpoint else TrainingState(total_steps=state.total_steps)
         state.rewind(before)
-        self.watch.forget_after(state.step)
-        self.watch.event(
+        self.monitor.forget_after(state.step)
+        self.monitor.event(
             f"memory ran out while the weights were being changed in step {self.half_done_at + 1}; "
             f"what followed step {state.step} is done again"
         )
@@ -71,7 +71,8 @@ class Recovery:
         if state.rolled_back_at is not None and state.step - state.rolled_back_at < PEACE:
 
             def loss_of(batch: Batch) -> Tensor:
-                return run.update.loss(batch, run.update.timesteps(batch, run.decay_progress))
+                step = run.train_step
+                return step.loss(batch, step.timesteps(batch, run.decay_progress))
 
             reason = diagnose(run.model, loss_of, bad.to(run.device), run.dtype)
             raise LimnerError(
@@ -83,7 +84,7 @@ class Recovery:
         restore(run, checkpoint)
         state.note_roll_back()
         where = checkpoint.folder.name if checkpoint else "its beginning"
-        self.watch.event(
+        self.monitor.event(
             f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number: the "
             f"weights are those of {where} again, and the pictures that led here are passed over"
         )

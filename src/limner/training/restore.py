@@ -26,16 +26,16 @@ def restore(run: Run, checkpoint: Checkpoint | None) -> None:
             load_checkpoint(checkpoint, run.model, run.averaged)
         else:
             checkpoint.load_weights(run.model, averaged=False)
-            checkpoint.load_weights(run.average, averaged=True)
-        checkpoint.load_optimizers(stateful(run.update))
+            checkpoint.load_weights(run.ema, averaged=True)
+        checkpoint.load_optimizers(stateful(run.train_step))
         return
     at_first = torch.device("cpu") if run.sharded else run.device
     origin = open_origin(run.config)
     fresh, _ = first_model(run.config, run.tokenizer, run.reader.text_size, origin, at_first)
     weights = fresh.state_dict()
-    for model in (run.model, run.average):
+    for model in (run.model, run.ema):
         fit_weights(model, weights, run.folder)
-    run.update.balance.reset()
+    run.train_step.balance.reset()
     for optimizer in run.optimizers.values():
         optimizer.state.clear()
 

@@ -31,7 +31,7 @@ from limner.training.train_step import TrainStep
 
 @dataclass
 class Run:
-    """What `open_run` puts together. Only `state`, `model`, `average`, and what `update` remembers
+    """What `open_run` puts together. Only `state`, `model`, `ema`, and what `train_step` remembers
     change while it trains."""
 
     config: Config
@@ -52,8 +52,8 @@ class Run:
     """None: captions are read by a pretrained text encoder."""
     objective: Objective
     model: TextToImage
-    average: EMA
-    update: TrainStep
+    ema: EMA
+    train_step: TrainStep
     state: TrainingState
     notes: list[str] = field(default_factory=list)
     """Sentences for the beginning of the log."""
@@ -68,12 +68,12 @@ class Run:
     @property
     def averaged(self) -> TextToImage:
         """The model to draw with."""
-        return self.average.model
+        return self.ema.model
 
     @property
     def reader(self) -> PretrainedTextEncoder | CaptionTokenizer:
         """What turns captions into what the model takes."""
-        found = self.parts.reader or self.tokenizer
+        found = self.parts.text_encoder or self.tokenizer
         assert found is not None
         return found
 
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return self.update.optimizers
+        return self.train_step.optimizers
 
     @property
     def images_per_step(self) -> int:
@@ -135,14 +135,14 @@ class Run:
                 group["lr"] = rate * group.get("rate_share", 1.0)
         return rate
 
-    def update_average(self) -> None:
+    def update_ema(self) -> None:
         """After the weights of this step, which is not counted yet, have changed."""
         settings, decay = self.config.training, 0.0
         if settings.use_ema:
             per_step = self.images_per_step
             images = self.state.images + per_step
             decay = ema_decay(images, per_step, settings.ema_decay, settings.ema_ramp)
-        self.average.follow(self.model, decay)
+        self.ema.update(self.model, decay)
 
 
 def is_sharded(config: Config, accelerator: Accelerator) -> bool:

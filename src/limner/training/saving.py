@@ -22,8 +22,8 @@ def contents_of(run: Run) -> Contents:
 
 def contents_here(run: Run) -> Contents:
     """The same, as this process has it."""
-    averaged = run.average if run.config.training.use_ema else None
-    parts = run.model, averaged, stateful(run.update)
+    averaged = run.ema if run.config.training.use_ema else None
+    parts = run.model, averaged, stateful(run.train_step)
     contents = Contents.of(*parts, run.tokenizer, run.config, run.state)
     contents = replace(contents, rows=run.rows, lineage=run.lineage)
     if run.config.lora.rank is None:

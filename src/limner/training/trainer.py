@@ -74,36 +74,37 @@ class Trainer:
         with (
             others_may_end(),
             StopOnSignal() as stop,
-            RunMonitor(run, budget) as watch,
-            self.saver(watch) as saver,
+            RunMonitor(run, budget) as monitor,
+            self.saver(monitor) as saver,
             self.batches,
         ):
             if run.is_main:
                 write_text_whole(run.folder / LINEAGE, run.lineage.to_json())
-            compile_model(run, watch.event)
-            recovery = Recovery(run, self.batches, saver, watch)
+            compile_model(run, monitor.event)
+            recovery = Recovery(run, self.batches, saver, monitor)
             due = False
             while not budget.finished():
                 start = time.perf_counter()
                 learning_rate = run.set_learning_rate()
                 try:
-                    updated, batches = self.step(watch.event)
+                    updated, batches = self.step(monitor.event)
                 except PartialOptimizerStep:
                     recovery.repeat()
                     continue
                 if not updated.skipped:
-                    run.update_average()
+                    run.update_ema()
                 budget.step_done(time.perf_counter() - start)
 
-                watch.refused(row for batch in batches for row in batch.refused)
-                watch.step_done(updated, learning_rate)
+                monitor.refused(row for batch in batches for row in batch.refused)
+                monitor.step_done(updated, learning_rate)
                 saver.poll()
                 if state.skipped_in_a_row == MOST_SKIPPED:
                     recovery.roll_back(batches[0])
                 stopping = any_process(stop.name is not None)
                 due = due or budget.checkpoint_due()
                 # Only the main process knows which is the best.
-                due = any_process(due or (settings.keep_best and watch.best_step() == state.step))
+                best = settings.keep_best and monitor.best_step() == state.step
+                due = any_process(due or best)
                 # While updates are left out older checkpoints are what helps: none is pruned.
                 if (due and not state.skipped_in_a_row) or budget.finished() or stopping:
                     save_numbered(run, saver)
@@ -118,7 +119,7 @@ class Trainer:
                     f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
                     f"in {run.folder}; the same command goes on from there"
                 )
-            watch.finish()
+            monitor.finish()
         return state
 
     def step(self, say: Callable[[str], None] = console.say) -> tuple[StepResult, list[Batch]]:
@@ -126,7 +127,7 @@ class Trainer:
         run = self.run
         batches = self.batches.of_next_update(say)
         try:
-            return run.update(batches, run.decay_progress, say), batches
+            return run.train_step(batches, run.decay_progress, say), batches
         except ShortOfMemory:
             process, size = run.accelerator.process_index, run.config.training.micro_batch_size
             note_pieces(run.folder, process, size, run.state.pieces)
@@ -137,11 +138,11 @@ class Trainer:
         save_to(self.run, Path(folder))
         return Path(folder)
 
-    def saver(self, watch: RunMonitor) -> Saver:
+    def saver(self, monitor: RunMonitor) -> Saver:
         settings = self.run.config.training
         limit, stop = settings.checkpoints_total_limit, settings.save_errors == "stop"
-        best = watch.best_step if settings.keep_best else lambda: None
-        return Saver(limit, best, stop, watch.event)
+        best = monitor.best_step if settings.keep_best else lambda: None
+        return Saver(limit, best, stop, monitor.event)
 
     @property
     def config(self) -> Config:

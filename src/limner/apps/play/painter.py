@@ -64,7 +64,7 @@ class Painter:
             "device": describe(generator.device),
             "dtype": name_of(generator.dtype),
             "size": config.data.image_size,
-            "unit": generator.patch * generator.space.downsampling,
+            "unit": generator.patch * generator.autoencoder.downsampling,
             "shapes": self.shapes(),
             "solvers": list(SOLVERS),
             "sampling": sampling.model_dump(mode="json"),
@@ -160,7 +160,7 @@ class Painter:
                     raise ConnectionAbortedError("the command ends")
                 event: dict[str, Any] = {"first": first, "count": len(x0)}
                 event |= {"step": step, "steps": steps}
-                if isinstance(generator.space, IdentityAutoencoder):
+                if isinstance(generator.autoencoder, IdentityAutoencoder):
                     event["previews"] = [_encoded(p, "JPEG") for p in to_pil(x0)]
                 tell({"kind": "progress", **event})
 

@@ -59,7 +59,7 @@ def write_diffusers_folder(
         part_dtype: what a pretrained text encoder is written in. The autoencoder's files are
             copied as they are.
     """
-    config, reader = parts.config, parts.reader
+    config, reader = parts.config, parts.text_encoder
     name = TRANSFORMERS[config.model.architecture]
     module = f"modeling_limner_{config.model.architecture}"
     index: dict[str, Any] = {
@@ -90,9 +90,9 @@ def write_diffusers_folder(
         _write_tokenizer(folder / "tokenizer", tokenizer)
     else:
         index |= _copy_text_encoder(folder, reader, part_dtype)
-    if isinstance(parts.space, PretrainedAutoencoder):
-        index["vae"] = ["diffusers", parts.space.class_name]
-        _copy_autoencoder(folder / "vae", parts.space)
+    if isinstance(parts.autoencoder, PretrainedAutoencoder):
+        index["vae"] = ["diffusers", parts.autoencoder.class_name]
+        _copy_autoencoder(folder / "vae", parts.autoencoder)
     _write(
         folder / "scheduler" / "scheduling_limner.py",
         standalone(f"{TEMPLATES}.scheduler", "LimnerScheduler"),
@@ -132,14 +132,14 @@ def _transformer_settings(parts: Parts) -> dict[str, Any]:
         "num_heads": model.num_heads,
         "mlp_ratio": model.mlp_ratio,
         "text_width": text.hidden_size,
-        "states_width": parts.reader.width if parts.reader else None,
-        "sample_size": parts.config.data.image_size // parts.space.downsampling,
-        "downsampling": parts.space.downsampling,
+        "states_width": parts.text_encoder.width if parts.text_encoder else None,
+        "sample_size": parts.config.data.image_size // parts.autoencoder.downsampling,
+        "downsampling": parts.autoencoder.downsampling,
         "objective": scheduler.objective,
         "prediction_type": scheduler.prediction_type,
     }
-    if isinstance(parts.space, PretrainedAutoencoder):
-        mean, scale = parts.space.normalisation(torch.device("cpu"))
+    if isinstance(parts.autoencoder, PretrainedAutoencoder):
+        mean, scale = parts.autoencoder.normalisation(torch.device("cpu"))
         settings["latents_mean"] = mean.flatten().tolist()
         settings["latents_scale"] = scale.flatten().tolist()
     return settings

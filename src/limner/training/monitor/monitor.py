@@ -42,8 +42,8 @@ class RunMonitor:
         self.run, self.budget = run, budget
         config, accelerator = run.config, run.accelerator
         self.config, self.data, self.set, self.inputs = config, run.data, run.data.set, run.inputs
-        self.space, self.reader = run.parts.space, run.reader
-        self.objective, self.average, self.dtype = run.objective, run.average, run.dtype
+        self.autoencoder, self.reader = run.parts.autoencoder, run.reader
+        self.objective, self.ema, self.dtype = run.objective, run.ema, run.dtype
         self.averaged = run.averaged
         self.accelerator, self.state = accelerator, run.state
         self.main = run.is_main
@@ -167,7 +167,7 @@ class RunMonitor:
         heldout = step % settings.heldout_steps == 0 or last
         preview = step % settings.preview_steps == 0 or last
         if heldout or preview:
-            self.average.collect()
+            self.ema.collect()
         if not self.main:
             return
         if heldout:
@@ -179,7 +179,7 @@ class RunMonitor:
         """A full disk or memory costs a look at the run, not the run."""
         reason = ""
         try:
-            with self.average.on(self.accelerator.device):
+            with self.ema.on(self.accelerator.device):
                 do()
         except OSError as error:
             reason = str(error)
@@ -307,7 +307,7 @@ class RunMonitor:
             self.averaged,
             self.objective,
             self.inputs.words,
-            self.space,
+            self.autoencoder,
             self.prompts,
             self.config,
             self.dtype,
@@ -322,12 +322,12 @@ class RunMonitor:
         if not self.budget.step_seconds:
             self.event("nothing is left to do: this run has had all its steps or minutes")
             return
-        device, space = self.accelerator.device, self.space
+        device, space = self.accelerator.device, self.autoencoder
         side = self.config.data.image_size // space.downsampling
         picture = torch.zeros(1, space.channels, side, side, device=device)
         text = self.inputs.words.encode([""]).to(device)
         inputs = picture, torch.ones(1, device=device), text
-        with self.average.on(device):
+        with self.ema.on(device):
             flops = throughput.training_flops(self.averaged, inputs)
         if self.config.lora.rank is not None:
             flops *= 2 / 3  # a matrix that does not learn has no gradient of its own to compute
