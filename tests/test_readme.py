@@ -186,5 +186,8 @@ def test_the_map_of_the_source_is_true(name: str) -> None:
     inside = [word for line in lines if line.startswith("  ") for word in line.split()]
     named = [w for w in inside if re.fullmatch(r"[a-z]+(/|\.py)", w)]
     assert {"config/", "data/", "models/", "diffusion/", "training/", "cli.py"} <= set(named)
+    source = ROOT / "src" / "limner"
     for word in named:
-        assert (ROOT / "src" / "limner" / word).exists(), word
+        assert [p for p in source.rglob(word.rstrip("/")) if p.is_dir() == word.endswith("/")], word
+    folders = [p.name for p in source.iterdir() if (p / "__init__.py").is_file()]
+    assert set(folders) <= {word.rstrip("/") for word in named}

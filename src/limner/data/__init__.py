@@ -1,0 +1,1 @@
+"""Rows and their captions, from files to the examples of training."""

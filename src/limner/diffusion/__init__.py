@@ -1,0 +1,1 @@
+"""Noise schedules, what is predicted, solvers, and guidance."""

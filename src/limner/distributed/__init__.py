@@ -1,0 +1,1 @@
+"""Several processes, and a model in shards."""

@@ -1,0 +1,1 @@
+"""Numbers from tensors, with their intervals."""

@@ -1,0 +1,1 @@
+"""Autoencoders and text encoders that others trained, and where they are found."""

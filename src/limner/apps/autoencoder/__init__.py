@@ -1,0 +1,1 @@
+"""`limner train-autoencoder`: an autoencoder of one's own."""

@@ -1,0 +1,1 @@
+"""`limner caption`: captions written by a model."""

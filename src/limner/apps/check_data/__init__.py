@@ -1,0 +1,1 @@
+"""`limner check-data`: what is wrong with a data set."""

@@ -1,0 +1,1 @@
+"""`limner play`: drawing on a page in the browser."""

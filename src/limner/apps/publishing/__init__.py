@@ -1,0 +1,1 @@
+"""`limner export` and `limner publish`: a model for others."""

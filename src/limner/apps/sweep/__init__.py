@@ -1,0 +1,1 @@
+"""`limner sweep`: the best way to draw at each cost."""

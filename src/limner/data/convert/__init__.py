@@ -1,0 +1,1 @@
+"""`limner prepare`: a data set written in another format."""

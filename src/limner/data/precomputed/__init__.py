@@ -1,0 +1,1 @@
+"""Latents and text embeddings, computed once and kept in shards."""

@@ -1,0 +1,1 @@
+"""Networks that see pictures: their features are compared."""

@@ -1,0 +1,1 @@
+"""The real pictures that drawn ones are compared with, as statistics."""

@@ -1,0 +1,1 @@
+"""What is shown, logged, drawn, and measured while a model learns."""
