@@ -1,1 +1,1 @@
-"""A folder that says everything about itself: how it is written, found, opened, and inherited from."""
+"""A folder that says everything about itself: written, found, opened, and inherited from."""
