@@ -32,8 +32,10 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 def load_run_config(
     source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> Config:
-    """`limner.config.load_config`, and what `training.init_from` leaves open taken from the model
-    that it names: a folder, a file, or a Hub id, whose configuration is read.
+    """Read, override, check, and resolve a configuration: `limner.load_config`.
+
+    It is `limner.config.load_config`, but that what `training.init_from` leaves open is taken from
+    the model which it names: a folder, a file, or a Hub id, whose configuration is read.
 
     Args:
         source: a YAML file, a dictionary of sections, or None for the defaults.
