@@ -77,7 +77,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_name(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from limner import atomic
+from limner.files import atomic
 place, folder, moment = Path(sys.argv[1]), sys.argv[2] == "folder", int(sys.argv[3])
 count = 0
 def counted(function):
@@ -115,6 +115,34 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(kind: str, tmp_path: Pat
         moment += 1
     assert seen == {"one", "two"}
     assert moment > 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no names to sync")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_all_is_on_the_disk_before_it_has_its_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, synced, renamed = tmp_path / "place", set(), []
+    sync, rename = os.fsync, os.replace
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def checked(written: Path, to: Path) -> None:
+        if Path(to) == place:
+            every = [Path(written), *Path(written).rglob("*")]
+            assert {path.stat().st_ino for path in every} <= synced
+            synced.clear()
+            renamed.append(to)
+        rename(written, to)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", checked)
+    with atomic.replacing(place, folder=kind == "folder") as staging:
+        (staging / "a" if kind == "folder" else staging).write_text("one", "utf-8")
+    assert renamed
+    assert tmp_path.stat().st_ino in synced  # and then its name
 
 
 def left_behind(place: Path, state: str, pid: int, host: str | None = None) -> Path:

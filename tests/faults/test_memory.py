@@ -202,6 +202,19 @@ def test_no_room_for_a_copy_saves_without_one(
     assert differing(whole / "checkpoint-6", folder / "checkpoint-6") == []
 
 
+def test_without_a_copy_training_waits_for_the_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large:
+        def copied(self) -> Contents:
+            raise MemoryError
+
+    monkeypatch.setattr(saver, "save_checkpoint", lambda folder, contents: time.sleep(0.2))
+    with saver.Saver(None, lambda: None, True, print) as saving:
+        saving.save(tmp_path / "checkpoint-1", Large())  # type: ignore[arg-type]
+        assert saving.pending is None  # the weights themselves were written
+
+
 def test_what_is_saved_is_what_was_when_saving_began(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
     trainer.batches.restart()

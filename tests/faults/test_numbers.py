@@ -13,6 +13,7 @@ from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.locate import checkpoints
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.training import recovery
 from limner.training.batches import load_batches
 from limner.training.monitor.learning_curve import Spikes
 from limner.training.monitor.nonfinite import diagnose
@@ -112,9 +113,20 @@ def test_many_in_a_row_roll_back_once_and_the_run_goes_on(first: int, tiny_confi
     assert ("checkpoint-3 again" if first else "its beginning again") in said
     assert trainer.state.rolled_back_at == first + 10
     assert trainer.state.skipped == 10
+    assert trainer.state.images == 4 * 18  # what led there is not taken again
     assert checkpoints(trainer.folder)[-1].name == "checkpoint-18"
     weights = load_tensors(trainer.folder / "checkpoint-18" / "model.pt")
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_after_peace_the_run_may_go_back_once_more(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "PEACE", 12)
+    trainer = Trainer(tiny_config("training.max_steps=40"))
+    spoil(trainer, lambda step: 2 <= step < 12 or 26 <= step < 36, "nan").train()
+    assert len([m for m in messages(trainer.folder) if "10 updates in a row" in m]) == 2
+    assert (trainer.state.rolled_back_at, trainer.state.skipped) == (36, 20)
 
 
 def test_the_weights_go_back_to_those_of_the_checkpoint(tiny_config: Build) -> None:
