@@ -1,4 +1,4 @@
-"""Whether the tests notice what they are for: the code is broken on purpose, one way after the other.
+"""Whether the tests notice what they are for: the code is broken on purpose, one way at a time.
 
     python tests/mutations.py                # all: each is to be caught, some minutes
     python tests/mutations.py fsync dropout  # those whose names hold one of these words

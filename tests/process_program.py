@@ -22,26 +22,29 @@ from limner.training.muon import Muon
 from limner.training.train_step import TrainStep
 
 LOSS = TrainStep.loss
-RANK = int(os.environ.get("RANK", "0"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def nan_in_one(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
     """The third update's loss is no number in the last process."""
     last = dist.get_world_size() - 1 if dist.is_initialized() else 0
-    wrong = step.state.step == 2 and last == RANK
+    wrong = step.state.step == 2 and last == rank()
     return LOSS(step, batch, timesteps) * (float("nan") if wrong else 1.0)
 
 
 def short_of_memory(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
     """Process 1 has no room for more than two pictures from the fifth update on."""
-    if step.state.step >= 4 and RANK == 1 and len(batch) > 2:
+    if step.state.step >= 4 and rank() == 1 and len(batch) > 2:
         raise torch.OutOfMemoryError("injected: out of memory")
     return LOSS(step, batch, timesteps)
 
 
 def killed_once(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
     """Process 1 dies in its fifth update, in its first life."""
-    if step.state.step == 4 and RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if step.state.step == 4 and rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     return LOSS(step, batch, timesteps)
 
@@ -54,7 +57,7 @@ def dawdling(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tens
 
 def failing(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
     """Process 1 has an error that nobody expected."""
-    if step.state.step == 2 and RANK == 1:
+    if step.state.step == 2 and rank() == 1:
         raise ZeroDivisionError("injected")
     return LOSS(step, batch, timesteps)
 
@@ -119,10 +122,10 @@ FAULTS: dict[str, Callable[[TrainStep, Any, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def main() -> None:
+def main(told: str) -> None:
     throughput.matmul_peak = lambda device, dtype: 1e12  # takes longer than these runs
     torch.set_num_threads(1)
-    for config, resume, fault in json.loads(sys.argv[1]):
+    for config, resume, fault in json.loads(told):
         TrainStep.loss = FAULTS.get(fault, LOSS)  # type: ignore[method-assign]
         if fault == "no_room_once":
             no_room_once()
@@ -136,5 +139,19 @@ def main() -> None:
             trainer.save_checkpoint(trainer.folder / "final")
 
 
+def as_rank(number: int, count: int, port: int, told: str, said: str) -> None:
+    """One of `count` processes that nobody launched; what it says goes to a file."""
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1, encoding="utf-8")
+    main(told)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

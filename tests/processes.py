@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import process_program
 import torch
 
 from limner.config import Config
 
 PROGRAM = Path(__file__).with_name("process_program.py")
+FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it torchrun's restarts find addresses of processes that are gone (pytorch issue 135712).
@@ -65,11 +70,43 @@ def program(*runs: Run) -> list[str]:
 
 
 def run_in(processes: int, *runs: Run, restarts: int = 0) -> str:
-    """Train them to their ends; what was said."""
+    """Train them to their ends; what was said. Without a launcher where none is needed: forked
+    from a process that has imported torch, they start in a tenth of the time."""
+    if not restarts:
+        return forked(processes, program(*runs)[1])
     launcher = [*TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]
     ended = launched([*launcher, f"--max_restarts={restarts}", *program(*runs)], **OWN_STORE)
     assert ended.returncode == 0, ended.stderr[-6000:]
     return ended.stdout + ended.stderr
+
+
+def forked(processes: int, told: str) -> str:
+    context = multiprocessing.get_context(FORKS)
+    if FORKS == "forkserver":
+        context.set_forkserver_preload(["limner.training.trainer", "torch._dynamo"])
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        common = processes, free_port(), told, str(said)
+        lives = [
+            context.Process(target=process_program.as_rank, args=(number, *common))
+            for number in range(processes)
+        ]
+        for life in lives:
+            life.start()
+        for life in lives:
+            life.join(140)
+            if life.exitcode is None:
+                for other in lives:
+                    other.kill()
+        words = said.read_text("utf-8") if said.exists() else ""
+        assert [life.exitcode for life in lives] == [0] * processes, words[-6000:]
+        return words
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def written(config: Config) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from processes import (
     OWN_STORE,
     TORCHRUN,
     Run,
+    free_port,
     launched,
     leaves,
     program,
@@ -224,12 +224,6 @@ def wait_for_the_first_step(folder: Path, launcher: subprocess.Popen[str]) -> No
         assert launcher.poll() is None, launcher.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # Each process has a GPU of its own
