@@ -30,6 +30,7 @@ from limner.data.examples import Pictures
 from limner.data.order import position_of, seeded_generator
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.errors import LimnerError
+from limner.training.folder import set_aside_later
 from limner.training.monitor.progress import Progress
 from limner.training.muon import Muon
 from limner.training.resume import SAME_RUN
@@ -182,6 +183,7 @@ class Fit:
                 break
             try:
                 self._restore(found)
+                self.news += set_aside_later(self.folder, self.state.step)
                 return
             except Unusable as error:
                 reason = " ".join(str(error).split())[:300]
