@@ -77,7 +77,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_name(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from limner import atomic
+from limner.files import atomic
 place, folder, moment = Path(sys.argv[1]), sys.argv[2] == "folder", int(sys.argv[3])
 count = 0
 def counted(function):
@@ -167,6 +167,57 @@ def test_a_number_that_another_process_has_by_now_protects_nothing(
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: staged.stat().st_ctime + 60)
     recover_in(tmp_path)
     assert not staged.exists()
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from limner.files.atomic import replacing
+with replacing(Path(sys.argv[1]), folder=True):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start of a process is written")
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_takes_nothing_from_a_living_process(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "place")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "writing\n"
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda p: real(p) + 3600 * hours)
+        recover_in(tmp_path)
+        (staged,) = hidden(tmp_path)
+        process.kill()
+        process.wait()
+        recover_in(tmp_path)
+        assert hidden(tmp_path) == [], staged
+
+
+def test_what_another_machine_of_this_name_is_at_is_left_alone_and_what_was_before_a_restart_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, replacing(tmp_path / "place", folder=True) as staging:
+        patch.setattr(atomic, "boot", lambda: "another one")
+        patch.setattr(atomic.os, "getpid", lambda: 2**22 + 1)
+        patch.setattr(atomic, "started", lambda pid: 1.0)
+        name = f".other.{atomic._host()}-{atomic._process()}-0.writing"
+        patch.undo()
+        theirs = staging.with_name(name)
+        theirs.mkdir()
+        recover_in(tmp_path)
+        assert theirs.is_dir()
+        import psutil
+
+        patch.setattr(psutil, "boot_time", lambda: theirs.stat().st_ctime + 60)
+        recover_in(tmp_path)
+        assert not theirs.exists()
 
 
 def test_another_machine_s_stays_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from limner.checkpoint.saver import Saver
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.files import folder_lock
 from limner.files.folder_lock import TRAINING
 from limner.files.output_folders import is_training_run, visible_names
 from limner.training.folder import check_run_folder, keep_edited
@@ -266,6 +267,27 @@ def test_two_runs_in_one_folder_are_refused_while_one_of_them_runs(
     trainer.train()
     assert not trainer.run.lock.path.exists()
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+
+
+def test_a_run_whose_folder_was_taken_over_while_it_slept_writes_nothing_more(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny_config("training.save_steps=1"))
+    step, seen = trainer.step, dict[str, bytes]()
+
+    def asleep(*words: Any) -> Any:
+        if trainer.state.step == 3 and not seen:
+            left_behind(tmp_path / "run" / TRAINING, pid=2**22 + 1, host="atlas")
+            monkeypatch.setattr(folder_lock, "BEAT", 0.0)  # as if that long ago
+            seen["log"] = (tmp_path / "run" / "log.jsonl").read_bytes()
+        return step(*words)
+
+    trainer.step = asleep  # type: ignore[method-assign]
+    with pytest.raises(LimnerError, match=r"was taken over by process \d+ on atlas"):
+        trainer.train()
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == seen["log"]
+    assert [c.name for c in checkpoints(tmp_path / "run")][-1] == "checkpoint-3"
+    assert (tmp_path / "run" / TRAINING).is_file()
 
 
 def test_a_run_that_cannot_begin_leaves_no_lock(

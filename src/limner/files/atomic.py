@@ -2,9 +2,9 @@
 
 What is being written is in a hidden folder beside its place, which names its owner:
 
-    .checkpoint-6.1f3a9c02-4711-0.writing/    being written by process 4711 of this machine
-    .vae.1f3a9c02-4711-1.old/                 what gives way to it, for the moment of two renames
-    .vae.1f3a9c02-4711-2.deleted/             what gave way
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-0.writing/  being written by process 4711 of this machine
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-1.old/      what gives way, for the moment of two renames
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-2.deleted/  what gave way
 
 A file is replaced by one rename. A folder cannot be: the old one is renamed aside, the new one
 takes its name, and a kill between the two is put right by `recover`, at the next start of the same
@@ -27,9 +27,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from limner.files.full_disk import as_os_error
+from limner.files.process_identity import boot, is_hidden, started
 
 _STAGED = re.compile(
-    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.(?P<state>writing|old|deleted)"
+    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)"
+    r"(-(?P<boot>[0-9a-f]{8})(?P<start>[0-9a-f]{8}))?-\d+\.(?P<state>writing|old|deleted)"
 )
 _LONGEST = 150
 """Bytes of a name that are part of a staging name; file systems end at 255."""
@@ -192,7 +194,7 @@ def _give_modes(staging: Path) -> None:
 def _owned(path: Path, state: str) -> Iterator[Path]:
     staged = _STAGED.fullmatch(path.name)  # what gave way goes under the name of what it was
     stem = staged["name"] if staged else _stem(path.name)
-    name = f".{stem}.{_host()}-{os.getpid()}-{next(_numbers)}.{state}"
+    name = f".{stem}.{_host()}-{_process()}-{next(_numbers)}.{state}"
     place = path.with_name(name)
     _mine.add(str(place))
     try:
@@ -232,15 +234,26 @@ def _is_alive(entry: Path, staged: re.Match[str]) -> bool:
     pid = int(staged["pid"])
     if pid == os.getpid():
         return str(entry) in _mine
+    if staged["boot"] and staged["boot"] != _hash(boot()):
+        # Of this machine before it was started anew, or of another one that has its name.
+        recent = time.time() - changed < _FOREIGN[staged["state"]]
+        return recent and changed > psutil.boot_time()
     try:
         owner = psutil.Process(pid)
         if owner.status() == psutil.STATUS_ZOMBIE:
             return False
+        if staged["start"]:
+            return staged["start"] == _hash(str(started(pid)))
         return owner.create_time() < changed + 2  # else another has its number by now
     except psutil.NoSuchProcess:
-        return False
+        return is_hidden(pid)
     except psutil.Error:
         return True
+
+
+def _process() -> str:
+    """This one: its number, and what tells it from others that had or will have that."""
+    return f"{os.getpid()}-{_hash(boot())}{_hash(str(started(os.getpid())))}"
 
 
 @functools.cache
@@ -250,4 +263,8 @@ def _host() -> str:
         numbers = os.readlink("/proc/self/ns/pid")
     except OSError:
         numbers = ""
-    return hashlib.blake2b(f"{platform.node()} {numbers}".encode(), digest_size=4).hexdigest()
+    return _hash(f"{platform.node()} {numbers}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

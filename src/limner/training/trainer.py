@@ -96,6 +96,8 @@ class Trainer:
                 if not updated.skipped:
                     run.update_ema()
                 budget.step_done(time.perf_counter() - start)
+                if run.is_main:
+                    run.lock.check()
 
                 monitor.refused(row for batch in batches for row in batch.refused)
                 monitor.step_done(updated, learning_rate)
