@@ -93,8 +93,11 @@ class Saver:
 
     def not_written(self, folder: Path, reason: str) -> None:
         """Say so, or raise LimnerError (see the class)."""
-        good = checkpoints(folder.parent)
-        last = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        try:
+            good = checkpoints(folder.parent)
+            last = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        except OSError as error:
+            last = f"which others there are cannot be seen either ({error.strerror})"
         self.failed = f"{folder} could not be written ({reason}); {last}"
         if self.stop_on_error:
             raise LimnerError(f"{self.failed}. Make room, or name another training.output_dir.")
