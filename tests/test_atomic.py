@@ -1,8 +1,10 @@
 """What is written is there whole, or what was before; what a kill leaves goes, or comes back."""
 
+import errno
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -300,3 +302,29 @@ def test_what_is_removed_bears_its_name_no_more(
     assert not (tmp_path / "place").exists()
     recover_in(tmp_path)
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there folders are not synced, and modes not set")
+def test_drives_that_sync_no_folders_and_change_no_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, fails = os.fsync, [errno.EINVAL]
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(fails[0], os.strerror(fails[0]))
+        fsync(descriptor)
+
+    def not_the_owner(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(Path, "chmod", not_the_owner)
+    with replacing(tmp_path / "place", folder=True) as staging:
+        (staging / "a").touch(0o600)
+        (staging / "a").write_text("one", "utf-8")
+    assert said(tmp_path / "place") == "one"
+    fails[0] = errno.EIO  # a disk that fails is another matter
+    with pytest.raises(OSError, match="Input/output error"):
+        put(tmp_path / "place", "two", folder=True)
+    assert said(tmp_path / "place") == "one"

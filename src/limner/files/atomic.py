@@ -14,6 +14,7 @@ command. There also goes whatever else a kill left; what belongs to a living pro
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import itertools
@@ -38,6 +39,10 @@ _LONGEST = 150
 _HASHED = "hash-"
 _FOREIGN = {"writing": 24 * 3600, "old": 60, "deleted": 60}
 """Seconds after which what another machine began, on a shared disk, counts as left behind."""
+
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Of a folder: this file system (shared folders of virtual machines, some of FUSE) cannot sync the
+names in it. Its files are synced all the same."""
 
 _numbers = itertools.count()
 _mine: set[str] = set()
@@ -158,6 +163,9 @@ def sync(path: Path) -> None:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(descriptor, full)
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -187,7 +195,9 @@ def _give_modes(staging: Path) -> None:
     for path in staging.rglob("*"):
         mode = folders if path.is_dir() else folders & 0o666
         if not path.is_symlink() and path.stat().st_mode & 0o777 != mode:
-            path.chmod(mode)
+            # Network drives let people write what they do not own, and not change its mode.
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
 
 
 @contextlib.contextmanager
