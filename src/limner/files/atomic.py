@@ -138,9 +138,15 @@ def recover_in(folder: Path, path: Path | None = None) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a folder; a kill in the middle leaves nothing that bears its name. Raises OSError."""
-    with _owned(Path(os.path.realpath(folder)), "deleted") as doomed:
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    with doomed(folder) as place:
+        os.replace(folder, place)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def doomed(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """A hidden place beside `path`, not made yet, for what is to be deleted: if a kill comes first,
+    `recover` does it."""
+    return _owned(Path(os.path.realpath(path)), "deleted")
 
 
 def is_staging(name: str) -> bool:
