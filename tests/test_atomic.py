@@ -1,8 +1,10 @@
 """What is written is there whole, or what was before; what a kill leaves goes, or comes back."""
 
+import errno
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,6 +199,57 @@ def test_a_number_that_another_process_has_by_now_protects_nothing(
     assert not staged.exists()
 
 
+WRITING = """
+import sys
+from pathlib import Path
+from limner.files.atomic import replacing
+with replacing(Path(sys.argv[1]), folder=True):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start of a process is written")
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_takes_nothing_from_a_living_process(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "place")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "writing\n"
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda p: real(p) + 3600 * hours)
+        recover_in(tmp_path)
+        (staged,) = hidden(tmp_path)
+        process.kill()
+        process.wait()
+        recover_in(tmp_path)
+        assert hidden(tmp_path) == [], staged
+
+
+def test_what_another_machine_of_this_name_is_at_is_left_alone_and_what_was_before_a_restart_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, replacing(tmp_path / "place", folder=True) as staging:
+        patch.setattr(atomic, "boot", lambda: "another one")
+        patch.setattr(atomic.os, "getpid", lambda: 2**22 + 1)
+        patch.setattr(atomic, "started", lambda pid: 1.0)
+        name = f".other.{atomic._host()}-{atomic._process()}-0.writing"
+        patch.undo()
+        theirs = staging.with_name(name)
+        theirs.mkdir()
+        recover_in(tmp_path)
+        assert theirs.is_dir()
+        import psutil
+
+        patch.setattr(psutil, "boot_time", lambda: theirs.stat().st_ctime + 60)
+        recover_in(tmp_path)
+        assert not theirs.exists()
+
+
 def test_another_machine_s_stays_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged = left_behind(tmp_path / "place", "writing", dead(), host="00000000")
     recover_in(tmp_path)
@@ -277,3 +330,29 @@ def test_what_is_removed_bears_its_name_no_more(
     assert not (tmp_path / "place").exists()
     recover_in(tmp_path)
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there folders are not synced, and modes not set")
+def test_drives_that_sync_no_folders_and_change_no_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, fails = os.fsync, [errno.EINVAL]
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(fails[0], os.strerror(fails[0]))
+        fsync(descriptor)
+
+    def not_the_owner(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(Path, "chmod", not_the_owner)
+    with replacing(tmp_path / "place", folder=True) as staging:
+        (staging / "a").touch(0o600)
+        (staging / "a").write_text("one", "utf-8")
+    assert said(tmp_path / "place") == "one"
+    fails[0] = errno.EIO  # a disk that fails is another matter
+    with pytest.raises(OSError, match="Input/output error"):
+        put(tmp_path / "place", "two", folder=True)
+    assert said(tmp_path / "place") == "one"

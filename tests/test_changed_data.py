@@ -25,6 +25,7 @@ from limner.data.open import open_data
 from limner.data.row_fingerprints import ROW, Changes, compare, fingerprints_of, summed
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import changed_data
+from limner.files.folder_lock import FolderLock
 from limner.training.folder import run_lock
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
@@ -242,7 +243,8 @@ def test_an_autoencoder_that_goes_on_says_that_the_data_changed(
 
     def fit() -> Fit:
         pictures = open_data(config).trained
-        return Fit(config, pictures, torch.device("cpu"), torch.float32, tmp_path / "fit")
+        lock = FolderLock(tmp_path / "vae", "wait")
+        return Fit(config, pictures, torch.device("cpu"), torch.float32, tmp_path / "fit", lock)
 
     fit().run()
     assert "the data changed" not in " ".join(fit().news)

@@ -295,3 +295,15 @@ def test_a_trainer_saves_what_a_generator_draws_from(
     assert np.asarray(drawn).std() > 1
     state = json.loads(Path("outputs/final/training_state.json").read_text(encoding="utf-8"))
     assert (state["step"], state["images"]) == (6, 24)
+
+
+@pytest.mark.parametrize("name", ["training_state.json", "tokenizer.json"])
+def test_what_is_read_in_words_is_verified_too(name: str, saved: Saved, tmp_path: Path) -> None:
+    older, newer = (saved.save(tmp_path / "run" / f"checkpoint-{step}") for step in (3, 6))
+    text = (newer / name).read_text("utf-8")
+    other = text.replace(": 28", ": 29") if "images" in text else text.replace(":257", ":256")
+    assert other != text
+    (newer / name).write_text(other, "utf-8")
+    with pytest.raises(LimnerError, match=f"{name} is not what was written"):
+        Checkpoint.open(newer)
+    assert find_checkpoint(tmp_path / "run") == older

@@ -269,3 +269,20 @@ def test_what_the_guide_says_to_type_works_as_typed(
     ]
     assert (tmp_path / "output.png").is_file()
     assert hub.files.keys() == {"me/apple-painter"}
+
+
+def test_a_header_is_verified_and_one_of_an_earlier_version_is_read(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = export(checkpoint, tmp_path / "a.safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(file)
+    number = WeightsFile.open(file).state.step
+    changed = {"training": metadata["training"].replace(f": {number}", f": {number + 1}", 1)}
+    save_file(weights, tmp_path / "b.safetensors", metadata | changed)
+    with pytest.raises(LimnerError, match="its header is not what was written"):
+        WeightsFile.open(tmp_path / "b.safetensors")
+    del metadata["header_sha256"]
+    save_file(weights, tmp_path / "c.safetensors", metadata)
+    WeightsFile.open(tmp_path / "c.safetensors")

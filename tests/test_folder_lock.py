@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 from limner.errors import LimnerError
 from limner.files import folder_lock
 from limner.files.folder_lock import TRAINING, FolderLock, Holder
+from limner.files.process_identity import started
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from limner.folder_lock import FolderLock
+from limner.files.folder_lock import FolderLock
 with FolderLock(Path(sys.argv[1]), "wait", sys.argv[2] or None):
     print("held", flush=True)
     sys.stdin.read()
@@ -46,7 +48,7 @@ def another_process(place: Path, name: str | None) -> Iterator[subprocess.Popen[
 
 def left_behind(path: Path, **values: object) -> Holder:
     """The file of a process, of this one unless something else is said."""
-    holder = Holder(**{**Holder.this_process().__dict__, **values})
+    holder = Holder(**{**Holder.this_process(path).__dict__, **values})
     path.write_text(json.dumps(holder.__dict__), encoding="utf-8")
     return holder
 
@@ -116,9 +118,7 @@ def test_a_number_that_another_process_has_by_now_is_not_the_holder(tmp_path: Pa
     left_behind(lock.path)
     with lock:
         pass
-    import psutil
-
-    left_behind(lock.path, pid=parent, began=psutil.Process(parent).create_time())
+    left_behind(lock.path, pid=parent, began=started(parent))
     with pytest.raises(LimnerError, match=f"process {parent} on"):
         lock.acquire()
 
@@ -213,3 +213,76 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(OSError, match="No space left"):
         FolderLock(tmp_path, "wait", TRAINING).acquire()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start of a process is written")
+def test_a_living_holder_keeps_its_folder_when_the_clock_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    with another_process(tmp_path / "run", TRAINING) as process:
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda p: real(p) + 3600)
+        with pytest.raises(LimnerError, match=f"process {process.pid} on"):
+            FolderLock(tmp_path / "run", "wait", TRAINING).acquire()
+
+
+def test_machines_of_one_name_are_told_apart_by_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.3)
+    lock = FolderLock(tmp_path, "wait", TRAINING)
+    left_behind(lock.path, pid=2**22 + 1, space=folder_lock._space() + "of another boot")
+    monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: os.utime(lock.path))
+    with pytest.raises(LimnerError, match="is in use"):
+        lock.acquire()
+    # Before a restart of this machine: at once.
+    monkeypatch.setattr(folder_lock, "PATIENCE", 3600)
+    monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: None)
+    os.utime(lock.path, (time.time() - 7200,) * 2)
+    with lock:
+        pass
+
+
+def test_a_process_of_another_user_that_is_not_shown_counts_while_it_shows_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(folder_lock, "is_hidden", lambda pid: True)
+    lock = FolderLock(tmp_path, "wait", TRAINING)
+    left_behind(lock.path, pid=2**22 + 1)
+    monkeypatch.setattr(folder_lock.time, "sleep", lambda seconds: os.utime(lock.path))
+    with pytest.raises(LimnerError, match="is in use"):
+        lock.acquire()
+    assert "which hides other users' processes" in capsys.readouterr().err
+
+
+def test_a_copy_of_a_folder_in_use_is_held_by_nobody(tmp_path: Path) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    with another_process(run, TRAINING):
+        shutil.copytree(run, copy)
+        with FolderLock(copy, "wait", TRAINING):
+            pass
+        run.rename(tmp_path / "moved")
+        with pytest.raises(LimnerError, match="is in use"):
+            FolderLock(tmp_path / "moved", "wait", TRAINING).acquire()
+
+
+def test_who_lost_the_folder_while_asleep_is_told_and_who_did_not_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FolderLock(tmp_path, "name another folder", TRAINING) as lock:
+        awake = time.time()
+        monkeypatch.setattr(folder_lock.time, "time", lambda: awake + 3600)
+        lock.check()
+        lock.path.unlink()  # somebody tidied up
+        monkeypatch.setattr(folder_lock.time, "time", lambda: awake + 7200)
+        lock.check()
+        assert lock.path.is_file()
+        other = left_behind(lock.path, pid=2**22 + 1, host="atlas")
+        monkeypatch.setattr(folder_lock.time, "time", lambda: awake + 10800)
+        for _ in range(2):
+            with pytest.raises(LimnerError, match=f"taken over by process {other.pid} on atlas"):
+                lock.check()
+    assert lock.path.is_file()

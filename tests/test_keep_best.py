@@ -7,6 +7,8 @@ import pytest
 import torch
 from runs import events, messages, trained
 
+from limner.checkpoint import manifest
+from limner.checkpoint.folder import Checkpoint
 from limner.config import Config
 from limner.training.monitor import monitor
 from limner.training.monitor.memorisation_check import copying
@@ -73,6 +75,45 @@ def test_the_best_is_found_again_after_a_resume(
     trainer = Trainer(config, resume="latest")
     trainer.train()
     assert names(trainer.folder) == {"checkpoint-4", "checkpoint-12"}
+
+
+def test_files_of_people_s_own_stay_where_a_checkpoint_goes(
+    tiny_config: Callable[..., Config],
+) -> None:
+    limits = "training.save_steps=3", "training.checkpoints_total_limit=1"
+    plain = *limits, "training.keep_best=false"
+    folder = trained(tiny_config("training.max_steps=3", *plain)).folder
+    old = folder / "checkpoint-3"
+    (old / "favourite.png").write_bytes(b"mine")
+    (old / ".DS_Store").write_bytes(b"nobody's")
+    (old / "notes").mkdir()
+    (old / "notes" / "a.txt").write_text("seed 7", encoding="utf-8")
+    Trainer(tiny_config("training.max_steps=12", *plain), resume="latest").train()
+    left = sorted(p.relative_to(old).as_posix() for p in old.rglob("*") if p.is_file())
+    assert left == ["favourite.png", "notes/a.txt"]
+    assert names(folder) == {"checkpoint-3", "checkpoint-12"}
+    (said,) = [m for m in messages(folder) if "files of your own" in m]
+    assert said.endswith("checkpoint-3, which is older than those to keep, was deleted but for "
+                         "files of your own: favourite.png and 1 more")  # fmt: skip
+    assert Checkpoint.open(folder).state.step == 12
+    assert not list(folder.glob(".checkpoint*"))
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_costs_no_new_one(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_use(folder: Path) -> None:
+        raise PermissionError(13, "in use by another program", str(folder))
+
+    monkeypatch.setattr(manifest, "remove", in_use)
+    limits = "training.save_steps=3", "training.checkpoints_total_limit=1"
+    folder = trained(
+        tiny_config("training.max_steps=9", "training.keep_best=false", *limits)
+    ).folder
+    assert names(folder) == {"checkpoint-3", "checkpoint-6", "checkpoint-9"}
+    said = [m for m in messages(folder) if "could not be deleted (in use by another program)" in m]
+    assert len(said) == 2
+    assert not any("could not be written" in m for m in messages(folder))
 
 
 def test_it_can_be_turned_off(

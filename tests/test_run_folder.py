@@ -6,14 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from runs import messages
 from test_folder_lock import left_behind
 
+from limner.checkpoint.folder import Checkpoint, Contents
 from limner.checkpoint.locate import checkpoints
+from limner.checkpoint.saver import Saver
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.files import folder_lock
 from limner.files.folder_lock import TRAINING
 from limner.files.output_folders import is_training_run, visible_names
 from limner.training.folder import check_run_folder, keep_edited
@@ -190,6 +195,52 @@ def test_in_its_own_folder_a_run_goes_on_by_any_name(
     assert [c.name for c in checkpoints(tmp_path / "run")][-1] == "checkpoint-8"
 
 
+def test_a_run_that_goes_back_keeps_the_new_way_and_the_old(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = "training.checkpoints_total_limit=2", "training.keep_best=false"
+    Trainer(tiny_config("training.max_steps=9", "training.preview_steps=3", *limits)).train()
+    folder = tmp_path / "run"
+    old = files(folder / "checkpoint-9")
+    write, there = Saver._write, list[tuple[str, bool]]()
+
+    def watched(self: Saver, place: Path, contents: Contents) -> None:
+        write(self, place, contents)
+        there.append((place.name, place.is_dir()))
+
+    monkeypatch.setattr(Saver, "_write", watched)
+    slower = tiny_config("training.max_steps=8", "training.learning_rate=0.0001", *limits)
+    for _ in range(2):
+        Trainer(slower, resume=folder / "checkpoint-6").train()
+        assert there.pop() == ("checkpoint-8", True)
+        assert Checkpoint.open(folder).state.step == 8
+        assert not (folder / "previews" / "step-000009.png").exists()
+    aside = [p.relative_to(folder).as_posix() for p in folder.glob("set-aside*/**/*[0-9]*")]
+    assert {"set-aside/checkpoint-9", "set-aside-2/checkpoint-8"} <= set(aside)
+    assert {"set-aside/previews/step-000009.png"} <= set(aside)
+    assert files(folder / "set-aside" / "checkpoint-9") == old
+    assert any("(checkpoint-8) was moved to " in said for said in messages(folder))
+
+
+def test_a_damaged_one_that_was_passed_over_costs_no_new_one(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    limits = "training.checkpoints_total_limit=1", "training.keep_best=false"
+    Trainer(tiny_config("training.max_steps=9")).train()
+    (folder / "checkpoint-9" / "optimizer.pt").write_bytes(b"damaged")
+    trainer = Trainer(tiny_config("training.max_steps=9", "training.save_steps=1", *limits))
+    step = trainer.step
+
+    def power_cut(*words: Any) -> Any:
+        return 1 / 0 if trainer.state.step == 8 else step(*words)
+
+    trainer.step = power_cut  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert [c.name for c in checkpoints(folder)] == ["checkpoint-8"]
+
+
 def test_a_run_that_was_moved_goes_on_where_it_is(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -216,6 +267,27 @@ def test_two_runs_in_one_folder_are_refused_while_one_of_them_runs(
     trainer.train()
     assert not trainer.run.lock.path.exists()
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+
+
+def test_a_run_whose_folder_was_taken_over_while_it_slept_writes_nothing_more(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tiny_config("training.save_steps=1"))
+    step, seen = trainer.step, dict[str, bytes]()
+
+    def asleep(*words: Any) -> Any:
+        if trainer.state.step == 3 and not seen:
+            left_behind(tmp_path / "run" / TRAINING, pid=2**22 + 1, host="atlas")
+            monkeypatch.setattr(folder_lock, "BEAT", 0.0)  # as if that long ago
+            seen["log"] = (tmp_path / "run" / "log.jsonl").read_bytes()
+        return step(*words)
+
+    trainer.step = asleep  # type: ignore[method-assign]
+    with pytest.raises(LimnerError, match=r"was taken over by process \d+ on atlas"):
+        trainer.train()
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == seen["log"]
+    assert [c.name for c in checkpoints(tmp_path / "run")][-1] == "checkpoint-3"
+    assert (tmp_path / "run" / TRAINING).is_file()
 
 
 def test_a_run_that_cannot_begin_leaves_no_lock(

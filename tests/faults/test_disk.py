@@ -20,6 +20,7 @@ from limner.checkpoint import folder as checkpoint_module
 from limner.checkpoint import manifest
 from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
+from limner.checkpoint.saver import Saver
 from limner.config import Config
 from limner.data import images
 from limner.errors import LimnerError
@@ -199,6 +200,39 @@ def test_permission_that_is_lost_in_mid_run(
     folder = run(tiny_config("training.max_steps=9"))
     assert [c.name for c in checkpoints(folder)] == ["checkpoint-3", "checkpoint-9"]
     assert any("Permission denied" in message for message in messages(folder))
+
+
+def test_a_folder_that_is_away_for_some_steps(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network drive whose server restarts: nothing in it can even be looked at."""
+    trainer = Trainer(tiny_config("training.max_steps=9"))
+    step, save, away = trainer.step, Saver.save, [False]
+
+    def hiccup(*args: Any) -> Any:
+        away[0] = trainer.state.step in (4, 5)
+        return step(*args)
+
+    def save_and_wait(saver: Saver, *args: Any) -> None:
+        save(saver, *args)
+        saver.wait()
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(path: Path, *args: Any, **kwargs: Any) -> Any:
+            if away[0] and trainer.folder in (path, *path.parents):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *args, **kwargs)
+
+        return wrapped
+
+    for name in ("stat", "open", "mkdir", "iterdir"):
+        monkeypatch.setattr(Path, name, wrap(getattr(Path, name)))
+    monkeypatch.setattr(Saver, "save", save_and_wait)
+    trainer.step = hiccup  # type: ignore[method-assign]
+    trainer.train()
+    assert [e["step"] for e in events(trainer.folder, "train")] == list(range(1, 10))
+    assert [c.name for c in checkpoints(trainer.folder)] == ["checkpoint-3", "checkpoint-9"]
+    assert any("cannot be seen either" in message for message in messages(trainer.folder))
 
 
 def test_older_checkpoints_go_only_when_a_newer_one_is_there(

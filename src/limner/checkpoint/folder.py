@@ -38,6 +38,7 @@ from limner.checkpoint.locate import (
     FILES,
     LORA,
     ROWS,
+    TEXTS,
     TOKENIZER,
     find_checkpoint,
 )
@@ -66,10 +67,15 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
-        """Open a checkpoint folder, or the newest one of a run folder."""
+        """Open a checkpoint folder, or the newest one of a run folder.
+
+        Raises:
+            LimnerError: there is none, or what it says in words is not what was written; weights
+                are verified when they are read.
+        """
         folder = find_checkpoint(path)
         config = load_config(folder / "config.yaml")
-        if problem := damage(folder, names=()):
+        if problem := damage(folder, TEXTS):
             raise LimnerError(f"the checkpoint is damaged: {folder / problem}")
         state = TrainingState.read(folder / "training_state.json")
         tokenizer = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from limner.checkpoint.lineage import FILE as LINEAGE
 from limner.checkpoint.manifest import MANIFEST, NAME, damage
 from limner.checkpoint.sharded import INDEX
 from limner.checkpoint.state import TrainingState
@@ -22,6 +23,10 @@ AVERAGED = "ema.safetensors"
 
 
 ROWS = "rows.npy"
+
+
+TEXTS = ("training_state.json", TOKENIZER, LINEAGE, INDEX)
+"""Small files that are read whenever a checkpoint is opened, and verified then."""
 
 
 LORA, ADAPTER = "lora.safetensors", "adapter"
@@ -114,7 +119,7 @@ def find_checkpoint(path: str | Path) -> Path:
             "checkpoint-<step> folders"
         )
     if not (folder / "training_state.json").is_file():
-        found, passed_over = newest_good(folder, (AVERAGED, "model.pt"))
+        found, passed_over = newest_good(folder, (AVERAGED, "model.pt", *TEXTS))
         for sentence in passed_over:
             log.warning("%s", sentence)
         if found is not None:

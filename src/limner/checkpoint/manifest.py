@@ -21,8 +21,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from limner.errors import LimnerError
-from limner.files.atomic import recover_in, replacing, sync
+from limner.files.atomic import doomed, recover_in, remove, replacing, sync
 from limner.files.small_files import read_json
+from limner.files.system_names import is_left_by_itself
 from limner.messages import shorten
 
 MANIFEST = "manifest.json"
@@ -121,6 +122,41 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
     return None
+
+
+def remove_written(folder: Path) -> list[str]:
+    """Delete a checkpoint, or of one into which people put files the files that it is made of.
+
+    Returns:
+        The names of what stayed, sorted.
+
+    Raises:
+        OSError: it could not be deleted.
+    """
+    try:
+        listed = {str(name) for name in read_json(folder / MANIFEST)["files"]} | {MANIFEST}
+    except (LimnerError, ValueError, TypeError, KeyError):
+        raise OSError(0, f"its {MANIFEST} is damaged, and what else is there not known") from None
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    theirs = sorted(
+        name
+        for name, path in names.items()
+        if name not in listed and not is_left_by_itself(path.name)
+    )
+    if not theirs:
+        remove(folder)
+        return []
+    # By renames first, as a kill among slow deletions would leave a checkpoint with a part of it.
+    with doomed(folder) as place:
+        place.mkdir()
+        for number, name in enumerate(sorted(names.keys() - set(theirs), reverse=True)):
+            os.replace(names[name], place / str(number))
+        shutil.rmtree(place, ignore_errors=True)
+    for inner in [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]:
+        with contextlib.suppress(OSError):
+            inner.rmdir()  # only if it is empty
+    return theirs
 
 
 def finish_interrupted(run_folder: Path) -> None:

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from limner.checkpoint.folder import Contents, save_checkpoint
 from limner.checkpoint.locate import checkpoints
+from limner.checkpoint.manifest import remove_written
 from limner.errors import LimnerError
-from limner.files.atomic import remove
 from limner.memory import is_out_of_memory
 
 
@@ -41,6 +41,8 @@ class Saver:
         self.pending: tuple[Path, Future[None]] | None = None
         self.failed: str | None = None
         """Why the newest checkpoint is not there, if it is not."""
+        self.news: list[str] = []
+        self.noted: set[str] = set()
 
     def __enter__(self) -> Saver:
         return self
@@ -85,6 +87,7 @@ class Saver:
         (folder, future), self.pending = self.pending, None
         error = future.exception()
         self.failed = None
+        self.tell()
         if error is None:
             return
         if isinstance(error, LimnerError):
@@ -93,8 +96,11 @@ class Saver:
 
     def not_written(self, folder: Path, reason: str) -> None:
         """Say so, or raise LimnerError (see the class)."""
-        good = checkpoints(folder.parent)
-        last = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        try:
+            good = checkpoints(folder.parent)
+            last = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        except OSError as error:
+            last = f"which others there are cannot be seen either ({error.strerror})"
         self.failed = f"{folder} could not be written ({reason}); {last}"
         if self.stop_on_error:
             raise LimnerError(f"{self.failed}. Make room, or name another training.output_dir.")
@@ -105,9 +111,27 @@ class Saver:
         self.prune(folder.parent)
 
     def prune(self, run_folder: Path) -> None:
-        """Delete older checkpoints, a newer one being durable."""
-        if self.keep:
-            best = f"checkpoint-{self.best()}"
-            for old in checkpoints(run_folder)[: -self.keep]:
-                if old.name != best:
-                    remove(old)
+        """Delete older checkpoints, a newer one being durable; files of people's own stay."""
+        if not self.keep:
+            return
+        best = f"checkpoint-{self.best()}"
+        for old in checkpoints(run_folder)[: -self.keep]:
+            if old.name == best:
+                continue
+            try:
+                if kept := remove_written(old):
+                    more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+                    self._note(old, f"was deleted but for files of your own: {kept[0]}{more}")
+            except OSError as error:  # one that a program has open, on Windows
+                self._note(old, f"could not be deleted ({error.strerror or error})")
+
+    def _note(self, old: Path, what: str) -> None:
+        """To be said by the thread that trains, once."""
+        if old.name not in self.noted:
+            self.noted.add(old.name)
+            self.news.append(f"{old}, which is older than those to keep, {what}")
+
+    def tell(self) -> None:
+        """Say what pruning found."""
+        while self.news:
+            self.say(self.news.pop(0))

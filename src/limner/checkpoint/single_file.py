@@ -7,6 +7,7 @@ A .safetensors file that any program can read, with metadata
     training         how far the run was: step, images, seconds, JSON
     lineage          what the model began from and learned from, JSON (see lineage.py)
     sha256           of the weights, in the order of their names
+    header_sha256    of all of the above (absent in files of earlier versions)
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class WeightsFile:
             raise LimnerError(
                 f"{path} holds weights, but none that Limner exported: its header has no "
                 "configuration (limner export writes such a file from a checkpoint)"
+            )
+        if metadata.get("header_sha256", sealed := _sha256_of_texts(metadata)) != sealed:
+            raise LimnerError(
+                f"{path} is damaged: its header is not what was written (its checksum differs); "
+                "get it again"
             )
         config = parse_json(metadata["config"], f"{path}: its configuration", MOST_YAML_BYTES)
         if not isinstance(config, dict):
@@ -147,6 +153,7 @@ def write_weights_file(
     }
     if tokenizer is not None:
         metadata["tokenizer"] = tokenizer.tokenizer.to_str()
+    metadata["header_sha256"] = _sha256_of_texts(metadata)
     needed = sum(tensor.nbytes for tensor in weights.values())
     with replacing(path, needed=needed) as staging:
         save_file(weights, staging, metadata)
@@ -159,6 +166,12 @@ def _metadata(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise LimnerError(f"{path} cannot be read as safetensors: {error}") from None
+
+
+def _sha256_of_texts(metadata: dict[str, str]) -> str:
+    """Of what the header says, but for this checksum: a caption's words depend on it, too."""
+    texts = {key: text for key, text in metadata.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(weights: dict[str, Tensor]) -> str:

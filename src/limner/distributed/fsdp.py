@@ -10,6 +10,7 @@ is sharded, so that nothing has to be exchanged in them, and the loop has its ow
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -70,5 +71,6 @@ def noted_pieces(folder: Path, micro_batch: int) -> int:
 
 def forget_notes(folder: Path) -> None:
     """A checkpoint says it from here on."""
-    for path in folder.glob(NOTES.format("*")):
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # then they say it once more
+        for path in folder.glob(NOTES.format("*")):
+            path.unlink(missing_ok=True)

@@ -2,9 +2,9 @@
 
 What is being written is in a hidden folder beside its place, which names its owner:
 
-    .checkpoint-6.1f3a9c02-4711-0.writing/    being written by process 4711 of this machine
-    .vae.1f3a9c02-4711-1.old/                 what gives way to it, for the moment of two renames
-    .vae.1f3a9c02-4711-2.deleted/             what gave way
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-0.writing/  being written by process 4711 of this machine
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-1.old/      what gives way, for the moment of two renames
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-2.deleted/  what gave way
 
 A file is replaced by one rename. A folder cannot be: the old one is renamed aside, the new one
 takes its name, and a kill between the two is put right by `recover`, at the next start of the same
@@ -14,6 +14,7 @@ command. There also goes whatever else a kill left; what belongs to a living pro
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import itertools
@@ -27,15 +28,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from limner.files.full_disk import as_os_error
+from limner.files.process_identity import boot, is_hidden, started
 
 _STAGED = re.compile(
-    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+\.(?P<state>writing|old|deleted)"
+    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)"
+    r"(-(?P<boot>[0-9a-f]{8})(?P<start>[0-9a-f]{8}))?-\d+\.(?P<state>writing|old|deleted)"
 )
 _LONGEST = 150
 """Bytes of a name that are part of a staging name; file systems end at 255."""
 _HASHED = "hash-"
 _FOREIGN = {"writing": 24 * 3600, "old": 60, "deleted": 60}
 """Seconds after which what another machine began, on a shared disk, counts as left behind."""
+
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Of a folder: this file system (shared folders of virtual machines, some of FUSE) cannot sync the
+names in it. Its files are synced all the same."""
 
 _numbers = itertools.count()
 _mine: set[str] = set()
@@ -131,9 +138,15 @@ def recover_in(folder: Path, path: Path | None = None) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a folder; a kill in the middle leaves nothing that bears its name. Raises OSError."""
-    with _owned(Path(os.path.realpath(folder)), "deleted") as doomed:
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    with doomed(folder) as place:
+        os.replace(folder, place)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def doomed(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """A hidden place beside `path`, not made yet, for what is to be deleted: if a kill comes first,
+    `recover` does it."""
+    return _owned(Path(os.path.realpath(path)), "deleted")
 
 
 def is_staging(name: str) -> bool:
@@ -156,6 +169,9 @@ def sync(path: Path) -> None:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(descriptor, full)
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -185,14 +201,16 @@ def _give_modes(staging: Path) -> None:
     for path in staging.rglob("*"):
         mode = folders if path.is_dir() else folders & 0o666
         if not path.is_symlink() and path.stat().st_mode & 0o777 != mode:
-            path.chmod(mode)
+            # Network drives let people write what they do not own, and not change its mode.
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
 
 
 @contextlib.contextmanager
 def _owned(path: Path, state: str) -> Iterator[Path]:
     staged = _STAGED.fullmatch(path.name)  # what gave way goes under the name of what it was
     stem = staged["name"] if staged else _stem(path.name)
-    name = f".{stem}.{_host()}-{os.getpid()}-{next(_numbers)}.{state}"
+    name = f".{stem}.{_host()}-{_process()}-{next(_numbers)}.{state}"
     place = path.with_name(name)
     _mine.add(str(place))
     try:
@@ -232,15 +250,26 @@ def _is_alive(entry: Path, staged: re.Match[str]) -> bool:
     pid = int(staged["pid"])
     if pid == os.getpid():
         return str(entry) in _mine
+    if staged["boot"] and staged["boot"] != _hash(boot()):
+        # Of this machine before it was started anew, or of another one that has its name.
+        recent = time.time() - changed < _FOREIGN[staged["state"]]
+        return recent and changed > psutil.boot_time()
     try:
         owner = psutil.Process(pid)
         if owner.status() == psutil.STATUS_ZOMBIE:
             return False
+        if staged["start"]:
+            return staged["start"] == _hash(str(started(pid)))
         return owner.create_time() < changed + 2  # else another has its number by now
     except psutil.NoSuchProcess:
-        return False
+        return is_hidden(pid)
     except psutil.Error:
         return True
+
+
+def _process() -> str:
+    """This one: its number, and what tells it from others that had or will have that."""
+    return f"{os.getpid()}-{_hash(boot())}{_hash(str(started(os.getpid())))}"
 
 
 @functools.cache
@@ -250,4 +279,8 @@ def _host() -> str:
         numbers = os.readlink("/proc/self/ns/pid")
     except OSError:
         numbers = ""
-    return hashlib.blake2b(f"{platform.node()} {numbers}".encode(), digest_size=4).hexdigest()
+    return _hash(f"{platform.node()} {numbers}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

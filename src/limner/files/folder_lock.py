@@ -22,6 +22,7 @@ from types import TracebackType
 
 from limner.console import say
 from limner.errors import LimnerError
+from limner.files.process_identity import boot, is_hidden, started
 
 TRAINING = ".limner-train.lock"
 """Of a run. Where it lies, a run of Limner's began, however early it was killed."""
@@ -32,7 +33,7 @@ PATIENCE = 90.0
 SETTLE = 0.1
 """Seconds after which of two processes that took over one file at once only one is in it."""
 SAME_START = 5.0
-"""Seconds by which the clock may have been set since a process began."""
+"""Seconds by which two answers to when a process began may differ."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +43,44 @@ class Holder:
     host: str
     pid: int
     space: str
-    """Within which the number means something: two containers may be called by one host name."""
+    """Within which the number means something: two containers may be called by one host name, and
+    so may two machines. In a second line the file that it holds, of which there may be a copy.
+    (Not a field of its own: an earlier version would take the file for nobody's.)"""
     began: float
-    """When the process began, Unix time: numbers of processes are given out again."""
+    """When the process began, as `started` says it: numbers of processes are given out again."""
     since: float
     """When it took the folder, Unix time."""
 
     @classmethod
-    def this_process(cls) -> Holder:
-        import psutil
-
-        began = psutil.Process().create_time()
-        return cls(socket.gethostname(), os.getpid(), _space(), began, time.time())
+    def this_process(cls, path: Path) -> Holder:
+        space, began = f"{_space()}\n{path}", started(os.getpid())
+        return cls(socket.gethostname(), os.getpid(), space, began, time.time())
 
     def is_of_this_machine(self) -> bool:
-        return (self.host, self.space) == (socket.gethostname(), _space())
+        """And since it was started."""
+        space, _, _ = self.space.partition("\n")
+        return (self.host, space) == (socket.gethostname(), _space())
 
-    def is_running(self) -> bool:
-        """Of this machine."""
+    def holds(self, path: Path) -> bool:
+        """Whether this file is the one that it wrote. Of this machine."""
+        original = self.space.partition("\n")[2]
+        try:
+            return not original or os.path.samefile(original, path)
+        except (OSError, ValueError):
+            return True  # it may have been moved
+
+    def is_running(self) -> bool | None:
+        """Of this machine; None: that cannot be seen."""
         import psutil
 
         if self.pid == os.getpid():  # which would know: a process before it had the same number
             return False
         try:
-            process = psutil.Process(self.pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
+            if psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE:
                 return False
-            return abs(process.create_time() - self.began) < SAME_START
+            return abs(started(self.pid) - self.began) < SAME_START
         except psutil.NoSuchProcess:
-            return False
+            return None if is_hidden(self.pid) else False
         except psutil.AccessDenied:
             return True
 
@@ -80,7 +90,8 @@ class FolderLock:
     place.
 
     What a process left behind that was killed, or whose machine lost its power, is taken over:
-    at once if it ran on this machine, else after PATIENCE seconds without a sign of life.
+    at once if it ran on this machine, else after PATIENCE seconds without a sign of life. That may
+    be wrong of a machine that sleeps: `check` tells it so when it wakes.
 
     Args:
         place: the folder (or file) that is written.
@@ -126,6 +137,17 @@ class FolderLock:
             _taken[key].count += 1
         self.held = True
 
+    def check(self) -> None:
+        """Raises LimnerError if another process took the folder over meanwhile. Costs nothing
+        unless a while has passed."""
+        taken = _taken.get((os.getpid(), str(self.path)))
+        if self.held and taken is not None and (other := taken.look()) is not None:
+            raise LimnerError(
+                f"{self.place} was taken over by process {other.pid} on {other.host} while this "
+                "machine slept or could not reach it, so nothing more is written there: wait until "
+                f"that one ends, or {self.otherwise}"
+            )
+
     def release(self) -> None:
         """Leave; nothing if that was done already."""
         if not self.held:
@@ -149,8 +171,10 @@ class _Taken:
         self.path, self.count = lock.path, 0
         self.made = [p for p in (self.path.parent, *self.path.parent.parents) if not p.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.holder = Holder.this_process()
+        self.holder = Holder.this_process(self.path)
         self._take(lock)
+        self.looked = time.time()
+        self.lost: Holder | None = None
         self.ended = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="folder lock").start()
 
@@ -201,10 +225,24 @@ class _Taken:
     def _text(self) -> bytes:
         return json.dumps(asdict(self.holder)).encode()
 
+    def look(self) -> Holder | None:
+        """Who took the file over, if it is no longer this process's."""
+        # By the clock on the wall, which goes on while a machine sleeps.
+        if self.lost is None and abs(time.time() - self.looked) >= BEAT:
+            found = _read(self.path)
+            if found is None:  # somebody deleted it, or the drive is away
+                with contextlib.suppress(OSError):
+                    self._create()
+            elif found != self.holder:
+                self.lost = found
+            self.looked = time.time()
+        return self.lost
+
     def _beat(self) -> None:
         while not self.ended.wait(BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
+            if _read(self.path) in (self.holder, None):
+                with contextlib.suppress(OSError):
+                    os.utime(self.path)
 
 
 _guard = threading.RLock()
@@ -234,9 +272,18 @@ def in_use(lock: FolderLock, holder: Holder) -> LimnerError:
 
 def _is_alive(path: Path, holder: Holder) -> bool:
     if holder.is_of_this_machine():
-        return holder.is_running()
+        if not holder.holds(path):
+            return False
+        running = holder.is_running()
+        if running is not None:
+            return running
+        where = f"on {holder.host}, which hides other users' processes"
+    elif holder.host == socket.gethostname() and _is_untouched(path):
+        return False  # of this machine before it was started anew, or of another one of its name
+    else:
+        where = f"on {holder.host}, another machine"
     say(
-        f"{path.parent} was in use by process {holder.pid} on {holder.host}, another machine: "
+        f"{path.parent} was in use by process {holder.pid} {where}: "
         f"looking for {PATIENCE:.0f} seconds whether it still is",
         err=True,
     )
@@ -246,6 +293,20 @@ def _is_alive(path: Path, holder: Holder) -> bool:
         if _touched(path) != before:
             return True
     return False
+
+
+def _is_untouched(path: Path) -> bool:
+    """Whether that is so for PATIENCE seconds already, by the clock of the drive."""
+    now = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        now.write_bytes(b"")
+        touched, here = _touched(path), _touched(now)
+        return touched is not None and here is not None and here - touched > PATIENCE * 1e9
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            now.unlink()
 
 
 def _touched(path: Path) -> int | None:
@@ -290,6 +351,6 @@ def _short(name: str) -> str:
 @functools.cache
 def _space() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return f"{os.readlink('/proc/self/ns/pid')} {boot()}"
     except OSError:
-        return ""
+        return boot()

@@ -91,7 +91,8 @@ def is_training_run(folder: Path) -> bool:
 
 OURS = (
     *("previews", "samples", "pictures", "evaluation", "evaluation-checkpoint-*", "check"),
-    *("checkpoint-*", "tensorboard", "transformer", "vae", "text_encoder"),
+    *("checkpoint-*", "set-aside", "set-aside-*"),
+    *("tensorboard", "transformer", "vae", "text_encoder"),
 )
 """Folders that Limner makes in its own."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from limner.checkpoint.locate import checkpoints
+from limner.checkpoint.locate import checkpoints, step_of
+from limner.checkpoint.manifest import NAME
 from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.files.atomic import write_text_whole
@@ -14,6 +16,8 @@ from limner.files.output_folders import is_training_run, kind_of_output, visible
 CONFIG = "config.yaml"
 OURS = ("refused.jsonl", "problems.jsonl")
 """All that a run leaves which found no data to train on, and a data check that was killed."""
+SET_ASIDE = "set-aside"
+"""Of a run that went back: what it had saved after that step."""
 DEEP = 4
 """Levels of folders of runs within folders."""
 
@@ -66,6 +70,47 @@ def check_resumed_here(folder: Path, checkpoint: Path) -> None:
             "give this run another training.output_dir, or go on from what is there with "
             "--resume latest"
         )
+
+
+def set_aside_later(folder: Path, step: int) -> list[str]:
+    """Move checkpoints of later steps than the one that a run goes on from, and the previews of
+    these steps, into a folder `set-aside` of its own; what was done, as a sentence.
+
+    They are of a way that the run does not go, or damaged. By their numbers they would pass for
+    newer than all that is written from here on, which would be deleted in their favour.
+
+    Raises:
+        LimnerError: they cannot be moved.
+    """
+    later = [p for p in folder.glob("checkpoint-*") if NAME.fullmatch(p.name) and step_of(p) > step]
+    if not later:
+        return []
+    later.sort(key=step_of, reverse=True)  # a kill leaves the older ones, as if they were all
+    previews = [
+        path
+        for path in folder.glob("previews/step-*.png")
+        if (digits := path.stem.removeprefix("step-")).isdecimal() and int(digits) > step
+    ]
+    number, place = 1, folder / SET_ASIDE
+    while place.exists():
+        number += 1
+        place = folder / f"{SET_ASIDE}-{number}"
+    try:
+        for path in [*later, *previews]:
+            moved = place / path.relative_to(folder)
+            moved.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, moved)
+    except OSError as error:
+        raise LimnerError(
+            f"{error.filename} is later than step {step}, from which this run goes on, and could "
+            f"not be moved to {place} ({error.strerror}): close the program that uses it, "
+            "and run the same command again"
+        ) from None
+    names = ", ".join(path.name for path in reversed(later))
+    return [
+        f"the run goes on from step {step}: what was saved after it ({names}) was moved to "
+        f"{place}, where no run deletes it"
+    ]
 
 
 def write_config(folder: Path, config: Config) -> str | None:

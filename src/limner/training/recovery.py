@@ -10,8 +10,10 @@ from limner.checkpoint.manifest import damage
 from limner.checkpoint.saver import Saver
 from limner.checkpoint.state import TrainingState
 from limner.data.examples import Batch
+from limner.distributed.processes import done_by_one
 from limner.errors import LimnerError
 from limner.training.batches import Batches
+from limner.training.folder import set_aside_later
 from limner.training.monitor.monitor import RunMonitor
 from limner.training.monitor.nonfinite import diagnose
 from limner.training.restore import restore
@@ -49,11 +51,16 @@ class Recovery:
         before = checkpoint.state if checkpoint else TrainingState(total_steps=state.total_steps)
         state.rewind(before)
         self.monitor.forget_after(state.step)
+        done_by_one(self.run.is_main, self._set_aside_later)
         self.monitor.event(
             f"memory ran out while the weights were being changed in step {self.half_done_at + 1}; "
             f"what followed step {state.step} is done again"
         )
         self.batches.restart()
+
+    def _set_aside_later(self) -> None:
+        for sentence in set_aside_later(self.run.folder, self.run.state.step):
+            self.monitor.event(sentence)
 
     def roll_back(self, bad: Batch) -> None:
         """Too many updates without a finite number: older weights once, then a diagnosis.

@@ -56,6 +56,7 @@ def save_numbered(run: Run, saver: Saver) -> None:
             saver.not_written(folder, reason)
         elif run.is_main:
             saver.prune(run.folder)
+            saver.tell()
         return
     contents = contents_of(run)
     if run.is_main:

@@ -18,13 +18,14 @@ from limner.config import Config
 from limner.data.examples import Batch
 from limner.data.open import Data
 from limner.distributed.fsdp import note_pieces
-from limner.distributed.processes import any_process, others_may_end
+from limner.distributed.processes import any_process, done_by_one, others_may_end
 from limner.errors import LimnerError
 from limner.files.atomic import write_text_whole
 from limner.models.text_to_image import TextToImage
 from limner.training.batches import Batches
 from limner.training.budget import Budget
 from limner.training.compiling import compile_model
+from limner.training.folder import set_aside_later
 from limner.training.monitor.monitor import RunMonitor
 from limner.training.open_run import open_run
 from limner.training.recovery import MOST_SKIPPED, Recovery
@@ -69,6 +70,7 @@ class Trainer:
 
     def _train(self) -> TrainingState:
         run, state, settings = self.run, self.run.state, self.run.config.training
+        done_by_one(run.is_main, self._set_aside_later)
         inputs = run.inputs  # made before the clock of the run starts
         budget = Budget(run.config, state, run.accelerator, len(inputs.trained.rows))
         with (
@@ -94,6 +96,8 @@ class Trainer:
                 if not updated.skipped:
                     run.update_ema()
                 budget.step_done(time.perf_counter() - start)
+                if run.is_main:
+                    run.lock.check()
 
                 monitor.refused(row for batch in batches for row in batch.refused)
                 monitor.step_done(updated, learning_rate)
@@ -121,6 +125,9 @@ class Trainer:
                 )
             monitor.finish()
         return state
+
+    def _set_aside_later(self) -> None:
+        self.run.notes += set_aside_later(self.run.folder, self.run.state.step)
 
     def step(self, say: Callable[[str], None] = console.say) -> tuple[StepResult, list[Batch]]:
         """One update of the weights, and the micro-batches that it was made of."""

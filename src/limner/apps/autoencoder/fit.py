@@ -30,6 +30,8 @@ from limner.data.examples import Pictures
 from limner.data.order import position_of, seeded_generator
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.errors import LimnerError
+from limner.files.folder_lock import FolderLock
+from limner.training.folder import set_aside_later
 from limner.training.monitor.progress import Progress
 from limner.training.muon import Muon
 from limner.training.resume import SAME_RUN
@@ -50,6 +52,7 @@ class Fit:
 
     Args:
         folder: of its checkpoints. If one is there that verifies, this goes on from it.
+        lock: of the folder that the autoencoder will be written to, which this process holds.
 
     Raises:
         LimnerError: none of the checkpoints that are there verifies, or they are of other settings.
@@ -62,8 +65,9 @@ class Fit:
         device: torch.device,
         dtype: torch.dtype,
         folder: Path,
+        lock: FolderLock,
     ) -> None:
-        self.config, self.pictures, self.folder = config, pictures, folder
+        self.config, self.pictures, self.folder, self.lock = config, pictures, folder, lock
         self.device, self.dtype = device, dtype
         torch.manual_seed(config.training.seed)
         model = build_autoencoder(config.autoencoder)
@@ -100,6 +104,7 @@ class Fit:
                 loss_sum += self._update()
                 state.step += 1
                 state.images += settings.batch_size
+                self.lock.check()
                 now = time.perf_counter()
                 state.seconds = before + now - started
                 if state.step % 20 == 0:
@@ -182,6 +187,7 @@ class Fit:
                 break
             try:
                 self._restore(found)
+                self.news += set_aside_later(self.folder, self.state.step)
                 return
             except Unusable as error:
                 reason = " ".join(str(error).split())[:300]

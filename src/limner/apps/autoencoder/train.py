@@ -61,8 +61,8 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         OSError: it could not be written; what was learned is saved.
     """
     keep_out_of_the_data(output, config, "--output")
-    with FolderLock(output, "name another --output"):
-        return _train_autoencoder(config, output)
+    with FolderLock(output, "name another --output") as lock:
+        return _train_autoencoder(config, output, lock)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -76,7 +76,7 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
+def _train_autoencoder(config: Config, output: Path, lock: FolderLock) -> dict[str, Any]:
     settings = config.autoencoder
     recover(output)  # an earlier one
     check_replaceable(output)
@@ -92,8 +92,9 @@ def _train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         devices.choose_precision(config.training.mixed_precision, device)
     )
     memory.keep_freed_memory()
-    fit = Fit(config, data.trained, device, dtype, fitting_folder(output))
+    fit = Fit(config, data.trained, device, dtype, fitting_folder(output), lock)
     fit.run()
+    lock.check()
     model, state = fit.averaged, fit.state
     _normalise(model, data.trained, device)
     measured = {

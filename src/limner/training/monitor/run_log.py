@@ -97,13 +97,15 @@ class RunLog:
     def _append(self, path: Path, objects: list[Any]) -> None:
         waited = path in self.waiting
         lines = [*self.waiting.pop(path, []), *objects]
-        end = path.stat().st_size if path.exists() else 0
+        end: int | None = None
         try:
+            end = path.stat().st_size if path.exists() else 0  # raises, too, if the drive is away
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(_lines(lines))
         except OSError as error:
-            with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
-                os.truncate(path, end)
+            if end is not None:
+                with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
+                    os.truncate(path, end)
             if not waited:
                 _complain(f"{path} cannot be written now ({error.strerror}); its lines wait")
             self.waiting[path] = lines[-MOST_WAITING:]
