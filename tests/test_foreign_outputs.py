@@ -19,7 +19,7 @@ from limner.apps.sweep.store_settings import store_sampling
 from limner.apps.sweep.sweep import sweep
 from limner.cli import main
 from limner.commands.generate import save_sheet
-from limner.config import Config, load_config
+from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.convert.convert import prepare
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
@@ -139,6 +139,42 @@ def test_an_autoencoder_does_not_replace_a_run(
         (tmp_path / "vae" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "vae" / name).touch()
     train.check_replaceable(tmp_path / "vae")
+
+
+def test_an_autoencoder_removes_its_own_checkpoints_alone(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    waiting = train.fitting_folder(tmp_path / "vae")
+    waiting.mkdir()
+    (waiting / "notes.md").touch()
+    with pytest.raises(LimnerError, match=r"vae-unfinished, where .*holds notes\.md"):
+        train.train_autoencoder(tiny_config(), tmp_path / "vae")
+    (waiting / "notes.md").unlink()
+    for name in (".checkpoint-6.1f3a9c02-4711-0.writing", "checkpoint-3", ".DS_Store"):
+        (waiting / name).mkdir()
+    train.check_checkpoints_folder(waiting)
+
+    source = photos(tmp_path / "pets-unfinished")
+    with pytest.raises(LimnerError, match="inside the data"):
+        train.train_autoencoder(in_folder(tiny_config(), source), tmp_path / "pets")
+    assert len(list(source.iterdir())) == 6
+
+
+def test_what_is_put_beside_an_autoencoders_checkpoints_meanwhile_stays(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = train.fitting_folder(tmp_path / "vae")
+
+    def write_notes(model: object, pictures: object, device: object) -> None:
+        assert (waiting / "checkpoint-1").is_dir()
+        (waiting / "notes.md").touch()
+
+    monkeypatch.setattr(train, "_normalise", write_notes)
+    sizes = {"base_channels": 8, "crop": 16, "batch_size": 2, "max_steps": 1}
+    config = in_folder(tiny_config(), photos(tmp_path / "photos"))
+    config = config.model_copy(update={"autoencoder": AutoencoderConfig(**sizes)})
+    train.train_autoencoder(config, tmp_path / "vae")
+    assert [p.name for p in waiting.iterdir()] == ["notes.md"]
 
 
 def test_a_demo_removes_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
