@@ -23,7 +23,9 @@ from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.convert.convert import prepare
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
+from limner.evaluation.exam import _write as write_samples
 from limner.evaluation.results_folder import check_replaceable
+from limner.evaluation.samples import Drawing
 from limner.files.fingerprints import load_array, save_array
 from limner.files.output_folders import foreign_names
 from limner.inference.saving import check_not_foreign, is_drawing, remember, save_picture
@@ -123,6 +125,25 @@ def test_an_evaluation_does_not_replace_a_folder_of_pictures(tmp_path: Path) -> 
     (tmp_path / "notes.txt").touch()
     with pytest.raises(LimnerError, match=r"it holds notes\.txt"):
         check_replaceable(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    for name in ("0001.png", "0001-truth.png", "near-0001.png"):
+        (tmp_path / "pictures" / name).touch()
+    check_replaceable(tmp_path)
+    (tmp_path / "pictures" / "mine.png").touch()
+    with pytest.raises(LimnerError, match=r"it holds pictures/mine\.png"):
+        check_replaceable(tmp_path)
+
+
+def test_what_people_keep_among_a_runs_samples_stays(tmp_path: Path) -> None:
+    samples = tmp_path / "samples"
+    (samples / "best").mkdir(parents=True)
+    for name in ("000.png", "000-truth.png", "mine.png", "best/000.png", "notes.txt"):
+        (samples / name).write_text("earlier", encoding="utf-8")
+    write_samples(tmp_path, {}, [Drawing("a", 0, "free", picture=picture())])
+    found = {p.relative_to(samples).as_posix() for p in samples.rglob("*") if p.is_file()}
+    assert found == {"000.png", "mine.png", "best/000.png", "notes.txt"}
+    assert (samples / "000.png").read_bytes() != b"earlier"
+    assert (samples / "best" / "000.png").read_bytes() == b"earlier"
 
 
 def test_an_autoencoder_does_not_replace_a_run(
@@ -229,6 +250,10 @@ def test_a_check_does_not_replace_pictures_of_that_name(
     (tmp_path / "check" / "check.json").unlink()
     (tmp_path / "check" / LOCK).touch()  # killed
     check(config, tmp_path / "check")
+    (tmp_path / "check" / "pictures" / "mine.png").touch()
+    with pytest.raises(LimnerError, match=r"and holds mine\.png, which none wrote"):
+        check(config, tmp_path / "check")
+    (tmp_path / "check" / "pictures" / "mine.png").unlink()
     assert not (tmp_path / "check" / LOCK).exists()
 
 
