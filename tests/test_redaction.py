@@ -13,6 +13,7 @@ from test_trackers import Calls, fake
 
 from limner.apps.check_data.check import check
 from limner.apps.doctor import examine
+from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.dataset import Refused
 from limner.data.streaming.remote_files import Place, patiently
@@ -56,6 +57,9 @@ CLIENT = "Northwind GmbH"
         ("https://h/@scope/p s3://bucket/key", "https://h/@scope/p s3://bucket/key"),
         ("hf://datasets/a/b@main/x.tar", "hf://datasets/a/b@main/x.tar"),
         ("me@example.org at 1/2", "me@example.org at 1/2"),
+        # As pathlib writes it, here and on Windows.
+        ("https:/u:p@h/x?sig=1; give a folder", "https:/h/x; give a folder"),
+        (r"https:\u:p@h\x?sig=1 is no folder", r"https:\h\x is no folder"),
     ],
 )
 def test_urls_lose_user_password_query_and_fragment(text: str, shown: str) -> None:
@@ -95,6 +99,7 @@ def test_a_place_is_its_last_name_and_a_hub_id_itself(
     assert shown_place("owner/run", on_the_hub=False) == "run"
     assert shown_place("./") == "."
     assert shown_place(SIGNED) == "https://files.example/x.tar"
+    assert shown_place(str(Path(SIGNED))) == str(Path("https://files.example/x.tar"))
 
 
 def test_a_configuration_is_shared_without_its_places() -> None:
@@ -156,6 +161,24 @@ def test_no_error_and_no_line_of_a_log_holds_a_secret(
         assert "files.example/x.tar" in text
         assert "secret" not in text
         assert "5f3a" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", SIGNED, "a cat"],
+        ["report", SIGNED],
+        ["train", "--config", SIGNED],
+        ["train", "--resume", SIGNED],
+        ["train", f"training.init_from={SIGNED}"],
+    ],
+)
+def test_a_url_where_a_path_is_expected_is_cut(words: list[str], capsys) -> None:
+    assert main(words) == 2
+    said = "".join(capsys.readouterr())
+    assert "files.example" in said
+    assert "secret" not in said
+    assert "5f3a" not in said
 
 
 def test_lines_of_libraries_and_tracebacks_hold_no_secret() -> None:

@@ -27,7 +27,12 @@ NEVER_ON_THE_HUB = frozenset(("dataset_path", "allowed_paths", "output_dir", "fo
 """Those of them whose owner/name is a folder."""
 HIDDEN = "***"
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){2}[^\s\"'<>]*")
+_REMOTE = r"(?:https?|ftps?|sftp|ssh|webdavs?|s3a?|gcs|gs|abfss?|adl|az|oss|hf)"
+_URL = re.compile(
+    # A URL that was taken for a path has one slash left, or on Windows a backslash.
+    rf"(?:[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){{2}}|\b{_REMOTE}:[\\/]{{1,2}})[^\s\"'<>]*",
+    re.IGNORECASE,
+)
 _ENCODED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*%3A%2F%2F[^\s\"'<>]*", re.IGNORECASE)
 _END = re.compile(r"[)\]}.,;:!?]*$")  # of the sentence that the URL stands in
 _PARAMETER = re.compile(
@@ -51,7 +56,7 @@ _WINDOWS_PATH = re.compile(
 
 def redact_urls(text: str) -> str:
     """The text with each URL cut to scheme, host, and path, and without tokens. Paths stay."""
-    if "://" in text or ":\\/" in text:
+    if ":/" in text or ":\\" in text:
         text = _URL.sub(_bare, text)
     if "%" in text:
         text = _ENCODED_URL.sub(lambda found: _URL.sub(_bare, unquote(found[0])), text)
@@ -111,7 +116,7 @@ def shown_place(place: str, on_the_hub: bool = True) -> str:
     Args:
         on_the_hub: whether it may be a Hub id at all.
     """
-    if "://" in place:
+    if _URL.match(place):
         bare = redact_urls(place)
         if not bare.lower().startswith("file:"):
             return bare
@@ -181,10 +186,10 @@ def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bare(found: re.Match[str]) -> str:
     url = found[0]
-    scheme, slashes, rest = re.split(r"(:(?:\\?/){2})", url, maxsplit=1)
+    scheme, slashes, rest = re.split(r"(:(?:(?:\\?/){2}|[\\/]{1,2}))", url, maxsplit=1)
     end = _END.search(rest)
     punctuation = end[0] if end else ""
-    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    host = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
     port = host.rpartition(":")[2]
     if "@" in host:
         rest = rest[host.rindex("@") + 1 :]
@@ -200,7 +205,7 @@ def _spellings(places: Iterable[str]) -> set[str]:
     """Each path as it is and made absolute; words alone, which texts hold by chance, are none."""
     found: set[str] = set()
     for place in places:
-        if "://" in place or is_hub_id(place):
+        if _URL.match(place) or is_hub_id(place):
             continue
         for spelled in (place, os.path.normpath(place), _absolute(place)):
             spelled = spelled.rstrip("/\\")
