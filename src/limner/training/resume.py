@@ -148,7 +148,7 @@ def resume_config(
     if str(resume) == "latest":
         run = Path(load_config(None, overrides).training.output_dir)
         # Where it is and not where it was when it began: it may have been moved.
-        overrides = [*overrides, f"training.output_dir={json.dumps(str(run))}"]
+        overrides = [*overrides, f"training.output_dir={json.dumps(str(run), ensure_ascii=False)}"]
         return load_run_config(newest_checkpoint(run) / "config.yaml", overrides)
     folder = find_checkpoint(str(resume))
     config = load_run_config(folder / "config.yaml", overrides)
