@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
         text_encoder=options.text_encoder,
         guide=options.guide,
     )
-    keep_out_of_the_data(path, generator.config, "--output")
+    keep_out_of_the_data(path, generator.config, "--output", checkpoint)
     if options.log_level == "debug":
         log_shapes(generator.model)  # compiled code has no place for its hooks
     elif options.compile:

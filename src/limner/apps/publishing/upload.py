@@ -80,7 +80,7 @@ def publish(
     """
     if output is not None:
         refuse_foreign(output)
-        keep_out_of_the_data(output, open_model(checkpoint).config, "--output")
+        keep_out_of_the_data(output, open_model(checkpoint).config, "--output", checkpoint)
     repo = full_name(repo, dry_run)
     if said and said.base_model and not is_hub_id(said.base_model):
         raise LimnerError(
