@@ -294,7 +294,7 @@ def test_a_sweep_keeps_comments_of_a_checkpoints_configuration(tmp_path: Path) -
 
 
 def test_two_of_a_kind_do_not_write_one_output(
-    tiny_config: Callable[..., Config], trained: Path, tmp_path: Path
+    tiny_config: Callable[..., Config], trained: Path, tmp_path: Path, capsys
 ) -> None:
     source, out = photos(tmp_path / "photos"), tmp_path / "out"
     run = trained / "outputs"
@@ -312,6 +312,11 @@ def test_two_of_a_kind_do_not_write_one_output(
             assert f"{out} is in use: process {process.pid} on " in str(error.value)
             assert "another --output" in str(error.value)
     assert not out.exists()
+    drawing = tmp_path / "a.png"
+    with another_process(drawing, None) as process:
+        assert main(["generate", str(run), "a", "--device=cpu", f"--output={drawing}"]) == 2
+        assert f"a.png is in use: process {process.pid} on " in capsys.readouterr().err
+        assert not drawing.exists()
     with (
         another_process(out / "limner.safetensors", None),
         pytest.raises(LimnerError, match=r"limner\.safetensors is in use: process"),
