@@ -1,6 +1,7 @@
 """What is shown and what is shared: no passwords, no signatures, and no folders of this machine."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -326,3 +327,25 @@ def test_trackers_are_told_no_place_and_not_what_was_typed(
     assert sys.argv[2] == word
     assert "secret" not in str(calls)
     assert str(trackers.folder) not in str([c for c in calls if "config" in c[0]])
+
+
+def test_a_model_in_a_folder_is_no_hub_id_when_it_is_gone(
+    tiny_config: Callable[..., Config], trained: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(trained / "outputs", tmp_path / "Northwind" / "base")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    words = ["training.init_from=Northwind/base", "training.max_steps=1"]
+    Trainer(tiny_config(*words)).train()
+    shutil.rmtree(tmp_path / "Northwind")
+    write_report(run)
+    assert "Northwind" not in (run / "report.html").read_text("utf-8")
+    # The same command goes on, and still knows.
+    config = Trainer(tiny_config(*words)).config
+    assert config.training.init_from == "./Northwind/base"
+    assert "Northwind" not in str(redacted_settings(config.model_dump()))
+    settings = {"training": {"output_dir": "Northwind/run", "init_from": "me/apples"}}
+    assert redact("in Northwind/run, from me/apples", places_of(settings)) == (
+        "in run, from me/apples"
+    )

@@ -77,7 +77,7 @@ def redact(text: str, places: Iterable[str] = ()) -> str:
     for place in sorted(_spellings(places), key=len, reverse=True):
         if place in text:
             bounded = rf"(?<![\w./\\-]){re.escape(place)}(?=$|[^\w-])"
-            text = re.sub(bounded, lambda _, place=place: shown_place(place), text)  # type: ignore[misc]
+            text = re.sub(bounded, lambda _, place=place: shown_place(place, False), text)  # type: ignore[misc]
     urls: list[str] = []
 
     def put_aside(found: re.Match[str]) -> str:
@@ -145,6 +145,19 @@ def is_hub_id(place: str) -> bool:
     return bool(found) and not os.path.exists(place) and not os.path.isdir(place.partition("/")[0])
 
 
+def as_path(place: str) -> str:
+    """`./owner/name` for a path of two names that is there, so that it is read as a path also where
+    it is not there: from another folder, on another machine, or after it was deleted."""
+    return f"./{place}" if _HUB_ID.fullmatch(place) and os.path.exists(place) else place
+
+
+def is_same_place(one: str | None, other: str | None) -> bool:
+    """Whether two settings name one place: `owner/name` and `./owner/name` do."""
+    return one == other or (
+        one is not None and other is not None and os.path.normpath(one) == os.path.normpath(other)
+    )
+
+
 def places_of(settings: Mapping[str, Any]) -> list[str]:
     """The paths, URLs, and names that a configuration (sections of keys) says things are at."""
     return [place for _, place in named_places(settings)]
@@ -158,7 +171,9 @@ def named_places(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key in keys if isinstance(values, Mapping) else ():
             value = values.get(key)  # type: ignore[union-attr]
             several = value if isinstance(value, list | tuple) else [value]
-            found += [(f"{section}.{key}", str(one)) for one in several if one]
+            local = key in NEVER_ON_THE_HUB
+            names = [f"./{one}" if local and is_hub_id(str(one)) else str(one) for one in several]
+            found += [(f"{section}.{key}", n) for one, n in zip(several, names, strict=True) if one]
     return found
 
 

@@ -36,6 +36,7 @@ from limner.distributed.processes import done_by_one
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import is_training_run
 from limner.pretrained.components import Parts, open_parts
+from limner.redaction import as_path, is_same_place
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.ema import EMA
@@ -88,7 +89,8 @@ def _open(
     wanted = str(parts.config.training.resume if resume is None else resume)
     checkpoint, notes = find_resume(resume, parts.config)
     state = checkpoint.state if checkpoint else TrainingState()
-    config, said = settle(parts.config, checkpoint, accelerator)
+    config = with_paths_as_such(parts.config, checkpoint)
+    config, said = settle(config, checkpoint, accelerator)
     notes += said
 
     # ---- device and precision
@@ -162,6 +164,26 @@ def _open(
     if checkpoint:
         run.notes += restore_newest(run, checkpoint, named=wanted not in ("auto", "latest"))
     return run
+
+
+def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
+    """With `./owner/name` for models in folders here, which are no ids on the Hub when this is read
+    from elsewhere."""
+
+    def said(section: str, key: str) -> str | None:
+        name: str | None = getattr(getattr(config, section), key)
+        before = getattr(getattr(checkpoint.config, section), key) if checkpoint else None
+        # It may be gone by now.
+        return before if is_same_place(name, before) else name and as_path(name)
+
+    model = "pretrained_model_name"
+    return config.model_copy(
+        update={
+            "training": changed(config.training, init_from=said("training", "init_from")),
+            "vae": changed(config.vae, **{model: said("vae", model)}),
+            "text_encoder": changed(config.text_encoder, **{model: said("text_encoder", model)}),
+        }
+    )
 
 
 def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:

@@ -15,6 +15,7 @@ from limner.checkpoint.matching import check_same_model
 from limner.config import Config, load_config
 from limner.data.row_fingerprints import compare
 from limner.errors import LimnerError
+from limner.redaction import is_same_place
 from limner.training.folder import check_resumed_here
 
 SAME_RUN = {
@@ -129,6 +130,7 @@ def differences(saved: Config, asked: Config) -> list[str]:
             getattr(saved, section), getattr(asked, section), strict=True
         )
         if there != here
+        and not (key == "init_from" and is_same_place(there, here))
         and key not in SAME_RUN.get(section, ())
         and not (key == "buckets" and here == "auto")  # what it found is there
     ]
