@@ -1,6 +1,7 @@
 """What is shown and what is shared: no passwords, no signatures, and no folders of this machine."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -80,10 +81,25 @@ def test_urls_lose_user_password_query_and_fragment(text: str, shown: str) -> No
         ("file:///home/maria/x.tar", "x.tar"),
         (f"from clients/{CLIENT}/photos (pairs)", "from photos (pairs)"),
         ("1/255 and/or 63 images/s, 4 / 5, I/O", "1/255 and/or 63 images/s, 4 / 5, I/O"),
+        ("a file in /mnt/nas/Müller, Schmidt/photos/a.png is gone", "a file in a.png is gone"),
+        ("in /home/anna/O'Neil (divorce)/a.png, or not", "in a.png, or not"),
+        ("in //nas01/clients/Acme/a.png", "in a.png"),
+        ("/home/a/b.png, 63 images/s (1/3)", "b.png, 63 images/s (1/3)"),
+        ("'/home/a/b', '/home/a/c'", "'b', 'c'"),
     ],
 )  # fmt: skip
 def test_what_is_shared_names_no_folder(text: str, shown: str) -> None:
     assert redact(text, [f"clients/{CLIENT}/photos"]) == shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_what_is_shared_names_no_folder_behind_a_link(tmp_path: Path) -> None:
+    client = tmp_path / "Acme; Inc (layoffs)"
+    client.mkdir()
+    (tmp_path / "work").symlink_to(client)
+    place = str(tmp_path / "work" / "runs" / "one")
+    said = f"{client / 'runs' / 'one' / 'checkpoint-3'} could not be written"
+    assert redact(said, [place]) == "one/checkpoint-3 could not be written"
 
 
 def test_paths_are_whole_where_only_urls_are_cut() -> None:

@@ -46,9 +46,13 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 _NOT = r"\s/\\\"'<>|:;,()"
 _NAME = rf"[^{_NOT}]+"
-_WORD = rf"(?:-|[^{_NOT}=-][^{_NOT}=]*)"  # no flag of a command
-_FOLDER = rf"{_NAME}(?: {_WORD}){{0,3}}"  # names with spaces, as far as a separator follows
-_POSIX_PATH = re.compile(rf"(?<![\w./<~)\]}}*%\\-])~?/(?:{_FOLDER}/)*({_NAME})/?")
+_MARK = r"'(?=\w)|,(?=[^\s/\\])|\([^()/\\\n]*\)"  # O'Neil, (a client)
+_FIRST = rf"(?:[^{_NOT}]|{_MARK})+"
+_WORD = rf"(?:-|(?:[^{_NOT}=-]|{_MARK})(?:[^{_NOT}=]|{_MARK})*)"  # no flag of a command
+_SPACE = "(?: |, (?=[A-Z\u00c0-\u00de]))"  # Miller, Smith
+# Names with spaces and such, as far as a separator follows.
+_FOLDER = rf"{_FIRST}(?:{_SPACE}{_WORD}){{0,3}}"
+_POSIX_PATH = re.compile(rf"(?<![\w./<~)\]}}*%\\-])~?//?(?:{_FOLDER}/)*({_NAME})/?")
 _WINDOWS_PATH = re.compile(
     rf"(?<!\w)(?:[A-Za-z]:[\\/]+|\\\\+)(?:{_FOLDER}[\\/]+)*({_NAME})(?:[\\/]+(?=\s|$|[\"'<>]))?"
 )
@@ -217,12 +221,14 @@ def _bare(found: re.Match[str]) -> str:
 
 
 def _spellings(places: Iterable[str]) -> set[str]:
-    """Each path as it is and made absolute; words alone, which texts hold by chance, are none."""
+    """Each path as it is, made absolute, and with its links followed, as errors of the system name
+    it; words alone, which texts hold by chance, are none."""
     found: set[str] = set()
     for place in places:
         if _URL.match(place) or is_hub_id(place):
             continue
-        for spelled in (place, os.path.normpath(place), _absolute(place)):
+        absolute = _absolute(place)
+        for spelled in (place, os.path.normpath(place), absolute, os.path.realpath(absolute)):
             spelled = spelled.rstrip("/\\")
             if "/" in spelled or "\\" in spelled:
                 found |= {spelled, spelled.replace("\\", "/")}
