@@ -13,7 +13,12 @@ import yaml
 
 from limner.apps.publishing.card_measured import how_drawn, measured_section, model_index
 from limner.apps.publishing.markdown import bullets, paragraphs, plain, short, table
-from limner.apps.publishing.public import public_name, public_results
+from limner.apps.publishing.public import (
+    NAMES_OF_A_SET,
+    is_public_set,
+    public_name,
+    public_results,
+)
 from limner.checkpoint.lineage import (
     A_PRIVATE_SET,
     LICENSES,
@@ -313,12 +318,14 @@ def _recipe(facts: Facts) -> str:
 def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
     """The settings that are not as Limner chooses them by itself, as (section.key, value)."""
     default = load_config(None)
+    private = () if is_public_set(config) else [f"data.{key}" for key in NAMES_OF_A_SET]
     for section in Config.model_fields:
         for key, value in getattr(config, section):
             name = f"{section}.{key}"
             if (
                 section == "evaluation"
                 or name in NOT_THE_RECIPE
+                or name in private
                 or value == getattr(getattr(default, section), key)
             ):
                 continue
