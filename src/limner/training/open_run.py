@@ -27,7 +27,7 @@ from limner.config.defaults import changed
 from limner.config.notes import notes as notes_of
 from limner.data.open import Data, open_data, with_buckets
 from limner.data.own_folder import keep_apart, keep_out_of_links
-from limner.data.row_fingerprints import fingerprints_of
+from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.data.verify import check_share_refused
 from limner.diffusion.objective import build_objective
 from limner.distributed.accelerator import open_accelerator
@@ -143,7 +143,7 @@ def _open(
         parts=parts,
         data=data,
         rows=rows.fingerprints,
-        lineage=lineage_of(config, origin, checkpoint),
+        lineage=lineage_of(config, origin, checkpoint, rows.changed),
         tokenizer=tokenizer,
         objective=(objective := build_objective(config)),
         model=model,
@@ -248,11 +248,15 @@ class WrittenRows:
 
     fingerprints: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    changed: bool = False
 
     def look_at(self, data: Data, checkpoint: Checkpoint | None, auto: bool) -> None:
         self.fingerprints = fingerprints_of(data.set, data.trained.rows)
         if checkpoint:
             self.notes += check_rows(checkpoint, self.fingerprints, auto)
+            before = checkpoint.rows()
+            # Of a checkpoint of an earlier version it is not known.
+            self.changed = before is None or compare(before, self.fingerprints) is not None
 
 
 def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:

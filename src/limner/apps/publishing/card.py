@@ -26,6 +26,7 @@ from limner.checkpoint.lineage import (
     Lineage,
     before_in_words,
     lineage_of_config,
+    sets_in_words,
 )
 from limner.config import Config, load_config
 from limner.console import format_duration
@@ -178,7 +179,7 @@ def _headline(facts: Facts) -> str:
 
 def _trained(facts: Facts) -> str:
     lineage = _lineage(facts)
-    sets = " and ".join(
+    sets = sets_in_words(
         f"its built-in {data.name}" if data.name in BUILT_IN else _shown_set(data, facts)
         for data in lineage.data
     )
@@ -356,10 +357,14 @@ def _data(facts: Facts) -> str:
         elif _is_on_the_hub(data, facts):
             said.append(f"The pictures and captions are those of {shown}; their licence is there.")
         else:
+            which = "these pictures and captions"
+            if sum(one.name not in BUILT_IN for one in set(lineage.data)) > 1:
+                which = f"the pictures and captions of {shown}"
             said.append(
-                "The publisher has not said where these pictures and captions are from, or under "
+                f"The publisher has not said where {which} are from, or under "
                 "which licence they are: ask before you use the model for more than trying it."
             )
+    said = list(dict.fromkeys(said))
     said += _before(facts)
     if _license(facts) is None:
         said.append("No licence was chosen for the model itself.")
