@@ -20,6 +20,7 @@ from limner.checkpoint.locate import checkpoints
 from limner.cli import main
 from limner.config import load_config
 from limner.training.monitor.run_log import read_log
+from limner.training.resume import resume_config
 
 SCRIPTS = Path(__file__).parents[1] / "src" / "scripts"
 
@@ -154,6 +155,36 @@ def test_any_key_can_be_set_in_every_usual_way(
     config = load_config(tmp_path / "run" / "config.yaml")
     assert (config.training.max_steps, config.training.batch_size) == (2, 3)
     assert config.model == load_config(trained / "tiny.yaml").model
+
+
+def test_a_tilde_is_the_home_folder_in_every_place(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = f"--config={trained / 'tiny.yaml'}"
+    words = ["train", config, "training.output_dir=~/run", "cache.folder=~/cache"]
+    assert main([*words, "training.max_steps=3"]) == 0
+    assert main(["train", "--resume=~/run/checkpoint-3", "training.max_steps=6"]) == 0
+    assert main(["generate", "--checkpoint=~/run", "a", "--device=cpu", "--output=~/a.png"]) == 0
+    again = ["--init-image=~/a.png", "--strength=1", "--output=~/b.png"]
+    assert main(["generate", "~/run", "a", "--device=cpu", *again]) == 0
+    assert main(["export", "~/run", "--output=~/a.safetensors"]) == 0
+    assert main(["report", "~/run"]) == 0
+    found = {path.name for path in (tmp_path / "home").iterdir()}
+    assert found - {"cache"} == {"run", "a.png", "b.png", "a.safetensors"}
+    assert (tmp_path / "home" / "run" / "checkpoint-6").is_dir()
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_resume_latest_keeps_the_name_of_a_folder(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "🙂 run #2"
+    shutil.copytree(trained / "outputs" / "checkpoint-6", folder / "checkpoint-6")
+    config = resume_config("latest", None, [f"training.output_dir={folder}"])
+    assert config is not None
+    assert config.training.output_dir == str(folder)
 
 
 def test_resume_latest_with_and_without_a_configuration(

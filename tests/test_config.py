@@ -112,6 +112,48 @@ def test_overrides_are_yaml_and_the_last_one_counts(tmp_path: Path) -> None:
     assert config.training.preview_prompts == ("a: b", "#c")
 
 
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("shots/Roll #3", "shots/Roll #3"),
+        (" #3 ", "#3"),
+        ("20: 30", "20: 30"),
+        ("2026-11-29", "2026-11-29"),
+        ("007", "007"),
+        ("yes", "yes"),
+        ("&a b", "&a b"),
+        ("*.tar", "*.tar"),
+        ("'a #3'  # with a comment", "a #3"),
+        ('"a b"', "a b"),
+    ],
+)
+def test_a_text_on_the_command_line_is_taken_as_it_was_typed(typed: str, text: str) -> None:
+    keys = ("data.dataset_path", "training.output_dir", "training.run_name", "data.allowed_paths")
+    for key in keys:
+        section, _, name = key.partition(".")
+        assert getattr(getattr(load_config(None, [f"{key}={typed}"]), section), name) == text
+    config = load_config(None, ["training.run_name=null", "data.allowed_paths=[a, 'b #1']"])
+    assert config.training.run_name is None
+    assert config.data.allowed_paths == ("a", "b #1")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    keys = (
+        *("training.output_dir", "training.init_from", "cache.folder"),
+        *("evaluation.reference", "evaluation.inception", "evaluation.clip"),
+    )
+    (tmp_path / "my.yaml").write_text("training: {output_dir: ~/runs/a}", encoding="utf-8")
+    config = load_config("~/my.yaml")
+    assert Path(config.training.output_dir) == tmp_path / "runs" / "a"
+    for key in keys:
+        section, _, name = key.partition(".")
+        found = getattr(getattr(load_config(None, [f"{key}=~/a/b"]), section), name)
+        assert Path(found) == tmp_path / "a" / "b"
+    assert load_config(None, ["data.dataset_path=~/a"]).data.dataset_path == "~/a"
+
+
 def test_a_dictionary_that_was_given_is_left_as_it_was() -> None:
     mine: dict[str, Any] = {"model": {"hidden_size": 64, "num_heads": 2}}
     load_config(mine, ["model.num_heads=1", "training.seed=3"])
@@ -278,7 +320,7 @@ def test_a_misspelt_key_of_any_name_is_refused_with_its_own_name(key: str) -> No
         ("training.learning_rate=.nan", "a finite number expected, got nan"),
         ("training.learning_rate=0", "greater than 0 expected, got 0"),
         ("training.use_ema=perhaps", "true or false expected, got 'perhaps'"),
-        ("training.output_dir=3", "words expected, got 3"),
+        ("training.output_dir=[3]", "words expected, got [3]"),
         ("data.languages=zh", "a list expected, got 'zh'"),
         ("optimizer.betas=[0.9]", "more values expected, got [0.9]"),
         ("optimizer.betas=[0.9, 0.99, 1]", "fewer values expected, got [0.9, 0.99, 1]"),

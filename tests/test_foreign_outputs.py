@@ -19,11 +19,13 @@ from limner.apps.sweep.store_settings import store_sampling
 from limner.apps.sweep.sweep import sweep
 from limner.cli import main
 from limner.commands.generate import save_sheet
-from limner.config import Config, load_config
+from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.convert.convert import prepare
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
+from limner.evaluation.exam import _write as write_samples
 from limner.evaluation.results_folder import check_replaceable
+from limner.evaluation.samples import Drawing
 from limner.files.fingerprints import load_array, save_array
 from limner.files.output_folders import foreign_names
 from limner.inference.saving import check_not_foreign, is_drawing, remember, save_picture
@@ -123,6 +125,25 @@ def test_an_evaluation_does_not_replace_a_folder_of_pictures(tmp_path: Path) -> 
     (tmp_path / "notes.txt").touch()
     with pytest.raises(LimnerError, match=r"it holds notes\.txt"):
         check_replaceable(tmp_path)
+    (tmp_path / "notes.txt").unlink()
+    for name in ("0001.png", "0001-truth.png", "near-0001.png"):
+        (tmp_path / "pictures" / name).touch()
+    check_replaceable(tmp_path)
+    (tmp_path / "pictures" / "mine.png").touch()
+    with pytest.raises(LimnerError, match=r"it holds pictures/mine\.png"):
+        check_replaceable(tmp_path)
+
+
+def test_what_people_keep_among_a_runs_samples_stays(tmp_path: Path) -> None:
+    samples = tmp_path / "samples"
+    (samples / "best").mkdir(parents=True)
+    for name in ("000.png", "000-truth.png", "mine.png", "best/000.png", "notes.txt"):
+        (samples / name).write_text("earlier", encoding="utf-8")
+    write_samples(tmp_path, {}, [Drawing("a", 0, "free", picture=picture())])
+    found = {p.relative_to(samples).as_posix() for p in samples.rglob("*") if p.is_file()}
+    assert found == {"000.png", "mine.png", "best/000.png", "notes.txt"}
+    assert (samples / "000.png").read_bytes() != b"earlier"
+    assert (samples / "best" / "000.png").read_bytes() == b"earlier"
 
 
 def test_an_autoencoder_does_not_replace_a_run(
@@ -139,6 +160,42 @@ def test_an_autoencoder_does_not_replace_a_run(
         (tmp_path / "vae" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "vae" / name).touch()
     train.check_replaceable(tmp_path / "vae")
+
+
+def test_an_autoencoder_removes_its_own_checkpoints_alone(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    waiting = train.fitting_folder(tmp_path / "vae")
+    waiting.mkdir()
+    (waiting / "notes.md").touch()
+    with pytest.raises(LimnerError, match=r"vae-unfinished, where .*holds notes\.md"):
+        train.train_autoencoder(tiny_config(), tmp_path / "vae")
+    (waiting / "notes.md").unlink()
+    for name in (".checkpoint-6.1f3a9c02-4711-0.writing", "checkpoint-3", ".DS_Store"):
+        (waiting / name).mkdir()
+    train.check_checkpoints_folder(waiting)
+
+    source = photos(tmp_path / "pets-unfinished")
+    with pytest.raises(LimnerError, match="inside the data"):
+        train.train_autoencoder(in_folder(tiny_config(), source), tmp_path / "pets")
+    assert len(list(source.iterdir())) == 6
+
+
+def test_what_is_put_beside_an_autoencoders_checkpoints_meanwhile_stays(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = train.fitting_folder(tmp_path / "vae")
+
+    def write_notes(model: object, pictures: object, device: object) -> None:
+        assert (waiting / "checkpoint-1").is_dir()
+        (waiting / "notes.md").touch()
+
+    monkeypatch.setattr(train, "_normalise", write_notes)
+    sizes = {"base_channels": 8, "crop": 16, "batch_size": 2, "max_steps": 1}
+    config = in_folder(tiny_config(), photos(tmp_path / "photos"))
+    config = config.model_copy(update={"autoencoder": AutoencoderConfig(**sizes)})
+    train.train_autoencoder(config, tmp_path / "vae")
+    assert [p.name for p in waiting.iterdir()] == ["notes.md"]
 
 
 def test_a_demo_removes_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
@@ -193,6 +250,10 @@ def test_a_check_does_not_replace_pictures_of_that_name(
     (tmp_path / "check" / "check.json").unlink()
     (tmp_path / "check" / LOCK).touch()  # killed
     check(config, tmp_path / "check")
+    (tmp_path / "check" / "pictures" / "mine.png").touch()
+    with pytest.raises(LimnerError, match=r"and holds mine\.png, which none wrote"):
+        check(config, tmp_path / "check")
+    (tmp_path / "check" / "pictures" / "mine.png").unlink()
     assert not (tmp_path / "check" / LOCK).exists()
 
 
@@ -233,7 +294,7 @@ def test_a_sweep_keeps_comments_of_a_checkpoints_configuration(tmp_path: Path) -
 
 
 def test_two_of_a_kind_do_not_write_one_output(
-    tiny_config: Callable[..., Config], trained: Path, tmp_path: Path
+    tiny_config: Callable[..., Config], trained: Path, tmp_path: Path, capsys
 ) -> None:
     source, out = photos(tmp_path / "photos"), tmp_path / "out"
     run = trained / "outputs"
@@ -251,6 +312,11 @@ def test_two_of_a_kind_do_not_write_one_output(
             assert f"{out} is in use: process {process.pid} on " in str(error.value)
             assert "another --output" in str(error.value)
     assert not out.exists()
+    drawing = tmp_path / "a.png"
+    with another_process(drawing, None) as process:
+        assert main(["generate", str(run), "a", "--device=cpu", f"--output={drawing}"]) == 2
+        assert f"a.png is in use: process {process.pid} on " in capsys.readouterr().err
+        assert not drawing.exists()
     with (
         another_process(out / "limner.safetensors", None),
         pytest.raises(LimnerError, match=r"limner\.safetensors is in use: process"),

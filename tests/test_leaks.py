@@ -162,6 +162,32 @@ def test_an_endpoint_with_a_password_is_not_shown(
     assert "pass99word" not in str(error.value)
 
 
+def test_what_parts_of_a_private_set_are_called_is_not_published(tmp_path: Path) -> None:
+    made = made_up_checkpoint(
+        tmp_path / "checkpoint",
+        *("data.dataset_name=null", "data.dataset_split=northwind_redesign[:90%]"),
+        *("data.dataset_config=northwind", "training.preview_prompts=[the Northwind lobby]"),
+    )
+    assert main(["export", str(made), "--output", str(tmp_path / "one.safetensors")]) == 0
+    words = ["publish", str(made), "--repo", "me/x", "--dry-run", "--prompt", "a lobby"]
+    assert main([*words, "--output", str(tmp_path / "kept")]) == 0
+    for path in (tmp_path / "one.safetensors", *(tmp_path / "kept").rglob("*")):
+        if path.is_file():
+            assert b"northwind" not in path.read_bytes().lower(), path.name
+    config = WeightsFile.open(tmp_path / "one.safetensors").config
+    assert (config.data.dataset_split, config.training.preview_prompts) == ("train", None)
+
+    made = made_up_checkpoint(
+        tmp_path / "other", "data.dataset_name=me/set", "data.dataset_split=all"
+    )
+    assert main(["export", str(made), "--output", str(tmp_path / "two.safetensors")]) == 0
+    config = WeightsFile.open(tmp_path / "two.safetensors").config
+    assert (config.data.dataset_split, config.training.preview_prompts) == (
+        "all",
+        ("a red circle",),
+    )
+
+
 def test_an_exported_file_names_no_place(tmp_path: Path) -> None:
     made = made_up_checkpoint(
         tmp_path / CLIENT / "checkpoint",

@@ -229,6 +229,51 @@ def test_a_licence_is_chosen_only_where_all_that_was_learned_from_has_it(
     assert license_that_fits(lineage) == fits
 
 
+def test_two_private_sets_are_two_and_one_that_grew_or_was_moved_is_one(
+    tiny_config: Callable[..., Config], own: str, tmp_path: Path
+) -> None:
+    first = fine_tuned(tiny_config, own)
+    assert first.run.lineage.data == (PRIVATE,)
+    folder = tmp_path / CLIENT / "pictures"
+    words = ["data.dataset_name=null", "data.num_samples=null"]
+
+    def goes_on(data: Path, steps: int) -> tuple[LearnedFrom, ...]:
+        config = tiny_config(*words, f"data.dataset_path={data}", f"training.max_steps={steps}")
+        trainer = Trainer(config, resume="latest")
+        trainer.train()
+        return trainer.run.lineage.data
+
+    Image.new("RGB", (16, 16), "red").save(folder / "new.png")
+    (folder / "new.txt").write_text("a new one", "utf-8")
+    assert goes_on(folder, 2) == (PRIVATE,)
+    moved = folder.rename(tmp_path / "moved")
+    assert goes_on(moved, 3) == (PRIVATE,)
+    other = tmp_path / "other client"
+    shutil.copytree(moved, other)
+    (other / "new.txt").write_text("something else", "utf-8")
+    assert goes_on(other, 4) == (PRIVATE, PRIVATE)
+    assert goes_on(other, 5) == (PRIVATE, PRIVATE)
+
+    card = published(first.folder, tmp_path)
+    assert "on a private data set and another private data set." in card
+    assert card.count("The publisher has not said where these pictures") == 1
+    card = published(first.folder, tmp_path, "--data_name", "Ours", "--data_license", "CC0")
+    assert "on a private data set and Ours." in card
+    assert "The publisher has not said where the pictures and captions of a private" in card
+
+
+def test_of_very_many_models_one_from_the_other_a_hundred_are_named() -> None:
+    lineage = Lineage(name="first", data=(EMOJI,))
+    for number in range(1, 151):
+        lineage = Lineage(name=f"{number}", data=(SHAPES,), base=lineage)
+    found = Lineage.from_json(lineage.to_json(), "it")
+    before = list(found.models_before())
+    assert [one.name for one in before] == [f"{150 - i}" for i in range(1, 101)]
+    assert [one.complete for one in before] == [True] * 99 + [False]
+    assert before[-1].data == (SHAPES, EMOJI), "to whom credit is due is not forgotten"
+    assert Lineage.from_json(found.to_json(), "it") == found
+
+
 def test_it_is_written_and_read_and_what_is_damaged_is_told(tmp_path: Path) -> None:
     whole = Lineage("me/a", "a", "mit", "lora", (EMOJI, PRIVATE), False, Lineage(data=(SHAPES,)))
     assert Lineage.from_json(whole.to_json(), "it") == whole

@@ -160,6 +160,30 @@ def test_no_command_writes_into_the_data(
     assert files(tmp_path) == before
 
 
+def test_nor_from_another_folder_than_the_run_began_in(
+    tiny_config: Build, trained: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    photos(tmp_path / "photos")
+    run = tmp_path / "runs" / "one"
+    shutil.copytree(trained / "outputs" / "checkpoint-6", run / "checkpoint-6")
+    config = of(tiny_config, "photos", "./runs/one")
+    (run / "checkpoint-6" / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "photos")
+    before = files(tmp_path)
+    for model in (Path("../runs/one"), run / "checkpoint-6", run / "checkpoint-6" / "model.pt"):
+        for command in (
+            lambda model=model: export(model, "out.safetensors"),
+            lambda model=model: evaluate(model, output=Path("out")),
+            lambda model=model: publish(model, "a/b", dry_run=True, output=Path("out")),
+            lambda model=model: Painter(model, Path("out"), device="cpu"),
+        ):
+            with pytest.raises(LimnerError, match=r"--output: out.* is inside the data"):
+                command()
+        assert main(["generate", str(model), "a", "--device=cpu", "--output=out.png"]) == 2
+        assert "out.png is inside the data" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
 def test_a_cache_does_not_begin_among_the_data(tiny_config: Build, tmp_path: Path) -> None:
     photos(tmp_path / "photos")
     folder = tmp_path / "photos" / "cache"

@@ -1,6 +1,8 @@
 """What is shown and what is shared: no passwords, no signatures, and no folders of this machine."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from test_trackers import Calls, fake
 
 from limner.apps.check_data.check import check
 from limner.apps.doctor import examine
+from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.dataset import Refused
 from limner.data.streaming.remote_files import Place, patiently
@@ -56,6 +59,9 @@ CLIENT = "Northwind GmbH"
         ("https://h/@scope/p s3://bucket/key", "https://h/@scope/p s3://bucket/key"),
         ("hf://datasets/a/b@main/x.tar", "hf://datasets/a/b@main/x.tar"),
         ("me@example.org at 1/2", "me@example.org at 1/2"),
+        # As pathlib writes it, here and on Windows.
+        ("https:/u:p@h/x?sig=1; give a folder", "https:/h/x; give a folder"),
+        (r"https:\u:p@h\x?sig=1 is no folder", r"https:\h\x is no folder"),
     ],
 )
 def test_urls_lose_user_password_query_and_fragment(text: str, shown: str) -> None:
@@ -75,10 +81,25 @@ def test_urls_lose_user_password_query_and_fragment(text: str, shown: str) -> No
         ("file:///home/maria/x.tar", "x.tar"),
         (f"from clients/{CLIENT}/photos (pairs)", "from photos (pairs)"),
         ("1/255 and/or 63 images/s, 4 / 5, I/O", "1/255 and/or 63 images/s, 4 / 5, I/O"),
+        ("a file in /mnt/nas/Müller, Schmidt/photos/a.png is gone", "a file in a.png is gone"),
+        ("in /home/anna/O'Neil (divorce)/a.png, or not", "in a.png, or not"),
+        ("in //nas01/clients/Acme/a.png", "in a.png"),
+        ("/home/a/b.png, 63 images/s (1/3)", "b.png, 63 images/s (1/3)"),
+        ("'/home/a/b', '/home/a/c'", "'b', 'c'"),
     ],
 )  # fmt: skip
 def test_what_is_shared_names_no_folder(text: str, shown: str) -> None:
     assert redact(text, [f"clients/{CLIENT}/photos"]) == shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_what_is_shared_names_no_folder_behind_a_link(tmp_path: Path) -> None:
+    client = tmp_path / "Acme; Inc (layoffs)"
+    client.mkdir()
+    (tmp_path / "work").symlink_to(client)
+    place = str(tmp_path / "work" / "runs" / "one")
+    said = f"{client / 'runs' / 'one' / 'checkpoint-3'} could not be written"
+    assert redact(said, [place]) == "one/checkpoint-3 could not be written"
 
 
 def test_paths_are_whole_where_only_urls_are_cut() -> None:
@@ -95,6 +116,7 @@ def test_a_place_is_its_last_name_and_a_hub_id_itself(
     assert shown_place("owner/run", on_the_hub=False) == "run"
     assert shown_place("./") == "."
     assert shown_place(SIGNED) == "https://files.example/x.tar"
+    assert shown_place(str(Path(SIGNED))) == str(Path("https://files.example/x.tar"))
 
 
 def test_a_configuration_is_shared_without_its_places() -> None:
@@ -156,6 +178,24 @@ def test_no_error_and_no_line_of_a_log_holds_a_secret(
         assert "files.example/x.tar" in text
         assert "secret" not in text
         assert "5f3a" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", SIGNED, "a cat"],
+        ["report", SIGNED],
+        ["train", "--config", SIGNED],
+        ["train", "--resume", SIGNED],
+        ["train", f"training.init_from={SIGNED}"],
+    ],
+)
+def test_a_url_where_a_path_is_expected_is_cut(words: list[str], capsys) -> None:
+    assert main(words) == 2
+    said = "".join(capsys.readouterr())
+    assert "files.example" in said
+    assert "secret" not in said
+    assert "5f3a" not in said
 
 
 def test_lines_of_libraries_and_tracebacks_hold_no_secret() -> None:
@@ -303,3 +343,25 @@ def test_trackers_are_told_no_place_and_not_what_was_typed(
     assert sys.argv[2] == word
     assert "secret" not in str(calls)
     assert str(trackers.folder) not in str([c for c in calls if "config" in c[0]])
+
+
+def test_a_model_in_a_folder_is_no_hub_id_when_it_is_gone(
+    tiny_config: Callable[..., Config], trained: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(trained / "outputs", tmp_path / "Northwind" / "base")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    words = ["training.init_from=Northwind/base", "training.max_steps=1"]
+    Trainer(tiny_config(*words)).train()
+    shutil.rmtree(tmp_path / "Northwind")
+    write_report(run)
+    assert "Northwind" not in (run / "report.html").read_text("utf-8")
+    # The same command goes on, and still knows.
+    config = Trainer(tiny_config(*words)).config
+    assert config.training.init_from == "./Northwind/base"
+    assert "Northwind" not in str(redacted_settings(config.model_dump()))
+    settings = {"training": {"output_dir": "Northwind/run", "init_from": "me/apples"}}
+    assert redact("in Northwind/run, from me/apples", places_of(settings)) == (
+        "in run, from me/apples"
+    )

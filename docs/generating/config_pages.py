@@ -18,7 +18,9 @@ Every key, as `limner.config` has it. In a YAML file a key stands in its section
 line it is `section.key=value`, after any command that takes a configuration. A key that is not
 known is an error that names the nearest one. Where the default is a dash (None, `null` in YAML),
 the last column says what that means; what follows from other values is chosen once and saved with
-the run. `python docs/generate.py` writes this page.
+the run. A text on the command line is taken as it was typed (`Roll #3` stands in quotes in a YAML
+file), and `~` at the beginning of a path is the home folder. `python docs/generate.py` writes this
+page.
 """,
     "zh": """\
 # 配置
@@ -26,7 +28,8 @@ the run. `python docs/generate.py` writes this page.
 全部配置项，以 `limner.config` 为准。在 YAML 文件里，配置项写在各自的小节下；在命令行上，写成
 `section.key=value`，放在任何接受配置的命令之后。不认识的配置项会报错，并给出最接近的名称。
 默认值为短横线（None，即 YAML 里的 `null`）时，含义见最后一栏；由其他值推出的取值只选定一次，
-随训练保存。本页由 `python docs/generate.py` 生成。
+随训练保存。命令行上的文本按输入的原样读取（`Roll #3` 这样的文本在 YAML 文件里要加引号），路径开头的
+`~` 是主目录。本页由 `python docs/generate.py` 生成。
 """,
 }
 HEADING = {"en": ("key", "type", "default", "meaning"), "zh": ("配置项", "类型", "默认值", "含义")}

@@ -7,6 +7,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from limner import console
@@ -64,6 +65,7 @@ def run(words: list[str]) -> int:
     if options.no_color:
         os.environ["NO_COLOR"] = "1"  # rich reads it, and so do the processes that are started
     console.set_up_logging(options.log_level)
+    expand_home(options)
     try:
         flags = [word for word in rest if word.startswith("-")]
         if options.takes_overrides:
@@ -92,6 +94,24 @@ def run(words: list[str]) -> int:
     except KeyboardInterrupt:
         say("limner: interrupted; what was saved is kept", err=True)
         return 130
+
+
+def expand_home(options: argparse.Namespace) -> None:
+    """`~` at the beginning of what flags name: a shell leaves it in `--output=~/a.png`."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            setattr(options, name, Path(os.path.expanduser(value)))
+        elif isinstance(value, str) and name in PLACES:
+            setattr(options, name, os.path.expanduser(value))
+        elif isinstance(value, list) and all(isinstance(one, Path) for one in value):
+            setattr(options, name, [Path(os.path.expanduser(one)) for one in value])
+
+
+PLACES = (
+    *("checkpoint", "where", "guide", "resume", "init_image", "vae", "text_encoder", "model"),
+    *("output", "reference", "inception", "dinov2", "clip"),
+)
+"""Flags that are paths, or may be something else, too, such as a Hub id."""
 
 
 def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:

@@ -27,7 +27,12 @@ NEVER_ON_THE_HUB = frozenset(("dataset_path", "allowed_paths", "output_dir", "fo
 """Those of them whose owner/name is a folder."""
 HIDDEN = "***"
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){2}[^\s\"'<>]*")
+_REMOTE = r"(?:https?|ftps?|sftp|ssh|webdavs?|s3a?|gcs|gs|abfss?|adl|az|oss|hf)"
+_URL = re.compile(
+    # A URL that was taken for a path has one slash left, or on Windows a backslash.
+    rf"(?:[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){{2}}|\b{_REMOTE}:[\\/]{{1,2}})[^\s\"'<>]*",
+    re.IGNORECASE,
+)
 _ENCODED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*%3A%2F%2F[^\s\"'<>]*", re.IGNORECASE)
 _END = re.compile(r"[)\]}.,;:!?]*$")  # of the sentence that the URL stands in
 _PARAMETER = re.compile(
@@ -41,9 +46,13 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 _NOT = r"\s/\\\"'<>|:;,()"
 _NAME = rf"[^{_NOT}]+"
-_WORD = rf"(?:-|[^{_NOT}=-][^{_NOT}=]*)"  # no flag of a command
-_FOLDER = rf"{_NAME}(?: {_WORD}){{0,3}}"  # names with spaces, as far as a separator follows
-_POSIX_PATH = re.compile(rf"(?<![\w./<~)\]}}*%\\-])~?/(?:{_FOLDER}/)*({_NAME})/?")
+_MARK = r"'(?=\w)|,(?=[^\s/\\])|\([^()/\\\n]*\)"  # O'Neil, (a client)
+_FIRST = rf"(?:[^{_NOT}]|{_MARK})+"
+_WORD = rf"(?:-|(?:[^{_NOT}=-]|{_MARK})(?:[^{_NOT}=]|{_MARK})*)"  # no flag of a command
+_SPACE = "(?: |, (?=[A-Z\u00c0-\u00de]))"  # Miller, Smith
+# Names with spaces and such, as far as a separator follows.
+_FOLDER = rf"{_FIRST}(?:{_SPACE}{_WORD}){{0,3}}"
+_POSIX_PATH = re.compile(rf"(?<![\w./<~)\]}}*%\\-])~?//?(?:{_FOLDER}/)*({_NAME})/?")
 _WINDOWS_PATH = re.compile(
     rf"(?<!\w)(?:[A-Za-z]:[\\/]+|\\\\+)(?:{_FOLDER}[\\/]+)*({_NAME})(?:[\\/]+(?=\s|$|[\"'<>]))?"
 )
@@ -51,7 +60,7 @@ _WINDOWS_PATH = re.compile(
 
 def redact_urls(text: str) -> str:
     """The text with each URL cut to scheme, host, and path, and without tokens. Paths stay."""
-    if "://" in text or ":\\/" in text:
+    if ":/" in text or ":\\" in text:
         text = _URL.sub(_bare, text)
     if "%" in text:
         text = _ENCODED_URL.sub(lambda found: _URL.sub(_bare, unquote(found[0])), text)
@@ -72,7 +81,7 @@ def redact(text: str, places: Iterable[str] = ()) -> str:
     for place in sorted(_spellings(places), key=len, reverse=True):
         if place in text:
             bounded = rf"(?<![\w./\\-]){re.escape(place)}(?=$|[^\w-])"
-            text = re.sub(bounded, lambda _, place=place: shown_place(place), text)  # type: ignore[misc]
+            text = re.sub(bounded, lambda _, place=place: shown_place(place, False), text)  # type: ignore[misc]
     urls: list[str] = []
 
     def put_aside(found: re.Match[str]) -> str:
@@ -111,7 +120,7 @@ def shown_place(place: str, on_the_hub: bool = True) -> str:
     Args:
         on_the_hub: whether it may be a Hub id at all.
     """
-    if "://" in place:
+    if _URL.match(place):
         bare = redact_urls(place)
         if not bare.lower().startswith("file:"):
             return bare
@@ -140,6 +149,19 @@ def is_hub_id(place: str) -> bool:
     return bool(found) and not os.path.exists(place) and not os.path.isdir(place.partition("/")[0])
 
 
+def as_path(place: str) -> str:
+    """`./owner/name` for a path of two names that is there, so that it is read as a path also where
+    it is not there: from another folder, on another machine, or after it was deleted."""
+    return f"./{place}" if _HUB_ID.fullmatch(place) and os.path.exists(place) else place
+
+
+def is_same_place(one: str | None, other: str | None) -> bool:
+    """Whether two settings name one place: `owner/name` and `./owner/name` do."""
+    return one == other or (
+        one is not None and other is not None and os.path.normpath(one) == os.path.normpath(other)
+    )
+
+
 def places_of(settings: Mapping[str, Any]) -> list[str]:
     """The paths, URLs, and names that a configuration (sections of keys) says things are at."""
     return [place for _, place in named_places(settings)]
@@ -153,7 +175,9 @@ def named_places(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key in keys if isinstance(values, Mapping) else ():
             value = values.get(key)  # type: ignore[union-attr]
             several = value if isinstance(value, list | tuple) else [value]
-            found += [(f"{section}.{key}", str(one)) for one in several if one]
+            local = key in NEVER_ON_THE_HUB
+            names = [f"./{one}" if local and is_hub_id(str(one)) else str(one) for one in several]
+            found += [(f"{section}.{key}", n) for one, n in zip(several, names, strict=True) if one]
     return found
 
 
@@ -181,10 +205,10 @@ def redacted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bare(found: re.Match[str]) -> str:
     url = found[0]
-    scheme, slashes, rest = re.split(r"(:(?:\\?/){2})", url, maxsplit=1)
+    scheme, slashes, rest = re.split(r"(:(?:(?:\\?/){2}|[\\/]{1,2}))", url, maxsplit=1)
     end = _END.search(rest)
     punctuation = end[0] if end else ""
-    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    host = re.split(r"[/\\?#]", rest, maxsplit=1)[0]
     port = host.rpartition(":")[2]
     if "@" in host:
         rest = rest[host.rindex("@") + 1 :]
@@ -197,12 +221,14 @@ def _bare(found: re.Match[str]) -> str:
 
 
 def _spellings(places: Iterable[str]) -> set[str]:
-    """Each path as it is and made absolute; words alone, which texts hold by chance, are none."""
+    """Each path as it is, made absolute, and with its links followed, as errors of the system name
+    it; words alone, which texts hold by chance, are none."""
     found: set[str] = set()
     for place in places:
-        if "://" in place or is_hub_id(place):
+        if _URL.match(place) or is_hub_id(place):
             continue
-        for spelled in (place, os.path.normpath(place), _absolute(place)):
+        absolute = _absolute(place)
+        for spelled in (place, os.path.normpath(place), absolute, os.path.realpath(absolute)):
             spelled = spelled.rstrip("/\\")
             if "/" in spelled or "\\" in spelled:
                 found |= {spelled, spelled.replace("\\", "/")}

@@ -14,6 +14,7 @@ from limner.checkpoint.open import file_config, find_model
 from limner.config.loading import build_config, read_sections
 from limner.config.model import ModelConfig, TextEncoderConfig, VaeConfig
 from limner.errors import LimnerError
+from limner.redaction import is_same_place
 
 if TYPE_CHECKING:
     from limner.config import Config
@@ -81,8 +82,9 @@ def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Conf
             # A run that has begun holds what it inherited, and needs the first model no more.
             own = _newest(Path(training.get("output_dir") or "./outputs"))
             found = load(own / "config.yaml") if own else None
-            if found is None or found.training.init_from != str(training["init_from"]):
-                found = _of_model(str(training["init_from"]), load)
+            begun = str(training["init_from"])
+            if found is None or not is_same_place(found.training.init_from, begun):
+                found = _of_model(begun, load)
             read.append(found)
         return read[0]
 
@@ -163,4 +165,4 @@ def _same_part(values: dict[str, Any], section: str, origin: Callable[[], Config
     if not missing:
         return False  # nothing is open, so nothing has to be known
     there = getattr(origin(), section).pretrained_model_name
-    return bool(values[section]["pretrained_model_name"] == there)
+    return is_same_place(values[section]["pretrained_model_name"], there)

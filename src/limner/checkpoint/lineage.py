@@ -16,7 +16,7 @@ header of an exported file, so that a model card can name whoever must be named:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -72,18 +72,40 @@ class Lineage:
         """The same without what folders and files were called."""
         return replace(self, name=None, base=self.base and self.base.public())
 
-    def and_from(self, more: tuple[LearnedFrom, ...]) -> Lineage:
-        """The same model, which goes on with (other) data."""
-        return replace(self, data=tuple(dict.fromkeys((*self.data, *more))))
+    def and_from(self, data: LearnedFrom, another: bool) -> Lineage:
+        """The same model, which goes on with (other) data.
+
+        Args:
+            another: whether it is another set than the one before, which private ones do not say.
+        """
+        if data in self.data and not (another and data.name is None):
+            return self
+        return replace(self, data=(*self.data, data))
 
     def said(self, name: str | None, license: str | None) -> Lineage:
-        """With the name and the licence that its owner gives the private data."""
+        """With the name and the licence that its owner gives the private data: where there are
+        several of them, the last."""
         own = LearnedFrom(name, license)
-        data = (own if one.name is None else one for one in self.data)
-        return replace(self, data=tuple(dict.fromkeys(data)))
+        private = [i for i, one in enumerate(self.data) if one.name is None]
+        if own in self.data or not private:
+            return self
+        return replace(self, data=(*self.data[: private[-1]], own, *self.data[private[-1] + 1 :]))
+
+    def within(self, depth: int) -> Lineage:
+        """The same with at most so many models before it. What the last of them began from is not
+        said; what that learned from counts as its own."""
+        if self.base is None:
+            return self
+        if depth:
+            return replace(self, base=self.base.within(depth - 1))
+        before = (data for one in self.models_before() for data in one.data)
+        return replace(
+            self, data=tuple(dict.fromkeys((*self.data, *before))), base=None, complete=False
+        )
 
     def to_json(self, indent: int | None = 1) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=indent)
+        values = asdict(self.within(DEEPEST))
+        return json.dumps({"format": FORMAT, **values}, ensure_ascii=False, indent=indent)
 
     @classmethod
     def from_json(cls, text: str, where: str | Path) -> Lineage:
@@ -135,7 +157,7 @@ def before_in_words(
         shown = model(known) if known else "a model that is not public"
         license = f" (licence: {before.license})" if before.license else ""
         if before.data:
-            learned = f", which learned from {' and '.join(map(data, before.data))}"
+            learned = f", which learned from {sets_in_words(map(data, before.data))}"
         else:
             learned = "; what that one learned from was not recorded"
         said.append(f"{it} began from {shown}{license}{learned}.")
@@ -143,6 +165,14 @@ def before_in_words(
         if not before.complete and before.data:
             said.append("What that one began from, if from anything, was not recorded.")
     return said
+
+
+def sets_in_words(sets: Iterable[str]) -> str:
+    """Data sets, as they are called; several may be private."""
+    said = list[str]()
+    for one in sets:
+        said.append(one.replace("a private", "another private", 1) if one in said else one)
+    return " and ".join(said)
 
 
 def read_lineage(folder: Path) -> Lineage | None:

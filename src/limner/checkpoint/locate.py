@@ -110,7 +110,7 @@ def newest_checkpoint(run_folder: Path) -> Path:
 
 def find_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder as given, or the newest good one of a run folder. Raises LimnerError."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_file() and folder.name in (*FILES, AVERAGED, INDEX):
         folder = folder.parent
     if not folder.is_dir():

@@ -36,7 +36,7 @@ def find_model(name: str | Path) -> Path:
     Raises:
         LimnerError: it looks like the id of a repository, and cannot be had.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.exists():
         repository = name.as_posix() if isinstance(name, Path) else name
         match = _MODEL.fullmatch(repository)

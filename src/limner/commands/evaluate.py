@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     overrides = list(options.overrides)
     for name, key in AS_OVERRIDES.items():
         if (value := getattr(options, name)) is not None:
-            overrides.append(f"{key}={json.dumps(value)}")  # YAML reads JSON
+            overrides.append(f"{key}={json.dumps(value, ensure_ascii=False)}")  # as YAML
     command = shlex.join(["limner", *shown_command(sys.argv[1:])])
     found = evaluate(options.checkpoint, overrides, options.output, options.device, command)
     page = write_page(found.folder)

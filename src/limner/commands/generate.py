@@ -67,13 +67,8 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.checkpoint.inherit import load_run_config
-    from limner.config.types import SEEDS
-    from limner.data.own_folder import keep_out_of_the_data
-    from limner.inference.generator import ImageGenerator
+    from limner.files.folder_lock import FolderLock
     from limner.inference.saving import check_not_foreign, check_savable, save_all
-    from limner.memory import in_parts_that_fit
-    from limner.models.shape_log import log_shapes
 
     words = [*([options.where] if options.where is not None else []), *options.what]
     if not options.checkpoint and words:
@@ -85,43 +80,53 @@ def run(options: argparse.Namespace) -> None:
     path: Path = options.output
     check(options, prompts)
     check_savable(path, options.height, options.width)
-    count = options.interpolate or len(prompts) * options.num_images
-    paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
-    check_not_foreign([*paths, *([sheet_beside(path)] if options.sheet else [])])
-    generator = ImageGenerator(
-        checkpoint,
-        options.scheduler_type,
-        options.device,
-        options.dtype,
-        config=load_run_config(options.config) if options.config else None,
-        vae=options.vae,
-        text_encoder=options.text_encoder,
-        guide=options.guide,
-    )
-    keep_out_of_the_data(path, generator.config, "--output")
-    if options.log_level == "debug":
-        log_shapes(generator.model)  # compiled code has no place for its hooks
-    elif options.compile:
-        generator.compile()
-    settings = {name: getattr(options, name) for name in PASSED_ON}
-    if options.interpolate is not None:
-        ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed
-        pictures = generator.interpolate(*ends, **settings)
-        labels = [f"{i + 1} of {len(pictures)}" for i in range(len(pictures))]
-    else:
-        each = [p for p in prompts for _ in range(options.num_images)]
-        seeds = [(options.seed + i) % SEEDS for i in range(options.num_images)] * len(prompts)
-        pictures = in_parts_that_fit(
-            16,
-            lambda size: generator.generate_batch(each, seeds=seeds, batch_size=size, **settings),
+    with FolderLock(path, "name another --output"):  # before torch is imported, which takes seconds
+        from limner.checkpoint.inherit import load_run_config
+        from limner.config.types import SEEDS
+        from limner.data.own_folder import keep_out_of_the_data
+        from limner.inference.generator import ImageGenerator
+        from limner.memory import in_parts_that_fit
+        from limner.models.shape_log import log_shapes
+
+        count = options.interpolate or len(prompts) * options.num_images
+        paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
+        check_not_foreign([*paths, *([sheet_beside(path)] if options.sheet else [])])
+        generator = ImageGenerator(
+            checkpoint,
+            options.scheduler_type,
+            options.device,
+            options.dtype,
+            config=load_run_config(options.config) if options.config else None,
+            vae=options.vae,
+            text_encoder=options.text_encoder,
+            guide=options.guide,
         )
-        labels = each
-        if options.num_images > 1:
-            labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
-    for written in save_all(pictures, paths):
-        say(written)
-    if options.sheet:
-        say(save_sheet(path, pictures, labels))
+        keep_out_of_the_data(path, generator.config, "--output", checkpoint)
+        if options.log_level == "debug":
+            log_shapes(generator.model)  # compiled code has no place for its hooks
+        elif options.compile:
+            generator.compile()
+        settings = {name: getattr(options, name) for name in PASSED_ON}
+        if options.interpolate is not None:
+            ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed
+            pictures = generator.interpolate(*ends, **settings)
+            labels = [f"{i + 1} of {len(pictures)}" for i in range(len(pictures))]
+        else:
+            each = [p for p in prompts for _ in range(options.num_images)]
+            seeds = [(options.seed + i) % SEEDS for i in range(options.num_images)] * len(prompts)
+            pictures = in_parts_that_fit(
+                16,
+                lambda size: generator.generate_batch(
+                    each, seeds=seeds, batch_size=size, **settings
+                ),
+            )
+            labels = each
+            if options.num_images > 1:
+                labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
+        for written in save_all(pictures, paths):
+            say(written)
+        if options.sheet:
+            say(save_sheet(path, pictures, labels))
 
 
 PASSED_ON = (

@@ -6,9 +6,10 @@ resolved (no value left to be chosen) with the run and inside each checkpoint.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -46,6 +47,11 @@ def read_sections(
     where, values = _read(source)
     for text in overrides:
         _override(values, text)
+    for section, keys in FROM_HOME.items():
+        found = values.get(section)
+        for key in keys if isinstance(found, dict) else ():
+            if isinstance(found.get(key), str):
+                found[key] = os.path.expanduser(found[key])
     return where, values
 
 
@@ -74,6 +80,14 @@ def build_config(where: str, values: dict[str, Any]) -> Config:
     return config
 
 
+FROM_HOME = {
+    "training": ("output_dir", "init_from"),
+    "cache": ("folder",),
+    "evaluation": ("reference", "inception", "dinov2", "clip"),
+}
+"""Keys in which `~` is the home folder, which a shell makes of it at the beginning of a word alone.
+The data and the pretrained parts are looked for there when they are opened: what is saved is what
+was said, which is the same run for somebody with another home."""
 OTHER_NAME = "dit"
 """What other programs for Diffusion Transformers call the section `model`."""
 
@@ -83,7 +97,7 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
         return "configuration", {}
     if isinstance(source, dict):
         return "configuration", _sections(source)
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.is_file():
         raise LimnerError(f"no configuration file at {path.absolute()}; --config takes a YAML file")
     values = read_yaml(path) or {}
@@ -123,9 +137,26 @@ def _override(values: dict[str, Any], text: str) -> None:
     if not isinstance(values.get(section), dict):
         values[section] = {}
     try:
-        values[section][name] = parse_yaml(value, key)
+        read = parse_yaml(value, key)
     except LimnerError:
-        values[section][name] = value
+        read = value
+    values[section][name] = _as_typed(value, read) if _is_text(section, name) else read
+
+
+def _is_text(section: str, name: str) -> bool:
+    """Whether a key takes words of any kind, such as the name of a folder."""
+    known = Config.model_fields.get(section)
+    keys = known.annotation.model_fields if known is not None else {}  # type: ignore[union-attr]
+    kind = keys[name].annotation if name in keys else None
+    return kind is str or str in get_args(kind)
+
+
+def _as_typed(typed: str, read: Any) -> Any:
+    """A text on the command line. YAML would end it at " #", and make `20: 30` and `2026-11-29`
+    something else than the names of folders that they are."""
+    typed = typed.strip()
+    means_nothing = read is None and not typed.startswith("#")
+    return read if means_nothing or typed[:1] in tuple("\"'[{|>!") else typed
 
 
 def complete(

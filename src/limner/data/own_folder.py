@@ -22,15 +22,38 @@ def data_folder(config: Config) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def keep_out_of_the_data(output: Path, config: Config, key: str) -> None:
+def keep_out_of_the_data(
+    output: Path, config: Config, key: str, model: str | Path | None = None
+) -> None:
     """Raises LimnerError if `output` is the folder of the data or inside it, by whatever name.
 
     Args:
         output: a folder or file to write, which need not be there.
         key: what named it, such as "--output".
+        model: whose configuration it is, if that of a checkpoint or run, which may have begun in
+            another folder than one is in now.
     """
     if (folder := data_folder(config)) is not None:
         keep_out_of(output, folder, key)
+    began = None if model is None else _began_in(model, config.training.output_dir)
+    if began is not None:
+        there = os.path.join(began, os.path.expanduser(config.data.dataset_path))
+        data = config.data.model_copy(update={"dataset_path": there})
+        if (folder := data_folder(config.model_copy(update={"data": data}))) is not None:
+            keep_out_of(output, folder, key)
+
+
+def _began_in(model: str | Path, output_dir: str) -> Path | None:
+    """The folder from which a run's relative paths are seen; None: its output_dir does not say."""
+    said = Path(os.path.normpath(output_dir))
+    if said.is_absolute() or not said.parts or ".." in said.parts:
+        return None
+    for path in (os.path.abspath, os.path.realpath):
+        place = Path(path(os.path.expanduser(model)))
+        for run in (place, *list(place.parents)[:2]):  # or a checkpoint in it, or a file of that
+            if run.parts[-len(said.parts) :] == said.parts:
+                return run.parents[len(said.parts) - 1]
+    return None
 
 
 def keep_out_of(output: Path, folder: Path, key: str) -> None:

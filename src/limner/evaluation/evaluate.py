@@ -92,7 +92,7 @@ def evaluate(
     config = evaluation_config(opened.config, overrides)
     folder = output or results_folder.place_of(Path(checkpoint), opened)
     if output is not None:
-        keep_out_of_the_data(folder, config, "--output")
+        keep_out_of_the_data(folder, config, "--output", checkpoint)
     with FolderLock(folder, "name another --output"):
         return _evaluate(checkpoint, opened, config, folder, device, command, say)
 

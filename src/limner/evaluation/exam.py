@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -28,6 +30,7 @@ from limner.evaluation.samples import FEW, Drawing, draw, in_any_number, of_capt
 from limner.evaluation.speckle import in_words, measure_speckle
 from limner.files.atomic import replacing, write_text_whole
 from limner.files.folder_lock import FolderLock
+from limner.files.output_folders import foreign_names
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.metrics import retrieval
@@ -40,6 +43,8 @@ HEADINGS = {
     "held out": "never trained in this combination (beside it the real picture)",
     "free": "other prompts",
 }
+OURS = re.compile(r"\d{3,}(-truth)?\.png")
+"""What pictures are called in samples/."""
 PACKAGES = ("torch", "accelerate", "tokenizers", "numpy", "pillow")
 
 
@@ -174,7 +179,14 @@ def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:
 
 def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -> None:
     lines = []
-    with replacing(run_folder / "samples", folder=True, durable=False) as folder:
+    before = run_folder / "samples"
+    others = foreign_names(before, like=OURS)
+    with replacing(before, folder=True, durable=bool(others)) as folder:
+        for name in others:  # what people draw and keep there stays
+            if (before / name).is_dir():
+                shutil.copytree(before / name, folder / name, symlinks=True)
+            else:
+                shutil.copy2(before / name, folder / name, follow_symlinks=False)
         for number, d in enumerate(drawings):
             assert d.picture is not None
             d.picture.save(folder / f"{number:03d}.png")

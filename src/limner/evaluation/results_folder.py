@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from limner.files.small_files import read_json
 FORMAT = 1
 """Of evaluation.json."""
 RESULTS, PAGE, PICTURES = "evaluation.json", "evaluation.html", "pictures"
+OURS = re.compile(r"\d{4,}(-truth)?\.png|near-\d{4,}\.png")
+"""What pictures are called in PICTURES."""
 
 
 def places(opened: Checkpoint | WeightsFile) -> list[Path]:
@@ -53,7 +56,10 @@ def check_replaceable(folder: Path) -> None:
     replaced as a whole."""
     # Pictures without results are somebody's own in a folder of that name.
     ours = (RESULTS, PAGE, PICTURES) if (folder / RESULTS).is_file() else ()
-    if others := foreign_names(folder, ours):
+    others = foreign_names(folder, ours)
+    if not others and ours:
+        others = [f"{PICTURES}/{name}" for name in foreign_names(folder / PICTURES, like=OURS)]
+    if others:
         raise LimnerError(
             f"--output {folder} is there and is no earlier evaluation (it holds {others[0]}), so "
             "it is not replaced by one: name a folder that does not exist yet"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -59,13 +60,20 @@ def visible_names(folder: Path) -> list[str]:
         return []
 
 
-def foreign_names(folder: Path, ours: Collection[str] = ()) -> list[str]:
+def foreign_names(
+    folder: Path, ours: Collection[str] = (), like: re.Pattern[str] | None = None
+) -> list[str]:
     """Of what is in a folder that is about to be replaced as a whole, sorted: what would be missed,
-    hidden or not, and is none of `ours`. The name of a file, if that is there instead."""
+    hidden or not, is none of `ours`, and no file whose name is like ours. The name of a file, if
+    that is there instead."""
     if folder.is_file():
         return [folder.name]
     names = os.listdir(folder) if folder.exists() else ()
-    return sorted(name for name in names if name not in ours and not is_left_by_itself(name))
+
+    def is_ours(name: str) -> bool:
+        return name in ours or bool(like and like.fullmatch(name) and not (folder / name).is_dir())
+
+    return sorted(name for name in names if not is_ours(name) and not is_left_by_itself(name))
 
 
 def is_training_run(folder: Path) -> bool:

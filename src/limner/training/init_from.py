@@ -36,17 +36,26 @@ def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
 
 
 def lineage_of(
-    config: Config, origin: Checkpoint | WeightsFile | None, checkpoint: Checkpoint | None
+    config: Config,
+    origin: Checkpoint | WeightsFile | None,
+    checkpoint: Checkpoint | None,
+    changed: bool = False,
 ) -> Lineage:
     """Where the model of a run comes from.
 
     Args:
         origin: the model whose weights it starts with.
         checkpoint: of the run that it goes on with, perhaps on other data.
+        changed: whether the rows are others than those it learned from.
     """
     data = (learned_from(config),)
     if checkpoint is not None:
-        return checkpoint.lineage.and_from(data)
+        before, now = checkpoint.config.data, config.data
+        elsewhere = (before.dataset_name, before.dataset_path) != (
+            now.dataset_name,
+            now.dataset_path,
+        )
+        return checkpoint.lineage.and_from(data[0], another=changed and elsewhere)
     method: Literal["full", "lora"] = "full" if config.lora.rank is None else "lora"
     if origin is None:
         return Lineage(data=data, method=method)

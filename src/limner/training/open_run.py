@@ -27,7 +27,7 @@ from limner.config.defaults import changed
 from limner.config.notes import notes as notes_of
 from limner.data.open import Data, open_data, with_buckets
 from limner.data.own_folder import keep_apart, keep_out_of_links
-from limner.data.row_fingerprints import fingerprints_of
+from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.data.verify import check_share_refused
 from limner.diffusion.objective import build_objective
 from limner.distributed.accelerator import open_accelerator
@@ -36,6 +36,7 @@ from limner.distributed.processes import done_by_one
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import is_training_run
 from limner.pretrained.components import Parts, open_parts
+from limner.redaction import as_path, is_same_place
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import pictures_that_fit, settle_batch
 from limner.training.ema import EMA
@@ -88,7 +89,8 @@ def _open(
     wanted = str(parts.config.training.resume if resume is None else resume)
     checkpoint, notes = find_resume(resume, parts.config)
     state = checkpoint.state if checkpoint else TrainingState()
-    config, said = settle(parts.config, checkpoint, accelerator)
+    config = with_paths_as_such(parts.config, checkpoint)
+    config, said = settle(config, checkpoint, accelerator)
     notes += said
 
     # ---- device and precision
@@ -141,7 +143,7 @@ def _open(
         parts=parts,
         data=data,
         rows=rows.fingerprints,
-        lineage=lineage_of(config, origin, checkpoint),
+        lineage=lineage_of(config, origin, checkpoint, rows.changed),
         tokenizer=tokenizer,
         objective=(objective := build_objective(config)),
         model=model,
@@ -162,6 +164,26 @@ def _open(
     if checkpoint:
         run.notes += restore_newest(run, checkpoint, named=wanted not in ("auto", "latest"))
     return run
+
+
+def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
+    """With `./owner/name` for models in folders here, which are no ids on the Hub when this is read
+    from elsewhere."""
+
+    def said(section: str, key: str) -> str | None:
+        name: str | None = getattr(getattr(config, section), key)
+        before = getattr(getattr(checkpoint.config, section), key) if checkpoint else None
+        # It may be gone by now.
+        return before if is_same_place(name, before) else name and as_path(name)
+
+    model = "pretrained_model_name"
+    return config.model_copy(
+        update={
+            "training": changed(config.training, init_from=said("training", "init_from")),
+            "vae": changed(config.vae, **{model: said("vae", model)}),
+            "text_encoder": changed(config.text_encoder, **{model: said("text_encoder", model)}),
+        }
+    )
 
 
 def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:
@@ -226,11 +248,15 @@ class WrittenRows:
 
     fingerprints: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    changed: bool = False
 
     def look_at(self, data: Data, checkpoint: Checkpoint | None, auto: bool) -> None:
         self.fingerprints = fingerprints_of(data.set, data.trained.rows)
         if checkpoint:
             self.notes += check_rows(checkpoint, self.fingerprints, auto)
+            before = checkpoint.rows()
+            # Of a checkpoint of an earlier version it is not known.
+            self.changed = before is None or compare(before, self.fingerprints) is not None
 
 
 def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:

@@ -15,6 +15,7 @@ from limner.checkpoint.matching import check_same_model
 from limner.config import Config, load_config
 from limner.data.row_fingerprints import compare
 from limner.errors import LimnerError
+from limner.redaction import is_same_place
 from limner.training.folder import check_resumed_here
 
 SAME_RUN = {
@@ -129,6 +130,7 @@ def differences(saved: Config, asked: Config) -> list[str]:
             getattr(saved, section), getattr(asked, section), strict=True
         )
         if there != here
+        and not (key == "init_from" and is_same_place(there, here))
         and key not in SAME_RUN.get(section, ())
         and not (key == "buckets" and here == "auto")  # what it found is there
     ]
@@ -148,7 +150,7 @@ def resume_config(
     if str(resume) == "latest":
         run = Path(load_config(None, overrides).training.output_dir)
         # Where it is and not where it was when it began: it may have been moved.
-        overrides = [*overrides, f"training.output_dir={json.dumps(str(run))}"]
+        overrides = [*overrides, f"training.output_dir={json.dumps(str(run), ensure_ascii=False)}"]
         return load_run_config(newest_checkpoint(run) / "config.yaml", overrides)
     folder = find_checkpoint(str(resume))
     config = load_run_config(folder / "config.yaml", overrides)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from limner import device as devices
 from limner import memory
 from limner.apps.autoencoder.fit import Fit
 from limner.apps.autoencoder.losses import psnr, ssim
+from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import written_whole
 from limner.config import Config, VaeConfig
 from limner.data.dataset import PictureError, shown_set
@@ -28,7 +30,7 @@ from limner.data.open import open_data, squares
 from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
-from limner.files.atomic import recover, remove
+from limner.files.atomic import is_staging, recover, remove
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
 from limner.inference.contact_sheet import contact_sheet
@@ -61,6 +63,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
         OSError: it could not be written; what was learned is saved.
     """
     keep_out_of_the_data(output, config, "--output")
+    keep_out_of_the_data(fitting_folder(output), config, "--output")
     with FolderLock(output, "name another --output") as lock:
         return _train_autoencoder(config, output, lock)
 
@@ -76,10 +79,27 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
+def check_checkpoints_folder(folder: Path) -> None:
+    """Raises LimnerError if the folder in which checkpoints wait holds anything else: it is removed
+    at the end."""
+    if others := _no_checkpoints(folder):
+        raise LimnerError(
+            f"{folder}, where the checkpoints of this autoencoder go until it is written, holds "
+            f"{others[0]}: move that elsewhere, or name another --output"
+        )
+
+
+def _no_checkpoints(folder: Path) -> list[str]:
+    """Of what is in the folder in which checkpoints wait, what is none."""
+    others = foreign_names(folder)
+    return [n for n in others if not (re.fullmatch(r"checkpoint-\d+", n) or is_staging(n))]
+
+
 def _train_autoencoder(config: Config, output: Path, lock: FolderLock) -> dict[str, Any]:
     settings = config.autoencoder
     recover(output)  # an earlier one
     check_replaceable(output)
+    check_checkpoints_folder(fitting_folder(output))
     if config.data.image_size % settings.downsampling:
         raise LimnerError(
             f"data.image_size: {config.data.image_size} is not divisible by "
@@ -125,9 +145,18 @@ def _train_autoencoder(config: Config, output: Path, lock: FolderLock) -> dict[s
         model.save_pretrained(staging)
         sheet.save(staging / SHEET)
         (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if fit.folder.is_dir():
-        remove(fit.folder)
+    _remove_checkpoints(fit.folder)
     return results
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if not _no_checkpoints(folder):
+        remove(folder)
+        return
+    for found in checkpoints(folder):  # what somebody put beside them meanwhile stays
+        remove(found)
 
 
 def fitting_folder(output: Path) -> Path:

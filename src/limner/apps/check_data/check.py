@@ -24,7 +24,7 @@ from limner.apps.check_data.captions import faults_of, script_of
 from limner.apps.check_data.duplicates import find_duplicates
 from limner.apps.check_data.findings import Finding, Problems, of_refused
 from limner.apps.check_data.images import Fault, Looked, look, share_cut
-from limner.apps.check_data.samples import FOLDER, show_duplicates, show_samples
+from limner.apps.check_data.samples import FOLDER, OURS, show_duplicates, show_samples
 from limner.apps.check_data.similarity import Compared
 from limner.config import Config
 from limner.data.buckets import Buckets
@@ -38,7 +38,7 @@ from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
 from limner.files.atomic import replacing, write_text_whole
 from limner.files.folder_lock import FolderLock
-from limner.files.output_folders import kind_of_output
+from limner.files.output_folders import foreign_names, kind_of_output
 from limner.files.system_names import is_system_name
 from limner.messages import shorten
 
@@ -367,6 +367,11 @@ def _of_reading(picture_set: ImageDataset) -> Iterator[Finding]:
 def _refuse_foreign(output: Path) -> None:
     """Raises LimnerError where files of somebody else's would be replaced. Others may lie there."""
     if kind_of_output(output) == "a data check" or (output / LOCK).exists():
+        if others := foreign_names(output / FOLDER, like=OURS):
+            raise LimnerError(
+                f"--output {output}: {FOLDER} in it is replaced by every check, and holds "
+                f"{others[0]}, which none wrote: move that elsewhere, or name another folder"
+            )
         return  # a check, or one that was killed
     first = next((name for name in WRITTEN if (output / name).exists()), None)
     if first in (None, WRITTEN[0]):

@@ -50,7 +50,7 @@ class Painter:
         self.working = self.stopping = False
         self.generator = ImageGenerator(checkpoint, **options)
         if keep_in is not None:
-            keep_out_of_the_data(keep_in, self.generator.config, "--output")
+            keep_out_of_the_data(keep_in, self.generator.config, "--output", checkpoint)
 
     def about(self) -> dict[str, Any]:
         """What the page shows of the model, and what it fills its fields with."""

@@ -13,7 +13,12 @@ import yaml
 
 from limner.apps.publishing.card_measured import how_drawn, measured_section, model_index
 from limner.apps.publishing.markdown import bullets, paragraphs, plain, short, table
-from limner.apps.publishing.public import public_name, public_results
+from limner.apps.publishing.public import (
+    NAMES_OF_A_SET,
+    is_public_set,
+    public_name,
+    public_results,
+)
 from limner.checkpoint.lineage import (
     A_PRIVATE_SET,
     LICENSES,
@@ -21,6 +26,7 @@ from limner.checkpoint.lineage import (
     Lineage,
     before_in_words,
     lineage_of_config,
+    sets_in_words,
 )
 from limner.config import Config, load_config
 from limner.console import format_duration
@@ -173,7 +179,7 @@ def _headline(facts: Facts) -> str:
 
 def _trained(facts: Facts) -> str:
     lineage = _lineage(facts)
-    sets = " and ".join(
+    sets = sets_in_words(
         f"its built-in {data.name}" if data.name in BUILT_IN else _shown_set(data, facts)
         for data in lineage.data
     )
@@ -313,12 +319,14 @@ def _recipe(facts: Facts) -> str:
 def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
     """The settings that are not as Limner chooses them by itself, as (section.key, value)."""
     default = load_config(None)
+    private = () if is_public_set(config) else [f"data.{key}" for key in NAMES_OF_A_SET]
     for section in Config.model_fields:
         for key, value in getattr(config, section):
             name = f"{section}.{key}"
             if (
                 section == "evaluation"
                 or name in NOT_THE_RECIPE
+                or name in private
                 or value == getattr(getattr(default, section), key)
             ):
                 continue
@@ -349,10 +357,14 @@ def _data(facts: Facts) -> str:
         elif _is_on_the_hub(data, facts):
             said.append(f"The pictures and captions are those of {shown}; their licence is there.")
         else:
+            which = "these pictures and captions"
+            if sum(one.name not in BUILT_IN for one in set(lineage.data)) > 1:
+                which = f"the pictures and captions of {shown}"
             said.append(
-                "The publisher has not said where these pictures and captions are from, or under "
+                f"The publisher has not said where {which} are from, or under "
                 "which licence they are: ask before you use the model for more than trying it."
             )
+    said = list(dict.fromkeys(said))
     said += _before(facts)
     if _license(facts) is None:
         said.append("No licence was chosen for the model itself.")

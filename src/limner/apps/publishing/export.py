@@ -74,7 +74,7 @@ def _export(
     opened = open_model(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
-    keep_out_of_the_data(output, opened.config, "--output")
+    keep_out_of_the_data(output, opened.config, "--output", checkpoint)
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":

@@ -156,7 +156,7 @@ def _of_path(place: str, what: str) -> Iterator[Private]:
             for spelled in {path, path.replace("\\", "/")}:
                 yield Private(spelled, f"the path of {what}", True)
         yield from _words(parts, f"a folder of {what}")
-    relative = place.strip("/\\")
+    relative = place.removeprefix("./").strip("/\\")
     if _is_path(relative):
         yield Private(relative, f"the path of {what}", False)
 

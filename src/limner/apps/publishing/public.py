@@ -17,6 +17,8 @@ from limner.redaction import is_hub_id, places_of, redacted, shown_place
 
 QUOTED = ("prompt", "caption")
 """Keys of results whose values are captions, which stay as they are."""
+NAMES_OF_A_SET = ("dataset_name", "dataset_config", "dataset_split")
+"""Keys of `data` that say nothing about a set to whom it is private."""
 _COUNTS = re.compile(r"[\d,]+ pictures with [\d,]+ captions")
 _RULE = re.compile(r"Held out .*?\.(?=\s|$)")
 
@@ -42,9 +44,10 @@ def public_config(config: Config) -> Config:
     """
     plain = Config()
     data = {"dataset_path": plain.data.dataset_path, "allowed_paths": None, "image_column": None}
-    if not is_public_set(config):
-        data |= {"dataset_name": None}
     training = {"output_dir": plain.training.output_dir, "init_from": None, "run_name": None}
+    if not is_public_set(config):  # splits are named after projects, previews are captions of it
+        data |= {key: getattr(plain.data, key) for key in NAMES_OF_A_SET}
+        training |= {"preview_prompts": None}
     training |= {"resume": plain.training.resume, "tracker_project": plain.training.tracker_project}
     networks = dict.fromkeys(("reference", "inception", "dinov2", "clip"))
     return config.model_copy(

@@ -4,6 +4,7 @@ and a card that says what it is."""
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,13 @@ from limner.apps.publishing.card import Facts, Sample, license_that_fits, model_
 from limner.apps.publishing.diffusers_folder import write_diffusers_folder
 from limner.apps.publishing.export import in_precision, part_dtype, refuse_foreign, sizes
 from limner.apps.publishing.leaks import private_of, refuse_leaks
-from limner.apps.publishing.public import QUOTED, public_config, public_name
+from limner.apps.publishing.public import (
+    NAMES_OF_A_SET,
+    QUOTED,
+    is_public_set,
+    public_config,
+    public_name,
+)
 from limner.apps.publishing.run_facts import evaluation_of, kept_samples, run_of
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import Lineage, write_lineage
@@ -80,7 +87,7 @@ def publish(
     """
     if output is not None:
         refuse_foreign(output)
-        keep_out_of_the_data(output, open_model(checkpoint).config, "--output")
+        keep_out_of_the_data(output, open_model(checkpoint).config, "--output", checkpoint)
     repo = full_name(repo, dry_run)
     if said and said.base_model and not is_hub_id(said.base_model):
         raise LimnerError(
@@ -179,6 +186,10 @@ def _refuse_private(
     for found in (opened.config, config):
         for key, place in named_places(found.model_dump()):
             places.setdefault(key, []).append(place)
+        if not is_public_set(found):
+            for key in NAMES_OF_A_SET:
+                names = re.findall(r"[\w-]+", str(getattr(found.data, key) or ""))
+                places.setdefault(f"data.{key}", []).extend(names)
     places["the model"] = [str(checkpoint)]
     places["the folder that was written"] = [str(folder)]
     places["the current folder"] = [str(Path.cwd())]
