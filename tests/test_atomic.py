@@ -77,7 +77,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_name(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from limner import atomic
+from limner.files import atomic
 place, folder, moment = Path(sys.argv[1]), sys.argv[2] == "folder", int(sys.argv[3])
 count = 0
 def counted(function):

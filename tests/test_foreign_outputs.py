@@ -1,6 +1,7 @@
 """No command replaces what somebody else wrote, and two of a kind do not write one output."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from limner.apps.captioning.caption import caption_lock
 from limner.apps.check_data.check import LOCK, check
 from limner.apps.demo import PREVIEW_PROMPTS, remove_earlier
 from limner.apps.play.painter import keep
-from limner.apps.publishing.export import export
+from limner.apps.publishing.export import export, refuse_foreign
 from limner.apps.sweep.store_settings import store_sampling
 from limner.apps.sweep.sweep import sweep
 from limner.cli import main
@@ -26,7 +27,7 @@ from limner.evaluation.evaluate import evaluate
 from limner.evaluation.results_folder import check_replaceable
 from limner.files.fingerprints import load_array, save_array
 from limner.files.output_folders import foreign_names
-from limner.inference.saving import check_not_foreign, is_drawing, remember, save_picture
+from limner.inference.saving import check_not_foreign, is_drawing, remember, save_all, save_picture
 
 
 def picture(colour: str = "red") -> Image.Image:
@@ -174,6 +175,54 @@ def test_prepare_counts_no_hidden_files(tmp_path: Path) -> None:
     assert prepare("auto", source, tmp_path / "out").count == 3
     with pytest.raises(LimnerError, match="exists already and is not empty"):
         prepare("auto", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder yet", "an empty folder"])
+def test_what_is_put_into_an_output_meanwhile_stays_and_the_work_is_kept(
+    there: bool, tmp_path: Path
+) -> None:
+    source, out = photos(tmp_path / "photos"), tmp_path / "out"
+    (tmp_path / "out-2").touch()
+    if there:
+        out.mkdir()
+
+    def somebody_writes(done: int, total: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "notes.txt").write_text("an afternoon's work", encoding="utf-8")
+
+    with pytest.raises(LimnerError, match=r"out is not what it was .* is in \S+out-3\.$"):
+        prepare("auto", source, out, on_progress=somebody_writes)
+    assert [p.name for p in out.iterdir()] == ["notes.txt"]
+    assert len(json.loads((tmp_path / "out-3" / "metadata.json").read_text("utf-8"))) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out-2", "out-3", "photos"]
+
+
+def test_a_file_that_came_while_it_was_drawn_is_not_replaced(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    written = save_all([remember(picture(colour), {}) for colour in ("red", "blue")], paths)
+    assert next(written) == paths[0]
+    picture("green").save(paths[1])
+    mine = paths[1].read_bytes()
+    with pytest.raises(LimnerError, match=r"b\.png \(something else was put there meanwhile\) is"):
+        list(written)
+    assert paths[1].read_bytes() == mine
+
+
+def test_a_folder_that_is_a_disk_of_its_own_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = photos(tmp_path / "photos"), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(out))
+    for refused in (
+        lambda: prepare("auto", source, out, on_progress=lambda done, total: pytest.fail("late")),
+        lambda: check_replaceable(out),
+        lambda: train.check_replaceable(out),
+        lambda: refuse_foreign(out),
+    ):
+        with pytest.raises(LimnerError, match=r"out is a disk or volume .* such as \S+out"):
+            refused()
+    assert prepare("auto", source, out / "new").count == 3
 
 
 # ---- folders that are added to -----------------------------------------------------------------
