@@ -1,18 +1,22 @@
 """Text in whatever encoding: read where it is certain, asked about where it is not."""
 
 import json
+import os
 from pathlib import Path
 
 import emoji
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 
+from limner.cli import main
 from limner.config import load_config
 from limner.data.dataset import ImageDataset
 from limner.data.formats.encodings import Guesses, decode, decode_together, detect, readings
 from limner.data.formats.entries import check_caption
 from limner.data.open import open_picture_set
+from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 
 SIMPLIFIED = [
@@ -42,6 +46,7 @@ ENCODED = {
 
 
 def pairs(folder: Path, captions: list[bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
     for number, caption in enumerate(captions):
         Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_bytes(caption)
@@ -212,3 +217,37 @@ def test_texts_are_decoded_together_and_counted() -> None:
     few = [decode("紅蘋果".encode("big5"))]
     assert decode_together(few, None) == few  # too little to be certain
     assert "as big5hkscs it is '紅蘋果'" in readings(few[0])
+
+
+@pytest.mark.usefixtures("quick_end")
+def test_a_name_that_is_no_utf_8_is_refused_and_listed_by_every_command(tmp_path: Path) -> None:
+    """As a zip of a Chinese Windows leaves them behind on Linux."""
+    folder = pairs(tmp_path / "data", [f"colour {n}".encode() for n in range(12)])
+    name = os.fsdecode("红苹果".encode("gbk"))
+    try:
+        for ending in (".png", ".txt"):
+            (folder / f"{name}{ending}").write_bytes((folder / f"1{ending}").read_bytes())
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such names")
+    run, made, check = (tmp_path / kind for kind in ("run", "made", "check"))
+    where = [f"data.dataset_path={folder}", "data.dataset_name=null", "data.num_samples=null"]
+    output = f"training.output_dir={run}"
+    assert main(["train", *TINY, *where, output, "training.max_steps=1"]) == 0
+    assert main(["prepare", "--input", str(folder), "--output", str(made)]) == 0
+    assert main(["check-data", str(folder), "data.image_size=16", "--output", str(check)]) == 2
+    lines = (check / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+    listed = [
+        *[json.loads(line) for line in (run / "refused.jsonl").read_text("utf-8").splitlines()],
+        *json.loads((made / "refused.json").read_text(encoding="utf-8")),
+        *[row for line in lines if (row := json.loads(line))["kind"] != "duplicate"],
+    ]
+    refused = [row for row in listed if "not valid Unicode" in str(row.values())]
+    assert len(refused) == 3
+    assert all(row["reason" if "reason" in row else "said"].startswith(name) for row in refused)
+    assert not any(row["key"] == f"{name}.png" for row in listed)  # said once, not also as unnamed
+    assert (check / "check.html").is_file()
+
+
+def test_any_name_has_a_place_in_a_sample() -> None:
+    assert 0 <= sampling_rank(os.fsdecode("红苹果.png".encode("gbk"))) < 1
+    assert sampling_rank("a.png") != sampling_rank("b.png")

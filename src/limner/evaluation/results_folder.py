@@ -121,7 +121,8 @@ def write(
                 )
             results["memorisation"] = results["memorisation"] | {"worst": worst}
         text = json.dumps(plain(results), ensure_ascii=False, indent=1, allow_nan=False)
-        (staging / RESULTS).write_text(text, encoding="utf-8")
+        # The data may lie in a folder whose name is no UTF-8.
+        (staging / RESULTS).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:

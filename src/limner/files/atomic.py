@@ -103,9 +103,12 @@ def replacing(
 
 
 def write_text_whole(path: Path, text: str, durable: bool = True, tidy: bool = True) -> None:
-    """Write a small UTF-8 file, whole, with line ends as they are in the text. Raises OSError."""
+    """Write a small UTF-8 file, whole, with line ends as they are in the text. Raises OSError.
+
+    Lone surrogates (names of files that are no UTF-8 hold them) are written as JSON escapes them.
+    """
     with replacing(path, durable=durable, tidy=tidy) as staging:
-        staging.write_text(text, encoding="utf-8", newline="\n")
+        staging.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def recover(path: Path) -> None:

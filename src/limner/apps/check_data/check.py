@@ -348,7 +348,7 @@ def _unreferenced(picture_set: ImageDataset, config: Config) -> Iterator[Finding
         for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
             key = posixpath.join(within, name)
             is_image = Path(name).suffix.lower() in EXTENSIONS and not is_system_name(name)
-            if is_image and key not in named:
+            if is_image and not {key, ascii(key)} & named:  # a name that is no UTF-8 is refused so
                 yield Finding(
                     "unreferenced-file", key, "no row names this file", str(folder / name)
                 )

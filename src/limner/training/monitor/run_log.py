@@ -99,7 +99,7 @@ class RunLog:
         lines = [*self.waiting.pop(path, []), *objects]
         end = path.stat().st_size if path.exists() else 0
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_lines(lines))
         except OSError as error:
             with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
