@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,6 +244,26 @@ def test_a_check_does_not_replace_pictures_of_that_name(
     (tmp_path / "check" / LOCK).touch()  # killed
     check(config, tmp_path / "check")
     assert not (tmp_path / "check" / LOCK).exists()
+
+
+def test_a_list_of_findings_beside_pictures_of_mine_is_no_check(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = in_folder(tiny_config(), photos(tmp_path / "photos"))
+    check(config, tmp_path / "check")
+    mine = tmp_path / "mine"
+    photos(mine / "pictures")
+    shutil.copy(tmp_path / "check" / "problems.jsonl", mine)
+    with pytest.raises(LimnerError, match=r"pictures holds a\.png, which no check wrote"):
+        check(config, mine)
+    assert len(list((mine / "pictures").iterdir())) == 6
+    picture().save(tmp_path / "check" / "pictures" / "mine.png")
+    with pytest.raises(LimnerError, match=r"holds mine\.png, which no check wrote"):
+        check(config, tmp_path / "check")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "problems.jsonl").write_text('{"kind": "flat tyre"}\n', encoding="utf-8")
+    with pytest.raises(LimnerError, match=r"no earlier check and holds problems\.jsonl"):
+        check(config, tmp_path / "other")
 
 
 def test_a_report_is_written_into_runs_alone(tmp_path: Path, capsys) -> None:

@@ -22,9 +22,9 @@ import numpy as np
 from limner import console
 from limner.apps.check_data.captions import faults_of, script_of
 from limner.apps.check_data.duplicates import find_duplicates
-from limner.apps.check_data.findings import Finding, Problems, of_refused
+from limner.apps.check_data.findings import Finding, Problems, is_list_of_findings, of_refused
 from limner.apps.check_data.images import Fault, Looked, look, share_cut
-from limner.apps.check_data.samples import FOLDER, show_duplicates, show_samples
+from limner.apps.check_data.samples import FOLDER, SHOWN, show_duplicates, show_samples
 from limner.apps.check_data.similarity import Compared
 from limner.config import Config
 from limner.data.buckets import Buckets
@@ -38,7 +38,7 @@ from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
 from limner.files.atomic import replacing, write_text_whole
 from limner.files.folder_lock import FolderLock
-from limner.files.output_folders import kind_of_output
+from limner.files.output_folders import foreign_names, kind_of_output
 from limner.files.system_names import is_system_name
 from limner.messages import shorten
 
@@ -129,7 +129,8 @@ def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[s
             "text_encoder.max_length": reader.max_length if reader else None,
         },
     }
-    with replacing(output / FOLDER, folder=True, durable=False) as shown:
+    pictures_of_page = output / FOLDER
+    with replacing(pictures_of_page, True, durable=False, check=_refuse_pictures) as shown:
         seed = config.training.seed
         told["samples"] = show_samples(picture_set, good, sizes.of, seed, shown)
         told["alike"] = show_duplicates(picture_set, which, findings, shown)
@@ -366,12 +367,22 @@ def _of_reading(picture_set: ImageDataset) -> Iterator[Finding]:
 
 def _refuse_foreign(output: Path) -> None:
     """Raises LimnerError where files of somebody else's would be replaced. Others may lie there."""
-    if kind_of_output(output) == "a data check" or (output / LOCK).exists():
-        return  # a check, or one that was killed
-    first = next((name for name in WRITTEN if (output / name).exists()), None)
-    if first in (None, WRITTEN[0]):
-        return
-    raise LimnerError(
-        f"--output {output} is no earlier check and holds {first}, which would be replaced: name "
-        "a folder that is empty or does not exist yet"
-    )
+    ours = kind_of_output(output) == "a data check" or (output / LOCK).exists()  # or one killed
+    for name in WRITTEN:
+        path = output / name
+        if not path.exists() or (ours if name != WRITTEN[0] else is_list_of_findings(path)):
+            continue
+        raise LimnerError(
+            f"--output {output} is no earlier check and holds {name}, which would be replaced: "
+            "name a folder that is empty or does not exist yet"
+        )
+    _refuse_pictures(output / FOLDER)
+
+
+def _refuse_pictures(folder: Path) -> None:
+    """The list of findings is copied to where rows are mended, beside pictures of people's own."""
+    if others := [name for name in foreign_names(folder) if not SHOWN.fullmatch(name)]:
+        raise LimnerError(
+            f"{folder} holds {others[0]}, which no check wrote and which would be deleted: name "
+            "another --output"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ SIDE = 256
 """Longest side of a picture on the page, pixels."""
 _SHADE, _EDGE = (90, 90, 96), (214, 60, 60)
 FOLDER = "pictures"
+SHOWN = re.compile(r"\d+-(whole\.jpg|seen\.png)|alike-\d+-[ab]\.png")
+"""Names of what is written there."""
 ALIKE = ("split-leak", "near-split-leak", "conflicting-captions", "near-duplicate", "duplicate")
 
 
