@@ -225,7 +225,7 @@ def lying(folder: Path, column: str) -> Path:
 READ = """
 import sys
 from limner.config import load_config
-from limner.data.sources import open_picture_set
+from limner.data.open import open_picture_set
 found = open_picture_set(load_config(None, [f"data.dataset_path='{sys.argv[1]}'"]))
 for row in found.rows:
     found.load(row, 16)

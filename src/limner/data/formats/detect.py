@@ -19,7 +19,7 @@ import os
 from pathlib import Path
 
 from limner.data import images
-from limner.data.folder_walk import FolderWalk, composed
+from limner.data.folder_walk import FolderWalk, by_stem, composed
 from limner.data.formats.classes import are_classes
 from limner.data.formats.coco import coco_files
 from limner.data.formats.columns import Columns
@@ -160,7 +160,7 @@ def _parquet_with_pictures(folder: Path, columns: Columns) -> bool:
 def _any_caption_beside(folder: Path) -> bool:
     """Whether any picture has a .txt of its name beside it."""
     for _, _, names in FolderWalk(folder):
-        texts = {composed(name[:-4]) for name in names if name.lower().endswith(".txt")}
+        texts = by_stem(names, ".txt")
         for name in names:
             stem, extension = os.path.splitext(name)
             if composed(stem) in texts and extension.lower() in images.EXTENSIONS:

@@ -12,7 +12,7 @@ import numpy as np
 
 from limner.data import images
 from limner.data.dataset import HELD_OUT, Refused, Row, require_rows
-from limner.data.folder_walk import FolderWalk, composed
+from limner.data.folder_walk import FolderWalk, by_stem, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
 from limner.data.formats.columns import Columns
@@ -159,8 +159,11 @@ def _captions_beside(
     pairs: list[_Pair] = []
     refused: list[Refused] = []
     for directory, within, names in walk:
-        texts = {composed(name[:-4]): name for name in names if name.lower().endswith(".txt")}
-        more = {composed(name[:-5]): name for name in names if name.lower().endswith(".json")}
+        texts, more = by_stem(names, ".txt"), by_stem(names, ".json")
+        for name in names:
+            if name.lower().endswith(".txt") and name != (read := texts[composed(name[:-4])]):
+                reason = f"{read} beside it has the same name, and is the one that is read"
+                refused.append(Refused(posixpath.join(within, name), reason))
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
             stem, extension = os.path.splitext(name)
