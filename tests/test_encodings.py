@@ -94,6 +94,31 @@ def test_what_the_first_bytes_say_is_read(encoding: str, tmp_path: Path) -> None
     assert captions_of(pairs(tmp_path, [t.encode(encoding) for t in SIMPLIFIED])) == SIMPLIFIED
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.json"])
+def test_such_a_table_is_found_in_its_folder(name: str, encoding: str, tmp_path: Path) -> None:
+    """As Excel and PowerShell write them; in Western letters, where every other byte is zero."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    mark = "\t" if name == "t.tsv" else ","
+    row = '{"image": "a.png", "text": "a red apple"}'
+    text = {".jsonl": row, ".json": f"[{row}]"}.get(
+        Path(name).suffix, f"image{mark}text\r\na.png{mark}a red apple\r\n"
+    )
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert captions_of(tmp_path) == captions_of(tmp_path / name) == ["a red apple"]
+
+
+def test_a_table_is_found_by_columns_in_the_encoding_that_is_set(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_bytes("图片,文字\na.png,红苹果\n".encode("gbk"))
+    words = ["data.encoding=gbk", "data.image_column=图片", "data.caption_column=文字"]
+    assert captions_of(tmp_path, *words) == ["红苹果"]
+    (tmp_path / "t.csv").write_bytes("image,text\na.png,a red apple\n".encode("utf-16-le"))
+    with pytest.raises(LimnerError, match=r"set data\.encoding to utf-16-le"):
+        opened(tmp_path)
+    assert captions_of(tmp_path, "data.encoding=utf-16-le") == ["a red apple"]
+
+
 def test_what_is_not_certain_is_asked_about(tmp_path: Path) -> None:
     found = opened(pairs(tmp_path, ["红苹果".encode("gbk"), b"good", "Äpfel".encode("cp1252")]))
     assert [row.captions for row in found.rows] == [("good",)]

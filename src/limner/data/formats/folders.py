@@ -15,9 +15,8 @@ from limner.data.dataset import HELD_OUT, Refused, Row, require_rows
 from limner.data.folder_walk import FolderWalk, by_stem, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
-from limner.data.formats.columns import Columns
 from limner.data.formats.cub import read_cub
-from limner.data.formats.detect import METADATA, recognise, table_in, unknown
+from limner.data.formats.detect import METADATA, recognise, table_in, tables_not_read, unknown
 from limner.data.formats.encodings import Guesses, decode, decode_together
 from limner.data.formats.entries import BY_HASH, MOST_CHARACTERS, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
@@ -57,19 +56,21 @@ class FolderPictures:
         options = options or ReadOptions()
         place = Path(path).expanduser()
         if kind == "auto":
-            kind = recognise(place, options.columns)
+            kind = recognise(place, options.columns, options.encoding)
         if kind not in READERS:
             raise LimnerError(f"{path}: data.format {kind} is not one of {', '.join(READERS)}")
         found = READERS[kind](place, options)
         self.folder = found.folder
         self.rows, self.refused = found.rows, found.refused
         self.notes, self.passed_over = found.notes, found.passed_over
+        if kind in ("folder", "classes") and (unread := tables_not_read(found.folder)):
+            self.notes = (*found.notes, unread)
         captions = sum(len(row.captions) for row in self.rows)
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {self.name} "
             f"({found.layout}); {len(self.refused):,} rows refused. "
             + " ".join(
-                part for part in (found.held_out, *found.notes, str(found.passed_over)) if part
+                part for part in (found.held_out, *self.notes, str(found.passed_over)) if part
             )
         )
 
@@ -119,18 +120,18 @@ def read_folder(path: Path, options: ReadOptions | None = None) -> Found:
 
 READERS: dict[str, Callable[[Path, ReadOptions], Found]] = {
     "folder": read_folder,
-    "table": lambda path, options: read_table_file(_table(path, options.columns), options),
+    "table": lambda path, options: read_table_file(_table(path, options), options),
     "coco": read_coco,
     "cub": read_cub,
     "classes": read_classes,
 }
 
 
-def _table(path: Path, columns: Columns) -> Path:
+def _table(path: Path, options: ReadOptions) -> Path:
     """The table itself, where its folder was given."""
     if path.is_file():
         return path
-    found = table_in(existing_folder(path), columns)
+    found = table_in(existing_folder(path), options.columns, options.encoding)
     if found is None:
         raise LimnerError(
             f"{path} holds no table with a picture's and a caption's column. Give the file itself; "
