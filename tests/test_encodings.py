@@ -119,6 +119,40 @@ def test_a_table_is_found_by_columns_in_the_encoding_that_is_set(tmp_path: Path)
     assert captions_of(tmp_path, "data.encoding=utf-16-le") == ["a red apple"]
 
 
+def test_more_captions_are_read_in_the_encoding_of_the_others(tmp_path: Path) -> None:
+    folder = pairs(tmp_path, ["苹果".encode("gbk")])
+    more = json.dumps({"captions": ["红苹果", "一只誠\\"]}, ensure_ascii=False)  # 誠 ends with 5C
+    (folder / "0.json").write_bytes(more.encode("gbk"))
+    (row,) = opened(folder, "data.encoding=gb18030").rows
+    assert row.captions == ("苹果", "红苹果", "一只誠\\")
+    (folder / "0.txt").write_bytes(SIMPLIFIED[0].encode("gbk"))  # enough to be certain of
+    more = json.dumps({"captions": SIMPLIFIED[1:]}, ensure_ascii=False)
+    (folder / "0.json").write_bytes(more.encode("gbk"))
+    (row,) = opened(folder).rows
+    assert row.captions == tuple(SIMPLIFIED)
+
+
+@pytest.mark.parametrize("count", [1, len(SIMPLIFIED)])
+def test_captions_of_coco_are_read_as_others_are(count: int, tmp_path: Path) -> None:
+    captions = SIMPLIFIED[-count:]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "x.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "x.png"}],
+        "annotations": [{"image_id": 1, "caption": caption} for caption in captions],
+    }
+    file = tmp_path / "annotations" / "captions_train.json"
+    file.write_bytes(json.dumps(coco, ensure_ascii=False).encode("gbk"))
+    for path in (tmp_path, file):
+        (row,) = opened(path, "data.encoding=gb18030").rows
+        assert row.captions == tuple(captions)
+    if count > 1:  # certain without being told
+        found = opened(tmp_path)
+        assert found.rows[0].captions == tuple(captions)
+        assert "read by their looks: 1 as gb18030" in found.description
+
+
 def test_what_is_not_certain_is_asked_about(tmp_path: Path) -> None:
     found = opened(pairs(tmp_path, ["红苹果".encode("gbk"), b"good", "Äpfel".encode("cp1252")]))
     assert [row.captions for row in found.rows] == [("good",)]

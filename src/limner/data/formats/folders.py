@@ -187,25 +187,37 @@ def _captions_beside(
                 continue
             sidecar = directory / more[stem] if stem in more else None
             pairs += [_Pair(text, key, caption, sidecar) for key in keys]
-    read = decode_together([pair.caption for pair in pairs], encoding, guesses)
-    entries = []
-    for pair, caption in zip(pairs, read, strict=True):
+    found: list[tuple[_Pair, list[Any], bool | None]] = []
+    for pair in pairs:
         try:
-            found = (caption, None) if pair.more is None else _more_captions(pair.more, caption)
+            more, held_out = _more_captions(pair.more, encoding) if pair.more else ([], None)
+            found.append((pair, more, held_out))
         except LimnerError as error:
             refused.append(Refused(pair.key, str(error)))
-            continue
-        entries.append(Entry(pair.text, pair.key, found[0], None, found[1]))
+    # Of all together it can be told in which encoding they are.
+    texts = [text for pair, more, _ in found for text in (pair.caption, *more)]
+    strings = [text for text in texts if isinstance(text, str)]
+    read = iter(decode_together(strings, encoding, guesses))
+    entries = []
+    for pair, more, held_out in found:
+        caption = next(read)
+        others = [next(read) if isinstance(text, str) else text for text in more]
+        captions = [caption, *(text for text in others if text != caption.strip())]
+        entries.append(Entry(pair.text, pair.key, captions, None, held_out))
     return entries, refused
 
 
-def _more_captions(path: Path, first: str) -> tuple[Any, bool | None]:
-    """(captions, whether held out) of a picture whose .txt says `first`, from the .json beside
-    it. Programs keep other things in such files, which are let be."""
-    data = parse_json(decode(read_bytes(path, MAX_SIDECAR_BYTES)), path)
+def _more_captions(path: Path, encoding: str | None) -> tuple[list[Any], bool | None]:
+    """(the list of captions, whether held out) of a .json beside a picture and its .txt. Programs
+    keep other things in such files, by the name of captions, too; what is no list is let be."""
+    text = decode(read_bytes(path, MAX_SIDECAR_BYTES), encoding)
+    if encoding is not None:  # before it is parsed: half a character may look like a backslash
+        (text,) = decode_together([text], encoding)
+    data = parse_json(text, path)
     if not isinstance(data, dict):
-        return first, None
+        return [], None
     captions, held_out = data.get("captions"), data.get(HELD_OUT)
-    if isinstance(captions, list):
-        captions = [first, *(text for text in captions if text != first.strip())]
-    return captions or first, held_out if isinstance(held_out, bool) else None
+    return (
+        captions if isinstance(captions, list) else [],
+        held_out if isinstance(held_out, bool) else None,
+    )
