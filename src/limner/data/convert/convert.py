@@ -49,7 +49,8 @@ def prepare(
 
     Args:
         kind: the format of the source, one of KINDS; "auto" looks.
-        source: a folder or file; with kind "datasets" it may be a Hub id.
+        source: a folder or file, or a pattern or URL of shards (as text: a `Path` would make one
+            slash of two); with kind "datasets" it may be a Hub id.
         num_samples: that many good pictures at most, chosen and numbered by a hash of their keys,
             so that a larger number only adds to them; None takes all, in the order of the source.
         on_progress: called with (rows done, rows at most) after each row.
