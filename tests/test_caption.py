@@ -204,7 +204,7 @@ def test_where_memory_runs_out_half_as_many_are_looked_at(photos: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from limner.captioning.caption import caption_pictures, pictures_to_caption
+from limner.apps.captioning.caption import caption_pictures, pictures_to_caption
 
 folder, replace, done = Path(sys.argv[1]), os.replace, []
 
@@ -275,6 +275,57 @@ def test_captions_that_look_wrong_are_said(photos: Path) -> None:
 
 
 # ---- what cannot be done
+
+
+# ---- what lies there already
+
+
+@pytest.mark.parametrize(
+    ("picture", "text"),
+    [
+        ("cat.png", "cat.TXT"),  # as cameras and cards name files
+        ("caf\u00e9.png", "cafe\u0301.txt"),  # as a Mac spells them
+        ("cafe\u0301.png", "caf\u00e9.Txt"),
+    ],
+)
+def test_a_caption_is_seen_that_training_would_read(
+    picture: str, text: str, tmp_path: Path
+) -> None:
+    images(1)[0].save(tmp_path / picture)
+    (tmp_path / text).write_text("my own words", encoding="utf-8")
+    assert pictures_to_caption(tmp_path) == ([], 1)
+    keys, _ = pictures_to_caption(tmp_path, overwrite=True)
+    assert caption_pictures(tmp_path, keys, numbered).written == 1
+    (row,) = FolderPictures(tmp_path).rows  # in place of the other, not beside it
+    assert row.captions[0].startswith("a picture ")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes need rights there")
+def test_links_and_pipes_in_the_place_of_a_caption_are_refused(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "set"
+    home.mkdir()
+    (folder / "texts").mkdir(parents=True)
+    (home / "empty.py").touch()
+    for name in ("pipe", "broken", "empty", "folder", "inside"):
+        images(1)[0].save(folder / f"{name}.png")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "folder.txt").mkdir()
+    links = {"broken": home / "new", "empty": home / "empty.py"}
+    for name, target in {**links, "inside": folder / "texts" / "a.txt"}.items():
+        (folder / f"{name}.txt").symlink_to(target)
+    for overwrite in (False, True):
+        keys, kept = pictures_to_caption(folder, overwrite)
+        told = caption_pictures(folder, keys, numbered)
+        reasons = {row.key.removesuffix(".png"): row.reason for row in told.refused}
+        assert set(reasons) == {"pipe", "broken", "empty", "folder"}
+        assert all("a link that leads out of the folder" in reasons[name] for name in links)
+        assert "not a regular file" in reasons["pipe"]
+        assert (told.written, kept) == (1, 0) if overwrite else told.written + kept == 1
+    assert [path.name for path in home.iterdir()] == ["empty.py"]
+    assert (home / "empty.py").read_text(encoding="utf-8") == ""
+    assert (folder / "inside.txt").is_symlink()
+    assert (folder / "texts" / "a.txt").read_text(encoding="utf-8").startswith("a picture ")
 
 
 @pytest.mark.parametrize("name", captioning.METADATA)

@@ -1,18 +1,22 @@
 """Text in whatever encoding: read where it is certain, asked about where it is not."""
 
 import json
+import os
 from pathlib import Path
 
 import emoji
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 
+from limner.cli import main
 from limner.config import load_config
 from limner.data.dataset import ImageDataset
 from limner.data.formats.encodings import Guesses, decode, decode_together, detect, readings
 from limner.data.formats.entries import check_caption
 from limner.data.open import open_picture_set
+from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 
 SIMPLIFIED = [
@@ -42,6 +46,7 @@ ENCODED = {
 
 
 def pairs(folder: Path, captions: list[bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
     for number, caption in enumerate(captions):
         Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_bytes(caption)
@@ -87,6 +92,65 @@ def test_tables_are_recognised_as_a_whole(name: str, encoding: str, tmp_path: Pa
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
 def test_what_the_first_bytes_say_is_read(encoding: str, tmp_path: Path) -> None:
     assert captions_of(pairs(tmp_path, [t.encode(encoding) for t in SIMPLIFIED])) == SIMPLIFIED
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.json"])
+def test_such_a_table_is_found_in_its_folder(name: str, encoding: str, tmp_path: Path) -> None:
+    """As Excel and PowerShell write them; in Western letters, where every other byte is zero."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    mark = "\t" if name == "t.tsv" else ","
+    row = '{"image": "a.png", "text": "a red apple"}'
+    text = {".jsonl": row, ".json": f"[{row}]"}.get(
+        Path(name).suffix, f"image{mark}text\r\na.png{mark}a red apple\r\n"
+    )
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert captions_of(tmp_path) == captions_of(tmp_path / name) == ["a red apple"]
+
+
+def test_a_table_is_found_by_columns_in_the_encoding_that_is_set(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_bytes("图片,文字\na.png,红苹果\n".encode("gbk"))
+    words = ["data.encoding=gbk", "data.image_column=图片", "data.caption_column=文字"]
+    assert captions_of(tmp_path, *words) == ["红苹果"]
+    (tmp_path / "t.csv").write_bytes("image,text\na.png,a red apple\n".encode("utf-16-le"))
+    with pytest.raises(LimnerError, match=r"set data\.encoding to utf-16-le"):
+        opened(tmp_path)
+    assert captions_of(tmp_path, "data.encoding=utf-16-le") == ["a red apple"]
+
+
+def test_more_captions_are_read_in_the_encoding_of_the_others(tmp_path: Path) -> None:
+    folder = pairs(tmp_path, ["苹果".encode("gbk")])
+    more = json.dumps({"captions": ["红苹果", "一只誠\\"]}, ensure_ascii=False)  # 誠 ends with 5C
+    (folder / "0.json").write_bytes(more.encode("gbk"))
+    (row,) = opened(folder, "data.encoding=gb18030").rows
+    assert row.captions == ("苹果", "红苹果", "一只誠\\")
+    (folder / "0.txt").write_bytes(SIMPLIFIED[0].encode("gbk"))  # enough to be certain of
+    more = json.dumps({"captions": SIMPLIFIED[1:]}, ensure_ascii=False)
+    (folder / "0.json").write_bytes(more.encode("gbk"))
+    (row,) = opened(folder).rows
+    assert row.captions == tuple(SIMPLIFIED)
+
+
+@pytest.mark.parametrize("count", [1, len(SIMPLIFIED)])
+def test_captions_of_coco_are_read_as_others_are(count: int, tmp_path: Path) -> None:
+    captions = SIMPLIFIED[-count:]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "x.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "x.png"}],
+        "annotations": [{"image_id": 1, "caption": caption} for caption in captions],
+    }
+    file = tmp_path / "annotations" / "captions_train.json"
+    file.write_bytes(json.dumps(coco, ensure_ascii=False).encode("gbk"))
+    for path in (tmp_path, file):
+        (row,) = opened(path, "data.encoding=gb18030").rows
+        assert row.captions == tuple(captions)
+    if count > 1:  # certain without being told
+        found = opened(tmp_path)
+        assert found.rows[0].captions == tuple(captions)
+        assert "read by their looks: 1 as gb18030" in found.description
 
 
 def test_what_is_not_certain_is_asked_about(tmp_path: Path) -> None:
@@ -212,3 +276,37 @@ def test_texts_are_decoded_together_and_counted() -> None:
     few = [decode("紅蘋果".encode("big5"))]
     assert decode_together(few, None) == few  # too little to be certain
     assert "as big5hkscs it is '紅蘋果'" in readings(few[0])
+
+
+@pytest.mark.usefixtures("quick_end")
+def test_a_name_that_is_no_utf_8_is_refused_and_listed_by_every_command(tmp_path: Path) -> None:
+    """As a zip of a Chinese Windows leaves them behind on Linux."""
+    folder = pairs(tmp_path / "data", [f"colour {n}".encode() for n in range(12)])
+    name = os.fsdecode("红苹果".encode("gbk"))
+    try:
+        for ending in (".png", ".txt"):
+            (folder / f"{name}{ending}").write_bytes((folder / f"1{ending}").read_bytes())
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes no such names")
+    run, made, check = (tmp_path / kind for kind in ("run", "made", "check"))
+    where = [f"data.dataset_path={folder}", "data.dataset_name=null", "data.num_samples=null"]
+    output = f"training.output_dir={run}"
+    assert main(["train", *TINY, *where, output, "training.max_steps=1"]) == 0
+    assert main(["prepare", "--input", str(folder), "--output", str(made)]) == 0
+    assert main(["check-data", str(folder), "data.image_size=16", "--output", str(check)]) == 2
+    lines = (check / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+    listed = [
+        *[json.loads(line) for line in (run / "refused.jsonl").read_text("utf-8").splitlines()],
+        *json.loads((made / "refused.json").read_text(encoding="utf-8")),
+        *[row for line in lines if (row := json.loads(line))["kind"] != "duplicate"],
+    ]
+    refused = [row for row in listed if "not valid Unicode" in str(row.values())]
+    assert len(refused) == 3
+    assert all(row["reason" if "reason" in row else "said"].startswith(name) for row in refused)
+    assert not any(row["key"] == f"{name}.png" for row in listed)  # said once, not also as unnamed
+    assert (check / "check.html").is_file()
+
+
+def test_any_name_has_a_place_in_a_sample() -> None:
+    assert 0 <= sampling_rank(os.fsdecode("红苹果.png".encode("gbk"))) < 1
+    assert sampling_rank("a.png") != sampling_rank("b.png")

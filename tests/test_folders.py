@@ -71,6 +71,31 @@ def test_each_metadata_file_is_found_by_looking(folder: Path, write):
     assert "2 pictures with 3 captions" in pictures.description
 
 
+@pytest.mark.parametrize("other", ["words of a web page", {"en": "x"}, 7, None])
+def test_what_other_programs_keep_under_captions_is_let_be(tmp_path: Path, other: object):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("my own words", encoding="utf-8")
+    beside = {"captions": other, "held_out": True}
+    (tmp_path / "a.json").write_text(json.dumps(beside), encoding="utf-8")
+    pictures = FolderPictures(tmp_path)
+    assert pairs(pictures) == {"a.png": ("my own words",)}
+    assert pictures.rows[0].held_out is True
+    assert pictures.refused == []
+
+
+def test_of_two_captions_of_one_name_the_other_is_refused(tmp_path: Path):
+    picture(tmp_path / "cat.png")
+    (tmp_path / "cat.TXT").write_text("in capitals", encoding="utf-8")
+    (tmp_path / "cat.txt").write_text("in small letters", encoding="utf-8")
+    if len(list(tmp_path.glob("cat.[tT]*"))) < 2:
+        pytest.skip("this file system does not tell capitals apart")
+    pictures = FolderPictures(tmp_path)
+    assert pairs(pictures) == {"cat.png": ("in small letters",)}
+    assert [(row.key, row.reason.split(",")[0]) for row in pictures.refused] == [
+        ("cat.TXT", "cat.txt beside it has the same name")
+    ]
+
+
 def test_captions_beside_pictures_in_any_subfolder(tmp_path: Path):
     for name in ("one.jpg", "deep/er/two.PNG", "bare.png", "._one.jpg", ".git/x.png"):
         picture(tmp_path / name)

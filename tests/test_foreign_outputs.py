@@ -1,6 +1,8 @@
 """No command replaces what somebody else wrote, and two of a kind do not write one output."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from limner.apps.captioning.caption import caption_lock
 from limner.apps.check_data.check import LOCK, check
 from limner.apps.demo import PREVIEW_PROMPTS, remove_earlier
 from limner.apps.play.painter import keep
-from limner.apps.publishing.export import export
+from limner.apps.publishing.export import export, refuse_foreign
 from limner.apps.sweep.store_settings import store_sampling
 from limner.apps.sweep.sweep import sweep
 from limner.cli import main
@@ -28,7 +30,7 @@ from limner.evaluation.results_folder import check_replaceable
 from limner.evaluation.samples import Drawing
 from limner.files.fingerprints import load_array, save_array
 from limner.files.output_folders import foreign_names
-from limner.inference.saving import check_not_foreign, is_drawing, remember, save_picture
+from limner.inference.saving import check_not_foreign, is_drawing, remember, save_all, save_picture
 
 
 def picture(colour: str = "red") -> Image.Image:
@@ -233,6 +235,54 @@ def test_prepare_counts_no_hidden_files(tmp_path: Path) -> None:
         prepare("auto", source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["no folder yet", "an empty folder"])
+def test_what_is_put_into_an_output_meanwhile_stays_and_the_work_is_kept(
+    there: bool, tmp_path: Path
+) -> None:
+    source, out = photos(tmp_path / "photos"), tmp_path / "out"
+    (tmp_path / "out-2").touch()
+    if there:
+        out.mkdir()
+
+    def somebody_writes(done: int, total: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "notes.txt").write_text("an afternoon's work", encoding="utf-8")
+
+    with pytest.raises(LimnerError, match=r"out is not what it was .* is in \S+out-3\.$"):
+        prepare("auto", source, out, on_progress=somebody_writes)
+    assert [p.name for p in out.iterdir()] == ["notes.txt"]
+    assert len(json.loads((tmp_path / "out-3" / "metadata.json").read_text("utf-8"))) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out-2", "out-3", "photos"]
+
+
+def test_a_file_that_came_while_it_was_drawn_is_not_replaced(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    written = save_all([remember(picture(colour), {}) for colour in ("red", "blue")], paths)
+    assert next(written) == paths[0]
+    picture("green").save(paths[1])
+    mine = paths[1].read_bytes()
+    with pytest.raises(LimnerError, match=r"b\.png \(something else was put there meanwhile\) is"):
+        list(written)
+    assert paths[1].read_bytes() == mine
+
+
+def test_a_folder_that_is_a_disk_of_its_own_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = photos(tmp_path / "photos"), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(out))
+    for refused in (
+        lambda: prepare("auto", source, out, on_progress=lambda done, total: pytest.fail("late")),
+        lambda: check_replaceable(out),
+        lambda: train.check_replaceable(out),
+        lambda: refuse_foreign(out),
+    ):
+        with pytest.raises(LimnerError, match=r"out is a disk or volume .* such as \S+out"):
+            refused()
+    assert prepare("auto", source, out / "new").count == 3
+
+
 # ---- folders that are added to -----------------------------------------------------------------
 
 
@@ -255,6 +305,26 @@ def test_a_check_does_not_replace_pictures_of_that_name(
         check(config, tmp_path / "check")
     (tmp_path / "check" / "pictures" / "mine.png").unlink()
     assert not (tmp_path / "check" / LOCK).exists()
+
+
+def test_a_list_of_findings_beside_pictures_of_mine_is_no_check(
+    tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = in_folder(tiny_config(), photos(tmp_path / "photos"))
+    check(config, tmp_path / "check")
+    mine = tmp_path / "mine"
+    photos(mine / "pictures")
+    shutil.copy(tmp_path / "check" / "problems.jsonl", mine)
+    with pytest.raises(LimnerError, match=r"pictures holds a\.png, which no check wrote"):
+        check(config, mine)
+    assert len(list((mine / "pictures").iterdir())) == 6
+    picture().save(tmp_path / "check" / "pictures" / "mine.png")
+    with pytest.raises(LimnerError, match=r"holds mine\.png, which no check wrote"):
+        check(config, tmp_path / "check")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "problems.jsonl").write_text('{"kind": "flat tyre"}\n', encoding="utf-8")
+    with pytest.raises(LimnerError, match=r"no earlier check and holds problems\.jsonl"):
+        check(config, tmp_path / "other")
 
 
 def test_a_report_is_written_into_runs_alone(tmp_path: Path, capsys) -> None:

@@ -244,6 +244,43 @@ def test_two_tables_are_not_chosen_between(table, tmp_path: Path):
     assert rows_of(tmp_path) == {"a.png": ("one",)}
 
 
+def test_a_list_of_rows_in_json_is_found_where_there_is_nothing_else(tmp_path: Path):
+    keys = [f"{folder}/{n}.png" for folder in ("garden", "holiday") for n in (0, 1)]
+    for level, key in enumerate(keys):
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (60 * level,) * 3).save(tmp_path / key)
+    write(tmp_path / "settings.json", '{"image": "x.png", "text": "no list"}')
+    rows = [{"image": key, "text": f"my words, {key}"} for key in keys]
+    write(tmp_path / "words.json", "\n" + json.dumps(rows, indent=1))
+    assert rows_of(tmp_path) == {key: (f"my words, {key}",) for key in keys}
+    assert rows_of(tmp_path, "data.format=table") == rows_of(tmp_path)
+    write(tmp_path / "more.json", json.dumps(rows))
+    with pytest.raises(LimnerError, match=r"2 tables .*: more\.json, words\.json"):
+        rows_of(tmp_path)
+    for key in keys:  # captions beside the pictures come first, as they did before
+        write((tmp_path / key).with_suffix(".txt"), "beside")
+    assert rows_of(tmp_path) == dict.fromkeys(keys, ("beside",))
+
+
+def test_json_lines_are_found_although_the_first_is_broken(table, tmp_path: Path):
+    table('{"image": "a.png", "te\n{"image": "b.png", "text": "b"}\n', "words.jsonl")
+    assert rows_of(tmp_path) == {"b.png": ("b",)}
+
+
+def test_a_table_that_is_not_read_is_named(tmp_path: Path):
+    for folder, colour in (("red_apple", "red"), ("pear", "green")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4), colour).save(tmp_path / folder / "0.png")
+    assert "Not read" not in opened([f"data.dataset_path='{tmp_path}'"]).description
+    write(tmp_path / "labels.csv", "id,label\npear/0.png,my words\n")
+    found = opened([f"data.dataset_path='{tmp_path}'"])
+    assert "Not read: labels.csv (if the captions are there, name it in" in found.description
+    named = [f"data.dataset_path='{tmp_path / 'labels.csv'}'", "data.image_column=id"]
+    assert [row.captions for row in opened([*named, "data.caption_column=label"]).rows] == [
+        ("my words",)
+    ]
+
+
 def test_a_broken_parquet_is_an_error_for_people(table, tmp_path: Path):
     table("no parquet", "t.parquet")
     with pytest.raises(LimnerError, match=r"t\.parquet cannot be read as Parquet"):

@@ -225,7 +225,7 @@ def lying(folder: Path, column: str) -> Path:
 READ = """
 import sys
 from limner.config import load_config
-from limner.data.sources import open_picture_set
+from limner.data.open import open_picture_set
 found = open_picture_set(load_config(None, [f"data.dataset_path='{sys.argv[1]}'"]))
 for row in found.rows:
     found.load(row, 16)
@@ -308,17 +308,19 @@ def test_a_damaged_page_of_pictures_is_met_by_its_rows_only(tmp_path: Path) -> N
             assert np.array_equal(found.load(row, SIDE), emoji()[number].pixels)
 
 
-def test_a_file_that_is_no_parquet_costs_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.parquet", "b.parquet"])
+def test_a_file_that_is_no_parquet_costs_no_other(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     parquet(folder / "a.parquet", 0, 12)
-    whole = parquet(folder / "b.parquet", 12, 12).read_bytes()
+    parquet(folder / "b.parquet", 12, 12)
+    whole = (folder / name).read_bytes()
     for damage in (whole[:-40], b"no parquet", b""):
-        (folder / "b.parquet").write_bytes(damage)
+        (folder / name).write_bytes(damage)
         found = opened(folder)
         assert len(found.rows) == 12
         [refused] = found.refused
-        assert refused.key == "b.parquet/(the whole file)"
+        assert refused.key == f"{name}/(the whole file)"
         assert "cannot be read as Parquet" in refused.reason
 
 

@@ -17,7 +17,7 @@ from limner.data.formats.hub_streaming import _chosen
 PROGRAM = """
 import json, sys
 from limner.config import load_config
-from limner.data.sources import open_data, training_order
+from limner.data.open import open_data, training_order
 config = load_config(None, [
     "data.dataset_name=someone/emoji", "data.streaming=true", "data.train_split=1",
     f"cache.folder={sys.argv[1]}", "data.shuffle_window=8",

@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pytest
 from emoji_formats import COUNT, EXAMPLES, SIDE, emoji
@@ -384,6 +385,28 @@ def test_the_command_says_what_was_read_and_takes_settings(
     assert f"4 pictures in {tmp_path / 'data'}" in said
     texts = {path.read_text(encoding="utf-8") for path in (tmp_path / "data").glob("*.txt")}
     assert texts < {one.captions[1] for one in emoji()}
+
+
+def test_shards_are_taken_by_url_and_by_pattern(tmp_path: Path):
+    far = fsspec.filesystem("memory")
+    for number in range(2):
+        folder = tmp_path / str(number)
+        for name in "ab":
+            noise(beside(folder, f"{name}.png", f"{name} of {number}"), ord(name) + number)
+        prepare("auto", folder, tmp_path / f"made-{number}", to="webdataset")
+        shard = (tmp_path / f"made-{number}" / "shard-000000.tar").read_bytes()
+        far.pipe_file(f"/{tmp_path.name}/{number}.tar", shard)
+        (tmp_path / f"{number}.tar").write_bytes(shard)
+    wanted = ["a of 0", "a of 1", "b of 0", "b of 1"]
+    for place, source in {
+        "by-url": f"memory://{tmp_path.name}/{{0..1}}.tar",
+        "by-pattern": str(tmp_path / "?.tar"),
+    }.items():
+        output = tmp_path / place
+        words = ["prepare", "--input", source, "--output", str(output)]
+        assert main([*words, f"cache.folder={tmp_path / 'cache'}"]) == 0
+        rows = json.loads((output / "metadata.json").read_text(encoding="utf-8"))
+        assert sorted(row["text"] for row in rows) == wanted
 
 
 def test_the_words_of_the_command_are_those_of_the_program():

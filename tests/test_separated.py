@@ -73,6 +73,34 @@ def test_a_quote_that_a_later_row_happens_to_close_swallows_none_between(read: B
     assert refused.reason.startswith("t.csv, line 3: the quote that opens in this line is not")
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+@pytest.mark.parametrize("picture_first", [True, False])
+def test_a_quote_that_the_very_next_row_happens_to_close_swallows_it_not(
+    name: str, picture_first: bool, read: Build
+) -> None:
+    mark = "\t" if name == "t.tsv" else ","
+    rows = [("image", "text"), ("a.png", "red"), ("b.png", '"Hello she said')]
+    rows += [("c.png", 'a screen of 12"'), ("d.png", "blue")]
+    lines = [mark.join(row if picture_first else row[::-1]) for row in rows]
+    found = read("\n".join(lines), name)
+    expected = {"a": "red", "c": 'a screen of 12"', "d": "blue"}
+    if name == "t.tsv":  # which may be one without quotes
+        assert captions(found) == {**expected, "b": '"Hello she said'}
+        return
+    assert captions(found) == expected
+    [refused] = found.refused
+    assert refused.reason.startswith("t.csv, line 3: the quote that opens in this line is not")
+
+
+def test_a_caption_of_several_lines_that_names_a_file_stays_one(read: Build) -> None:
+    assert captions(read('image,text\na.png,"one, of\nx, b.png, and two"\nc.png,next\n')) == {
+        "a": "one, of\nx, b.png, and two", "c": "next"
+    }  # fmt: skip
+    assert captions(read('text,image\n"one\nof a.jpg, two",a.png\nnext,c.png\n')) == {
+        "a": "one\nof a.jpg, two", "c": "next"
+    }  # fmt: skip
+
+
 def test_a_caption_of_several_lines_stays_one(read: Build) -> None:
     text = 'image,text\r\na.png,"one\r\ntwo, with a comma\r\n\r\nand ""four"""\r\nb.png,next\r\n'
     assert captions(read(text)) == {"a": 'one\r\ntwo, with a comma\r\n\r\nand "four"', "b": "next"}

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -34,7 +34,12 @@ EDITABLE = "config.yaml"
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path, sealed: bool = True, needed: int | None = None) -> Iterator[Path]:
+def written_whole(
+    folder: Path,
+    sealed: bool = True,
+    needed: int | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Iterator[Path]:
     """Give a staging folder; when the block ends well it becomes `folder`, durable and verified.
 
     A folder that is already there gives way last, and comes back if that fails.
@@ -42,12 +47,14 @@ def written_whole(folder: Path, sealed: bool = True, needed: int | None = None) 
     Args:
         sealed: with a manifest of checksums, as checkpoints have it.
         needed: bytes that it will take, if they are known.
+        check: raises LimnerError if the folder that is there by then is not to be replaced.
 
     Raises:
+        LimnerError: see `replacing`.
         OSError: from the block, or for what did not arrive on the disk as it was written; DiskFull
             if there was no room for it.
     """
-    with replacing(folder, folder=True, needed=needed) as staging:
+    with replacing(folder, folder=True, needed=needed, check=check) as staging:
         yield staging
         if sealed:
             seal(staging)

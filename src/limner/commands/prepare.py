@@ -27,8 +27,9 @@ def add(commands: Commands, common: Parent) -> None:
         help="what the input is; auto looks (custom is the same)",
     )  # fmt: skip
     prepare.add_argument(
-        "--input", type=Path, required=True,
-        help="folder or file to read; with --type datasets also a Hub id",
+        "--input", required=True, metavar="INPUT",
+        help="folder or file to read, or a pattern or URL of shards; with --type datasets also a "
+        "Hub id",
     )  # fmt: skip
     prepare.add_argument("--output", type=Path, required=True, help="folder to write")
     prepare.add_argument("--to", choices=LAYOUTS, default="metadata", help="what is written")
@@ -43,10 +44,9 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.data.convert.convert import prepare
 
-    source = options.input.as_posix() if options.type == "datasets" else options.input
     prepared = prepare(
         options.type,
-        source,
+        options.input,
         options.output,
         options.num_samples,
         to=options.to,

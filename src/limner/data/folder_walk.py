@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from limner.files.output_folders import kind_of_output
@@ -20,6 +20,13 @@ from limner.messages import shorten_name
 def composed(name: str) -> str:
     """A name as it is compared: macOS may keep `é` as two characters, other systems as one."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def by_stem(names: Iterable[str], ending: str) -> dict[str, str]:
+    """Names that end so, in capitals or not, by what stands before, as it is compared. Of two that
+    are alike there (cat.TXT and cat.txt) the last."""
+    ends = (name for name in names if name.lower().endswith(ending))
+    return {composed(name[: -len(ending)]): name for name in ends}
 
 
 class PassedOver(list[tuple[str, str]]):

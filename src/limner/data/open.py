@@ -95,7 +95,7 @@ def _format_and_path(config: Config) -> tuple[str, str]:
         from limner.data.formats.columns import Columns
         from limner.data.formats.detect import recognise
 
-        kind = recognise(Path(data.dataset_path), Columns.of(config))
+        kind = recognise(Path(data.dataset_path), Columns.of(config), data.encoding)
     return kind, data.dataset_path
 
 

@@ -109,7 +109,8 @@ def _decided(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 def _uniform(key: str, draw: int) -> float:
     """The key's draw number 0 to 3 from [0, 1)."""
-    return _draw(hashlib.sha256(key.encode("utf-8")).digest(), draw)
+    # A picture may be captioned whose name is no UTF-8; it holds lone surrogates.
+    return _draw(hashlib.sha256(key.encode("utf-8", errors="surrogatepass")).digest(), draw)
 
 
 def _draw(word: bytes, number: int) -> float:

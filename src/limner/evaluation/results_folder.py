@@ -22,6 +22,7 @@ from limner.data.examples import Pictures
 from limner.errors import LimnerError
 from limner.evaluation.memorisation import Case
 from limner.evaluation.samples import Drawing
+from limner.files.atomic import refuse_mounted
 from limner.files.output_folders import foreign_names
 from limner.files.small_files import read_json
 
@@ -54,6 +55,7 @@ def place_of(given: Path, opened: Checkpoint | WeightsFile) -> Path:
 def check_replaceable(folder: Path) -> None:
     """Raises LimnerError if the folder holds anything that an evaluation does not write: it is
     replaced as a whole."""
+    refuse_mounted(folder)
     # Pictures without results are somebody's own in a folder of that name.
     ours = (RESULTS, PAGE, PICTURES) if (folder / RESULTS).is_file() else ()
     others = foreign_names(folder, ours)
@@ -82,7 +84,7 @@ def write(
     """
     every = {id(d): d for d in (*shown, *(case.drawing for case in cases))}
     names = {key: f"{number:04d}" for number, key in enumerate(every)}
-    with written_whole(folder, sealed=False) as staging:
+    with written_whole(folder, sealed=False, check=check_replaceable) as staging:
         (staging / PICTURES).mkdir()
         lines = []
         for key, drawing in every.items():
@@ -125,7 +127,8 @@ def write(
                 )
             results["memorisation"] = results["memorisation"] | {"worst": worst}
         text = json.dumps(plain(results), ensure_ascii=False, indent=1, allow_nan=False)
-        (staging / RESULTS).write_text(text, encoding="utf-8")
+        # The data may lie in a folder whose name is no UTF-8.
+        (staging / RESULTS).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: Any) -> Any:

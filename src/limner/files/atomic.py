@@ -24,9 +24,10 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from limner.errors import LimnerError
 from limner.files.full_disk import as_os_error
 from limner.files.process_identity import boot, is_hidden, started
 
@@ -58,6 +59,7 @@ def replacing(
     durable: bool = True,
     tidy: bool = True,
     needed: int | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Iterator[Path]:
     """Give a place to write a file to; when the block ends well the file is at `path`.
 
@@ -69,12 +71,19 @@ def replacing(
         tidy: first do away with what a killed process left of the same (`recover`). Where a folder
             has many such files `recover_in`, once, is quicker.
         needed: bytes that it will take, to say so when the disk is full.
+        check: of a folder, raises LimnerError if what is there by then is not to be replaced: files
+            may have come since the command began. Then they stay, and what was written goes to a
+            free name beside them.
 
     Raises:
+        LimnerError: `check` refused, and where what was written is instead; or `path` is a folder
+            that cannot be replaced (`refuse_mounted`).
         DiskFull: there is no room; `path` is as it was.
         OSError: from the block, or for another reason why it could not be written.
     """
     path = Path(os.path.realpath(path))
+    if folder:
+        refuse_mounted(path)
     if tidy:
         recover(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +96,7 @@ def replacing(
             if durable:
                 for file in [*staging.rglob("*"), staging] if folder else [written]:
                     sync(file)
-            _put(written, path)
+            _put(written, path, check)
         except BaseException as error:
             told = as_os_error(error, staging, path, needed)
             shutil.rmtree(staging, ignore_errors=True)
@@ -101,9 +110,12 @@ def replacing(
 
 
 def write_text_whole(path: Path, text: str, durable: bool = True, tidy: bool = True) -> None:
-    """Write a small UTF-8 file, whole, with line ends as they are in the text. Raises OSError."""
+    """Write a small UTF-8 file, whole, with line ends as they are in the text. Raises OSError.
+
+    Lone surrogates (names of files that are no UTF-8 hold them) are written as JSON escapes them.
+    """
     with replacing(path, durable=durable, tidy=tidy) as staging:
-        staging.write_text(text, encoding="utf-8", newline="\n")
+        staging.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def recover(path: Path) -> None:
@@ -176,7 +188,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put(written: Path, path: Path) -> None:
+def refuse_mounted(folder: Path) -> None:
+    """Raises LimnerError for a folder that is to be replaced as a whole and cannot be renamed, as
+    it is a disk or a volume of its own: to be asked before the work, and not after it."""
+    if os.path.ismount(folder):
+        raise LimnerError(
+            f"{folder} is a disk or volume of its own (a mount), which cannot be replaced as a "
+            f"whole: name a folder in it, such as {folder / 'new'}"
+        )
+
+
+def _put(written: Path, path: Path, check: Callable[[Path], object] | None) -> None:
     """A rename; of a folder that is there already, two."""
     if not (written.is_dir() and path.is_dir()):
         os.replace(written, path)
@@ -184,12 +206,27 @@ def _put(written: Path, path: Path) -> None:
     with _owned(path, "old") as old:
         os.replace(path, old)
         try:
+            if check is not None:
+                check(old)  # aside, where nothing more can come
             os.replace(written, path)
+        except LimnerError:
+            os.replace(old, path)
+            beside = _free_name(path)
+            os.replace(written, beside)
+            raise LimnerError(
+                f"{path} is not what it was when this began: something else was put there, and "
+                f"stays. What was written is in {beside}."
+            ) from None
         except BaseException:
             os.replace(old, path)
             raise
         sync(path.parent)
         remove(old)
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _give_modes(staging: Path) -> None:

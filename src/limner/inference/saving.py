@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -122,6 +123,8 @@ def save_all(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator
     refuge: Path | None = None
     for picture, path in zip(pictures, paths, strict=True):
         try:
+            if os.path.lexists(path) and not is_drawing(path):  # it came while this was drawn
+                raise FileExistsError(errno.EEXIST, "something else was put there meanwhile", path)
             save_picture(picture, path)
             yield path
         except (OSError, ValueError, KeyError, struct.error) as error:

@@ -30,7 +30,7 @@ from limner.data.open import open_data, squares
 from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
-from limner.files.atomic import is_staging, recover, remove
+from limner.files.atomic import is_staging, recover, refuse_mounted, remove
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
 from limner.inference.contact_sheet import contact_sheet
@@ -71,6 +71,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
 def check_replaceable(folder: Path) -> None:
     """Raises LimnerError if the folder holds anything that no earlier autoencoder is made of: it is
     replaced as a whole."""
+    refuse_mounted(folder)
     ours = WRITTEN if (folder / RESULTS).is_file() else ()
     if others := foreign_names(folder, ours):
         raise LimnerError(
@@ -141,7 +142,7 @@ def _train_autoencoder(config: Config, output: Path, lock: FolderLock) -> dict[s
         "versions": {"limner": __version__, "torch": torch.__version__},
     }
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
-    with written_whole(output, sealed=False, needed=needed) as staging:
+    with written_whole(output, False, needed, check_replaceable) as staging:
         model.save_pretrained(staging)
         sheet.save(staging / SHEET)
         (staging / RESULTS).write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import posixpath
 import time
 from collections.abc import Callable, Sequence
@@ -15,19 +16,21 @@ from PIL import Image
 from limner import console
 from limner.apps.check_data.captions import faults_of
 from limner.data.dataset import PictureError, Refused
-from limner.data.folder_walk import FolderWalk
-from limner.data.formats.folders import existing_folder
+from limner.data.folder_walk import FolderWalk, by_stem, composed
+from limner.data.formats.detect import METADATA
+from limner.data.formats.text_files import existing_folder
 from limner.data.images import EXTENSIONS, open_rgb
+from limner.data.regular_files import MAX_CAPTION_BYTES, why_not_regular
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.files.atomic import recover_in, write_text_whole
 from limner.files.folder_lock import FolderLock
 from limner.memory import in_parts_that_fit
+from limner.messages import shorten_name
 
 Say = Callable[[str], None]
 Captions = Callable[[Sequence[Image.Image]], list[str]]
 """A caption for each picture; "" for one of which the model says nothing."""
-METADATA = ("metadata.json", "metadata.jsonl", "metadata.csv")
 SHORTER_SIDE = 512
 """A big JPEG is decoded at a fraction of its size, never below twice this side, pixels."""
 SAY_EVERY = 15.0  # seconds
@@ -68,13 +71,13 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
             )
     wanted: list[str] = []
     kept, taken = 0, set()
+    found = _Texts(folder)
     for directory, within, names in FolderWalk(folder):
         recover_in(directory)  # what a killed run left of its captions
         for name in names:
-            path = directory / name
-            if path.suffix.lower() not in EXTENSIONS:
+            if Path(name).suffix.lower() not in EXTENSIONS:
                 continue
-            beside = path.with_suffix(".txt")
+            beside = found.beside(posixpath.join(within, name))
             if beside in taken or (not overwrite and _says_something(beside)):
                 kept += 1
                 continue
@@ -109,12 +112,13 @@ def caption_pictures(
         told.left = len(keys) - num_samples
         keys = sorted(heapq.nsmallest(num_samples, keys, key=sampling_rank))
     began = said = time.monotonic()
-    first = 0
+    first, texts_beside = 0, _Texts(folder)
     with ThreadPoolExecutor() as threads:
         while first < len(keys):
             some = keys[first : first + batch_size]
             images, good = [], []
-            for key, image in zip(some, threads.map(lambda k: _open(folder, k), some), strict=True):
+            opened = threads.map(lambda key: _open(texts_beside, key), some)
+            for key, image in zip(some, opened, strict=True):
                 if isinstance(image, Refused):
                     told.refused.append(image)
                 else:
@@ -130,7 +134,7 @@ def caption_pictures(
                     batch_size = at_once
                     say(f"memory ran out: {batch_size} pictures at once from here on")
                 for key, text in zip(good[done : done + at_once], texts, strict=True):
-                    _keep(folder, key, text, told)
+                    _keep(texts_beside.beside(key), key, text, told)
                 done += at_once
             first += len(some)
             if (now := time.monotonic()) - said >= SAY_EVERY and first < len(keys):
@@ -139,25 +143,67 @@ def caption_pictures(
     return told
 
 
-def _keep(folder: Path, key: str, text: str, told: Captioned) -> None:
+def _keep(path: Path, key: str, text: str, told: Captioned) -> None:
     if not text:
         told.refused.append(Refused(key, f"{key}: the model said nothing of it"))
         return
-    path = (folder / key).with_suffix(".txt")
     write_text_whole(path, text + "\n", tidy=False)
     told.written += 1
     told.odd += [(key, f"{fault.kind}: {fault.said}") for fault in faults_of(text)]
 
 
-def _open(folder: Path, key: str) -> Image.Image | Refused:
+def _open(texts: _Texts, key: str) -> Image.Image | Refused:
+    if reason := texts.why_not_written(key):
+        return Refused(key, f"{key}: {reason}")
     try:
-        return open_rgb(folder / key, key, shorter_side=SHORTER_SIDE)
+        return open_rgb(texts.folder / key, key, shorter_side=SHORTER_SIDE)
     except PictureError as error:
         return Refused(key, str(error))
 
 
+class _Texts:
+    """The .txt of each picture, found as training finds it: in capitals, too, and in whichever way
+    a system spells `é`. Else the model's words would count, and not those that are there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._in: dict[str, dict[str, str]] = {}
+
+    def beside(self, key: str) -> Path:
+        """Where a picture's caption is, or would be written."""
+        within, name = posixpath.split(key)
+        if within not in self._in:
+            self._in[within] = by_stem(sorted(os.listdir(self.folder / within)), ".txt")
+        stem = os.path.splitext(name)[0]
+        return self.folder / within / self._in[within].get(composed(stem), f"{stem}.txt")
+
+    def why_not_written(self, key: str) -> str | None:
+        """A data set of somebody else's may have links and pipes in the place of a caption."""
+        path = self.beside(key)
+        name = shorten_name(path.name)
+        if path.is_symlink():
+            target = Path(os.path.realpath(path))
+            own = (os.path.realpath(self.folder), os.path.realpath(path.parent))
+            if not any(target.is_relative_to(folder) for folder in own):
+                return (
+                    f"{name} is a link that leads out of the folder, to "
+                    f"{shorten_name(str(target))}, where its caption would be written: remove it"
+                )
+        try:
+            reason = why_not_regular(path, MAX_CAPTION_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            reason = error.strerror or str(error)
+        return f"{name} is not written: {reason}" if reason else None
+
+
 def _says_something(path: Path) -> bool:
     try:
+        if why_not_regular(path, MAX_CAPTION_BYTES):
+            return path.is_file()  # of a size that is not read, but no place for a caption either
         return bool(path.read_bytes().strip())
     except FileNotFoundError:
         return False
+    except OSError:  # it may hold anything
+        return True

@@ -22,7 +22,7 @@ import numpy as np
 from limner import console
 from limner.apps.check_data.captions import faults_of, script_of
 from limner.apps.check_data.duplicates import find_duplicates
-from limner.apps.check_data.findings import Finding, Problems, of_refused
+from limner.apps.check_data.findings import Finding, Problems, is_list_of_findings, of_refused
 from limner.apps.check_data.images import Fault, Looked, look, share_cut
 from limner.apps.check_data.samples import FOLDER, OURS, show_duplicates, show_samples
 from limner.apps.check_data.similarity import Compared
@@ -129,7 +129,8 @@ def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[s
             "text_encoder.max_length": reader.max_length if reader else None,
         },
     }
-    with replacing(output / FOLDER, folder=True, durable=False) as shown:
+    pictures_of_page = output / FOLDER
+    with replacing(pictures_of_page, True, durable=False, check=_refuse_pictures) as shown:
         seed = config.training.seed
         told["samples"] = show_samples(picture_set, good, sizes.of, seed, shown)
         told["alike"] = show_duplicates(picture_set, which, findings, shown)
@@ -348,7 +349,7 @@ def _unreferenced(picture_set: ImageDataset, config: Config) -> Iterator[Finding
         for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
             key = posixpath.join(within, name)
             is_image = Path(name).suffix.lower() in EXTENSIONS and not is_system_name(name)
-            if is_image and key not in named:
+            if is_image and not {key, ascii(key)} & named:  # a name that is no UTF-8 is refused so
                 yield Finding(
                     "unreferenced-file", key, "no row names this file", str(folder / name)
                 )
@@ -366,17 +367,22 @@ def _of_reading(picture_set: ImageDataset) -> Iterator[Finding]:
 
 def _refuse_foreign(output: Path) -> None:
     """Raises LimnerError where files of somebody else's would be replaced. Others may lie there."""
-    if kind_of_output(output) == "a data check" or (output / LOCK).exists():
-        if others := foreign_names(output / FOLDER, like=OURS):
-            raise LimnerError(
-                f"--output {output}: {FOLDER} in it is replaced by every check, and holds "
-                f"{others[0]}, which none wrote: move that elsewhere, or name another folder"
-            )
-        return  # a check, or one that was killed
-    first = next((name for name in WRITTEN if (output / name).exists()), None)
-    if first in (None, WRITTEN[0]):
-        return
-    raise LimnerError(
-        f"--output {output} is no earlier check and holds {first}, which would be replaced: name "
-        "a folder that is empty or does not exist yet"
-    )
+    ours = kind_of_output(output) == "a data check" or (output / LOCK).exists()  # or one killed
+    for name in WRITTEN:
+        path = output / name
+        if not path.exists() or (ours if name != WRITTEN[0] else is_list_of_findings(path)):
+            continue
+        raise LimnerError(
+            f"--output {output} is no earlier check and holds {name}, which would be replaced: "
+            "name a folder that is empty or does not exist yet"
+        )
+    _refuse_pictures(output / FOLDER)
+
+
+def _refuse_pictures(folder: Path) -> None:
+    """The list of findings is copied to where rows are mended, beside pictures of people's own."""
+    if others := foreign_names(folder, like=OURS):
+        raise LimnerError(
+            f"{folder} holds {others[0]}, which no check wrote and which would be deleted: name "
+            "another --output"
+        )

@@ -247,6 +247,16 @@ class Problems:
         ]
 
 
+def is_list_of_findings(path: Path) -> bool:
+    """Whether a file begins as `Problems` writes it, or is empty."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1_000_000)
+        return not line or {"kind", "severity", "key", "said", "todo"} <= set(json.loads(line))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def _json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     try:

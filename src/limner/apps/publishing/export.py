@@ -18,6 +18,7 @@ from limner.checkpoint.single_file import SUFFIX, WeightsFile, open_model, write
 from limner.data.own_folder import keep_out_of_the_data
 from limner.device import part_precision
 from limner.errors import LimnerError
+from limner.files.atomic import refuse_mounted
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
 from limner.pretrained.components import moved, open_parts
@@ -88,7 +89,7 @@ def _export(
         )
         return output
     refuse_foreign(output)
-    with written_whole(output) as staging:
+    with written_whole(output, check=refuse_foreign) as staging:
         parts = open_parts(config)
         write_diffusers_folder(staging, parts, opened.tokenizer, weights, part_dtype(dtype))
         write_lineage(staging, opened.lineage.public())
@@ -132,6 +133,7 @@ def part_dtype(dtype: str) -> torch.dtype:
 
 def refuse_foreign(folder: Path) -> None:
     """Raises LimnerError if `folder` is there and holds something else than an export."""
+    refuse_mounted(folder)
     if not folder.exists() or is_export(folder):
         return
     if foreign_names(folder):

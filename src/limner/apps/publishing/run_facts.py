@@ -88,7 +88,8 @@ def evaluation_of(
     found = public_evaluation(found, opened.config, name, repo)
     (folder / "evaluation").mkdir()
     text = json.dumps(found, ensure_ascii=False, indent=1)
-    (folder / "evaluation" / RESULTS).write_text(text, encoding="utf-8", newline="\n")
+    data = text.encode("utf-8", errors="backslashreplace")  # as it was read: see results_folder
+    (folder / "evaluation" / RESULTS).write_bytes(data)
     if not (place / PAGE).is_file():
         return found, None
     if not with_page and opened.config.data.dataset_name not in BUILT_IN:

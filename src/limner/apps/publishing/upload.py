@@ -99,7 +99,7 @@ def publish(
         tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
     ):
         folder = output or Path(temporary) / "model"
-        with written_whole(folder) as staging:
+        with written_whole(folder, check=refuse_foreign) as staging:
             said = said or Said()
             card = prepare(staging, checkpoint, repo, said, dtype, vae, text_encoder)
         for line in sizes(folder):

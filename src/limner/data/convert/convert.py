@@ -17,7 +17,7 @@ from limner.data.open import open_picture_set
 from limner.data.own_folder import keep_out_of, keep_out_of_links
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
-from limner.files.atomic import replacing
+from limner.files.atomic import refuse_mounted, replacing
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
 
@@ -49,7 +49,8 @@ def prepare(
 
     Args:
         kind: the format of the source, one of KINDS; "auto" looks.
-        source: a folder or file; with kind "datasets" it may be a Hub id.
+        source: a folder or file, or a pattern or URL of shards (as text: a `Path` would make one
+            slash of two); with kind "datasets" it may be a Hub id.
         num_samples: that many good pictures at most, chosen and numbered by a hash of their keys,
             so that a larger number only adds to them; None takes all, in the order of the source.
         on_progress: called with (rows done, rows at most) after each row.
@@ -80,11 +81,7 @@ def _prepare(
     shard_size: str,
     overrides: Sequence[str],
 ) -> Prepared:
-    if foreign_names(output):
-        raise LimnerError(
-            f"{output} exists already and is not empty. "
-            "Nothing was written: remove it, or choose another --output."
-        )
+    _refuse_filled(output)
     if num_samples is not None and num_samples < 1:
         raise LimnerError(f"--num_samples is {num_samples}: give 1 or more, or leave it out.")
     size = ShardSize(shard_size)
@@ -99,7 +96,10 @@ def _prepare(
 
     count = 0
     try:
-        with replacing(output, folder=True) as staging, WRITERS[to](staging, size) as writer:
+        with (
+            replacing(output, folder=True, check=_refuse_filled) as staging,
+            WRITERS[to](staging, size) as writer,
+        ):
             for done, row in enumerate(rows, start=1):
                 try:
                     data, extension = _verified(_bytes(picture_set, row), row.key)
@@ -122,6 +122,15 @@ def _prepare(
             "Check the free space and your permissions there."
         ) from error
     return Prepared(count, refused, picture_set.description)
+
+
+def _refuse_filled(output: Path) -> None:
+    refuse_mounted(output)
+    if foreign_names(output):
+        raise LimnerError(
+            f"{output} exists already and is not empty. "
+            "Nothing was written: remove it, or choose another --output."
+        )
 
 
 def _open(kind: str, source: str, overrides: Sequence[str]) -> ImageDataset:

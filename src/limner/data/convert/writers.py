@@ -281,7 +281,8 @@ WRITERS: dict[Layout, Callable[[Path, ShardSize], Writer]] = {
 
 def write_json(path: Path, data: object) -> None:
     text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
-    path.write_bytes(text.encode("utf-8"))  # the same line ends on every system
+    # The same line ends on every system; lone surrogates (names that are no UTF-8) as escapes.
+    path.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def _described(picture: Picture) -> list[tuple[str, bytes]]:

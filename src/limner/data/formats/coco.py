@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.data.dataset import require_rows
+from limner.data.formats.encodings import Guesses
 from limner.data.formats.entries import BY_HASH, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
 from limner.data.formats.text_files import existing_folder, parse_json, read_text
@@ -42,23 +43,31 @@ def read_coco(source: Path, options: ReadOptions) -> Found:
     splits = {file: file.stem.removeprefix("captions_") for file in files}
     parts = {split[:3] for split in splits.values()}
     both = {"tra", "val"} <= parts
-    paths = ImagePaths(folder, options.allowed)
+    paths, guesses = ImagePaths(folder, options.allowed), Guesses()
     entries = (
         entry
         for file, split in splits.items()
-        for entry in _entries(file, split, split.startswith("val") if both else None, paths)
+        for entry in _entries(
+            read_text(file, options.encoding, guesses),
+            file,
+            split,
+            split.startswith("val") if both else None,
+            paths,
+        )
     )
     rows, refused = collect(entries, folder, options.allowed)
     require_rows(rows, refused, folder)
     layout = f"COCO captions of {', '.join(file.name for file in files)}"
     held_out = [split for split in splits.values() if split.startswith("val")]
     rule = f"Held out: all of {', '.join(held_out)}." if both else BY_HASH
-    return Found(layout, folder, rows, refused, rule)
+    return Found(layout, folder, rows, refused, rule, (str(guesses),) if str(guesses) else ())
 
 
-def _entries(file: Path, split: str, held_out: bool | None, paths: ImagePaths) -> Iterator[Entry]:
+def _entries(
+    text: str, file: Path, split: str, held_out: bool | None, paths: ImagePaths
+) -> Iterator[Entry]:
     """One entry per picture of a captions file (https://cocodataset.org/#format-data)."""
-    data = parse_json(read_text(file), file)
+    data = parse_json(text, file)
     try:
         names = {image["id"]: image["file_name"] for image in data["images"]}
         captions: dict[Any, list[Any]] = defaultdict(list)

@@ -54,6 +54,11 @@ def decode(data: bytes, encoding: str | None = None) -> str:
     return data.decode("utf-8", errors="surrogateescape")
 
 
+def has_mark(data: bytes) -> bool:
+    """Whether its first bytes say in which encoding it is."""
+    return any(data.startswith(mark) for mark, _ in MARKS)
+
+
 def is_wide(encoding: str) -> bool:
     """Whether its characters are units of two or four bytes, line ends and all."""
     return codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))

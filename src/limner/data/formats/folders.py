@@ -12,12 +12,11 @@ import numpy as np
 
 from limner.data import images
 from limner.data.dataset import HELD_OUT, Refused, Row, require_rows
-from limner.data.folder_walk import FolderWalk, composed
+from limner.data.folder_walk import FolderWalk, by_stem, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
-from limner.data.formats.columns import Columns
 from limner.data.formats.cub import read_cub
-from limner.data.formats.detect import METADATA, recognise, table_in, unknown
+from limner.data.formats.detect import METADATA, recognise, table_in, tables_not_read, unknown
 from limner.data.formats.encodings import Guesses, decode, decode_together
 from limner.data.formats.entries import BY_HASH, MOST_CHARACTERS, Entry, Found, collect
 from limner.data.formats.options import ReadOptions
@@ -57,19 +56,21 @@ class FolderPictures:
         options = options or ReadOptions()
         place = Path(path).expanduser()
         if kind == "auto":
-            kind = recognise(place, options.columns)
+            kind = recognise(place, options.columns, options.encoding)
         if kind not in READERS:
             raise LimnerError(f"{path}: data.format {kind} is not one of {', '.join(READERS)}")
         found = READERS[kind](place, options)
         self.folder = found.folder
         self.rows, self.refused = found.rows, found.refused
         self.notes, self.passed_over = found.notes, found.passed_over
+        if kind in ("folder", "classes") and (unread := tables_not_read(found.folder)):
+            self.notes = (*found.notes, unread)
         captions = sum(len(row.captions) for row in self.rows)
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {self.name} "
             f"({found.layout}); {len(self.refused):,} rows refused. "
             + " ".join(
-                part for part in (found.held_out, *found.notes, str(found.passed_over)) if part
+                part for part in (found.held_out, *self.notes, str(found.passed_over)) if part
             )
         )
 
@@ -119,18 +120,18 @@ def read_folder(path: Path, options: ReadOptions | None = None) -> Found:
 
 READERS: dict[str, Callable[[Path, ReadOptions], Found]] = {
     "folder": read_folder,
-    "table": lambda path, options: read_table_file(_table(path, options.columns), options),
+    "table": lambda path, options: read_table_file(_table(path, options), options),
     "coco": read_coco,
     "cub": read_cub,
     "classes": read_classes,
 }
 
 
-def _table(path: Path, columns: Columns) -> Path:
+def _table(path: Path, options: ReadOptions) -> Path:
     """The table itself, where its folder was given."""
     if path.is_file():
         return path
-    found = table_in(existing_folder(path), columns)
+    found = table_in(existing_folder(path), options.columns, options.encoding)
     if found is None:
         raise LimnerError(
             f"{path} holds no table with a picture's and a caption's column. Give the file itself; "
@@ -159,8 +160,11 @@ def _captions_beside(
     pairs: list[_Pair] = []
     refused: list[Refused] = []
     for directory, within, names in walk:
-        texts = {composed(name[:-4]): name for name in names if name.lower().endswith(".txt")}
-        more = {composed(name[:-5]): name for name in names if name.lower().endswith(".json")}
+        texts, more = by_stem(names, ".txt"), by_stem(names, ".json")
+        for name in names:
+            if name.lower().endswith(".txt") and name != (read := texts[composed(name[:-4])]):
+                reason = f"{read} beside it has the same name, and is the one that is read"
+                refused.append(Refused(posixpath.join(within, name), reason))
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
             stem, extension = os.path.splitext(name)
@@ -183,25 +187,37 @@ def _captions_beside(
                 continue
             sidecar = directory / more[stem] if stem in more else None
             pairs += [_Pair(text, key, caption, sidecar) for key in keys]
-    read = decode_together([pair.caption for pair in pairs], encoding, guesses)
-    entries = []
-    for pair, caption in zip(pairs, read, strict=True):
+    found: list[tuple[_Pair, list[Any], bool | None]] = []
+    for pair in pairs:
         try:
-            found = (caption, None) if pair.more is None else _more_captions(pair.more, caption)
+            more, held_out = _more_captions(pair.more, encoding) if pair.more else ([], None)
+            found.append((pair, more, held_out))
         except LimnerError as error:
             refused.append(Refused(pair.key, str(error)))
-            continue
-        entries.append(Entry(pair.text, pair.key, found[0], None, found[1]))
+    # Of all together it can be told in which encoding they are.
+    texts = [text for pair, more, _ in found for text in (pair.caption, *more)]
+    strings = [text for text in texts if isinstance(text, str)]
+    read = iter(decode_together(strings, encoding, guesses))
+    entries = []
+    for pair, more, held_out in found:
+        caption = next(read)
+        others = [next(read) if isinstance(text, str) else text for text in more]
+        captions = [caption, *(text for text in others if text != caption.strip())]
+        entries.append(Entry(pair.text, pair.key, captions, None, held_out))
     return entries, refused
 
 
-def _more_captions(path: Path, first: str) -> tuple[Any, bool | None]:
-    """(captions, whether held out) of a picture whose .txt says `first`, from the .json beside
-    it. Programs keep other things in such files, which are let be."""
-    data = parse_json(decode(read_bytes(path, MAX_SIDECAR_BYTES)), path)
+def _more_captions(path: Path, encoding: str | None) -> tuple[list[Any], bool | None]:
+    """(the list of captions, whether held out) of a .json beside a picture and its .txt. Programs
+    keep other things in such files, by the name of captions, too; what is no list is let be."""
+    text = decode(read_bytes(path, MAX_SIDECAR_BYTES), encoding)
+    if encoding is not None:  # before it is parsed: half a character may look like a backslash
+        (text,) = decode_together([text], encoding)
+    data = parse_json(text, path)
     if not isinstance(data, dict):
-        return first, None
+        return [], None
     captions, held_out = data.get("captions"), data.get(HELD_OUT)
-    if isinstance(captions, list):
-        captions = [first, *(text for text in captions if text != first.strip())]
-    return captions or first, held_out if isinstance(held_out, bool) else None
+    return (
+        captions if isinstance(captions, list) else [],
+        held_out if isinstance(held_out, bool) else None,
+    )

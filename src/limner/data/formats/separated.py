@@ -74,7 +74,7 @@ def _all_at_once(lines: Sequence[str], names: list[str], separator: str) -> list
     try:
         for cells in reader:
             following = lines[before + 1 : reader.line_num]
-            if any(_is_row(line, names, separator) for line in following):
+            if any(_is_row(line, lines[before], names, separator) for line in following):
                 return None
             before = reader.line_num
             if cells:
@@ -115,7 +115,7 @@ def _one(lines: Sequence[str], first: int, names: list[str], separator: str) -> 
     while _open(lines[first : last + 1], separator):
         last += 1
         over = last >= len(lines) or last - first > MOST_LINES
-        if over or _is_row(lines[last], names, separator):
+        if over or _is_row(lines[last], lines[first], names, separator):
             plain = _plain(lines[first], separator)
             if separator == "\t" and len(plain) == len(names):
                 return Record(first + 2, plain), 1
@@ -150,15 +150,25 @@ def _open(lines: Sequence[str], separator: str) -> bool:
     return False
 
 
-def _is_row(line: str, names: list[str], separator: str) -> bool:
-    """Whether a line looks like a row by itself: the quotes in it are even, and its cells are as
-    many as there are columns, one of them the name of a picture."""
-    if line.count('"') % 2 or _open([line], separator):
-        return False
+def _is_row(line: str, first: str, names: list[str], separator: str) -> bool:
+    """Whether a line looks like a row by itself, and not like more of the cell that `first` opens:
+    its cells are as many as there are columns, one of them the name of a picture. With a single
+    quote (`c.png,a screen of 12"`), which may be what closes that cell, the name must also stand
+    in the column in which `first` has one."""
     cells = _plain(line, separator)
-    return len(cells) >= max(2, len(names)) and any(
-        os.path.splitext(cell.strip(' "\r\n'))[1].lower() in EXTENSIONS for cell in cells
-    )
+    if len(cells) < max(2, len(names)):
+        return False
+    pictures = _pictures(cells)
+    if line.count('"') % 2 == 0:
+        return bool(pictures) and not _open([line], separator)
+    prose = {i for i, cell in enumerate(cells) if cell[:1].isspace()}  # "one, then x.png"
+    return bool((pictures - prose) & _pictures(_plain(first, separator)))
+
+
+def _pictures(cells: Sequence[str]) -> set[int]:
+    """In which of them the name of a picture stands."""
+    endings = (os.path.splitext(cell.strip(' "\r\n'))[1].lower() for cell in cells)
+    return {i for i, ending in enumerate(endings) if ending in EXTENSIONS}
 
 
 def _plain(line: str, separator: str) -> list[str]:

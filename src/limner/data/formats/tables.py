@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from limner.data.formats.parquet_rows import (
     read_group,
 )
 from limner.data.formats.separated import named, read_separated, separator_of
-from limner.data.formats.text_files import DoubledKeys, kind_of, parse_json, read_text
+from limner.data.formats.text_files import DoubledKeys, beginning, kind_of, parse_json, read_text
 from limner.data.image_paths import MAX_PATH, ImagePaths
 from limner.errors import LimnerError
 from limner.files.system_names import is_system_name
@@ -83,15 +84,14 @@ def read_table(path: Path, options: ReadOptions) -> Table:
     return table._replace(notes=(*table.notes, *notes))
 
 
-def has_columns(path: Path, columns: Columns) -> bool:
+def has_columns(path: Path, columns: Columns, encoding: str | None = None) -> bool:
     """Whether the first line of a file, or its schema, names a picture's and a caption's column,
     without reading more of it."""
     try:
         if path.suffix.lower() == ".parquet":
             names: Iterable[str] = parquet_schema(path).names
         else:
-            with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-                line = file.readline(1_000_000)
+            line = io.StringIO(beginning(path, encoding), newline="").readline()
             names = next(csv.reader([line], delimiter=separator_of(path, line)), [])
     except (LimnerError, OSError, csv.Error):
         return False

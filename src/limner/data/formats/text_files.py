@@ -10,6 +10,7 @@ from typing import Any
 from limner.data.formats.encodings import (
     Guesses,
     decode_lines,
+    has_mark,
     is_undecoded,
     utf_16_without_mark,
 )
@@ -41,12 +42,27 @@ def read_text(path: Path, encoding: str | None = None, guesses: Guesses | None =
         guesses: where a guess is noted, for people.
     """
     data = read_bytes(path)
-    if encoding is None and (name := utf_16_without_mark(data)):
+    if encoding is None and not has_mark(data) and (name := utf_16_without_mark(data)):
         raise LimnerError(
             f"{path} is UTF-16 without a mark at its beginning that says so. Save it as UTF-8, or "
             f"set data.encoding to {name}."
         )
     return decode_lines(data, encoding, guesses)
+
+
+def beginning(path: Path, encoding: str | None = None) -> str:
+    """The first million bytes of a file, as `read_text` reads them, to see what it is; UTF-16
+    without a mark, too, which is refused with advice when it is read. "" where it cannot be."""
+    try:
+        if why_not_regular(path, MAX_TABLE_BYTES):
+            return ""
+        with path.open("rb") as file:
+            data = file.read(1_000_000)
+    except OSError:
+        return ""
+    if encoding is None and not has_mark(data):
+        encoding = utf_16_without_mark(data)
+    return decode_lines(data, encoding)
 
 
 class DoubledKeys(dict[str, Any]):

@@ -100,7 +100,7 @@ class RunLog:
         end: int | None = None
         try:
             end = path.stat().st_size if path.exists() else 0  # raises, too, if the drive is away
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_lines(lines))
         except OSError as error:
             if end is not None:
