@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -31,6 +30,7 @@ from limner.data.decoding.image_formats import (
 from limner.data.decoding.image_modes import WHITE, as_rgb, mend_transparency, orientation, upright
 from limner.data.decoding.png_chunks import SIGNATURE, without_texts
 from limner.data.regular_files import why_not_regular
+from limner.files.fingerprints import MAY_PASS, RETRY_AFTER
 
 Crop = Literal["center", "pad"]
 Size = int | tuple[int, int]
@@ -50,10 +50,6 @@ is kept, is then computed anew. 2: colour profiles are applied."""
 
 DRAWN_SIDE = 128
 """Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""
-
-_MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
-"""Errors of reading that another try may not meet, as on a network drive."""
-RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
 
 _REDUCING_GAP = 3.0
 """From this factor above the target, Pillow averages boxes before it filters: fast, and within
@@ -251,7 +247,7 @@ def _decoded(
     except OSError as error:
         if error.errno is None:  # a decoder's own words
             raise _undecodable(name, error) from error
-        if retries and error.errno in _MAY_PASS:
+        if retries and error.errno in MAY_PASS:
             held.close()
             time.sleep(RETRY_AFTER / retries)
             return _decoded(picture, name, shorter_side, retries - 1, held)

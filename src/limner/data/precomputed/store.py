@@ -6,8 +6,8 @@
       shard-<hash>.suspect         a row of that shard was found damaged
 
 A row is found by its id, the hash of the content it was made from: a data set that grows needs only
-its new rows, equal pictures are kept once, and a picture that changes is another row. A folder is
-for one key. Shards are memory-mapped, and what was read does not stay in memory.
+its new rows, equal pictures are kept once, and a picture that changes is another row. An id of zeros
+is content that could not be read: it is never stored, and never found. A folder is for one key. Shards are memory-mapped, and what was read does not stay in memory.
 
 Each row has a checksum, verified whenever it is read. A row that is damaged is refused, as a
 picture is; its shard is looked through at the next opening, moved aside, and computed anew.
@@ -42,6 +42,10 @@ Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 GIVE_BACK_AFTER = 32 * 2**20
 """Bytes mapped after which they are given back; the system's cache still has them."""
+UNREAD = (
+    "its file could not be read when it was looked at before the run: check the disk and the "
+    "permissions, or take its row out"
+)
 MAPPED_AT_ONCE = 2**18
 """Bytes that the system maps around a place that is read, at most about."""
 
@@ -170,14 +174,15 @@ class Store:
         return len(self.ids)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """uint8 [N, 16] -> position of each row, int64 [N]; -1: not there, or refused."""
+        """uint8 [N, 16] -> position of each row, int64 [N]; -1: not there, refused, or unknown."""
         places = self._places(ids)
         places[(places >= 0) & (self.counts[places] == 0)] = -1
+        places[~ids.any(axis=1)] = -1  # an earlier release may have stored such a row
         return places
 
     def missing(self, ids: np.ndarray) -> np.ndarray:
         """Indices of the ids that were never computed, each content once, in order: int64 [M]."""
-        lacking = np.flatnonzero(self._places(ids) < 0)
+        lacking = np.flatnonzero((self._places(ids) < 0) & ids.any(axis=1))
         if not len(lacking):
             return lacking
         halves = np.ascontiguousarray(ids[lacking]).view("<u8")
@@ -187,7 +192,7 @@ class Store:
 
     def reason(self, id: bytes) -> str | None:
         """Why a row was refused when it was computed; None if it was not."""
-        return self.refused.get(id)
+        return self.refused.get(id) if any(id) else UNREAD
 
     def read(self, position: int) -> Tensor:
         """A row's values [count, ...], a copy, in the store's precision. Raises PictureError if
