@@ -178,8 +178,8 @@ def test_a_second_run_computes_nothing(
     for part in (PretrainedAutoencoder, PretrainedTextEncoder):
         monkeypatch.setattr(part, "load", lambda *_: pytest.fail("weights were loaded"))
     again = Trainer(build(f"training.output_dir='{tmp_path / 'second'}'", "training.seed=5"))
-    assert isinstance(again.inputs.trained, StoredLatents)
-    assert isinstance(again.inputs.words, StoredCaptions)
+    assert isinstance(again.run.inputs.trained, StoredLatents)
+    assert isinstance(again.run.inputs.words, StoredCaptions)
     next(load_batches(again.run))
     assert capsys.readouterr().out == ""
 
@@ -276,13 +276,13 @@ def test_only_pictures_that_are_new_or_changed_are_encoded(
     build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pictures_folder(tmp_path / "data")
-    Trainer(build(*own(folder))).inputs  # noqa: B018
+    Trainer(build(*own(folder))).run.inputs  # noqa: B018
     assert "12 pictures to encode once" in capsys.readouterr().out
     Image.new("RGB", (20, 20), "red").save(folder / "images" / "03.png")
     (folder / "images" / "04.png").rename(folder / "images" / "renamed.png")
     text = (folder / "metadata.jsonl").read_text("utf-8").replace("04.png", "renamed.png")
     (folder / "metadata.jsonl").write_text(text, "utf-8")
-    Trainer(build(*own(folder))).inputs  # noqa: B018
+    Trainer(build(*own(folder))).run.inputs  # noqa: B018
     assert "1 pictures to encode once" in capsys.readouterr().out
 
 
@@ -292,7 +292,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_moves_no_other(
     folder = pictures_folder(tmp_path / "data")
     good = Trainer(build(*own(folder)))
     expected = {
-        row.key: good.inputs.trained.tensor(i) for i, row in enumerate(good.data.trained.rows)
+        row.key: good.run.inputs.trained.tensor(i) for i, row in enumerate(good.data.trained.rows)
     }
     (folder / "images" / "05.png").write_bytes(b"nothing")
     encode = PretrainedAutoencoder.encode
@@ -313,7 +313,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_moves_no_other(
     assert re.search(r"images/07\.png.*not finite \(NaN or infinite\)", refused)
     for i, row in enumerate(bad.data.trained.rows):
         if row.key not in ("images/05.png", "images/07.png"):
-            assert torch.equal(bad.inputs.trained.tensor(i), expected[row.key])
+            assert torch.equal(bad.run.inputs.trained.tensor(i), expected[row.key])
 
 
 def test_pictures_that_could_not_be_hashed_are_never_each_other(

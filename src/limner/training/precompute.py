@@ -154,9 +154,10 @@ def _latents_of_size(
         return tensor.flip(-1) if index >= len(trained) + len(held_out) else tensor
 
     def make(indices: list[int]) -> list[Tensor | str]:
-        space.load(device, dtype)
         pictures = list(threads.map(picture, indices))
         good = [p for p in pictures if isinstance(p, Tensor)]
+        if good:
+            space.load(device, dtype)
         latents = iter(encode_within_memory(space, good, device) if good else torch.empty(0))
         return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in pictures]
 
