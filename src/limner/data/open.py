@@ -32,6 +32,8 @@ class Data:
     held_out: Pictures
     said: tuple[str, ...] = ()
     """What people should know of it at the start of a run."""
+    refused: int = 0
+    """Rows that could not be used when it was opened; those found later are rows of the set."""
 
 
 def open_picture_set(config: Config) -> ImageDataset:
@@ -123,7 +125,8 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
         theirs = buckets and buckets.only(positions)
         return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
 
-    return Data(picture_set, pictures(trained), pictures(held_out), tuple(said))
+    refused = len(picture_set.refused)
+    return Data(picture_set, pictures(trained), pictures(held_out), tuple(said), refused)
 
 
 def in_buckets(

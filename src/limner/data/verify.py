@@ -87,12 +87,12 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
         )
 
 
-def check_share_refused(refused: int, good: int, config: Config) -> None:
-    """Raises LimnerError where more rows than allowed cannot be used."""
-    share, limit = refused / max(1, refused + good), config.data.refused_limit
+def check_share_refused(refused: int, rows: int, config: Config) -> None:
+    """Raises LimnerError where more of all rows than allowed cannot be used."""
+    share, limit = refused / max(1, rows), config.data.refused_limit
     if share > limit:
         raise LimnerError(
-            f"{refused:,} of {refused + good:,} rows cannot be used ({share:.0%}, more than "
+            f"{refused:,} of {rows:,} rows cannot be used ({share:.0%}, more than "
             f"data.refused_limit {limit:g} allows); each is listed with its reason in "
             f"{Path(config.training.output_dir) / 'refused.jsonl'}: mend them, or raise the limit"
         )
