@@ -125,8 +125,15 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
         theirs = buckets and buckets.only(positions)
         return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
 
-    refused = len(picture_set.refused)
-    return Data(picture_set, pictures(trained), pictures(held_out), tuple(said), refused)
+    both = pictures(trained), pictures(held_out)
+    if any(some.crowded for some in both):
+        said = [
+            *said,
+            "there is too little shared memory to keep the decoded pictures in, so that they are "
+            "decoded each time: docker run --shm-size=8g gives more, data.memory_mb=0 asks for "
+            "none",
+        ]
+    return Data(picture_set, *both, tuple(said), len(picture_set.refused))
 
 
 def in_buckets(
