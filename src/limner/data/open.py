@@ -16,6 +16,7 @@ from limner.data.dataset import ImageDataset, RowSubset, Streamed
 from limner.data.examples import Pictures
 from limner.data.image_sizes import shapes_of
 from limner.data.order import FullShuffle, OneShapePerUpdate, Order
+from limner.data.own_folder import cache_may_begin
 from limner.data.split import split_rows
 from limner.data.streaming.remote_files import of_shards
 from limner.data.streaming.window_shuffle import WINDOW, WindowedShuffle
@@ -152,7 +153,8 @@ def in_buckets(
             "data.buckets: the shapes of pictures that are streamed are not known beforehand; copy "
             "the shards here (local tars will do), or leave it out"
         )
-    shapes = shapes_of(picture_set, picture_set.rows, Path(config.cache.folder))
+    cache = Path(config.cache.folder) if cache_may_begin(config) else None
+    shapes = shapes_of(picture_set, picture_set.rows, cache)
     own = shapes[trained]
     if wanted == "auto":
         sizes = with_enough(own, sizes_around(side, unit, config.data.max_aspect_ratio))

@@ -22,6 +22,7 @@ from limner.config import Config
 from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, Streamed
 from limner.data.decoding.color import UNUSABLE
 from limner.data.images import DECODING
+from limner.data.own_folder import cache_may_begin
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.files.fingerprints import DIGEST, RACY_NS, digest, load_array, save_array
@@ -57,7 +58,8 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
         wanted = len(rows)
     good: list[int] = []
     UNUSABLE.take()
-    folder = Path(config.cache.folder) if len(rows) >= REMEMBERED_FROM else None
+    remembers = len(rows) >= REMEMBERED_FROM and cache_may_begin(config)
+    folder = Path(config.cache.folder) if remembers else None
     with _remembered(folder) as remembered, ThreadPoolExecutor() as threads:
         began = said = time.monotonic()
         for first in range(0, len(ranked), AT_ONCE):

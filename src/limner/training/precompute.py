@@ -17,7 +17,7 @@ from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Source
 from limner.data.images import DECODING, Size, height_and_width, to_tensor
 from limner.data.open import Data, open_data
-from limner.data.own_folder import keep_out_of_the_data
+from limner.data.own_folder import check_new_cache
 from limner.data.precomputed.fill import check_space, fill
 from limner.data.precomputed.sources import (
     LatentsInBuckets,
@@ -239,8 +239,8 @@ def check_cache_folder(config: Config) -> None:
     """Raises LimnerError where the cache would begin inside the data. (One that is there holds no
     pictures, and goes on.)"""
     parts = (config.vae.fingerprint, config.text_encoder.fingerprint)
-    if any(parts) and not Path(config.cache.folder).exists():
-        keep_out_of_the_data(Path(config.cache.folder), config, "cache.folder")
+    if any(parts):
+        check_new_cache(config)
 
 
 def _open(
