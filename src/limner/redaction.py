@@ -141,8 +141,12 @@ def is_hub_id(place: str) -> bool:
 
 
 def places_of(settings: Mapping[str, Any]) -> list[str]:
-    """The paths, URLs, and names that a configuration (sections of keys) says things are at."""
-    return [place for _, place in named_places(settings)]
+    """The paths, URLs, and names that a configuration (sections of keys) says things are at, and
+    the folders of files that hold a data set."""
+    named = named_places(settings)
+    tables = (place for key, place in named if key == "data.dataset_path" and "://" not in place)
+    folders = [os.path.dirname(_absolute(table)) for table in tables if os.path.isfile(table)]
+    return [*(place for _, place in named), *folders]
 
 
 def named_places(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -197,12 +201,13 @@ def _bare(found: re.Match[str]) -> str:
 
 
 def _spellings(places: Iterable[str]) -> set[str]:
-    """Each path as it is and made absolute; words alone, which texts hold by chance, are none."""
+    """Each path as it is, made absolute, and without links; words alone, which texts hold by
+    chance, are none."""
     found: set[str] = set()
     for place in places:
         if "://" in place or is_hub_id(place):
             continue
-        for spelled in (place, os.path.normpath(place), _absolute(place)):
+        for spelled in (place, os.path.normpath(place), _absolute(place), _real(place)):
             spelled = spelled.rstrip("/\\")
             if "/" in spelled or "\\" in spelled:
                 found |= {spelled, spelled.replace("\\", "/")}
@@ -212,3 +217,11 @@ def _spellings(places: Iterable[str]) -> set[str]:
 @functools.lru_cache(maxsize=1024)
 def _absolute(place: str) -> str:
     return os.path.abspath(os.path.expanduser(place))
+
+
+@functools.lru_cache(maxsize=1024)
+def _real(place: str) -> str:
+    try:
+        return os.path.realpath(os.path.expanduser(place))
+    except (OSError, ValueError):  # a circle of links, or a NUL
+        return place
