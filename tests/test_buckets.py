@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pretrained
@@ -18,6 +20,7 @@ from runs import events, messages, trained
 from torch._dynamo.testing import CompileCounter
 
 from limner.config import Config, load_config
+from limner.data import examples
 from limner.data.buckets import (
     FEWEST,
     Buckets,
@@ -27,7 +30,7 @@ from limner.data.buckets import (
     visible,
     with_enough,
 )
-from limner.data.examples import Batch, Pictures
+from limner.data.examples import Batch, Pictures, TrainingExamples
 from limner.data.formats.folders import FolderPictures
 from limner.data.image_sizes import shapes_of
 from limner.data.images import decode, upright_size
@@ -201,6 +204,34 @@ def test_pictures_of_several_sizes_share_memory(tmp_path: Path) -> None:
             assert kept.load(i).shape == (*sizes[i % 3], 3)
             assert torch.equal(kept.load(i), anew.load(i))
     assert int(kept.state.sum()) == 9
+
+
+def test_with_little_shared_memory_pictures_are_decoded_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own_folder(tmp_path / "data", 20)
+    config = load_config(None, [f"data.dataset_path='{folder}'", "data.image_size=16"])
+    assert open_data(config).said == ()
+
+    def none_left(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>")
+
+    def full(folder: Path) -> Any:
+        return SimpleNamespace(free=3 * 16**2)
+
+    for name, fault, target in (
+        ("share_memory_", none_left, torch.Tensor),
+        ("disk_usage", full, examples.shutil),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, fault)
+            data = open_data(config)
+            bad = TrainingExamples(data.trained, torch.tensor, 0, 0, 1, 0).bad
+        assert len(bad) == len(data.trained.rows)
+        assert data.trained.kept is None
+        assert any("too little shared memory" in line for line in data.said)
+        for _ in range(2):
+            assert data.trained.load(0).shape == (16, 16, 3)
 
 
 # Training

@@ -204,6 +204,27 @@ def test_one_caption_for_many_pictures(tmp_path: Path) -> None:
     assert "7 of 20" in line["said"]
 
 
+@pytest.mark.parametrize("above", ["Dropbox (Personal)", "Smith, John", "John's MacBook"])
+@pytest.mark.parametrize("table", [False, True])
+def test_the_page_names_no_folder_whatever_it_is_called(
+    above: str, table: bool, tmp_path: Path
+) -> None:
+    data = tmp_path / above / "Northwind" / "photos"
+    data.mkdir(parents=True)
+    rows = [{"file_name": "../private.png", "text": "outside"}]
+    for number in range(12):
+        Image.new("RGB", (SIDE, SIDE), (9 * number, 0, 9)).save(data / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": f"colour {number}"})
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    named, output = data / "metadata.jsonl" if table else data, tmp_path / "check"
+    words = [str(named), f"data.image_size={SIDE}", "--output", str(output)]
+    assert main(["check-data", *words]) == 2
+    page = (output / "check.html").read_text(encoding="utf-8")
+    assert "leads out of the folder photos" in page
+    assert "Northwind" not in page
+    assert "Northwind" in (output / "problems.jsonl").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("guide", ["checking.md", "checking.zh-CN.md"])
 def test_the_guide_names_every_kind_in_its_order(guide: str) -> None:
     text = (Path(__file__).parents[1] / "docs" / guide).read_text(encoding="utf-8")

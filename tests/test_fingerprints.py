@@ -1,7 +1,9 @@
 """Contents are known by hash, and read again only when a file's size or time has changed."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +78,24 @@ def test_what_cannot_be_read_is_zeros(tmp_path: Path) -> None:
     known = Fingerprints(tmp_path / "contents.npy")
     found = known.of_files([tmp_path / "missing", *files(tmp_path, b"a")])
     assert found.any(axis=1).tolist() == [False, True]
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, asked = files(tmp_path, b"a", b"b"), list[str]()
+    expected = Fingerprints(tmp_path / "contents.npy").of_files(paths)
+
+    def flaky(path: Path, *args: Any) -> Any:
+        asked.append(path.name)
+        if asked.count(path.name) < 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open(path, *args)
+
+    monkeypatch.setattr(fingerprints, "open", flaky, raising=False)
+    monkeypatch.setattr(fingerprints, "RETRY_AFTER", 0.001)
+    assert (Fingerprints(tmp_path / "contents.npy").of_files(paths) == expected).all()
+    assert sorted(asked) == ["0.bin"] * 3 + ["1.bin"] * 3
 
 
 def test_two_processes_keep_what_both_have_read(tmp_path: Path, read: list[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from limner.data.formats import parquet_rows
 from limner.data.formats.arrow import DatasetPictures
 from limner.data.formats.hub import _downloaded_to
 from limner.data.open import open_picture_set
+from limner.data.regular_files import MAX_SIDECAR_BYTES
 from limner.errors import LimnerError
 
 FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
@@ -194,6 +196,40 @@ def test_a_saved_set_cannot_name_other_tables(name: object, tmp_path: Path) -> N
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["../private"]}))
     with pytest.raises(LimnerError, match=r"names \.\./private as a part of it"):
         opened(folder, "data.dataset_split=../private")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are of POSIX")
+@pytest.mark.parametrize(
+    "name",
+    ["dataset_dict.json", "dataset_info.json", "data-00000-of-00001.arrow"],
+)
+def test_a_saved_set_has_no_pipe_read(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set", [])
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    # Who would read it finds it empty, and does not wait.
+    threading.Thread(target=(folder / name).write_bytes, args=(b"",), daemon=True).start()
+    with pytest.raises(LimnerError, match=rf"{name} is not read: it is not a regular file"):
+        opened(folder, "data.format=datasets")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are of POSIX")
+def test_nor_has_a_folder_that_the_package_reads(tmp_path: Path) -> None:
+    parquet(tmp_path / "own.parquet", 0, 8)
+    readme = tmp_path / "README.md"
+    os.mkfifo(readme)
+    threading.Thread(target=readme.write_bytes, args=(b"",), daemon=True).start()
+    with pytest.raises(LimnerError, match=r"README\.md is not read: it is not a regular file"):
+        opened(tmp_path, "data.format=datasets")
+
+
+@pytest.mark.parametrize("name", ["dataset_dict.json", "state.json", "dataset_info.json"])
+def test_what_tells_of_a_saved_set_is_read_up_to_a_size(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "set", [])
+    with (folder / name).open("ab") as file:
+        file.truncate(MAX_SIDECAR_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(LimnerError, match=rf"{name} is not read: it has 16,777,217 bytes"):
+        opened(folder, "data.format=datasets")
 
 
 # Offsets that lie

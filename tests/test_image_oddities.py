@@ -8,20 +8,23 @@ import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from limner.apps.check_data.images import Looked, look
 from limner.data import images
-from limner.data.dataset import PictureError, UnsupportedFormat
+from limner.data.dataset import PictureError, Row, UnsupportedFormat
 from limner.data.decoding import image_formats
 from limner.data.decoding.decode_budget import BUDGET, DecodeBudget
 from limner.data.decoding.image_formats import format_by_bytes
+from limner.data.decoding.image_modes import orientation
 from limner.data.decoding.png_chunks import without_texts
 from limner.data.formats.folders import FolderPictures
-from limner.data.images import decode, open_rgb, orientation, upright_size
+from limner.data.images import decode, open_rgb, upright_size
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -99,6 +102,30 @@ def exif_with(kind: int, count: int, value: bytes) -> bytes:
     return b"Exif\0\0MM\0*" + struct.pack(">I", 8) + directory + (b"" if inline else value)
 
 
+def tiff_with(image: Image.Image, kind: int, count: int, value: bytes) -> bytes:
+    """An uncompressed TIFF with an orientation of any type (TIFF 6.0, section 2)."""
+    pixels = image.tobytes()
+    behind = 8 + 2 + 10 * 12 + 4  # the directory
+    short, long = struct.pack(">HH", 8, 8) + struct.pack(">H", 8), ">I"
+    start = behind + len(short)
+    entries = [
+        *(
+            (0x100, 4, 1, struct.pack(long, image.width)),
+            (0x101, 4, 1, struct.pack(long, image.height)),
+        ),
+        *((0x102, 3, 3, struct.pack(long, behind)), (0x103, 3, 1, b"\0\1"), (0x106, 3, 1, b"\0\2")),
+        (0x111, 4, 1, struct.pack(long, start)),
+        (0x112, kind, count, value if len(value) <= 4 else struct.pack(long, start + len(pixels))),
+        *((0x115, 3, 1, b"\0\3"), (0x116, 4, 1, struct.pack(long, image.height))),
+        (0x117, 4, 1, struct.pack(long, len(pixels))),
+    ]
+    directory = struct.pack(">H", len(entries)) + b"".join(
+        struct.pack(">HHI", tag, type_, number) + held.ljust(4, b"\0")
+        for tag, type_, number, held in entries
+    )
+    return b"MM\0*" + struct.pack(long, 8) + directory + bytes(4) + short + pixels + value
+
+
 ORIENTATIONS = {  # name -> (type, count, value, the turn that is meant)
     "short": (3, 1, b"\0\6", 6),
     "long": (4, 1, b"\0\0\0\6", 6),
@@ -121,13 +148,16 @@ ORIENTATIONS = {  # name -> (type, count, value, the turn that is meant)
 
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
-@pytest.mark.parametrize("file", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_an_orientation_of_any_type_neither_crashes_nor_refuses(file: str, name: str) -> None:
     kind, count, value, turn = ORIENTATIONS[name]
     image = Image.new("RGB", (32, 16), "white")
     image.paste("red", (0, 0, 16, 16))  # the left half
     options = {"lossless": True} if file == "WEBP" else {"quality": 95} if file == "JPEG" else {}
-    data = encoded(image, file, exif=exif_with(kind, count, value), **options)
+    if file == "TIFF":
+        data = tiff_with(image, kind, count, value)
+    else:
+        data = encoded(image, file, exif=exif_with(kind, count, value), **options)
     with Image.open(io.BytesIO(data)) as opened:
         assert orientation(opened) == turn
     upright = open_rgb(data)
@@ -338,6 +368,55 @@ def test_threads_share_what_may_be_decoded_at_once(monkeypatch: pytest.MonkeyPat
     assert held
     assert max(held) <= most
     assert BUDGET.used == 0
+
+
+def test_what_is_decoded_for_its_size_counts_among_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG may say at its end how it is to be turned, and Pillow decodes it to know."""
+    held: list[int] = []
+    load = ImageFile.ImageFile.load
+
+    def watched(self: ImageFile.ImageFile) -> Any:
+        held.append(BUDGET.used)
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
+    data = bomb(400, 300)
+    assert upright_size(data) == (300, 400)
+    measured = len(held)
+    assert measured
+    pictures, row = SimpleNamespace(picture=lambda row: data), Row("a.png", ("a",))
+    looked = look(pictures, row, (64, 64), drawn=False)  # type: ignore[arg-type]
+    assert isinstance(looked, Looked)
+    assert (looked.width, looked.height) == (400, 300)
+    assert len(held) > measured
+    assert min(held) == 400 * 300 * images.BYTES_PER_PIXEL
+    assert BUDGET.used == 0
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_damage_behind_the_first_picture_of_an_animation_is_told(kind: str) -> None:
+    random = np.random.default_rng(0)
+    frames = [Image.fromarray(random.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(4)]
+    whole = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    told = set()
+    for cut in range(len(whole) // 5, len(whole), 11):
+        data = whole[:cut]
+        pictures, row = SimpleNamespace(picture=lambda row, d=data: d), Row("a", ("a",))
+        looked = look(pictures, row, (16, 16), drawn=False)  # type: ignore[arg-type]
+        if isinstance(looked, Looked):
+            told |= {fault.said for fault in looked.faults if fault.kind == "animated"}
+    assert "damaged frames" in told
+
+
+def test_a_png_with_long_texts_behind_its_pixels_is_checked() -> None:
+    text = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3_000_000)))
+    plain = encoded(Image.new("RGBA", (16, 16), (9, 9, 9, 99)))
+    end = plain.index(b"IEND") - 4
+    data = plain[:end] + text + plain[end:]
+    pictures, row = SimpleNamespace(picture=lambda row: data), Row("a.png", ("a",))
+    looked = look(pictures, row, (16, 16), drawn=False)  # type: ignore[arg-type]
+    assert isinstance(looked, Looked)
+    assert "transparent" in {fault.kind for fault in looked.faults}
 
 
 def test_one_that_is_larger_than_all_is_decoded_alone() -> None:

@@ -1,5 +1,8 @@
 """Training in latents and on pretrained embeddings: computed once, and then out of the way."""
 
+import errno
+import itertools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +18,18 @@ from runs import messages, trained
 from limner.checkpoint.folder import Checkpoint
 from limner.cli import main
 from limner.config import Config
+from limner.data.dataset import PictureError
 from limner.data.images import to_tensor
+from limner.data.open import open_data
 from limner.data.precomputed.sources import StoredCaptions, StoredLatents
 from limner.errors import LimnerError
+from limner.files import fingerprints
 from limner.inference.generator import ImageGenerator
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import open_parts
 from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.training.batches import load_batches
+from limner.training.precompute import stored_latents
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -171,8 +178,8 @@ def test_a_second_run_computes_nothing(
     for part in (PretrainedAutoencoder, PretrainedTextEncoder):
         monkeypatch.setattr(part, "load", lambda *_: pytest.fail("weights were loaded"))
     again = Trainer(build(f"training.output_dir='{tmp_path / 'second'}'", "training.seed=5"))
-    assert isinstance(again.inputs.trained, StoredLatents)
-    assert isinstance(again.inputs.words, StoredCaptions)
+    assert isinstance(again.run.inputs.trained, StoredLatents)
+    assert isinstance(again.run.inputs.words, StoredCaptions)
     next(load_batches(again.run))
     assert capsys.readouterr().out == ""
 
@@ -269,13 +276,13 @@ def test_only_pictures_that_are_new_or_changed_are_encoded(
     build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pictures_folder(tmp_path / "data")
-    Trainer(build(*own(folder))).inputs  # noqa: B018
+    Trainer(build(*own(folder))).run.inputs  # noqa: B018
     assert "12 pictures to encode once" in capsys.readouterr().out
     Image.new("RGB", (20, 20), "red").save(folder / "images" / "03.png")
     (folder / "images" / "04.png").rename(folder / "images" / "renamed.png")
     text = (folder / "metadata.jsonl").read_text("utf-8").replace("04.png", "renamed.png")
     (folder / "metadata.jsonl").write_text(text, "utf-8")
-    Trainer(build(*own(folder))).inputs  # noqa: B018
+    Trainer(build(*own(folder))).run.inputs  # noqa: B018
     assert "1 pictures to encode once" in capsys.readouterr().out
 
 
@@ -285,7 +292,7 @@ def test_a_picture_that_cannot_be_used_is_named_and_moves_no_other(
     folder = pictures_folder(tmp_path / "data")
     good = Trainer(build(*own(folder)))
     expected = {
-        row.key: good.inputs.trained.tensor(i) for i, row in enumerate(good.data.trained.rows)
+        row.key: good.run.inputs.trained.tensor(i) for i, row in enumerate(good.data.trained.rows)
     }
     (folder / "images" / "05.png").write_bytes(b"nothing")
     encode = PretrainedAutoencoder.encode
@@ -306,7 +313,44 @@ def test_a_picture_that_cannot_be_used_is_named_and_moves_no_other(
     assert re.search(r"images/07\.png.*not finite \(NaN or infinite\)", refused)
     for i, row in enumerate(bad.data.trained.rows):
         if row.key not in ("images/05.png", "images/07.png"):
-            assert torch.equal(bad.inputs.trained.tensor(i), expected[row.key])
+            assert torch.equal(bad.run.inputs.trained.tensor(i), expected[row.key])
+
+
+def test_pictures_that_could_not_be_hashed_are_never_each_other(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, mirror = pictures_folder(tmp_path / "data"), "data.horizontal_flip=0.5"
+    config = build(*own(folder), mirror, text=None)
+    unreadable: list[str] = []
+
+    def flaky(path: Any, *args: Any) -> Any:
+        if Path(path).name in unreadable:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return open(path, *args)
+
+    monkeypatch.setattr(fingerprints, "open", flaky, raising=False)
+    monkeypatch.setattr(fingerprints, "RETRY_AFTER", 0.001)
+    for cache, names in (("cache", ["03.png", "05.png"]), ("cache", ["07.png"]), ("other", [])):
+        unreadable[:] = names
+        data = open_data(config)
+        folder_of = {"folder": str(tmp_path / cache)}
+        with_cache = config.model_copy(update={"cache": config.cache.model_copy(update=folder_of)})
+        space = open_parts(config).autoencoder
+        assert isinstance(space, PretrainedAutoencoder)
+        sources = stored_latents(open_parts(with_cache).config, data, space, CPU, F32, print)
+        found: dict[str, torch.Tensor] = {}
+        for source in sources:
+            for i, row in enumerate(source.rows):
+                name = Path(row.key).name
+                if name in names:
+                    with pytest.raises(PictureError, match="its file could not be read"):
+                        source.tensor(i, flipped=True)
+                    continue
+                found[name] = torch.stack([source.tensor(i), source.tensor(i, flipped=True)])
+        assert len(found) == 12 - len(names)
+        assert {Path(row.key).name for row in data.set.refused} == set(names)
+        pairs = itertools.combinations(found.values(), 2)
+        assert not any(torch.equal(a, b) for a, b in pairs)
 
 
 # What does not fit

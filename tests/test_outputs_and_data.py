@@ -16,8 +16,10 @@ from limner.apps.publishing.export import export
 from limner.apps.publishing.upload import publish
 from limner.cli import main
 from limner.config import Config, load_config
+from limner.data import image_sizes, verify
 from limner.data.convert.convert import prepare
 from limner.data.formats.folders import FolderPictures
+from limner.data.open import open_data
 from limner.data.own_folder import data_folder, keep_out_of_the_data
 from limner.errors import LimnerError
 from limner.evaluation.evaluate import evaluate
@@ -195,6 +197,32 @@ def test_a_cache_does_not_begin_among_the_data(tiny_config: Build, tmp_path: Pat
         check_cache_folder(config)
     folder.mkdir()
     check_cache_folder(config)
+
+
+def test_what_is_remembered_of_data_does_not_begin_among_them(
+    tiny_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (verify, image_sizes):
+        monkeypatch.setattr(module, "REMEMBERED_FROM", 1)
+        monkeypatch.setattr(verify, "RACY_NS", 0)
+    photos(tmp_path / "photos")
+    (tmp_path / "shards").mkdir()
+    prepare("auto", tmp_path / "photos", tmp_path / "tars", to="webdataset")
+    for tar in (tmp_path / "tars").glob("*.tar"):
+        shutil.copy(tar, tmp_path / "shards")
+    before = files(tmp_path)
+    monkeypatch.chdir(tmp_path / "photos")
+    config = of(tiny_config, ".", "../run", "cache.folder=cache", "data.buckets=auto")
+    open_data(config)
+    monkeypatch.chdir(tmp_path / "shards")
+    config = of(tiny_config, ".", "../run", "cache.folder=cache")
+    with pytest.raises(LimnerError, match=r"cache\.folder: cache is inside .* \.\./shards-cache"):
+        check(config, tmp_path / "check")
+    assert not list(tmp_path.rglob("cache"))
+    assert before.items() <= files(tmp_path).items()
+    open_data(of(tiny_config, ".", "../run", "cache.folder=../shards-cache"))
+    Path("cache").mkdir()  # of an earlier release: it goes on
+    open_data(config)
 
 
 def test_which_data_lie_in_a_folder(tmp_path: Path) -> None:

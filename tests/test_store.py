@@ -117,13 +117,46 @@ def test_rows_that_are_refused_are_known_with_their_reason(tmp_path: Path) -> No
     assert store.reason(ids[0].tobytes()) is None
     again = Maker()
     fill(store, ids, again, 8, 3)
-    assert again.asked == []  # a refused row stays refused until its content changes
+    assert again.asked == [4]  # which may be there now; what was computed would be the same again
+    assert np.flatnonzero(store.find(ids) < 0).tolist() == [5, 9]
+    places = Store.open(tmp_path, "latents", KEY).find(ids).tolist()
+    assert float(store.read(places[4])[0, 0, 0]) == 4
+    assert [float(store.read(places[i])[0, 0, 0]) for i in (3, 6, 19)] == [3, 6, 19]
 
 
-def test_a_store_of_refused_rows_only(tmp_path: Path) -> None:
-    store = filled(tmp_path, 3, Maker({0: "a", 1: "b", 2: "c"}))
-    assert store.find(ids_of(3)).tolist() == [-1] * 3
-    assert store.longest == 0
+def test_a_store_of_refused_rows_only_is_tried_again_as_often_as_it_is_opened(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):
+        maker = Maker({0: "a", 1: "b", 2: "c"})
+        store = filled(tmp_path, 3, maker)
+        assert maker.asked == [0, 1, 2]
+        assert store.find(ids_of(3)).tolist() == [-1] * 3
+        assert store.longest == 0
+        assert store.reason(ids_of(3)[1].tobytes()) == "b"
+        assert [path.name for path in store.folder.iterdir()] == ["key.json"]
+    store = filled(tmp_path, 3)
+    assert sorted(store.find(ids_of(3)).tolist()) == [0, 1, 2]
+
+
+def test_a_shard_of_refused_rows_of_an_earlier_release_is_tried_again(tmp_path: Path) -> None:
+    store, ids = Store.open(tmp_path, "latents", KEY), ids_of(3)
+    maker = Maker({0: "a", 1: "b", 2: "c"})
+    batch = store_writing._packed(maker([0, 1, 2]))
+    chunk = store_writing.hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()
+    shard = store.folder / f"shard-{chunk}.safetensors"
+    store_writing._write_shard(store, ids, [batch], ["a", "b", "c"], shard)
+    assert sorted(filled(tmp_path, 3).find(ids).tolist()) == [0, 1, 2]
+
+
+def test_content_that_could_not_be_read_is_neither_stored_nor_found(tmp_path: Path) -> None:
+    ids = ids_of(3)
+    ids[1] = 0
+    store, maker = Store.open(tmp_path, "latents", KEY), Maker()
+    fill(store, ids, maker, 8, 3)
+    assert maker.asked == [0, 2]
+    assert (store.find(ids) >= 0).tolist() == [True, False, True]
+    assert "its file could not be read" in str(store.reason(ids[1].tobytes()))
 
 
 # Keys
@@ -188,9 +221,9 @@ WORKER = textwrap.dedent(
     import sys, time
     import numpy as np, torch
     from pathlib import Path
-    from limner.data import store_writing
-    from limner.data.store import Store
-    from limner.data.store_writing import fill
+    from limner.data.precomputed import fill as store_writing
+    from limner.data.precomputed.store import Store
+    from limner.data.precomputed.fill import fill
 
     folder, pause, tag = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     store_writing.POLL = 0.05
@@ -342,7 +375,7 @@ RESIDENT = textwrap.dedent(
     import json, sys
     import numpy as np, psutil
     from pathlib import Path
-    from limner.data.store import Store
+    from limner.data.precomputed.store import Store
 
     store = Store.open(Path(sys.argv[1]), "latents", {"size": 1})
     for position in np.random.default_rng(0).integers(0, len(store), 5000):

@@ -16,6 +16,7 @@ from limner.data import regular_files
 from limner.data.formats import tar_samples
 from limner.data.images import decode
 from limner.data.open import open_picture_set
+from limner.data.streaming import tar_headers
 from limner.errors import LimnerError
 
 Entries = list[tuple[str, bytes]]
@@ -51,6 +52,32 @@ def found_in(pictures: Any) -> dict[str, tuple[tuple[str, ...], int]]:
 
 def refused_in(pictures: Any) -> dict[str, str]:
     return {row.key.partition("/")[2]: row.reason for row in pictures.refused}
+
+
+def test_what_lies_behind_the_end_of_a_tar_is_told(
+    read: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tar(*numbers: int) -> bytes:
+        return tar_of([e for n in numbers for e in ((f"{n}.png", png(n)), (f"{n}.txt", b"a"))])
+
+    monkeypatch.setattr(tar_headers, "MOST_ZEROS", 2**15)
+    whole = tar(0, 1, 2, 3)
+    for name, data in (
+        ("cat.tar", tar(0, 1) + tar(2, 3)),
+        ("hole.tar", tar(0, 1).rstrip(b"\0") + bytes(2**14) + tar(2, 3)),
+        ("end.tar", tar(0, 1) + bytes(2**16)),
+        ("padded.tar", whole + bytes(2**14)),  # by tar -b, or a tape
+    ):
+        found = read(data, name=name)
+        told = refused_in(found)
+        if name == "padded.tar":
+            assert (len(found.rows), told) == (4, {})
+            continue
+        assert sorted(found_in(found)) == ["0", "1"]
+        assert "zeros that end a tar" in told["(the rest of the tar)"]
+        assert ("not downloaded to its end" if name == "end.tar" else "other data follow") in told[
+            "(the rest of the tar)"
+        ]
 
 
 SHOTS = [f"Shot 2024-05-04 at 10.{minute}.{second}" for minute in (15, 16) for second in (21, 59)]

@@ -121,6 +121,26 @@ def test_a_tar_that_is_cut_off_gives_what_is_whole(
     assert any("cut off" in row.reason for row in found.refused)
 
 
+@pytest.mark.parametrize("num_samples", ["null", "24"])
+def test_pictures_that_prove_bad_in_a_run_end_it_at_the_limit(
+    num_samples: str, tmp_path: Path, opened: Callable[..., Any]
+) -> None:
+    entries = pairs(0, 40)
+    page = b"<html>404 not found</html>"
+    mixed = [(n, page if n.endswith(".png") and n > "00015" else d) for n, d in entries]
+    (tmp_path / "a.tar").write_bytes(tar_of(mixed))
+    words = [f"data.num_samples={num_samples}", "training.max_steps=24"]
+    config, _ = opened(f"{tmp_path}/a.tar", *words)
+    with pytest.raises(LimnerError, match=r"data\.refused_limit 0\.5 allows") as error:
+        Trainer(config).train()
+    assert f"{'21 of 40' if num_samples == 'null' else '13 of 24'} rows" in str(error.value)
+    words.append("data.refused_limit=0.7")
+    config, _ = opened(f"{tmp_path}/a.tar", *words, f"training.output_dir='{tmp_path / 'more'}'")
+    trainer = Trainer(config)
+    trainer.train()
+    assert trainer.state.step == 24
+
+
 def test_what_lacks_a_half_is_refused_and_a_missing_shard_is_named(
     tmp_path: Path, opened: Callable[..., Any]
 ) -> None:

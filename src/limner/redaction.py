@@ -163,8 +163,12 @@ def is_same_place(one: str | None, other: str | None) -> bool:
 
 
 def places_of(settings: Mapping[str, Any]) -> list[str]:
-    """The paths, URLs, and names that a configuration (sections of keys) says things are at."""
-    return [place for _, place in named_places(settings)]
+    """The paths, URLs, and names that a configuration (sections of keys) says things are at, and
+    the folders of files that hold a data set."""
+    named = named_places(settings)
+    tables = (place for key, place in named if key == "data.dataset_path" and "://" not in place)
+    folders = [os.path.dirname(_absolute(table)) for table in tables if os.path.isfile(table)]
+    return [*(place for _, place in named), *folders]
 
 
 def named_places(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -227,8 +231,7 @@ def _spellings(places: Iterable[str]) -> set[str]:
     for place in places:
         if _URL.match(place) or is_hub_id(place):
             continue
-        absolute = _absolute(place)
-        for spelled in (place, os.path.normpath(place), absolute, os.path.realpath(absolute)):
+        for spelled in (place, os.path.normpath(place), _absolute(place), _real(place)):
             spelled = spelled.rstrip("/\\")
             if "/" in spelled or "\\" in spelled:
                 found |= {spelled, spelled.replace("\\", "/")}
@@ -238,3 +241,11 @@ def _spellings(places: Iterable[str]) -> set[str]:
 @functools.lru_cache(maxsize=1024)
 def _absolute(place: str) -> str:
     return os.path.abspath(os.path.expanduser(place))
+
+
+@functools.lru_cache(maxsize=1024)
+def _real(place: str) -> str:
+    try:
+        return os.path.realpath(os.path.expanduser(place))
+    except (OSError, ValueError):  # a circle of links, or a NUL
+        return place

@@ -39,6 +39,7 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> int:
     from limner.apps.check_data.check import check
     from limner.apps.check_data.findings import exit_code
+    from limner.redaction import places_of
     from limner.reports.data_report import write_check_page
 
     if options.sample is not None and options.sample < 1:
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     config = _config(options)
     output = options.output or Path(config.training.output_dir) / "check"
     told = check(config, output, options.sample, _to_stderr)
-    page = write_check_page(output)
+    page = write_check_page(output, places_of(config.model_dump()))
     if options.json:
         say((output / "check.json").read_text(encoding="utf-8"))
     else:

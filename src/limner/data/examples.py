@@ -6,8 +6,11 @@ here, in the loader's workers, each from (seed, count). The training loop adds n
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +27,8 @@ from limner.text.batch import TextEmbeddings
 from limner.text.words import some, stack
 
 UNSEEN, KEPT = 0, 1
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux has it; containers often give 64 MiB."""
 
 
 class Source(Protocol):
@@ -120,6 +125,8 @@ class Pictures:
 
     Attributes:
         refused: the rows that this process found undecodable, by their position.
+        kept: all of them in shared memory; None where they would be too many.
+        crowded: they would be few enough, if there were more shared memory.
     """
 
     def __init__(
@@ -132,18 +139,19 @@ class Pictures:
     ) -> None:
         self.set, self.rows, self.image_size = picture_set, rows, image_size
         self.buckets = buckets
-        self.state = torch.full((len(rows),), UNSEEN, dtype=torch.uint8).share_memory_()
+        self.state = shared(torch.full((len(rows),), UNSEEN, dtype=torch.uint8))
         self.kept: Tensor | None = None
+        self.crowded = False
         self.refused: dict[int, Refused] = {}
         self.starts: np.ndarray | None = None
         if buckets is not None:
             bytes_of = np.array([3 * height * width for height, width in buckets.sizes])
             self.starts = np.concatenate([[0], bytes_of[buckets.of_row].cumsum()])
-            if self.starts[-1] <= memory_mb * 2**20:
-                self.kept = torch.zeros(int(self.starts[-1]), dtype=torch.uint8).share_memory_()
-        elif len(rows) * 3 * image_size**2 <= memory_mb * 2**20:
-            shape = (len(rows), image_size, image_size, 3)
-            self.kept = torch.zeros(shape, dtype=torch.uint8).share_memory_()
+        squares = (len(rows), image_size, image_size, 3)
+        shape = squares if self.starts is None else (int(self.starts[-1]),)
+        if math.prod(shape) <= memory_mb * 2**20:
+            self.kept = shared_zeros(shape)
+            self.crowded = self.kept is None
 
     def size(self, position: int) -> Size:
         """Of the row's picture: a side, or (height, width)."""
@@ -181,6 +189,29 @@ class Pictures:
         return picture.flip(-1) if flipped else picture
 
 
+def shared(tensor: Tensor) -> Tensor:
+    """The same in memory that the loader's workers share, or as it is where none is left: what one
+    of them notes there is then not known to the others."""
+    try:
+        return tensor.share_memory_()
+    except RuntimeError:
+        return tensor
+
+
+def shared_zeros(shape: tuple[int, ...]) -> Tensor | None:
+    """uint8 in shared memory; None where that would leave too little of it for the batches that
+    the loader's workers hand over."""
+    try:
+        if shutil.disk_usage(SHARED_MEMORY).free < 2 * math.prod(shape):
+            return None
+    except OSError:  # systems that have it elsewhere
+        pass
+    try:
+        return torch.zeros(shape, dtype=torch.uint8).share_memory_()
+    except RuntimeError:
+        return None
+
+
 class TrainingExamples(Dataset[Example]):
     """Examples by image count: `examples[count]`, the same whoever asks and whenever.
 
@@ -205,7 +236,7 @@ class TrainingExamples(Dataset[Example]):
         self.horizontal_flip = horizontal_flip
         self.order = order or FullShuffle(len(pictures.rows), seed)
         self.of_row = None if buckets is None else buckets.of_row
-        self.bad = torch.zeros(len(pictures.rows), dtype=torch.bool).share_memory_()
+        self.bad = shared(torch.zeros(len(pictures.rows), dtype=torch.bool))
 
     def __getitem__(self, count: int) -> Example:
         # A fixed number of draws in a fixed order: a setting that is off still takes its number, so

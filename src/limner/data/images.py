@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -28,9 +27,10 @@ from limner.data.decoding.image_formats import (
     learn_heic,
     what_it_is,
 )
-from limner.data.decoding.image_modes import WHITE, as_rgb, mend_transparency, orientation, upright
+from limner.data.decoding.image_modes import WHITE, as_rgb, mend_transparency, size_upright, upright
 from limner.data.decoding.png_chunks import SIGNATURE, without_texts
 from limner.data.regular_files import why_not_regular
+from limner.files.fingerprints import MAY_PASS, RETRY_AFTER
 
 Crop = Literal["center", "pad"]
 Size = int | tuple[int, int]
@@ -50,10 +50,6 @@ is kept, is then computed anew. 2: colour profiles are applied."""
 
 DRAWN_SIDE = 128
 """Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""
-
-_MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
-"""Errors of reading that another try may not meet, as on a network drive."""
-RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
 
 _REDUCING_GAP = 3.0
 """From this factor above the target, Pillow averages boxes before it filters: fast, and within
@@ -84,15 +80,20 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 def upright_size(picture: str | Path | bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels of a picture turned as its EXIF says, from its header alone; None
-    where that cannot be read, which decoding will say more about."""
+    """(height, width) in pixels of a picture turned as its EXIF says, from its header (and from all
+    of a PNG that may say it at its end); None where that cannot be read, which decoding will say
+    more about."""
     try:
-        with opened(picture) as image:
-            width, height = image.size
-            turned = orientation(image) >= 5
+        with opened(picture) as image, BUDGET.hold(decoded_bytes(image)):
+            width, height = size_upright(image)
     except Exception:  # a damaged header is answered with nearly any
         return None
-    return (width, height) if turned else (height, width)
+    return height, width
+
+
+def decoded_bytes(image: Image.Image) -> int:
+    """What a picture takes of the budget when it is decoded."""
+    return image.width * image.height * BYTES_PER_PIXEL
 
 
 @contextlib.contextmanager
@@ -226,7 +227,7 @@ def _decoded(
         with opened(picture) as image:
             if shorter_side is not None:
                 image.draft(None, (2 * shorter_side, 2 * shorter_side))
-            held.enter_context(BUDGET.hold(image.width * image.height * BYTES_PER_PIXEL))
+            held.enter_context(BUDGET.hold(decoded_bytes(image)))
             mend_transparency(image)
             image.load()
             turned = upright(image)
@@ -251,7 +252,7 @@ def _decoded(
     except OSError as error:
         if error.errno is None:  # a decoder's own words
             raise _undecodable(name, error) from error
-        if retries and error.errno in _MAY_PASS:
+        if retries and error.errno in MAY_PASS:
             held.close()
             time.sleep(RETRY_AFTER / retries)
             return _decoded(picture, name, shorter_side, retries - 1, held)

@@ -16,6 +16,7 @@ from limner.data.dataset import ImageDataset, RowSubset, Streamed
 from limner.data.examples import Pictures
 from limner.data.image_sizes import shapes_of
 from limner.data.order import FullShuffle, OneShapePerUpdate, Order
+from limner.data.own_folder import cache_may_begin
 from limner.data.split import split_rows
 from limner.data.streaming.remote_files import of_shards
 from limner.data.streaming.window_shuffle import WINDOW, WindowedShuffle
@@ -32,6 +33,8 @@ class Data:
     held_out: Pictures
     said: tuple[str, ...] = ()
     """What people should know of it at the start of a run."""
+    refused: int = 0
+    """Rows that could not be used when it was opened; those found later are rows of the set."""
 
 
 def open_picture_set(config: Config) -> ImageDataset:
@@ -123,7 +126,15 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
         theirs = buckets and buckets.only(positions)
         return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
 
-    return Data(picture_set, pictures(trained), pictures(held_out), tuple(said))
+    both = pictures(trained), pictures(held_out)
+    if any(some.crowded for some in both):
+        said = [
+            *said,
+            "there is too little shared memory to keep the decoded pictures in, so that they are "
+            "decoded each time: docker run --shm-size=8g gives more, data.memory_mb=0 asks for "
+            "none",
+        ]
+    return Data(picture_set, *both, tuple(said), len(picture_set.refused))
 
 
 def in_buckets(
@@ -142,7 +153,8 @@ def in_buckets(
             "data.buckets: the shapes of pictures that are streamed are not known beforehand; copy "
             "the shards here (local tars will do), or leave it out"
         )
-    shapes = shapes_of(picture_set, picture_set.rows, Path(config.cache.folder))
+    cache = Path(config.cache.folder) if cache_may_begin(config) else None
+    shapes = shapes_of(picture_set, picture_set.rows, cache)
     own = shapes[trained]
     if wanted == "auto":
         sizes = with_enough(own, sizes_around(side, unit, config.data.max_aspect_ratio))

@@ -69,6 +69,19 @@ def keep_out_of(output: Path, folder: Path, key: str) -> None:
     )
 
 
+def cache_may_begin(config: Config) -> bool:
+    """Whether `cache.folder` is there (it holds no pictures, and goes on), or would not begin
+    inside the data."""
+    cache, folder = Path(config.cache.folder), data_folder(config)
+    return cache.exists() or folder is None or not _real(cache).is_relative_to(_real(folder))
+
+
+def check_new_cache(config: Config) -> None:
+    """Raises LimnerError where it would."""
+    if not cache_may_begin(config):
+        keep_out_of_the_data(Path(config.cache.folder), config, "cache.folder")
+
+
 def keep_apart(output: Path, config: Config, key: str) -> None:
     """The same, and raises LimnerError also if the data are inside `output`."""
     keep_out_of_the_data(output, config, key)

@@ -22,6 +22,7 @@ from limner.config import Config
 from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, Streamed
 from limner.data.decoding.color import UNUSABLE
 from limner.data.images import DECODING
+from limner.data.own_folder import cache_may_begin
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.files.fingerprints import DIGEST, RACY_NS, digest, load_array, save_array
@@ -57,7 +58,8 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
         wanted = len(rows)
     good: list[int] = []
     UNUSABLE.take()
-    folder = Path(config.cache.folder) if len(rows) >= REMEMBERED_FROM else None
+    remembers = len(rows) >= REMEMBERED_FROM and cache_may_begin(config)
+    folder = Path(config.cache.folder) if remembers else None
     with _remembered(folder) as remembered, ThreadPoolExecutor() as threads:
         began = said = time.monotonic()
         for first in range(0, len(ranked), AT_ONCE):
@@ -87,12 +89,12 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
         )
 
 
-def check_share_refused(refused: int, good: int, config: Config) -> None:
-    """Raises LimnerError where more rows than allowed cannot be used."""
-    share, limit = refused / max(1, refused + good), config.data.refused_limit
+def check_share_refused(refused: int, rows: int, config: Config) -> None:
+    """Raises LimnerError where more of all rows than allowed cannot be used."""
+    share, limit = refused / max(1, rows), config.data.refused_limit
     if share > limit:
         raise LimnerError(
-            f"{refused:,} of {refused + good:,} rows cannot be used ({share:.0%}, more than "
+            f"{refused:,} of {rows:,} rows cannot be used ({share:.0%}, more than "
             f"data.refused_limit {limit:g} allows); each is listed with its reason in "
             f"{Path(config.training.output_dir) / 'refused.jsonl'}: mend them, or raise the limit"
         )

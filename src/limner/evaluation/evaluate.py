@@ -25,7 +25,7 @@ from limner.console import Say, progress_lines
 from limner.data.dataset import shown_set
 from limner.data.open import Data, open_data, squares
 from limner.data.order import evenly_spaced
-from limner.data.own_folder import keep_out_of_the_data
+from limner.data.own_folder import cache_may_begin, keep_out_of_the_data
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
@@ -110,7 +110,8 @@ def _evaluate(
     data, cache = open_data(squares(config), say), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
-        cache.mkdir(parents=True, exist_ok=True)
+        if cache_may_begin(config):
+            cache.mkdir(parents=True, exist_ok=True)
     if isinstance(opened, Checkpoint) and (swept := swept_note(opened.folder)) is not None:
         events.append(swept)
     if isinstance(opened, Checkpoint) and (other := changed_data(opened, data)) is not None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,11 @@ ENTRY = np.dtype(
 RACY_NS = 2_000_000_000
 """A file changed so shortly before it was read may have changed again within the same tick of the
 file system's clock (git calls it racily clean): it is not remembered."""
+MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
+"""Errors of reading that another try may not meet, as on a network drive."""
+RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
+
+T = TypeVar("T")
 
 
 def digest(*parts: bytes | str) -> bytes:
@@ -56,8 +61,7 @@ class Fingerprints:
         entries = np.zeros(len(files), dtype=ENTRY)
         for number, file in enumerate(files):
             absolute = os.path.abspath(file)
-            with contextlib.suppress(OSError):
-                found = os.stat(absolute)
+            if (found := _patiently(lambda path=absolute: os.stat(path))) is not None:
                 entries[number] = (
                     digest(absolute),
                     found.st_size,
@@ -107,11 +111,22 @@ class Fingerprints:
 
 
 def _content(file: Path) -> bytes:
-    try:
+    def read() -> bytes:
         with open(file, "rb") as opened:
             return hashlib.file_digest(opened, _hasher).digest()
-    except OSError:
-        return bytes(DIGEST)
+
+    return _patiently(read) or bytes(DIGEST)
+
+
+def _patiently(read: Callable[[], T], retries: int = 2) -> T | None:
+    """What `read` gives; tried again where that may help; None where it cannot be read."""
+    try:
+        return read()
+    except OSError as error:
+        if not retries or error.errno not in MAY_PASS:
+            return None
+    time.sleep(RETRY_AFTER / retries)
+    return _patiently(read, retries - 1)
 
 
 def _hasher() -> Any:

@@ -5,6 +5,7 @@ It is read from `check.json` and the pictures beside it alone; what is not there
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +24,12 @@ SHOWN = 20
 VERDICTS = {"error": "to mend", "warning": "to know of", "note": "only noted"}
 
 
-def write_check_page(folder: Path) -> Path:
+def write_check_page(folder: Path, places: Iterable[str] = ()) -> Path:
     """Writes `check.html` into `folder`, all pictures inside it, and returns its path.
+
+    Args:
+        places: paths of which the page shows the last name alone, whatever their folders are
+            called; of others it does as far as they can be told from words.
 
     Raises LimnerError if there is no check.json to show.
     """
@@ -34,7 +39,7 @@ def write_check_page(folder: Path) -> Path:
             f"{folder / 'check.json'}: there is nothing to show, or it is broken; "
             "`limner check-data CONFIG` writes it."
         )
-    told = redacted(told, but=("caption", "captions"))
+    told = redacted(told, places, but=("caption", "captions"))
     sections = (
         headline(told),
         figures(told),

@@ -239,7 +239,7 @@ def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
         keep_out_of_links(folder, data.set, "training.output_dir")
     if main:  # before their number may end the run
         list_refused(folder, data.set.refused)
-    check_share_refused(len(data.set.refused), len(data.set.rows), config)
+    check_share_refused(data.refused, data.refused + len(data.set.rows), config)
 
 
 @dataclass

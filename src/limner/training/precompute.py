@@ -17,7 +17,7 @@ from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Source
 from limner.data.images import DECODING, Size, height_and_width, to_tensor
 from limner.data.open import Data, open_data
-from limner.data.own_folder import keep_out_of_the_data
+from limner.data.own_folder import check_new_cache
 from limner.data.precomputed.fill import check_space, fill
 from limner.data.precomputed.sources import (
     LatentsInBuckets,
@@ -154,9 +154,10 @@ def _latents_of_size(
         return tensor.flip(-1) if index >= len(trained) + len(held_out) else tensor
 
     def make(indices: list[int]) -> list[Tensor | str]:
-        space.load(device, dtype)
         pictures = list(threads.map(picture, indices))
         good = [p for p in pictures if isinstance(p, Tensor)]
+        if good:
+            space.load(device, dtype)
         latents = iter(encode_within_memory(space, good, device) if good else torch.empty(0))
         return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in pictures]
 
@@ -238,8 +239,8 @@ def check_cache_folder(config: Config) -> None:
     """Raises LimnerError where the cache would begin inside the data. (One that is there holds no
     pictures, and goes on.)"""
     parts = (config.vae.fingerprint, config.text_encoder.fingerprint)
-    if any(parts) and not Path(config.cache.folder).exists():
-        keep_out_of_the_data(Path(config.cache.folder), config, "cache.folder")
+    if any(parts):
+        check_new_cache(config)
 
 
 def _open(

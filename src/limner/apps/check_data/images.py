@@ -10,12 +10,14 @@ from PIL import Image, UnidentifiedImageError
 
 from limner.data.dataset import DamagedFile, ImageDataset, PictureError, Row, UnsupportedFormat
 from limner.data.decoding.color import profile_of
+from limner.data.decoding.decode_budget import BUDGET
+from limner.data.decoding.image_modes import size_upright
 from limner.data.images import (
     NotAPictureFile,
+    decoded_bytes,
     kept_part,
     opened,
     opened_rgb,
-    orientation,
     read_image,
 )
 from limner.files.fingerprints import digest
@@ -69,14 +71,15 @@ def look(picture_set: ImageDataset, row: Row, size: tuple[int, int], drawn: bool
             pixels = digest(f"{rgb.width} {rgb.height}", rgb.tobytes())
     except PictureError as error:
         return Fault(_kind_of(error), str(error))
-    with opened(data) as header:
-        width, height = header.size
-        if orientation(header) >= 5:  # on its side
-            width, height = height, width
-        kind, mode = header.format or "", header.mode
-        frames = getattr(header, "n_frames", 1) if kind != "MPO" else 1
-        transparent = header.has_transparency_data and _is_transparent(header)
-        profile = profile_of(header)
+    try:
+        with opened(data) as header, BUDGET.hold(decoded_bytes(header)):
+            width, height = size_upright(header)
+            kind, mode = header.format or "", header.mode
+            transparent = header.has_transparency_data and _is_transparent(header)
+            profile = profile_of(header)
+            frames = _frames(header) if kind != "MPO" else "1"
+    except OSError as error:  # of a disk that gave the file a moment ago
+        return Fault("unreadable", f"{row.key}: the file cannot be read ({error})")
     faults = [] if drawn else list(_of_size(width, height, *size))
     blank = bool((levels[:, 1] - levels[:, 0] <= _ONE_COLOUR).all())
     if blank:
@@ -110,14 +113,14 @@ def _of_size(width: int, height: int, to_height: int, to_width: int) -> list[Fau
 
 
 def _of_kind(
-    row: Row, source: bytes | Path, kind: str, mode: str, frames: int, transparent: bool
+    row: Row, source: bytes | Path, kind: str, mode: str, frames: str, transparent: bool
 ) -> list[Fault]:
     faults = []
     suffix = PurePosixPath(source.name if isinstance(source, Path) else row.key).suffix.lower()
     named = Image.registered_extensions().get(suffix)
     if named and named != {"MPO": "JPEG"}.get(kind, kind):  # cameras' JPEG with a second picture
         faults.append(Fault("wrong-extension", f"it is {kind}, and its name ends in {suffix}"))
-    if frames > 1:
+    if frames != "1":
         faults.append(Fault("animated", f"{frames} frames"))
     if transparent:
         faults.append(Fault("transparent", f"{kind} of mode {mode}"))
@@ -130,9 +133,20 @@ def _of_kind(
     return faults
 
 
+def _frames(image: Image.Image) -> str:
+    """How many pictures an animation has, as far as that can be told."""
+    try:
+        return str(getattr(image, "n_frames", 1))
+    except Exception:  # Pillow looks at all of them, and answers damage with nearly any
+        return "damaged"
+
+
 def _is_transparent(image: Image.Image) -> bool:
     """Whether any pixel is: many files have a channel for it that is full everywhere."""
-    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    try:
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    except ValueError:  # a PNG with texts after its pixels that Pillow does not take
+        return True
     return int(lowest) < 255  # type: ignore[arg-type]
 
 

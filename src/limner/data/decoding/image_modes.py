@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from limner.data.decoding import color
 
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112
 """EXIF's tag; its values 5 to 8 lay a picture on its side."""
+_WIDTH, _HEIGHT = 0x0100, 0x0101  # TIFF's tags
 
 
 def orientation(image: Image.Image) -> int:
@@ -27,6 +28,19 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # EXIF data that are damaged are answered with nearly any
         return 1
     return int(number) if number in range(1, 9) else 1
+
+
+def size_upright(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture, turned as its EXIF data say.
+
+    Pillow decodes a PNG for this where its EXIF data do not stand before the pixels: take a share
+    of the budget first.
+    """
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Newer releases of Pillow give the size turned already, before the picture is.
+        width, height = image.tag_v2.get(_WIDTH, width), image.tag_v2.get(_HEIGHT, height)
+    return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 _TURNS = {

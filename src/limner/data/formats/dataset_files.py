@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from limner.data.images import EXTENSIONS
+from limner.data.regular_files import MAX_SIDECAR_BYTES, why_not_regular
 from limner.errors import LimnerError
 from limner.messages import shorten_name
 
@@ -56,7 +58,26 @@ def check_saved(path: Path) -> None:
         _check_name(path, name)
     for folder in [path, *(path / str(name) for name in splits)]:
         for file in _listed(folder / "state.json", "_data_files"):
-            _check_name(folder, file.get("filename") if isinstance(file, dict) else file)
+            name = file.get("filename") if isinstance(file, dict) else file
+            _check_name(folder, name)
+            _check_regular(folder / str(name), sys.maxsize)
+        _check_regular(folder / "dataset_info.json")
+
+
+def check_described(folder: Path) -> None:
+    """Raises LimnerError where what tells the package of a folder's files is no file to be read."""
+    for name in ("README.md", ".huggingface.yaml", "dataset_infos.json"):
+        _check_regular(folder / name)
+
+
+def _check_regular(file: Path, most: int = MAX_SIDECAR_BYTES) -> None:
+    """Raises LimnerError for a device or a pipe, which may never end, or one of absurd size."""
+    try:
+        reason = why_not_regular(file, most)
+    except (OSError, ValueError):
+        return  # it is not there, or the package says what is wrong with it
+    if reason:
+        raise LimnerError(f"{file} is not read: {reason}. Download the data set again.")
 
 
 def _check_name(folder: Path, name: object) -> None:
@@ -69,6 +90,7 @@ def _check_name(folder: Path, name: object) -> None:
 
 
 def _listed(file: Path, key: str) -> list[object]:
+    _check_regular(file)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 from limner.config import Config
 from limner.data.formats.arrow import DatasetPictures
-from limner.data.formats.dataset_files import check_data_files, check_saved, folder_root
+from limner.data.formats.dataset_files import (
+    check_data_files,
+    check_described,
+    check_saved,
+    folder_root,
+)
 from limner.data.formats.options import ReadOptions
 from limner.errors import LimnerError
 
@@ -117,6 +122,7 @@ def _from_disk(config: Config, path: Path, roots: Sequence[str]) -> Dataset:
         if path.is_file():
             files, kind = str(path), path.suffix.lower().lstrip(".")
             kind = {"jsonl": "json", "tsv": "csv"}.get(kind, kind)
+        check_described(path)
         builder = datasets.load_dataset_builder(kind, data.dataset_config, data_files=files)
         check_data_files(builder.config.data_files, str(path), roots)
         builder.download_and_prepare()

@@ -25,17 +25,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from limner.data.precomputed.store import Store, checksum, checksum_of
+from limner.data.precomputed.store import NOT_FINITE, Store, checksum, checksum_of
 from limner.errors import LimnerError
 from limner.files.atomic import replacing
 from limner.files.fingerprints import DIGEST
 from limner.files.full_disk import DiskFull, as_os_error
 
 Make = Callable[[list[int]], list[Tensor | str]]
-NOT_FINITE = (
-    "the values computed for it are not finite (NaN or infinite); compute in more precision "
-    "(training.mixed_precision: no) or take its row out"
-)
 POLL = 0.5  # seconds between looks at the chunks that other processes hold
 
 
@@ -52,7 +48,7 @@ def fill(
     Args:
         ids: uint8 [N, 16], all rows that are wanted, in the data set's order.
         make: takes some indices into `ids` and computes [count, ...] values for each; a str in
-            their place is the reason why that row is refused.
+            their place is the reason why that row is refused, until the next time.
         batch_size: indices that `make` is given at a time.
         progress: is told the rows done and the rows there are to do.
 
@@ -147,7 +143,13 @@ def _compute(
             file.flush()
             os.fsync(file.fileno())
             count(len(indices))
-    _write_shard(store, ids, batches, target)
+    reasons = [reason for batch in batches for reason in _reasons(batch)]
+    if all(reason and reason != NOT_FINITE for reason in reasons):
+        # A file of that name would say that there is nothing to be tried again.
+        pairs = zip(ids, reasons, strict=True)
+        store.tried |= {id.tobytes(): reason for id, reason in pairs}
+    else:
+        _write_shard(store, ids, batches, reasons, target)
     for leftover in store.folder.glob(f"{target.stem}.*partial"):
         leftover.unlink()
 
@@ -183,10 +185,11 @@ def _read_batches(partial: Path) -> Iterator[bytes]:
         file.truncate(end)
 
 
-def _write_shard(store: Store, ids: np.ndarray, batches: list[bytes], target: Path) -> None:
+def _write_shard(
+    store: Store, ids: np.ndarray, batches: list[bytes], reasons: list[str], target: Path
+) -> None:
     """All batches in one safetensors file, whole or not at all."""
     loaded = [safetensors.torch.load(batch) for batch in batches]
-    reasons = [reason for batch in batches for reason in _reasons(batch)]
     counts = torch.cat([tensors["counts"] for tensors in loaded])
     values = [tensors["values"] for tensors in loaded if "values" in tensors]
     kinds = {(value.dtype, value.shape[1:]) for value in values}

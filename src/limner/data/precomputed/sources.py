@@ -105,10 +105,11 @@ def caption_id(caption: str) -> bytes:
 
 
 def mirrored(ids: np.ndarray) -> np.ndarray:
-    """The ids of mirrored pictures: uint8 [N, 16] -> [N, 16]."""
-    return np.stack(
-        [np.frombuffer(digest(row.tobytes(), b"mirrored"), dtype=np.uint8) for row in ids]
-    ).reshape(ids.shape)
+    """The ids of mirrored pictures: uint8 [N, 16] -> [N, 16]; zeros, which are unknown, stay."""
+    found = np.zeros_like(ids)
+    for number in np.flatnonzero(ids.any(axis=1)):
+        found[number] = np.frombuffer(digest(ids[number].tobytes(), b"mirrored"), dtype=np.uint8)
+    return found
 
 
 def packed(states: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,9 +5,13 @@
       shard-<hash>.safetensors     ids [N, 16], starts [N + 1], sums [N], values [all counts, ...]
       shard-<hash>.suspect         a row of that shard was found damaged
 
-A row is found by its id, the hash of the content it was made from: a data set that grows needs only
-its new rows, equal pictures are kept once, and a picture that changes is another row. A folder is
-for one key. Shards are memory-mapped, and what was read does not stay in memory.
+A row is found by its id, the hash of the content it was made from: a data set that grows needs
+only its new rows, equal pictures are kept once, and a picture that changes is another row. An id of
+zeros is content that could not be read: it is never stored, and never found. A folder is for one
+key. Shards are memory-mapped, and what was read does not stay in memory.
+
+A picture that could not be decoded is tried again at the next opening: a disk may work again, a
+package may have been installed. One whose values are no numbers would give the same again.
 
 Each row has a checksum, verified whenever it is read. A row that is damaged is refused, as a
 picture is; its shard is looked through at the next opening, moved aside, and computed anew.
@@ -42,6 +46,14 @@ Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 GIVE_BACK_AFTER = 32 * 2**20
 """Bytes mapped after which they are given back; the system's cache still has them."""
+NOT_FINITE = (
+    "the values computed for it are not finite (NaN or infinite); compute in more precision "
+    "(training.mixed_precision: no) or take its row out"
+)
+UNREAD = (
+    "its file could not be read when it was looked at before the run: check the disk and the "
+    "permissions, or take its row out"
+)
 MAPPED_AT_ONCE = 2**18
 """Bytes that the system maps around a place that is read, at most about."""
 
@@ -112,6 +124,7 @@ class Store:
 
     Attributes:
         folder: where the shards are.
+        tried: rows of which this process kept nothing, and why.
         longest: the largest count of any row.
         events: what people should know of the opening: shards that were damaged.
     """
@@ -119,6 +132,7 @@ class Store:
     def __init__(self, folder: Path, key: Key) -> None:
         self.folder, self.key = folder, dict(key)
         self.events: list[str] = []
+        self.tried: dict[bytes, str] = {}
         self.refresh()
 
     @classmethod
@@ -146,13 +160,17 @@ class Store:
     def refresh(self) -> None:
         """Look at the folder anew."""
         self.shards: list[Shard] = []
-        self.refused: dict[bytes, str] = {}
+        self.refused = dict(self.tried)
         ids, counts = [np.zeros((0, DIGEST), dtype=np.uint8)], [np.zeros(0, dtype=np.int32)]
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             opened = self._open_shard(path)
             if opened is None:
                 continue
             shard, shard_ids, refused = opened
+            if not shard.starts[-1] and NOT_FINITE not in refused.values():
+                with contextlib.suppress(OSError):  # of an earlier release: nothing that lasts
+                    path.unlink()
+                continue
             self.shards.append(shard)
             self.refused |= {bytes.fromhex(id): reason for id, reason in refused.items()}
             ids.append(shard_ids)
@@ -160,7 +178,10 @@ class Store:
         self.ids, self.counts = np.concatenate(ids), np.concatenate(counts)
         self.firsts = np.cumsum([0, *(len(shard.starts) - 1 for shard in self.shards)]).tolist()
         keys = _keys(self.ids)
-        self.order = np.argsort(keys, kind="stable").astype(np.int32)  # two billion rows
+        # Of a row that was refused first and computed later the values are found.
+        good = np.flatnonzero(self.counts)
+        order = good[np.argsort(keys[good], kind="stable")]
+        self.order = order.astype(np.int32)  # two billion rows
         self.keys = keys[self.order]
         self.longest = int(self.counts.max(initial=0))
         self.bytes_read = 0
@@ -170,14 +191,16 @@ class Store:
         return len(self.ids)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """uint8 [N, 16] -> position of each row, int64 [N]; -1: not there, or refused."""
+        """uint8 [N, 16] -> position of each row, int64 [N]; -1: not there, refused, or unknown."""
         places = self._places(ids)
-        places[(places >= 0) & (self.counts[places] == 0)] = -1
+        places[~ids.any(axis=1)] = -1  # an earlier release may have stored such a row
         return places
 
     def missing(self, ids: np.ndarray) -> np.ndarray:
-        """Indices of the ids that were never computed, each content once, in order: int64 [M]."""
-        lacking = np.flatnonzero(self._places(ids) < 0)
+        """Indices of the ids that are to be computed, each content once, in order: int64 [M]."""
+        lacking = np.flatnonzero((self._places(ids) < 0) & ids.any(axis=1))
+        if lasting := {id for id, reason in self.refused.items() if reason == NOT_FINITE}:
+            lacking = lacking[[ids[i].tobytes() not in lasting for i in lacking]]
         if not len(lacking):
             return lacking
         halves = np.ascontiguousarray(ids[lacking]).view("<u8")
@@ -187,7 +210,7 @@ class Store:
 
     def reason(self, id: bytes) -> str | None:
         """Why a row was refused when it was computed; None if it was not."""
-        return self.refused.get(id)
+        return self.refused.get(id) if any(id) else UNREAD
 
     def read(self, position: int) -> Tensor:
         """A row's values [count, ...], a copy, in the store's precision. Raises PictureError if
@@ -219,7 +242,7 @@ class Store:
         return sentences
 
     def _places(self, ids: np.ndarray) -> np.ndarray:
-        if not len(self.ids) or not len(ids):
+        if not len(self.keys) or not len(ids):
             return np.full(len(ids), -1, dtype=np.int64)
         at = np.searchsorted(self.keys, _keys(ids)).clip(max=len(self.keys) - 1)
         places = self.order[at].astype(np.int64)
@@ -266,6 +289,8 @@ class Store:
             )
             self._look_through(shard)
             return shard, ids, about["refused"]
+        except FileNotFoundError:  # another process has just put it away
+            return None
         except OSError as error:  # not the shard's fault: permissions, too many files, a network
             raise LimnerError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -19,6 +19,7 @@ from limner import console
 from limner.config import Config
 from limner.data import images
 from limner.data.dataset import HELD_OUT, Refused, Row, RowSubset, require_rows
+from limner.data.own_folder import check_new_cache
 from limner.data.row_fingerprints import ROW
 from limner.data.streaming.chunk_cache import Files, Pieces
 from limner.data.streaming.remote_files import AT_ONCE, Place, changed
@@ -299,6 +300,7 @@ def open_shards(
     say: Say = console.say,
 ) -> ShardPictures:
     """The data set in these shards; those that were never seen, or changed, are indexed now."""
+    check_new_cache(config)
     folder = Path(config.cache.folder)
     names = short_names(places)
     began = said = time.monotonic()

@@ -20,6 +20,10 @@ MOST_DIGITS = 19
 """Of a size that is written in decimal: more than any file has."""
 
 
+MOST_ZEROS = 2**20
+"""Bytes at the end of a whole tar, however large its records are; usually 10 KiB at most."""
+
+
 class Damaged(Exception):
     """The tar is not whole, from some place on."""
 
@@ -51,6 +55,8 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
             raise Damaged(f"it ends after {length:,} bytes without an end mark: it was cut off")
         kind = header[156:157]
         if not any(header[:8]) and not any(header):
+            if lost := _lost_after_the_end(file, place + BLOCK):
+                raise Damaged(f"at byte {place:,} are the zeros that end a tar, and {lost}")
             return
         if not _checksum_fits(header):
             raise Damaged(f"at byte {place:,} there is no header of a member: it is damaged there")
@@ -80,6 +86,22 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         what = "file" if kind in FILES else _KINDS.get(kind, f"a member of type {kind!r}")
         yield Member(name or _short_name(header), begin, own, what)
         name = size = None
+
+
+def _lost_after_the_end(file: BinaryIO, begin: int) -> str | None:
+    """What says that more than this was in the tar; None: nothing does."""
+    file.seek(begin)
+    read = 0
+    while block := file.read(BLOCK * 64):
+        if any(block):
+            return (
+                "other data follow: a part of it is missing, or several tars were put together "
+                "(by cat; tar --concatenate would do)"
+            )
+        read += len(block)
+        if read > MOST_ZEROS:
+            return "they go on for too long: it was not downloaded to its end"
+    return None
 
 
 def _decimal(digits: str, place: int) -> int:

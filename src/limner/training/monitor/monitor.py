@@ -52,6 +52,8 @@ class RunMonitor:
         self.log = RunLog(self.folder, accelerator, self.state.step, places)
         self.progress = Progress(enabled=self.main)
         self.news = list(run.notes)
+        # Rows of the set that proved bad after it was opened: those that gave no latents first.
+        self.bad = {row.key for row in self.set.refused[self.data.refused :]}
         self.heldout_loss: float | None = None
         self.verdict = ""
         self.loss_sum = self.norm_sum = 0.0
@@ -115,7 +117,7 @@ class RunMonitor:
         if new := self.log.refuse(self.set.refused):
             first = f"{new[0].key}: {new[0].reason}"
             self.event(f"{len(new)} rows cannot be used (see refused.jsonl), the first {first}")
-        check_share_refused(len(self.set.refused), len(self.set.rows), self.config)
+        self.check_refused()
         if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
             self.event(sentence)
 
@@ -128,8 +130,15 @@ class RunMonitor:
     def refused(self, rows: Iterable[Refused]) -> None:
         for row in self.log.refuse(rows):
             self.event(f"a picture was passed over: {row.reason}")
-            late, early = len(self.log.refused_rows), len(self.set.refused)
-            check_share_refused(max(late, early), len(self.set.rows), self.config)
+            self.bad.add(row.key)
+            self.check_refused()
+
+    def check_refused(self) -> None:
+        """Raises LimnerError where too many of all rows cannot be used, or of those in use."""
+        bad, early = len(self.bad), self.data.refused
+        check_share_refused(early + bad, early + len(self.set.rows), self.config)
+        used = len(self.data.trained.rows) + len(self.data.held_out.rows)
+        check_share_refused(bad, used, self.config)
 
     def best_step(self) -> int | None:
         """The step of the lowest held-out loss so far."""
