@@ -130,9 +130,12 @@ def test_a_report_of_a_demo_can_be_written_again(
     folder = shutil.copytree(run[0], tmp_path / "demo")
     before = json.loads((folder / "results.json").read_text("utf-8"))
     (folder / "report.html").unlink()
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:  # as if killed later on
+        line = {"kind": "train", "step": 999, "images": 3996, "seconds": 600.0, "loss": 1.0}
+        log.write(json.dumps(line) + "\n")
     assert main(["report", str(folder)]) == 0
     after = json.loads((folder / "results.json").read_text("utf-8"))
-    for key in ("recall", "command", "images", "sampling"):
+    for key in ("recall", "command", "images", "steps", "minutes", "sampling"):
         assert after[key] == before[key]
     prompts = [s["prompt"] for s in json.loads((folder / "samples.json").read_text("utf-8"))]
     assert prompts[-len(demo.FREE_PROMPTS) :] == list(demo.FREE_PROMPTS)

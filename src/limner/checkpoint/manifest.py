@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from limner.errors import LimnerError
 from limner.files.atomic import doomed, recover_in, remove, replacing, sync
+from limner.files.folder_lock import is_lock
 from limner.files.small_files import read_json
 from limner.files.system_names import is_left_by_itself
 from limner.messages import shorten
@@ -142,7 +143,7 @@ def remove_written(folder: Path) -> list[str]:
     theirs = sorted(
         name
         for name, path in names.items()
-        if name not in listed and not is_left_by_itself(path.name)
+        if not (name in listed or is_left_by_itself(path.name) or is_lock(path.name))
     )
     if not theirs:
         remove(folder)
