@@ -130,9 +130,12 @@ def test_a_report_of_a_demo_can_be_written_again(
     folder = shutil.copytree(run[0], tmp_path / "demo")
     before = json.loads((folder / "results.json").read_text("utf-8"))
     (folder / "report.html").unlink()
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:  # as if killed later on
+        line = {"kind": "train", "step": 999, "images": 3996, "seconds": 600.0, "loss": 1.0}
+        log.write(json.dumps(line) + "\n")
     assert main(["report", str(folder)]) == 0
     after = json.loads((folder / "results.json").read_text("utf-8"))
-    for key in ("recall", "command", "images", "sampling"):
+    for key in ("recall", "command", "images", "steps", "minutes", "sampling"):
         assert after[key] == before[key]
     prompts = [s["prompt"] for s in json.loads((folder / "samples.json").read_text("utf-8"))]
     assert prompts[-len(demo.FREE_PROMPTS) :] == list(demo.FREE_PROMPTS)
@@ -165,6 +168,40 @@ def test_a_demo_leaves_folders_of_others_alone(
         with pytest.raises(LimnerError, match="is not empty and no earlier demo"):
             demo.run_demo(0.1, str(folder))
         assert sorted(folder.rglob("*")) == before
+
+
+def goes_on(folder: Path) -> None:
+    settings = small(0.1, str(folder), torch.device("cpu")).model_dump(mode="json")
+    settings["training"] |= {"max_steps": STEPS + 1, "learning_rate": 0.0005}
+    Trainer(load_config(settings), resume="latest").train()
+
+
+def reported(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    (folder / "results.json").write_text(json.dumps(results | {"command": None}), "utf-8")
+
+
+def drawn(folder: Path) -> None:
+    (checkpoints(folder)[-1] / "favourite.png").write_bytes(b"mine")
+
+
+@pytest.mark.parametrize(
+    ("do", "told"),
+    [(goes_on, "was trained further"), (reported, "further"), (drawn, "3/favourite.png")],
+)
+def test_a_demo_that_somebody_went_on_with_is_not_removed(
+    do: Callable[[Path], None],
+    told: str,
+    tiny_demo: None,
+    run: tuple[Path, str],
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(run[0], tmp_path / "demo")
+    do(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(LimnerError, match=f"began as a demo and .*{told}, so it is not removed"):
+        demo.run_demo(0.1, str(folder))
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_demo_that_was_interrupted_is_replaced_too(

@@ -25,8 +25,10 @@ from PIL import Image
 from pretrained import tiny_clip, tiny_dinov2
 
 from limner.apps.sweep.record import Record
+from limner.checkpoint.folder import Checkpoint
 from limner.cli import main
 from limner.config import SamplingConfig
+from limner.errors import LimnerError
 from limner.evaluation import heldout_loss, metrics
 from limner.evaluation.evaluate import evaluate
 from limner.evaluation.networks import efficientnet
@@ -99,6 +101,22 @@ def test_one_command_writes_all_that_was_agreed(run: Path, capsys: Any) -> None:
         assert record["name"] in said
     assert "held-out loss" in said
     assert "have their true picture as the nearest" in said
+
+
+def test_a_checkpoint_that_a_run_deletes_meanwhile_costs_nothing(run: Path) -> None:
+    (folder,) = run.glob("checkpoint-*")
+    opened = Checkpoint.open(folder)
+
+    def say(text: str) -> None:
+        if "pictures are drawn" in text and folder.is_dir():
+            shutil.rmtree(folder)
+
+    few = ["evaluation.num_images=4", "evaluation.other_images=0", "evaluation.loss_images=4"]
+    found = evaluate(run, few, device="cpu", say=say)
+    assert not folder.exists()
+    assert found.results["checkpoint"]["step"] == 3
+    with pytest.raises(LimnerError, match=r"checkpoint-3 is gone\. A run that goes on deletes"):
+        opened.tensors()
 
 
 def test_the_same_command_gives_the_same_numbers(run: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that gets worse keeps its best checkpoint, says so, and says whether it copies."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from runs import events, messages, trained
 from limner.checkpoint import manifest
 from limner.checkpoint.folder import Checkpoint
 from limner.config import Config
+from limner.files.folder_lock import FolderLock
 from limner.training.monitor import monitor
 from limner.training.monitor.memorisation_check import copying
 from limner.training.monitor.monitor import RunMonitor
@@ -97,6 +99,21 @@ def test_files_of_people_s_own_stay_where_a_checkpoint_goes(
                          "files of your own: favourite.png and 1 more")  # fmt: skip
     assert Checkpoint.open(folder).state.step == 12
     assert not list(folder.glob(".checkpoint*"))
+
+
+def test_one_that_is_being_swept_stays_until_it_is_not(
+    tiny_config: Callable[..., Config],
+) -> None:
+    limits = "training.checkpoints_total_limit=1", "training.keep_best=false"
+    trainer = trained(tiny_config("training.max_steps=3", *limits))
+    folder, old = trainer.folder, trainer.folder / "checkpoint-3"
+    with FolderLock(old, "sweep another", ".limner-sweep.lock"):
+        Trainer(tiny_config(*limits), resume="latest").train()
+        assert names(folder) == {"checkpoint-3", "checkpoint-6"}
+    (old / ".limner-sweep.lock").write_text("{}", encoding="utf-8")  # of one that was killed
+    os.utime(old / ".limner-sweep.lock", (0, 0))
+    Trainer(tiny_config("training.max_steps=9", *limits), resume="latest").train()
+    assert names(folder) == {"checkpoint-9"}
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_costs_no_new_one(

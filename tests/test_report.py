@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import re
 from itertools import pairwise
@@ -111,6 +112,15 @@ def test_pictures_that_are_gone_or_no_pictures_are_said_to_be_missing(run_folder
     page = read(write_report(run_folder))
     assert page.words.count("missing") == 2
     assert len(page.loads) == 3 + 2 + 8 - 2
+
+
+def test_what_an_older_checkpoint_drew_is_said_to_be(run_folder: Path) -> None:
+    path = run_folder / "results.json"
+    results = json.loads(path.read_text("utf-8"))
+    for steps, told in ((1000, False), (900, True)):
+        path.write_text(json.dumps(results | {"steps": steps}), "utf-8")
+        page = write_report(run_folder).read_text("utf-8")
+        assert ("Drawn and measured at step 900, of the 1,000" in page) == told
 
 
 def test_a_resumed_run_is_drawn_once(run_folder: Path) -> None:

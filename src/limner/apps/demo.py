@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from limner.checkpoint.manifest import own_files
 from limner.config import Config, load_config
 from limner.console import say
 from limner.device import choose_device
@@ -16,6 +17,7 @@ from limner.errors import LimnerError
 from limner.evaluation.exam import examine, sentences
 from limner.files.folder_lock import TRAINING, FolderLock
 from limner.files.output_folders import visible_names
+from limner.reports.run_folder import read_json, read_lines
 from limner.reports.run_report import write_report
 from limner.training.stopping import Stopped
 from limner.training.trainer import Trainer
@@ -96,6 +98,10 @@ WRITTEN = frozenset(
 """What a run, its report, and its evaluations leave in its folder, checkpoints apart."""
 
 
+SWEPT = ("sweep.json", "sweep.png")
+"""What limner sweep leaves in a checkpoint."""
+
+
 def remove_earlier(folder: Path) -> None:
     """Remove an earlier demo: what it drew would mix with this one. Hidden files stay.
 
@@ -116,6 +122,11 @@ def remove_earlier(folder: Path) -> None:
             f"{folder} holds {own[0]}, which no demo wrote, and an earlier demo is removed as a "
             "whole: move it away, or choose another --output"
         )
+    if why := _more_than_a_demo(folder, config):
+        raise LimnerError(
+            f"{folder} began as a demo and {why}, so it is not removed for a new one: choose "
+            "another --output, or delete it yourself"
+        )
     # By its configuration a demo is known, also if a kill comes in between.
     for name in sorted(found, key="config.yaml".__eq__):
         path = folder / name
@@ -123,6 +134,26 @@ def remove_earlier(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _more_than_a_demo(folder: Path, config: Config | None) -> str | None:
+    """What somebody did with a demo that would be missed; None: nothing."""
+    if config and (config.data.dataset_name != "emoji" or config.training.init_from):
+        return "learned something else"
+    results = read_json(folder / "results.json")
+    by_demo = not isinstance(results, dict) or str(results.get("command")).startswith("limner demo")
+    events = [e for e in read_lines(folder / "log.jsonl") if e.get("kind") == "event"]
+    resumed = any(str(e.get("message")).startswith("resumed at step ") for e in events)
+    if resumed or not by_demo:  # a demo itself begins anew, also if it was interrupted
+        return "was trained further"
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            own = [name for name in own_files(checkpoint) if name not in SWEPT]
+        except OSError:
+            return f"holds {checkpoint.name}, which is no whole checkpoint"
+        if own:
+            return f"holds {checkpoint.name}/{own[0]}"
+    return None
 
 
 def run_demo(minutes: float = 10.0, output_dir: str = "outputs/demo") -> Path:

@@ -142,6 +142,11 @@ class Checkpoint:
 
     def verify(self, *names: str) -> None:
         """Raises LimnerError if these files are not what was written."""
+        if not self.folder.is_dir():
+            raise LimnerError(
+                f"{self.folder} is gone. A run that goes on deletes its older checkpoints "
+                "(training.checkpoints_total_limit says how many stay); take a newer one"
+            )
         if problem := damage(self.folder, names=names):
             raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from limner.errors import LimnerError
 from limner.files.atomic import doomed, recover_in, remove, replacing, sync
+from limner.files.folder_lock import is_lock
 from limner.files.small_files import read_json
 from limner.files.system_names import is_left_by_itself
 from limner.messages import shorten
@@ -131,6 +132,28 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     return None
 
 
+def own_files(folder: Path) -> list[str]:
+    """The names of files in a checkpoint that people put there, sorted.
+
+    Raises:
+        OSError: its manifest cannot be read, by which they are told from the others.
+    """
+    try:
+        listed = {str(name) for name in read_json(folder / MANIFEST)["files"]} | {MANIFEST}
+    except (LimnerError, ValueError, TypeError, KeyError):
+        raise OSError(0, f"its {MANIFEST} is damaged, and what else is there not known") from None
+    return sorted(
+        name
+        for name, path in _files(folder).items()
+        if not (name in listed or is_left_by_itself(path.name) or is_lock(path.name))
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
 def remove_written(folder: Path) -> list[str]:
     """Delete a checkpoint, or of one into which people put files the files that it is made of.
 
@@ -140,25 +163,16 @@ def remove_written(folder: Path) -> list[str]:
     Raises:
         OSError: it could not be deleted.
     """
-    try:
-        listed = {str(name) for name in read_json(folder / MANIFEST)["files"]} | {MANIFEST}
-    except (LimnerError, ValueError, TypeError, KeyError):
-        raise OSError(0, f"its {MANIFEST} is damaged, and what else is there not known") from None
-    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    theirs = sorted(
-        name
-        for name, path in names.items()
-        if name not in listed and not is_left_by_itself(path.name)
-    )
+    theirs = own_files(folder)
     if not theirs:
         remove(folder)
         return []
     # By renames first, as a kill among slow deletions would leave a checkpoint with a part of it.
     with doomed(folder) as place:
         place.mkdir()
-        for number, name in enumerate(sorted(names.keys() - set(theirs), reverse=True)):
-            os.replace(names[name], place / str(number))
+        ours = _files(folder).keys() - set(theirs)
+        for number, name in enumerate(sorted(ours, reverse=True)):
+            os.replace(folder / name, place / str(number))
         shutil.rmtree(place, ignore_errors=True)
     for inner in [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]:
         with contextlib.suppress(OSError):

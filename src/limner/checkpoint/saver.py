@@ -11,6 +11,7 @@ from limner.checkpoint.folder import Contents, save_checkpoint
 from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import remove_written
 from limner.errors import LimnerError
+from limner.files.folder_lock import is_in_use
 from limner.memory import is_out_of_memory
 
 
@@ -116,7 +117,7 @@ class Saver:
             return
         best = f"checkpoint-{self.best()}"
         for old in checkpoints(run_folder)[: -self.keep]:
-            if old.name == best:
+            if old.name == best or is_in_use(old):  # by limner sweep; the next time, then
                 continue
             try:
                 if kept := remove_written(old):

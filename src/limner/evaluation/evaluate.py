@@ -138,6 +138,8 @@ def _evaluate(
         text_encoder=config.text_encoder.pretrained_model_name,
     )
     generator.sampling = config.sampling
+    # Now: the run may go on meanwhile, and delete this checkpoint as an older one.
+    about = about_checkpoint(checkpoint, opened, generator)
     say(
         f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
         f"{keyed(plan.split, '-')} captions for the distances: {in_words(config.sampling)}, "
@@ -182,7 +184,7 @@ def _evaluate(
         "format": results_folder.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
-        "checkpoint": about_checkpoint(checkpoint, opened, generator),
+        "checkpoint": about,
         "dataset": {
             **shown_set(data.set),
             "trained": len(data.trained.rows),

@@ -147,14 +147,14 @@ def _about(
     """How the numbers were made, so that they can be compared or refused."""
     log = read_log(run_folder / "log.jsonl")
     speed = [event for event in log if event["kind"] == "speed"]
-    trained = [event for event in log if event["kind"] == "train"]
     keys = ("images_per_second", "mfu", "matmul_peak_gflops", "training_gflops_per_picture")
     return {
         "dataset": shown_set(data.set),
         "parameters": sum(p.numel() for p in generator.model.parameters()),
-        "steps": trained[-1]["step"] if trained else 0,
-        "images": trained[-1]["images"] if trained else 0,
-        "minutes": round(trained[-1]["seconds"] / 60, 2) if trained else 0,
+        # Of what drew, which is older than the last line of the log if the run was killed.
+        "steps": generator.state.step,
+        "images": generator.state.images,
+        "minutes": round(generator.state.seconds / 60, 2),
         "speed": {key: speed[-1][key] for key in keys} if speed else {},
         "device": describe(generator.device),
         "sampling": generator.sampling.model_dump(mode="json")

@@ -270,6 +270,17 @@ def in_use(lock: FolderLock, holder: Holder) -> LimnerError:
     )
 
 
+def is_lock(name: str) -> bool:
+    """Whether a file's name is that of a lock in a folder."""
+    return name.startswith(".limner-") and name.endswith(".lock")
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a lock in this folder was touched lately. Asks nobody, and waits for nothing."""
+    touched = [_touched(path) for path in folder.iterdir() if is_lock(path.name)]
+    return any(at is not None and time.time() - at / 1e9 < PATIENCE for at in touched)
+
+
 def _is_alive(path: Path, holder: Holder) -> bool:
     if holder.is_of_this_machine():
         if not holder.holds(path):

@@ -102,7 +102,7 @@ class ImageGenerator:
             assert opened.tokenizer is not None
             self.words = opened.tokenizer
         self.autoencoder.load(self.device, part_dtype)
-        self.step = opened.state.step
+        self.step, self.state = opened.state.step, opened.state
         model = build_model(self.config, self.words.text_size)
         opened.load_weights(model, averaged=True)
         self.model = ready(model, self.device, self.dtype)

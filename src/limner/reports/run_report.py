@@ -190,6 +190,9 @@ def drawn(run: Run) -> str:
     told = {key: value for key, value in sampling.items() if usual.get(key) != value}
     how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items())
     note = f"Drawn with {escape(how)}. " if how else ""
+    step, last = run.results.get("steps"), (run.train or [{}])[-1].get("step")
+    if isinstance(step, int) and isinstance(last, int) and step < last:
+        note += f"Drawn and measured at step {step:,}, of the {last:,} that the run has done. "
     note += rank_explained(run.samples)
     return section("What it draws", body, note)
 
