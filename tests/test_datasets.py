@@ -186,6 +186,13 @@ def test_contents_are_hashed_once_for_each_table(tmp_path: Path, monkeypatch: py
     assert np.array_equal(found.contents(found.rows, known), everything)
 
 
+def test_contents_are_hashed_where_they_cannot_be_kept(tmp_path: Path):
+    (tmp_path / "cache").touch()  # a file, in which nothing can be
+    found = opened(saved(tmp_path / "set"))
+    known = Fingerprints(tmp_path / "cache/contents.npy")
+    assert found.contents(found.rows, known).any(axis=1).all()
+
+
 def test_a_table_that_was_changed_in_place_is_hashed_anew(tmp_path: Path):
     known = Fingerprints(tmp_path / "contents.npy")
     found = opened(saved(tmp_path / "set"))

@@ -110,6 +110,16 @@ def test_two_processes_keep_what_both_have_read(tmp_path: Path, read: list[str])
     assert read == []
 
 
+def test_a_place_that_cannot_be_written_remembers_nothing(tmp_path: Path, read: list[str]) -> None:
+    (tmp_path / "cache").touch()  # a file, in which nothing can be; or somebody else's folder
+    known = Fingerprints(tmp_path / "cache" / "contents.npy")
+    paths = files(tmp_path, b"a")
+    before = known.of_files(paths)
+    known.save()
+    assert (known.of_files(paths) == before).all()
+    assert read == ["0.bin", "0.bin"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', }"])
 def test_a_damaged_file_of_hashes_knows_nothing(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "contents.npy").write_bytes(damage)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_folder_lock import another_process
 
 from limner.apps.autoencoder import train
@@ -224,6 +226,20 @@ def test_an_export_that_was_changed_since_is_not_replaced(trained: Path, tmp_pat
     index.write_text(index.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(LimnerError, match="or one that was changed since"):
         export(trained / "outputs", folder, "diffusers")
+
+
+def test_an_exported_file_whose_weights_were_merged_is_not_replaced(
+    trained: Path, tmp_path: Path
+) -> None:
+    path = export(trained / "outputs", tmp_path / "painter.safetensors")
+    export(trained / "outputs", path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    save_file({name: tensor * 0.5 for name, tensor in load_file(path).items()}, path, header)
+    before = path.read_bytes()
+    with pytest.raises(LimnerError, match="or one that was changed since"):
+        export(trained / "outputs", path)
+    assert path.read_bytes() == before
 
 
 def test_prepare_counts_no_hidden_files(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch._dynamo
@@ -65,6 +66,60 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a new run could take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return free_of_machine()
+
+
+def free_of_machine() -> int:
+    """Bytes that a process could take before the machine, or the job or container that it is in
+    (see `job_limits`), has none left."""
     import psutil
 
-    return psutil.virtual_memory().available
+    left = (most - used for most, used in job_limits())
+    return max(0, min([psutil.virtual_memory().available, *left]))
+
+
+def whole_memory() -> int:
+    """Bytes that the machine has, or the job or container may take."""
+    import psutil
+
+    return min([psutil.virtual_memory().total, *(most for most, _ in job_limits())])
+
+
+def job_limits(proc: Path = Path("/proc"), mounted: Path = Path("/sys/fs/cgroup")) -> Limits:
+    """(bytes at most, bytes in use) of each control group that this process is in: a Slurm job, a
+    container, a pod. Beyond that Linux kills it, however much the machine has. [] elsewhere."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    found: Limits = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, inside = rest.partition(":")
+        if number == "0":
+            roots, names = (mounted, mounted / "unified"), V2
+        elif "memory" in controllers.split(","):
+            roots, names = (mounted / "memory", mounted / controllers), V1
+        else:
+            continue
+        # A container may see its own group at the root, whatever it is called outside.
+        inner = PurePosixPath(inside.lstrip("/"))
+        for root in dict.fromkeys(roots):
+            for group in (inner, *inner.parents):
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(_limit(root / group, *names))
+    return found
+
+
+Limits: TypeAlias = "list[tuple[int, int]]"
+V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+V2 = "memory.max", "memory.current", "inactive_file"
+"""What control groups of either version call their limit, what is in use, and what of that is
+copies of files, which give way."""
+
+
+def _limit(group: Path, most: str, used: str, files: str) -> tuple[int, int]:
+    """Raises ValueError where it has none ("max"), OSError where there is no such group."""
+    limit, inside = int((group / most).read_text()), int((group / used).read_text())
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return limit, max(0, inside - int(stat.get(files, 0)))

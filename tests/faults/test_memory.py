@@ -10,14 +10,16 @@ import torch
 from runs import events, messages
 from test_resume import differing, elsewhere, run
 
+from limner import memory
 from limner.checkpoint import saver
 from limner.checkpoint.folder import Contents, load_tensors
 from limner.checkpoint.locate import checkpoints
-from limner.config import Config
+from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.inference import sampling
-from limner.memory import in_parts_that_fit, is_out_of_memory
+from limner.memory import in_parts_that_fit, is_out_of_memory, job_limits
 from limner.models.dropout import PictureDropout, keep_mask, seed_dropout
+from limner.models.size import check_memory
 from limner.training import batch_size
 from limner.training.batch_size import settle_batch
 from limner.training.monitor import heldout, monitor, previews
@@ -31,6 +33,46 @@ PROCESSOR = RuntimeError(
 )
 # Without Muon, which makes a full step of a gradient that is rounding alone.
 SETTINGS = ("optimizer.type=adamw", "training.batch_size=8", "model.dropout=0.2")
+
+
+def group(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name.replace("memory_", "memory.")).write_text(f"{text}\n")
+
+
+def test_a_job_has_no_more_memory_than_it_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proc, mounted = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    listed = proc / "self" / "cgroup"
+
+    def limits() -> list[tuple[int, int]]:
+        return job_limits(proc, mounted)
+
+    assert limits() == [], "another system"
+    # Version 2: a step of a job of Slurm's, the inner group without a limit of its own.
+    listed.write_text("0::/slurm/job_7/step_0\n")
+    stat = "anon 100\ninactive_file 300\nactive_file 50"
+    group(mounted / "slurm" / "job_7", memory_max=4000, memory_current=1000, memory_stat=stat)
+    group(mounted / "slurm" / "job_7" / "step_0", memory_max="max", memory_current=900)
+    assert limits() == [(4000, 700)]
+    # Version 1, in a container that sees its own group at the root.
+    mounted = tmp_path / "cgroup1"
+    listed.write_text("9:name=systemd:/\n4:memory:/docker/ab12\n2:cpu,cpuacct:/\n0::/\n")
+    limit, used = {"memory_limit_in_bytes": 2000}, {"memory_usage_in_bytes": 500}
+    group(mounted / "memory", **limit, **used, memory_stat="total_inactive_file 100")
+    assert limits() == [(2000, 400)]
+
+    monkeypatch.setattr(memory, "job_limits", limits)
+    assert memory.free_memory(torch.device("cpu")) == 1600
+    assert memory.whole_memory() == 2000
+    with pytest.raises(LimnerError, match=r"\(or the job on it\) has 0\.0 GiB"):
+        check_memory(load_config(None), 4096)
+    group(mounted / "memory" / "docker" / "ab12", **limit, memory_usage_in_bytes=2100,
+          memory_stat="total_inactive_file 0")  # fmt: skip
+    assert memory.free_memory(torch.device("cpu")) == 0, "not less than nothing"
 
 
 def close(first: Path, second: Path) -> None:

@@ -262,13 +262,13 @@ def precision(config: Config) -> Iterator[Finding]:
 
 
 def memory(config: Config) -> Iterator[Finding]:
-    import psutil
+    from limner.memory import free_of_machine, whole_memory
 
-    found = psutil.virtual_memory()
+    free, whole = free_of_machine(), whole_memory()
     yield Finding(
         "memory",
-        "pass" if found.available > 3 * GIB else "warn",
-        f"{found.available / GIB:.1f} of {found.total / GIB:.1f} GiB free",
+        "pass" if free > 3 * GIB else "warn",
+        f"{free / GIB:.1f} of {whole / GIB:.1f} GiB free",
         "close other programs; a smaller training.batch_size or training.num_workers=0 takes less",
     )
     shared = Path("/dev/shm")

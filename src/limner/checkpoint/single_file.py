@@ -135,11 +135,11 @@ def write_weights_file(
     """
     if path.exists():
         try:
-            WeightsFile.open(path)
+            WeightsFile.open(path).tensors()  # who merges weights keeps the header
         except LimnerError:
             raise LimnerError(
-                f"{path} is there already and is no earlier export, so it is not replaced by one: "
-                "name a file that does not exist yet"
+                f"{path} is there already and is no earlier export, or one that was changed since, "
+                "so it is not replaced by one: name a file that does not exist yet"
             ) from None
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     progress = {key: value for key, value in asdict(state).items() if key in PROGRESS}

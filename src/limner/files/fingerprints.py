@@ -82,15 +82,17 @@ class Fingerprints:
         return _as_bytes(entries["content"])
 
     def save(self) -> None:
-        """Keep what was read for the next time; what another process kept meanwhile stays."""
+        """Keep what was read for the next time; what another process kept meanwhile stays. Where it
+        cannot be written (a full disk, a cache of somebody else's) it is read again then."""
         if not self.new:
             return
         # Newest last: of a path that was read twice the last entry counts.
         merged = np.concatenate([_load(self.path), *self.new])
         _, last = np.unique(_keys(merged["path"][::-1]), return_index=True)
         merged = merged[::-1][last]
-        save_array(self.path, merged)
-        self.known, self.new = _load(self.path), []
+        with contextlib.suppress(OSError):
+            save_array(self.path, merged)
+            self.known, self.new = _load(self.path), []
 
     def _recall(self, entries: np.ndarray) -> np.ndarray:
         """Fill in the contents that are known; which those are."""

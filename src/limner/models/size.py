@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
-
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.memory import whole_memory
 from limner.models.layers import swiglu_width
 
 BYTES = 4
@@ -35,13 +34,13 @@ def _block(width: int, mlp_ratio: float) -> int:
 def check_memory(config: Config, text_size: int) -> None:
     """Raises LimnerError if the weights alone are more than this machine's memory."""
     count = least_parameters(config, text_size)
-    memory = psutil.virtual_memory().total
+    memory = whole_memory()
     if count * BYTES > memory:
         raise LimnerError(
             f"model.hidden_size {config.model.hidden_size:,}, model.num_layers "
             f"{config.model.num_layers:,}, and the rest of the configuration describe a model of "
-            f"more than {count:,} weights: {count * BYTES / 2**30:,.1f} GiB, and this machine has "
-            f"{memory / 2**30:,.1f} GiB of memory; take smaller ones"
+            f"more than {count:,} weights: {count * BYTES / 2**30:,.1f} GiB, and this machine "
+            f"(or the job on it) has {memory / 2**30:,.1f} GiB of memory; take smaller ones"
         )
 
 

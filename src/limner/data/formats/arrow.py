@@ -6,6 +6,7 @@ Pictures are left encoded, and decoded here as all others are.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import re
@@ -127,7 +128,8 @@ class DatasetPictures:
             else:
                 found[place] = np.frombuffer(digest(picture.as_py()), dtype=np.uint8)
         if len(missing) > len(files):
-            save_array(kept, found)
+            with contextlib.suppress(OSError):  # it is then read again the next time
+                save_array(kept, found)
         if files:  # these may change while the table stays the same: `known` looks at them
             found[list(files)] = known.of_files(list(files.values()))
         return found[places]
