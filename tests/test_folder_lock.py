@@ -20,7 +20,7 @@ from limner.files.folder_lock import TRAINING, FolderLock, Holder
 HOLD = """
 import sys, time
 from pathlib import Path
-from limner.folder_lock import FolderLock
+from limner.files.folder_lock import FolderLock
 with FolderLock(Path(sys.argv[1]), "wait", sys.argv[2] or None):
     print("held", flush=True)
     sys.stdin.read()
