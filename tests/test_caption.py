@@ -338,6 +338,35 @@ def test_a_folder_with_metadata_is_refused(
     assert texts(photos) == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("captions.csv", "file,caption\n0.png,a\n", "a table of captions, captions.csv"),
+        ("captions_train.json", "{}", "a data set of the format coco"),
+        ("a.tar", "", "a data set of the format webdataset"),
+    ],
+)
+def test_a_folder_is_refused_in_which_captions_stand_elsewhere(
+    name: str, text: str, said: str, photos: Path
+) -> None:
+    (photos / name).write_text(text, encoding="utf-8")
+    with pytest.raises(LimnerError, match=f"has {said}, so that training reads"):
+        pictures_to_caption(photos)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("prices.csv", "id,price\n1,2\n"), ("rows.json", '[{"image": "0.png", "text": "a"}]')],
+)
+def test_what_gives_way_to_txt_files_does_not_stop_captions(
+    name: str, text: str, photos: Path
+) -> None:
+    (photos / name).write_text(text, encoding="utf-8")
+    keys, _ = pictures_to_caption(photos)
+    assert caption_pictures(photos, keys, numbered).written == COUNT
+    assert len(FolderPictures(photos).rows) == COUNT
+
+
 def test_no_code_of_a_model_is_run(
     models: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,8 @@ from limner import console
 from limner.apps.check_data.captions import faults_of
 from limner.data.dataset import PictureError, Refused
 from limner.data.folder_walk import FolderWalk, by_stem, composed
-from limner.data.formats.detect import METADATA
+from limner.data.formats.columns import Columns
+from limner.data.formats.detect import METADATA, recognise, table_in
 from limner.data.formats.text_files import existing_folder
 from limner.data.images import EXTENSIONS, open_rgb
 from limner.data.regular_files import MAX_CAPTION_BYTES, why_not_regular
@@ -63,12 +64,11 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
     Pictures of one name (cat.jpg, cat.png) share a .txt, which is written from the first.
     """
     folder = existing_folder(folder)
-    for name in METADATA:
-        if (folder / name).is_file():
-            raise LimnerError(
-                f"{folder} has a {name}, so that training reads the captions there, and .txt files "
-                f"would count for nothing. Caption a folder without {name}, or move it away."
-            )
+    if elsewhere := _captions_elsewhere(folder):
+        raise LimnerError(
+            f"{folder} has {elsewhere}, so that training reads the captions there, and .txt files "
+            "would count for nothing. Caption a folder without it, or move it away."
+        )
     wanted: list[str] = []
     kept, taken = 0, set()
     found = _Texts(folder)
@@ -89,6 +89,21 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
             "that they are in."
         )
     return wanted, kept
+
+
+def _captions_elsewhere(folder: Path) -> str | None:
+    """What training would read in place of .txt files beside the pictures, for people."""
+    if name := next((name for name in METADATA if (folder / name).is_file()), None):
+        return f"a {name}"
+    try:
+        kind = recognise(folder, Columns())
+        table = table_in(folder, Columns()) if kind == "table" else None
+    except LimnerError:  # of no known layout, as folders without captions are
+        return None
+    if table is not None:
+        # A list in a .json gives way to the first .txt.
+        return None if table.suffix.lower() == ".json" else f"a table of captions, {table.name}"
+    return None if kind in ("folder", "classes") else f"a data set of the format {kind}"
 
 
 def caption_pictures(

@@ -160,10 +160,10 @@ def _captions_beside(
     pairs: list[_Pair] = []
     refused: list[Refused] = []
     for directory, within, names in walk:
-        texts, more = by_stem(names, ".txt"), by_stem(names, ".json")
+        texts, sidecars = by_stem(names, ".txt"), by_stem(names, ".json")
         for name in names:
-            if name.lower().endswith(".txt") and name != (read := texts[composed(name[:-4])]):
-                reason = f"{read} beside it has the same name, and is the one that is read"
+            if name.lower().endswith(".txt") and name != (last := texts[composed(name[:-4])]):
+                reason = f"{last} beside it has the same name, and is the one that is read"
                 refused.append(Refused(posixpath.join(within, name), reason))
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
@@ -185,7 +185,7 @@ def _captions_beside(
             except LimnerError as error:
                 refused += [Refused(key, str(error)) for key in keys]
                 continue
-            sidecar = directory / more[stem] if stem in more else None
+            sidecar = directory / sidecars[stem] if stem in sidecars else None
             pairs += [_Pair(text, key, caption, sidecar) for key in keys]
     found: list[tuple[_Pair, list[Any], bool | None]] = []
     for pair in pairs:
@@ -195,8 +195,8 @@ def _captions_beside(
         except LimnerError as error:
             refused.append(Refused(pair.key, str(error)))
     # Of all together it can be told in which encoding they are.
-    texts = [text for pair, more, _ in found for text in (pair.caption, *more)]
-    strings = [text for text in texts if isinstance(text, str)]
+    cells = [cell for pair, more, _ in found for cell in (pair.caption, *more)]
+    strings = [cell for cell in cells if isinstance(cell, str)]
     read = iter(decode_together(strings, encoding, guesses))
     entries = []
     for pair, more, held_out in found:
