@@ -98,6 +98,21 @@ def test_a_disk_that_fails_for_a_moment_is_asked_again(
     assert sorted(asked) == ["0.bin"] * 3 + ["1.bin"] * 3
 
 
+def test_what_was_read_before_a_kill_is_not_read_again(
+    tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "AT_ONCE", 2)
+    monkeypatch.setattr(fingerprints, "SAVE_EVERY", 0)
+    cache = tmp_path / "contents.npy"
+    paths = files(tmp_path, b"a", b"b", b"c", b"d", b"e")
+    Fingerprints(cache).of_files(paths)  # and never saved by whoever asked
+    read.clear()
+    Fingerprints(cache).of_files(paths)
+    assert read == []
+    Fingerprints(tmp_path / "cache" / "contents.npy").of_files(paths)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_two_processes_keep_what_both_have_read(tmp_path: Path, read: list[str]) -> None:
     paths, cache = files(tmp_path, b"a", b"b"), tmp_path / "contents.npy"
     one, other = Fingerprints(cache), Fingerprints(cache)

@@ -89,6 +89,50 @@ def test_a_tiff_of_16_bits() -> None:
     assert near(decode(encoded(Image.fromarray(levels), "TIFF"), 8), 60)
 
 
+# Parts that are lost
+
+
+def photo(**options: Any) -> bytes:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), "JPEG", quality=95, **options)
+
+
+def with_zeros(data: bytes, first: int, last: int) -> bytes:
+    return data[:first] + bytes(last - first) + data[last:]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(9)}])
+def test_a_jpeg_of_which_a_part_is_lost_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    data = photo(**options)
+    assert len(data) > 60_000
+    for first, last, said in (
+        (16384, 32768, r"a part is lost: 16,384 zeros at byte 16,384"),
+        (8192 + 512, 8192 + 512 + 4096, r"a part is lost: 4,096 zeros"),
+        (40_000, len(data), "truncated"),
+    ):
+        lost = with_zeros(data, first, last)
+        for picture in (lost, tmp_path / "a.jpg"):
+            (tmp_path / "a.jpg").write_bytes(lost)
+            with pytest.raises(PictureError, match=said):
+                decode(picture, 16)
+    assert decode(data, 16).any()
+
+
+def test_zeros_that_belong_to_a_jpeg_are_no_loss() -> None:
+    # White paper in the shortest codes there are: the scan is all zeros.
+    paper = encoded(Image.new("RGB", (4096, 4096), "white"), "JPEG", optimize=True)
+    assert bytes(8192) in paper
+    assert (decode(paper, 8) == 255).all()
+    data = photo()
+    assert decode(data + bytes(20_000), 8).any()  # filled up behind its end
+    aligned = data + bytes(-len(data) % 512)
+    assert decode(aligned + bytes(8192) + data, 8).any()
+    # A camera's own notes, before the picture.
+    notes = data[:2] + b"\xff\xe9\xf0\0" + bytes(0xF000 - 2) + data[2:]
+    assert decode(notes, 8).any()
+
+
 # EXIF
 
 

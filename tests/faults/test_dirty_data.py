@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from PIL import Image
 from test_resume import differing, elsewhere, run
 
 from limner.config import Config
-from limner.data import verify
-from limner.data.formats.folders import MOST_CHARACTERS
+from limner.data import image_sizes, verify
+from limner.data.formats.folders import MOST_CHARACTERS, FolderPictures
 from limner.data.images import DECODING
 from limner.data.open import open_data
 from limner.errors import LimnerError
@@ -242,3 +243,53 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
     signatures = {verify.signature_of(picture_set, row)[0] for row in picture_set.rows}
     assert None not in signatures
     assert len(signatures) == 199
+
+
+@pytest.mark.parametrize("what", ["checked", "measured"])
+def test_what_was_looked_at_before_an_interruption_is_not_looked_at_again(
+    what: str,
+    folders: tuple[Path, Path],
+    tiny_config: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (verify, image_sizes):
+        monkeypatch.setattr(module, "REMEMBERED_FROM", 100)
+    monkeypatch.setattr(verify, "RACY_NS", 0)
+    monkeypatch.setattr(verify, "AT_ONCE", 10)
+    config = config_for(folders[0], tiny_config, f"cache.folder='{tmp_path / 'cache'}'")
+    asked: list[object] = []
+    written: list[object] = []
+    stops = True
+
+    def counting(look: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*words: Any) -> Any:
+            asked.append(words)
+            if stops and len(asked) == 150:
+                raise KeyboardInterrupt
+            return look(*words)
+
+        return counted
+
+    def look() -> None:
+        found = FolderPictures(folders[0])
+        if what == "checked":
+            verify.remove_undecodable(found, config, print)
+        else:
+            image_sizes.shapes_of(found, found.rows, tmp_path / "cache")
+
+    monkeypatch.setattr(FolderPictures, "load", counting(FolderPictures.load))
+    monkeypatch.setattr(image_sizes, "upright_size", counting(image_sizes.upright_size))
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    stops = False
+    asked.clear()
+    look()
+    assert 0 < len(asked) <= 100
+    # A kill leaves no time for that: it is written in between.
+    for module in (verify, image_sizes):
+        monkeypatch.setattr(module, "SAVE_EVERY", 0)
+        monkeypatch.setattr(module, "save_array", lambda *words: written.append(words))
+    shutil.rmtree(tmp_path / "cache")
+    look()
+    assert len(written) > 10

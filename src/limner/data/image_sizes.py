@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from limner.data.dataset import ImageDataset, PictureError, Row
 from limner.data.images import upright_size
-from limner.data.verify import signature_of
+from limner.data.verify import SAVE_EVERY, signature_of
 from limner.files.fingerprints import DIGEST, load_array, save_array
 
 ENTRY = np.dtype([("file", f"V{DIGEST}"), ("height", "<i4"), ("width", "<i4")])
@@ -48,12 +49,22 @@ def shapes_of(picture_set: ImageDataset, rows: Sequence[Row], folder: Path | Non
             new[signature] = shape
         return shape
 
-    with ThreadPoolExecutor(8) as threads:  # reading waits for the disk
-        for number, shape in enumerate(threads.map(look, rows)):
-            if shape and min(shape) > 0:
-                shapes[number] = shape
-    if path and new:
-        _write(path, known | new)
+    def save() -> None:
+        if path and new:
+            known.update(dict(new))  # a copy: threads add to it
+            _write(path, known)
+
+    saved = time.monotonic()
+    try:
+        with ThreadPoolExecutor(8) as threads:  # reading waits for the disk
+            for number, shape in enumerate(threads.map(look, rows)):
+                if shape and min(shape) > 0:
+                    shapes[number] = shape
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+    finally:  # also of what was interrupted
+        save()
     return shapes
 
 

@@ -28,6 +28,7 @@ from limner.data.decoding.image_formats import (
     what_it_is,
 )
 from limner.data.decoding.image_modes import WHITE, as_rgb, mend_transparency, size_upright, upright
+from limner.data.decoding.jpeg_holes import lost_part
 from limner.data.decoding.png_chunks import SIGNATURE, without_texts
 from limner.data.regular_files import why_not_regular
 from limner.files.fingerprints import MAY_PASS, RETRY_AFTER
@@ -131,11 +132,15 @@ def _source(picture: str | Path | bytes) -> io.BytesIO | str | Path:
 
 def _without_texts(picture: str | Path | bytes) -> tuple[bytes, dict[str, bytes | None]] | None:
     """A PNG without long texts (see `png_chunks`); None where there are none to be taken out."""
-    data = picture if isinstance(picture, bytes) else read_image(Path(picture))
+    data = _content(picture)
     if not data.startswith(SIGNATURE):
         return None
     plain = without_texts(data)
     return plain if len(plain[0]) < len(data) else None
+
+
+def _content(picture: str | Path | bytes) -> bytes:
+    return picture if isinstance(picture, bytes) else read_image(Path(picture))
 
 
 class NotAPictureFile(Exception):
@@ -230,10 +235,14 @@ def _decoded(
             held.enter_context(BUDGET.hold(decoded_bytes(image)))
             mend_transparency(image)
             image.load()
+            if image.format in ("JPEG", "MPO") and (lost := lost_part(_content(picture))):
+                raise _undecodable(name, ValueError(lost))
             turned = upright(image)
             if turned.mode == "RGB" and not turned.has_transparency_data:
                 return turned, color.conversion(turned)
             return as_rgb(turned), None
+    except PictureError:
+        raise
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"{name}: the picture has more pixels than are safe to decode ({_pixels(error)}). "

@@ -35,6 +35,7 @@ DECODED_BY = f"{PIL.__version__} {DECODING}"
 REMEMBERED_FROM = 1000
 """Rows; fewer are decoded in no time, and leave no trace."""
 SAY_EVERY = 15.0  # seconds
+SAVE_EVERY = 60.0  # seconds: a check of hours that is killed goes on from there
 
 Say = Callable[[str], None]
 
@@ -101,10 +102,25 @@ def check_share_refused(refused: int, rows: int, config: Config) -> None:
 
 
 class _Remembered:
-    """Signatures of files that were decoded without a fault."""
+    """Signatures of files that were decoded without a fault.
 
-    def __init__(self, known: set[bytes]) -> None:
-        self.known, self.new = known, list[bytes]()
+    Args:
+        path: where they are kept; None: nowhere.
+    """
+
+    def __init__(self, known: set[bytes], path: Path | None = None) -> None:
+        self.known, self.new, self.path = known, list[bytes](), path
+        self.saved = time.monotonic()
+
+    def save(self) -> None:
+        if self.path is None or not self.new:
+            return
+        self.known |= set(self.new)
+        self.new.clear()
+        everything = np.frombuffer(b"".join(self.known), dtype=np.uint8).reshape(-1, DIGEST)
+        with contextlib.suppress(OSError):
+            save_array(self.path, everything)
+        self.saved = time.monotonic()
 
     def check(
         self, picture_set: ImageDataset, rows: Sequence[Row], threads: ThreadPoolExecutor
@@ -123,6 +139,8 @@ class _Remembered:
 
         found = list(threads.map(fault, rows))
         self.new += [signature for _, signature in found if signature is not None]
+        if time.monotonic() - self.saved >= SAVE_EVERY:
+            self.save()
         return [reason for reason, _ in found]
 
 
@@ -158,12 +176,11 @@ def _remembered(folder: Path | None) -> Iterator[_Remembered]:
             stack.enter_context(FileLock(folder / ".checked.lock"))
         except (OSError, NotImplementedError):
             writable = False
-        remembered = _Remembered(_read(path))
-        yield remembered
-        if writable and remembered.new:
-            everything = b"".join(remembered.known | set(remembered.new))
-            with contextlib.suppress(OSError):
-                save_array(path, np.frombuffer(everything, dtype=np.uint8).reshape(-1, DIGEST))
+        remembered = _Remembered(_read(path), path if writable else None)
+        try:
+            yield remembered
+        finally:  # also of a check that was interrupted
+            remembered.save()
 
 
 def _read(path: Path) -> set[bytes]:

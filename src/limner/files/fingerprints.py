@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -25,6 +26,8 @@ ENTRY = np.dtype(
 RACY_NS = 2_000_000_000
 """A file changed so shortly before it was read may have changed again within the same tick of the
 file system's clock (git calls it racily clean): it is not remembered."""
+AT_ONCE = 1024
+SAVE_EVERY = 60.0  # seconds: what was read for hours is not lost with a process
 MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
 """Errors of reading that another try may not meet, as on a network drive."""
 RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
@@ -71,14 +74,21 @@ class Fingerprints:
         there = entries["path"] != np.zeros(1, ENTRY)["path"]
         unread = there & ~self._recall(entries)
         places = np.flatnonzero(unread)
+        saved = time.monotonic()
         with ThreadPoolExecutor(8) as threads:  # reading waits for the disk, and hashing is C
-            contents = threads.map(lambda i: _content(files[i]), places)
-            for i, content in zip(places, contents, strict=True):
-                entries["content"][i] = np.void(content)
-        calm = entries["mtime_ns"] < time.time_ns() - RACY_NS
-        readable = entries["content"] != np.zeros(1, ENTRY)["content"]
-        if (worth := unread & calm & readable).any():
-            self.new.append(entries[worth])
+            for first in range(0, len(places), AT_ONCE):
+                some = places[first : first + AT_ONCE]
+                contents = threads.map(lambda i: _content(files[i]), some)
+                for i, content in zip(some, contents, strict=True):
+                    entries["content"][i] = np.void(content)
+                calm = entries["mtime_ns"][some] < time.time_ns() - RACY_NS
+                readable = entries["content"][some] != np.zeros(1, ENTRY)["content"]
+                if (calm & readable).any():
+                    self.new.append(entries[some[calm & readable]])
+                if time.monotonic() - saved >= SAVE_EVERY and self.path.parent.is_dir():
+                    with contextlib.suppress(OSError):  # it is tried again at the end
+                        self.save()
+                    saved = time.monotonic()
         return _as_bytes(entries["content"])
 
     def save(self) -> None:
