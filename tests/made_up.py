@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from conftest import TINY
 from pretrained import tiny_autoencoder, tiny_clip
+from tiny import TINY
 
 from limner.checkpoint.folder import Contents, save_checkpoint
 from limner.checkpoint.state import TrainingState

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
 from PIL import Image
 from recording_hub import TOKEN, Recorded, point_client_at
+from tiny import TINY
 
 from limner.cli import main
 from limner.config import Config, load_config

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from half_written import dead, hidden, left_behind
 from safetensors.torch import save_file
 
 from limner.files import atomic
 from limner.files.atomic import recover, recover_in, remove, replacing, write_text_whole
-
-
-def hidden(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
 def put(path: Path, text: str, folder: bool) -> None:
@@ -147,27 +144,12 @@ def test_all_is_on_the_disk_before_it_has_its_name(
     assert tmp_path.stat().st_ino in synced  # and then its name
 
 
-def left_behind(place: Path, state: str, pid: int, host: str | None = None) -> Path:
-    """As a killed process leaves it."""
-    name = f".{place.name}.{host or atomic._host()}-{pid}-0.{state}"
-    staged = place.with_name(name)
-    staged.mkdir()
-    (staged / "a").write_text("theirs", "utf-8")
-    return staged
-
-
 @pytest.fixture
 def neighbour() -> Iterator[int]:
     """A process that is alive."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process.pid
     process.communicate(b"\n")
-
-
-def dead() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_what_a_living_process_is_at_is_left_alone(neighbour: int, tmp_path: Path) -> None:

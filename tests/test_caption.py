@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from captioners import tiny_blip, tiny_blip2, tiny_git, tiny_llava, tiny_vit_gpt2
-from conftest import TINY
 from PIL import Image
+from tiny import TINY
 
 from limner import device as devices
 from limner.apps.captioning import caption as captioning

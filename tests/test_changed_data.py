@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compared_runs import differing, elsewhere, logged, run
+from photo_folders import of, photos, picture
 from processes import OWN_STORE, TORCHRUN, launched, written
-from test_foreign_outputs import photos, picture
-from test_outputs_and_data import of
-from test_resume import differing, elsewhere, logged, run
 
 from limner.apps.autoencoder.fit import Fit
 from limner.checkpoint.folder import Checkpoint

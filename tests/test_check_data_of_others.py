@@ -10,9 +10,9 @@ import pytest
 from emoji_formats import emoji
 from icc_profiles import cmyk_profile, rgb_profile
 from PIL import Image
-from test_encodings import TRADITIONAL
-from test_hostile_tables import parquet, spoil
-from test_tars import tar_of
+from spoilt_parquet import parquet, spoil
+from tar_files import tar_of
+from written_texts import TRADITIONAL
 
 from limner.cli import main
 

@@ -13,9 +13,9 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from compared_runs import differing, elsewhere, run
 from dataset_hub import dataset_hub, files_of
 from emoji_formats import COUNT, SIDE, emoji, metadata_jsonl, saved, settings
-from test_resume import differing, elsewhere, run
 
 from limner.apps import doctor
 from limner.config import Config, load_config

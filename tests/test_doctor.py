@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from tiny import TINY
 
 from limner import device as devices
 from limner.apps import doctor

@@ -7,8 +7,9 @@ from pathlib import Path
 import emoji
 import numpy as np
 import pytest
-from conftest import TINY
 from PIL import Image
+from tiny import TINY
+from written_texts import TRADITIONAL
 
 from limner.cli import main
 from limner.config import load_config
@@ -22,10 +23,6 @@ from limner.errors import LimnerError
 SIMPLIFIED = [
     "一只红色的苹果放在木桌上", "两只猫在窗边睡觉", "夕阳下的海滩和棕榈树", "一个小女孩骑着自行车",
     "雪山下的湖泊倒映着蓝天", "街道上行驶的黄色出租车", "老人坐在公园的长椅上看报纸", "红苹果",
-]  # fmt: skip
-TRADITIONAL = [
-    "一隻紅色的蘋果放在木桌上", "兩隻貓在窗邊睡覺", "夕陽下的海灘和棕櫚樹", "一個小女孩騎著自行車",
-    "雪山下的湖泊倒映著藍天", "街道上行駛的黃色計程車", "老人坐在公園的長椅上看報紙", "紅蘋果",
 ]  # fmt: skip
 JAPANESE = [
     "木のテーブルの上の赤いりんご", "窓辺で眠る二匹の猫", "夕日の浜辺とヤシの木", "緑茶と寿司の皿",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
+from tiny import TINY
 
 from limner.checkpoint.locate import checkpoints
 from limner.cli import main

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compared_runs import differing
 from PIL import Image
 from recording_hub import recording_hub
 from runs import events, messages
 from shown import PICTURES, ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of, workplace
-from test_resume import differing
 
 import limner
 from limner import device as devices

@@ -8,49 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from lock_holders import HOLD, another_process, left_behind
 
 from limner.errors import LimnerError
 from limner.files import folder_lock
-from limner.files.folder_lock import TRAINING, FolderLock, Holder
+from limner.files.folder_lock import TRAINING, FolderLock
 from limner.files.process_identity import started
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from limner.files.folder_lock import FolderLock
-with FolderLock(Path(sys.argv[1]), "wait", sys.argv[2] or None):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def another_process(place: Path, name: str | None) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(place), name or ""],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def left_behind(path: Path, **values: object) -> Holder:
-    """The file of a process, of this one unless something else is said."""
-    holder = Holder(**{**Holder.this_process(path).__dict__, **values})
-    path.write_text(json.dumps(holder.__dict__), encoding="utf-8")
-    return holder
 
 
 @pytest.mark.parametrize("name", [TRAINING, None])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from lock_holders import another_process
+from photo_folders import photos, picture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_folder_lock import another_process
 
 from limner.apps.autoencoder import train
 from limner.apps.captioning.caption import caption_lock
@@ -33,18 +33,6 @@ from limner.evaluation.samples import Drawing
 from limner.files.fingerprints import load_array, save_array
 from limner.files.output_folders import foreign_names
 from limner.inference.saving import check_not_foreign, is_drawing, remember, save_all, save_picture
-
-
-def picture(colour: str = "red") -> Image.Image:
-    return Image.new("RGB", (8, 8), colour)
-
-
-def photos(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        picture({"a": "red", "b": "green", "c": "blue"}[name]).save(folder / f"{name}.png")
-        (folder / f"{name}.txt").write_text(f"picture {name}", encoding="utf-8")
-    return folder
 
 
 def in_folder(config: Config, folder: Path) -> Config:

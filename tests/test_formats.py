@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from compared_runs import differing, elsewhere, run
 from emoji_formats import COUNT, EXAMPLES, SIDE, emoji, settings, write
 from PIL import Image
 from pretrained import tiny_autoencoder
-from test_resume import differing, elsewhere, run
+from tiny import TINY
 
 from limner.cli import main
 from limner.config import Config, load_config

@@ -16,6 +16,7 @@ import pytest
 from dataset_hub import dataset_hub
 from emoji_formats import SIDE, emoji
 from PIL import Image
+from spoilt_parquet import parquet, spoil
 
 from limner.config import load_config
 from limner.data.dataset import ImageDataset, PictureError
@@ -288,30 +289,6 @@ def test_offsets_that_lie_cost_their_rows_and_not_the_process(column: str, tmp_p
 
 
 # Parquet
-
-
-def parquet(path: Path, first: int, count: int, **options: Any) -> Path:
-    rows = [
-        {"image": {"bytes": one.data, "path": one.name}, "text": f"row {first + n}"}
-        for n, one in enumerate(emoji()[first : first + count])
-    ]
-    options = {"row_group_size": 4, "use_dictionary": False, **options}
-    pq.write_table(pa.Table.from_pylist(rows), path, write_page_checksum=True, **options)
-    return path
-
-
-def spoil(path: Path, column: str, group: int) -> None:
-    """Other bytes at the end of the only page of a column in a row group."""
-    about = pq.read_metadata(path).row_group(group)
-    for number in range(about.num_columns):
-        part = about.column(number)
-        if part.path_in_schema == column:
-            data = bytearray(path.read_bytes())
-            end = part.data_page_offset + part.total_compressed_size
-            data[end - 4 : end] = bytes(byte ^ 255 for byte in data[end - 4 : end])
-            path.write_bytes(bytes(data))
-            return
-    raise AssertionError(column)
 
 
 def test_a_damaged_page_of_captions_costs_its_row_group_and_is_named(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY
 from runs import events, messages
+from tiny import TINY
 from torch.distributed.run import get_args_parser
 
 from limner.checkpoint.locate import checkpoints

@@ -16,12 +16,12 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from made_up import made_up_checkpoint
 from PIL import Image, PngImagePlugin
 from recording_hub import TOKEN, Recorded
 from safetensors.torch import save_file
-from test_tars import pairs, tar_of
+from tar_files import pairs, tar_of
+from tiny import TINY
 
 from limner.apps.publishing.leaks import Private, find_leaks, private_of, refuse_leaks
 from limner.apps.publishing.upload import Said, publish

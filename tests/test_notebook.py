@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import TINY
 from rich.console import Console
+from tiny import TINY
 
 from limner.training.monitor.progress import Progress
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_foreign_outputs import photos, picture
-from test_run_folder import files
+from photo_folders import Build, files, of, photos, picture
 
 from limner.apps.autoencoder.train import train_autoencoder
 from limner.apps.check_data.check import check
@@ -15,7 +14,7 @@ from limner.apps.play.painter import Painter
 from limner.apps.publishing.export import export
 from limner.apps.publishing.upload import publish
 from limner.cli import main
-from limner.config import Config, load_config
+from limner.config import load_config
 from limner.data import image_sizes, verify
 from limner.data.convert.convert import prepare
 from limner.data.formats.folders import FolderPictures
@@ -28,12 +27,6 @@ from limner.training.precompute import check_cache_folder
 from limner.training.trainer import Trainer
 
 links = pytest.mark.skipif(os.name == "nt", reason="links need a right there")
-Build = Callable[..., Config]
-
-
-def of(tiny_config: Build, data: Path | str, output: Path | str, *more: str) -> Config:
-    words = (f"data.dataset_path='{data}'", f"training.output_dir='{output}'")
-    return tiny_config("data.dataset_name=null", "data.num_samples=null", *words, *more)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from test_tars import keys_seen, png
+from tar_files import keys_seen, png
 
 from limner.config import Config
 from limner.data.open import open_data

@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import TINY
 from processes import (
     OWN_STORE,
     TORCHRUN,
@@ -28,6 +27,7 @@ from processes import (
 )
 from runs import events, messages, trained
 from safetensors.torch import load_file
+from tiny import TINY
 
 from limner import device as devices
 from limner.checkpoint.folder import load_tensors

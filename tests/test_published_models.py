@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from made_up import made_up_checkpoint, made_up_in_latents
 from recording_hub import Recorded, point_client_at
+from tiny import TINY
 
 from limner import ImageGenerator, Trainer
 from limner.apps.publishing.export import export

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip, tiny_dinov2
 from recording_hub import recording_hub
 from shown import ROOT, Runner, Told, as_the_hub, blocks_of, workplace
+from tiny import TINY
 from visitor import visit_pages
 
 from limner import device as devices

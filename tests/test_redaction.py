@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_trackers import Calls, fake
 from runs import messages
-from test_trackers import Calls, fake
 
 from limner.apps.check_data.check import check
 from limner.apps.doctor import examine

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lock_holders import left_behind
+from photo_folders import files
 from runs import messages
-from test_folder_lock import left_behind
 
 from limner.checkpoint.folder import Checkpoint, Contents
 from limner.checkpoint.locate import checkpoints
@@ -24,10 +25,6 @@ from limner.files.output_folders import is_training_run, visible_names
 from limner.training.folder import check_run_folder, keep_edited
 from limner.training.resume import resume_config
 from limner.training.trainer import Trainer
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
 
 
 def as_words(config: Config) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from test_tars import png, tar_of
+from tar_files import png, tar_of
 
 from limner.config import load_config
 from limner.data import regular_files
@@ -196,7 +196,7 @@ def test_composed_and_decomposed_names_are_one(read: Build) -> None:
 
 
 def test_captions_in_other_encodings(read: Build) -> None:
-    from test_encodings import TRADITIONAL
+    from written_texts import TRADITIONAL
 
     entries = [
         entry

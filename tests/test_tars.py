@@ -1,6 +1,5 @@
 """Tars as data: what the index says is what tarfile says, and a resumed run is the same run."""
 
-import io
 import json
 import pickle
 import tarfile
@@ -12,46 +11,16 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader
+from tar_files import keys_seen, pairs, png, tar_of
 
 from limner.checkpoint.folder import load_tensors
 from limner.config import Config
-from limner.data.examples import Batch, TrainingExamples
 from limner.data.formats import webdataset
-from limner.data.open import Data, open_data, open_picture_set, training_order
-from limner.data.order import ImageCountSampler
+from limner.data.open import open_data, open_picture_set
 from limner.data.streaming import shard_index as indexes
 from limner.data.streaming.window_shuffle import WindowedShuffle
 from limner.errors import LimnerError
 from limner.training.trainer import Trainer
-
-
-def png(number: int) -> bytes:
-    """A picture of one colour, another for each number."""
-    colour = (number % 251, number // 251, 7)
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(file, "png")
-    return file.getvalue()
-
-
-def tar_of(entries: list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
-        for name, contents in entries:
-            about = tarfile.TarInfo(name)
-            about.size = len(contents)
-            tar.addfile(about, io.BytesIO(contents))
-    return file.getvalue()
-
-
-def pairs(first: int, count: int) -> list[tuple[str, bytes]]:
-    numbers = range(first, first + count)
-    return [
-        entry
-        for n in numbers
-        for entry in ((f"{n:05d}.png", png(n)), (f"{n:05d}.txt", f"colour {n}".encode()))
-    ]
 
 
 @pytest.fixture
@@ -203,36 +172,6 @@ def shards_far_away(name: str) -> str:
     for shard in range(3):
         files.pipe_file(f"/{name}/s-{shard:03d}.tar", tar_of(pairs(40 * shard, 40)))
     return f"memory://{name}/s-{{000..002}}.tar"
-
-
-def keys_seen(
-    config: Config,
-    data: Data,
-    start: int,
-    batches: int,
-    workers: int,
-    processes: int = 1,
-    rank: int = 0,
-) -> list[int]:
-    """The colours' numbers in the order in which the loader shows them."""
-
-    def silent(caption: str) -> torch.Tensor:
-        return torch.zeros(1)
-
-    examples = TrainingExamples(
-        data.trained, silent, 0, 0.0, 0.5, 0.0, training_order(data, config)
-    )
-    counts = ImageCountSampler(start, 5, processes, rank)
-    loader: DataLoader[Any] = DataLoader(
-        examples, batch_sampler=counts, num_workers=workers, collate_fn=Batch.of
-    )
-    seen: list[int] = []
-    for number, batch in enumerate(loader):
-        if number == batches:
-            break
-        red = ((batch.picture[:, 0, 4, 4] + 1) * 127.5).round().int().tolist()
-        seen += red
-    return seen
 
 
 @pytest.mark.parametrize("place", ["here", "far away"])

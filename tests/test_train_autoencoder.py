@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from small_autoencoder import SMALL
 
 from limner.apps.autoencoder.losses import kl_divergence, psnr, reconstruction_loss, ssim
 from limner.apps.autoencoder.train import train_autoencoder
@@ -19,14 +20,6 @@ from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.training.muon import Muon
 
 Build = Callable[..., Config]
-SMALL = [
-    "data.num_samples=40",
-    "data.image_size=32",
-    "autoencoder.base_channels=8",
-    "autoencoder.crop=32",
-    "autoencoder.batch_size=8",
-    "autoencoder.max_minutes=5",
-]
 
 
 def picture(seed: int, side: int = 24) -> torch.Tensor:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 from captioners import tiny_blip
-from conftest import TINY
 from PIL import Image
 from recording_hub import recording_hub
 from runs import messages
 from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of
+from tiny import TINY
 from visitor import visit_pages
 
 from limner import device as devices

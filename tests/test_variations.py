@@ -6,8 +6,8 @@ import numpy as np
 import pretrained
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
+from tiny import TINY
 
 from limner.config import load_config
 from limner.data.images import decode, to_pil, to_tensor

@@ -36,7 +36,7 @@ from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import TINY
+from tiny import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 COMMANDS = ("train-autoencoder", "prepare", "precompute", "export", "caption")

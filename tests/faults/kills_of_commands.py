@@ -33,8 +33,8 @@ from limner.training import precompute
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captioners import tiny_blip
-from conftest import TINY
 from pretrained import tiny_autoencoder
+from tiny import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 IMPORTED = (

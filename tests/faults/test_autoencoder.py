@@ -1,6 +1,5 @@
 """An autoencoder that is being fitted is a run like any other: what ends it loses nothing."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from test_full_disk import no_file_above
-from test_train_autoencoder import SMALL
+from small_autoencoder import SETTINGS, SMALL, WEIGHTS, at_step, same
+from small_disk import no_file_above
 
 from limner.apps.autoencoder import fit as autoencoder_fit
 from limner.apps.autoencoder.fit import Fit
@@ -25,8 +23,6 @@ from limner.errors import LimnerError
 from limner.training.stopping import Stopped
 
 Build = Callable[..., Config]
-SETTINGS = [*SMALL, "autoencoder.max_steps=12", "training.save_steps=4", "optimizer.type=muon"]
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -39,31 +35,6 @@ def whole(config: Config, tmp_path: Path) -> Path:
     """One that was left alone."""
     train_autoencoder(config, tmp_path / "whole")
     return tmp_path / "whole"
-
-
-def at_step(step: int, do: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do something once, when that many updates are done."""
-    update = Fit._update
-
-    def interrupted(fit: Fit) -> Any:
-        if fit.state.step == step:
-            monkeypatch.setattr(Fit, "_update", update)
-            do()
-        return update(fit)
-
-    monkeypatch.setattr(Fit, "_update", interrupted)
-
-
-def same(first: Path, second: Path) -> bool:
-    names = WEIGHTS, "config.json", "reconstructions.png"
-    results = [
-        json.loads((folder / "results.json").read_text("utf-8")) for folder in (first, second)
-    ]
-    for result in results:
-        del result["minutes"]
-    return results[0] == results[1] and all(
-        (first / name).read_bytes() == (second / name).read_bytes() for name in names
-    )
 
 
 def test_its_checkpoints_go_when_it_is_written(whole: Path) -> None:

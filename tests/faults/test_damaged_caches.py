@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pretrained import tiny_autoencoder
-from test_store import KEY, Maker, contents, filled, ids_of
+from stores import KEY, Maker, contents, filled, ids_of
 
 from limner.config import Config, load_config
 from limner.data.dataset import PictureError
@@ -29,7 +29,7 @@ Build = Callable[..., Config]
 
 
 def tar(path: Path, captions: list[str]) -> Path:
-    from test_tars import png
+    from tar_files import png
 
     with tarfile.open(path, "w") as file:
         for number, caption in enumerate(captions):

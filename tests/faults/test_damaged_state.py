@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from compared_runs import differing, elsewhere, run
 from runs import messages
-from test_autoencoder import SETTINGS, at_step, same
-from test_resume import differing, elsewhere, run
+from small_autoencoder import SETTINGS, at_step, same
 
 from limner.apps.autoencoder.train import train_autoencoder
 from limner.checkpoint import manifest

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compared_runs import differing, elsewhere, run
 from PIL import Image
-from test_resume import differing, elsewhere, run
 
 from limner.config import Config
 from limner.data import image_sizes, verify

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
+from compared_runs import differing, elsewhere, run
 from PIL import Image
 from runs import events, messages
-from test_resume import differing, elsewhere, run
 
 from limner.checkpoint import folder as checkpoint_module
 from limner.checkpoint import manifest

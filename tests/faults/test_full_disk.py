@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from compared_runs import differing, elsewhere, run
 from PIL import Image
 from runs import messages
 from safetensors.torch import save_file
-from test_resume import differing, elsewhere, run
+from small_disk import no_file_above
 
 from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
@@ -40,19 +40,6 @@ if os.name == "nt":
     pytest.skip("Windows has neither", allow_module_level=True)
 
 Build = Callable[..., Config]
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Python ignores SIGXFSZ, so that writing on is an error (EFBIG), here as after `ulimit -f`."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

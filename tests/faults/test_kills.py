@@ -2,20 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import kills
 import kills_of_commands
 import pytest
 import torch
+from first_step import started
 
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import damage
-from limner.config import Config
 from limner.training.monitor.run_log import read_log
 
 SPAN = {1: (1.5, 4), 2: (3.0, 2)}
@@ -74,26 +71,6 @@ def test_one_process_goes_on_as_two_and_two_as_one(tmp_path: Path) -> None:
 
 
 # Signals
-
-
-def started(config: Config, *words: str) -> subprocess.Popen[str]:
-    """`limner train` of the configuration, once it has taken a step."""
-    file = kills.written(config)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "limner", "train", "--config", str(file), *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as kills.live: more threads round otherwise
-        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-    )
-    log = Path(config.training.output_dir) / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not any(e["kind"] == "train" for e in read_log(log)):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_atomic import dead, hidden, left_behind
+from half_written import dead, hidden, left_behind
 
 from limner.apps.captioning.caption import pictures_to_caption
 from limner.checkpoint.manifest import finish_interrupted, written_whole

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from compared_runs import differing, elsewhere, run
 from runs import events, messages
-from test_resume import differing, elsewhere, run
 
 from limner import memory
 from limner.checkpoint import saver

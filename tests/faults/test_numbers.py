@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from compared_runs import differing, elsewhere, run
 from runs import events, messages
-from test_resume import differing, elsewhere, run
 
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.locate import checkpoints

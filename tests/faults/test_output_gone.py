@@ -12,7 +12,7 @@ from typing import Any
 
 import kills
 import pytest
-from test_train_autoencoder import SMALL
+from small_autoencoder import SMALL
 
 from limner.checkpoint.locate import checkpoints
 from limner.config import Config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import kills
 import pytest
-from test_kills import started
+from first_step import started
 
 from limner.training.stopping import StopOnSignal, leave_signals_to_the_main_process
 
