@@ -142,7 +142,8 @@ def test_an_autoencoder_does_not_replace_a_run(
 
 
 def test_a_demo_removes_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
-    config = load_config({"training": {"preview_prompts": PREVIEW_PROMPTS}})
+    training = {"preview_prompts": PREVIEW_PROMPTS}
+    config = load_config({"data": {"dataset_name": "emoji"}, "training": training})
     for name in ("log.jsonl", "previews/a.png", "checkpoint-5/model.pt", "tensorboard/x", ".keep"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
