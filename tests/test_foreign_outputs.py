@@ -191,7 +191,8 @@ def test_what_is_put_beside_an_autoencoders_checkpoints_meanwhile_stays(
 
 
 def test_a_demo_removes_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None:
-    config = load_config({"training": {"preview_prompts": PREVIEW_PROMPTS}})
+    training = {"preview_prompts": PREVIEW_PROMPTS}
+    config = load_config({"data": {"dataset_name": "emoji"}, "training": training})
     for name in ("log.jsonl", "previews/a.png", "checkpoint-5/model.pt", "tensorboard/x", ".keep"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

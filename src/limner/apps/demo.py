@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from limner.checkpoint.lineage import FILE as LINEAGE
+from limner.checkpoint.locate import AVERAGED, FILES, ROWS, TOKENIZER
 from limner.checkpoint.manifest import own_files
 from limner.config import Config, load_config
 from limner.console import say
@@ -98,6 +100,7 @@ WRITTEN = frozenset(
 """What a run, its report, and its evaluations leave in its folder, checkpoints apart."""
 
 
+OF_A_CHECKPOINT = {*FILES, AVERAGED, TOKENIZER, ROWS, LINEAGE}
 SWEPT = ("sweep.json", "sweep.png")
 """What limner sweep leaves in a checkpoint."""
 
@@ -148,10 +151,10 @@ def _more_than_a_demo(folder: Path, config: Config | None) -> str | None:
         return "was trained further"
     for checkpoint in folder.glob("checkpoint-*"):
         try:
-            own = [name for name in own_files(checkpoint) if name not in SWEPT]
-        except OSError:
-            return f"holds {checkpoint.name}, which is no whole checkpoint"
-        if own:
+            names = own_files(checkpoint)
+        except OSError:  # a kill came while it was being removed
+            names = sorted({path.name for path in checkpoint.iterdir()} - OF_A_CHECKPOINT)
+        if own := [name for name in names if name not in SWEPT]:
             return f"holds {checkpoint.name}/{own[0]}"
     return None
 
