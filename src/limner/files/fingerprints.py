@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ class Fingerprints:
         entries = np.zeros(len(files), dtype=ENTRY)
         for number, file in enumerate(files):
             absolute = os.path.abspath(file)
-            if (found := _patiently(lambda path=absolute: os.stat(path))) is not None:
+            if (found := _patiently(partial(os.stat, absolute))) is not None:
                 entries[number] = (
                     digest(absolute),
                     found.st_size,
