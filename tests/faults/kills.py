@@ -35,7 +35,7 @@ from limner.training.monitor import throughput
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

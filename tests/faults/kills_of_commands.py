@@ -31,7 +31,7 @@ from limner.cli import main
 from limner.files.atomic import is_staging
 from limner.training import precompute
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from captioners import tiny_blip
 from pretrained import tiny_autoencoder
 from tiny import TINY

@@ -37,9 +37,9 @@ class Recorder:
     def __init__(self, calls: Calls, name: str = "") -> None:
         self.__dict__.update(calls=calls, name=name)
 
-    def __getattr__(self, name: str) -> "Recorder":
+    def __getattr__(self, name: str) -> Recorder:
         return Recorder(self.calls, f"{self.name}.{name}".lstrip("."))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "Recorder":
+    def __call__(self, *args: Any, **kwargs: Any) -> Recorder:
         self.calls.append((self.name, args, kwargs))
         return Recorder(self.calls, self.name.replace("init", "run"))
