@@ -33,14 +33,14 @@ BREAKS = (
         "training/stopping.py",
         "signal.SIG_IGN if hangs_up else signal.SIG_DFL",
         "signal.SIG_IGN",
-        ("tests/test_stopping.py",),
+        ("tests/unit/training/test_stopping.py",),
     ),
     Break(
         "fsync removed",
         "files/atomic.py",
         "        os.fsync(descriptor)\n    finally:",
         "        pass\n    finally:",
-        ("tests/test_atomic.py",),
+        ("tests/unit/files/test_atomic.py",),
     ),
     Break(
         "one retry of a read instead of two",
@@ -77,21 +77,21 @@ BREAKS = (
         "training/train_step.py",
         "self.balance.weights(levels)).sum() / pictures",
         "self.balance.weights(levels)).mean()",
-        ("tests/test_contract_training.py", "tests/faults/test_memory.py"),
+        ("tests/runs/test_contract_training.py", "tests/faults/test_memory.py"),
     ),
     Break(
         "short writes unnoticed",
         "checkpoint/manifest.py",
         "if path.stat().st_size != size:",
         "if False:",
-        ("tests/test_checkpoint.py", "tests/faults/test_disk.py"),
+        ("tests/runs/test_checkpoint.py", "tests/faults/test_disk.py"),
     ),
     Break(
         "no checksum",
         "checkpoint/manifest.py",
         "_sha256(path) != sha256",
         "False",
-        ("tests/test_checkpoint.py", "tests/faults/test_disk.py"),
+        ("tests/runs/test_checkpoint.py", "tests/faults/test_disk.py"),
     ),
     Break(
         "pruning in a bad streak",
@@ -105,7 +105,7 @@ BREAKS = (
         "data/open.py",
         "remove_undecodable(",
         "(lambda rows, *_, **__: rows)(",
-        ("tests/test_check_data.py", "tests/faults/test_disk.py"),
+        ("tests/unit/apps/test_check_data.py", "tests/faults/test_disk.py"),
     ),
     Break(
         "EMA after a skipped update",
@@ -126,7 +126,11 @@ BREAKS = (
         "checkpoint/saver.py",
         "= contents.copied()",
         "= contents",
-        ("tests/faults/test_disk.py", "tests/faults/test_memory.py", "tests/test_checkpoint.py"),
+        (
+            "tests/faults/test_disk.py",
+            "tests/faults/test_memory.py",
+            "tests/runs/test_checkpoint.py",
+        ),
     ),
     Break(
         "only two origins refused by play",
@@ -134,14 +138,14 @@ BREAKS = (
         '    if origin is None:\n        return True\n    scheme, _, place = origin.partition("://")\n'
         '    return scheme in ("http", "https") and place.lower() == host.strip().lower()',
         '    return origin not in ("null", "http://evil.example")',
-        ("tests/test_play_access.py", "tests/test_play.py"),
+        ("tests/unit/apps/test_play_access.py", "tests/unit/apps/test_play.py"),
     ),
     Break(
         "a kept picture written over",
         "apps/play/painter.py",
         'path.open("xb")',
         'path.open("wb")',
-        ("tests/test_play.py", "tests/test_play_access.py"),
+        ("tests/unit/apps/test_play.py", "tests/unit/apps/test_play_access.py"),
     ),
     Break(
         "log lines dropped",
@@ -155,7 +159,7 @@ BREAKS = (
         "diffusion/guidance.py",
         " and low <= timestep <= high",
         "",
-        ("tests/test_solvers.py", "tests/test_guidance.py"),
+        ("tests/unit/diffusion/test_solvers.py", "tests/unit/diffusion/test_guidance.py"),
     ),
 )
 

@@ -248,7 +248,7 @@ def test_what_cannot_be_exported_is_told(checkpoint: Path, tmp_path: Path) -> No
 def test_what_the_guide_says_to_type_works_as_typed(
     hub: Recorded, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide = (Path(__file__).parents[1] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "outputs" / "demo")
     done = []

@@ -22,7 +22,7 @@ from limner.config import load_config
 from limner.training.monitor.run_log import read_log
 from limner.training.resume import resume_config
 
-SCRIPTS = Path(__file__).parents[1] / "src" / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "src" / "scripts"
 
 
 pytestmark = pytest.mark.usefixtures("quick_end")

@@ -89,7 +89,7 @@ FAINT = """
 
 KEPT = {
     path.name: path
-    for path in (Path(__file__).parents[1] / "docs" / "runs").glob("evaluation-*.html")
+    for path in (Path(__file__).parents[2] / "docs" / "runs").glob("evaluation-*.html")
 }
 """Of models that were really trained."""
 

@@ -216,7 +216,7 @@ def test_pictures_are_found_in_the_one_folder_that_has_them(table, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["data.md", "data.zh-CN.md"])
 def test_the_guide_lists_the_names_that_are_known_in_their_order(name: str):
-    guide = (Path(__file__).parents[1] / "docs" / name).read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[3] / "docs" / name).read_text(encoding="utf-8")
     for known in (IMAGE, CAPTIONS):
         assert ", ".join(f"`{word}`" for word in known) in guide
     for key, field in DataConfig.model_fields.items():

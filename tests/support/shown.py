@@ -30,7 +30,7 @@ from limner.cli import main
 from limner.config import Config, load_config
 from limner.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PICTURES = 16
 SCRIPTS = {"train.py": "train", "inference.py": "generate", "prepare_data.py": "prepare"}
 QUICK: Mapping[str, tuple[str, ...]] = {

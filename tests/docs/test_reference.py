@@ -12,7 +12,7 @@ import limner
 from limner.cli import build_parser
 from limner.config import known_keys
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

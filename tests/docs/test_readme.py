@@ -16,7 +16,7 @@ from limner.commands.common import as_overrides
 from limner.config import Config, known_keys
 from limner.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 RUNS = sorted(f"docs/runs/{path.name}" for path in (ROOT / "docs" / "runs").glob("*.md"))
 GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -101,7 +101,7 @@ def test_every_shown_command_is_understood() -> None:
                 load_run_config(written[configuration.name], as_overrides(rest))
                 continue
             assert configuration is None or (ROOT / configuration).is_file(), words
-            # The model that a run starts from is the reader's (tests/test_lora.py has one).
+            # The model that a run starts from is the reader's (tests/runs/test_lora.py has one).
             own = [
                 o for o in as_overrides(rest) if not o.startswith(("training.init_from", "lora"))
             ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "limner"
+SOURCE = Path(__file__).parents[2] / "src" / "limner"
 ROOMS = (
     ("errors", "version", "messages", "redaction", "console", "threads", "device", "memory"),
     ("files",),

@@ -15,7 +15,7 @@ from tiny import TINY
 
 from limner.training.monitor.progress import Progress
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "limner.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "limner.ipynb"
 
 
 class Shown:

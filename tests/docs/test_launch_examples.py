@@ -20,7 +20,7 @@ from limner.cli import build_parser
 from limner.commands.common import as_overrides
 from limner.config import load_config
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def understood(words: list[str]) -> Any:

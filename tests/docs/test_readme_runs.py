@@ -23,7 +23,7 @@ from limner.training.monitor import throughput
 
 BLOCKS = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
 NOT_HERE = {
-    "limner demo": "takes minutes; tests/test_demo.py runs it on few pictures",
+    "limner demo": "takes minutes; tests/runs/test_demo.py runs it on few pictures",
     "pytest": "runs this; the tests of a clean checkout type the line itself",
 }
 IN_LATENTS = [o for o in TINY if not o.startswith(("data.dataset_name", "data.num_samples"))]

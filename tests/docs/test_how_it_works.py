@@ -19,7 +19,7 @@ from limner.training.loss_weighting import BINS
 from limner.training.monitor.heldout import LEVELS
 from limner.training.muon import orthogonalise
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "how-it-works.md").read_text(encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `([\w/]+\.py)` \| `([\w.]+)` \| (.*?) ?\|$", re.M)
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 JOURNEYS = TEXT.partition("## Two journeys")[2].partition("## Where does")[0]

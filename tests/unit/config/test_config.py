@@ -9,7 +9,7 @@ import yaml
 from limner.config import Config, known_keys, load_config
 from limner.errors import LimnerError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 def problems(source: Any, *overrides: str) -> list[str]:

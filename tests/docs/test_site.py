@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from browser import Page, browser_or_skip, open_browser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ("index", "faq", "how-it-works", "reference/config", "runs/emoji")
 """Opened in the browser."""
 

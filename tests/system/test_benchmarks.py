@@ -13,7 +13,7 @@ import tables
 from limner.config import load_config
 from limner.models.text_to_image import build_model
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EVERY: dict[str, recipes.Recipe] = {
     **recipes.BASELINES,
     **recipes.DEFAULT,

@@ -227,7 +227,7 @@ def test_the_page_names_no_folder_whatever_it_is_called(
 
 @pytest.mark.parametrize("guide", ["checking.md", "checking.zh-CN.md"])
 def test_the_guide_names_every_kind_in_its_order(guide: str) -> None:
-    text = (Path(__file__).parents[1] / "docs" / guide).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / guide).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z-]+)` \| (error|warning|note) \|", text, re.MULTILINE)
     assert rows == [(kind, about.severity) for kind, about in KINDS.items()]
 
