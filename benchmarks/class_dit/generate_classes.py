@@ -3,8 +3,8 @@
     python benchmarks/class_dit/generate_classes.py DiT-XL-2-256x256.pt 207 360 387 --seed 0
     python benchmarks/class_dit/generate_classes.py facebook/DiT-XL-2-256 207 --scheduler_type ddim
 
-Limner's own network and solvers draw; tests/unit/models/test_import_dit.py shows that they follow the published
-formulas number by number.
+Limner's own network and solvers draw; tests/unit/models/test_import_dit.py shows that they follow
+the published formulas number by number.
 """
 
 from __future__ import annotations

@@ -350,24 +350,26 @@ def test_latents_are_those_of_the_pictures_in_their_sizes(mixed: Build, tmp_path
     vae = pretrained.tiny_autoencoder(tmp_path / "vae")
     words = f"vae.pretrained_model_name='{vae}'", "model.patch_size=1", "data.horizontal_flip=0.5"
     whole = trained(mixed(*words))
-    space, data = whole.parts.autoencoder, whole.data
+    space, data = whole.run.parts.autoencoder, whole.data
     space.load(torch.device("cpu"), torch.float32)
     shapes = set()
     for source, pictures in (
-        (whole.inputs.trained, data.trained),
-        (whole.inputs.held_out, data.held_out),
+        (whole.run.inputs.trained, data.trained),
+        (whole.run.inputs.held_out, data.held_out),
     ):
         for i in range(len(pictures.rows)):
             expected = space.encode(pictures.tensor(i)[None])[0]
             torch.testing.assert_close(source.tensor(i), expected, atol=2e-3, rtol=2e-3)
             shapes.add(tuple(expected.shape))
     flipped = space.encode(data.trained.tensor(0).flip(-1)[None])[0]
-    torch.testing.assert_close(whole.inputs.trained.tensor(0, True), flipped, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        whole.run.inputs.trained.tensor(0, True), flipped, atol=2e-3, rtol=2e-3
+    )
     assert len(shapes) == 3
     # The same pictures in other sizes, with the same cache: none is taken for another.
     sizes = "data.buckets=[[16, 12], [12, 16], [12, 12]]"
     smaller = Trainer(mixed(*words, sizes, f"training.output_dir='{tmp_path / 'smaller'}'"))
-    assert {tuple(smaller.inputs.trained.tensor(i).shape[1:]) for i in range(12)} == {
+    assert {tuple(smaller.run.inputs.trained.tensor(i).shape[1:]) for i in range(12)} == {
         (4, 3),
         (3, 4),
         (3, 3),
@@ -396,8 +398,8 @@ def test_what_stands_in_for_a_bad_picture_is_of_its_size(mixed: Build, tmp_path:
 def test_a_picture_set_of_squares_is_trained_as_without_buckets(tiny_config: Build) -> None:
     with_them = Trainer(tiny_config("data.buckets=auto"))
     assert with_them.config.data.buckets == ((16, 16),)
-    with with_them.loading():
-        batch = with_them.next_batches()[0]
+    with with_them.batches:
+        batch = with_them.batches.of_next_update()[0]
     assert isinstance(batch, Batch)
     assert batch.picture.shape == (4, 3, 16, 16)
 

@@ -2,7 +2,8 @@
 
 It asks nothing of where a picture comes from: it finds what is not background, takes each connected
 piece as a thing, and reads its colour, shape, size and place. Clean pictures are read without
-error, and mild noise or blur, as generated pictures have, is tolerated (tests/unit/data/test_shapes.py).
+error, and mild noise or blur, as generated pictures have, is tolerated
+(tests/unit/data/test_shapes.py).
 """
 
 from __future__ import annotations
