@@ -1,12 +1,16 @@
 # What contributors run; `.ci/run` is what is run on a clean checkout.
-.PHONY: help test lint golden docs kills
+.PHONY: help quick test lint golden docs kills
 
 help:
+	@echo "make quick   the tests of tests/unit"
 	@echo "make test    all tests, lint, and types"
 	@echo "make lint    ruff and mypy"
 	@echo "make golden  losses, drawings, help, and reference, beside those of BASE (default: main)"
 	@echo "make docs    the generated reference and the site"
 	@echo "make kills   a run killed 100 times, and five commands 20 times each"
+
+quick:
+	pytest tests/unit
 
 test: lint
 	pytest
