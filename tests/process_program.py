@@ -25,38 +25,38 @@ LOSS = TrainStep.loss
 RANK = int(os.environ.get("RANK", "0"))
 
 
-def nan_in_one(update: TrainStep, batch: Any) -> torch.Tensor:
+def nan_in_one(update: TrainStep, batch: Any, *more: Any) -> torch.Tensor:
     """The third update's loss is no number in the last process."""
     last = dist.get_world_size() - 1 if dist.is_initialized() else 0
     wrong = update.state.step == 2 and last == RANK
-    return LOSS(update, batch) * (float("nan") if wrong else 1.0)
+    return LOSS(update, batch, *more) * (float("nan") if wrong else 1.0)
 
 
-def short_of_memory(update: TrainStep, batch: Any) -> torch.Tensor:
+def short_of_memory(update: TrainStep, batch: Any, *more: Any) -> torch.Tensor:
     """Process 1 has no room for more than two pictures from the fifth update on."""
     if update.state.step >= 4 and RANK == 1 and len(batch) > 2:
         raise torch.OutOfMemoryError("injected: out of memory")
-    return LOSS(update, batch)
+    return LOSS(update, batch, *more)
 
 
-def killed_once(update: TrainStep, batch: Any) -> torch.Tensor:
+def killed_once(update: TrainStep, batch: Any, *more: Any) -> torch.Tensor:
     """Process 1 dies in its fifth update, in its first life."""
     if update.state.step == 4 and RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return LOSS(update, batch)
+    return LOSS(update, batch, *more)
 
 
-def dawdling(update: TrainStep, batch: Any) -> torch.Tensor:
+def dawdling(update: TrainStep, batch: Any, *more: Any) -> torch.Tensor:
     """An update takes so long that something can happen in it."""
     time.sleep(0.4)
-    return LOSS(update, batch)
+    return LOSS(update, batch, *more)
 
 
-def failing(update: TrainStep, batch: Any) -> torch.Tensor:
+def failing(update: TrainStep, batch: Any, *more: Any) -> torch.Tensor:
     """Process 1 has an error that nobody expected."""
     if update.state.step == 2 and RANK == 1:
         raise ZeroDivisionError("injected")
-    return LOSS(update, batch)
+    return LOSS(update, batch, *more)
 
 
 def muon_in_shards() -> None:
@@ -114,7 +114,7 @@ def no_room_once() -> None:
     save_sharded.write_shard = full
 
 
-FAULTS: dict[str, Callable[[TrainStep, Any], torch.Tensor]] = {
+FAULTS: dict[str, Callable[..., torch.Tensor]] = {
     f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
 }
 
