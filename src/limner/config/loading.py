@@ -49,9 +49,9 @@ def read_sections(
         _override(values, text)
     for section, keys in FROM_HOME.items():
         found = values.get(section)
-        for key in keys if isinstance(found, dict) else ():
-            if isinstance(found.get(key), str):
-                found[key] = os.path.expanduser(found[key])
+        if isinstance(found, dict):
+            texts = {key: found[key] for key in keys if isinstance(found.get(key), str)}
+            found.update({key: os.path.expanduser(text) for key, text in texts.items()})
     return where, values
 
 
