@@ -1,4 +1,4 @@
-"""Which processor to use, in which precision, and how fast it multiplies."""
+"""Choose the device and the precision."""
 
 from __future__ import annotations
 

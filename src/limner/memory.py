@@ -1,4 +1,4 @@
-"""Memory of the machine: giving it back, and going on in smaller parts where it is short."""
+"""Memory: how much is free, recognising out-of-memory errors, retrying with smaller batches."""
 
 from __future__ import annotations
 

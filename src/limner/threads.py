@@ -1,4 +1,4 @@
-"""Threads that wait without keeping others from the processor: set before torch is loaded."""
+"""OpenMP threads that do not spin while they wait; to be set before torch is imported."""
 
 from __future__ import annotations
 

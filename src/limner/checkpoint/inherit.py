@@ -1,4 +1,4 @@
-"""What a run that starts from another model (`training.init_from`) takes from its configuration.
+"""Inherit the settings of the model that a run starts from (`training.init_from`).
 
 Only configurations are read here, as text; the weights are `training/init_from.py`'s.
 """

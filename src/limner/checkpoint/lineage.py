@@ -1,4 +1,4 @@
-"""Where a model comes from: what it learned from, the model that it began from, and so on back.
+"""lineage.json: the data a model learned from, its base model, and so on back.
 
 It is written at the start of a run as lineage.json, into each of its checkpoints, and into the
 header of an exported file, so that a model card can name whoever must be named:

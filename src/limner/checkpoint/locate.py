@@ -1,4 +1,4 @@
-"""Which checkpoints there are in a folder of a run, and which of them are whole."""
+"""Find the checkpoints of a run, and the newest that is intact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint reaches the disk whole, or the one before it stays: staged, synced, listed, renamed.
+"""Write a checkpoint whole or not at all: staged, synced, sealed with checksums, renamed.
 
 The order is that of every file system's guarantees (Pillai et al. 2014, "All File Systems Are Not
 Created Equal"): the data first, then its list with sizes and checksums, then the name, each synced

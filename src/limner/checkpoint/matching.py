@@ -1,4 +1,4 @@
-"""Whether weights, optimizers, and configurations of a checkpoint fit those of a run."""
+"""Check that the weights, optimizers, and configuration of a checkpoint fit a run."""
 
 from __future__ import annotations
 

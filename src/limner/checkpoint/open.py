@@ -1,4 +1,4 @@
-"""From a name to a model of Limner's own: a path, or the Hub id of a published one."""
+"""Resolve the name of a model: a path, or the Hub id of a published one."""
 
 from __future__ import annotations
 

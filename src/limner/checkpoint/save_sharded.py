@@ -1,4 +1,4 @@
-"""Saving a model in shards: each process writes its part, and it is a checkpoint when all have."""
+"""Save a sharded model: each process writes its shard, and all of them make the checkpoint."""
 
 from __future__ import annotations
 

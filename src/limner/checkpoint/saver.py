@@ -1,4 +1,4 @@
-"""Checkpoints while training goes on: copied in a moment, written by a thread, old ones pruned."""
+"""Asynchronous saving: weights are copied, a thread writes them, old checkpoints are pruned."""
 
 from __future__ import annotations
 

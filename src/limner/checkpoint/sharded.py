@@ -1,4 +1,4 @@
-"""A checkpoint that several processes write, each what it holds of a model in shards.
+"""The format of sharded checkpoints: a file for each process, and an index.
 
     checkpoint-1000/
       shards.json                          how many there are, and the optimizers' plain values

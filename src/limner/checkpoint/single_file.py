@@ -1,4 +1,4 @@
-"""A model in one file to share: the weights to draw with, and in its header all else they need.
+"""A model in one safetensors file: EMA weights, with configuration and tokenizer in its header.
 
 A .safetensors file that any program can read, with metadata
     limner_version   of the Limner that wrote it

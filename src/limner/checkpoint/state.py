@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint writes down of it in training_state.json."""
+"""TrainingState: how far a run is, as training_state.json keeps it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each key of the configuration allows by itself, but not together with others."""
+"""Checks across keys: values that are valid by themselves, but not together."""
 
 from __future__ import annotations
 

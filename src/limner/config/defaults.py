@@ -1,4 +1,4 @@
-"""What a configuration leaves open and other values decide: chosen here, once, before it is used.
+"""Defaults that follow from other settings: resolved here, once, before the configuration is used.
 
 Beside each such key its rule is stated; what is chosen is saved with the run.
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words for people who write YAML."""
+"""Validation errors of the configuration, worded for people who write YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration asks for that will not be as it says, in words, before the run."""
+"""Notes before a run: settings that will have another effect than expected."""
 
 from __future__ import annotations
 

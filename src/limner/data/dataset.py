@@ -1,4 +1,4 @@
-"""What a data set is: rows of (key, captions), and a way to load each row's picture."""
+"""ImageDataset: rows of (key, captions), and how to load the image of each."""
 
 from __future__ import annotations
 

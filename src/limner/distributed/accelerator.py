@@ -1,4 +1,4 @@
-"""Where a run computes: its processes, which have found each other, and their devices."""
+"""The processes of a run and their devices, through accelerate."""
 
 from __future__ import annotations
 

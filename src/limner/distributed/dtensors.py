@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part: whole ones made of them, and parts of whole ones.
+"""Gather, slice, and match DTensors: tensors of which each process holds a shard (FSDP2).
 
 The parts are torch's DTensors, split along the first dimension as fully_shard splits weights.
 """

@@ -1,4 +1,4 @@
-"""A model that no process holds whole: weights, gradients, and optimizer states in shards (FSDP2).
+"""Sharding (FSDP2): weights, gradients, and optimizer states split over the processes of a run.
 
 `torch.distributed.fsdp.fully_shard` gives each process a part of every weight. A block's weights
 are brought together for its forward and its backward pass, one block after the other, and its

@@ -1,4 +1,4 @@
-"""What the processes of one run say to each other: gradients, and whether all went well.
+"""Communication between the processes of one run: gradients, and whether all went well.
 
 Gradients are averaged after the backward pass, by us, and not during it by DistributedDataParallel:
 only then can a process whose memory ran out say so, and all repeat the step in smaller parts. (It

@@ -1,4 +1,4 @@
-"""What a finished run can do: draw its prompts, measure, and write it all beside the run.
+"""The evaluation at the end of a run: sample its prompts, measure, write samples and results.
 
 Writes samples/, samples.json, samples.png, and results.json. The built-in data sets
 are measured too: emoji by recall (is the picture that the prompt names the nearest to what was

@@ -1,4 +1,4 @@
-"""Are drawings copies of trained pictures? The nearest of each, and the worst cases to look at."""
+"""Memorisation: the nearest trained image of each sample, and the worst cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Did a prompt get what it names? By the nearest of all pictures, or by a reader of drawings."""
+"""Prompt following: recall of the true image, or the checker of shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is there noise left in drawings? Their flat parts, beside those of the real pictures."""
+"""Residual noise in samples: the flat parts of samples, beside those of real images."""
 
 from __future__ import annotations
 

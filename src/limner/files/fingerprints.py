@@ -1,4 +1,4 @@
-"""What a file's content is, without reading it every time."""
+"""Content hashes of files, remembered by path, size, and modification time."""
 
 from __future__ import annotations
 

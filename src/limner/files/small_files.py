@@ -1,4 +1,4 @@
-"""JSON and YAML that a stranger may have written: what they can do at most is be refused.
+"""Read JSON and YAML from untrusted files, with limits.
 
 Read whole only up to a size; nesting, numbers, and repetition by reference that would take all
 memory, or end in a traceback, are a LimnerError that names the file.

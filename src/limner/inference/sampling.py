@@ -1,4 +1,4 @@
-"""A prompt is drawn: words -> tokens -> noise from the seed -> solver steps -> latents."""
+"""Sampling: prompt -> conditioning -> noise from the seed -> solver steps -> latents."""
 
 from __future__ import annotations
 

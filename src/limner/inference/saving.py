@@ -1,4 +1,4 @@
-"""A drawing keeps how it was made, so that it can be drawn again from the file alone."""
+"""Save images with the settings that made them in their metadata."""
 
 from __future__ import annotations
 

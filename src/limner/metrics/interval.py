@@ -1,4 +1,4 @@
-"""A measured number, how sure it is, and what must be known beside it."""
+"""A measured number with its confidence interval and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a model at least is, by its configuration alone, and whether there is memory for it."""
+"""A lower bound of a model's size from its configuration, checked against the memory."""
 
 from __future__ import annotations
 

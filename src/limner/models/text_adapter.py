@@ -1,4 +1,4 @@
-"""From the vectors of a frozen text encoder to those that the denoiser reads: learned with it."""
+"""Learned projection from a frozen text encoder to the width of the denoiser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model draws in: pixels, or the latents of a pretrained autoencoder."""
+"""Autoencoders: latents of a pretrained one, or pixels as they are."""
 
 from __future__ import annotations
 

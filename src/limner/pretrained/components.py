@@ -1,4 +1,4 @@
-"""The pretrained parts that a configuration names: found, identified, and not loaded yet."""
+"""Find and identify the pretrained autoencoder and text encoder that a configuration names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a name to a folder: a pretrained part by local path or Hub id, and what to do without it."""
+"""Resolve a pretrained model to a local folder: by path, or by Hub id."""
 
 from __future__ import annotations
 

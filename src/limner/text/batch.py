@@ -1,4 +1,4 @@
-"""Captions as a pretrained encoder has read them: what is computed once and never trained."""
+"""Text embeddings of a frozen pretrained encoder, as computed once and stored."""
 
 from __future__ import annotations
 

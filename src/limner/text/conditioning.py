@@ -1,4 +1,4 @@
-"""What the denoiser reads of a caption: one vector per token, and one for the whole."""
+"""Text conditioning of the denoiser: a vector per token, and a pooled one."""
 
 from __future__ import annotations
 

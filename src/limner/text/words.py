@@ -1,4 +1,4 @@
-"""What turns captions into what the model reads: the built-in tokenizer or a pretrained encoder."""
+"""Batches of token ids or of text embeddings: the two inputs that a model may read."""
 
 from __future__ import annotations
 

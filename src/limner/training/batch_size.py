@@ -1,4 +1,4 @@
-"""How many pictures go through the model at once, where the configuration leaves that open."""
+"""Settle `training.batch_size: auto`: the largest micro-batch that fits into memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batches of a run from where it stands, loaded ahead by other processes."""
+"""The batches of a run from where it stands, loaded ahead by worker processes."""
 
 from __future__ import annotations
 

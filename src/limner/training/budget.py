@@ -1,4 +1,4 @@
-"""How long a run goes on: so many updates, or as many as fit into so many minutes."""
+"""How long a run goes on: a number of steps, or as many as fit into a number of minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights, the ones to draw with."""
+"""Exponential moving average (EMA) of the weights, used for sampling."""
 
 from __future__ import annotations
 

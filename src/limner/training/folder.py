@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and that one process at a time writes into it."""
+"""The output folder of a run: is it ours, and the lock on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop reads, each thing computed once: pictures or latents, words or states.
+"""Inputs of the training loop: images or latents, token ids or text embeddings.
 
 In pixel space with the built-in text encoder there is nothing to compute. Otherwise latents and
 text embeddings are looked up in a store by what they were made from, and what is not there yet is

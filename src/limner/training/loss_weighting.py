@@ -1,4 +1,4 @@
-"""Noise levels weighed against one another, so that those which can be told least do not drown all.
+"""Loss weights by noise level, from the average loss at each.
 
 Where there is almost no noise, what noise there is cannot be guessed: the error there stays many
 times that of other levels, and most of it is chance. EDM2 (Karras et al. 2024, arXiv 2312.02696,

@@ -1,4 +1,4 @@
-"""What depends on the step is computed from the step: learning rate, and weight of the average."""
+"""Learning rate and EMA decay as functions of the step."""
 
 from __future__ import annotations
 

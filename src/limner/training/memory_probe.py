@@ -1,4 +1,4 @@
-"""How much memory and time a run takes: measured by short runs in processes of their own."""
+"""Measure the memory and time of a run with short runs in subprocesses."""
 
 from __future__ import annotations
 

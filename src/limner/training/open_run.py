@@ -1,4 +1,4 @@
-"""From a configuration to a run that can train: every stage, in its order.
+"""From a configuration to a run that is ready to train, in named stages.
 
 The order is a contract. The pretrained parts complete the configuration, and a checkpoint may have
 chosen what it leaves open (`auto`), so both come before anything is sized by it; the folder is ours

@@ -1,4 +1,4 @@
-"""Latents and text embeddings, computed once and kept: before a run, or at its start."""
+"""Compute latents and text embeddings once, and keep them in a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short run that is measured: what `limner estimate` knows of memory and time.
+"""The short run that is measured, in a subprocess (`python -m limner.training.probe`).
 
     python -m limner.training.probe < request.json
 

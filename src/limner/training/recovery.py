@@ -1,4 +1,4 @@
-"""Back to the last good checkpoint: after memory ran out, or after updates that were no numbers."""
+"""Roll back to the last good checkpoint after out-of-memory or repeated non-finite updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as a checkpoint has it, or as it was at its start."""
+"""Restore a run from a checkpoint, or to its initial state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run begins: at nothing, or at a checkpoint that verifies."""
+"""Find the checkpoint that a run resumes from, and check that it is of the same run."""
 
 from __future__ import annotations
 

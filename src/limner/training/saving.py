@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and writing it while the run goes on."""
+"""Save a checkpoint of a run: what it holds, and when all processes take part."""
 
 from __future__ import annotations
 

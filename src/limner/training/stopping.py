@@ -1,4 +1,4 @@
-"""Asked to stop: the step at hand is finished and saved, and running the command again goes on."""
+"""Stop on SIGINT, SIGTERM, or SIGHUP: finish the step, save, and exit; the same command resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One update of the weights: forward, loss, backward, and what may go wrong on the way.
+"""One training step: forward, loss, backward, optimizer; out-of-memory and non-finite losses.
 
 If memory runs out, the same pictures are taken again in smaller parts: the gradient is a sum over
 pictures, so that only rounding changes. If the loss or the gradient is no finite number, the

@@ -1,4 +1,4 @@
-"""The training loop: a batch in, an update of the weights out.
+"""The training loop.
 
 `Trainer(config).train()` is the whole. What happens at a step depends on the configuration, the
 weights, and the image count, and on nothing else, which is what makes a resumed run the same run.

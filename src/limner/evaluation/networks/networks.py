@@ -1,4 +1,4 @@
-"""Networks whose features tell pictures apart, each with the same face.
+"""Feature networks with one interface: Inception-v3 and EfficientNet-Lite0.
 
 What a distance is called depends on the network, its weights, and how pictures are prepared for it:
 `label` gives the published name ("FID") only where all three are those of the published numbers.

@@ -1,4 +1,4 @@
-"""What the held-out losses say about a run, in words, when they say something."""
+"""Diagnose a run from its losses: not learning, memorising, noise that stays."""
 
 from __future__ import annotations
 

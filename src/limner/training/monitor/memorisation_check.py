@@ -1,4 +1,4 @@
-"""Does the model, asked for something new, draw what it was trained on?"""
+"""Check during training whether samples of held-out captions copy trained images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eyes on a run: what is shown, logged, drawn, and measured while the model learns."""
+"""Monitor a run: progress, log, held-out loss, previews, trackers."""
 
 from __future__ import annotations
 

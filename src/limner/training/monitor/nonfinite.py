@@ -1,4 +1,4 @@
-"""Which tensor went wrong first: what a run says before it stops on numbers that are none."""
+"""Find the first NaN or inf tensor of a failing step."""
 
 from __future__ import annotations
 

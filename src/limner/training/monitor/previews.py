@@ -1,4 +1,4 @@
-"""The same prompts and seeds, drawn again and again while the model learns."""
+"""Preview images: the same prompts and seeds, sampled as training goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a model learns: one live line, or plain lines without a screen."""
+"""The progress line: live in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind in words and numbers: log.jsonl, the trackers, and refused.jsonl.
+"""Logging of a run: log.jsonl, trackers, and refused.jsonl.
 
 A disk that is full does not end a run for the sake of its log: lines wait in memory until they can
 be written.

@@ -1,4 +1,4 @@
-"""How fast this device multiplies, and how much a step of training multiplies."""
+"""FLOPs of a training step, and the peak of the device, for the MFU."""
 
 from __future__ import annotations
 

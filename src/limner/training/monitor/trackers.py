@@ -1,4 +1,4 @@
-"""Where figures, previews, and the configuration go besides the run's folder: trackers.
+"""Experiment trackers: tensorboard, wandb, trackio, comet_ml, mlflow.
 
 They are accelerate's. tensorboard, wandb, trackio, comet_ml, and mlflow need no account: without a
 login they write to this machine. One that fails is left out with a sentence; the others go on.
