@@ -29,11 +29,12 @@ HIDDEN = "***"
 
 _REMOTE = r"(?:https?|ftps?|sftp|ssh|webdavs?|s3a?|gcs|gs|abfss?|adl|az|oss|hf)"
 _URL = re.compile(
+    # A scheme is short, which keeps the search linear in long runs of letters.
     # A URL that was taken for a path has one slash left, or on Windows a backslash.
-    rf"(?:[A-Za-z][A-Za-z0-9+.-]*:(?:\\?/){{2}}|\b{_REMOTE}:[\\/]{{1,2}})[^\s\"'<>]*",
+    rf"(?:[A-Za-z][A-Za-z0-9+.-]{{0,30}}:(?:\\?/){{2}}|\b{_REMOTE}:[\\/]{{1,2}})[^\s\"'<>]*",
     re.IGNORECASE,
 )
-_ENCODED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*%3A%2F%2F[^\s\"'<>]*", re.IGNORECASE)
+_ENCODED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}%3A%2F%2F[^\s\"'<>]*", re.IGNORECASE)
 _END = re.compile(r"[)\]}.,;:!?]*$")  # of the sentence that the URL stands in
 _PARAMETER = re.compile(
     r"\b((?:x-amz|x-goog)-[a-z-]+|awsaccesskeyid|signature|sig|access_token)=[^\s&\"'<>]+",
