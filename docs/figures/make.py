@@ -63,7 +63,7 @@ def noise_levels() -> None:
 def training_times() -> None:
     """Densities of the times that are trained, at the start and at the end of a run."""
     config = load_config({})
-    path = build_objective(config).path
+    path = build_objective(config).noise_schedule
     u = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
     lines = []
     for name, moved in (("start of the run", 0.0), ("middle", 0.5), ("end", 1.0)):

@@ -260,7 +260,7 @@ def test_slicing_decodes_one_picture_at_a_time(tmp_path: Path) -> None:
 def test_the_betas_are_those_that_were_asked_for(kind: str) -> None:
     betas = {"beta_start": 0.001, "beta_end": 0.03, "beta_schedule": kind}
     config = load_config({"scheduler": {"num_train_timesteps": 100, **betas}})
-    path = build_objective(config).path
+    path = build_objective(config).noise_schedule
     power = 1.0 if kind == "linear" else 0.5
     expected = torch.linspace(0.001**power, 0.03**power, 100, dtype=torch.float64) ** (1 / power)
     alphas = path.alpha(torch.arange(100, dtype=torch.float64)) ** 2
@@ -273,7 +273,7 @@ def test_the_betas_are_those_that_were_asked_for(kind: str) -> None:
 @shows("scheduler.beta_schedule")
 def test_the_cosine_schedule_is_another() -> None:
     config = load_config({"scheduler": {"beta_schedule": "squaredcos_cap_v2"}})
-    middle = build_objective(config).path.alpha(torch.tensor([499.0])) ** 2
+    middle = build_objective(config).noise_schedule.alpha(torch.tensor([499.0])) ** 2
     # Nichol & Dhariwal 2021, equation 17, half way.
     wave = [math.cos((x + 0.008) / 1.008 * math.pi / 2) ** 2 for x in (0, 0.5)]
     assert float(middle) == pytest.approx(wave[1] / wave[0], rel=1e-6)
