@@ -245,6 +245,7 @@ def test_a_mirrored_picture_has_latents_of_its_own(build: Build) -> None:
     assert not torch.allclose(mirrored, space.encode(pixels)[0].flip(-1), atol=1e-3)
 
 
+@pytest.mark.usefixtures("float16_here")
 @pytest.mark.parametrize(
     "change", ["data.image_size=32", "cache.dtype=float32", "other weights", "mixed_precision"]
 )

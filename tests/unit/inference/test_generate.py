@@ -234,6 +234,7 @@ def test_an_earlier_checkpoint_guides(trained: Path, tmp_path: Path) -> None:
     assert not np.array_equal(drawn, np.array(plain))
 
 
+@pytest.mark.usefixtures("float16_here")
 def test_a_faster_type_draws_nearly_the_same(trained: Path, tmp_path: Path) -> None:
     prompts = ["a red circle", "two blue squares", "a"]
     slow = drawn_by(trained, tmp_path / "slow", *prompts)
