@@ -306,7 +306,7 @@ def test_a_check_does_not_replace_pictures_of_that_name(
     (tmp_path / "check" / LOCK).touch()  # killed
     check(config, tmp_path / "check")
     (tmp_path / "check" / "pictures" / "mine.png").touch()
-    with pytest.raises(LimnerError, match=r"and holds mine\.png, which none wrote"):
+    with pytest.raises(LimnerError, match=r"holds mine\.png, which no check wrote"):
         check(config, tmp_path / "check")
     (tmp_path / "check" / "pictures" / "mine.png").unlink()
     assert not (tmp_path / "check" / LOCK).exists()
