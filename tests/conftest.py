@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_trackers import fake  # noqa: F401, a fixture
 from recording_hub import TOKEN, Recorded, point_client_at, recording_hub
 from tiny import TINY
 

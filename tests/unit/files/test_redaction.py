@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_trackers import Calls, fake
+from fake_trackers import Calls
 from runs import messages
 
 from limner.apps.check_data.check import check

@@ -90,6 +90,7 @@ def test_solvers_differ_and_ddim_is_euler(generator: Callable[..., ImageGenerato
         assert abs(drawn[a] - drawn[b]).mean() > 0.3
 
 
+@pytest.mark.usefixtures("float16_here")
 def test_the_generator_takes_the_names_of_the_faq(generator: Callable[..., ImageGenerator]) -> None:
     folder = generator().config.training.output_dir
     drawer = ImageGenerator(folder, scheduler_type="ddim", device=torch.device("cpu"))
@@ -181,6 +182,7 @@ def test_the_text_is_read_once_and_the_picture_is_that_of_reading_it_at_each_ste
     torch.testing.assert_close(once, each_step, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("float16_here")
 def test_matrices_cast_once_draw_what_autocast_draws_to_the_bit(
     generator: Callable[..., ImageGenerator],
 ) -> None:
