@@ -90,6 +90,8 @@ PUBLIC: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
 }
 """Sections (English, Chinese) of (file, name)."""
+CALLED = {"load_run_config": "load_config"}
+"""By which name `limner` offers what is called otherwise where it is."""
 Definition = ast.FunctionDef | ast.ClassDef
 SECTION = re.compile(r"^(Args|Returns|Raises|Attributes):[ ]?(.*)$")
 
@@ -101,9 +103,9 @@ def api_page(language: str) -> str:
         parts.append(f"## {titles[language == 'zh']}\n")
         for file, name in members:
             module = f"limner.{file.removesuffix('.py').replace('/', '.')}"
-            parts.append(f"### {name}\n")
-            definition = find(file, name)
-            parts.append(f"```python\n{signature(definition, name)}\n```\n")
+            definition, public = find(file, name), CALLED.get(name, name)
+            parts.append(f"### {public}\n")
+            parts.append(f"```python\n{signature(definition, public)}\n```\n")
             link = f"[`{module}`](../../src/limner/{file})"
             parts.append(f"{link}\n\n{prose(ast.get_docstring(definition) or '')}")
             parts.extend(fields(definition))

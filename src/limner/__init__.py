@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limner.version import __version__
+from limner.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from limner.checkpoint.inherit import load_run_config as load_config
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from limner.inference.generator import ImageGenerator
     from limner.training.trainer import Trainer
 
-__all__ = ["Config", "ImageGenerator", "LimnerError", "Trainer", "__version__", "load_config"]
+__all__ = ["Config", "ImageGenerator", "LimnerError", "Trainer", "load_config"]
 
 _HOMES = {
     "Config": ("limner.config", "Config"),

@@ -184,12 +184,10 @@ def test_the_model_answers_and_a_run_that_does_not_learn_says_so(told: Told) -> 
 
 @answers("Q6")
 def test_the_end_is_the_same_as_without_the_interruption(told: Told) -> None:
-    # It bears the number that the text has: for the run it is a later one, and set aside.
-    (named,) = Path("outputs").rglob("checkpoint-1000")
+    named = Path("outputs/checkpoint-1000")
     for name in ("model.pt", "optimizer.pt", "training_state.json"):
         assert (named / name).is_file()
-    # The first command goes on from where it was, the second finds the run at its end.
-    assert [told.printed.count(f"resumed at step {n}") for n in (2, 4)] == [1, 1]
+    assert told.printed.count("resumed at step 2") == 2
     assert differing(Path("whole"), Path("outputs/checkpoint-4")) == []
 
 
@@ -234,7 +232,7 @@ def test_more_steps_are_another_picture_and_the_sweep_is_stored(told: Told) -> N
     assert [words[1] for words in told.commands if words[0] == "limner"] == [
         *("generate", "sweep", "evaluate", "train")
     ]
-    (named,) = Path("outputs").rglob("checkpoint-1000")
+    named = Path("outputs/checkpoint-1000")
     assert (named / "sweep.json").is_file()
     assert (told.folder / "outputs" / "evaluation" / "evaluation.html").is_file()
     assert "resumed at step 2" in told.printed

@@ -34,8 +34,6 @@ from limner.reports.evaluation_report import write_page
 from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
 
-assert fake  # a fixture
-
 SIGNED = "https://user:secret@files.example/x.tar?X-Amz-Signature=5f3a&X-Amz-Date=1#part"
 CLIENT = "Northwind GmbH"
 
