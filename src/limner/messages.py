@@ -49,3 +49,8 @@ def shorten_name(name: str, limit: int = 200) -> str:
 def escape(letter: str) -> str:
     r"""A character as a string literal writes it: `\x1b`, `\u202e`, `\udce9`."""
     return repr(letter)[1:-1]
+
+
+def plural(count: int, noun: str) -> str:
+    """`noun` for one, `nouns` for any other number."""
+    return noun if count == 1 else f"{noun}s"

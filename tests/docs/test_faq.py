@@ -103,7 +103,7 @@ def test_both_languages_say_the_same_in_the_same_order() -> None:
 
 @answers("Q1")
 def test_the_device_is_chosen_and_what_is_wrong_is_said(told: Told) -> None:
-    assert "to mend" in told.printed
+    assert "to fix" in told.printed
     expected = devices.choose_device("auto")
     assert f"{torch.cuda.is_available()} {expected}" in told.printed
     if not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -34,6 +35,9 @@ FREE_PROMPTS = (
     "rocket",
     "",
 )
+ENOUGH_STEPS = 500
+"""From which most trained prompts have their picture (benchmarks/README.md). With fewer the pictures
+are mostly noise, and that is said."""
 PREVIEW_PROMPTS = (
     "red apple",
     "thumbs up, dark skin tone",
@@ -190,6 +194,13 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     for sentence in sentences(results):
         say(sentence)
     say(f"(nearest by {results['distance']}, among {results['range']})")
+    if (steps := trainer.state.step) < ENOUGH_STEPS:
+        needed = ENOUGH_STEPS / max(1, steps) * trainer.state.seconds / 60
+        say(
+            f"\n{steps:,} steps are too few to learn this, so the pictures are mostly noise: "
+            f"{ENOUGH_STEPS} steps take about {needed:.0f} minutes of training here (limner demo "
+            f"--minutes {math.ceil(1.25 * needed)})"
+        )
     say(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes in all. Look at")
     for name in ("samples.png", "report.html"):
         say(f"  {folder / name}")

@@ -21,6 +21,7 @@ from typing import Literal
 from limner.config import Config
 from limner.config.notes import notes
 from limner.errors import LimnerError
+from limner.messages import plural
 from limner.redaction import redact_urls
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -59,7 +60,8 @@ def lines(findings: list[Finding]) -> Iterator[str]:
             yield f"{'':19}-> {f.fix}"
     worst = [f.verdict for f in findings]
     fails, warns = worst.count("fail"), worst.count("warn")
-    yield f"{len(findings) - fails - warns} passed, {warns} to know of, {fails} to mend"
+    passed = len(findings) - fails - warns
+    yield f"{passed} passed, {warns} {plural(warns, 'warning')}, {fails} to fix"
 
 
 # The machine
@@ -105,7 +107,7 @@ def packages(config: Config) -> Iterator[Finding]:
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append((f"{requirement.name} is {version}", requirement))
     if not wrong:
-        yield Finding("packages", "pass", "all that is required, in versions that are known to do")
+        yield Finding("packages", "pass", "all requirements, in supported versions")
     for problem, requirement in wrong:
         said = f'"{requirement.name}{requirement.specifier}"'
         yield Finding(
@@ -352,7 +354,7 @@ def data(config: Config) -> Iterator[Finding]:
         "data",
         "warn" if refused else "pass",
         f"{len(found.rows):,} pictures with captions in {found.name}"
-        + (f", {refused:,} rows cannot be used" if refused else ""),
+        + (f", {refused:,} {plural(refused, 'row')} cannot be used" if refused else ""),
         f"first: {found.refused[0].key}: {found.refused[0].reason}" if refused else None,
     )
 

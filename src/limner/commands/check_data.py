@@ -90,7 +90,7 @@ def lines(told: dict[str, Any]) -> list[str]:
             if told["settings"]["data.buckets"]
             else f"{size} x {size}"
         )
-        said.append(f"cropped to {to}, {cut:.0%} of a picture is cut away in the mean")
+        said.append(f"cropped to {to}, {cut:.0%} of a picture is cut away on average")
     if told["captions"]["scripts"]:
         total = max(1, captions["count"])
         scripts = (f"{name} {n / total:.0%}" for name, n in captions["scripts"].items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
         raise LimnerError('a checkpoint and a prompt, please: limner generate outputs/demo "a cat"')
     path: Path = options.output
     check(options, prompts)
+    check_no_settings(words)
     check_savable(path, options.height, options.width)
     with FolderLock(path, "name another --output"):  # before torch is imported, which takes seconds
         from limner.checkpoint.inherit import load_run_config
@@ -153,6 +155,19 @@ def check(options: argparse.Namespace, prompts: list[str]) -> None:
             "--interpolate goes from one prompt to another, or from --seed to --end_seed: give two "
             f"prompts, or one and --end_seed; got {len(prompts)}"
         )
+
+
+def check_no_settings(words: list[str]) -> None:
+    """Raises LimnerError for a setting among the prompts, as other commands take them."""
+    from limner.config import known_keys
+
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and key in known_keys():
+            raise LimnerError(
+                f"{word} is a setting, and limner generate takes flags (see limner generate "
+                f"--help). To draw it as a prompt: --prompt {shlex.quote(word)}"
+            )
 
 
 def sheet_beside(path: Path) -> Path:

@@ -221,7 +221,7 @@ def sentences(results: dict[str, Any]) -> list[str]:
     said = []
     if drawn := results.get("drawn"):
         parts = ", ".join(f"{n} of {of} {split}" for split, (n, of) in drawn.items())
-        said.append(f"the time sufficed to draw {parts} prompts; limner report draws them all")
+        said.append(f"there was time to draw {parts} prompts; limner report draws them all")
     for split, found in results.get("recall", {}).items():
         right = round(found["at_1"] * found["count"])
         said.append(

@@ -27,8 +27,8 @@ def why_no_recall(data: Data) -> str | None:
     if not shared:
         return None
     return (
-        f"recall was not measured: {shared:,} of {len(rows):,} captions name more than one "
-        "picture, so that none of these is the one that is right"
+        f"recall was not measured: {shared:,} of {len(rows):,} captions are shared by several "
+        "pictures, so recall has no single right answer"
     )
 
 

@@ -61,10 +61,10 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
         elif kind is not None:
             why = "is of a kind that Pillow reads and does not write"
         elif path.suffix:
-            why = "does not end like a picture's name"
+            why = "does not end in a picture format"
         else:
             why = "has no ending, such as .png, that says its kind"
-        raise LimnerError(f"--output {path} {why}; take apple.png, say")
+        raise LimnerError(f"--output {path} {why}; name a file such as apple.png")
     try:
         # What kinds of files limit is a side; a size that is none is told by the generator.
         for size in ((max(1, width or 1), 1), (1, max(1, height or 1))):

@@ -13,6 +13,7 @@ from typing import Any
 
 from limner.errors import LimnerError
 from limner.files.atomic import write_text_whole
+from limner.messages import plural
 from limner.redaction import redacted
 from limner.reports.gauges import share_gauge
 from limner.reports.html import SAMPLE_SIDE, folded, page, picture, section, table
@@ -21,7 +22,7 @@ from limner.reports.run_folder import read_json
 
 SHOWN = 20
 """Rows of each kind of finding; all of them are in problems.jsonl."""
-VERDICTS = {"error": "to mend", "warning": "to know of", "note": "only noted"}
+VERDICTS = {"error": "to fix", "warning": "to look at", "note": "only noted"}
 
 
 def write_check_page(folder: Path, places: Iterable[str] = ()) -> Path:
@@ -76,7 +77,7 @@ def verdict(told: dict[str, Any]) -> str:
     if not any(counts.values()):
         return "Nothing is wrong with any row."
     said = [
-        f"{count:,} {'finding' if count == 1 else 'findings'} {VERDICTS[severity]}"
+        f"{count:,} {plural(count, 'finding')} {VERDICTS[severity]}"
         for severity, count in counts.items()
         if count
     ]

@@ -35,7 +35,7 @@ def test_a_machine_on_which_all_is_well(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["doctor", *words]) == 0
     said = capsys.readouterr().out
     assert "24 pictures with captions in shapes" in said
-    assert "0 to mend" in said
+    assert "0 to fix" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -46,7 +46,7 @@ def test_what_is_to_be_mended_is_said_with_the_command(
     assert main(["doctor", *words, f"data.dataset_path={tmp_path / 'nowhere'}"]) == 1
     said = capsys.readouterr().out
     assert f"fail  data         there is no folder {tmp_path / 'nowhere'}" in said
-    assert "1 to mend" in said
+    assert "1 to fix" in said
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_rows_that_are_missing_are_counted_at_the_start(
     (folder / "images" / "image_000004.png").unlink()
     words = [*TINY, *using(folder), f"training.output_dir={tmp_path / 'run'}"]
     assert main(["train", *words, "training.max_steps=1"]) == 0
-    assert "1 rows cannot be used (see refused.jsonl)" in capsys.readouterr().out
+    assert "1 row cannot be used (see refused.jsonl)" in capsys.readouterr().out
     (line,) = (tmp_path / "run" / "refused.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["key"] == "images/image_000004.png"
 
@@ -345,7 +345,7 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--seed", "-1"], "--seed"),
         (["a", "--seed", "apple"], "--seed"),
         (["a", "--scheduler_type", "plms"], "invalid choice: 'plms'"),
-        (["a", "--output", "apple.xyz"], "--output apple.xyz does not end like a picture's name"),
+        (["a", "--output", "apple.xyz"], "--output apple.xyz does not end in a picture format"),
         (["a", "--output", "."], "--output . is a folder; take apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
         (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),

@@ -35,7 +35,7 @@ def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "said"),
     [
         (["a", "--output", "a.psd"], r"a\.psd is of a kind that Pillow reads and does not"),
-        (["a", "--output", "a.nothing"], r"a\.nothing does not end like a picture's name"),
+        (["a", "--output", "a.nothing"], r"a\.nothing does not end in a picture format"),
         (["a", "--output", "."], r"--output \. is a folder; take apple\.png"),
         (["a", "--output", "file.txt/a.png"], r"file\.txt/a\.png cannot be written \("),
         (["a", "--output", "x" * 300 + ".png"], r"\.png cannot be written \(File name too long"),

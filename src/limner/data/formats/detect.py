@@ -235,5 +235,10 @@ def _hint(folder: Path) -> str:
     if not bare:
         return ""
     tables = [path.name for path in _files(folder, *TABLES)]
-    named = f", and {', '.join(tables[:3])} with columns that are not known" if tables else ""
+    named = ""
+    if tables:
+        named = (
+            f", and {', '.join(tables[:3])} with other columns: name those of the picture and of "
+            "the caption in data.image_column and data.caption_column"
+        )
     return f" (it has {bare:,} pictures, none with a caption{named})"

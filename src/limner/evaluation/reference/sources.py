@@ -52,7 +52,7 @@ class DataPictures:
     def __init__(self, pictures: Pictures, which: Sequence[int] | None = None) -> None:
         self.pictures = pictures
         self.which = list(range(len(pictures.rows)) if which is None else which)
-        self.name = f"{len(self.which):,} pictures of {pictures.set.name}"
+        self.name = f"{len(self.which):,} pictures of the data set"  # not what a folder is called
         self.count: int | None = len(self.which)
         # Files are cropped and scaled (data/images.py); the built-in sets draw at any size.
         crop = getattr(pictures.set, "crop", None)

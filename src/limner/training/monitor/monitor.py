@@ -13,11 +13,10 @@ import torch
 from limner import device as devices
 from limner import memory
 from limner.config.defaults import noise_floor
-from limner.data.dataset import Refused
-from limner.data.examples import warn_of_long_captions
 from limner.data.verify import check_share_refused
-from limner.metrics.memorisation import COPIES
-from limner.redaction import places_of, redact_urls
+from limner.messages import plural
+from limner.metrics.memorisation import COPIES, FEW
+from limner.redaction import places_of
 from limner.training.budget import COMPILING, Budget
 from limner.training.folder import write_config
 from limner.training.monitor import throughput
@@ -115,27 +114,11 @@ class RunMonitor:
         if self.state.step:
             self.event(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
         if new := self.log.refuse(self.set.refused):
-            first = f"{new[0].key}: {new[0].reason}"
-            self.event(f"{len(new)} rows cannot be used (see refused.jsonl), the first {first}")
-        self.check_refused()
-        if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
-            self.event(sentence)
-
-    def event(self, message: str) -> None:
-        """Say something worth keeping, on the screen and in the log."""
-        seconds = round(self.budget.elapsed(), 2)
-        self.log.write("event", self.state.step, seconds=seconds, message=message)
-        self.progress.message(redact_urls(message))
-
-    def refused(self, rows: Iterable[Refused]) -> None:
-        for row in self.log.refuse(rows):
-            self.event(f"a picture was passed over: {row.reason}")
-            self.bad.add(row.key)
-            self.check_refused()
-
-    def check_refused(self) -> None:
-        """Raises LimnerError where too many of all rows cannot be used, or of those in use."""
-        bad, early = len(self.bad), self.data.refused
+            count, reason = len(new), new[0].reason
+            first = reason if reason.startswith(new[0].key) else f"{new[0].key}: {reason}"
+            self.event(
+                f"{count} {plural(count, 'row')} cannot be used (see refused.jsonl), first: {first}"
+            )
         check_share_refused(early + bad, early + len(self.set.rows), self.config)
         used = len(self.data.trained.rows) + len(self.data.held_out.rows)
         check_share_refused(bad, used, self.config)
@@ -299,6 +282,8 @@ class RunMonitor:
             return
         self.log.write("copies", self.state.step, ratio=round(ratio, 4))
         told = "they are copies" if ratio < COPIES else "they are not copies"
+        if (count := len(self.inputs.held_out.rows)) < FEW:
+            told = f"with {count} held out this is too few to tell"
         self.event(
             f"drawings of held-out captions are {ratio:.2f} times as far from the nearest trained "
             f"picture as held-out pictures are: {told}"
