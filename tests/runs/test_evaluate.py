@@ -379,7 +379,7 @@ def test_captions_of_several_pictures_have_no_recall(tmp_path: Path) -> None:
     (data / "metadata.json").write_text(json.dumps(rows), "utf-8")
     results = results_of(made_up_run(tmp_path, data))
     assert results["recall"] is None
-    assert any("2 of 30 captions name more than one picture" in e for e in results["events"])
+    assert any("2 of 30 captions are shared by several pictures" in e for e in results["events"])
 
 
 def test_pictures_that_cannot_be_decoded_are_listed_and_left_out(tmp_path: Path) -> None:

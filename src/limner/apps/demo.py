@@ -36,8 +36,8 @@ FREE_PROMPTS = (
     "",
 )
 ENOUGH_STEPS = 500
-"""From which most trained prompts have their picture (benchmarks/README.md). With fewer the pictures
-are mostly noise, and that is said."""
+"""From which most trained prompts have their picture (benchmarks/README.md). With fewer they are
+mostly noise, and that is said."""
 PREVIEW_PROMPTS = (
     "red apple",
     "thumbs up, dark skin tone",

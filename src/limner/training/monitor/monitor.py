@@ -13,10 +13,12 @@ import torch
 from limner import device as devices
 from limner import memory
 from limner.config.defaults import noise_floor
+from limner.data.dataset import Refused
+from limner.data.examples import warn_of_long_captions
 from limner.data.verify import check_share_refused
 from limner.messages import plural
 from limner.metrics.memorisation import COPIES, FEW
-from limner.redaction import places_of
+from limner.redaction import places_of, redact_urls
 from limner.training.budget import COMPILING, Budget
 from limner.training.folder import write_config
 from limner.training.monitor import throughput
@@ -119,6 +121,25 @@ class RunMonitor:
             self.event(
                 f"{count} {plural(count, 'row')} cannot be used (see refused.jsonl), first: {first}"
             )
+        self.check_refused()
+        if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
+            self.event(sentence)
+
+    def event(self, message: str) -> None:
+        """Say something worth keeping, on the screen and in the log."""
+        seconds = round(self.budget.elapsed(), 2)
+        self.log.write("event", self.state.step, seconds=seconds, message=message)
+        self.progress.message(redact_urls(message))
+
+    def refused(self, rows: Iterable[Refused]) -> None:
+        for row in self.log.refuse(rows):
+            self.event(f"a picture was passed over: {row.reason}")
+            self.bad.add(row.key)
+            self.check_refused()
+
+    def check_refused(self) -> None:
+        """Raises LimnerError where too many of all rows cannot be used, or of those in use."""
+        bad, early = len(self.bad), self.data.refused
         check_share_refused(early + bad, early + len(self.set.rows), self.config)
         used = len(self.data.trained.rows) + len(self.data.held_out.rows)
         check_share_refused(bad, used, self.config)
