@@ -117,6 +117,7 @@ def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> 
     assert retrieval.DISTANCE in said
     assert str(folder / "samples.png") in said
     assert str(folder / "report.html") in said
+    assert f"{STEPS} steps are too few to learn this" in said
     commands = [line.strip() for line in said.splitlines() if line.startswith("  limner ")]
     assert len(commands) == 4
     assert f'limner generate {folder} "a red apple" --seed 42' in commands

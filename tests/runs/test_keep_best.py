@@ -140,14 +140,16 @@ def test_it_can_be_turned_off(
     assert names(run(tiny_config, "training.keep_best=false")) == {"checkpoint-12"}
 
 
+@pytest.mark.parametrize(("few", "verdict"), [(1, "are copies"), (20, "is too few to tell")])
 def test_a_run_that_memorises_looks_for_copies_once(
-    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    few: int, verdict: str, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(monitor, "FEW", few)
     planned(monkeypatch, [9, 5, 6, 7, 8, 9])
     monkeypatch.setattr(monitor, "copying", lambda *parts: 0.2)
     folder = run(tiny_config)
     assert [event["ratio"] for event in events(folder, "copies")] == [0.2]
-    assert any("0.20 times as far" in said and "are copies" in said for said in messages(folder))
+    assert any("0.20 times as far" in said and verdict in said for said in messages(folder))
 
 
 def test_copies_are_found(

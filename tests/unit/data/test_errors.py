@@ -346,7 +346,7 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--seed", "apple"], "--seed"),
         (["a", "--scheduler_type", "plms"], "invalid choice: 'plms'"),
         (["a", "--output", "apple.xyz"], "--output apple.xyz does not end in a picture format"),
-        (["a", "--output", "."], "--output . is a folder; take apple.png"),
+        (["a", "--output", "."], "--output . is a folder; name a file such as apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
         (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
         (["a", "--shift", "-1"], "sampling.shift: "),

@@ -229,6 +229,7 @@ def test_pictures_of_a_data_set_are_keyed_by_content_size_and_choice(tmp_path: P
     data, network = emoji(), Means()
     some = list(range(0, 60, 3))
     found = statistics_of(DataPictures(data.trained, some), network, tmp_path)
+    assert data.set.name not in DataPictures(data.trained).name  # it may be a folder's
     assert found.features is not None
     expected = torch.stack([data.trained.load(i) for i in some])
     assert torch.equal(found.features, network.features(expected))
