@@ -36,6 +36,7 @@ from limner.console import say, say_error
 from limner.errors import LimnerError
 from limner.files.full_disk import DiskFull
 from limner.threads import share_the_machine
+from limner.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +75,9 @@ def run(words: list[str]) -> int:
             # argparse ends a list of words at the first flag; those after it are the same list's.
             getattr(options, options.takes_words).extend(rest)
         elif rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            near = nearest_flag(parser, words[0], flags[0]) if flags else None
+            hint = f"; {near} is the nearest" if near else ""
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return options.run(options) or 0
     except LimnerError as error:
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -122,11 +125,19 @@ def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
+def nearest_flag(parser: argparse.ArgumentParser, command: str, word: str) -> str | None:
+    """The flag of a command that a misspelled one is like, if there is any."""
+    (choices,) = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
+    known = [name for name in choices[command]._option_string_actions if name.startswith("--")]
+    return next(iter(difflib.get_close_matches(word.partition("=")[0], known, n=1)), None)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="limner",
         description="Train your own text-to-image Diffusion Transformer, and draw with it.",
     )
+    parser.add_argument("--version", action="version", version=f"limner {__version__}")
     parser.set_defaults(log_level="info", no_color=False, takes_overrides=False, takes_words=None)
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=HelpWithExamples

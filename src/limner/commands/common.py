@@ -61,8 +61,8 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
         name, equals, value = word.removeprefix("--").partition("=")
         if "." not in name or not (equals or word.startswith("--")):
             raise LimnerError(
-                f"'{word}' is not understood; settings are section.key=value, flags are in "
-                "limner train --help"
+                f"'{word}' is not understood; settings are section.key=value, flags are in --help"
+                + (f"; a configuration is named by --config {word}" if _is_yaml(word) else "")
             )
         if not equals:
             following = next(words, None)
@@ -71,6 +71,10 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
             value = following
         overrides.append(f"{name}={value}")
     return overrides
+
+
+def _is_yaml(word: str) -> bool:
+    return word.lower().endswith((".yaml", ".yml"))
 
 
 def flag(parser: argparse._ActionsContainer, name: str, **how: Any) -> None:

@@ -113,11 +113,23 @@ def _opened(folder: Path, config: Config, auto: bool = False) -> Checkpoint:
         raise LimnerError(
             f"{folder} is of an earlier run with other settings:\n"
             + "\n".join(f"  - {d}" for d in different)
-            + "\ngive this run another training.output_dir, or go on from there with these "
-            "settings: --resume latest"
+            + "\ngive this run another training.output_dir"
+            + (
+                ", or go on from there with these settings: --resume latest"
+                if _is_same_model(checkpoint.config, config)
+                else ": the model is another one, too, so that it cannot go on from there"
+            )
         )
     check_same_model(checkpoint.config, config)
     return checkpoint
+
+
+def _is_same_model(saved: Config, asked: Config) -> bool:
+    try:
+        check_same_model(saved, asked)
+    except LimnerError:
+        return False
+    return True
 
 
 def differences(saved: Config, asked: Config) -> list[str]:

@@ -203,6 +203,7 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
     ("words", "said"),
     [
         (["stray", "words"], "'stray' is not understood; settings are section.key=value"),
+        (["cats.yaml"], "a configuration is named by --config cats.yaml"),
         (["--batch-size", "4"], "'--batch-size' is not understood"),
         (["--training.seed"], "'--training.seed' needs a value: --training.seed VALUE"),
         (["--seed=4"], "'--seed=4' is not understood"),
@@ -348,6 +349,7 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--output", "apple.xyz"], "--output apple.xyz does not end in a picture format"),
         (["a", "--output", "."], "--output . is a folder; name a file such as apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
+        (["a", "--seeds=4"], "unrecognized arguments: --seeds=4; --seed is the nearest"),
         (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
         (["a", "--shift", "-1"], "sampling.shift: "),
         (["a", "--guidance_interval", "0.8", "0.2"], "the first must be below the second"),
