@@ -14,6 +14,7 @@ from PIL import Image
 from limner.checkpoint.matching import check_same_model
 from limner.checkpoint.single_file import open_model
 from limner.config import Config
+from limner.config.types import SEEDS
 from limner.data.buckets import ratio_of, size_for
 from limner.data.images import to_pil
 from limner.device import (
@@ -198,6 +199,8 @@ class ImageGenerator:
             **settings,
         )
         each = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+        if bad := [seed for seed in each if not 0 <= seed < SEEDS]:
+            raise LimnerError(f"seed {bad[0]} is not from 0 to 2^63 - 1")
         if len(each) != len(prompts):
             raise LimnerError(f"{len(prompts)} prompts need as many seeds, or one; got {len(each)}")
         start = self._start(init_image, strength, height, width)
@@ -306,6 +309,13 @@ class ImageGenerator:
 
     def _check_prompts(self, prompts: Sequence[str]) -> None:
         """Before anything is drawn. Raises LimnerError for what is no text; says what is cut."""
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                several = isinstance(prompt, list | tuple)
+                raise LimnerError(
+                    f"a prompt is text, not {shorten(prompt)}"
+                    + ("; generate_batch takes several prompts" if several else "")
+                )
         for prompt in dict.fromkeys(prompts):
             try:
                 prompt.encode("utf-8")

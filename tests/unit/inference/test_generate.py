@@ -234,6 +234,21 @@ def test_an_earlier_checkpoint_guides(trained: Path, tmp_path: Path) -> None:
     assert not np.array_equal(drawn, np.array(plain))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (None, "a prompt is text, not None"),
+        (["a cat", "a dog"], "a prompt is text, .*; generate_batch takes several prompts"),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_refused(prompt: Any, said: str, trained: Path) -> None:
+    generator = limner.ImageGenerator(trained / "outputs")
+    with pytest.raises(LimnerError, match=said):
+        generator.generate(prompt)
+    with pytest.raises(LimnerError, match="seed -1 is not from 0"):
+        generator.generate("a cat", seed=-1)
+
+
 @pytest.mark.usefixtures("float16_here")
 def test_a_faster_type_draws_nearly_the_same(trained: Path, tmp_path: Path) -> None:
     prompts = ["a red circle", "two blue squares", "a"]
