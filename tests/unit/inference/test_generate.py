@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -348,6 +349,10 @@ def test_the_documented_names_train_save_and_draw(
     trainer.save_checkpoint("./outputs/final")  # again, in its place
     assert ImageGenerator("./outputs/final").generate("a").size == (16, 16)
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["final"]
-    assert set(limner.__all__) >= {"Trainer", "ImageGenerator", "load_config", "LimnerError"}
+    assert (
+        set(dir(limner))
+        >= set(limner.__all__)
+        >= {"Trainer", "ImageGenerator", "load_config", "LimnerError"}
+    )
     with pytest.raises(AttributeError, match="no attribute 'Trainor'"):
         limner.Trainor  # noqa: B018
