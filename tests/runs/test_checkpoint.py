@@ -275,6 +275,9 @@ def test_drawing_with_a_configuration_of_another_model_names_what_differs(
 def test_nothing_there_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(LimnerError, match=r"no checkpoint at .*nowhere"):
         ImageGenerator(tmp_path / "nowhere")
+    (tmp_path / "all" / "run" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(LimnerError, match=r"there are runs in it, such as .*run$"):
+        find_checkpoint(tmp_path / "all")
     with pytest.raises(LimnerError, match="is not a complete checkpoint"):
         ImageGenerator(tmp_path)
 

@@ -129,5 +129,12 @@ def find_checkpoint(path: str | Path) -> Path:
                 f"{folder} has no good checkpoint:\n  - " + "\n  - ".join(passed_over)
             )
     if missing := [name for name in needed(folder) if not (folder / name).is_file()]:
-        raise LimnerError(f"{folder} is not a complete checkpoint: {', '.join(missing)} missing")
+        hint = ""
+        if runs := sorted(path.parent for path in folder.glob("*/checkpoint-*") if path.is_dir()):
+            hint = f"; there are runs in it, such as {runs[0]}"
+        elif (folder / "model_index.json").is_file():
+            hint = "; it is a folder for diffusers: see DiffusionPipeline.from_pretrained"
+        raise LimnerError(
+            f"{folder} is not a complete checkpoint: {', '.join(missing)} missing{hint}"
+        )
     return folder
