@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "limner"
+GROUND = "errors version choices messages redaction console threads device memory"
 ROOMS = (
-    ("errors", "version", "messages", "redaction", "console", "threads", "device", "memory"),
+    tuple(GROUND.split()),
     ("files",),
     ("config",),
     ("metrics",),

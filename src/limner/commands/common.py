@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from limner.choices import DTYPES
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def device_flags(parser: argparse._ActionsContainer) -> None:
     """What draws, and in which precision."""
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        "--dtype", choices=DTYPES, default="float32",
         help="bfloat16: faster where hardware has it, and nearly the same pictures",
     )  # fmt: skip
 

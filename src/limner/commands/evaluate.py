@@ -8,8 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from limner.choices import DTYPES, SOLVERS
 from limner.commands.common import A_MODEL, Commands, Parent, flag, parts_flags, seed
-from limner.commands.generate import SOLVER_NAMES
 from limner.console import say
 from limner.errors import LimnerError
 from limner.redaction import shown_command
@@ -55,9 +55,7 @@ def add(commands: Commands, common: Parent) -> None:
     )  # fmt: skip
     flag(evaluate, "--num_images", type=int, metavar="N", help="pictures to draw for distances")
     evaluate.add_argument("--seed", type=seed, help="of the first picture (default 0)")
-    evaluate.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="to draw in (default float32)"
-    )
+    evaluate.add_argument("--dtype", choices=DTYPES, help="to draw in (default float32)")
     evaluate.add_argument("--reference", metavar="PATH", help="folder of pictures, or an .npz file")
     networks = evaluate.add_argument_group("networks, by file, folder, or Hub id")
     networks.add_argument("--inception", help="for FID, KID, Inception score")
@@ -66,7 +64,7 @@ def add(commands: Commands, common: Parent) -> None:
     sampling = evaluate.add_argument_group("sampling (default: as the checkpoint has it)")
     flag(sampling, "--num_inference_steps", type=int, help="network calls, about")
     flag(sampling, "--guidance_scale", type=float, help="1: none")
-    flag(sampling, "--scheduler_type", choices=SOLVER_NAMES, help="the solver")
+    flag(sampling, "--scheduler_type", choices=SOLVERS, help="the solver")
     sampling.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
     where = evaluate.add_argument_group("where and how")
     where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")

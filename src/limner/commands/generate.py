@@ -7,15 +7,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limner.choices import SOLVERS
 from limner.commands.common import A_MODEL, Commands, Parent, device_flags, flag, parts_flags, seed
 from limner.console import say
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-SOLVER_NAMES = ("ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc")
-"""Those of limner.diffusion.solvers, which imports torch."""
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -35,7 +33,7 @@ def add(commands: Commands, common: Parent) -> None:
         "--sheet", action="store_true", help="all of them on one sheet, too, beside the pictures"
     )
     flag(generate, "--num_inference_steps", type=int, help="network calls, about")
-    flag(generate, "--scheduler_type", choices=SOLVER_NAMES, help="the solver")
+    flag(generate, "--scheduler_type", choices=SOLVERS, help="the solver")
     generate.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
     generate.add_argument("--height", type=int, help="pixels (default: as trained)")
     generate.add_argument("--width", type=int, help="pixels (default: as trained)")

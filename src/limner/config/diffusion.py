@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from limner.choices import Solver
 from limner.config.types import (
     Beta,
     Count,
@@ -57,7 +58,7 @@ class SchedulerConfig(Section):
 
 
 class SamplingConfig(Section):
-    scheduler_type: Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc"] = "dpmsolver++"
+    scheduler_type: Solver = "dpmsolver++"
     """The solver."""
     num_inference_steps: Annotated[PositiveInt, Field(le=100_000)] = 20
     """Steps of the solver; more are better and slower."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from limner.choices import Dtype
 from limner.config.types import Count, PositiveInt, Section, Seed
 
 MOST_PICTURES = 16_777_216
@@ -25,7 +26,7 @@ class EvaluationConfig(Section):
     both kinds; 0: none."""
     seed: Seed = 0
     """Of the first picture; the next ones have the next seeds."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     """What the network draws in. In float32 numbers do not depend on the batch or the machine."""
     loss_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 256
     """Pictures of either split that the loss by noise level looks at, at most."""

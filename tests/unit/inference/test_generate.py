@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import limner
+from limner import choices
 from limner.cli import main
-from limner.commands.generate import SOLVER_NAMES
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.saving import remember
@@ -321,7 +321,7 @@ def test_the_generator_takes_a_solver_by_name(trained: Path) -> None:
     assert not np.array_equal(drawn["ddpm"], drawn["ddim"])
     with pytest.raises(LimnerError, match="'plms' is not known; take one of ddpm, ddim, euler"):
         limner.ImageGenerator(trained / "outputs", scheduler_type="plms")
-    assert tuple(SOLVERS) == SOLVER_NAMES
+    assert tuple(SOLVERS) == choices.SOLVERS
 
 
 def test_a_batch_is_its_pictures(trained: Path) -> None:

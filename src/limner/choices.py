@@ -1,0 +1,15 @@
+"""Choices that the configuration and the flags of commands share: each list stands here alone.
+
+It imports nothing, so that `limner --help` stays quick.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Solver = Literal["ddpm", "ddim", "euler", "heun", "dpmsolver++", "unipc"]
+SOLVERS: tuple[str, ...] = get_args(Solver)
+"""Names of the functions in limner.diffusion.solvers."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+"""Of sampling and of features."""
