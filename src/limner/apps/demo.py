@@ -36,8 +36,8 @@ FREE_PROMPTS = (
     "",
 )
 ENOUGH_STEPS = 500
-"""From which most trained prompts have their picture (benchmarks/README.md). With fewer they are
-mostly noise, and that is said."""
+"""From which most trained prompts have their picture (benchmarks/README.md). Where fewer were made,
+and most have not, that is said."""
 PREVIEW_PROMPTS = (
     "red apple",
     "thumbs up, dark skin tone",
@@ -194,10 +194,11 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     for sentence in sentences(results):
         say(sentence)
     say(f"(nearest by {results['distance']}, among {results['range']})")
-    if (steps := trainer.state.step) < ENOUGH_STEPS:
+    steps, learned = trainer.state.step, results["recall"]["trained"]["at_1"]
+    if steps < ENOUGH_STEPS and learned < 0.5:
         needed = ENOUGH_STEPS / max(1, steps) * trainer.state.seconds / 60
         say(
-            f"\n{steps:,} steps are too few to learn this, so the pictures are mostly noise: "
+            f"\n{steps:,} steps are too few to learn this: "
             f"{ENOUGH_STEPS} steps take about {needed:.0f} minutes of training here (limner demo "
             f"--minutes {math.ceil(1.25 * needed)})"
         )
