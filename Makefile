@@ -36,4 +36,6 @@ docs:
 
 kills:
 	python tests/faults/kills.py --kills 100
-	python tests/faults/kills.py --kills 20 --command train-autoencoder prepare precompute export caption
+	for command in train-autoencoder prepare precompute export caption; do \
+		python tests/faults/kills.py --kills 20 --command $$command || exit 1; \
+	done

@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from processes import free_port
 from tiny import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -52,7 +52,7 @@ def start(config_file: Path, processes: int, resume: str | None = None) -> list[
         context.set_forkserver_preload(
             ["limner.training.trainer", "limner.data.builtin.shapes", "torch._dynamo"]
         )
-    port = _free_port()
+    port = free_port()
     lives = []
     for rank in range(processes):
         life = context.Process(target=live, args=(str(config_file), rank, processes, port, resume))
@@ -199,12 +199,6 @@ def written(config: Config) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config.to_yaml(), encoding="utf-8")
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def small_run(folder: Path, steps: int, *overrides: str) -> Config:

@@ -221,7 +221,13 @@ def wrong(now: State, before: State, new: State, grows: bool) -> str | None:
 
 def staged(folder: Path) -> list[Path]:
     """What is half-written, at any depth."""
-    return [path for path in folder.rglob(".*") if is_staging(path.name)]
+    # os.walk, and not Path.rglob: what a living process takes away meanwhile is passed over.
+    return [
+        Path(place) / name
+        for place, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+        if is_staging(name)
+    ]
 
 
 def harness(folder: Path, name: str, kills: int, seed: int) -> dict[str, Any]:

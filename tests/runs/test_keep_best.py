@@ -140,7 +140,9 @@ def test_it_can_be_turned_off(
     assert names(run(tiny_config, "training.keep_best=false")) == {"checkpoint-12"}
 
 
-@pytest.mark.parametrize(("few", "verdict"), [(1, "are copies"), (20, "is too few to tell")])
+@pytest.mark.parametrize(
+    ("few", "verdict"), [(1, "are copies"), (20, "too few to tell, with 4 held out")]
+)
 def test_a_run_that_memorises_looks_for_copies_once(
     few: int, verdict: str, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

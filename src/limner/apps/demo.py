@@ -194,8 +194,8 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     for sentence in sentences(results):
         say(sentence)
     say(f"(nearest by {results['distance']}, among {results['range']})")
-    steps, learned = trainer.state.step, results["recall"]["trained"]["at_1"]
-    if steps < ENOUGH_STEPS and learned < 0.5:
+    steps, recall = trainer.state.step, results["recall"].get("trained")
+    if steps < ENOUGH_STEPS and (not recall or recall["at_1"] < 0.5):
         needed = ENOUGH_STEPS / max(1, steps) * trainer.state.seconds / 60
         say(
             f"\n{steps:,} steps are too few to learn this: "

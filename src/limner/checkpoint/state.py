@@ -43,9 +43,13 @@ class TrainingState:
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
-    def split_micro_batches(self) -> None:
-        """From here on each goes through the model in twice as many parts."""
-        self.pieces *= 2
+    def split_micro_batches(self, pieces: int) -> None:
+        """From here on each goes through the model in at least so many parts."""
+        self.pieces = max(self.pieces, pieces)
+
+    def join_micro_batches(self) -> None:
+        """Another batch size: what did not fit may fit now."""
+        self.pieces = 1
 
     def end_at(self, total_steps: int, decay_start: int) -> None:
         self.total_steps, self.decay_start = total_steps, decay_start
@@ -55,6 +59,10 @@ class TrainingState:
         and memory is as short as it is."""
         for name in ("step", "images", "skipped", "skipped_in_a_row", "rolled_back_at"):
             setattr(self, name, getattr(before, name))
+
+    def become(self, other: TrainingState) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(other, field.name))
 
     def note_roll_back(self) -> None:
         """The weights are older ones; the count of pictures goes on."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import Tensor
 from limner.distributed.dtensors import full, is_shard
 from limner.errors import LimnerError
 
+T = TypeVar("T")
 BUCKET = 2**24
 """Numbers that are sent together, 64 MiB."""
 
@@ -148,19 +149,23 @@ def _on_hosts() -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=_patience))
 
 
-def done_by_one(here: bool, do: Callable[[], None]) -> None:
+def done_by_one(here: bool, do: Callable[[], T]) -> T | None:
     """One process of the run does it while the others wait; every process must call this.
 
     Args:
         here: whether it is this one.
 
+    Returns:
+        What it returned; None in the others.
+
     Raises:
         LimnerError, OSError: what it raised; in the others a LimnerError of the same words.
     """
     failed: Exception | None = None
+    result = None
     if here:
         try:
-            do()
+            result = do()
         except (LimnerError, OSError) as error:
             failed = error
     if _several():
@@ -170,6 +175,7 @@ def done_by_one(here: bool, do: Callable[[], None]) -> None:
             raise LimnerError(said[0])
     if failed is not None:
         raise failed
+    return result
 
 
 _patience = 1800.0

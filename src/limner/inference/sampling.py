@@ -86,19 +86,19 @@ def draw(
         weaker = guided_denoiser(guide.model, guide.objective, *texts, alone, dtype)
     denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
 
-    path, device = objective.noise_schedule, next(model.parameters()).device
+    device, noise_schedule = next(model.parameters()).device, objective.noise_schedule
     noise = noise_of((model.denoiser.in_channels, height, width), seeds, towards, device)
     strength = 1.0 if start is None else start.strength
-    timesteps = inference_timesteps(sampling, path, strength)
+    timesteps = inference_timesteps(sampling, noise_schedule, strength)
     x = noise(0)
-    if start is not None and strength < 1:  # at 1 nothing is left of the picture, on any path
+    if start is not None and strength < 1:  # at 1 nothing is left of the picture, on any schedule
         x = objective.add_noise(start.x0.to(device), x, timesteps[:1].to(device))
 
     def told(i: int, x0: Tensor) -> None:
         if progress is not None:
             progress(i + 1, len(timesteps) - 1, x0)
 
-    return SOLVERS[sampling.scheduler_type](denoise, x, timesteps, path, noise, told)
+    return SOLVERS[sampling.scheduler_type](denoise, x, timesteps, noise_schedule, noise, told)
 
 
 def read(

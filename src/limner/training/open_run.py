@@ -9,7 +9,6 @@ before it is sharded; the optimizers are made after, from what each process hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +107,10 @@ def _open(
     config = with_buckets(config, data)
     notes += data.said
     check_data(folder, data, config, accelerator.is_main_process)
-    rows = WrittenRows()
-    done_by_one(
-        accelerator.is_main_process, lambda: rows.look_at(data, checkpoint, wanted == "auto")
-    )
-    notes += rows.notes
+    fingerprints, said, rows_changed = done_by_one(
+        accelerator.is_main_process, lambda: check_trained(data, checkpoint, wanted == "auto")
+    ) or (None, [], False)
+    notes += said
 
     # ---- words, model, average
     origin = None if checkpoint else open_origin(config)
@@ -142,8 +140,8 @@ def _open(
         dtype=dtype,
         parts=parts,
         data=data,
-        rows=rows.fingerprints,
-        lineage=lineage_of(config, origin, checkpoint, rows.changed),
+        rows=fingerprints,
+        lineage=lineage_of(config, origin, checkpoint, rows_changed),
         tokenizer=tokenizer,
         objective=(objective := build_objective(config)),
         model=model,
@@ -221,7 +219,7 @@ def settle(
         config = changed(config, data=changed(config.data, buckets=checkpoint.config.data.buckets))
     if (state := checkpoint.state).step:
         if config.training.batch_size != checkpoint.config.training.batch_size:
-            state.pieces = 1
+            state.join_micro_batches()
         size = config.training.micro_batch_size * processes
         now = size * config.training.gradient_accumulation_steps
         before = checkpoint.pictures_per_update()
@@ -242,21 +240,21 @@ def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
     check_share_refused(data.refused, data.refused + len(data.set.rows), config)
 
 
-@dataclass
-class WrittenRows:
-    """Which rows are trained, as checkpoints write it down, and whether they changed."""
+def check_trained(
+    data: Data, checkpoint: Checkpoint | None, auto: bool
+) -> tuple[np.ndarray, list[str], bool]:
+    """The trained rows' fingerprints, what is to be said of them, and whether they are others than
+    the checkpoint's.
 
-    fingerprints: np.ndarray | None = None
-    notes: list[str] = field(default_factory=list)
-    changed: bool = False
-
-    def look_at(self, data: Data, checkpoint: Checkpoint | None, auto: bool) -> None:
-        self.fingerprints = fingerprints_of(data.set, data.trained.rows)
-        if checkpoint:
-            self.notes += check_rows(checkpoint, self.fingerprints, auto)
-            before = checkpoint.rows()
-            # Of a checkpoint of an earlier version it is not known.
-            self.changed = before is None or compare(before, self.fingerprints) is not None
+    Raises:
+        LimnerError: they are, and the run does not go on of itself with others.
+    """
+    fingerprints = fingerprints_of(data.set, data.trained.rows)
+    if checkpoint is None:
+        return fingerprints, [], False
+    notes, before = check_rows(checkpoint, fingerprints, auto), checkpoint.rows()
+    # Of a checkpoint of an earlier version it is not known.
+    return fingerprints, notes, before is None or compare(before, fingerprints) is not None
 
 
 def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:
@@ -272,7 +270,7 @@ def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | 
 def recall_pieces(state: TrainingState, folder: Path, config: Config) -> None:
     """Take micro-batches in as many parts as an earlier start found that they must be."""
     noted = [noted_pieces(folder, config.training.micro_batch_size)]
-    state.pieces = max(state.pieces, broadcast_object_list(noted)[0])
+    state.split_micro_batches(broadcast_object_list(noted)[0])
 
 
 def _to_nobody(text: str) -> None:

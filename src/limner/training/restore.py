@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.locate import newest_good, step_of
 from limner.checkpoint.matching import fit_weights
-from limner.checkpoint.state import TrainingState
 from limner.errors import LimnerError
 from limner.training.first_weights import first_model
 from limner.training.init_from import open_origin
@@ -64,6 +61,5 @@ def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> list[str]:
             reason = " ".join(str(error).split())[:300]
             passed_over += [f"{checkpoint.folder.name} was passed over: {reason}", *damaged]
             checkpoint = Checkpoint.open(older)
-    for field in fields(TrainingState):
-        setattr(run.state, field.name, getattr(checkpoint.state, field.name))
+    run.state.become(checkpoint.state)
     return passed_over

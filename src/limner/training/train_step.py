@@ -141,7 +141,7 @@ class TrainStep:
                     "training.gradient_checkpointing=true, or training.mixed_precision=bf16 "
                     "(limner estimate says what fits)"
                 )
-            self.state.split_micro_batches()
+            self.state.split_micro_batches(2 * self.state.pieces)
             size = -(-largest // self.state.pieces)
             if self.sharded:
                 raise ShortOfMemory(

@@ -102,11 +102,9 @@ class Fit:
             loss_sum: Tensor | float = 0.0
             while not self.finished() and stop.name is None:
                 loss_sum += self._update()
-                state.step += 1
-                state.images += settings.batch_size
                 self.lock.check()
                 now = time.perf_counter()
-                state.seconds = before + now - started
+                state.advance(settings.batch_size, before + now - started)
                 if state.step % 20 == 0:
                     steps = state.step - first
                     speed = steps * settings.batch_size / (now - started)

@@ -304,7 +304,7 @@ class RunMonitor:
         self.log.write("copies", self.state.step, ratio=round(ratio, 4))
         told = "they are copies" if ratio < COPIES else "they are not copies"
         if (count := len(self.inputs.held_out.rows)) < FEW:
-            told = f"with {count} held out this is too few to tell"
+            told = f"too few to tell, with {count} held out"
         self.event(
             f"drawings of held-out captions are {ratio:.2f} times as far from the nearest trained "
             f"picture as held-out pictures are: {told}"
