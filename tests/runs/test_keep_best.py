@@ -141,7 +141,7 @@ def test_it_can_be_turned_off(
 
 
 @pytest.mark.parametrize(
-    ("few", "verdict"), [(1, "are copies"), (20, "too few to tell, with 4 held out")]
+    ("few", "verdict"), [(1, "are copies"), (20, "too few to tell, with 1 held out")]
 )
 def test_a_run_that_memorises_looks_for_copies_once(
     few: int, verdict: str, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
