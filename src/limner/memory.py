@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeVar
 
 import torch
-import torch._dynamo
 
 T = TypeVar("T")
 
