@@ -1,4 +1,5 @@
-"""Changes of the defaults, ten minutes each: how they were found, and what each part is worth."""
+"""Recipes that differ from the defaults, ten minutes each: how the defaults were found, and
+ablations."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ def change(*overrides: str, experiment: str | None = None, minutes: float = 10) 
 def step(
     prediction: str, rate: str, period: int, *overrides: str, experiment: str | None = None
 ) -> Recipe:
-    """All that the defaults of the day were, said out: the defaults move on."""
+    """A recipe with the defaults of its time written out, because the defaults have changed since."""
     experiments = "independent_times", *([experiment] if experiment else [])
     return change(
         f"scheduler.prediction_type={prediction}",
@@ -31,14 +32,14 @@ def step(
 
 
 def standing(*overrides: str, experiment: str | None = None, minutes: float = 10) -> Recipe:
-    """The defaults before the times moved with the rate."""
+    """The defaults before the timestep mean followed the learning rate decay."""
     base = "scheduler.logit_mean=-0.6", "optimizer.adamw_rate_share=0.33"
     recipe = step("velocity", "4e-3", 4, *base, *overrides, experiment=experiment)
     return replace(recipe, minutes=minutes)
 
 
 def moving(*overrides: str, experiment: str | None = None) -> Recipe:
-    """The defaults before noise levels were weighed: times move from -1 to 0.6 with the rate."""
+    """The defaults before loss balancing: the timestep mean moves from -1 to 0.6 during the decay."""
     times = "scheduler.logit_mean=-1", "scheduler.logit_mean_end=0.6"
     return standing(*times, "lr_scheduler.decay_share=0.6", *overrides, experiment=experiment)
 
@@ -46,7 +47,7 @@ def moving(*overrides: str, experiment: str | None = None) -> Recipe:
 BASE_RECIPE = (
     "base: velocity, lr 4e-3, Muon every 4th step, timestep mean -0.6, AdamW params at lr/3"
 )
-"""What the recipes named `base, ...` change one thing of."""
+"""Recipes named `base, ...` change one setting of this one."""
 
 WAY: dict[str, Recipe] = {
     "first defaults": step("sample", "1e-3", 1),

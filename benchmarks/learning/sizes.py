@@ -1,4 +1,4 @@
-"""What is predicted, by what a patch holds and how wide the model is, at 64 to 512 pixels."""
+"""Prediction type by patch dimension and model width, at 64 to 512 pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def name_of(size: int, patch: int, width: int, what: str) -> str:
 
 
 def both(size: int, patch: int, width: int, minutes: float = 10) -> dict[str, Recipe]:
-    """The same model, predicting the velocity and the picture."""
+    """The same model with velocity and with sample prediction."""
     return {
         name_of(size, patch, width, what): sized(
             size, patch, width, f"scheduler.prediction_type={what}", minutes=minutes
@@ -49,7 +49,7 @@ FITS: dict[str, Recipe] = {
     **both(512, 64, 256, minutes=15),
     **both(128, 8, 256, minutes=30),
 }
-"""64 tokens; 256 where patches are of 4 pixels, and in the last pair."""
+"""64 tokens; 256 with patch size 4, and in the last pair."""
 
 PICTURE = "scheduler.prediction_type=sample"
 
@@ -59,7 +59,7 @@ def times(start: float, end: float) -> tuple[str, str]:
 
 
 def around(size: int, patch: int, minutes: float = 10) -> dict[str, Recipe]:
-    """What was tuned for the velocity, around the defaults of the picture."""
+    """Settings that were tuned for velocity, varied around the defaults of sample prediction."""
     return {
         f"{size} px, sample: {name}": sized(size, patch, 256, PICTURE, *overrides, minutes=minutes)
         for name, overrides in {

@@ -1,4 +1,4 @@
-"""The results as tables and plots: medians over seeds, and the range where there are several."""
+"""The results as tables and plots: medians over seeds, with ranges if there are several."""
 
 from __future__ import annotations
 
