@@ -2,9 +2,9 @@
 
     python benchmarks/estimates.py
 
-Each run trains for 20 steps in its own process, with everything that `limner train` does. The width,
-depth, and number of tokens of the first size are then doubled and its pictures halved, one at a time,
-and the cost is compared with the prediction. Results: benchmarks/results/estimates.json.
+Each run trains for 20 steps in its own process, with everything that `limner train` does. The
+width, depth, and number of tokens of the first size are then doubled and its pictures halved, one
+at a time, and the cost is compared with the prediction. Results: benchmarks/results/estimates.json.
 """
 
 from __future__ import annotations

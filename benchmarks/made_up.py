@@ -1,4 +1,5 @@
-"""Full-size pretrained components with random weights, and random pictures, for offline benchmarks."""
+"""Full-size pretrained components with random weights, and random pictures, for offline
+benchmarks."""
 
 from __future__ import annotations
 

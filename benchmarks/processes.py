@@ -6,9 +6,9 @@
 The same run (model, effective batch, pictures) three ways: one process with as many threads as
 there are processes otherwise; several with one thread each, which average their gradients after the
 backward pass; and several with a sharded model. Rounds alternate; reported are the median and every
-round. It also reports the cost of averaging gradients: the bytes that a process sends per update, and
-the share of an update spent on it, including waiting for the slower process. That share is the most
-that averaging during the backward pass (DistributedDataParallel) could save. Results:
+round. It also reports the cost of averaging gradients: the bytes that a process sends per update,
+and the share of an update spent on it, including waiting for the slower process. That share is the
+most that averaging during the backward pass (DistributedDataParallel) could save. Results:
 benchmarks/results/processes.json.
 """
 

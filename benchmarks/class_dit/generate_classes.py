@@ -3,8 +3,8 @@
     python benchmarks/class_dit/generate_classes.py DiT-XL-2-256x256.pt 207 360 387 --seed 0
     python benchmarks/class_dit/generate_classes.py facebook/DiT-XL-2-256 207 --scheduler_type ddim
 
-This uses Limner's own network and solvers; tests/unit/models/test_import_dit.py compares them with the
-published formulas.
+This uses Limner's own network and solvers; tests/unit/models/test_import_dit.py compares them with
+the published formulas.
 """
 
 from __future__ import annotations

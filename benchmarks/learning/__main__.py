@@ -40,9 +40,7 @@ def main() -> None:
     )
     parser.add_argument("words", nargs="*", help="names of recipes, or parts of names")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of parallel runs")
-    parser.add_argument(
-        "--seeds", type=int, nargs="*", help="seeds to use instead of those of each recipe"
-    )
+    parser.add_argument("--seeds", type=int, nargs="*", help="override the seeds of each recipe")
     parser.add_argument("--table", action="store_true", help="only rebuild tables and plots")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()

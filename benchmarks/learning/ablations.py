@@ -16,7 +16,8 @@ def change(*overrides: str, experiment: str | None = None, minutes: float = 10) 
 def step(
     prediction: str, rate: str, period: int, *overrides: str, experiment: str | None = None
 ) -> Recipe:
-    """A recipe with the defaults of its time written out, because the defaults have changed since."""
+    """A recipe with the defaults of its time written out, because the defaults have changed
+    since."""
     experiments = "independent_times", *([experiment] if experiment else [])
     return change(
         f"scheduler.prediction_type={prediction}",
@@ -39,7 +40,8 @@ def standing(*overrides: str, experiment: str | None = None, minutes: float = 10
 
 
 def moving(*overrides: str, experiment: str | None = None) -> Recipe:
-    """The defaults before loss balancing: the timestep mean moves from -1 to 0.6 during the decay."""
+    """The defaults before loss balancing: the timestep mean moves from -1 to 0.6 during the
+    decay."""
     times = "scheduler.logit_mean=-1", "scheduler.logit_mean_end=0.6"
     return standing(*times, "lr_scheduler.decay_share=0.6", *overrides, experiment=experiment)
 
