@@ -1,4 +1,4 @@
-"""A checkpoint is a folder that says everything about itself.
+"""A checkpoint: a self-contained folder with configuration, weights, and training state.
 
     checkpoint-1000/
       model.pt              weights as trained, {"text_encoder.*", "denoiser.*"}

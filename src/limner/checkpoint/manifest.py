@@ -1,4 +1,4 @@
-"""Write a checkpoint whole or not at all: staged, synced, sealed with checksums, renamed.
+"""Write a checkpoint atomically: to a temporary folder, synced, with checksums, then renamed.
 
 The order is that of every file system's guarantees (Pillai et al. 2014, "All File Systems Are Not
 Created Equal"): the data first, then its list with sizes and checksums, then the name, each synced

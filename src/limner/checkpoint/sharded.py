@@ -63,7 +63,7 @@ def write_shard(folder: Path, number: int, count: int, parts: dict[str, Any]) ->
 
 
 def read_shards(folder: Path, part: str) -> Any:
-    """One of the `parts`, whole: its nested dicts with their tensors on the processor.
+    """One of the `parts`, whole: its nested dicts with their tensors on the CPU.
 
     Raises:
         LimnerError: it is damaged.

@@ -1,4 +1,4 @@
-"""What is learned from: pictures and captions, and where what is computed from them is kept."""
+"""Settings of the training data, and of the cache for precomputed values."""
 
 from __future__ import annotations
 

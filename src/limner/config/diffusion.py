@@ -1,4 +1,4 @@
-"""Noise: how it is added, and how pictures are drawn out of it."""
+"""Settings of the noise schedule, the training objective, and sampling."""
 
 from __future__ import annotations
 

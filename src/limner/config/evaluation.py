@@ -1,4 +1,4 @@
-"""What is measured, with what, and against what."""
+"""Settings of the evaluation: metrics, networks, and reference."""
 
 from __future__ import annotations
 

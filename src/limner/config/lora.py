@@ -1,4 +1,4 @@
-"""Adapters: fine-tuning that leaves the model as it is and learns small corrections beside it."""
+"""Settings of LoRA: fine-tuning with low-rank adapters while the model is frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What learns: the transformer, and the parts that come from elsewhere."""
+"""Settings of the model: the transformer, text encoder, and autoencoder."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ ActivationFunction = Literal[
 
 class ModelConfig(Section):
     architecture: Annotated[Literal["modern", "dit"], BeforeValidator(lower)] = "modern"
-    """`modern` (RMSNorm, rotary position embeddings, SwiGLU, cross-attention to text tokens) or
-    `dit` (Peebles & Xie 2022 as published: adaLN-Zero, text as a single vector)."""
+    """`modern` (RMSNorm, rotary position embeddings, SwiGLU, joint attention over text and picture
+    tokens) or `dit` (Peebles & Xie 2022 as published: adaLN-Zero, text as a single vector)."""
     hidden_size: Width = 384
     """Width of the transformer."""
     num_layers: Depth = 8

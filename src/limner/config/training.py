@@ -1,4 +1,4 @@
-"""How it learns: the run, the optimizer, and the learning rate."""
+"""Settings of the training run, the optimizer, and the learning rate schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file or a folder is written whole, or what was there before stays: `replacing`.
+"""Atomic writes: a file or folder is replaced as a whole, or left unchanged (`replacing`).
 
 What is being written is in a hidden folder beside its place, which names its owner:
 

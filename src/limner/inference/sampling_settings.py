@@ -1,5 +1,4 @@
-"""How to draw: the sampling settings with what was asked for changed, checked; their cost; and what
-they are in words."""
+"""Sampling settings: apply and check overrides, count network evaluations, describe settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that lie between a picture and noise, between two prompts, or between two seeds."""
+"""Image-to-image, and interpolation between prompts or seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A measured number with its confidence interval and notes."""
+"""A measured value with its confidence interval and notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are drawn pictures copies of trained ones? Distances to the nearest trained picture say so."""
+"""Memorisation: are generated pictures copies of their nearest training pictures?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The floor under a distance: real pictures against other real pictures, as many as were drawn."""
+"""The lower bound of a distance: real against real pictures, with as many samples as generated."""
 
 from __future__ import annotations
 

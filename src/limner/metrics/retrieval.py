@@ -1,4 +1,4 @@
-"""Is the picture that a prompt names the one most like what was drawn? Recall in a range."""
+"""Recall@k: is the true picture of a prompt among those nearest to the generated one?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published Diffusion Transformer (Peebles & Xie 2022): the reference others compare with.
+"""The Diffusion Transformer (DiT) as published by Peebles & Xie 2022, as a baseline.
 
 adaLN-Zero blocks, LayerNorm, GELU, fixed sin-cos positions. Its class embedding becomes a vector
 of the text, which is all it sees of the words. Parameters carry the published names.
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form (Hendrycks & Gimpel 2016), as published: 0.5 x (1 + tanh(u)).
 
-    Compiled it is x sigmoid(2u): the same, and a processor computes it in half the time.
+    Compiled it is x sigmoid(2u): the same, and a CPU computes it in half the time.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")

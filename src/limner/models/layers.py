@@ -1,4 +1,4 @@
-"""Small pieces that both architectures are built from."""
+"""Layers shared by both architectures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default architecture: a DiT with the parts that have since proved to learn faster.
+"""The default architecture: a DiT with newer components that learn faster.
 
 RMSNorm (Zhang & Sennrich 2019), queries and keys normalised (Henry et al. 2020), rotary positions
 in two dimensions (Su et al. 2021), SwiGLU (Shazeer 2020), one modulation for all blocks plus a

@@ -1,4 +1,4 @@
-"""`--log-level debug`: shapes, ranges, and times all the way through the model, without a print."""
+"""`--log-level debug`: log tensor shapes, value ranges, and timings throughout the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lower bound of a model's size from its configuration, checked against the memory."""
+"""A lower bound on the size of a configured model, checked against the available memory."""
 
 from __future__ import annotations
 

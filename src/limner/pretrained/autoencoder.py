@@ -1,4 +1,4 @@
-"""Autoencoders: latents of a pretrained one, or pixels as they are."""
+"""Autoencoders: a pretrained one for latent space, or the identity for pixel space."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class IdentityAutoencoder:
 
 
 class PretrainedAutoencoder:
-    """The latents of a diffusers autoencoder: AutoencoderKL, AutoencoderTiny, or AutoencoderDC.
+    """A pretrained diffusers autoencoder: AutoencoderKL, AutoencoderTiny, or AutoencoderDC.
 
     Only its config.json is read until `load`.
 
     Raises:
-        LimnerError: the autoencoder cannot be had, or is of a family that is not known.
+        LimnerError: the autoencoder cannot be found, or is of an unsupported class.
 
     Attributes:
         channels: of the latents.

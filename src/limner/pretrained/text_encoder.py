@@ -1,4 +1,4 @@
-"""Captions read by a pretrained encoder: CLIP, the T5 family, BERT-like ones, language models."""
+"""Pretrained text encoders: CLIP, the T5 family, BERT-like models, and language models."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOWERS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel", "siglip2": "Sigl
 
 
 class PretrainedTextEncoder:
-    """A text encoder of transformers; only its configuration and tokenizer are read until `load`.
+    """A transformers text encoder; only its configuration and tokenizer are read until `load`.
 
     Raises:
-        LimnerError: it cannot be had, cannot be read, or reads fewer tokens than were asked for.
+        LimnerError: it cannot be found or read, or supports fewer tokens than configured.
 
     Attributes:
         width: of its states.
@@ -112,7 +112,8 @@ class PretrainedTextEncoder:
         return TextEmbeddings.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])
 
     def rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Of each caption its states [l, D] and its vector [D], float32 on the processor."""
+        """The hidden states [l, D] and the pooled vector [D] of each caption, float32 on the
+        CPU."""
         assert self.loaded, "load() comes first"
         return read_captions(self.model, self.tokenizer, captions, self.max_length, self.summary)
 
@@ -141,7 +142,7 @@ def read_captions(
             state of the last token, of a language model that reads from left to right; or "mean".
 
     Returns:
-        Of each caption its states [l, D] and its vector [D], float32 on the processor.
+        The hidden states [l, D] and the pooled vector [D] of each caption, float32 on the CPU.
     """
     read = tokenizer(
         [encodable(caption) for caption in captions],

@@ -1,4 +1,4 @@
-"""Text embeddings of a frozen pretrained encoder, as computed once and stored."""
+"""Precomputed text embeddings of a frozen pretrained encoder."""
 
 from __future__ import annotations
 

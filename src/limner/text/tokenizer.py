@@ -1,4 +1,4 @@
-"""Words to token ids: byte-level BPE learned from the captions, so that any language works."""
+"""The tokenizer: byte-level BPE trained on the captions, for any language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of token ids or of text embeddings: the two inputs that a model may read."""
+"""Batches of text inputs: token ids, or precomputed text embeddings."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _latents_of_size(
 def encode_within_memory(
     space: PretrainedAutoencoder, pictures: Sequence[Tensor], device: torch.device
 ) -> Tensor:
-    """Latents of B pictures on the processor; one picture at a time where all are too many."""
+    """Latents of B pictures, on the CPU; one picture at a time if memory runs out."""
     try:
         return space.encode(torch.stack(list(pictures)).to(device)).cpu()
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The short run that is measured, in a subprocess (`python -m limner.training.probe`).
+"""A short run in a subprocess that measures memory and time (`python -m limner.training.probe`).
 
     python -m limner.training.probe < request.json
 

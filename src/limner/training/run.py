@@ -1,4 +1,4 @@
-"""A run: everything that the training loop works with, and where it stands."""
+"""The state of a run: everything that the training loop works with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The held-out loss: on a fixed grid of (noise level, noise), so that two numbers can be compared.
+"""The held-out loss, on fixed noise levels with fixed noise, so that values are comparable.
 
 The training loss hardly moves, for it averages over random noise levels; this one is measured at
 the same pictures, levels, and noise every time, and for as many trained pictures beside it, so that
@@ -78,7 +78,7 @@ def losses_by_level(
     device: torch.device,
     place: int = 0,
 ) -> dict[str, Tensor]:
-    """The loss of each picture at each level, float32 [N] on the processor, keyed by its timestep.
+    """The loss of each picture at each level, float32 [N] on the CPU, keyed by its timestep.
 
     Args:
         place: of the grid's first picture among all that are looked at; a picture's noise is that

@@ -1,4 +1,4 @@
-"""Diagnose a run from its losses: not learning, memorising, noise that stays."""
+"""Diagnose a run from its losses: not learning, overfitting, or residual noise."""
 
 from __future__ import annotations
 

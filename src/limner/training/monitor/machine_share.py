@@ -1,4 +1,4 @@
-"""Is the machine shared? How much of its threads' CPU time a run gets, and what others use."""
+"""Detect a shared machine: how much CPU time the threads of a run get, and what others use."""
 
 from __future__ import annotations
 

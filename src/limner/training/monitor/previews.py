@@ -91,7 +91,7 @@ def decode_within_memory(
 ) -> Tensor:
     """Pictures from latents, with an autoencoder that is in memory only for that long.
 
-    One at a time, and on the processor if the device has no room even for one, so that no preview
+    One at a time, and on the CPU if the device has no room even for one, so that no preview
     needs more memory than training did.
     """
 
