@@ -132,19 +132,36 @@ def nearest_flag(parser: argparse.ArgumentParser, command: str, word: str) -> st
     return next(iter(difflib.get_close_matches(word.partition("=")[0], known, n=1)), None)
 
 
-def build_parser() -> argparse.ArgumentParser: parser = Parser( prog="limner", description="Train
-    your own text-to-image Diffusion Transformer and generate pictures with it.", )
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="limner",
+        description="Train your own text-to-image Diffusion Transformer and generate pictures.",
+    )
     parser.add_argument("--version", action="version", version=f"limner {__version__}")
     parser.set_defaults(log_level="info", no_color=False, takes_overrides=False, takes_words=None)
-    subparsers = parser.add_subparsers( title="commands", metavar="COMMAND", required=True,
-    parser_class=HelpWithExamples ) commands = cast("Commands", subparsers) every, config =
-    common(), configured() demo.add(commands, every) train.add(commands, every)
-    generate.add(commands, every) play.add(commands, every) precompute.add(commands, every, config)
-    estimate.add(commands, every, config) train_autoencoder.add(commands, every, config)
-    doctor.add(commands, every, config) check_data.add(commands, every) caption.add(commands, every)
-    prepare.add(commands, every) report.add(commands, every) evaluate.add(commands, every)
-    sweep.add(commands, every) export.add(commands, every) publish.add(commands, every)
-    completion.add(commands, every, build_parser) return parser
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=HelpWithExamples
+    )
+    commands = cast("Commands", subparsers)
+    every, config = common(), configured()
+    demo.add(commands, every)
+    train.add(commands, every)
+    generate.add(commands, every)
+    play.add(commands, every)
+    precompute.add(commands, every, config)
+    estimate.add(commands, every, config)
+    train_autoencoder.add(commands, every, config)
+    doctor.add(commands, every, config)
+    check_data.add(commands, every)
+    caption.add(commands, every)
+    prepare.add(commands, every)
+    report.add(commands, every)
+    evaluate.add(commands, every)
+    sweep.add(commands, every)
+    export.add(commands, every)
+    publish.add(commands, every)
+    completion.add(commands, every, build_parser)
+    return parser
 
 
 if __name__ == "__main__":
