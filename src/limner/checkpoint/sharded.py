@@ -34,7 +34,7 @@ TENSOR = "tensor"
 
 
 def shard_file(number: int, count: int) -> str:
-    """Its name; numbers begin with 0."""
+    """Name of a shard file; numbering starts at 0."""
     return f"shard-{number + 1:05}-of-{count:05}.safetensors"
 
 

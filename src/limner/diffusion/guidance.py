@@ -84,7 +84,7 @@ def guided_denoiser(
 
 
 def is_guided(timestep: float, sampling: GuidanceSettings, noise_schedule: NoiseSchedule) -> bool:
-    """Whether two predictions are made at this time.
+    """Whether guidance applies at this timestep, which needs two predictions.
 
     Outside of an interval of noise levels guidance does little good (Kynkäänniemi et al. 2024,
     arXiv 2404.07724), and the network is spared half its work, as it is where the scale is 1.
@@ -94,7 +94,8 @@ def is_guided(timestep: float, sampling: GuidanceSettings, noise_schedule: Noise
 
 
 def combination(sampling: GuidanceSettings) -> Combine:
-    """How the settings combine two predictions. It may remember: take a new one for each batch."""
+    """The function that combines two predictions. It may be stateful: create a new one per
+    batch."""
     scale, rescale = sampling.guidance_scale, sampling.guidance_rescale
     combine: Combine
     if sampling.guidance_type == "cfg_zero_star":
@@ -121,7 +122,7 @@ def classifier_free(scale: float) -> Combine:
 
 
 def zero_star(scale: float) -> Combine:
-    """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886): the other prediction at its best length.
+    """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886): scales the unconditional prediction optimally.
 
     With velocities v = v(text) and u = v(null): s u + scale * (v - s u), where
     s = <v, u> / |u|^2 makes s u the nearest to v of all multiples of u. On the flow path

@@ -40,11 +40,11 @@ class FlowMatchingSchedule:
     logit_mean_end: float | None = None
 
     def alpha(self, timesteps: Tensor) -> Tensor:
-        """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, 1 - self._fraction(timesteps))
 
     def sigma(self, timesteps: Tensor) -> Tensor:
-        """How much noise was added; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the noise; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, self._fraction(timesteps))
 
     def log_snr(self, timesteps: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class FlowMatchingSchedule:
         return self.sigma(timesteps)
 
     def training_timesteps(self, u: Tensor, moved: float = 0.0) -> Tensor:
-        """Turns uniform numbers into times to train at.
+        """Map uniform random numbers to training timesteps.
 
         The logit-normal distribution of Esser et al. 2024 (arXiv 2403.03206, section 3.1), mixed
         with a uniform one. One number in, one time out: numbers that are evenly spread over (0, 1)
@@ -87,7 +87,7 @@ class FlowMatchingSchedule:
         power: float = 1.0,
         strength: float = 1.0,
     ) -> Tensor:
-        """The times between which a solver steps.
+        """The timesteps of a solver.
 
         With even times f from 1 to 0, logit(s) = power * logit(f) + log(shift).
 
@@ -155,11 +155,11 @@ class VPSchedule:
             )
 
     def alpha(self, timesteps: Tensor) -> Tensor:
-        """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, torch.sigmoid(2 * self._log_snr(timesteps)).sqrt())
 
     def sigma(self, timesteps: Tensor) -> Tensor:
-        """How much noise was added; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the noise; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, torch.sigmoid(-2 * self._log_snr(timesteps)).sqrt())
 
     def log_snr(self, timesteps: Tensor) -> Tensor:
@@ -174,8 +174,8 @@ class VPSchedule:
         return _like(timesteps, torch.exp(-self._log_snr(timesteps)))
 
     def training_timesteps(self, u: Tensor, moved: float = 0.0) -> Tensor:
-        """Turns uniform numbers u [B] in (0, 1) into the whole times 0 .. T-1, each as likely,
-        from the first update to the last, so that `moved` says nothing here."""
+        """Map uniform random numbers u [B] in (0, 1) to the integer timesteps 0 .. T-1, all equally
+        likely throughout the run; `moved` is unused here."""
         return (u * self.num_train_timesteps).floor()
 
     def inference_timesteps(
@@ -185,7 +185,7 @@ class VPSchedule:
         power: float = 1.0,
         strength: float = 1.0,
     ) -> Tensor:
-        """The times between which a solver steps, in "trailing" spacing and with a clean end.
+        """The timesteps of a solver, with "trailing" spacing and a clean end.
 
         Lin et al. 2023 (arXiv 2305.08891, table 2): the first is always T-1, the noisiest of all.
 

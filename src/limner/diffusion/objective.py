@@ -50,7 +50,7 @@ class Objective:
         return alpha * x0.float() + sigma * noise.float()
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect network would put out, float32 [B, C, H, W]."""
+        """The training target of the network, float32 [B, C, H, W]."""
         x0, noise = x0.float(), noise.float()
         if self.prediction_type == "sample":
             return x0
@@ -62,7 +62,7 @@ class Objective:
         return alpha * noise - sigma * x0
 
     def to_x0(self, output: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The clean picture that the network's output amounts to, float32 [B, C, H, W].
+        """The clean picture x_0 implied by the network's output, float32 [B, C, H, W].
 
         Always affine in `output`. "epsilon" on the flow path cannot say anything about the picture
         where there is none (alpha = 0), so there the divisor stops at `MIN_DIVISOR`, which draws

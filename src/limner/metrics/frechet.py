@@ -22,7 +22,7 @@ ENOUGH = 50_000
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What the Frechet distance keeps of a set of features.
+    """Mean and covariance of a set of features.
 
     Attributes:
         mean: float64 [d].

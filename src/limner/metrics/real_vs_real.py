@@ -40,7 +40,7 @@ def floor(
     repeats: int = 3,
     seed: int = 0,
 ) -> Floor:
-    """The distance of real pictures from others of their kind.
+    """The distance between two sets of real pictures.
 
     Args:
         distance: takes features in the place of the drawn, and those of the reference; returns a

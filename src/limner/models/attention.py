@@ -31,7 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class ShortAttention(torch.autograd.Function):
-    """Plain products, with what flash attention knows about the backward pass.
+    """Attention by plain matrix products, with the memory-saving backward pass of flash attention.
 
     With the CPU's flash kernel a training step at 64 tokens takes 1.29 times as long, for its
     slow backward (benchmarks/step_cost.py): products this short fit the cache. Of Dao et al. 2022

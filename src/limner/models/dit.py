@@ -102,7 +102,7 @@ class PatchEmbed(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts from a noisy picture, its noise level, and a text: `model(x, t, y)`."""
+    """The DiT denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class DiT(nn.Module):
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 
     def prepare(self, y: TextConditioning) -> TextConditioning:
-        """The same texts: all that depends on them alone is one small product."""
+        """Return the texts unchanged: precomputing would save only one small matrix product."""
         return y
 
     def positions(self, height: int, width: int, device: torch.device) -> Tensor:

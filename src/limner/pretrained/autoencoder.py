@@ -22,7 +22,7 @@ USUAL_SCALING = {"AutoencoderKL": 0.18215}
 
 
 class IdentityAutoencoder:
-    """`vae: null`: what is denoised are the pixels."""
+    """The identity, for training in pixel space (no autoencoder)."""
 
     channels = 3
     downsampling = 1
@@ -103,7 +103,7 @@ class PretrainedAutoencoder:
         self.loaded = device, dtype
 
     def unload(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         self.model = self.loaded = None
         gc.collect()
         give_back_freed_memory()

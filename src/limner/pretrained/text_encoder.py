@@ -63,7 +63,7 @@ class PretrainedTextEncoder:
 
     @property
     def text_size(self) -> int:
-        """What the model must know of it: how wide the states are."""
+        """Width of the encoder states."""
         return self.width
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -96,13 +96,13 @@ class PretrainedTextEncoder:
         self.loaded = device, dtype
 
     def unload(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         self.model = self.loaded = None
         gc.collect()
         give_back_freed_memory()
 
     def length(self, caption: str) -> int:
-        """Tokens the caption has, special ones included, before any cut."""
+        """Number of tokens of a caption, including special tokens, before truncation."""
         return len(self.tokenizer(encodable(caption), verbose=False)["input_ids"])
 
     def encode(self, captions: Sequence[str]) -> TextEmbeddings:
@@ -134,7 +134,7 @@ class PretrainedTextEncoder:
 def read_captions(
     model: Any, tokenizer: Any, captions: Sequence[str], max_length: int, summary: str
 ) -> list[tuple[Tensor, Tensor]]:
-    """Captions through an encoder and a tokenizer of transformers.
+    """Encode captions with an encoder and a tokenizer of transformers.
 
     Args:
         max_length: tokens read of a caption, special ones included.

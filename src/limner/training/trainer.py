@@ -131,7 +131,7 @@ class Trainer:
         self.run.notes += set_aside_later(self.run.folder, self.run.state.step)
 
     def step(self, say: Callable[[str], None] = console.say) -> tuple[StepResult, list[Batch]]:
-        """One update of the weights, and the micro-batches that it was made of."""
+        """Perform one update of the weights; returns its result and its micro-batches."""
         run = self.run
         batches = self.batches.of_next_update(say)
         try:
@@ -154,7 +154,7 @@ class Trainer:
 
     @property
     def config(self) -> Config:
-        """Settled: no value is left to be chosen."""
+        """The resolved configuration."""
         return self.run.config
 
     @property
@@ -171,7 +171,7 @@ class Trainer:
 
     @property
     def averaged(self) -> TextToImage:
-        """The model to draw with: the average of the weights."""
+        """The EMA model, for sampling."""
         return self.run.averaged
 
     @property
