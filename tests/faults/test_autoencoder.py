@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from first_step import Command
 from small_autoencoder import SETTINGS, SMALL, WEIGHTS, at_step, same
 from small_disk import no_file_above
 
@@ -185,23 +183,10 @@ def test_the_command_ends_with_75_and_says_where_it_is(tmp_path: Path) -> None:
     path, output = tmp_path / "c.yaml", tmp_path / "vae"
     settings = ["data.dataset_name=shapes", "training.device=cpu", *SMALL, "training.save_steps=5"]
     path.write_text(load_config(None, settings).to_yaml(), "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "limner",
-        "train-autoencoder",
-        str(path),
-        "--output",
-        str(output),
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not checkpoints(fitting_folder(output)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGHUP)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
+    run = Command("train-autoencoder", str(path), "--output", str(output))
+    run.wait_for(lambda: checkpoints(fitting_folder(output)))
+    run.send_signal(signal.SIGHUP)
+    code, said = run.ended(60)
+    assert code == 75, said
     assert "stopped by SIGHUP after step" in said
     assert "vae-unfinished; the same command goes on from there" in said

@@ -73,38 +73,48 @@ def test_one_process_goes_on_as_two_and_two_as_one(tmp_path: Path) -> None:
 # Signals
 
 
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    kills.uninterrupted(kills.small_run(folder, STEPS), 1)
+    return folder
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
 @pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
-    name: str, tmp_path: Path, quick_end: None
+    name: str, tmp_path: Path, whole: Path
 ) -> None:
-    kills.uninterrupted(kills.small_run(tmp_path / "whole", 120), 1)
-    config = kills.small_run(tmp_path / "asked", 120, "training.save_steps=1000")
-    process = started(config)
-    process.send_signal(getattr(signal, name))
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75
+    config = kills.small_run(tmp_path / "asked", STEPS, "training.save_steps=1000")
+    run = started(config)
+    run.send_signal(getattr(signal, name))
+    code, said = run.ended(60)
+    assert code == 75
     assert f"stopped by {name} after step" in said
     assert "the same command goes on" in said
     (saved,) = checkpoints(tmp_path / "asked")
     assert f"step {saved.name.partition('-')[2]}," in said
+    assert saved.name != f"checkpoint-{STEPS}"
     for life in kills.start(kills.written(config), 1):
         life.join()
         assert life.exitcode == 0
     # The log's windows are others, for the run was cut elsewhere.
-    assert set(kills.differences(tmp_path / "whole", tmp_path / "asked")) <= {"log.jsonl"}
+    assert set(kills.differences(whole, tmp_path / "asked")) <= {"log.jsonl"}
 
 
 @pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends other signals")
 def test_a_second_signal_ends_at_once_and_harms_nothing(tmp_path: Path) -> None:
-    config = kills.small_run(tmp_path / "run", 10_000, "training.batch_size=64")
-    process = started(config)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGTERM, 75)  # 75: the step was done before the second
+    run = started(kills.small_run(tmp_path / "run", 10_000, "training.batch_size=64"))
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGTERM)
+    code, _ = run.ended(60)
+    assert code in (-signal.SIGTERM, 75)  # 75: the step was done before the second
     for path in checkpoints(tmp_path / "run"):
         assert damage(path) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -156,13 +157,28 @@ def as_rank(number: int, count: int, port: int, what: str, told: str, said: str)
     names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    say_into(said)
+    {"main": main, "command": command}[what](told)
+
+
+def alone(words: list[str], said: str, ignored: tuple[str, ...]) -> None:
+    """`limner WORDS`; what it says goes to a file."""
+    for name in ignored:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if "fork" in multiprocessing.get_all_start_methods():
+        # As in any program; else the loader's workers would be started as this process was.
+        multiprocessing.set_start_method("fork", force=True)
+    say_into(said)
+    command(json.dumps(words))
+
+
+def say_into(said: str) -> None:
     output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1, encoding="utf-8")
-    {"main": main, "command": command}[what](told)
 
 
 if __name__ == "__main__":

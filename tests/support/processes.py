@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import process_program
 import torch
@@ -93,9 +94,7 @@ def command_in(processes: int, *words: str) -> tuple[list[int | None], str]:
 
 def ends_of(processes: int, what: str, told: str) -> tuple[list[int | None], str]:
     """Exit codes, and what was said, of a function of process_program.py in so many processes."""
-    context = multiprocessing.get_context(FORKS)
-    if FORKS == "forkserver":
-        context.set_forkserver_preload(["limner.training.trainer", "torch._dynamo"])
+    context = fork_context()
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"
         common = processes, free_port(), what, told, str(said)
@@ -111,6 +110,14 @@ def ends_of(processes: int, what: str, told: str) -> tuple[list[int | None], str
                 for other in lives:
                     other.kill()
         return [life.exitcode for life in lives], said.read_text("utf-8") if said.exists() else ""
+
+
+def fork_context() -> Any:
+    """Where processes are forked from one that has imported torch; spawned on Windows."""
+    context: Any = multiprocessing.get_context(FORKS)
+    if FORKS == "forkserver":
+        context.set_forkserver_preload(["limner.training.trainer", "torch._dynamo"])
+    return context
 
 
 def free_port() -> int:
