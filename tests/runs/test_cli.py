@@ -1,9 +1,12 @@
 """The command line and the scripts: every flag of the contract does what it says."""
 
+import contextlib
+import io
 import json
 import logging
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -29,6 +32,17 @@ pytestmark = pytest.mark.usefixtures("quick_end")
 
 
 def script(name: str, *words: str, cwd: Path) -> str:
+    """Runs one of src/scripts in this process; what it printed."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
+        patch.setattr(sys, "argv", [name, *words])
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+    assert end.value.code == 0
+    return out.getvalue()
+
+
+def script_as_process(name: str, *words: str, cwd: Path) -> str:
     """Runs one of src/scripts as people do; what it printed."""
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / name), *words],
@@ -44,20 +58,21 @@ def script(name: str, *words: str, cwd: Path) -> str:
     return done.stdout
 
 
-# The scripts, as processes
+# The scripts
 
 
 def test_the_training_script_trains_and_goes_on_from_a_named_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     config = tmp_path / "configs" / "train_config.yaml"
     config.write_text(load_config(None, [*TINY, "training.max_steps=3"]).to_yaml(), "utf-8")
-    printed = script("train.py", "--config", "configs/train_config.yaml", cwd=tmp_path)
+    words = "--config", "configs/train_config.yaml"
+    printed = script_as_process("train.py", *words, cwd=tmp_path)
     assert "images/s" in printed
     outputs = tmp_path / "outputs"
     checkpoint = outputs / "checkpoint-3"
     for name in ("model.pt", "optimizer.pt", "training_state.json"):
         assert (checkpoint / name).is_file()
-    words = ["--config", "configs/train_config.yaml", "--resume", "./outputs/checkpoint-3"]
+    words = *words, "--resume", "./outputs/checkpoint-3"
     printed = script("train.py", *words, "training.max_steps=5", cwd=tmp_path)
     assert "resumed at step 3" in printed
     assert [path.name for path in checkpoints(outputs)] == ["checkpoint-3", "checkpoint-5"]
