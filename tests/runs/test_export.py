@@ -1,6 +1,7 @@
 """The folder that `limner export` writes draws the same, and needs no Limner."""
 
 import ast
+import functools
 import inspect
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,11 @@ from limner.apps.publishing.standalone import standalone
 from limner.diffusion.solvers import SOLVERS
 
 
-@pytest.fixture(autouse=True)
-def modules(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    keep_modules_in(tmp_path_factory.mktemp("modules"), monkeypatch)
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        keep_modules_in(tmp_path_factory.mktemp("modules"), patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,29 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path) -> Path:
     return export(checkpoint, checkpoint.parent / "folder", "diffusers")
+
+
+Exported = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """What a model predicts -> a checkpoint of it, and the folder that it was exported to."""
+
+    @functools.cache
+    def of(prediction: str) -> tuple[Path, Path]:
+        home = tmp_path_factory.mktemp(prediction)
+        checkpoint = made_up_checkpoint(
+            home / "checkpoint",
+            f"scheduler.prediction_type={prediction}",
+            f"sampling.shift={2.0 if prediction in ('velocity', 'sample') else 1.0}",
+            "sampling.num_inference_steps=3",
+            "sampling.guidance_scale=1.5",
+            "sampling.guidance_interval=[0.3, 0.9]",
+        )
+        return checkpoint, export(checkpoint, home / "out", "diffusers")
+
+    return of
 
 
 # The folder, in an environment that has no Limner
@@ -177,28 +203,22 @@ def test_the_folder_draws_the_same_pictures_where_limner_is_not(tmp_path: Path) 
         *[("v_prediction", "heun"), ("v_prediction", "ddim"), ("v_prediction", "unipc")],
     ],
 )
-def test_every_solver_and_prediction(tmp_path: Path, solver: str, prediction: str) -> None:
-    checkpoint = made_up_checkpoint(
-        tmp_path / "checkpoint",
-        f"scheduler.prediction_type={prediction}",
-        f"sampling.scheduler_type={solver}",
-        f"sampling.shift={2.0 if prediction in ('velocity', 'sample') else 1.0}",
-        "sampling.num_inference_steps=3",
-        "sampling.guidance_scale=1.5",
-        "sampling.guidance_interval=[0.3, 0.9]",
-    )
-    pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
-    generator = ImageGenerator(checkpoint, device="cpu")
+def test_every_solver_and_prediction(exported: Exported, solver: str, prediction: str) -> None:
+    checkpoint, folder = exported(prediction)
+    generator = ImageGenerator(checkpoint, solver, device="cpu")
     there = pixels(generator.generate_batch(PROMPTS, seeds=SEEDS))
+    pipe = load(folder)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver=solver)
     assert np.abs(pixels(pipe(PROMPTS, generator=generators()).images) - there).max() <= 1
-    other = ImageGenerator(checkpoint, "ddim" if solver == "heun" else "heun", device="cpu")
-    there = pixels(other.generate_batch(PROMPTS[:1], seeds=SEEDS[:1], num_inference_steps=5))
-    scheduler = type(pipe.scheduler)
-    pipe.scheduler = scheduler.from_config(
-        pipe.scheduler.config, solver=other.sampling.scheduler_type
-    )
-    here = pipe(PROMPTS[0], num_inference_steps=5, generator=generators()[0]).images
-    assert np.abs(pixels(here) - there).max() <= 1
+
+
+def test_the_checkpoints_own_solver_is_exported(tmp_path: Path) -> None:
+    settings = "sampling.scheduler_type=heun", "sampling.shift=2.0"
+    checkpoint = made_up_checkpoint(tmp_path / "checkpoint", *settings)
+    pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
+    assert (pipe.scheduler.config.solver, pipe.scheduler.config.shift) == ("heun", 2.0)
+    there = pixels(ImageGenerator(checkpoint, device="cpu").generate_batch(PROMPTS, seeds=SEEDS))
+    assert np.abs(pixels(pipe(PROMPTS, generator=generators()).images) - there).max() <= 1
 
 
 TEXTS: dict[str, Callable[..., Path]] = {
@@ -362,15 +382,12 @@ def test_the_folder_says_what_it_was_made_with(folder: Path) -> None:
     ],
 )
 def test_diffusers_own_schedulers_take_the_place_exactly(
-    tmp_path: Path, prediction: str, own: str, stock: str
+    exported: Exported, prediction: str, own: str, stock: str
 ) -> None:
-    times = ["sampling.shift=3.0", "sampling.timestep_power=1.5", "sampling.zero_init_steps=1"]
-    times = times if prediction in ("velocity", "sample") else []
-    checkpoint = made_up_checkpoint(
-        tmp_path / "c", f"scheduler.prediction_type={prediction}",
-        f"sampling.scheduler_type={own}", *times,
-    )  # fmt: skip
-    pipe = load(export(checkpoint, tmp_path / "out", "diffusers"))
+    times = {"shift": 3.0, "timestep_power": 1.5, "zero_init_steps": 1}
+    times = times if prediction in ("velocity", "sample") else {}
+    pipe = load(exported(prediction)[1])
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver=own, **times)
     drawn = []
     for _ in range(2):
         found = pipe(PROMPTS, None, None, 10, generator=generators(), output_type="latent").images
