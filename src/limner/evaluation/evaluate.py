@@ -43,6 +43,7 @@ from limner.evaluation.samples import Drawing, as_tensor, draw, show_truth
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.speckle import measure_speckle
+from limner.evaluation.splits import OF_DATA, Split
 from limner.evaluation.swept import swept_note
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
@@ -142,7 +143,7 @@ def _evaluate(
     about = about_checkpoint(checkpoint, opened, generator)
     say(
         f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
-        f"{keyed(plan.split, '-')} captions for the distances: {in_words(config.sampling)}, "
+        f"{plan.split.hyphened} captions for the distances: {in_words(config.sampling)}, "
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = heldout_loss.measure_loss(
@@ -250,16 +251,16 @@ def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
         for found in checked.values():
             right = round(found["all_right"] * found["count"])
             found["all_right"] = asdict(share(right, found["count"]))
-        return {"recall": None, "checker": {keyed(split): f for split, f in checked.items()}}
+        return {"recall": None, "checker": {split.key: f for split, f in checked.items()}}
     if (reason := why_no_recall(data)) is not None:
         events.append(reason)
         return {"recall": None, "checker": None}
     count = rank_drawings(plan.asked, data, IN_RANGE)
     found_recall = {}
-    for split in ("trained", "held out"):
+    for split in OF_DATA:
         ranks = [d.rank for d in plan.asked if d.split == split and d.rank is not None]
         if ranks:
-            found_recall[keyed(split)] = {
+            found_recall[split.key] = {
                 "count": len(ranks),
                 "at_1": asdict(share(sum(rank <= 1 for rank in ranks), len(ranks))),
                 "at_5": asdict(share(sum(rank <= 5 for rank in ranks), len(ranks))),
@@ -273,7 +274,7 @@ def copies(
     plan: Plan, data: Data, seed: int, events: list[str], say: Say
 ) -> tuple[dict[str, Any] | None, list[Case]]:
     """`memorisation`, of held-out captions where there are any."""
-    split = "held out" if data.held_out.rows else "trained"
+    split = Split.HELD_OUT if data.held_out.rows else Split.TRAINED
     drawn = [d for d in plan.asked if d.split == split]
     if not drawn:
         events.append("copies were not looked for: no held-out caption was drawn")
@@ -288,7 +289,7 @@ def copies(
 def shown(plan: Plan) -> list[Drawing]:
     """The drawings that are kept as pictures: of each split some, evenly spread."""
     chosen = list[Drawing]()
-    for split in ("held out", "trained"):
+    for split in (Split.HELD_OUT, Split.TRAINED):
         own = [d for d in plan.asked if d.split == split]
         chosen += [own[i] for i in evenly_spaced(len(own), SHOWN)]
     return chosen
@@ -308,8 +309,3 @@ def about_checkpoint(
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "weights_sha256": sha256_of(opened.tensors()),
     }
-
-
-def keyed(split: str, by: str = "_") -> str:
-    """ "held out" -> "held_out"."""
-    return split.replace(" ", by)

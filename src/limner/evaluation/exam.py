@@ -25,9 +25,10 @@ from limner.data.dataset import shown_set
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
 from limner.device import choose_device, choose_precision, describe, name_of
-from limner.evaluation.prompt_following import SPLITS, check_drawings, rank_drawings
+from limner.evaluation.prompt_following import check_drawings, rank_drawings
 from limner.evaluation.samples import FEW, Drawing, draw, in_any_number, of_captions, show_truth
 from limner.evaluation.speckle import in_words, measure_speckle
+from limner.evaluation.splits import OF_DATA, Split
 from limner.files.atomic import replacing, write_text_whole
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
@@ -38,11 +39,6 @@ from limner.redaction import places_of, redacted
 from limner.training.monitor.run_log import read_log
 from limner.version import __version__
 
-HEADINGS = {
-    "trained": "trained",
-    "held out": "never trained in this combination (beside it the real picture)",
-    "free": "other prompts",
-}
 OURS = re.compile(r"\d{3,}(-truth)?\.png")
 """What pictures are called in samples/."""
 PACKAGES = ("torch", "accelerate", "tokenizers", "numpy", "pillow")
@@ -91,16 +87,16 @@ def _examine(
     dtype = choose_precision(config.training.mixed_precision, device)
     generator = ImageGenerator(run_folder, device=device, dtype=name_of(dtype))
     drawings = [
-        *of_captions(data.trained, "trained", most),
-        *of_captions(data.held_out, "held out", most),
-        *(Drawing(prompt, seed, "free") for seed, prompt in enumerate(free_prompts)),
+        *of_captions(data.trained, Split.TRAINED, most),
+        *of_captions(data.held_out, Split.HELD_OUT, most),
+        *(Drawing(prompt, seed, Split.FREE) for seed, prompt in enumerate(free_prompts)),
     ]
     progress = progress_lines(say, "pictures drawn") if say else None
     if seconds is None:
         draw(generator, drawings, progress)
     else:
-        free = [d for d in drawings if d.split == "free"]
-        known = in_any_number([d for d in drawings if d.split != "free"])
+        free = [d for d in drawings if d.split is Split.FREE]
+        known = in_any_number([d for d in drawings if d.split is not Split.FREE])
         draw(generator, [*known[:FEW], *free, *known[FEW:]], progress, seconds)
     wanted = Counter(d.split for d in drawings)
     drawings = [d for d in drawings if d.picture is not None]
@@ -135,7 +131,7 @@ def _measure_recall(drawings: list[Drawing], data: Data) -> dict[str, Any]:
         "distance": retrieval.DISTANCE,
         "recall": {
             split: retrieval.summary([d.rank for d in known if d.split == split and d.rank])
-            for split in SPLITS
+            for split in OF_DATA
             if any(d.split == split for d in known)
         },
     }
@@ -171,7 +167,7 @@ def versions() -> dict[str, str]:
 
 def _spread_over_splits(drawings: list[Drawing], shown: int) -> list[Drawing]:
     chosen: list[Drawing] = []
-    for split in HEADINGS:
+    for split in Split:
         own = [d for d in drawings if d.split == split]
         chosen += [own[i] for i in evenly_spaced(len(own), shown)]
     return chosen
@@ -204,10 +200,10 @@ def _write(run_folder: Path, results: dict[str, Any], drawings: list[Drawing]) -
         [d.picture for d in drawings if d.picture],
         [d.prompt for d in drawings],
         truths=[
-            Image.fromarray(d.truth) if d.truth is not None and d.split == "held out" else None
+            Image.fromarray(d.truth) if d.truth is not None and d.split is Split.HELD_OUT else None
             for d in drawings
         ],
-        groups=[HEADINGS[d.split] for d in drawings],
+        groups=[f"{d.split.heading}: {d.split.meaning}" for d in drawings],
     )
     save_contact_sheet(sheet, run_folder / "samples.png", [d.prompt for d in drawings])
 

@@ -14,10 +14,9 @@ from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
-from limner.evaluation.samples import Drawing, as_tensor
+from limner.evaluation.samples import Drawing, as_tensor, pictures_of
+from limner.evaluation.splits import OF_DATA, Split
 from limner.metrics import retrieval
-
-SPLITS = ("trained", "held out")
 
 
 def why_no_recall(data: Data) -> str | None:
@@ -43,12 +42,12 @@ def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = No
     Returns:
         How many pictures the range has.
     """
-    by_split = dict(zip(SPLITS, (data.trained, data.held_out), strict=True))
-    known = [d for d in drawings if d.split in by_split and d.position is not None]
+    known = [d for d in drawings if d.position is not None]
     own = {(d.split, d.position) for d in known}
-    places: dict[tuple[str, int], int] = {}
+    places: dict[tuple[Split, int], int] = {}
     seen: list[torch.Tensor] = []
-    for split, pictures in by_split.items():
+    for split in OF_DATA:
+        pictures = pictures_of(data, split)
         for position in _range(pictures, split, own, most):
             try:
                 picture = pictures.load(position)
@@ -66,7 +65,7 @@ def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = No
 
 
 def _range(
-    pictures: Pictures, split: str, own: set[tuple[str, int | None]], most: int | None
+    pictures: Pictures, split: Split, own: set[tuple[Split, int | None]], most: int | None
 ) -> list[int]:
     count = len(pictures.rows)
     if most is None:
@@ -76,9 +75,9 @@ def _range(
     )
 
 
-def check_drawings(drawings: Sequence[Drawing]) -> dict[str, dict[str, Any]]:
+def check_drawings(drawings: Sequence[Drawing]) -> dict[Split, dict[str, Any]]:
     """Read each picture of shapes back and compare it with its caption, part by part."""
-    found: dict[str, list[dict[str, bool]]] = {split: [] for split in SPLITS}
+    found: dict[Split, list[dict[str, bool]]] = {split: [] for split in OF_DATA}
     for drawing in drawings:
         if drawing.split in found:
             result = check(drawing.prompt, np.array(drawing.picture))

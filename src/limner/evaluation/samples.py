@@ -17,6 +17,7 @@ from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
+from limner.evaluation.splits import Split
 from limner.inference.generator import ImageGenerator
 from limner.memory import in_parts_that_fit
 
@@ -26,14 +27,18 @@ FEW = 16
 """Pictures that are drawn however short the time is."""
 
 
+def pictures_of(data: Data, split: Split) -> Pictures:
+    """The rows of a split of the data set."""
+    return {Split.TRAINED: data.trained, Split.HELD_OUT: data.held_out}[split]
+
+
 @dataclass
 class Drawing:
     """A prompt, what was drawn for it, and what is known of the truth."""
 
     prompt: str
     seed: int
-    split: str
-    """"trained", "held out", or "free"."""
+    split: Split
     position: int | None = None
     """Of its row among those of its split."""
     picture: Image.Image | None = None
@@ -44,7 +49,7 @@ class Drawing:
 
 
 def of_captions(
-    pictures: Pictures, split: str, most: int, first_seed: int | None = None
+    pictures: Pictures, split: Split, most: int, first_seed: int | None = None
 ) -> list[Drawing]:
     """At most `most` rows of a split, evenly spread, each with its main caption.
 
@@ -129,8 +134,8 @@ def as_tensor(drawings: Sequence[Drawing]) -> Tensor:
 def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
     """Put each one's real picture beside it, if it has one that can be decoded: a caption can be
     drawn without."""
-    by_split = {"trained": data.trained, "held out": data.held_out}
     for drawing in drawings:
-        if drawing.split in by_split and drawing.position is not None:
+        if drawing.position is not None:
             with contextlib.suppress(PictureError):
-                drawing.truth = by_split[drawing.split].load(drawing.position).numpy().copy()
+                picture = pictures_of(data, drawing.split).load(drawing.position)
+                drawing.truth = picture.numpy().copy()

@@ -55,9 +55,10 @@ def test_a_picture_that_is_textured_all_over_is_compared_with_its_own(
     """What real pictures have is no fault of the drawings."""
     from limner.data.open import open_data
     from limner.evaluation.samples import of_captions
+    from limner.evaluation.splits import Split
 
     data = open_data(load_config(trained / "tiny.yaml"))
-    drawings = of_captions(data.trained, "trained", 10)
+    drawings = of_captions(data.trained, Split.TRAINED, 10)
     generator = np.random.default_rng(0)
     texture = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
     for real, visible in ((texture, False), (np.zeros_like(texture), True)):
