@@ -35,7 +35,7 @@ from limner.data.builtin.emoji import EmojiPictures, split_tones
 from limner.data.dataset import Row
 from limner.data.open import Data, open_data
 from limner.device import choose_device, choose_precision, describe, name_of
-from limner.evaluation.exam import versions
+from limner.evaluation.about import versions
 from limner.evaluation.prompt_following import rank_drawings
 from limner.evaluation.samples import draw, of_captions
 from limner.evaluation.splits import OF_DATA, Split

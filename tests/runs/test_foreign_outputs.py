@@ -26,8 +26,8 @@ from limner.commands.generate import save_sheet
 from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.convert.convert import prepare
 from limner.errors import LimnerError
+from limner.evaluation.end_of_run import _write as write_samples
 from limner.evaluation.evaluate import evaluate
-from limner.evaluation.exam import _write as write_samples
 from limner.evaluation.results_folder import check_replaceable
 from limner.evaluation.samples import Drawing
 from limner.evaluation.splits import Split

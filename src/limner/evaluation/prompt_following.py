@@ -75,6 +75,15 @@ def _range(
     )
 
 
+def ranks_by_split(drawings: Sequence[Drawing]) -> dict[Split, list[int]]:
+    """The ranks of those that have one, of the splits that have any."""
+    found = {
+        split: [d.rank for d in drawings if d.split is split and d.rank is not None]
+        for split in OF_DATA
+    }
+    return {split: ranks for split, ranks in found.items() if ranks}
+
+
 def check_drawings(drawings: Sequence[Drawing]) -> dict[Split, dict[str, Any]]:
     """Read each picture of shapes back and compare it with its caption, part by part."""
     found: dict[Split, list[dict[str, bool]]] = {split: [] for split in OF_DATA}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limner.config import Config
@@ -45,3 +46,12 @@ def plan_of(config: Config, data: Data, events: list[str]) -> Plan:
     other_split = Split.TRAINED if split is Split.HELD_OUT else Split.HELD_OUT
     others = of_captions(other, other_split, settings.other_images, settings.seed)
     return Plan(split, repeated(first, settings.num_images), [*first, *others], others)
+
+
+def prompts_of_run(data: Data, free_prompts: Sequence[str], most: int) -> list[Drawing]:
+    """At the end of a run: at most `most` captions of each split, and what people asked for."""
+    return [
+        *of_captions(data.trained, Split.TRAINED, most),
+        *of_captions(data.held_out, Split.HELD_OUT, most),
+        *(Drawing(prompt, seed, Split.FREE) for seed, prompt in enumerate(free_prompts)),
+    ]

@@ -6,17 +6,20 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.config import Config
 from limner.config.types import SEEDS
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
+from limner.device import choose_device, choose_precision, name_of
 from limner.evaluation.splits import Split
 from limner.inference.generator import ImageGenerator
 from limner.memory import in_parts_that_fit
@@ -76,6 +79,31 @@ def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
         seed = (every[-1].seed + 1) % SEEDS
         every.append(Drawing(again.prompt, seed, again.split, again.position))
     return every
+
+
+def some_of_each(splits: Iterable[Split], drawings: Sequence[Drawing], most: int) -> list[Drawing]:
+    """At most so many of each split, evenly spread, split by split."""
+    chosen = list[Drawing]()
+    for split in splits:
+        own = [d for d in drawings if d.split is split]
+        chosen += [own[i] for i in evenly_spaced(len(own), most)]
+    return chosen
+
+
+def open_generator(
+    checkpoint: str | Path,
+    config: Config,
+    device: str | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    guide: str | Path | None = None,
+) -> ImageGenerator:
+    """To draw hundreds of pictures: in the precision of training, as previews are."""
+    place = choose_device(device or "auto")
+    dtype = name_of(choose_precision(config.training.mixed_precision, place))
+    return ImageGenerator(
+        checkpoint, device=place, dtype=dtype, vae=vae, text_encoder=text_encoder, guide=guide
+    )
 
 
 def draw(

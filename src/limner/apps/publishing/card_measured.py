@@ -73,9 +73,9 @@ def model_index(evaluation: dict[str, Any], model: str, data_name: str) -> list[
 
 
 def _at_the_end(results: dict[str, Any]) -> list[str]:
-    from limner.evaluation.exam import sentences
+    from limner.evaluation.summary import sentences_of_run
 
-    said = [plain(sentence) for sentence in sentences(results)]
+    said = [plain(sentence) for sentence in sentences_of_run(results)]
     if results.get("distance"):
         said.append(f"Nearest by {plain(results['distance'])}, among {plain(results['range'])}")
     if not said:
