@@ -22,7 +22,12 @@ from limner.console import progress_lines
 from limner.data.dataset import shown_set
 from limner.data.open import Data
 from limner.evaluation.about import about_run
-from limner.evaluation.prompt_following import check_drawings, rank_drawings, ranks_by_split
+from limner.evaluation.prompt_following import (
+    check_shapes,
+    rank_drawings,
+    ranks_by_split,
+    shapes_by_split,
+)
 from limner.evaluation.prompts import prompts_of_run
 from limner.evaluation.results_folder import save_drawing
 from limner.evaluation.samples import (
@@ -108,7 +113,8 @@ def _in_turn(drawings: Sequence[Drawing]) -> list[Drawing]:
 def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
     """Did each prompt get what it names? Of the built-in sets alone."""
     if data.set.name == "shapes":
-        return {"checker": check_drawings(drawings)}
+        check_shapes(drawings)
+        return {"checker": shapes_by_split(drawings)}
     if data.set.name != "emoji":
         return {}
     count = rank_drawings(drawings, data)

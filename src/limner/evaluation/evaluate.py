@@ -33,9 +33,10 @@ from limner.evaluation.about import about_checkpoint, versions
 from limner.evaluation.memorisation import Case, look_for_copies
 from limner.evaluation.metrics import NamedNetwork, measure, open_networks
 from limner.evaluation.prompt_following import (
-    check_drawings,
+    check_shapes,
     rank_drawings,
     ranks_by_split,
+    shapes_by_split,
     why_no_recall,
 )
 from limner.evaluation.prompts import Plan, plan_of
@@ -251,7 +252,8 @@ def real_pictures(
 def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
     """`recall` and `checker`: did each prompt get what it names?"""
     if data.set.name == "shapes":  # many pictures are right, and a program can tell
-        checked = check_drawings(plan.asked)
+        check_shapes(plan.asked)
+        checked = shapes_by_split(plan.asked)
         for found in checked.values():
             right = round(found["all_right"] * found["count"])
             found["all_right"] = asdict(share(right, found["count"]))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limner.config import Config
+from limner.config import Config, SamplingConfig
 from limner.config.types import SEEDS
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
@@ -48,7 +48,14 @@ class Drawing:
     truth: np.ndarray | None = None
     """The row's own picture, uint8 [S, S, 3], of those that are shown; see `show_truth`."""
     rank: int | None = None
-    right: bool | None = None
+    """Of the row's own picture among others, by likeness: 1 is the nearest."""
+    holds: dict[str, bool] | None = None
+    """Of shapes: the parts of the caption, and whether the picture has them."""
+
+    @property
+    def right(self) -> bool | None:
+        """Whether all of them hold."""
+        return None if self.holds is None else all(self.holds.values())
 
 
 def of_captions(
@@ -111,6 +118,7 @@ def draw(
     drawings: Sequence[Drawing],
     progress: Callable[[int, int], None] | None = None,
     seconds: float | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> None:
     """Fill in the pictures, in smaller parts where memory runs out.
 
@@ -118,7 +126,9 @@ def draw(
         progress: is told the pictures done and the pictures there are.
         seconds: what would not be done by then is left out, and its `picture` stays None; the first
             `FEW` are drawn in any case. None: all are drawn.
+        sampling: None: as the generator has it.
     """
+    settings = {} if sampling is None else sampling.model_dump()
     began, drawn, size = time.monotonic(), 0, AT_ONCE
     while drawn < len(drawings):
         room = AT_ONCE
@@ -133,7 +143,9 @@ def draw(
         def in_parts(
             at_once: int, prompts: list[str] = prompts, seeds: list[int] = seeds
         ) -> tuple[int, list[Image.Image]]:
-            return at_once, generator.generate_batch(prompts, seeds=seeds, batch_size=at_once)
+            return at_once, generator.generate_batch(
+                prompts, seeds=seeds, batch_size=at_once, **settings
+            )
 
         # What fitted for one part is where the next one begins.
         size, pictures = in_parts_that_fit(size, in_parts)
