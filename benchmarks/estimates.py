@@ -1,10 +1,10 @@
-"""Are the estimates true? What `limner estimate` says of some sizes, and what a run then shows.
+"""The accuracy of `limner estimate`: its predictions for several sizes against measured runs.
 
     python benchmarks/estimates.py
 
-Each run is of 20 steps, in a process of its own, with everything that training does. The first
-size is then doubled in width, depth, and tokens, and halved in pictures, one at a time: what that
-costs, against what was predicted. Results are kept in benchmarks/results/estimates.json.
+Each run trains for 20 steps in its own process, with everything that `limner train` does. The
+width, depth, and number of tokens of the first size are then doubled and its pictures halved, one
+at a time, and the cost is compared with the prediction. Results: benchmarks/results/estimates.json.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""At which learning rate does a run that starts from another model learn best, and what is lost?
+"""Which learning rate is best for fine-tuning, and what does the model forget?
 
     python benchmarks/fine_tuning.py                         # an hour on two cores
     python benchmarks/fine_tuning.py --only tones --ways adapters --rates 3e-3 1e-2
 
-The demo's model learns the demo's emoji, once. From there runs go on with pictures that it has
-never seen, each at another rate: all weights; adapters of rank 16 (and two others), with the text
-encoder learning, too, or not; and, to compare, a model of the same shape from nothing.
+The demo's model is trained once on the demo's emoji, and then fine-tuned at several learning rates
+on pictures that it has never seen: all weights; adapters of rank 16 (and two other ranks), with and
+without training the text encoder; and, for comparison, a model of the same shape from scratch.
 
     tones   240 pictures like those it knows: 40 other subjects in six tones, 15 % held out
     plain   60 things without tones, all different: a small collection, learned by heart

@@ -1,4 +1,4 @@
-"""What it saves to encode pictures and captions once, instead of at each step.
+"""What it saves to encode pictures and captions once instead of at every step.
 
     python benchmarks/latents_once.py
 

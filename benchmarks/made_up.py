@@ -1,4 +1,5 @@
-"""Full-size pretrained parts with random weights, and pictures, for measuring without a network."""
+"""Full-size pretrained components with random weights, and random pictures, for offline
+benchmarks."""
 
 from __future__ import annotations
 

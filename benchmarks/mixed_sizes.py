@@ -1,10 +1,11 @@
-"""Buckets, seen: one thing on canvases of three shapes, at an end that a square would cut off.
+"""Aspect ratio buckets: an object near the edge of wide and tall pictures, where a square crop
+would cut it off.
 
     python benchmarks/mixed_sizes.py outputs/mixed --minutes 3
 
 It makes the pictures and captions ("a red circle at the left"), trains with `data.buckets: auto`,
-draws every caption in the shape that its words belong to, and reads back whether the thing is
-where and of the colour that was asked for. `drawn.png` shows some of them.
+generates every caption in its aspect ratio, and checks that position and colour are as the caption
+says. `drawn.png` shows some of them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Everything that only a GPU can show, in one command.
+"""All measurements that need a GPU, in one command.
 
     python benchmarks/on_a_gpu.py
 
 Speed, share of the matrix peak, compile time, and memory of four sizes at 256 and 1,024 tokens
 beside the published code (training_speed.py); then the emoji at 128 pixels, trained for half an
-hour, to outputs/emoji_gpu/samples.png. Written without a GPU at hand: not yet run on one.
+hour, with samples in outputs/emoji_gpu/samples.png. Not yet run on a GPU.
 """
 
 from __future__ import annotations

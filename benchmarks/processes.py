@@ -1,15 +1,15 @@
-"""Pictures a second of one process with all cores against several with a share of them each.
+"""Throughput of one process with all cores against several processes that share them.
 
     python benchmarks/processes.py                   # 2 processes, the default model
     python benchmarks/processes.py --processes 4 --turns 5
 
 The same run (model, effective batch, pictures) three ways: one process with as many threads as
 there are processes otherwise; several with one thread each, which average their gradients after the
-backward pass; and several with the model in shards. Turns alternate; told are the median of each
-and its turns. Told, too, is what averaging costs: the bytes a process gives to it at an update, and
-the share of an update that it takes, waiting for the slower process included. That share is the
-most that averaging during the backward pass (DistributedDataParallel) could save. Results are kept
-in benchmarks/results/processes.json.
+backward pass; and several with a sharded model. Rounds alternate; reported are the median and every
+round. It also reports the cost of averaging gradients: the bytes that a process sends per update,
+and the share of an update spent on it, including waiting for the slower process. That share is the
+most that averaging during the backward pass (DistributedDataParallel) could save. Results:
+benchmarks/results/processes.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The published class-conditional DiT and its training step, written anew as a yardstick for speed.
+"""The published class-conditional DiT and its training step, reimplemented as a speed baseline.
 
 After Peebles & Xie 2022 and the structure of their code (models.py, train.py): timm's attention
 (one qkv product, torch's scaled_dot_product_attention) and feed-forward, a label embedding, learned
 variance with its variational bound beside the squared error (Nichol & Dhariwal 2021), AdamW, and
-an average of the weights kept parameter by parameter. Nothing is shared with Limner's own model.
+an EMA of the weights, updated parameter by parameter. Nothing is shared with Limner's own model.
 """
 
 from __future__ import annotations

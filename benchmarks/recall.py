@@ -1,10 +1,10 @@
-"""How well a setting has learned the demo's emoji after so many steps.
+"""Recall of the demo's emoji after a given number of steps, for any setting.
 
     python benchmarks/recall.py --steps 500 scheduler.logit_mean=0.0
     python benchmarks/recall.py --steps 500 training.learning_rate=5e-4 data.languages=[en]
 
-Trains the demo's model with the overrides, draws every prompt, and prints and appends one line to
-benchmarks/results/recall.jsonl: recall of trained and of held-out prompts (see
+Trains the demo's model with the overrides, generates every prompt, and prints and appends one line
+to benchmarks/results/recall.jsonl: recall of trained and of held-out prompts (see
 src/limner/metrics/retrieval.py), speed, machine, date, and versions.
 """
 

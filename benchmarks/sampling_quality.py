@@ -1,4 +1,4 @@
-"""What a sweep is worth: its best setting at few evaluations against 100 steps of DDIM.
+"""The few-step settings that `limner sweep` finds, against 100 guided steps of DDIM.
 
     limner sweep CHECKPOINT
     python benchmarks/sampling_quality.py CHECKPOINT

@@ -1,6 +1,6 @@
-"""Pictures per second of drawing, against the same network in a diffusers pipeline, in one run.
+"""Sampling throughput against the same network in a diffusers pipeline, in one run.
 
-    python benchmarks/sampling_speed.py               # the processor: 384 x 8, 256 tokens
+    python benchmarks/sampling_speed.py               # CPU: 384 x 8, 256 tokens
     python benchmarks/sampling_speed.py --device cuda
 
 Two baselines, all in pixels (no autoencoder on any side), eager, at equal steps ("compiled" is ours
@@ -9,8 +9,8 @@ with `--compile`):
 "diffusers": diffusers' own code, DiTPipeline with DiTTransformer2DModel and
 DPMSolverMultistepScheduler. Ours is ImageGenerator with `model.architecture: dit` and dpmsolver++:
 the published DiT of the same width, depth, heads, and patches, from words (theirs: class numbers)
-to Pillow's pictures. Ours reads the words with its text encoder besides; theirs has no such part,
-and its weights are other random ones.
+to Pillow's pictures. Ours also runs a text encoder, which theirs does not have, and the random
+weights differ.
 
 "exported": the very same weights in a folder that `limner export --format diffusers` wrote and
 DiffusionPipeline.from_pretrained loaded. It must draw the same pictures (at most 1/255 apart), or

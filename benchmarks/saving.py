@@ -1,9 +1,10 @@
-"""What a checkpoint every minute costs the default model: `python benchmarks/saving.py`.
+"""The cost of a checkpoint every minute with the default model: `python benchmarks/saving.py`.
 
 Trains for some minutes on the built-in shapes at 64 pixels (384 wide, 8 layers, 256 tokens, batch
-32) and saves every 60 seconds. The cost is what saving holds the loop up (the copy of the weights,
-and waiting for a checkpoint before if that is still on its way) plus how much slower steps are
-while the thread writes, synced and verified, than the median of those while it does not.
+32) and saves every 60 seconds. The cost is the time that the training loop waits (for the copy of
+the weights, and for the previous checkpoint if that is still being written) plus the slowdown of
+steps while the background thread writes, syncs, and verifies, relative to the median of the other
+steps.
 """
 
 from __future__ import annotations

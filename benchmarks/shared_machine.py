@@ -1,4 +1,4 @@
-"""How fast a run learns on a machine that it does not have for itself.
+"""Training speed on a machine that other programs use as well.
 
     python benchmarks/shared_machine.py                       # the table, about ten minutes
     python benchmarks/shared_machine.py --spin 300 1000 3000  # other spin counts, too
@@ -11,8 +11,8 @@ others wait for the thread that is not running, and spin on the cores that are. 
 machine's scheduler would give to a program that does not spin: beside one busy process on c cores
 c / (c + 1) of the speed alone, beside a second run half of it.
 
-Settings take turns; told is the median over them. The losses of the first steps are compared, which
-are the same to the bit for a number of threads. Results: benchmarks/results/shared_machine.json.
+Settings alternate; reported is the median. The losses of the first steps are compared; for a given
+number of threads they are bit-identical. Results: benchmarks/results/shared_machine.json.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a training step costs on this machine, what each measure against waste saves, and where
-the time of a run goes.
+"""The cost of a training step on this machine, what each optimisation saves, and where the time of
+a run goes.
 
     python benchmarks/step_cost.py
 
-Each variant is the demo's training step in a process of its own, the best of two turns (the
-machine may be busy in one); the ratio is against the first. Then the demo's model and the default
+Each variant is the demo's training step in its own process, the best of two rounds (the machine
+may be busy during one); ratios are relative to the first. Then the demo's model and the default
 one train for some steps with everything that `limner train` does, pictures being in memory, and
 each part of the loop is timed. Results are kept in benchmarks/results/step_cost.json.
 """

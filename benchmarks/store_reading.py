@@ -1,4 +1,4 @@
-"""How fast latents come back from the store, against decoding JPEGs; and what a million rows take.
+"""Reading precomputed latents: speed against decoding JPEGs, and memory for a million rows.
 
     python benchmarks/store_reading.py
 

@@ -1,4 +1,4 @@
-"""Memory and resuming of data that is streamed: `python benchmarks/streaming.py`.
+"""Streamed data: memory use and resuming. `python benchmarks/streaming.py`.
 
 Makes tars of 1,000, 10,000, and 100,000 distinct pictures of 8 pixels. Of each, a new process opens
 the data set and loads many pictures, with what memory it holds looked at all along. Then the

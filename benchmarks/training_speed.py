@@ -1,12 +1,13 @@
-"""Pictures per second of training, against the published DiT's step, in one run.
+"""Training throughput against the published DiT's training step, in one run.
 
-    python benchmarks/training_speed.py                 # the processor: 384 x 8, 256 tokens
+    python benchmarks/training_speed.py                 # CPU: 384 x 8, 256 tokens
     python benchmarks/training_speed.py --device cuda   # four sizes at 256 and 1,024 tokens
 
-Each variant is a process of its own; turns alternate and the best of each counts. Told are pictures
-per second, the share of what a matrix product reaches here in the same precision (MFU; FLOPs of one
-forward pass as torch counts them, attention included, times three), seconds until the first step is
-done (compiling), and peak memory. Results: benchmarks/results/training_speed-<device>.json.
+Each variant runs in its own process; rounds alternate and the best of each counts. It reports
+pictures per second, the share of the matrix multiplication peak of this machine in the same
+precision (MFU; FLOPs of one forward pass as torch counts them, attention included, times three),
+seconds until the first step is done (compiling), and peak memory. Results:
+benchmarks/results/training_speed-<device>.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The published Diffusion Transformer as it was published: told a class, not a text."""
+"""The published class-conditional Diffusion Transformer."""
 
 from __future__ import annotations
 

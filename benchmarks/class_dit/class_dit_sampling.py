@@ -1,4 +1,4 @@
-"""How the published DiT draws: respaced DDPM with a learned variance, or DDIM.
+"""Sampling of the published DiT: respaced DDPM with learned variance, or DDIM.
 
 Peebles & Xie 2022 took both from ADM (Dhariwal & Nichol 2021), and that from Nichol & Dhariwal 2021
 (arXiv 2102.09672).

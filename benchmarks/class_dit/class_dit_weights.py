@@ -1,4 +1,4 @@
-"""Weights of published class-conditional DiTs, in the two layouts they are found in.
+"""Loading weights of published class-conditional DiTs, in both published layouts.
 
 a file     DiT-XL-2-256x256.pt of the published code, or a checkpoint of its train.py
            (whose averaged weights are taken), or the same as .safetensors

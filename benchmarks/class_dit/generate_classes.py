@@ -1,10 +1,10 @@
-"""Draw classes with the published weights of DiT (Peebles & Xie 2022), as its own code draws them.
+"""Generate class-conditional samples with the published DiT weights (Peebles & Xie 2022).
 
     python benchmarks/class_dit/generate_classes.py DiT-XL-2-256x256.pt 207 360 387 --seed 0
     python benchmarks/class_dit/generate_classes.py facebook/DiT-XL-2-256 207 --scheduler_type ddim
 
-Limner's own network and solvers draw; tests/unit/models/test_import_dit.py shows that they follow
-the published formulas number by number.
+This uses Limner's own network and solvers; tests/unit/models/test_import_dit.py compares them with
+the published formulas.
 """
 
 from __future__ import annotations

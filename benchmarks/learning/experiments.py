@@ -1,7 +1,7 @@
-"""Ideas that need a change of code: each function makes it, in the process of one run.
+"""Experiments that need a change of code: each function patches it in the process of one run.
 
-What wins moves into src/limner and leaves this file; what did not win stays, so that the table of
-what did not help can be made again.
+Successful experiments move into src/limner; the others stay here, so that their results can be
+reproduced.
 """
 
 # mypy: ignore-errors

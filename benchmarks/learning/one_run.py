@@ -1,6 +1,6 @@
-"""One recipe, one seed: trained for its minutes of processor time, measured at its marks.
+"""Trains one recipe with one seed for its minutes of CPU time, and measures it at its marks.
 
-A process of its own. It can be stopped (Ctrl-C, SIGTERM) and started again: it goes on.
+It is its own process and can be stopped (Ctrl-C, SIGTERM) and resumed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How good a model is at a moment of its training, by measures that need no choice of objective."""
+"""Metrics of a model during training that do not depend on its objective."""
 
 from __future__ import annotations
 

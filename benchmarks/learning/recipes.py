@@ -1,6 +1,6 @@
-"""What is compared: recipes as overrides of one base, each with a reason.
+"""The recipes that are compared, as overrides of one base configuration.
 
-The data, the text encoder, the size (within 10 %), the batch, and the processor time are the same.
+All share the data, the text encoder, the model size (within 10%), the batch size, and the CPU time.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Recipe:
     """One line of the table.
 
     Args:
-        why: what it is, for the table.
-        overrides: of `BASE`, as on the command line.
-        minutes: of processor time (all threads together), compilation included.
-        marks: minutes at which it is measured besides its end; only a run without a decay of its
-            learning rate says something before its end.
-        seeds: one run each.
-        experiment: names of changes of code in experiments.py, in words.
-        weights: which are measured, `averaged` or `last` or both.
+        why: a short description.
+        overrides: applied to `BASE`, as on the command line.
+        minutes: CPU time (all threads together), including compilation.
+        marks: minutes at which it is also measured before its end; this is only meaningful without
+            learning rate decay.
+        seeds: one run for each.
+        experiment: names of functions in experiments.py, separated by spaces.
+        weights: which weights are measured: `averaged` (EMA), `last`, or both.
     """
 
     why: str

@@ -1,4 +1,4 @@
-"""What is predicted, by what a patch holds and how wide the model is, at 64 to 512 pixels."""
+"""Prediction type by patch dimension and model width, at 64 to 512 pixels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def sized(size: int, patch: int, width: int, *overrides: str, minutes: float = 1
 
 
 def name_of(size: int, patch: int, width: int, what: str) -> str:
-    return f"{size} px, patches of {3 * patch**2:,} numbers into {width}: {what}"
+    return f"{size} px, patch {patch} ({3 * patch**2:,} values), width {width}: {what}"
 
 
 def both(size: int, patch: int, width: int, minutes: float = 10) -> dict[str, Recipe]:
-    """The same model, predicting the velocity and the picture."""
+    """The same model with velocity and with sample prediction."""
     return {
         name_of(size, patch, width, what): sized(
             size, patch, width, f"scheduler.prediction_type={what}", minutes=minutes
@@ -49,7 +49,7 @@ FITS: dict[str, Recipe] = {
     **both(512, 64, 256, minutes=15),
     **both(128, 8, 256, minutes=30),
 }
-"""64 tokens; 256 where patches are of 4 pixels, and in the last pair."""
+"""64 tokens; 256 with patch size 4, and in the last pair."""
 
 PICTURE = "scheduler.prediction_type=sample"
 
@@ -59,24 +59,22 @@ def times(start: float, end: float) -> tuple[str, str]:
 
 
 def around(size: int, patch: int, minutes: float = 10) -> dict[str, Recipe]:
-    """What was tuned for the velocity, around the defaults of the picture."""
+    """Settings that were tuned for velocity, varied around the defaults of sample prediction."""
     return {
-        f"{size} px, the picture: {name}": sized(
-            size, patch, 256, PICTURE, *overrides, minutes=minutes
-        )
+        f"{size} px, sample: {name}": sized(size, patch, 256, PICTURE, *overrides, minutes=minutes)
         for name, overrides in {
-            "times from -1 to 0.6": times(-1, 0.6),
-            "times from -1 to 1.2": times(-1, 1.2),
-            "times from -1.7 to 2": times(-1.7, 2),
-            "times from -1.7 to 0.6": times(-1.7, 0.6),
-            "times from -2.4 to 2": times(-2.4, 2),
-            "times from -2.4 to 1.2": times(-2.4, 1.2),
-            "times from -2.4 to 0.6": times(-2.4, 0.6),
-            "times from -3.1 to 0.6": times(-3.1, 0.6),
-            "levels as they are": ("scheduler.level_balance=0",),
-            "levels all alike": ("scheduler.level_balance=1",),
-            "rate 2e-3": ("training.learning_rate=2e-3",),
-            "rate 6e-3": ("training.learning_rate=6e-3",),
+            "timestep mean from -1 to 0.6": times(-1, 0.6),
+            "timestep mean from -1 to 1.2": times(-1, 1.2),
+            "timestep mean from -1.7 to 2": times(-1.7, 2),
+            "timestep mean from -1.7 to 0.6": times(-1.7, 0.6),
+            "timestep mean from -2.4 to 2": times(-2.4, 2),
+            "timestep mean from -2.4 to 1.2": times(-2.4, 1.2),
+            "timestep mean from -2.4 to 0.6": times(-2.4, 0.6),
+            "timestep mean from -3.1 to 0.6": times(-3.1, 0.6),
+            "no loss balancing": ("scheduler.level_balance=0",),
+            "full loss balancing": ("scheduler.level_balance=1",),
+            "lr 2e-3": ("training.learning_rate=2e-3",),
+            "lr 6e-3": ("training.learning_rate=6e-3",),
         }.items()
     }
 

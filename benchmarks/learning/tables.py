@@ -1,4 +1,4 @@
-"""The results as tables and plots: medians over seeds, and the range where there are several."""
+"""The results as tables and plots: medians over seeds, with ranges if there are several."""
 
 from __future__ import annotations
 
@@ -20,34 +20,46 @@ Key = tuple[str, float, str]
 
 TABLES = {
     "Against the baselines": [*BASELINES, *DEFAULT],
-    "The way to the defaults": [*WAY],
-    # What has another size than the default is compared among itself.
+    "How the defaults were found": [*WAY],
+    # Recipes of another size than the default are compared only with each other.
     **{
         title: [*([] if title.startswith("At ") else ABLATIONS[""]), *recipes]
         for title, recipes in ABLATIONS.items()
         if title
     },
 }
-"""Titles, and the recipes told under them."""
+"""Table titles, and the recipes in each."""
 
 HEAD = """\
-| recipe | minutes | steps | trained @1 / @5 | held out @1 / @5 | kernel distance | held-out error |
+| recipe | minutes | steps | recall @1 / @5, trained | recall @1 / @5, held out | kernel distance \
+| held-out MSE |
 |---|---|---|---|---|---|---|
 """
 HEAD_WITH_NOISE = """\
-| recipe | minutes | steps | trained @1 / @5 | held out @1 / @5 | kernel distance | held-out error \
-| noise in flat parts |
+| recipe | minutes | steps | recall @1 / @5, trained | recall @1 / @5, held out | kernel distance \
+| held-out MSE | noise in flat areas |
 |---|---|---|---|---|---|---|---|
 """
-"""Where all results have it: those of the first weeks were made before it was measured."""
+"""Used where every result has the last column: the oldest results predate that measurement."""
+CHINESE = {
+    "recipe": "配方",
+    "minutes": "分钟",
+    "steps": "步数",
+    "recall @1 / @5, trained": "召回率 @1 / @5，训练",
+    "recall @1 / @5, held out": "召回率 @1 / @5，留出",
+    "kernel distance": "核距离",
+    "held-out MSE": "留出 MSE",
+    "noise in flat areas": "平坦区域噪声",
+}
+"""Column headings in Chinese documents; names of recipes are the same in both languages."""
 FIGURES: tuple[tuple[str, Callable[[Line], float], str], ...] = (
-    ("held-out recall at 5", lambda line: line["held_out"]["at_5"], "recall"),
+    ("held-out recall@5", lambda line: line["held_out"]["at_5"], "recall"),
     ("kernel distance x 1000", lambda line: line["kernel_distance"], "distance"),
 )
 
 
 def write(lines: Iterable[Line], folder: Path, documents: Iterable[Path] = ()) -> None:
-    """Print the tables, keep them as learning.md, put them into documents, draw learning-*.svg."""
+    """Print the tables, write learning.md, update the documents, plot learning-*.svg."""
     groups: dict[Key, list[Line]] = defaultdict(list)
     for line in lines:
         groups[line["recipe"], line["minutes"], line["weights"]].append(line)
@@ -60,21 +72,30 @@ def write(lines: Iterable[Line], folder: Path, documents: Iterable[Path] = ()) -
     (folder / "learning.md").write_text(text, encoding="utf-8")
     print(text)
     for document in documents:
-        told = document.read_text(encoding="utf-8")
-        document.write_text(with_tables(told, tables), encoding="utf-8")
+        text = document.read_text(encoding="utf-8")
+        shown = tables
+        if ".zh-CN" in document.name:
+            shown = {title: in_chinese(table) for title, table in tables.items()}
+        document.write_text(with_tables(text, shown), encoding="utf-8")
     for title, figure, name in FIGURES:
-        chart = line_chart(series(groups, figure), title, "minutes of one core", title)
+        chart = line_chart(series(groups, figure), title, "minutes of one CPU core", title)
         chart = chart.replace("<svg ", '<svg style="background:#fff;color:#222" ', 1)
         (folder / f"learning-{name}.svg").write_text(chart, encoding="utf-8")
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:
-    """A document with today's table after each of its `<!-- table: title -->`."""
+    """The document with the current table after each `<!-- table: title -->`."""
 
     def found_table(found: re.Match[str]) -> str:
         return f"{found[1]}\n{tables[found[2]]}"
 
     return re.sub(r"(<!-- table: (.*?) -->)\n(?:\|.*\n)*", found_table, text)
+
+
+def in_chinese(table: str) -> str:
+    head, _, rows = table.partition("\n")
+    cells = [CHINESE[cell] for cell in head.strip("| ").split(" | ")]
+    return "| " + " | ".join(cells) + " |\n" + rows
 
 
 def table(groups: dict[Key, list[Line]], names: Iterable[str]) -> str:
@@ -89,7 +110,7 @@ def table(groups: dict[Key, list[Line]], names: Iterable[str]) -> str:
 
 def row(key: Key, lines: list[Line], noise: bool) -> str:
     name, minutes, weights = key
-    name += ", last weights" if weights == "last" else ""
+    name += ", without EMA" if weights == "last" else ""
     seeds = f" ({len(lines)} seeds)" if len(lines) > 1 else ""
 
     def share(split: str) -> str:
@@ -111,7 +132,7 @@ def row(key: Key, lines: list[Line], noise: bool) -> str:
 
 
 def middle(values: list[float], form: str) -> str:
-    """The median, and the range of several values."""
+    """The median, with the range if there are several values."""
     said = format(statistics.median(values), form)
     if len(values) > 1 and (low := format(min(values), form)) != (
         high := format(max(values), form)
@@ -121,11 +142,12 @@ def middle(values: list[float], form: str) -> str:
 
 
 def series(groups: dict[Key, list[Line]], figure: Callable[[Line], float]) -> dict[str, Points]:
-    """Medians over minutes: the published recipe, each rate of the other baseline, the defaults."""
+    """Medians over time: the published recipe, each learning rate of the other baseline, the
+    defaults."""
     found: dict[str, Points] = defaultdict(list)
     for (name, minutes, weights), lines in sorted(groups.items()):
         if name in BASELINES:
-            label = name if weights == "averaged" else f"{name}, last"
+            label = name if weights == "averaged" else f"{name}, without EMA"
         elif name in DEFAULT or name == "default":
             label = "default"
         else:

@@ -135,7 +135,7 @@ def nearest_flag(parser: argparse.ArgumentParser, command: str, word: str) -> st
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="limner",
-        description="Train your own text-to-image Diffusion Transformer, and draw with it.",
+        description="Train your own text-to-image Diffusion Transformer and generate pictures.",
     )
     parser.add_argument("--version", action="version", version=f"limner {__version__}")
     parser.set_defaults(log_level="info", no_color=False, takes_overrides=False, takes_words=None)

@@ -11,7 +11,7 @@ from limner.errors import LimnerError
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto`: CUDA, then Apple's GPU, then the processor. Raises LimnerError for one not here.
+    """`auto`: CUDA, then Apple's GPU, then the CPU. Raises LimnerError if the device is missing.
 
     Of several processes on a machine each has a GPU of its own: that of its number there, which
     torchrun, accelerate, and Slurm's step say in LOCAL_RANK.

@@ -4,9 +4,9 @@ from limner.redaction import redact_urls
 
 
 class LimnerError(ValueError):
-    """Bad input or an impossible request; the command line prints it without a traceback.
+    """Invalid input or an impossible request; the command line prints it without a traceback.
 
-    Of URLs in it only scheme, host, and path are kept: it is shown on screens and in logs.
+    URLs in the message are reduced to scheme, host, and path, because it appears in logs.
     """
 
     exit_code = 2

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeVar
 
 import torch
-import torch._dynamo
 
 T = TypeVar("T")
 
@@ -39,12 +38,12 @@ def give_back_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the processor."""
+    """Whether an error says that memory ran out, on a device or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):
         return False
-    # The processor's allocator and Apple's have no type of their own; cuBLAS has its own words.
+    # The allocators of the CPU and of Apple have no error type; cuBLAS has its own message.
     said = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
     return any(words in str(error) for words in said)
 

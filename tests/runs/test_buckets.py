@@ -2,8 +2,6 @@
 
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import Run, run_in
 from runs import events, messages, trained
 from torch._dynamo.testing import CompileCounter
 
@@ -316,29 +315,12 @@ def test_an_update_of_another_number_of_pictures_is_still_of_one_shape(mixed: Bu
     assert len(shapes_trained(trainer, 10)) == 10  # pictures of two shapes would not stack
 
 
-PROGRAM = """
-import sys, torch
-from limner import Trainer, load_config
-torch.set_num_threads(1)
-Trainer(load_config(sys.argv[1])).train()
-"""
-
-
 def test_two_processes_make_the_updates_of_one(mixed: Build, tmp_path: Path) -> None:
     words = ["optimizer.type=adamw", "training.max_steps=3"]
     one = trained(mixed(*words, "training.batch_size=8")).folder
     two = tmp_path / "two"
     config = mixed(*words, "training.batch_size=4", f"training.output_dir='{two}'")
-    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = [str(tmp_path / "program.py"), str(tmp_path / "config.yaml")]
-    for _ in range(2):  # the launcher's port may be taken between its choice and its use
-        shutil.rmtree(two, ignore_errors=True)
-        ended = subprocess.run([*launch, *program], timeout=140, capture_output=True, text=True)
-        if ended.returncode == 0:
-            break
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    run_in(2, Run(config))
     for a, b in zip(events(one, "train"), events(two, "train"), strict=True):
         assert [b["loss"], b["grad_norm"]] == pytest.approx([a["loss"], a["grad_norm"]], rel=1e-4)
     expected, found = weights(one / "checkpoint-3"), weights(two / "checkpoint-3")

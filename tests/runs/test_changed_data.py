@@ -11,7 +11,7 @@ import pytest
 import torch
 from compared_runs import differing, elsewhere, logged, run
 from photo_folders import of, photos, picture
-from processes import OWN_STORE, TORCHRUN, launched, written
+from processes import command_in, written
 
 from limner.apps.autoencoder.fit import Fit
 from limner.checkpoint.folder import Checkpoint
@@ -292,19 +292,17 @@ def test_captions_are_compared_as_a_list() -> None:
 def test_all_processes_of_a_run_end_when_the_first_may_not_write(
     config: Config, tmp_path: Path
 ) -> None:
-    launcher = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "-m", "limner", "train"]
-    command = [*launcher, "--config", str(written(config)), "training.device=cpu"]
+    words = "train", "--config", str(written(config)), "training.device=cpu"
     with run_lock(tmp_path / "run"):
-        ended = launched(command, **OWN_STORE)
-    assert ended.returncode != 0
+        codes, said = command_in(2, *words)
+    assert codes == [2, 2]
     for rank in range(2):  # the same words: nobody waits for the other to be gone
-        assert f"process {rank}: {tmp_path / 'run'} is in use: process {os.getpid()} on" in (
-            ended.stderr
-        )
-    assert launched(command, **OWN_STORE).returncode == 0
+        assert f"process {rank}: {tmp_path / 'run'} is in use: process {os.getpid()} on" in said
+    codes, said = command_in(2, *words)
+    assert codes == [0, 0], said
     assert not (tmp_path / "run" / ".limner-train.lock").exists()
     rewrite(tmp_path / "photos")
-    ended = launched(command, **OWN_STORE)
-    assert ended.returncode != 0
+    codes, said = command_in(2, *words)
+    assert codes == [2, 2]
     for rank in range(2):
-        assert f"process {rank}: the data changed since" in ended.stderr
+        assert f"process {rank}: the data changed since" in said

@@ -1,9 +1,6 @@
 """A run from its configuration to its folder: what it learns, and what it survives."""
 
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Run, run_in
 from runs import events, messages, trained
 
 from limner import device as devices
@@ -108,14 +106,6 @@ def test_looking_at_a_run_does_not_change_it(tiny_config: Callable[..., Config])
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-TWO_PROCESSES = """
-import sys, torch
-from limner import Trainer, load_config
-torch.set_num_threads(1)
-Trainer(load_config(sys.argv[1])).train()
-"""
-
-
 def test_two_processes_make_the_updates_of_one(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -125,16 +115,7 @@ def test_two_processes_make_the_updates_of_one(
     one = trained(tiny_config(*settings, "training.batch_size=8")).folder
     two = tmp_path / "two"
     config = tiny_config(*settings, "training.batch_size=4", f"training.output_dir='{two}'")
-    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    (tmp_path / "program.py").write_text(TWO_PROCESSES, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = [str(tmp_path / "program.py"), str(tmp_path / "config.yaml")]
-    for _ in range(2):  # the launcher's port may be taken between its choice and its use
-        shutil.rmtree(two, ignore_errors=True)
-        ended = subprocess.run([*launch, *program], timeout=140, capture_output=True, text=True)
-        if ended.returncode == 0:
-            break
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    run_in(2, Run(config))
 
     for kind, keys in (("train", ("images", "loss", "grad_norm")), ("heldout", ("loss",))):
         for a, b in zip(events(one, kind), events(two, kind), strict=True):

@@ -139,8 +139,20 @@ def main(told: str) -> None:
             trainer.save_checkpoint(trainer.folder / "final")
 
 
-def as_rank(number: int, count: int, port: int, told: str, said: str) -> None:
-    """One of `count` processes that nobody launched; what it says goes to a file."""
+def command(told: str) -> None:
+    from limner import cli
+
+    torch.set_num_threads(1)
+    throughput.matmul_peak = lambda device, dtype: 1e12
+    sys.exit(cli.main(json.loads(told)))
+
+
+def as_rank(number: int, count: int, port: int, what: str, told: str, said: str) -> None:
+    """One of `count` processes that nobody launched; what it says goes to a file.
+
+    Args:
+        what: "main" or "command", which is told `told`.
+    """
     names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
@@ -150,7 +162,7 @@ def as_rank(number: int, count: int, port: int, told: str, said: str) -> None:
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1, encoding="utf-8")
-    main(told)
+    {"main": main, "command": command}[what](told)
 
 
 if __name__ == "__main__":

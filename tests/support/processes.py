@@ -81,12 +81,24 @@ def run_in(processes: int, *runs: Run, restarts: int = 0) -> str:
 
 
 def forked(processes: int, told: str) -> str:
+    codes, words = ends_of(processes, "main", told)
+    assert codes == [0] * processes, words[-6000:]
+    return words
+
+
+def command_in(processes: int, *words: str) -> tuple[list[int | None], str]:
+    """`limner WORDS` as a launcher starts it: each process's exit code, and what was said."""
+    return ends_of(processes, "command", json.dumps(words))
+
+
+def ends_of(processes: int, what: str, told: str) -> tuple[list[int | None], str]:
+    """Exit codes, and what was said, of a function of process_program.py in so many processes."""
     context = multiprocessing.get_context(FORKS)
     if FORKS == "forkserver":
         context.set_forkserver_preload(["limner.training.trainer", "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"
-        common = processes, free_port(), told, str(said)
+        common = processes, free_port(), what, told, str(said)
         lives = [
             context.Process(target=process_program.as_rank, args=(number, *common))
             for number in range(processes)
@@ -98,9 +110,7 @@ def forked(processes: int, told: str) -> str:
             if life.exitcode is None:
                 for other in lives:
                     other.kill()
-        words = said.read_text("utf-8") if said.exists() else ""
-        assert [life.exitcode for life in lives] == [0] * processes, words[-6000:]
-        return words
+        return [life.exitcode for life in lives], said.read_text("utf-8") if said.exists() else ""
 
 
 def free_port() -> int:

@@ -54,7 +54,7 @@ DRAWING_SHARE, MOST_DRAWING = 0.12, 75.0
 
 
 def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config:
-    """Small enough for a laptop's processor; on a GPU the same minutes buy a larger model."""
+    """Small enough for a laptop's CPU; on a GPU, the same minutes allow a larger model."""
     train_minutes = minutes - min(minutes * DRAWING_SHARE, MOST_DRAWING / 60)
     gpu = device.type == "cuda"
     return load_config(

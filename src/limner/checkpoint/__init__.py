@@ -1,1 +1,1 @@
-"""A folder that says everything about itself: written, found, opened, and inherited from."""
+"""Checkpoints: writing, finding, loading, and inheriting their settings."""

@@ -1,4 +1,4 @@
-"""A checkpoint is a folder that says everything about itself.
+"""A checkpoint: a self-contained folder with configuration, weights, and training state.
 
     checkpoint-1000/
       model.pt              weights as trained, {"text_encoder.*", "denoiser.*"}
@@ -102,7 +102,7 @@ class Checkpoint:
 
     @property
     def lineage(self) -> Lineage:
-        """What it began from. Raises LimnerError if its lineage.json is damaged."""
+        """The lineage of its model. Raises LimnerError if its lineage.json is damaged."""
         return read_lineage(self.folder) or lineage_of_config(self.config)
 
     def pictures_per_update(self) -> int:
@@ -110,8 +110,8 @@ class Checkpoint:
         return self.state.images // max(1, self.state.step)
 
     def load_weights(self, model: Weighted, averaged: bool) -> None:
-        """Put the weights into the model, or this process's part of them if it is sharded; the
-        averaged ones if asked and there."""
+        """Load the weights into the model, or this process's shard of them; the EMA weights if
+        requested and present."""
         fit_weights(model, self.tensors(averaged), self._weights(averaged))
 
     @property
@@ -193,7 +193,7 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is to be saved: state dicts as they are, or copies that training no longer changes."""
+    """The contents of a checkpoint: live state dicts, or copies that training does not change."""
 
     model: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
@@ -227,7 +227,7 @@ class Contents:
         )
 
     def bytes(self) -> int:
-        """About as much as it takes on a disk."""
+        """Approximate size on disk."""
         adapters = self.adapters
         tensors = [self.model, self.averaged, self.optimizers]
         return _bytes(tensors + ([adapters.kept, adapters.shown] if adapters else []))
@@ -271,7 +271,7 @@ def _copied(value: Any) -> Any:
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
-    """Write a checkpoint, whole and durable, or leave what was there.
+    """Write a checkpoint atomically and durably; on failure, the old one stays.
 
     Raises:
         LimnerError: the folder is there and is something else than a checkpoint.
@@ -293,7 +293,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
 
 def write_texts(staging: Path, contents: Contents) -> None:
-    """What a checkpoint says in words."""
+    """Write the text files of a checkpoint."""
     (staging / "config.yaml").write_text(contents.config.to_yaml(), encoding="utf-8")
     if contents.rows is not None:
         (staging / ROWS).write_bytes(as_bytes(contents.rows))

@@ -33,18 +33,17 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 def load_run_config(
     source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> Config:
-    """Read, override, check, and resolve a configuration: `limner.load_config`.
+    """Read, override, validate, and resolve a configuration (`limner.load_config`).
 
-    It is `limner.config.load_config`, but that what `training.init_from` leaves open is taken from
-    the model which it names: a folder, a file, or a Hub id, whose configuration is read.
+    Like `limner.config.load_config`, but if `training.init_from` names a model (folder, file, or
+    Hub id), settings that are not given are inherited from that model's configuration.
 
     Args:
         source: a YAML file, a dictionary of sections, or None for the defaults.
-        overrides: `section.key=value` strings, the value in YAML.
+        overrides: `section.key=value` strings, with the value in YAML.
 
     Raises:
-        LimnerError: naming every wrong key, what is wrong with it, and what to do; or that model
-            is needed, and not there.
+        LimnerError: lists every invalid key with the problem and its fix, or the model is missing.
     """
     return _load(source, overrides, MOST_ORIGINS)
 

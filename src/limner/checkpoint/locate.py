@@ -36,7 +36,7 @@ log = logging.getLogger("limner")
 
 
 def needed(folder: Path) -> tuple[str, ...]:
-    """The files without which a folder is no finished checkpoint."""
+    """The files that a finished checkpoint must have."""
     if not (folder / INDEX).is_file():
         return FILES
     return (*FILES[2:], INDEX)
@@ -57,8 +57,7 @@ def _numbered(run_folder: Path) -> list[Path]:
 def newest_good(
     run_folder: Path, names: tuple[str, ...] | None = None, before: int | None = None
 ) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that verifies and can be opened, and why newer ones were
-    passed over.
+    """The newest intact checkpoint of a run, and why newer ones were skipped.
 
     Args:
         names: files whose checksums are compared; None: all. (See `damage`.)
@@ -95,7 +94,7 @@ def _why_not_opened(path: Path) -> str | None:
 
 
 def newest_checkpoint(run_folder: Path) -> Path:
-    """What `--resume latest` means. Raises LimnerError."""
+    """The checkpoint of `--resume latest`. Raises LimnerError."""
     found, passed_over = newest_good(run_folder)
     for sentence in passed_over:
         log.warning("%s", sentence)

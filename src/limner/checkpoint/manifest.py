@@ -1,4 +1,4 @@
-"""Write a checkpoint whole or not at all: staged, synced, sealed with checksums, renamed.
+"""Write a checkpoint atomically: to a temporary folder, synced, with checksums, then renamed.
 
 The order is that of every file system's guarantees (Pillai et al. 2014, "All File Systems Are Not
 Created Equal"): the data first, then its list with sizes and checksums, then the name, each synced
@@ -41,7 +41,8 @@ def written_whole(
     needed: int | None = None,
     check: Callable[[Path], object] | None = None,
 ) -> Iterator[Path]:
-    """Give a staging folder; when the block ends well it becomes `folder`, durable and verified.
+    """Context manager with a staging folder, which becomes `folder` (synced and verified) on
+    success.
 
     A folder that is already there gives way last, and comes back if that fails.
 
@@ -62,7 +63,7 @@ def written_whole(
 
 
 def seal(staging: Path) -> None:
-    """Bring every file to the disk, read it back, and write down what it must be."""
+    """Sync every file, read it back, and write the manifest with checksums."""
     files = {}
     for path in sorted(staging.rglob("*")):
         sync(path)
@@ -99,7 +100,7 @@ def _sha256(path: Path) -> str:
 
 
 def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
-    """What is wrong with a checkpoint folder by its manifest, or None.
+    """Describe the damage of a checkpoint folder by its manifest; None if intact.
 
     Args:
         names: files to compare byte by byte (by their checksum); None: all. Of the others only
@@ -133,7 +134,7 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
 
 
 def own_files(folder: Path) -> list[str]:
-    """The names of files in a checkpoint that people put there, sorted.
+    """Names of files in a checkpoint that users added, sorted.
 
     Raises:
         OSError: its manifest cannot be read, by which they are told from the others.
@@ -181,7 +182,7 @@ def remove_written(folder: Path) -> list[str]:
 
 
 def finish_interrupted(run_folder: Path) -> None:
-    """Put right what a kill in the middle of saving, replacing, or pruning left behind."""
+    """Clean up after a kill during saving, replacing, or pruning."""
     for folder in (run_folder, run_folder / "previews"):
         recover_in(folder)
     for path in list(run_folder.iterdir()) if run_folder.is_dir() else ():

@@ -21,7 +21,7 @@ _WAYS = (
 
 
 def find_model(name: str | Path) -> Path:
-    """Where a model of Limner's is: a path as it was given, or the local copy of a published one.
+    """Locate a model: the given path, or the local copy of a published model.
 
     Args:
         name: a file or folder, or `owner/name` on the Hub, of which `@revision` may choose a

@@ -18,7 +18,7 @@ class _GivenUp(Exception):
 
 
 def save_in_shards(folder: Path, contents: Contents, number: int, count: int) -> str:
-    """Write a checkpoint, whole and durable, or leave what was there. Every process calls it.
+    """Write a sharded checkpoint atomically and durably. Every process calls it.
 
     Training waits for it. The first process makes the staging folder, all write into it, and the
     first one seals it with the checksums of all.

@@ -16,7 +16,7 @@ from limner.memory import is_out_of_memory
 
 
 class Saver:
-    """Context manager around a run; leaving it waits for what is being written.
+    """Context manager around a run; waits for pending writes on exit.
 
     At most one checkpoint is on its way: on a disk slower than the run, saving holds the run back
     rather than fill the memory.
@@ -63,7 +63,7 @@ class Saver:
             self.threads.shutdown()
 
     def save(self, folder: Path, contents: Contents) -> None:
-        """Start to write a checkpoint; what training changes from now on is not in it."""
+        """Start writing a checkpoint of the current state in the background."""
         self.wait()
         try:
             copy: Contents | None = contents.copied()
@@ -112,7 +112,7 @@ class Saver:
         self.prune(folder.parent)
 
     def prune(self, run_folder: Path) -> None:
-        """Delete older checkpoints, a newer one being durable; files of people's own stay."""
+        """Delete older checkpoints once a newer one is durable; files that users added stay."""
         if not self.keep:
             return
         best = f"checkpoint-{self.best()}"

@@ -34,7 +34,7 @@ TENSOR = "tensor"
 
 
 def shard_file(number: int, count: int) -> str:
-    """Its name; numbers begin with 0."""
+    """Name of a shard file; numbering starts at 0."""
     return f"shard-{number + 1:05}-of-{count:05}.safetensors"
 
 
@@ -63,7 +63,7 @@ def write_shard(folder: Path, number: int, count: int, parts: dict[str, Any]) ->
 
 
 def read_shards(folder: Path, part: str) -> Any:
-    """One of the `parts`, whole: its nested dicts with their tensors on the processor.
+    """One of the `parts`, whole: its nested dicts with their tensors on the CPU.
 
     Raises:
         LimnerError: it is damaged.

@@ -127,7 +127,7 @@ def write_weights_file(
     state: TrainingState,
     lineage: Lineage,
 ) -> None:
-    """Write it, whole and durable, or leave what was there.
+    """Write the file atomically and durably.
 
     Raises:
         LimnerError: something else than such a file is there.

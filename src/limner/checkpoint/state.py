@@ -13,8 +13,7 @@ from limner.messages import shorten, shorten_name
 
 @dataclass
 class TrainingState:
-    """How far a run is, changed by its own methods alone. What can be computed from these is not
-    stored."""
+    """The progress of a run, changed only by its own methods. Derived values are not stored."""
 
     step: int = 0
     images: int = 0
@@ -33,7 +32,7 @@ class TrainingState:
     """Step at which the weights last went back to a checkpoint, too many being skipped in a row."""
 
     def advance(self, images: int, seconds: float) -> None:
-        """Count an update of so many pictures, at so many seconds of the run."""
+        """Count an update with this many pictures, at this time of the run in seconds."""
         self.step += 1
         self.images += images
         self.seconds = seconds
@@ -65,7 +64,7 @@ class TrainingState:
             setattr(self, field.name, getattr(other, field.name))
 
     def note_roll_back(self) -> None:
-        """The weights are older ones; the count of pictures goes on."""
+        """Record a roll-back: the weights are older, the image count continues."""
         self.rolled_back_at, self.skipped_in_a_row = self.step, 0
 
     @classmethod

@@ -14,25 +14,29 @@ def add(commands: Commands, common: Parent) -> None:
     caption = commands.add_parser(
         "caption",
         parents=[common],
-        help="write a .txt beside each picture of a folder, with a captioning model",
-        epilog="Start it again after an interruption: pictures with a caption are skipped.",
+        help="caption the pictures of a folder with a captioning model, one .txt per picture",
+        epilog="After an interruption, run it again: pictures that have a caption are skipped.",
     )
-    caption.add_argument("folder", type=Path, metavar="FOLDER", help="with pictures, at any depth")
+    caption.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder with pictures, searched recursively"
+    )
     caption.add_argument(
         "--model", required=True, metavar="NAME_OR_FOLDER",
-        help="Hub id or local folder of an image-text-to-text model of transformers",
+        help="Hub id or local folder of a transformers image-text-to-text model",
     )  # fmt: skip
     caption.add_argument(
-        "--prompt", help="what to ask a chat model, or how a caption of BLIP or GIT begins"
+        "--prompt", help="prompt for a chat model, or the beginning of the caption for BLIP or GIT"
     )
     caption.add_argument(
-        "--overwrite", action="store_true", help="write anew where there is a .txt (default: keep)"
+        "--overwrite",
+        action="store_true",
+        help="overwrite existing .txt files (default: keep them)",
     )
     flag(caption, "--batch_size", type=int, default=8, metavar="N",
-         help="pictures at once (default 8; halved where memory runs out)")  # fmt: skip
+         help="batch size (default 8; halved if memory runs out)")  # fmt: skip
     flag(caption, "--max_new_tokens", type=int, default=60, metavar="N",
-         help="of a caption at most (default 60)")  # fmt: skip
-    flag(caption, "--num_samples", type=int, metavar="N", help="at most so many pictures")
+         help="maximum length of a caption in tokens (default 60)")  # fmt: skip
+    flag(caption, "--num_samples", type=int, metavar="N", help="maximum number of pictures")
     caption.add_argument("--device", default="auto", help="auto (default), cuda, mps, or cpu")
     caption.set_defaults(run=run)
 

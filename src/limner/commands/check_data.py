@@ -18,21 +18,23 @@ def add(commands: Commands, common: Parent) -> None:
     check = commands.add_parser(
         "check-data",
         parents=[common],
-        help="what is wrong with a data set: every row that is, and why; changes nothing",
+        help="check a data set and report every problem row and why; changes nothing",
         usage="limner check-data CONFIG_OR_DATA [section.key=value ...] [--output FOLDER] "
         "[--sample N] [--strict] [--json]",
-        epilog="Exit code 0: nothing must be mended; 1: there are warnings, with --strict; 2: rows "
-        "cannot be used, or a held-out picture is trained.",
+        epilog="Exit code 0: nothing must be fixed; 1: there are warnings, with --strict; 2: some "
+        "rows are unusable, or a held-out picture is also trained on.",
     )
     check.add_argument("where", nargs="?", metavar="CONFIG_OR_DATA",
-                       help="YAML file, or where the data are (data.dataset_path)")  # fmt: skip
-    check.add_argument("--config", type=Path, help="a YAML file, as a flag")
+                       help="YAML file, or the path of the data (data.dataset_path)")  # fmt: skip
+    check.add_argument("--config", type=Path, help="YAML file, as a flag")
     check.add_argument("--output", type=Path, metavar="FOLDER",
-                       help="where check.html, check.json, and problems.jsonl go "
-                       "(default: check in training.output_dir)")  # fmt: skip
-    check.add_argument("--sample", type=int, metavar="N", help="look at N rows, chosen by hash")
-    check.add_argument("--strict", action="store_true", help="warnings count: exit code 1")
-    check.add_argument("--json", action="store_true", help="print check.json, for programs")
+                       help="folder for check.html, check.json, and problems.jsonl (default: "
+                            "check in training.output_dir)")  # fmt: skip
+    check.add_argument("--sample", type=int, metavar="N", help="check only N rows, chosen by hash")
+    check.add_argument(
+        "--strict", action="store_true", help="exit with code 1 if there are warnings"
+    )
+    check.add_argument("--json", action="store_true", help="print check.json to stdout")
     check.set_defaults(run=run, takes_overrides=True)
 
 

@@ -18,7 +18,7 @@ Parent: TypeAlias = argparse.ArgumentParser
 
 CONFIGURED = "[CONFIG] [section.key=value ...]"
 """How the commands that `configured` is a parent of are called."""
-A_MODEL = "run, checkpoint, exported file, or Hub id"
+A_MODEL = "run folder, checkpoint, exported file, or Hub id"
 
 
 def common() -> Parent:
@@ -26,10 +26,10 @@ def common() -> Parent:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info",
-        help="debug shows shapes, ranges, and times all the way through the model",
+        help="debug also logs shapes, value ranges, and timings throughout the model",
     )  # fmt: skip
     parser.add_argument(
-        "--no-color", action="store_true", help="no colours; NO_COLOR=1 does the same"
+        "--no-color", action="store_true", help="disable colours; same as NO_COLOR=1"
     )
     return parser
 
@@ -38,7 +38,7 @@ def configured() -> Parent:
     """Of commands that take a configuration, by position or as a flag, and overrides."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("where", nargs="?", type=Path, metavar="CONFIG", help="YAML file")
-    parser.add_argument("--config", type=Path, help="the same, as a flag")
+    parser.add_argument("--config", type=Path, help="same, as a flag")
     return parser
 
 
@@ -87,16 +87,18 @@ def flag(parser: argparse._ActionsContainer, name: str, **how: Any) -> None:
 
 def parts_flags(parser: argparse._ActionsContainer) -> None:
     """Where the pretrained parts of a model are."""
-    parser.add_argument("--vae", help="where the autoencoder is now, if it was moved")
-    flag(parser, "--text_encoder", help="where the text encoder is now, if it was moved")
+    parser.add_argument("--vae", help="path of the autoencoder, if it was moved")
+    flag(parser, "--text_encoder", help="path of the text encoder, if it was moved")
 
 
 def device_flags(parser: argparse._ActionsContainer) -> None:
     """What draws, and in which precision."""
-    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    parser.add_argument(
+        "--device", choices=("cuda", "mps", "cpu"), help="default: the best available"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32",
-        help="bfloat16: faster where hardware has it, and nearly the same pictures",
+        help="bfloat16 is faster if the hardware supports it, and gives nearly the same pictures",
     )  # fmt: skip
 
 

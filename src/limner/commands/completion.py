@@ -18,8 +18,8 @@ def add(commands: Commands, common: Parent, whole: Callable[[], argparse.Argumen
     completion = commands.add_parser(
         "completion",
         parents=[common],
-        help="print a script with which the shell completes commands and flags",
-        epilog="A new shell reads it. It is written from this version's flags: write it anew after "
+        help="print a shell completion script for commands and flags",
+        epilog="New shells load it. It lists the flags of this version: generate it again after "
         "an update.",
     )
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh, or tcsh")

@@ -9,10 +9,16 @@ from limner.commands.common import Commands, Parent, positive
 
 def add(commands: Commands, common: Parent) -> None:
     demo = commands.add_parser(
-        "demo", parents=[common], help="learn from built-in pictures and draw, in ten minutes"
+        "demo",
+        parents=[common],
+        help="train on built-in pictures and generate some, in ten minutes",
     )
-    demo.add_argument("--minutes", type=positive, default=10.0, help="for all of it (default 10)")
-    demo.add_argument("--output", default="outputs/demo", help="folder (default outputs/demo)")
+    demo.add_argument(
+        "--minutes", type=positive, default=10.0, help="total time in minutes (default 10)"
+    )
+    demo.add_argument(
+        "--output", default="outputs/demo", help="output folder (default outputs/demo)"
+    )
     demo.set_defaults(run=run)
 
 

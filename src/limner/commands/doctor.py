@@ -13,11 +13,11 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
     doctor = commands.add_parser(
         "doctor",
         parents=[common, configured],
-        help="what is wrong with this machine for a run, and the command that mends it",
+        help="check this machine for problems, and show the command that fixes each",
         usage=f"limner doctor {CONFIGURED} [--json]",
-        epilog="Exit code 1 if something is to be mended.",
+        epilog="Exit code 1 if something needs to be fixed.",
     )
-    doctor.add_argument("--json", action="store_true", help="the same for programs")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=run, takes_overrides=True)
 
 

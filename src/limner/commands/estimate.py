@@ -13,10 +13,10 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
     estimate = commands.add_parser(
         "estimate",
         parents=[common, configured],
-        help="parameters, memory, disk, and time of a run, before it",
+        help="estimate parameters, memory, disk space, and time of a run",
         usage=f"limner estimate {CONFIGURED} [--json]",
     )
-    estimate.add_argument("--json", action="store_true", help="the same for programs")
+    estimate.add_argument("--json", action="store_true", help="print JSON")
     estimate.set_defaults(run=run, takes_overrides=True)
 
 

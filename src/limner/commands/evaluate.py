@@ -36,38 +36,53 @@ def add(commands: Commands, common: Parent) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         parents=[common],
-        help="measure a model (loss, recall, distances, copies), or compare two measurements",
+        help="evaluate a model (loss, recall, distances, memorisation), or compare two evaluations",
         usage="limner evaluate CHECKPOINT [--output FOLDER] [section.key=value ...]\n"
         "       limner evaluate --compare A B [--varying KEY ...]",
         epilog="Keys of evaluation and sampling can be set as in limner train: "
-        "evaluation.num_images=2000, or --evaluation.num_images 2000. Without any network named, "
-        "distances are on EfficientNet-Lite0, whose weights a package brings.",
+        "evaluation.num_images=2000, or --evaluation.num_images 2000. By default, "
+        "distances use EfficientNet-Lite0, whose weights come as a package.",
     )
     evaluate.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=A_MODEL)
-    evaluate.add_argument("--output", type=Path, help="folder to write (default: RUN/evaluation)")
+    evaluate.add_argument("--output", type=Path, help="output folder (default: RUN/evaluation)")
     evaluate.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"),
-        help="two evaluations (folders or evaluation.json): which is better, and is it chance?",
+        help="compare two evaluations (folders or evaluation.json): which is better, and is the "
+            "difference significant?",
     )  # fmt: skip
     evaluate.add_argument(
         "--varying", action="append", default=[], metavar="KEY",
-        help="compare although this was made differently, such as sampling.num_inference_steps",
+        help="compare even though this key differs, such as sampling.num_inference_steps",
     )  # fmt: skip
-    flag(evaluate, "--num_images", type=int, metavar="N", help="pictures to draw for distances")
-    evaluate.add_argument("--seed", type=seed, help="of the first picture (default 0)")
-    evaluate.add_argument("--dtype", choices=DTYPES, help="to draw in (default float32)")
-    evaluate.add_argument("--reference", metavar="PATH", help="folder of pictures, or an .npz file")
+    flag(
+        evaluate,
+        "--num_images",
+        type=int,
+        metavar="N",
+        help="number of pictures to generate for the distances",
+    )
+    evaluate.add_argument("--seed", type=seed, help="seed of the first picture (default 0)")
+    evaluate.add_argument("--dtype", choices=DTYPES, help="precision of sampling (default float32)")
+    evaluate.add_argument(
+        "--reference", metavar="PATH", help="reference pictures: a folder, or an .npz file"
+    )
     networks = evaluate.add_argument_group("networks, by file, folder, or Hub id")
-    networks.add_argument("--inception", help="for FID, KID, Inception score")
-    networks.add_argument("--dinov2", help="for FD-DINOv2")
-    networks.add_argument("--clip", help="for CMMD and CLIP score")
+    networks.add_argument(
+        "--inception", help="weights of Inception-v3, for FID, KID, and Inception score"
+    )
+    networks.add_argument("--dinov2", help="DINOv2 model, for FD-DINOv2")
+    networks.add_argument("--clip", help="CLIP model, for CMMD and CLIP score")
     sampling = evaluate.add_argument_group("sampling (default: as the checkpoint has it)")
-    flag(sampling, "--num_inference_steps", type=int, help="network calls, about")
-    flag(sampling, "--guidance_scale", type=float, help="1: none")
-    flag(sampling, "--scheduler_type", choices=SOLVERS, help="the solver")
-    sampling.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
+    flag(sampling, "--num_inference_steps", type=int, help="number of denoising steps")
+    flag(sampling, "--guidance_scale", type=float, help="guidance scale; 1: no guidance")
+    flag(sampling, "--scheduler_type", choices=SOLVERS, help="sampler (solver)")
+    sampling.add_argument(
+        "--shift", type=float, help="timestep shift; above 1: more steps at high noise"
+    )
     where = evaluate.add_argument_group("where and how")
-    where.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    where.add_argument(
+        "--device", choices=("cuda", "mps", "cpu"), help="default: the best available"
+    )
     parts_flags(where)
     evaluate.set_defaults(run=run, takes_overrides=True)
 

@@ -13,22 +13,23 @@ def add(commands: Commands, common: Parent) -> None:
     export = commands.add_parser(
         "export",
         parents=[common],
-        help="write the weights as one file to share, or as a folder that diffusers loads",
+        help="export the weights as a single file, or as a folder that diffusers loads",
     )
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
-    export.add_argument("--output", type=Path, required=True, help="folder (or file) to write")
+    export.add_argument("--output", type=Path, required=True, help="output folder or file")
     export.add_argument(
         "--format", choices=("safetensors", "diffusers"), default="safetensors",
-        help="safetensors: one file, which limner generate draws from, too (default); diffusers: "
-        "a folder that draws without Limner",
+        help="safetensors: a single file, which limner generate can also use (default); "
+            "diffusers: a folder that works without Limner",
     )  # fmt: skip
     export.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
-        help="of the weights (default float32; the others take half the space)",
+        help="precision of the weights (default float32; the others take half the space)",
     )  # fmt: skip
     export.add_argument(
         "--weights", choices=("averaged", "last"), default="averaged",
-        help="the average over training, which draws better (default), or those of the last update",
+        help="averaged: EMA weights, which give better pictures (default); last: weights of the "
+            "last update",
     )  # fmt: skip
     parts_flags(export)
     export.set_defaults(run=run)

@@ -17,51 +17,81 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands, common: Parent) -> None:
-    generate = commands.add_parser("generate", parents=[common], help="draw pictures from prompts")
+    generate = commands.add_parser(
+        "generate", parents=[common], help="generate pictures from prompts"
+    )
     generate.add_argument("where", nargs="?", metavar="CHECKPOINT", help=A_MODEL)
-    generate.add_argument("what", nargs="*", metavar="PROMPT", help="one picture each, in quotes")
-    generate.add_argument("--checkpoint", help="the same, as a flag")
-    generate.add_argument("--prompt", help="the same, as a flag")
-    generate.add_argument("--config", type=Path, help="not needed: a checkpoint carries its own")
-    generate.add_argument("--output", type=Path, default=Path("output.png"), help="PNG to write")
     generate.add_argument(
-        "--seed", type=seed, default=0, help="same seed, same picture (default 0)"
+        "what", nargs="*", metavar="PROMPT", help="prompts, in quotes; one picture each"
+    )
+    generate.add_argument("--checkpoint", help="same, as a flag")
+    generate.add_argument("--prompt", help="same, as a flag")
+    generate.add_argument(
+        "--config", type=Path, help="not needed: a checkpoint contains its configuration"
+    )
+    generate.add_argument(
+        "--output", type=Path, default=Path("output.png"), help="output file (PNG)"
+    )
+    generate.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        help="random seed; the same seed gives the same picture (default 0)",
     )
     flag(generate, "--num_images", type=int, default=1, metavar="N",
-         help="pictures per prompt, of the seeds from --seed on (default 1)")  # fmt: skip
+         help="pictures per prompt, with seeds counting up from --seed (default 1)")  # fmt: skip
     generate.add_argument(
-        "--sheet", action="store_true", help="all of them on one sheet, too, beside the pictures"
+        "--sheet", action="store_true", help="also write a contact sheet with all pictures"
     )
-    flag(generate, "--num_inference_steps", type=int, help="network calls, about")
-    flag(generate, "--scheduler_type", choices=SOLVERS, help="the solver")
-    generate.add_argument("--shift", type=float, help="above 1: more of the steps at high noise")
-    generate.add_argument("--height", type=int, help="pixels (default: as trained)")
-    generate.add_argument("--width", type=int, help="pixels (default: as trained)")
+    flag(generate, "--num_inference_steps", type=int, help="number of denoising steps")
+    flag(generate, "--scheduler_type", choices=SOLVERS, help="sampler (solver)")
+    generate.add_argument(
+        "--shift", type=float, help="timestep shift; above 1: more steps at high noise"
+    )
+    generate.add_argument("--height", type=int, help="in pixels (default: as trained)")
+    generate.add_argument("--width", type=int, help="in pixels (default: as trained)")
     flag(generate, "--aspect_ratio", metavar="3:2",
-         help="width over height: the nearest size that was trained")  # fmt: skip
+         help="width:height; uses the closest size that was trained")  # fmt: skip
     guidance = generate.add_argument_group("guidance")
-    flag(guidance, "--guidance_scale", type=float, help="1: none; 2 to 5: closer to words")
+    flag(
+        guidance,
+        "--guidance_scale",
+        type=float,
+        help="guidance scale; 1: no guidance; 2 to 5: follows the prompt more closely",
+    )
     flag(guidance, "--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
-         help="noise levels at which to guide, from 0 (clean) to 1 (noise)")  # fmt: skip
-    flag(guidance, "--guidance_type", choices=("cfg", "cfg_zero_star", "apg"), help="its formula")
-    flag(guidance, "--negative_prompt", help="what not to draw")
+         help="noise levels at which guidance applies, from 0 (clean) to 1 (noise)")  # fmt: skip
+    flag(
+        guidance,
+        "--guidance_type",
+        choices=("cfg", "cfg_zero_star", "apg"),
+        help="guidance formula",
+    )
+    flag(guidance, "--negative_prompt", help="what the pictures should not contain")
     guidance.add_argument(
-        "--guide", metavar="CHECKPOINT", help="an earlier checkpoint, to move away from instead"
+        "--guide",
+        metavar="CHECKPOINT",
+        help="weaker model for autoguidance, such as an earlier checkpoint",
     )
     between = generate.add_argument_group("variations")
-    flag(between, "--init_image", metavar="PICTURE", help="a picture to start from")
+    flag(between, "--init_image", metavar="PICTURE", help="picture to start from (image to image)")
     between.add_argument(
-        "--strength", type=float, help="how far from it, 0 to 1 (default 0.6; 1: not related)"
+        "--strength",
+        type=float,
+        help="how far to change it, from 0 to 1 (default 0.6; 1: ignores it)",
     )
     between.add_argument(
         "--interpolate", type=int, metavar="N",
-        help="N pictures from the first prompt to the second, or from --seed to --end_seed",
+        help="N pictures that interpolate from the first prompt to the second, or from --seed to "
+            "--end_seed",
     )  # fmt: skip
-    flag(between, "--end_seed", type=seed, help="of the last picture of --interpolate")
+    flag(between, "--end_seed", type=seed, help="seed of the last picture of --interpolate")
     where = generate.add_argument_group("where and how")
     parts_flags(where)
     device_flags(where)
-    where.add_argument("--compile", action="store_true", help="worth its seconds for many pictures")
+    where.add_argument(
+        "--compile", action="store_true", help="use torch.compile; pays off for many pictures"
+    )
     generate.set_defaults(run=run, takes_words="what")
 
 

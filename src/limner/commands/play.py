@@ -16,16 +16,23 @@ def add(commands: Commands, common: Parent) -> None:
     play = commands.add_parser(
         "play",
         parents=[common],
-        help="draw in the browser, on a page that this machine alone can open",
-        epilog="On another machine over SSH: ssh -L 8765:localhost:8765 HOST, and then "
-        "limner play CHECKPOINT --no-browser there; open the address that it prints here.",
+        help="generate pictures in the browser, on a page served only to this machine",
+        epilog="On a remote machine: connect with ssh -L 8765:localhost:8765 HOST, run limner "
+        "play CHECKPOINT --no-browser there, and open the printed address here.",
     )
     play.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
     play.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0: any free one")
-    play.add_argument("--no-browser", action="store_true", help="only say where the page is")
-    play.add_argument("--output", type=Path, metavar="FOLDER", help="keep every drawing here, too")
+    play.add_argument(
+        "--no-browser", action="store_true", help="print the address instead of opening a browser"
+    )
+    play.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="also save every generated picture to this folder",
+    )
     parts_flags(play)
-    play.add_argument("--guide", metavar="CHECKPOINT", help="a weaker model, to move away from")
+    play.add_argument("--guide", metavar="CHECKPOINT", help="weaker model for autoguidance")
     device_flags(play)
     play.set_defaults(run=run)
 

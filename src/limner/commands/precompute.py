@@ -13,9 +13,9 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
     precompute = commands.add_parser(
         "precompute",
         parents=[common, configured],
-        help="compute latents and text embeddings now; training would do it at its start",
+        help="precompute latents and text embeddings; otherwise training does it when it starts",
         usage=f"limner precompute {CONFIGURED}",
-        epilog="Start it several times, or under torchrun, and the work is shared.",
+        epilog="Run it several times in parallel, or with torchrun, to share the work.",
     )
     precompute.set_defaults(run=run, takes_overrides=True)
 

@@ -19,24 +19,23 @@ def add(commands: Commands, common: Parent) -> None:
     prepare = commands.add_parser(
         "prepare",
         parents=[common],
-        help="turn data in any format into metadata.json, imagefolder, tar shards, ...",
+        help="convert a data set to metadata.json, imagefolder, WebDataset, ...",
         usage="limner prepare --input INPUT --output OUTPUT [flags] [data.key=value ...]",
     )
     prepare.add_argument(
         "--type", choices=TYPES, default="auto",
-        help="what the input is; auto looks (custom is the same)",
+        help="input format; auto detects it (custom: same as auto)",
     )  # fmt: skip
     prepare.add_argument(
         "--input", required=True, metavar="INPUT",
-        help="folder or file to read, or a pattern or URL of shards; with --type datasets also a "
-        "Hub id",
+        help="folder or file, or a pattern or URL of shards; with --type datasets also a Hub id",
     )  # fmt: skip
-    prepare.add_argument("--output", type=Path, required=True, help="folder to write")
-    prepare.add_argument("--to", choices=LAYOUTS, default="metadata", help="what is written")
-    flag(prepare, "--num_samples", type=int, help="at most so many pictures")
+    prepare.add_argument("--output", type=Path, required=True, help="output folder")
+    prepare.add_argument("--to", choices=LAYOUTS, default="metadata", help="output format")
+    flag(prepare, "--num_samples", type=int, help="maximum number of pictures")
     flag(
         prepare, "--shard_size", default="256MiB",
-        help="of webdataset and parquet: pictures (1000) or bytes (256MiB) in a file",
+        help="for webdataset and parquet: pictures (1000) or bytes (256MiB) per file",
     )  # fmt: skip
     prepare.set_defaults(run=run, takes_overrides=True)
 

@@ -13,32 +13,39 @@ def add(commands: Commands, common: Parent) -> None:
     publish = commands.add_parser(
         "publish",
         parents=[common],
-        help="upload a model to the Hub: for diffusers and for Limner, with a model card",
-        epilog="Log in with `hf auth login` or set HF_TOKEN; HF_ENDPOINT names another Hub.",
+        help="upload a model to the Hub, for diffusers and Limner, with a model card",
+        epilog="Log in with `hf auth login` or set HF_TOKEN; set HF_ENDPOINT to use another Hub.",
     )
     publish.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
-    publish.add_argument("--repo", required=True, metavar="NAME", help="owner/name, or name alone")
-    publish.add_argument("--private", action="store_true", help="of a repository that is new")
     publish.add_argument(
-        "--dry-run", action="store_true", help="show the files and the card, and send nothing"
+        "--repo", required=True, metavar="NAME", help="repository: owner/name, or just name"
     )
-    publish.add_argument("--license", help="of the model, such as apache-2.0")
-    publish.add_argument("--data_name", help="what it learned from, in words for the card")
-    publish.add_argument("--data_license", help="of the pictures and captions")
-    flag(publish, "--base_model", metavar="NAME",
-         help="Hub id of the model that it began from, where the run does not know it")  # fmt: skip
     publish.add_argument(
-        "--prompt", action="append", default=[], help="to draw for the card; as often as you like"
+        "--private", action="store_true", help="create the repository as private, if it is new"
+    )
+    publish.add_argument(
+        "--dry-run", action="store_true", help="show the files and the model card without uploading"
+    )
+    publish.add_argument("--license", help="license of the model, such as apache-2.0")
+    publish.add_argument("--data_name", help="description of the training data for the model card")
+    publish.add_argument("--data_license", help="license of the pictures and captions")
+    flag(publish, "--base_model", metavar="NAME",
+         help="Hub id of the base model, if the run does not record it")  # fmt: skip
+    publish.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="prompt of a sample for the model card; can be repeated",
     )
     publish.add_argument(
         "--page", action="store_true",
-        help="upload the page of limner evaluate, too; it shows pictures that were learned from",
+        help="also upload the page of limner evaluate, which shows training pictures",
     )  # fmt: skip
     publish.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
-        help="of the weights (default float32)",
+        help="precision of the weights (default float32)",
     )  # fmt: skip
-    publish.add_argument("--output", type=Path, help="keep what is uploaded in this folder")
+    publish.add_argument("--output", type=Path, help="also keep the uploaded files in this folder")
     parts_flags(publish)
     publish.set_defaults(run=run)
 

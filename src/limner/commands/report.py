@@ -12,7 +12,9 @@ from limner.errors import LimnerError
 
 def add(commands: Commands, common: Parent) -> None:
     report = commands.add_parser(
-        "report", parents=[common], help="draw, measure, and write report.html for a run"
+        "report",
+        parents=[common],
+        help="generate samples, measure recall, and write report.html for a run",
     )
     report.add_argument("run_folder", type=Path)
     report.set_defaults(run=run)

@@ -13,38 +13,42 @@ def add(commands: Commands, common: Parent) -> None:
     sweep = commands.add_parser(
         "sweep",
         parents=[common],
-        help="find the best way to draw with a trained model at each cost, and make it its default",
-        epilog="What was measured is kept in the checkpoint's sweep.json: the same command goes on "
-        "where an earlier one was stopped.",
+        help="find the best sampling settings of a model at each cost, and make them its default",
+        epilog="Measurements are saved in the checkpoint's sweep.json: after an interruption, the "
+        "same command continues.",
     )
-    sweep.add_argument("checkpoint", metavar="CHECKPOINT", help="run or checkpoint folder")
+    sweep.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder or checkpoint")
     sweep.add_argument(
         "--costs", type=int, nargs="+", default=None, metavar="N",
-        help="network evaluations for a picture, guided steps counted twice "
-        "(default 4 8 16 32 64)",
+        help="costs to optimise for: network evaluations per picture, guided steps count twice "
+            "(default 4 8 16 32 64)",
     )  # fmt: skip
     sweep.add_argument(
         "--pictures", type=int, default=None, metavar="N",
-        help="drawn with each setting in the last round (default 64; a quarter in the first)",
+        help="pictures generated per setting in the last round (default 64; a quarter of them in "
+            "the first)",
     )  # fmt: skip
     sweep.add_argument(
-        "--minutes", type=positive, default=None, help="of searching and comparing (default 30)"
+        "--minutes",
+        type=positive,
+        default=None,
+        help="time limit of the search in minutes (default 30)",
     )
     sweep.add_argument(
         "--store", type=int, metavar="COST",
-        help="make the best setting of this cost the default (without it: the cheapest that is "
-        "within noise of the best)",
+        help="store the best setting of this cost as default (without it: the cheapest that is "
+            "within noise of the best)",
     )  # fmt: skip
     flag(sweep, "--no_store", action="store_true",
-         help="only report, and leave the checkpoint's settings as they are")  # fmt: skip
-    sweep.add_argument(
-        "--dry-run", dest="no_store", action="store_true", help="the same by another name"
-    )
+         help="only report; do not change the checkpoint's settings")  # fmt: skip
+    sweep.add_argument("--dry-run", dest="no_store", action="store_true", help="same as --no_store")
     sweep.add_argument(
         "--guide", metavar="CHECKPOINT",
-        help="an earlier checkpoint, to move away from instead; nothing is stored",
+        help="weaker model for autoguidance, such as an earlier checkpoint; nothing is stored",
     )  # fmt: skip
-    sweep.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the best")
+    sweep.add_argument(
+        "--device", choices=("cuda", "mps", "cpu"), help="default: the best available"
+    )
     parts_flags(sweep)
     sweep.set_defaults(run=run)
 

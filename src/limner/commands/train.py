@@ -14,19 +14,21 @@ def add(commands: Commands, common: Parent) -> None:
     train = commands.add_parser(
         "train",
         parents=[common],
-        help="train a model from a configuration",
+        help="train a model",
         usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
-        epilog="Any key of the configuration can be set here: training.batch_size=16, or "
-        "--training.batch_size 16. Ctrl-C, SIGTERM, or a terminal that is closed: the step is "
-        "finished, all is saved, exit code 75; the same command goes on. A second signal ends at "
-        "once.",
+        epilog="Set any configuration key with training.batch_size=16 or --training.batch_size "
+        "16. On Ctrl-C, SIGTERM, or a closed terminal, the run finishes the current step, "
+        "saves a checkpoint, and exits with code 75; the same command resumes it. A second "
+        "signal stops it immediately.",
     )
-    train.add_argument("--config", type=Path, help="YAML file (default: every key's default)")
+    train.add_argument(
+        "--config", type=Path, help="YAML file (default: all keys have their defaults)"
+    )
     train.add_argument(
         "--resume",
         metavar="CHECKPOINT",
-        help="a checkpoint folder, `latest` in the output_dir, "
-        "or `no`; by default a run of the same settings goes on by itself",
+        help="checkpoint folder, `latest` (in output_dir), or `no`; by default, a run with the "
+        "same settings is resumed",
     )
     train.set_defaults(run=run, takes_overrides=True)
 

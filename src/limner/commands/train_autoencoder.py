@@ -13,13 +13,14 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
     autoencoder = commands.add_parser(
         "train-autoencoder",
         parents=[common, configured],
-        help="fit a small autoencoder to your own pictures, for training in its latents",
+        help="train a small autoencoder on your pictures, for training in its latent space",
         usage=f"limner train-autoencoder {CONFIGURED} --output FOLDER",
-        epilog="Its keys are autoencoder.*; then train with vae.pretrained_model_name=FOLDER. "
-        "Ctrl-C, SIGTERM, or a terminal that is closed: what was learned is saved in "
-        "FOLDER-unfinished, exit code 75; the same command goes on.",
+        epilog="Configure it with the keys autoencoder.*, then train with "
+        "vae.pretrained_model_name=FOLDER. On Ctrl-C, SIGTERM, or a closed terminal, "
+        "progress is saved in FOLDER-unfinished, with exit code 75; the same command "
+        "resumes it.",
     )
-    autoencoder.add_argument("--output", type=Path, required=True, help="folder to write")
+    autoencoder.add_argument("--output", type=Path, required=True, help="output folder")
     autoencoder.set_defaults(run=run, takes_overrides=True)
 
 

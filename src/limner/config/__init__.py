@@ -1,7 +1,7 @@
-"""Every setting: its type, default, unit, and check: the only place.
+"""All settings, with type, default, unit, and validation.
 
-One file for each part of the work: data, model, training, diffusion, evaluation. Defaults live
-there, and those that follow from other values in choices. `loading` reads and checks the whole.
+One file per part: data, model, training, diffusion, evaluation. Defaults are defined there, and
+derived defaults in `defaults`. `loading` reads and validates the complete configuration.
 """
 
 from limner.config.data import CacheConfig, DataConfig

@@ -1,4 +1,4 @@
-"""Checks across keys: values that are valid by themselves, but not together."""
+"""Validation across keys: values that are valid on their own, but not together."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Defaults that follow from other settings: resolved here, once, before the configuration is used.
+"""Defaults derived from other settings, resolved once before the configuration is used.
 
-Beside each such key its rule is stated; what is chosen is saved with the run.
+The documentation of each such key states its rule; the resolved values are saved with the run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Noise: how it is added, and how pictures are drawn out of it."""
+"""Settings of the noise schedule, the training objective, and sampling."""
 
 from __future__ import annotations
 
@@ -23,66 +23,72 @@ from limner.config.types import (
 
 class SchedulerConfig(Section):
     objective: Literal["flow_matching", "diffusion"] | None = None
-    """How noise is added. None: `diffusion` if a beta or a diffusion-only prediction is given,
-    else `flow_matching`."""
+    """Training objective. None: `diffusion` if a beta or a diffusion-only prediction type is set,
+    otherwise `flow_matching`."""
     num_train_timesteps: Annotated[Whole, Field(ge=2, le=1_000_000)] = 1000
-    """The timestep of pure noise; 0 is the clean picture."""
+    """The timestep of pure noise; timestep 0 is the clean picture."""
     prediction_type: (
         Annotated[Literal["sample", "epsilon", "v_prediction", "velocity"], BeforeValidator(lower)]
         | None
     ) = None
-    """What the network predicts. None: `velocity` (flow matching) or `epsilon` (diffusion), which
-    contain the noise, where a patch holds at most 3/4 as many numbers as the model is wide; else
-    `sample`, the picture, for noise does not pass through less than its own width."""
+    """What the network predicts. None: `velocity` (flow matching) or `epsilon` (diffusion) if a
+    patch has at most 3/4 as many values as the model is wide; otherwise `sample`, the clean
+    picture, because a narrower model cannot reproduce the noise."""
     beta_start: Beta | None = None
-    """Variance of the noise that the first timestep adds."""
+    """Noise variance added at the first timestep."""
     beta_end: Beta | None = None
-    """Variance of the noise that the last timestep adds."""
+    """Noise variance added at the last timestep."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = None
-    """Of the `diffusion` objective; None: 1e-4 to 0.02, linear (Ho et al. 2020)."""
+    """Beta schedule of the `diffusion` objective. None: linear from 1e-4 to 0.02 (Ho et al.
+    2020)."""
     logit_mean: Number | None = None
-    """Flow matching trains at times with logit(cleanness) ~ N(mean, std): below 0 mostly on noisy
-    pictures, where what is where is decided. None: -1 up to 64 pixels (or latents) a side; in
-    larger pictures, which are seen through more noise, less by the log of side / 64."""
+    """Flow matching: mean of the logit-normal timestep distribution, logit(1 - noise level) ~
+    N(mean, std). Below 0, training favours noisy pictures, where composition is decided. None: -1
+    up to 64 pixels (or latents) per side, minus ln(side / 64) above that, because larger pictures
+    stay recognisable under more noise."""
     logit_mean_end: Number | None = None
-    """As the learning rate falls, the mean moves here: first what is where, then fine texture.
-    None: 2 up to 64 pixels, 1.58 at 128, 1.17 at 256, or `logit_mean` if that was set."""
+    """The mean moves to this value as the learning rate decays: composition first, fine texture
+    later. None: 2 up to 64 pixels, 1.58 at 128, 1.17 at 256, or `logit_mean` if that is set."""
     logit_std: Positive = 1.0
-    """Spread of these times."""
+    """Standard deviation of this distribution."""
     uniform_share: Share = 0.1
-    """Share of the times drawn uniformly instead, so that no noise level is never trained."""
+    """Fraction of timesteps sampled uniformly instead, so that every noise level is trained."""
     level_balance: Share | None = None
-    """How far noise levels count by what can be learned there: the loss of each is divided by its
-    average to this power. 0: not at all; 1: all levels weigh alike. None: 0.5 in flow matching, 0
-    for noise schedules, as published."""
+    """Loss weighting by noise level: the loss at each level is divided by its running average to
+    this power. 0: no weighting; 1: all levels contribute equally. None: 0.5 for flow matching, 0
+    for diffusion, as published."""
 
 
 class SamplingConfig(Section):
     scheduler_type: Solver = "dpmsolver++"
-    """The solver."""
+    """Sampler (solver)."""
     num_inference_steps: Annotated[PositiveInt, Field(le=100_000)] = 20
-    """Steps of the solver; more are better and slower."""
+    """Number of denoising steps; more are better and slower."""
     guidance_scale: NonNegative = 3.0
-    """1: none; 2 to 5 follow the prompt more closely, at the cost of variety."""
+    """Guidance scale. 1: no guidance; 2 to 5 follow the prompt more closely, with less variety."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
-    """Noise levels (share of the whole) at which guidance acts."""
+    """Range of noise levels, from 0 to 1, in which guidance is applied."""
     guidance_type: Annotated[Literal["cfg", "cfg_zero_star", "apg"], BeforeValidator(lower)] = "cfg"
-    """Classifier-free guidance, or a refinement of it (see diffusion/guidance.py): CFG-Zero* (flow
-    matching) scales the prediction to move away from, APG moves across the prediction."""
+    """Classifier-free guidance (`cfg`) or a variant (see diffusion/guidance.py): CFG-Zero* (flow
+    matching) scales the unconditional prediction, APG keeps the guidance orthogonal to the
+    prediction."""
     guidance_rescale: Share = 0.0
-    """How far to draw the contrast of a guided picture back to that of the unguided one."""
+    """How far to rescale the standard deviation of the guided prediction to that of the unguided
+    one: 0 not at all, 1 fully."""
     zero_init_steps: Count = 0
-    """Of CFG-Zero*, usable with any guidance of flow matching: the first steps stay at the noise,
-    where a model is least to be trusted; 1 of 20 in the paper. They cost nothing."""
+    """Number of first steps that leave the noise unchanged (from CFG-Zero*, usable with any
+    guidance in flow matching), where the model is least reliable; 1 of 20 in the paper. These steps
+    cost nothing."""
     apg_eta: Number = 0.0
-    """Of `apg`: how much to keep of the guidance along the prediction, which saturates colours."""
+    """For `apg`: how much of the guidance parallel to the prediction to keep; it saturates
+    colours."""
     apg_threshold: NonNegative = 0.0
-    """Of `apg`: the largest root mean square of a step's guidance, in units of the picture
-    (black is -1, white 1) or of the latents; 0: none."""
+    """For `apg`: largest root mean square of the guidance in a step, in units of the picture (black
+    is -1, white 1) or the latents. 0: no limit."""
     apg_momentum: Annotated[Number, Field(gt=-1, lt=1)] = -0.5
-    """Of `apg`: the share of earlier steps' guidance that is added; below 0, taken away."""
+    """For `apg`: momentum of the guidance over steps; negative values subtract earlier guidance."""
     shift: Positive = 1.0
-    """Above 1: more of the steps at high noise."""
+    """Timestep shift. Above 1: more steps at high noise."""
     timestep_power: Positive = 1.0
-    """Above 1: more of the steps at both ends, near noise and near the picture; below 1: in the
-    middle."""
+    """Timestep spacing. Above 1: more steps near both ends (pure noise and the picture); below 1:
+    more in the middle."""

@@ -1,4 +1,4 @@
-"""What is measured, with what, and against what."""
+"""Settings of the evaluation: metrics, networks, and reference."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ MOST_PICTURES = 16_777_216
 
 
 class EvaluationConfig(Section):
-    """Of `limner evaluate`: what is drawn, and what it is measured with and against."""
+    """Settings of `limner evaluate`: what is generated, and which metrics and reference it is
+    compared with."""
 
     num_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 500
-    """Pictures drawn for the distances. Where there are fewer captions, each is drawn again with
+    """Pictures to generate for the distances. If there are fewer captions, they are reused with
     other seeds."""
     prompts: Literal["held_out", "trained"] = "held_out"
-    """Whose captions they are of. A data set that holds out none has `trained` ones only."""
+    """Which captions to generate from. A data set without a held-out split only has `trained`."""
     other_images: Annotated[Count, Field(le=MOST_PICTURES)] = 100
-    """Pictures of the other captions, one each, so that recall, the checker, and the report show
-    both kinds; 0: none."""
+    """Pictures to generate from the other split, one per caption, so that recall, the checker, and
+    the report cover both. 0: none."""
     seed: Seed = 0
-    """Of the first picture; the next ones have the next seeds."""
+    """Seed of the first picture; the following pictures use the following seeds."""
     dtype: Dtype = "float32"
-    """What the network draws in. In float32 numbers do not depend on the batch or the machine."""
+    """Precision of sampling. With float32, results do not depend on the batch size or the
+    machine."""
     loss_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 256
-    """Pictures of either split that the loss by noise level looks at, at most."""
+    """Maximum number of pictures per split for the loss by noise level."""
     reference: str | None = None
-    """What distances are to. None: the data set's own pictures with the prompts that are drawn;
-    else a folder of pictures, or an .npz of ADM's evaluator or of pytorch-fid."""
+    """Reference for the distances. None: the data set's own pictures for the same prompts.
+    Otherwise a folder of pictures, or an .npz file of ADM's evaluator or of pytorch-fid."""
     reference_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 10_000
-    """Pictures of the data set that the reference has, at most, evenly spread over them."""
+    """Maximum number of reference pictures from the data set, evenly spread over it."""
     efficientnet: bool = True
-    """Distances on EfficientNet-Lite0, whose weights a package brings (extra `evaluation`)."""
+    """Measure distances with EfficientNet-Lite0, whose weights come as a package (extra
+    `evaluation`)."""
     inception: str | None = None
-    """Weights of Inception-v3 for FID, KID, and the Inception score: a file, a folder that holds
-    it, or a Hub id. None: not measured."""
+    """Inception-v3 weights for FID, KID, and Inception score: a file, its folder, or a Hub id.
+    None: not measured."""
     dinov2: str | None = None
     """DINOv2 for FD-DINOv2: a folder or a Hub id (facebook/dinov2-large). None: not measured."""
     clip: str | None = None
-    """CLIP for CMMD and CLIP score: a folder or a Hub id (openai/clip-vit-large-patch14-336).
-    None: not measured."""
+    """CLIP for CMMD and CLIP score: a folder or a Hub id (openai/clip-vit-large-patch14-336). None:
+    not measured."""
     floor_repeats: Annotated[Count, Field(le=1_024)] = 3
-    """How often two sets of real pictures are drawn to say what the distance between them is; 0:
-    no floor."""
+    """Number of random splits of real pictures used to measure the distance between two sets of
+    real pictures, the lower bound. 0: not measured."""

@@ -1,4 +1,4 @@
-"""Adapters: fine-tuning that leaves the model as it is and learns small corrections beside it."""
+"""Settings of LoRA: fine-tuning with low-rank adapters while the model is frozen."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ class LoraConfig(Section):
     """Low-rank adaptation (Hu et al. 2021) of the model named in `training.init_from`."""
 
     rank: Width | None = None
-    """Width of the corrections: each adapted matrix W becomes W + alpha / rank * B A, and only A
-    [rank, in] and B [out, rank] learn, with AdamW. None: all weights learn."""
+    """Rank of the adapters: each adapted matrix W becomes W + alpha / rank * B A, and only A [rank,
+    in] and B [out, rank] are trained, with AdamW. None: all weights are trained."""
     alpha: Positive | None = None
-    """Scale of the corrections. None: `rank`, so that the factor is 1."""
+    """Scaling of the adapters. None: `rank`, which gives a factor of 1."""
     dropout: BelowOne = 0.0
-    """Of what goes into A; helps when pictures are very few."""
+    """Dropout on the input of A; helps with very few pictures."""
     train_text_encoder: bool = True
-    """The text encoder learns, too, all of it, at a tenth of the rate: new names need that. false:
-    it stays as it is, and the adapters are all that changes."""
+    """Also train all parameters of the text encoder, at a tenth of the learning rate; needed to
+    learn new names. false: freeze it, and train only the adapters."""
     target_modules: tuple[str, ...] | None = None
-    """Names of the matrices in the transformer blocks that are adapted, such as [qkv, out]. None:
-    those of attention and feed-forward."""
+    """Names of the matrices in the transformer blocks to adapt, such as [qkv, out]. None: those of
+    attention and feed-forward layers."""

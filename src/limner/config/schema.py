@@ -14,7 +14,8 @@ from limner.config.types import Section
 
 
 class Config(Section):
-    """The whole configuration; build it with `load_config`, which checks it as a whole."""
+    """The complete configuration. Create it with `load_config`, which validates all keys
+    together."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

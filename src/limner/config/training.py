@@ -1,4 +1,4 @@
-"""How it learns: the run, the optimizer, and the learning rate."""
+"""Settings of the training run, the optimizer, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -34,99 +34,107 @@ def one_or_more(value: Any) -> Any:
 
 class TrainingConfig(Section):
     output_dir: str = "./outputs"
-    """The run's folder: checkpoints, log, previews, report."""
+    """Run folder: checkpoints, log, previews, report."""
     seed: Seed = 0
-    """Of everything random: first weights, order, captions, noise, noise levels, dropout."""
+    """Seed of all randomness: initialisation, data order, captions, noise, timesteps, dropout."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """`auto`: CUDA, then Apple's GPU, then the processor."""
+    """`auto`: CUDA, then Apple's GPU, then the CPU."""
     batch_size: Literal["auto"] | Batch = 32
-    """Pictures per forward pass (micro-batch) and process. `auto`: the largest power of two that
-    fits into 90 % of the free memory, and into `effective_batch_size` (256 without it)."""
+    """Micro-batch size: pictures per forward pass and process. `auto`: the largest power of two
+    that fits into 90 % of the free memory and does not exceed `effective_batch_size` (256 if that
+    is not set)."""
     gradient_accumulation_steps: Batch = 1
-    """Forward passes per update."""
+    """Forward passes per update (optimizer step)."""
     effective_batch_size: Annotated[PositiveInt, Field(le=2**30)] | None = None
-    """Pictures per update, over all processes and forward passes: `gradient_accumulation_steps`
-    follows from it, so that a run learns the same whatever machine it is on."""
+    """Pictures per update over all processes and forward passes. Sets
+    `gradient_accumulation_steps`, so that a run trains the same way on any machine."""
     learning_rate: Positive | None = None
-    """Peak learning rate: Muon's update is scaled to AdamW's size. None: 4e-3 with Muon, 1e-3 with
-    AdamW, and 1e-2 for adapters (times the root of 16 / rank above that rank); times the root of
-    256 / hidden_size in wider models."""
+    """Peak learning rate. Muon's update is scaled to the size of AdamW's. None: 4e-3 with Muon,
+    1e-3 with AdamW, 1e-2 for adapters (times sqrt(16 / rank) above that rank); times sqrt(256 /
+    hidden_size) in wider models."""
     num_epochs: Positive | None = None
     """Passes over the training pictures."""
     max_steps: PositiveInt | None = None
-    """Updates; wins over `num_epochs`."""
+    """Number of updates; overrides `num_epochs`."""
     max_minutes: Annotated[Positive, Field(le=1e8)] | None = None
-    """Wall-clock bound. With lr_scheduler `wsd` the decay begins in time to end within it."""
+    """Wall-clock time limit in minutes. With lr_scheduler `wsd`, the decay starts early enough to
+    finish within it."""
     init_from: str | None = None
-    """Fine-tuning: the run folder, checkpoint, exported file, or published model (by its Hub id)
-    whose (averaged) weights the run starts with. Keys of `model`, `vae`, `text_encoder`, and of
-    what is predicted that are not set are those of that model; what does not fit is new, and
-    said."""
+    """Fine-tuning: run folder, checkpoint, exported file, or Hub id of a published model whose
+    (EMA) weights initialise the run. Keys of `model`, `vae`, `text_encoder`, and the prediction
+    type that are not set are taken from that model. Weights that do not fit are newly initialised
+    and reported."""
     resume: Annotated[Literal["auto", "no"], BeforeValidator(yaml_no)] = "auto"
-    """`auto`: where output_dir holds a run of this configuration, the run goes on; of another one,
-    that is an error. `no`: any earlier run there is an error. (`--resume` is asked first.)"""
+    """`auto`: resume if output_dir contains a run with this configuration; a run with another
+    configuration is an error. `no`: any earlier run there is an error. `--resume` takes
+    precedence."""
     save_steps: PositiveInt | None = None
-    """A checkpoint every so many updates, and at the end. None: 1000, or at the end of epochs only
-    where `save_every_n_epochs` is set."""
+    """Save a checkpoint every this many updates, and at the end. None: 1000, or only at the end of
+    epochs if `save_every_n_epochs` is set."""
     save_every_n_epochs: PositiveInt | None = None
-    """A checkpoint whenever so many epochs are complete, besides those of `save_steps` if that is
-    set, too."""
+    """Save a checkpoint every this many epochs, in addition to `save_steps` if both are set."""
     checkpoints_total_limit: PositiveInt | None = 3
-    """Older checkpoints beyond this many are deleted after a new one is safe; None: keep all."""
+    """Number of checkpoints to keep; older ones are deleted after a new one is safely written.
+    None: keep all."""
     keep_best: bool = True
-    """A checkpoint whenever the held-out loss is the lowest so far, too; the best one stays."""
+    """Also save a checkpoint whenever the held-out loss reaches a new minimum, and keep the best
+    one."""
     save_errors: Literal["continue", "stop"] = "continue"
-    """When a checkpoint cannot be written (a full disk, ...): `continue` with the last good one and
-    try again at the next save, or `stop`. At the end of the run it is an error either way."""
+    """If a checkpoint cannot be written (disk full, ...): `continue` with the last good one and
+    retry at the next save, or `stop`. At the end of the run, it is an error either way."""
     logging_steps: PositiveInt = 10
-    """Training loss, gradient norm, and speed every so many updates, as means over them."""
+    """Log the training loss, gradient norm, and speed every this many updates, averaged over
+    them."""
     heldout_steps: PositiveInt = 250
-    """Held-out loss every so many updates."""
+    """Measure the held-out loss every this many updates."""
     heldout_pictures: Batch = 64
-    """How many held-out (and as many trained) pictures the held-out loss looks at."""
+    """Number of held-out pictures (and as many training pictures) used for the held-out loss."""
     preview_steps: PositiveInt = 500
-    """Preview pictures every so many updates."""
+    """Generate preview pictures every this many updates."""
     preview_prompts: tuple[str, ...] | None = None
-    """None: eight captions, half of them held out."""
+    """Prompts of the previews. None: eight captions, half of them held out."""
     mixed_precision: Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(yaml_no)] = (
         "auto"
     )
-    """`auto`: bf16 where the processor computes it in hardware, else none."""
+    """`auto`: bf16 if the hardware supports it, otherwise none."""
     max_grad_norm: Positive = 1.0
-    """The gradient is scaled down to this L2 norm where it is longer."""
+    """Clip gradients to this L2 norm."""
     caption_dropout: Share = 0.1
-    """Share of pictures trained with an empty caption, for classifier-free guidance."""
+    """Fraction of pictures trained with an empty caption, for classifier-free guidance."""
     use_ema: bool = True
-    """Keep an average of the weights over time, and draw with it."""
+    """Keep an exponential moving average (EMA) of the weights, and sample with it."""
     ema_decay: BelowOne = 0.9999
-    """Share of the average that stays at an update, once the run is long enough for it."""
+    """EMA decay per update, reached once the run is long enough."""
     ema_ramp: Positive = 0.05
-    """The average's half-life is at most this share of the pictures seen so far (EDM's warm-up)."""
+    """EMA warm-up: the half-life is at most this fraction of the pictures seen so far (as in
+    EDM)."""
     num_workers: Helpers = 2
-    """Processes that load pictures; 0: the training process does."""
+    """Number of data loading processes; 0: load in the training process."""
     prefetch_factor: Annotated[PositiveInt, Field(le=1_024)] = 4
-    """Batches each of them keeps ready."""
+    """Batches that each worker loads in advance."""
     gradient_checkpointing: bool = False
-    """Compute the blocks' activations again in the backward pass instead of keeping them: less
+    """Recompute the activations of the blocks in the backward pass instead of storing them: less
     memory, about a third more time (`limner estimate` says when it is needed)."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Of several processes: `none`, each holds the whole model; `fsdp` (FSDP2), each holds a part
-    of weights, gradients, optimizer states, and average, for what does not fit into one GPU."""
+    """With several processes: `none`: each process holds the whole model; `fsdp` (FSDP2): each
+    holds a shard of weights, gradients, optimizer states, and EMA, for models that do not fit on
+    one GPU."""
     checkpoint_shards: bool = False
-    """Of a sharded run: each process writes its part into a checkpoint, instead of the first one
-    all of them. Training waits for it; no process needs memory for the whole."""
+    """With sharding: each process writes its own shard of a checkpoint, instead of the first
+    process writing everything. Training waits for it, and no process needs memory for the whole
+    model."""
     process_timeout: Annotated[Positive, Field(le=1e7)] = 1800.0
-    """Seconds after which a process that hears nothing of the others gives up; longer than what the
-    first one does alone (held-out loss, previews)."""
+    """Seconds without a sign of the other processes after which a process gives up; must be longer
+    than the work that only the first process does (held-out loss, previews)."""
     compile_model: bool = True
-    """torch.compile the transformer blocks where a compiler is at hand."""
+    """Use torch.compile for the transformer blocks if a compiler is available."""
     trackers: Annotated[tuple[Tracker, ...], BeforeValidator(one_or_more)] = ("tensorboard",)
-    """Where figures, previews, and the configuration go besides the run's folder, by the names
-    that accelerate has for them; one or several. Without a login they write to this machine."""
+    """Experiment trackers for metrics, previews, and the configuration, by their names in
+    accelerate; one or several. Without a login, they log to this machine."""
     tracker_project: Annotated[str, Field(min_length=1)] = "limner"
-    """What trackers file the run under."""
+    """Project name in the trackers."""
     run_name: str | None = None
-    """What trackers call the run; None: the name of `output_dir`."""
+    """Run name in the trackers. None: the name of `output_dir`."""
 
     @property
     def micro_batch_size(self) -> int:
@@ -137,27 +145,28 @@ class TrainingConfig(Section):
 
 class OptimizerConfig(Section):
     type: Annotated[Literal["muon", "adamw"], BeforeValidator(lower)] = "muon"
-    """`muon` for the matrices of the blocks with AdamW for the rest, or `adamw` for all."""
+    """`muon` for the matrices of the blocks with AdamW for all other parameters, or `adamw` for
+    all."""
     weight_decay: NonNegative = 0.0
-    """Decoupled, of matrices and embeddings."""
+    """Decoupled weight decay of matrices and embeddings."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)
-    """Of AdamW."""
+    """Betas of AdamW."""
     eps: Positive = 1e-8
-    """Of AdamW."""
+    """Epsilon of AdamW."""
     muon_momentum: BelowOne = 0.95
-    """Of Muon (Nesterov)."""
+    """Momentum of Muon (Nesterov)."""
     muon_period: PositiveInt = 4
-    """Muon orthogonalises each matrix at one update in so many, and goes on in the direction found
-    last at the others: momentum turns slowly, and orthogonalising is a third of a small step."""
+    """Muon orthogonalises each matrix every this many updates and reuses the last direction in
+    between: the momentum changes slowly, and orthogonalisation is a third of a small step."""
     adamw_rate_share: Positive = 0.33
-    """Beside Muon: what AdamW trains (embeddings, modulation, first and last layers) has this share
-    of the learning rate."""
+    """With Muon: learning rate of the parameters that AdamW trains (embeddings, modulation, first
+    and last layers), as a fraction of `learning_rate`."""
 
 
 class LrSchedulerConfig(Section):
     type: Annotated[Literal["wsd", "constant", "linear", "cosine"], BeforeValidator(lower)] = "wsd"
-    """`wsd`: warm up, stay, decay linearly to zero; or as diffusers names them."""
+    """`wsd`: warm up, stay, and decay linearly to zero; the others as in diffusers."""
     warmup_steps: Count = 50
-    """Updates over which the rate rises to its peak."""
+    """Updates over which the learning rate warms up to its peak."""
     decay_share: Share = 0.6
-    """Of `wsd`: the last share of the run in which the rate falls to zero."""
+    """For `wsd`: last fraction of the run, in which the learning rate decays to zero."""

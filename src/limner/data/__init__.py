@@ -1,1 +1,1 @@
-"""Rows and their captions, from files to the examples of training."""
+"""Data sets: rows of pictures and captions, from files to training examples."""

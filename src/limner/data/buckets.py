@@ -1,4 +1,4 @@
-"""Which size each picture is trained at, so that little of it is cut off.
+"""Aspect ratio buckets: the training size of each picture, so that little is cropped.
 
 Instead of one square there are some sizes of other shapes and about as many pixels (NovelAI 2022,
 "aspect ratio bucketing"). A picture goes to the size of the nearest shape, is scaled to cover it,

@@ -18,14 +18,15 @@ from limner.redaction import redact, shown_place
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture and what it is called."""
+    """A picture and its captions."""
 
     key: str
-    """Stable identity within the data set (a relative path, a code point); hashed for the split."""
+    """Stable identifier within the data set (a relative path, a code point); hashed for the
+    split."""
     captions: tuple[str, ...]
-    """At least one; the first is the main caption, the others say the same in other words."""
+    """At least one; the first is the main caption, the others are paraphrases."""
     held_out: bool | None = None
-    """Fixed by the data set, or None: decided by hash and `data.train_split`."""
+    """Defined by the data set. None: decided by hash and `data.train_split`."""
 
 
 class RowSubset(Sequence[Row]):
@@ -52,7 +53,7 @@ class RowSubset(Sequence[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that cannot be used, and why: counted and listed, never dropped in silence."""
+    """An unusable row and the reason; always counted and listed, never dropped silently."""
 
     key: str
     reason: str
@@ -71,11 +72,11 @@ class DamagedFile(PictureError):
 
 
 class ImageDataset(Protocol):
-    """Anything that has rows and can load their pictures: emoji, shapes, a folder."""
+    """A data set: rows, and a method to load their pictures."""
 
     name: str
     description: str
-    """What the pictures are, what is held out, and by what rule: printed in the report."""
+    """What the pictures are and what is held out by which rule; shown in the report."""
     refused: list[Refused]
 
     @property
@@ -84,8 +85,8 @@ class ImageDataset(Protocol):
         ...
 
     def load(self, row: Row, image_size: int | tuple[int, int]) -> np.ndarray:
-        """The row's picture, uint8 [image_size, image_size, 3], or of (height, width). Raises
-        PictureError."""
+        """Load the picture of a row, uint8 [image_size, image_size, 3] or [height, width, 3].
+        Raises PictureError."""
         ...
 
     def path(self, row: Row) -> Path | None:

@@ -1,4 +1,4 @@
-"""One example: everything about the `count`-th picture of a run that depends on that count.
+"""Training examples, as a function of the image count: which picture, caption, noise, and timestep.
 
 The picture, its caption, its noise, and its place in the distribution of noise levels are made
 here, in the loader's workers, each from (seed, count). The training loop adds nothing random.

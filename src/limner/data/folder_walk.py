@@ -1,4 +1,4 @@
-"""Every folder below one, as data are looked for: links followed, what is no data passed over.
+"""Walk the subfolders of a data folder, following links and skipping what is not data.
 
 Real folders come first, in the order of their names; then those that links lead to, each real
 folder once, so that loops end. What is passed over is remembered, to be said once.

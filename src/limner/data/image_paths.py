@@ -1,4 +1,4 @@
-"""Which files a data set may name, whatever its format: one rule.
+"""Restrict the paths that a data set may refer to, in any format.
 
 1. A path is relative to the data's own folder and stays in it. An absolute one that leads into it
    counts as relative. Web addresses are refused.

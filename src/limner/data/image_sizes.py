@@ -1,4 +1,4 @@
-"""Height and width of every picture, from the files' headers, remembered from run to run."""
+"""Picture sizes, read from the file headers and cached between runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: any file to a square of uint8 RGB, and between that and tensors."""
+"""Convert picture files to cropped uint8 RGB arrays, and arrays to tensors and back."""
 
 from __future__ import annotations
 

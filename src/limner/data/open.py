@@ -1,4 +1,4 @@
-"""From the configuration to pictures and captions: which data set, and who is held out of it."""
+"""Open the configured data set, with its held-out split."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Data:
 
 
 def open_picture_set(config: Config) -> ImageDataset:
-    """The data set that `data.dataset_name` and `data.dataset_path` name."""
+    """Open the data set of `data.dataset_name` or `data.dataset_path`."""
     # Imported here so that a folder needs none of the built-in sets' packages, and the reverse.
     name = (config.data.dataset_name or "").lower()
     if name == "emoji":
@@ -177,11 +177,11 @@ def with_buckets(config: Config, data: Data) -> Config:
 
 
 def training_order(data: Data, config: Config, processes: int = 1, images: int = 0) -> Order:
-    """Whose turn it is among the trained rows, at every count of the run.
+    """The order of the training rows, as a function of the image count.
 
     Args:
-        processes: that share an update.
-        images: at which count the run goes on.
+        processes: number of processes that share an update.
+        images: image count at which the run continues.
     """
     if (buckets := data.trained.buckets) is not None:
         settings = config.training

@@ -1,4 +1,4 @@
-"""Who is seen when: the order of the pictures, as a function of (seed, image count) alone.
+"""The data order: a pure function of the seed and the image count.
 
 Nothing here is stateful, so a run resumed at image count 12,800 sees what it would have seen, with
 any number of workers, processes, or pictures per micro-batch (EDM2, Karras et al. 2024, does so).
@@ -26,7 +26,7 @@ def seeded_generator(seed: int, *names: int | str) -> torch.Generator:
 
 
 class Order(Protocol):
-    """Whose turn it is: a pure function of the count."""
+    """The data order: a pure function of the image count."""
 
     def position(self, count: int) -> int:
         """Which row is the run's `count`-th picture."""

@@ -1,5 +1,4 @@
-"""The folder that people's own pictures are in, and what is not to be written into it: a picture
-there would be trained on at the next start."""
+"""Never write into the user's data folder: pictures there would be trained on at the next start."""
 
 from __future__ import annotations
 

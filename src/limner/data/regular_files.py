@@ -1,4 +1,4 @@
-"""Only regular files of a sane size are opened: no device, which may never end, and no pipe."""
+"""Open only regular files of a limited size, never devices or pipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows a run learns from, in 20 bytes each: so that others are noticed when it goes on.
+"""Fingerprints of the training rows (20 bytes each), to detect changed data when a run resumes.
 
 A row is known by its key; its captions and the size of its picture's file say whether it is still
 the same. No picture is read.

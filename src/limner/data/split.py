@@ -1,4 +1,4 @@
-"""Which rows train and which are held out: by a hash of each key, so that new rows move none."""
+"""The train and held-out split, by a hash of each key, so that new rows do not move old ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every picture decoded once before the first step, so that bad ones are out before the order is.
+"""Decode every picture once before the first step, so that broken ones do not affect the order.
 
 The order of the pictures is a function of (seed, image count, number of rows). Only if the bad rows
 are known beforehand do they change nothing for the good ones. Files that were good are remembered

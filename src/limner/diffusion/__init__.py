@@ -1,1 +1,1 @@
-"""Noise schedules, what is predicted, solvers, and guidance."""
+"""Noise schedules, training objectives, solvers, and guidance."""

@@ -1,7 +1,7 @@
-"""Guidance: the denoiser that solvers see, made of two predictions, one to move away from.
+"""Guidance: combines two predictions into the denoiser that solvers call.
 
-The two are those for a text and for another one (classifier-free guidance), or those of the model
-and of a weaker one (autoguidance). How they are combined is a formula of its own.
+The two are predictions for two texts (classifier-free guidance), or of the model and of a weaker
+model (autoguidance). The guidance type says how they are combined.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def guided_denoiser(
     dtype: torch.dtype,
     guide: Denoiser | None = None,
 ) -> Denoiser:
-    """Moves the prediction away from that for another text (Ho & Salimans 2022, arXiv 2207.12598),
-    or from that of a weaker model (Karras et al. 2024, arXiv 2406.02507).
+    """The denoiser with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), or with
+    autoguidance by a weaker model (Karras et al. 2024, arXiv 2406.02507).
 
     Both texts go through the network in one batch.
 
     Args:
         model: `model(x, t, y)`, x [B, C, H, W] float32, t [B] float32 timesteps, y B texts; returns
-            what the objective's prediction type says, of x's shape.
-        text: what to draw, B texts.
-        null_text: the empty text, or what not to draw: 1 or B texts, padded to the length of
-            `text`. Not read where there is a guide.
-        sampling: the formula, its numbers, and the interval it acts in.
-        dtype: what autocast computes the network in; float32 turns autocast off.
-        guide: the weaker model's prediction of x_0, to move away from instead.
+            the prediction, with the shape of x.
+        text: the prompts, B texts.
+        null_text: the empty or negative prompt: 1 or B texts, padded to the length of `text`.
+            Unused with a guide.
+        sampling: guidance type, its parameters, and the interval.
+        dtype: autocast dtype of the network; float32 disables autocast.
+        guide: denoiser of the weaker model, to guide away from instead.
 
     Returns:
         denoise(x [B, C, H, W], timestep) -> x_0, float32 [B, C, H, W].
@@ -84,7 +84,7 @@ def guided_denoiser(
 
 
 def is_guided(timestep: float, sampling: GuidanceSettings, noise_schedule: NoiseSchedule) -> bool:
-    """Whether two predictions are made at this time.
+    """Whether guidance applies at this timestep, which needs two predictions.
 
     Outside of an interval of noise levels guidance does little good (Kynkäänniemi et al. 2024,
     arXiv 2404.07724), and the network is spared half its work, as it is where the scale is 1.
@@ -94,7 +94,8 @@ def is_guided(timestep: float, sampling: GuidanceSettings, noise_schedule: Noise
 
 
 def combination(sampling: GuidanceSettings) -> Combine:
-    """How the settings combine two predictions. It may remember: take a new one for each batch."""
+    """The function that combines two predictions. It may be stateful: create a new one per
+    batch."""
     scale, rescale = sampling.guidance_scale, sampling.guidance_rescale
     combine: Combine
     if sampling.guidance_type == "cfg_zero_star":
@@ -121,7 +122,7 @@ def classifier_free(scale: float) -> Combine:
 
 
 def zero_star(scale: float) -> Combine:
-    """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886): the other prediction at its best length.
+    """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886): scales the unconditional prediction optimally.
 
     With velocities v = v(text) and u = v(null): s u + scale * (v - s u), where
     s = <v, u> / |u|^2 makes s u the nearest to v of all multiples of u. On the flow path
@@ -167,7 +168,7 @@ def adaptive_projected(scale: float, eta: float, threshold: float, momentum: flo
 
 
 def rescaled(guided: Tensor, x0: Tensor, share: float) -> Tensor:
-    """Draws the contrast of a guided picture back to that of the unguided one, by a share.
+    """Rescale the standard deviation of the guided prediction towards that of the unguided one.
 
     Lin et al. 2023 (arXiv 2305.08891, equations 15 and 16). Theirs scales the network's output
     about 0; this is x_0, and pictures have a mean (white paper is 1), so it is scaled about that.

@@ -1,4 +1,4 @@
-"""How a picture turns into noise: x_t = alpha(t) * x_0 + sigma(t) * noise.
+"""Noise schedules: x_t = alpha(t) * x_0 + sigma(t) * noise.
 
 Both paths measure time in `timesteps`, floats that grow with the noise: 0 is the (nearly) clean
 picture, `num_train_timesteps` is noise. The signal-to-noise ratio is given as
@@ -18,18 +18,19 @@ from limner.errors import LimnerError
 
 @dataclass(frozen=True)
 class FlowMatchingSchedule:
-    """The straight line from picture to noise: with s = t / num_train_timesteps, (1 - s, s).
+    """The linear path of flow matching: (alpha, sigma) = (1 - s, s) with s = t /
+    num_train_timesteps.
 
     Rectified flow (Liu et al. 2022, arXiv 2209.03003), flow matching with the optimal-transport
     path (Lipman et al. 2022, arXiv 2210.02747).
 
     Attributes:
         num_train_timesteps: the timestep of pure noise.
-        logit_mean: mean of logit(1 - s) in training. Note the sign: it speaks of how CLEAN a
-            picture is, so +1 trains mostly on clean ones, and JiT's P_mean of -0.8 mostly on noisy.
+        logit_mean: mean of logit(1 - s) in training. Note the sign: +1 trains mostly on clean
+            pictures, JiT's P_mean of -0.8 mostly on noisy ones.
         logit_std: standard deviation of that logit, above 0.
-        uniform_share: share of the training times drawn uniformly instead, 0 to 1.
-        logit_mean_end: where the mean has moved to at the end of training; None: it stays.
+        uniform_share: fraction of timesteps sampled uniformly instead, 0 to 1.
+        logit_mean_end: value of the mean at the end of training. None: constant.
     """
 
     num_train_timesteps: int = 1000
@@ -39,11 +40,11 @@ class FlowMatchingSchedule:
     logit_mean_end: float | None = None
 
     def alpha(self, timesteps: Tensor) -> Tensor:
-        """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, 1 - self._fraction(timesteps))
 
     def sigma(self, timesteps: Tensor) -> Tensor:
-        """How much noise was added; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the noise; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, self._fraction(timesteps))
 
     def log_snr(self, timesteps: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class FlowMatchingSchedule:
         return self.sigma(timesteps)
 
     def training_timesteps(self, u: Tensor, moved: float = 0.0) -> Tensor:
-        """Turns uniform numbers into times to train at.
+        """Map uniform random numbers to training timesteps.
 
         The logit-normal distribution of Esser et al. 2024 (arXiv 2403.03206, section 3.1), mixed
         with a uniform one. One number in, one time out: numbers that are evenly spread over (0, 1)
@@ -86,7 +87,7 @@ class FlowMatchingSchedule:
         power: float = 1.0,
         strength: float = 1.0,
     ) -> Tensor:
-        """The times between which a solver steps.
+        """The timesteps of a solver.
 
         With even times f from 1 to 0, logit(s) = power * logit(f) + log(shift).
 
@@ -129,8 +130,8 @@ class VPSchedule:
     """The variance-preserving path of DDPM: alpha^2 + sigma^2 = 1, set by a schedule of betas.
 
     Ho et al. 2020 (arXiv 2006.11239): alpha_t^2 = (1 - beta_0) ... (1 - beta_t), t = 0 .. T-1. The
-    schedules are those of diffusers' DDPMScheduler. At t = 0 the picture already bears one beta of
-    noise; the clean picture itself is t = -1, the empty product. Times between whole ones are
+    schedules are those of diffusers' DDPMScheduler. At t = 0 the picture already has the noise of
+    one beta; the clean picture is t = -1, the empty product. Times between whole ones are
     interpolated linearly in log-SNR; all below 0 are clean, and all above T-1 are T-1.
 
     Attributes:
@@ -154,11 +155,11 @@ class VPSchedule:
             )
 
     def alpha(self, timesteps: Tensor) -> Tensor:
-        """What is left of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the picture; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, torch.sigmoid(2 * self._log_snr(timesteps)).sqrt())
 
     def sigma(self, timesteps: Tensor) -> Tensor:
-        """How much noise was added; the shape of `timesteps`, float32 (float64 if they are)."""
+        """Coefficient of the noise; the shape of `timesteps`, float32 (float64 if they are)."""
         return _like(timesteps, torch.sigmoid(-2 * self._log_snr(timesteps)).sqrt())
 
     def log_snr(self, timesteps: Tensor) -> Tensor:
@@ -173,8 +174,8 @@ class VPSchedule:
         return _like(timesteps, torch.exp(-self._log_snr(timesteps)))
 
     def training_timesteps(self, u: Tensor, moved: float = 0.0) -> Tensor:
-        """Turns uniform numbers u [B] in (0, 1) into the whole times 0 .. T-1, each as likely,
-        from the first update to the last, so that `moved` says nothing here."""
+        """Map uniform random numbers u [B] in (0, 1) to the integer timesteps 0 .. T-1, all equally
+        likely throughout the run; `moved` is unused here."""
         return (u * self.num_train_timesteps).floor()
 
     def inference_timesteps(
@@ -184,7 +185,7 @@ class VPSchedule:
         power: float = 1.0,
         strength: float = 1.0,
     ) -> Tensor:
-        """The times between which a solver steps, in "trailing" spacing and with a clean end.
+        """The timesteps of a solver, with "trailing" spacing and a clean end.
 
         Lin et al. 2023 (arXiv 2305.08891, table 2): the first is always T-1, the noisiest of all.
 

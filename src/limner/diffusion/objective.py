@@ -1,4 +1,4 @@
-"""What the network predicts, and the loss."""
+"""The training objective: prediction types and the loss."""
 
 from dataclasses import dataclass
 
@@ -16,19 +16,19 @@ MIN_DIVISOR = 0.05
 
 @dataclass(frozen=True)
 class Objective:
-    """A path and the quantity that the network's output stands for.
+    """A training objective: a noise schedule and a prediction type.
 
     Pictures, noise and outputs are [B, C, H, W]; timesteps are [B]. All is computed in float32,
     also under autocast: the terms of a prediction nearly cancel where there is little noise.
 
     Attributes:
-        noise_schedule: how a picture turns into noise.
+        noise_schedule: adds noise to pictures.
         prediction_type: "sample" (x_0), "epsilon" (the noise; Ho et al. 2020),
             "v_prediction" (alpha * noise - sigma * x_0; Salimans & Ho 2022, arXiv 2202.00512;
             diffusion path only) or "velocity" (noise - x_0 = dx_t/ds; flow path only).
 
     Raises:
-        LimnerError: `prediction_type` is not known, or means nothing on this path.
+        LimnerError: `prediction_type` is unknown, or not supported by this noise schedule.
     """
 
     noise_schedule: NoiseSchedule
@@ -50,7 +50,7 @@ class Objective:
         return alpha * x0.float() + sigma * noise.float()
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect network would put out, float32 [B, C, H, W]."""
+        """The training target of the network, float32 [B, C, H, W]."""
         x0, noise = x0.float(), noise.float()
         if self.prediction_type == "sample":
             return x0
@@ -62,7 +62,7 @@ class Objective:
         return alpha * noise - sigma * x0
 
     def to_x0(self, output: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The clean picture that the network's output amounts to, float32 [B, C, H, W].
+        """The clean picture x_0 implied by the network's output, float32 [B, C, H, W].
 
         Always affine in `output`. "epsilon" on the flow path cannot say anything about the picture
         where there is none (alpha = 0), so there the divisor stops at `MIN_DIVISOR`, which draws
@@ -83,8 +83,8 @@ class Objective:
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mean squared error of each picture, float32 [B].
 
-        A flow network that predicts the picture is judged by the velocity that follows from it,
-        v = (x_t - x_0) / sigma, so the error is divided by sigma^2 (JiT, Li & He 2025).
+        In flow matching with sample prediction, the loss is that of the implied velocity
+        v = (x_t - x_0) / sigma: the error is divided by sigma^2 (JiT, Li & He 2025).
         """
         error = (output.float() - self.target(x0, noise, timesteps)).square().mean(dim=(1, 2, 3))
         if (

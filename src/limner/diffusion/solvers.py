@@ -1,4 +1,5 @@
-"""From noise to a picture: solvers over a denoiser, in the manner of k-diffusion.
+"""Samplers (ODE and SDE solvers) that turn noise into a picture by calling a denoiser, as in
+k-diffusion.
 
 Each solver takes
     denoise(x, timestep) -> the clean picture x_0 that x, seen at that time, would become;
@@ -70,7 +71,7 @@ def heun(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Second order, two denoiser calls a step, one for the last.
+    """Second order, with two denoiser calls per step and one for the last.
 
     Karras et al. 2022, arXiv 2206.00364, algorithm 1 in the variables of each path (see `ddim`).
 
@@ -103,12 +104,12 @@ def dpmsolver_pp_2m(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M): second order for one denoiser call a step.
+    """DPM-Solver++(2M): second order with one denoiser call per step.
 
-    Lu et al. 2022, arXiv 2211.01095, algorithm 2: x_0 is taken for a straight line in
-    `noise_schedule.log_snr`, through this guess and the one before, and read off at the middle of
-    the step. First order at the first step, which has no guess before it, and at the last, whose
-    middle lies at infinity.
+    Lu et al. 2022, arXiv 2211.01095, algorithm 2: x_0 is extrapolated linearly in
+    `noise_schedule.log_snr` from this and the previous prediction, and evaluated at the middle of
+    the step. First order at the first step, which has no previous prediction, and at the last,
+    whose middle is at infinity.
     """
     times = timesteps.tolist()
     log_snr = noise_schedule.log_snr(timesteps).tolist()
@@ -135,11 +136,11 @@ def unipc(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """UniPC of second order, with B(h) = e^h - 1 ("bh2"): one denoiser call a step, used twice.
+    """UniPC of second order, with B(h) = e^h - 1 ("bh2"): one denoiser call per step, used twice.
 
-    Zhao et al. 2023, arXiv 2302.04867, algorithms 1 and 2. A step is predicted as DPM-Solver++(2M)
-    does it. What the denoiser then says at its end also corrects the step itself: it is taken once
-    more, from where it began, through the guesses at both ends and the one before.
+    Zhao et al. 2023, arXiv 2302.04867, algorithms 1 and 2. A step is predicted as in
+    DPM-Solver++(2M). The prediction at its end then also corrects the step: it is repeated from its
+    start with the predictions at both ends and the previous one.
     """
     times = timesteps.tolist()
     log_snr = noise_schedule.log_snr(timesteps).tolist()
@@ -182,7 +183,7 @@ def ddpm(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Ancestral sampling: each step draws from the Gaussian q(x_s | x_t, x_0), s < t.
+    """Ancestral sampling: each step samples from the Gaussian q(x_s | x_t, x_0), s < t.
 
     Kingma et al. 2021 (arXiv 2107.00630, appendix A), for any path. On the diffusion path it is
     DDPM's posterior with the lower of its two variances ("fixed_small").

@@ -1,1 +1,1 @@
-"""Several processes, and a model in shards."""
+"""Distributed training: several processes, and sharded models (FSDP2)."""

@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def is_shard(value: Any) -> bool:
-    """Whether this is a process's part of a tensor."""
+    """Whether this is a shard of a tensor."""
     return hasattr(value, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, if it is not shared."""
+    """This process's shard of a tensor, or all of it if it is not sharded."""
     return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole tensor. Every process must ask, in the same order."""
+    """The full tensor. Every process must call this, in the same order."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 

@@ -24,7 +24,7 @@ NOTES = "short-of-memory-{}.json"
 
 
 def shard_model(model: TextToImage, device: torch.device, dtype: torch.dtype) -> None:
-    """Leave this process its part of the model, on its device; every process calls it.
+    """Shard the model, so that this process keeps its shard on its device; every process calls it.
 
     The blocks' weights travel and compute in `dtype`, and their gradients are averaged in float32;
     what is kept, and the layers around the blocks, stay float32 (autocast does the rest).
@@ -70,7 +70,7 @@ def noted_pieces(folder: Path, micro_batch: int) -> int:
 
 
 def forget_notes(folder: Path) -> None:
-    """A checkpoint says it from here on."""
+    """Delete the notes, which a checkpoint now contains."""
     with contextlib.suppress(OSError):  # then they say it once more
         for path in folder.glob(NOTES.format("*")):
             path.unlink(missing_ok=True)

@@ -85,8 +85,7 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def clip_gradients(parameters: Iterable[Tensor], longest: float) -> float:
-    """Scale the gradient down to this L2 norm where it is longer; its norm before, which is that
-    over all shards."""
+    """Clip the gradient to this L2 norm; returns the norm before clipping, over all shards."""
     parameters = list(parameters)
     norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     torch.nn.utils.clip_grads_with_norm_(parameters, longest, norm)
@@ -103,7 +102,7 @@ def sum_over_processes(*tensors: Tensor) -> None:
 
 
 def any_process(here: bool) -> bool:
-    """Whether it is so in any process of the run; every process must ask."""
+    """Whether the condition holds in any process of the run; every process must call this."""
     if not _several():
         return here
     flag = torch.tensor([here], dtype=torch.int32)
@@ -150,7 +149,7 @@ def _on_hosts() -> dist.ProcessGroup | None:
 
 
 def done_by_one(here: bool, do: Callable[[], T]) -> T | None:
-    """One process of the run does it while the others wait; every process must call this.
+    """Run the block in one process while the others wait; every process must call this.
 
     Args:
         here: whether it is this one.

@@ -95,10 +95,10 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
     """Compare two evaluations as `evaluation_folder.read` gives them.
 
     Args:
-        varying: keys of the protocol, or their first parts, that differ on purpose.
+        varying: keys of the protocol, or their prefixes, that differ on purpose.
 
     Raises:
-        LimnerError: one of them is none, or is damaged.
+        LimnerError: one of them is not an evaluation, or is damaged.
     """
     keys = dict.fromkeys([*a["protocol"], *b["protocol"]])
     missing = "(not there)"

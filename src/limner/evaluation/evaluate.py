@@ -79,20 +79,20 @@ def evaluate(
     command: str | None = None,
     say: Say = console.say,
 ) -> Evaluation:
-    """Draw, measure, and write it all down.
+    """Generate pictures, compute the metrics, and write the results.
 
     Args:
-        checkpoint: as `limner generate` takes it.
-        overrides: `section.key=value`, of `evaluation`, `sampling`, `cache`, and where things are.
-        output: the folder to write; None: `evaluation` in the run's folder, or beside a checkpoint
-            that was named itself, or here for a model from the Hub.
-        device: "cuda", "mps", "cpu"; None: the best there is.
-        command: what was typed, to be written down.
-        say: takes lines for people.
+        checkpoint: as for `limner generate`.
+        overrides: `section.key=value` for `evaluation`, `sampling`, `cache`, and paths.
+        output: output folder. None: `evaluation` in the run folder, next to a checkpoint that is
+            named directly, or in the current folder for a model from the Hub.
+        device: "cuda", "mps", "cpu". None: the best available.
+        command: the command line, to be recorded.
+        say: called with each line of output.
 
     Raises:
-        LimnerError: a setting, the checkpoint, the data set, the reference, or a network that was
-            named cannot be used. Nothing is written then.
+        LimnerError: a setting, the checkpoint, the data set, the reference, or a network cannot be
+            used. Nothing is written then.
     """
     opened = open_model(checkpoint)
     config = evaluation_config(opened.config, overrides)

@@ -1,1 +1,1 @@
-"""Reading with limits, writing whole or not at all, locks, and what a file holds."""
+"""Files: reading with limits, atomic writes, locks, and fingerprints."""

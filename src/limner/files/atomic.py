@@ -1,4 +1,4 @@
-"""A file or a folder is written whole, or what was there before stays: `replacing`.
+"""Atomic writes: a file or folder is replaced as a whole, or left unchanged (`replacing`).
 
 What is being written is in a hidden folder beside its place, which names its owner:
 
@@ -61,7 +61,7 @@ def replacing(
     needed: int | None = None,
     check: Callable[[Path], object] | None = None,
 ) -> Iterator[Path]:
-    """Give a place to write a file to; when the block ends well the file is at `path`.
+    """Context manager with a temporary path; on success, the file is moved to `path`.
 
     It has the mode that the umask gives. Its parent folders are made.
 
@@ -119,7 +119,7 @@ def write_text_whole(path: Path, text: str, durable: bool = True, tidy: bool = T
 
 
 def recover(path: Path) -> None:
-    """Put right what a kill left behind that came while `path` was being replaced."""
+    """Clean up after a kill while `path` was being replaced."""
     path = Path(os.path.realpath(path))
     recover_in(path.parent, path)
 

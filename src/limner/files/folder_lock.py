@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder: a small file there says which, where, since when.
+"""Folder locks: one process at a time writes into a folder; a lock file says which one.
 
 The file, and not a lock of the operating system's: those are inherited by worker processes, which
 outlive a killed run for seconds, and not every network drive has them.

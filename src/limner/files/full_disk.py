@@ -1,4 +1,4 @@
-"""A disk that is full, whichever library met it: how much was needed, and how much is free.
+"""Recognise full-disk errors of any library, and report the space needed and free.
 
 torch says "unexpected pos 26048 vs 25940", safetensors "I/O error", Pillow "encoder error -2".
 Where an error does not tell, the system is asked by writing on: what it answers is the reason.

@@ -1,4 +1,4 @@
-"""Folders that Limner itself wrote, known by the names of the files in them.
+"""Recognise folders that Limner wrote by the names of their files.
 
 They hold pictures (previews, samples, pairs that are alike) that must not come back as data. They
 alone are written into again: what is somebody else's stays.

@@ -1,4 +1,4 @@
-"""Which process a number means: numbers are given out again, and the clock may be set meanwhile."""
+"""Identify a process beyond its id, which may be reused, even if the clock was changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that systems put beside people's own, and that nobody means."""
+"""Names of files and folders that operating systems create, such as .DS_Store; ignored."""
 
 from __future__ import annotations
 

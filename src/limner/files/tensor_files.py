@@ -1,4 +1,4 @@
-"""Files of tensors that a stranger may have written: plain tensors of the size the file has, or a
+"""Safe loading of untrusted tensor files: only plain tensors, no larger than the file, or a
 LimnerError that names the file and the tensor."""
 
 from __future__ import annotations

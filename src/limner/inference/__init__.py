@@ -1,1 +1,1 @@
-"""From prompts to pictures."""
+"""Generating pictures from prompts."""

@@ -1,4 +1,4 @@
-"""Autoguidance: a weaker model, such as an earlier checkpoint, opened to be moved away from."""
+"""Autoguidance: load a weaker model, such as an earlier checkpoint, to guide away from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A labelled grid of pictures: what a run drew, with its prompts, on one sheet of paper."""
+"""Contact sheets: a grid of generated pictures, labelled with their prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts to pictures, from a checkpoint alone."""
+"""ImageGenerator: generate pictures from prompts with a checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ log = logging.getLogger("limner")
 
 
 class ImageGenerator:
-    """Draws from a checkpoint, which carries its own configuration.
+    """Generates pictures from a checkpoint, which contains its own configuration.
 
     Args:
         checkpoint: a checkpoint folder, a run folder (its newest checkpoint), a .safetensors
@@ -56,18 +56,18 @@ class ImageGenerator:
             `owner/name@revision`.
         scheduler_type: solver, one of ddpm, ddim, euler, heun, dpmsolver++, unipc; None: as
             configured.
-        device: "cuda", "mps", "cpu", a torch.device, or None: the best there is.
-        dtype: "float32" draws the same picture (to 1/255) whatever the batch; "bfloat16" or
+        device: "cuda", "mps", "cpu", or a torch.device. None: the best available.
+        dtype: "float32" generates the same picture (to 1/255) for any batch size; "bfloat16" or
             "float16" is faster.
-        config: only checked against the checkpoint's, for the habit of passing one.
-        vae, text_encoder: where the pretrained parts are now, if not where they were in training.
-        guide: a weaker checkpoint trained in the same space, such as an earlier one of the same
-            run: guidance moves away from what it says instead of from the empty prompt
-            (autoguidance, Karras et al. 2024, arXiv 2406.02507).
+        config: optional; only checked against the checkpoint's configuration.
+        vae, text_encoder: paths of the pretrained components, if they were moved since training.
+        guide: a weaker model trained in the same space, such as an earlier checkpoint of the run,
+            to guide away from instead of the empty prompt (autoguidance, Karras et al. 2024, arXiv
+            2406.02507).
 
     Raises:
-        LimnerError: no or an incomplete checkpoint, an unknown solver, another model, or a guide
-            of another space.
+        LimnerError: a missing or incomplete checkpoint, an unknown solver, a configuration of
+            another model, or a guide trained in another space.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ImageGenerator:
         width: int | None = None,
         **others: Any,
     ) -> Image.Image:
-        """One picture. The empty prompt draws whatever the model likes.
+        """Generate one picture. An empty prompt gives an unconditional sample.
 
         Args:
             others: as `generate_batch` takes them.
@@ -151,29 +151,30 @@ class ImageGenerator:
         progress: Progress | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
-        """A picture per prompt, with how it was drawn in its `info` (see `saving.how_drawn`).
+        """Generate one picture per prompt, with the settings in its `info` (see
+        `saving.how_drawn`).
 
         Args:
-            num_inference_steps, guidance_scale: None: as the checkpoint's configuration has them.
-            seeds: one for each prompt, or one for all of them.
-            height, width: pixels; None: the size trained at.
-            aspect_ratio: width over height, in place of them, as 1.5 or "3:2": the size of the
-                nearest shape that was trained (see `data.buckets`).
-            batch_size: prompts drawn at a time, at most (a processor is faster with fewer); the
+            num_inference_steps, guidance_scale: None: from the checkpoint's configuration.
+            seeds: one per prompt, or one for all.
+            height, width: in pixels. None: the training size.
+            aspect_ratio: width over height, such as 1.5 or "3:2", instead of height and width:
+                selects the closest size that was trained (see `data.buckets`).
+            batch_size: maximum number of prompts per batch (a CPU is faster with fewer); the
                 pictures do not depend on it.
-            negative_prompt: what guidance moves away from, instead of the empty prompt (or of what
-                the guide says to the prompt itself).
-            init_image: a picture (file, bytes, or Pillow's) that all are variations of. It is
-                scaled to cover the size, and its middle is used.
-            strength: how far from it, 0 (that picture) to 1 (as if there were none); None: 0.6.
-                Only about that share of the steps is taken.
-            towards: other prompts and seeds, to draw what lies between (see `interpolate`).
+            negative_prompt: prompt to guide away from, instead of the empty prompt (or of the
+                guide's prediction).
+            init_image: a picture to start from (file, bytes, or Pillow image). It is scaled to
+                cover the size and center-cropped.
+            strength: how far to change `init_image`, from 0 (unchanged) to 1 (ignored). None: 0.6.
+                Only about this fraction of the steps is run.
+            towards: prompts and seeds to interpolate to (see `interpolate`).
             progress: called as `progress(step, steps, x0)` after each step of each batch.
             settings: other keys of the `sampling` section of a configuration, such as
                 `shift=3.0` or `guidance_interval=(0.2, 0.8)`.
 
         Raises:
-            LimnerError: a setting, size, or picture that cannot be used, or too few seeds.
+            LimnerError: an invalid setting, size, or picture, or too few seeds.
         """
         self._check_prompts([*prompts, *([negative_prompt] if negative_prompt else [])])
         size = self.config.data.image_size
@@ -262,13 +263,13 @@ class ImageGenerator:
         return size_for(ratio_of(aspect_ratio), trained, data.image_size, unit)
 
     def compile(self) -> None:
-        """Compile the network's blocks: worth its seconds where many pictures are drawn.
+        """Compile the network's blocks with torch.compile; pays off for many pictures.
 
-        Compiled code is for one size, so a last batch that is smaller is filled up. Other kernels
-        round differently: in float32 the pictures are the same to 1/255, in bfloat16 nearly.
+        Compiled code has a fixed batch size, so a smaller last batch is padded. The kernels round
+        differently: in float32 the pictures are the same to 1/255, in bfloat16 nearly.
 
         Raises:
-            LimnerError: torch.compile does not work here, and why.
+            LimnerError: torch.compile does not work here; the message says why.
         """
         if reason := why_not_compile(self.device):
             raise LimnerError(f"torch.compile does not work here ({reason}); draw without it")
@@ -286,14 +287,14 @@ class ImageGenerator:
         end_seed: int | None = None,
         **others: Any,
     ) -> list[Image.Image]:
-        """Pictures in equal steps from one prompt and seed to another, both ends included.
+        """Interpolate in equal steps from one prompt and seed to another, both ends included.
 
-        Between prompts the encoded text is interpolated (`variations.between` says how texts of
-        different lengths are), between seeds the noise, on an arc.
+        Prompts are interpolated in their encoded text (see `variations.between` for texts of
+        different lengths), seeds by spherical interpolation of the noise.
 
         Args:
-            end_prompt, end_seed: None: the same.
-            count: pictures, at least 2.
+            end_prompt, end_seed: None: same as the start.
+            count: number of pictures, at least 2.
             others: as `generate_batch` takes them.
         """
         if count < 2:
@@ -348,7 +349,7 @@ class ImageGenerator:
         return InitImage(x0, strength)
 
     def at_once(self, most: int, height: int, width: int) -> int:
-        """How many pictures of a size are drawn together. On a processor only as many as its caches
+        """How many pictures of a size are generated in a batch. On a CPU only as many as its caches
         hold from layer to layer: about 2,048 tokens, those for the second text of guidance
         included."""
         if self.device.type != "cpu":

@@ -20,7 +20,7 @@ from limner.text.words import Words
 
 
 class Guide(NamedTuple):
-    """A weaker model to move away from (autoguidance)."""
+    """A weaker model to guide away from (autoguidance)."""
 
     model: TextToImage
     objective: Objective
@@ -54,7 +54,7 @@ def draw(
     towards: Interpolation | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draw one picture per (prompt, seed).
+    """Generate one picture per (prompt, seed).
 
     Each picture's noise comes from its own generator, so that it does not depend on what else is
     in the batch.
@@ -109,7 +109,7 @@ def read(
     towards: Interpolation | None,
     dtype: torch.dtype,
 ) -> tuple[TextConditioning, TextConditioning]:
-    """B prompts and one other text, with all that is computed once per text and not per step."""
+    """Encode B prompts and the null text, with everything that is computed once per text."""
     device, ends = next(model.parameters()).device, list(towards.prompts) if towards else []
     y = words.encode([*prompts, *ends, other]).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -127,7 +127,7 @@ def noise_of(
     towards: Interpolation | None,
     device: torch.device,
 ) -> Noise:
-    """Each picture's stream of normal noise, of its seed alone or on the way to another's."""
+    """The noise stream of each picture, from its seed, or interpolated to another seed."""
 
     def streams(seeds: Sequence[int]) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -145,8 +145,8 @@ def noise_of(
 
 
 def ready(model: TextToImage, device: torch.device, dtype: torch.dtype) -> TextToImage:
-    """A model to draw with in this precision: on the device, the matrices of its denoiser cast once
-    instead of at each step. The numbers are those of autocast, which would cast them the same."""
+    """A model for sampling in this precision: on the device, with the matrices of its denoiser cast
+    once instead of at every step. The results are those of autocast."""
     model = model.to(device).eval().requires_grad_(False)
     if dtype != torch.float32:
         for layer in model.denoiser.modules():

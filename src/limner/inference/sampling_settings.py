@@ -1,5 +1,4 @@
-"""How to draw: the sampling settings with what was asked for changed, checked; their cost; and what
-they are in words."""
+"""Sampling settings: apply and check overrides, count network evaluations, describe settings."""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ def sampling_settings(config: Config, **changes: Any) -> SamplingConfig:
 def inference_timesteps(
     sampling: SamplingConfig, noise_schedule: NoiseSchedule, strength: float = 1.0
 ) -> torch.Tensor:
-    """The times that the solver steps between: see `noise_schedule.inference_timesteps`.
+    """The timesteps of the solver: see `noise_schedule.inference_timesteps`.
 
     The first `zero_init_steps` have a velocity of zero in CFG-Zero* (Fan et al. 2025, arXiv
     2503.18886), so x stays the noise that it is until the time after them: the solver starts there.
@@ -88,7 +87,8 @@ def function_evaluations(
 
 
 def in_words(sampling: SamplingConfig) -> str:
-    """What matters of a setting, such as "unipc, 9 steps, guidance 3 in 0.3-1, shift 1.5"."""
+    """A short description of the settings, such as "unipc, 9 steps, guidance 3 in 0.3-1, shift
+    1.5"."""
     words = [sampling.scheduler_type, f"{sampling.num_inference_steps} steps"]
     if sampling.guidance_scale == 1:
         words.append("no guidance")

@@ -36,7 +36,7 @@ def remember(picture: Image.Image, how: dict[str, Any]) -> Image.Image:
 
 
 def how_drawn(picture: Image.Image) -> dict[str, Any]:
-    """What a drawing, or the PNG of one, says about itself; {}: nothing."""
+    """The sampling settings stored in a picture or its PNG file; {}: none."""
     try:
         found = json.loads(picture.info.get(KEY, "{}"))
     except (ValueError, TypeError, RecursionError):
@@ -45,7 +45,7 @@ def how_drawn(picture: Image.Image) -> dict[str, Any]:
 
 
 def check_savable(path: Path, height: int | None = None, width: int | None = None) -> None:
-    """Before anything is drawn: whether pictures can be written under this name.
+    """Check before sampling that pictures can be written under this name.
 
     Args:
         height, width: pixels, where they are known.

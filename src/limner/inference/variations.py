@@ -1,4 +1,4 @@
-"""Pictures that lie between a picture and noise, between two prompts, or between two seeds."""
+"""Image-to-image, and interpolation between prompts or seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Picture = str | Path | bytes | Image.Image
 
 @dataclass(frozen=True)
 class InitImage:
-    """A picture to start from, and how far to move away from it.
+    """A picture to start from, and the strength of the change.
 
     SDEdit (Meng et al. 2021, arXiv 2108.01073): the picture is noised to the timestep that the
     strength names and solved from there. What is coarser than that noise stays.
@@ -36,7 +36,8 @@ class InitImage:
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Where each picture of a batch is on its way from its prompt and seed to another's."""
+    """The interpolation weight of each picture of a batch, and the prompts and seeds to interpolate
+    to."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -90,7 +91,7 @@ def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
 def between(
     first: TextConditioning, second: TextConditioning, weights: Sequence[float]
 ) -> TextConditioning:
-    """B texts, each at its weight on the way from one text to another.
+    """Interpolate between two texts, with B weights.
 
     The state of a token lies on the line between the states at its place in the two texts. Where
     only one of them has a token, it keeps its state, and counts (1 - weight) or weight times in the

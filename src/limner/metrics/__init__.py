@@ -1,1 +1,1 @@
-"""Numbers from tensors, with their intervals."""
+"""Metrics computed from tensors, with confidence intervals."""

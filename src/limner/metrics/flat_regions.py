@@ -1,4 +1,4 @@
-"""Noise that stays in drawings: how even the most even parts of a picture are.
+"""Residual noise in generated pictures: the standard deviation in flat regions.
 
 Recall and kernel distance look at pictures from a distance at which speckle is not seen: a model
 that never loses its noise has 100 % recall at 16 x 16 pixels. A sky, a wall, or an empty background

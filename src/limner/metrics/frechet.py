@@ -22,7 +22,7 @@ ENOUGH = 50_000
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What the Frechet distance keeps of a set of features.
+    """Mean and covariance of a set of features.
 
     Attributes:
         mean: float64 [d].
@@ -78,7 +78,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> Measured:
 
 
 def frechet_distance_of(a: Tensor, b: Tensor) -> Measured:
-    """`frechet_distance` of two sets of features [N, d] and [M, d], as `floor` takes it."""
+    """`frechet_distance` of two sets of features [N, d] and [M, d], with the signature that `floor`
+    calls."""
     return frechet_distance(Gaussian.of(a), Gaussian.of(b))
 
 

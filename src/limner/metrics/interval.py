@@ -1,4 +1,4 @@
-"""A measured number with its confidence interval and notes."""
+"""A measured value with its confidence interval and notes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def interval_of_difference(a: Measured, b: Measured) -> tuple[float, float] | No
 
 
 def share(right: int, count: int, notes: tuple[str, ...] = ()) -> Measured:
-    """`right` of `count`, with Wilson's interval (1927), which is honest where all are right.
+    """`right` of `count`, with Wilson's score interval (1927), which also works if all are right.
 
     A bootstrap of 39 of 39 would say that nothing but 100 % is possible; this says 91 % to 100 %.
     """

@@ -1,4 +1,4 @@
-"""How far apart two sets of features are, by a kernel: kernel distance (KID) and CMMD.
+"""Kernel distances (MMD) between two sets of features: KID and CMMD.
 
 Both are a squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13): the mean of a kernel
 over pairs within each set, less twice the mean over pairs between them. All sums are float64, in
@@ -43,10 +43,10 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def measure_kernel_distance(a: Tensor, b: Tensor) -> Measured:
-    """`kernel_distance` of all pictures, with a 95 % interval.
+    """`kernel_distance` over all pictures, with a 95 % confidence interval.
 
-    Its time grows with the square of their number: some 10,000 of each take seconds, 50,000 minutes
-    on a processor; `kernel_distance_over_subsets` is for those. Raises LimnerError.
+    Time grows with the square of the number of pictures: 10,000 of each take seconds, 50,000
+    minutes on a CPU; use `kernel_distance_over_subsets` for those. Raises LimnerError.
     """
     found = Discrepancy.of(a, b, cubic)
     return _measured(found.unbiased(), found.interval(biased=False))
@@ -92,17 +92,17 @@ def kernel_distance_over_subsets(
 
 
 def cmmd(a: Tensor, b: Tensor, biased: bool = True) -> Measured:
-    """CMMD: 1000 times the squared discrepancy of CLIP embeddings with a Gaussian kernel.
+    """CMMD: 1000 times the squared MMD of CLIP embeddings with a Gaussian kernel.
 
-    Jayasumana et al. 2024 (arXiv 2401.09603, section 4, sigma = 10), whose code takes each picture
-    also as a pair with itself (`biased`): at 30,000 pictures that adds nothing that could be seen,
-    at some hundred it does, and a note says how much.
+    Jayasumana et al. 2024 (arXiv 2401.09603, section 4, sigma = 10), whose code also pairs each
+    picture with itself (`biased`): negligible at 30,000 pictures, but not at a few hundred; a note
+    says how much.
 
     Args:
-        a, b: embeddings of length 1, [N, d] and [M, d], at least two of each.
+        a, b: embeddings of unit norm, [N, d] and [M, d], at least two of each.
 
     Raises:
-        LimnerError: as `kernel_distance`; or the embeddings are not of length 1.
+        LimnerError: as for `kernel_distance`, or the embeddings do not have unit norm.
     """
     for embeddings in (a, b):
         if len(embeddings) and (embeddings.norm(dim=1) - 1).abs().max() > 1e-2:

@@ -1,4 +1,4 @@
-"""Are drawn pictures copies of trained ones? Distances to the nearest trained picture say so."""
+"""Memorisation: are generated pictures copies of their nearest training pictures?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SURE = 0.01
 
 @dataclass(frozen=True)
 class Nearest:
-    """A drawn picture and the trained pictures nearest to it.
+    """A generated picture and its nearest training pictures.
 
     Attributes:
         drawn: its position among the drawings.
@@ -66,7 +66,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """All drawings together, beside real pictures that were not trained on.
+    """All generated pictures, compared with real pictures that were not trained on.
 
     Attributes:
         nearest: one for each drawing, in their order.
@@ -99,7 +99,8 @@ def nearest_trained(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Memorisation:
-    """The nearest trained pictures of each drawing, and whether they are nearer than is usual.
+    """The nearest training pictures of each generated picture, and whether they are suspiciously
+    near.
 
     What is compared is the content: each picture less its mean brightness, averaged to 16 x 16
     places, and the difference relative to how much content the two have. A plain difference would
@@ -145,7 +146,8 @@ def nearest_trained(
 
 
 def nearest_ratio(drawn: Tensor, held_out: Tensor, trained: Tensor) -> float:
-    """How far drawings are from the nearest trained picture, over how far real new pictures are.
+    """Distance of generated pictures to the nearest training picture, relative to that of real new
+    pictures.
 
     About 1: they are as new as pictures that were never trained on; about 0: they are copies. What
     can be copied at all is in question only for captions that were not trained on. This is the

@@ -1,4 +1,4 @@
-"""How alike are two pictures, and which of very many is most like one?"""
+"""Nearest neighbour search and distances between pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Improved precision and recall: are drawings like real pictures, and is every kind drawn?"""
+"""Improved precision and recall: fidelity and coverage of generated pictures."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class PrecisionRecall:
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
     """Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
 
-    A set's manifold is the union of balls around its features, each with the distance to the k-th
-    nearest other feature of the set as its radius. Distances are float64, in blocks of bounded
-    memory, on the device that the features are on; published code takes float16 or float32.
+    The manifold of a set is the union of balls around its features, with the distance to the k-th
+    nearest other feature of the set as radius. Distances are computed in float64, in blocks of
+    bounded memory, on the device of the features; the published code uses float16 or float32.
 
     Both numbers depend on the counts of both sets: compare at equal ones.
 

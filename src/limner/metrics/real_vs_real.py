@@ -1,4 +1,4 @@
-"""The floor under a distance: real pictures against other real pictures, as many as were drawn."""
+"""The lower bound of a distance: real against real pictures, with as many samples as generated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def floor(
     repeats: int = 3,
     seed: int = 0,
 ) -> Floor:
-    """The distance of real pictures from others of their kind.
+    """The distance between two sets of real pictures.
 
     Args:
         distance: takes features in the place of the drawn, and those of the reference; returns a

@@ -1,4 +1,4 @@
-"""Is the picture that a prompt names the one most like what was drawn? Recall in a range."""
+"""Recall@k: is the true picture of a prompt among those nearest to the generated one?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def features(pictures: Tensor) -> Tensor:
 
 
 def ranks(drawn: Tensor, truth: Sequence[int], range_pictures: Tensor) -> list[int]:
-    """Place of each drawing's true picture among all, by distance: 1 is the nearest.
+    """Rank of the true picture of each generated one among all, by distance: 1 is the nearest.
 
     Args:
         drawn: uint8 [N, S, S, 3].
@@ -40,7 +40,7 @@ def ranks_by(drawn: Tensor, truth: Sequence[int], range_features: Tensor) -> lis
 
 
 def summary(ranks_of: Sequence[int]) -> dict[str, float]:
-    """Recall at 1 and at 5."""
+    """Recall@1 and recall@5."""
     count = len(ranks_of)
     return {
         "count": count,

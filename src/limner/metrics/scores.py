@@ -1,4 +1,4 @@
-"""Scores of drawings alone, or of drawings and their prompts: Inception score and CLIP score."""
+"""Inception score and CLIP score."""
 
 from __future__ import annotations
 

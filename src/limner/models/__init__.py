@@ -1,1 +1,1 @@
-"""The networks that learn."""
+"""The text-to-image networks: diffusion transformers and text encoders."""

@@ -1,4 +1,4 @@
-"""Softmax attention, by the kernel that is fastest where it runs."""
+"""Softmax attention with the fastest kernel of the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHORT = 768
-"""Keys up to which a processor that learns attends by plain products.
+"""Keys up to which training on a CPU uses plain matrix products for attention.
 
 They are faster than torch's flash kernel at any length (twice at 600 keys, 1.2 times at 1,000), but
 keep all weights for the backward pass. Without a backward pass the kernel is the faster one.
@@ -31,9 +31,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class ShortAttention(torch.autograd.Function):
-    """Plain products, with what flash attention knows about the backward pass.
+    """Attention by plain matrix products, with the memory-saving backward pass of flash attention.
 
-    With the processor's flash kernel a training step at 64 tokens takes 1.29 times as long, for its
+    With the CPU's flash kernel a training step at 64 tokens takes 1.29 times as long, for its
     slow backward (benchmarks/step_cost.py): products this short fit the cache. Of Dao et al. 2022
     (arXiv 2205.14135, algorithm 4) two things remain: the softmax's sum divides the D numbers of an
     output and not the M of a row, and the backward pass needs the sum of (gradient x output) over D

@@ -1,4 +1,4 @@
-"""The published Diffusion Transformer (Peebles & Xie 2022): the reference others compare with.
+"""The Diffusion Transformer (DiT) as published by Peebles & Xie 2022, as a baseline.
 
 adaLN-Zero blocks, LayerNorm, GELU, fixed sin-cos positions. Its class embedding becomes a vector
 of the text, which is all it sees of the words. Parameters carry the published names.
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form (Hendrycks & Gimpel 2016), as published: 0.5 x (1 + tanh(u)).
 
-    Compiled it is x sigmoid(2u): the same, and a processor computes it in half the time.
+    Compiled it is x sigmoid(2u): the same, and a CPU computes it in half the time.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
@@ -102,7 +102,7 @@ class PatchEmbed(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts from a noisy picture, its noise level, and a text: `model(x, t, y)`."""
+    """The DiT denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class DiT(nn.Module):
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 
     def prepare(self, y: TextConditioning) -> TextConditioning:
-        """The same texts: all that depends on them alone is one small product."""
+        """Return the texts unchanged: precomputing would save only one small matrix product."""
         return y
 
     def positions(self, height: int, width: int, device: torch.device) -> Tensor:

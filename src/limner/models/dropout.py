@@ -1,4 +1,4 @@
-"""Dropout whose mask belongs to the picture, not to the batch that it happens to be in.
+"""Dropout with a mask per picture that does not depend on the batch.
 
 A mask from the program's stream of random numbers depends on everything drawn before: on the size
 of the batch, the number of processes, the device. Here it is a hash of (the picture's seed, place

@@ -1,4 +1,4 @@
-"""Small pieces that both architectures are built from."""
+"""Layers shared by both architectures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
-    """x through each block in turn, each seeing the others besides.
+    """Run x through the blocks, passing the other arguments to each.
 
     With `recompute` only what goes into a block is kept for the backward pass, which computes the
     rest again (Chen et al. 2016, arXiv 1604.06174).

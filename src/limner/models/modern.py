@@ -1,4 +1,4 @@
-"""The default architecture: a DiT with the parts that have since proved to learn faster.
+"""The default architecture: a DiT with newer components that learn faster.
 
 RMSNorm (Zhang & Sennrich 2019), queries and keys normalised (Henry et al. 2020), rotary positions
 in two dimensions (Su et al. 2021), SwiGLU (Shazeer 2020), one modulation for all blocks plus a
@@ -76,7 +76,7 @@ class ModernBlock(nn.Module):
 
     def read(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text [B, L, Dt] -> its keys and values, each [B, heads, L, head width]. They do not
-        depend on the picture or the time: one prompt has one of them for all of its steps."""
+        depend on the picture or the timestep, so they are computed once per prompt."""
         k, v = (self.heads(part) for part in self.text_kv(text).chunk(2, dim=-1))
         return self.norm_k(k), v
 
@@ -119,7 +119,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class ModernDiT(nn.Module):
-    """Predicts from a noisy picture, its noise level, and a text: `model(x, t, y)`."""
+    """The default denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class ModernDiT(nn.Module):
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
 
     def prepare(self, y: TextConditioning) -> TextConditioning:
-        """The same texts with what depends on them alone: computed once, for all steps of a solver.
+        """Precompute everything that depends only on the texts, once for all steps of a solver.
 
         `self(x, t, prepare(y))` is `self(x, t, y)` to the bit.
         """

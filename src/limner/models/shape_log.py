@@ -1,4 +1,4 @@
-"""`--log-level debug`: shapes, ranges, and times all the way through the model, without a print."""
+"""`--log-level debug`: log tensor shapes, value ranges, and timings throughout the model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ log = logging.getLogger("limner")
 
 
 def log_shapes(model: nn.Module) -> None:
-    """Log what goes into and comes out of each part of the model, at every forward pass, and the
-    milliseconds it took, without those of this log. Nothing of the computation is changed."""
+    """Log the inputs, outputs, and time in milliseconds of each module at every forward pass,
+    without the overhead of logging. The computation is unchanged."""
     clock = Clock()
     for name, module in model.named_modules():
         if name.count(".") <= 2 and not isinstance(module, nn.ModuleList):
@@ -22,13 +22,13 @@ def log_shapes(model: nn.Module) -> None:
 
 
 class Clock:
-    """Seconds, less those that describing tensors took: a part contains others, which are told."""
+    """A clock that excludes the time spent on logging nested modules."""
 
     def __init__(self) -> None:
         self.telling = 0.0
 
     def now(self, values: Any) -> float:
-        """Asked when the accelerator has done what it was given: it works later than it is told."""
+        """Synchronises the accelerator first, because it works asynchronously."""
         tensors = values if isinstance(values, tuple) else (values,)
         if any(isinstance(value, Tensor) and value.device.type == "cuda" for value in tensors):
             torch.cuda.synchronize()

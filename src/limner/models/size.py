@@ -1,4 +1,4 @@
-"""A lower bound of a model's size from its configuration, checked against the memory."""
+"""A lower bound on the size of a configured model, checked against the available memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BYTES = 4
 
 
 def least_parameters(config: Config, text_size: int | None = None) -> int:
-    """Weights that the matrices of its blocks and its vocabulary have; a model has some more.
+    """A lower bound on the number of parameters: the matrices of the blocks and the vocabulary.
 
     Args:
         text_size: tokens that the built-in text encoder knows; None: not known, none counted.

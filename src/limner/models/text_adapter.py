@@ -10,7 +10,7 @@ from limner.text.conditioning import TextConditioning
 
 
 class TextAdapter(nn.Module):
-    """What of the model reads frozen states: FrozenText -> EncodedText of the model's text width.
+    """Projects frozen encoder states: FrozenText -> EncodedText of the model's text width.
 
     Each state is normalised first, for language models have tokens hundreds of times as long as
     others (Sun et al. 2024, "Massive activations", arXiv 2402.17762).

@@ -27,29 +27,28 @@ class TextToImage(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | TextEmbeddings | TextConditioning
     ) -> Tensor:
-        """One prediction.
+        """Predict from noisy pictures (see `scheduler.prediction_type`).
 
         Args:
             x: noisy pictures or latents [B, C, H, W], float.
             t: timesteps [B], 0 (clean) to 1000 (noise).
-            y: what the text encoder reads: token ids [B, L] int64, or what a pretrained encoder
-                made of the captions; or the text already encoded (sampling encodes once).
+            y: text inputs: token ids [B, L] int64, or the output of a pretrained encoder; or text
+                that is already encoded (sampling encodes once).
 
         Returns:
-            [B, C, H, W]: what the objective's prediction type says, of x's shape.
+            [B, C, H, W]: the prediction (of the objective's prediction type), with the shape of x.
         """
         return self.denoiser(x, t, y if isinstance(y, TextConditioning) else self.text_encoder(y))
 
 
 def build_model(config: Config, text_size: int) -> TextToImage:
-    """The model that a (complete) configuration describes, freshly initialised.
+    """Build the model of a complete configuration, newly initialised.
 
     Args:
-        text_size: tokens that the built-in text encoder knows, or the width of a pretrained one's
-            states.
+        text_size: vocabulary size of the built-in text encoder, or width of a pretrained encoder.
 
     Raises:
-        LimnerError: its weights are more than this machine's memory.
+        LimnerError: the weights do not fit into this machine's memory.
     """
     check_memory(config, text_size)
     model, text = config.model, config.text_encoder

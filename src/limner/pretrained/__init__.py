@@ -1,1 +1,1 @@
-"""Autoencoders and text encoders that others trained, and where they are found."""
+"""Pretrained autoencoders and text encoders."""

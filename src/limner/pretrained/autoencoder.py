@@ -1,4 +1,4 @@
-"""Autoencoders: latents of a pretrained one, or pixels as they are."""
+"""Autoencoders: a pretrained one for latent space, or the identity for pixel space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USUAL_SCALING = {"AutoencoderKL": 0.18215}
 
 
 class IdentityAutoencoder:
-    """`vae: null`: what is denoised are the pixels."""
+    """The identity, for training in pixel space (no autoencoder)."""
 
     channels = 3
     downsampling = 1
@@ -41,12 +41,12 @@ class IdentityAutoencoder:
 
 
 class PretrainedAutoencoder:
-    """The latents of a diffusers autoencoder: AutoencoderKL, AutoencoderTiny, or AutoencoderDC.
+    """A pretrained diffusers autoencoder: AutoencoderKL, AutoencoderTiny, or AutoencoderDC.
 
     Only its config.json is read until `load`.
 
     Raises:
-        LimnerError: the autoencoder cannot be had, or is of a family that is not known.
+        LimnerError: the autoencoder cannot be found, or is of an unsupported class.
 
     Attributes:
         channels: of the latents.
@@ -103,7 +103,7 @@ class PretrainedAutoencoder:
         self.loaded = device, dtype
 
     def unload(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         self.model = self.loaded = None
         gc.collect()
         give_back_freed_memory()

@@ -15,7 +15,7 @@ from limner.pretrained.text_encoder import PretrainedTextEncoder
 
 @dataclass(frozen=True)
 class Parts:
-    """What turns pictures and captions into what the model learns from, and back."""
+    """The autoencoder and the text encoder of a model."""
 
     config: Config
     """Completed by what the parts say: channels, patch size, fingerprints."""
@@ -30,7 +30,7 @@ class Parts:
 
 
 def open_parts(config: Config) -> Parts:
-    """Find the autoencoder and the text encoder; their weights stay on the disk.
+    """Find the autoencoder and the text encoder without loading their weights.
 
     Raises:
         LimnerError: one cannot be had, does not fit the configuration, or has other weights than
@@ -61,7 +61,7 @@ def open_parts(config: Config) -> Parts:
 
 
 def moved(config: Config, **places: str | Path | None) -> Config:
-    """The configuration with pretrained parts looked for where they are now.
+    """The configuration with new paths for the pretrained components.
 
     Args:
         places: `vae` and `text_encoder`; None: where they were.

@@ -1,4 +1,4 @@
-"""Convolutions and norms in horizontal strips: less of the device's memory, the same picture.
+"""Convolutions and norms in horizontal strips, with the same result in less device memory.
 
 The tiling that is common for autoencoders decodes overlapping tiles and blends them, but each
 tile's group norms and attention see that tile only, so the picture changes. Here every layer sees

@@ -1,4 +1,4 @@
-"""Captions read by a pretrained encoder: CLIP, the T5 family, BERT-like ones, language models."""
+"""Pretrained text encoders: CLIP, the T5 family, BERT-like models, and language models."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOWERS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel", "siglip2": "Sigl
 
 
 class PretrainedTextEncoder:
-    """A text encoder of transformers; only its configuration and tokenizer are read until `load`.
+    """A transformers text encoder; only its configuration and tokenizer are read until `load`.
 
     Raises:
-        LimnerError: it cannot be had, cannot be read, or reads fewer tokens than were asked for.
+        LimnerError: it cannot be found or read, or supports fewer tokens than configured.
 
     Attributes:
         width: of its states.
@@ -63,7 +63,7 @@ class PretrainedTextEncoder:
 
     @property
     def text_size(self) -> int:
-        """What the model must know of it: how wide the states are."""
+        """Width of the encoder states."""
         return self.width
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -96,13 +96,13 @@ class PretrainedTextEncoder:
         self.loaded = device, dtype
 
     def unload(self) -> None:
-        """Give its memory back."""
+        """Free its memory."""
         self.model = self.loaded = None
         gc.collect()
         give_back_freed_memory()
 
     def length(self, caption: str) -> int:
-        """Tokens the caption has, special ones included, before any cut."""
+        """Number of tokens of a caption, including special tokens, before truncation."""
         return len(self.tokenizer(encodable(caption), verbose=False)["input_ids"])
 
     def encode(self, captions: Sequence[str]) -> TextEmbeddings:
@@ -112,7 +112,8 @@ class PretrainedTextEncoder:
         return TextEmbeddings.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])
 
     def rows(self, captions: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Of each caption its states [l, D] and its vector [D], float32 on the processor."""
+        """The hidden states [l, D] and the pooled vector [D] of each caption, float32 on the
+        CPU."""
         assert self.loaded, "load() comes first"
         return read_captions(self.model, self.tokenizer, captions, self.max_length, self.summary)
 
@@ -133,7 +134,7 @@ class PretrainedTextEncoder:
 def read_captions(
     model: Any, tokenizer: Any, captions: Sequence[str], max_length: int, summary: str
 ) -> list[tuple[Tensor, Tensor]]:
-    """Captions through an encoder and a tokenizer of transformers.
+    """Encode captions with an encoder and a tokenizer of transformers.
 
     Args:
         max_length: tokens read of a caption, special ones included.
@@ -141,7 +142,7 @@ def read_captions(
             state of the last token, of a language model that reads from left to right; or "mean".
 
     Returns:
-        Of each caption its states [l, D] and its vector [D], float32 on the processor.
+        The hidden states [l, D] and the pooled vector [D] of each caption, float32 on the CPU.
     """
     read = tokenizer(
         [encodable(caption) for caption in captions],

@@ -1,1 +1,1 @@
-"""From words to what the denoiser reads."""
+"""Text: tokenisation, encoding, and the conditioning of the denoiser."""

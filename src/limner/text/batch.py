@@ -1,4 +1,4 @@
-"""Text embeddings of a frozen pretrained encoder, as computed once and stored."""
+"""Precomputed text embeddings of a frozen pretrained encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class TextEmbeddings(NamedTuple):
-    """Captions as a pretrained encoder has read them, of any float dtype."""
+    """Captions encoded by a pretrained encoder, of any float dtype."""
 
     states: Tensor
     """[B, L, D], one state per token, zero at padding."""

@@ -9,20 +9,21 @@ from torch import Tensor
 
 
 class TextConditioning(NamedTuple):
-    """Captions as the denoiser sees them."""
+    """Encoded captions, as input of the denoiser."""
 
     tokens: Tensor
     """[B, L, D], one state per token."""
     mask: Tensor
     """[B, L] bool, False at padding."""
     vector: Tensor | None = None
-    """[B, D], the encoder's own summary of each caption, if it has one."""
+    """[B, D], the encoder's pooled output per caption, if it has one."""
     log_weight: Tensor | None = None
-    """[B, L], the logarithm of how much each token counts beside the others; None: all alike."""
+    """[B, L], log attention weight of each token; None: all equal."""
     keys_values: Tensor | None = None
     """[B, blocks, 2, heads, L, head width], once `denoiser.prepare` has computed them."""
     condition: Tensor | None = None
-    """[B, D'], the pooled text as the denoiser adds it to the time, likewise."""
+    """[B, D'], the pooled text that the denoiser adds to the timestep embedding, also
+    precomputed."""
 
     def pooled(self) -> Tensor:
         """Each caption as one vector [B, D]: the encoder's, else the mean state."""

@@ -1,4 +1,4 @@
-"""Words to token ids: byte-level BPE learned from the captions, so that any language works."""
+"""The tokenizer: byte-level BPE trained on the captions, for any language."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class CaptionTokenizer:
 
     @property
     def text_size(self) -> int:
-        """What the model's own text encoder must know of it: how many tokens there are."""
+        """Vocabulary size, for the built-in text encoder."""
         return self.vocab_size
 
     @classmethod
     def learn(cls, captions: Iterable[str], vocab_size: int, max_length: int) -> CaptionTokenizer:
-        """Learn at most `vocab_size` tokens from captions; the same captions, the same tokens."""
+        """Train a tokenizer with at most `vocab_size` tokens on captions; deterministic."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
@@ -84,7 +84,7 @@ class CaptionTokenizer:
         return torch.stack([self(caption) for caption in captions])
 
     def length(self, caption: str) -> int:
-        """Tokens the caption has, <start> included, before any cut."""
+        """Number of tokens of a caption, including <start>, before truncation."""
         return 1 + len(self.tokenizer.encode(encodable(caption)).ids)
 
     def save(self, path: Path) -> None:

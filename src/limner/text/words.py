@@ -1,4 +1,4 @@
-"""Batches of token ids or of text embeddings: the two inputs that a model may read."""
+"""Batches of text inputs: token ids, or precomputed text embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from limner.text.batch import TextEmbeddings
 
 
 class Words(Protocol):
-    """A tokenizer, a pretrained encoder, or what one has already computed and stored."""
+    """A source of text inputs: a tokenizer, a pretrained encoder, or stored embeddings."""
 
     def encode(self, captions: Sequence[str]) -> Tensor | TextEmbeddings:
         """B captions as the model takes them: ids [B, L], or a FrozenText of B."""

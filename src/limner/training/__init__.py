@@ -1,1 +1,1 @@
-"""From a configuration to a trained model."""
+"""Training a model from a configuration."""

@@ -19,7 +19,7 @@ SMALL, LARGE = 4, 8
 def settle_batch(
     config: Config, processes: int, fits: Callable[[Config], int] | None = None
 ) -> Config:
-    """The configuration with its micro-batch and accumulation as numbers.
+    """Resolve the micro-batch size and the gradient accumulation of a configuration.
 
     Args:
         fits: how many pictures fit into memory at once; measured if asked for.
@@ -55,7 +55,8 @@ def settle_batch(
 
 
 def pictures_that_fit(config: Config) -> int:
-    """Measured by two short runs in processes of their own. Raises LimnerError if not even one."""
+    """The largest micro-batch that fits, measured by two short runs in subprocesses. Raises
+    LimnerError if not even one picture fits."""
     free = free_memory(choose_device(config.training.device))
     small, large = probe_sizes(config, (LARGE, SMALL), free)
     fixed, per_picture = line(small, large, "peak_bytes")

@@ -1,4 +1,4 @@
-"""The batches of a run from where it stands, loaded ahead by worker processes."""
+"""Training batches from the current position of a run, prefetched by worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a run goes on: a number of steps, or as many as fit into a number of minutes."""
+"""The training budget: a number of steps, or a time limit in minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limner.config import Config
 from limner.training.lr_schedule import checkpoint_due, decay_progress
 
 clock = time.perf_counter
-"""Seconds; benchmarks count those of the processor instead."""
+"""Seconds; benchmarks count CPU time instead."""
 LATE = 1.05
 """A run that was promised minutes stops at this share of them even if steps are left: only where
 one step takes so long that the end could not be fixed in time."""

@@ -1,4 +1,4 @@
-"""torch.compile, where it works: each kind of block once, whose instances share the code."""
+"""torch.compile where it works: each block class is compiled once and shared by its instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model before its first update: a function of the seed, and of what the run starts from."""
+"""Initial weights of a run: determined by the seed and by the model that it starts from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): the denoiser stays, small corrections beside it learn.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): freeze the denoiser and train low-rank adapters.
 
 The text encoder, which is small, learns as a whole (`lora.train_text_encoder`). The layers are
 peft's. A checkpoint holds the corrections added to the weights, so that whatever draws needs no

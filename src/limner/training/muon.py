@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised, for the matrices between the layers."""
+"""Muon: an optimizer with orthogonalised momentum, for the weight matrices of the blocks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from limner.distributed.dtensors import full, local, shard_like, with_local
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised by Newton-Schulz, scaled to the size of an AdamW update.
+    """Muon: momentum orthogonalised by Newton-Schulz iterations, scaled to the size of an AdamW
+    update.
 
-    Matrices of one shape are orthogonalised in one batched product, which is what makes it cheap
-    for small models. The update's root mean square is 0.2 for any shape, as in Moonlight (Liu et
-    al. 2025, equation 4), so that it shares AdamW's learning rate.
+    Matrices of the same shape are orthogonalised in one batch, which makes it cheap for small
+    models. The update's root mean square is 0.2 for any shape, as in Moonlight (Liu et al. 2025,
+    equation 4), so that it shares AdamW's learning rate.
 
-    Of matrices in shards each process has a part of the momentum and of the direction. A matrix
-    that is due is brought together and orthogonalised whole, by every process as without shards.
+    With sharded matrices, each process holds a shard of the momentum and of the direction. A matrix
+    that is due is gathered and orthogonalised by every process, as without sharding.
 
     Args:
-        params: matrices and convolutions, or groups with `params` and `parts`: each of a group's
-            matrices is that many stacked ones, orthogonalised apart.
+        params: matrices and convolutions, or groups with `params` and `parts`: each matrix of a
+            group consists of that many stacked matrices, which are orthogonalised separately.
         lr: learning rate, above 0.
         momentum: in [0, 1), Nesterov.
         weight_decay: decoupled.
-        period: each matrix is orthogonalised at one update in so many, and goes on in the direction
-            found last at the others.
+        period: orthogonalise each matrix every this many updates, and reuse its last direction in
+            between.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Push the singular values of each matrix [K, rows, columns] to about 1 (0.7 to 1.2).
 
     Five steps of the quintic Newton-Schulz iteration with Jordan's coefficients, in bfloat16
-    where the processor multiplies it in hardware: it need not be exact.
+    where the hardware supports it: it need not be exact.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.to(torch.bfloat16 if fast_bfloat16(matrices.device) else torch.float32)

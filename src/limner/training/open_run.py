@@ -53,7 +53,7 @@ from limner.training.train_step import TrainStep
 
 
 def open_run(config: Config, resume: str | Path | None = None) -> Run:
-    """Everything as it is at the step from which the run goes on.
+    """Open a run at the step from which it continues.
 
     Args:
         config: from `load_config`.
@@ -185,7 +185,7 @@ def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
 
 
 def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:
-    """Nobody else writes into the run's folder from here on, and it is in order."""
+    """Lock the run folder, and repair what an interruption left behind."""
     if not is_training_run(folder):
         keep_apart(folder, config, "training.output_dir")
     check_run_folder(folder)
@@ -196,8 +196,8 @@ def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:
 def settle(
     config: Config, checkpoint: Checkpoint | None, accelerator: Accelerator
 ) -> tuple[Config, list[str]]:
-    """The configuration with its batch as numbers, and the checkpoint's where `auto` found them;
-    and what is to be said of that."""
+    """Resolve the batch size of a configuration (from the checkpoint if `auto` chose it there),
+    with notes about it."""
     notes: list[str] = []
     earlier = checkpoint.config.training if checkpoint else None
     processes = accelerator.num_processes
@@ -243,8 +243,8 @@ def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
 def check_trained(
     data: Data, checkpoint: Checkpoint | None, auto: bool
 ) -> tuple[np.ndarray, list[str], bool]:
-    """The trained rows' fingerprints, what is to be said of them, and whether they are others than
-    the checkpoint's.
+    """The fingerprints of the training rows, notes about them, and whether they differ from the
+    checkpoint's.
 
     Raises:
         LimnerError: they are, and the run does not go on of itself with others.
@@ -258,7 +258,7 @@ def check_trained(
 
 
 def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:
-    """The built-in tokenizer, from the trained captions."""
+    """Train the built-in tokenizer on the training captions."""
     text = config.text_encoder
     if parts.text_encoder is not None:
         return None
@@ -268,7 +268,7 @@ def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | 
 
 
 def recall_pieces(state: TrainingState, folder: Path, config: Config) -> None:
-    """Take micro-batches in as many parts as an earlier start found that they must be."""
+    """Split micro-batches into as many parts as an earlier start needed."""
     noted = [noted_pieces(folder, config.training.micro_batch_size)]
     state.split_micro_batches(broadcast_object_list(noted)[0])
 

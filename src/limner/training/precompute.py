@@ -56,7 +56,8 @@ Say = Callable[[str], None]
 
 
 def precompute(config: Config, say: Say) -> None:
-    """Compute and keep what a run of this configuration would; several may share the work."""
+    """Precompute everything that a run of this configuration needs; several processes can share the
+    work."""
     parts = open_parts(config)
     config = parts.config
     check_cache_folder(config)
@@ -188,7 +189,7 @@ def _latents_of_size(
 def encode_within_memory(
     space: PretrainedAutoencoder, pictures: Sequence[Tensor], device: torch.device
 ) -> Tensor:
-    """Latents of B pictures on the processor; one picture at a time where all are too many."""
+    """Latents of B pictures, on the CPU; one picture at a time if memory runs out."""
     try:
         return space.encode(torch.stack(list(pictures)).to(device)).cpu()
     except torch.OutOfMemoryError:
@@ -205,7 +206,7 @@ def stored_captions(
     dtype: torch.dtype,
     say: Say,
 ) -> StoredCaptions:
-    """What the pretrained encoder makes of every caption, of none, and of the preview's prompts."""
+    """The text embeddings of all captions, of the empty one, and of the preview prompts."""
     stored: torch.dtype = getattr(torch, config.cache.dtype)
     key = {
         "format": 2,

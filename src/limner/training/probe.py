@@ -1,4 +1,4 @@
-"""The short run that is measured, in a subprocess (`python -m limner.training.probe`).
+"""A short run in a subprocess that measures memory and time (`python -m limner.training.probe`).
 
     python -m limner.training.probe < request.json
 
@@ -67,7 +67,7 @@ class MadeUpCaptions(StoredCaptions):
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Train for a few steps; what that took."""
+    """Train for a few steps, and measure memory and time."""
     with tempfile.TemporaryDirectory() as folder:
         short = {
             "training": {
@@ -130,7 +130,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def made_up_inputs(trainer: Trainer) -> Inputs:
-    """The trainer's inputs, made up where they would have to be computed first."""
+    """Inputs for training, with random values where they would have to be precomputed."""
     config, parts, data = trainer.config, trainer.run.parts, trainer.data
     trained: Any = data.trained
     held_out: Any = data.held_out

@@ -26,7 +26,7 @@ PEACE = 1000
 
 
 class Recovery:
-    """Where a run goes back to when it cannot go on from where it is."""
+    """Rolls a run back to a checkpoint when it cannot continue."""
 
     def __init__(self, run: Run, batches: Batches, saver: Saver, monitor: RunMonitor) -> None:
         self.run, self.batches, self.saver, self.monitor = run, batches, saver, monitor
@@ -34,7 +34,8 @@ class Recovery:
         """The step whose update ran out of memory in its midst, the last time that one did."""
 
     def repeat(self) -> None:
-        """Memory ran out while the weights were half changed: go back, and do the steps again.
+        """After an out-of-memory error during the optimizer step: restore a checkpoint and repeat
+        the steps.
 
         Raises:
             LimnerError: it ran out in the same step before.
@@ -63,7 +64,8 @@ class Recovery:
             self.monitor.event(sentence)
 
     def roll_back(self, bad: Batch) -> None:
-        """Too many updates without a finite number: older weights once, then a diagnosis.
+        """After too many non-finite updates: restore older weights once, then stop with a
+        diagnosis.
 
         The pictures that led there are not taken again, as Chowdhery et al. 2022 (PaLM, section
         5.1) did with the batches around a spike: the image count goes on from where it is.
@@ -97,7 +99,7 @@ class Recovery:
         )
 
     def last_good(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies and was saved while all was well."""
+        """The newest intact checkpoint that was saved before the problem."""
         self.saver.wait()
         self.run.accelerator.wait_for_everyone()
         for path in reversed(checkpoints(self.run.folder)):

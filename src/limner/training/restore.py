@@ -16,7 +16,7 @@ from limner.training.train_step import stateful
 
 
 def restore(run: Run, checkpoint: Checkpoint | None) -> None:
-    """Weights, their average, and the optimizers from a checkpoint, or as at the start. The
+    """Restore weights, EMA, and optimizers from a checkpoint, or to their initial values. The
     `state` of the run stays as it is."""
     if checkpoint:
         if run.config.lora.rank is not None:

@@ -45,7 +45,7 @@ UNRELATED = ("sampling", "cache", "autoencoder", "evaluation")
 
 
 def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from (None: begin), and what was passed over on the way to it.
+    """The checkpoint to resume from (None: start anew), and notes about those that were skipped.
 
     Args:
         resume: a checkpoint folder, "latest", "auto", "no", or None: what the configuration says.
@@ -78,7 +78,7 @@ def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint |
 
 
 def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> list[str]:
-    """What is to be said of the rows that a checkpoint goes on with.
+    """Notes about the rows that a checkpoint resumes with.
 
     Args:
         rows: `limner.data.row_fingerprints` of those that are trained now.
@@ -133,7 +133,7 @@ def _is_same_model(saved: Config, asked: Config) -> bool:
 
 
 def differences(saved: Config, asked: Config) -> list[str]:
-    """What makes the two configurations different runs, in words."""
+    """Describe the differences that make two configurations different runs."""
     return [
         f"{section}.{key}: {there!r} there, {here!r} here"
         for section in type(saved).model_fields
@@ -151,7 +151,7 @@ def differences(saved: Config, asked: Config) -> list[str]:
 def resume_config(
     resume: str | Path | None, config_file: Path | None, overrides: Sequence[str]
 ) -> Config | None:
-    """The configuration to go on with when none was named: the checkpoint's own, overridden.
+    """The configuration to resume with if none is given: the checkpoint's own, with overrides.
 
     Raises:
         LimnerError: it is not there, or lies elsewhere than its configuration says, and nobody

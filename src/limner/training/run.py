@@ -1,4 +1,4 @@
-"""A run: everything that the training loop works with, and where it stands."""
+"""The state of a run: everything that the training loop works with."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from limner.training.train_step import TrainStep
 
 @dataclass
 class Run:
-    """What `open_run` puts together. Only `state`, `model`, `ema`, and what `train_step` remembers
-    change while it trains."""
+    """The result of `open_run`. Only `state`, `model`, `ema`, and the state of `train_step` change
+    during training."""
 
     config: Config
     """Settled: no value is left to be chosen."""
@@ -67,19 +67,19 @@ class Run:
 
     @property
     def averaged(self) -> TextToImage:
-        """The model to draw with."""
+        """The EMA model, for sampling."""
         return self.ema.model
 
     @property
     def reader(self) -> PretrainedTextEncoder | CaptionTokenizer:
-        """What turns captions into what the model takes."""
+        """Turns captions into inputs of the model."""
         found = self.parts.text_encoder or self.tokenizer
         assert found is not None
         return found
 
     @property
     def sharded(self) -> bool:
-        """Whether no process holds the whole model."""
+        """Whether the model is sharded."""
         return is_sharded(self.config, self.accelerator)
 
     @property
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def images_per_step(self) -> int:
-        """Pictures of one update, of all processes together."""
+        """Pictures per update over all processes."""
         settings = self.config.training
         micro_batches = settings.gradient_accumulation_steps * self.accelerator.num_processes
         return settings.micro_batch_size * micro_batches
@@ -121,12 +121,11 @@ class Run:
 
     @property
     def decay_progress(self) -> float:
-        """How far the learning rate has come down, and the training times to those of the end:
-        0 to 1."""
+        """Progress of the learning rate decay, and of the timestep mean with it: 0 to 1."""
         return decay_progress(*self._schedule)
 
     def set_learning_rate(self) -> float:
-        """Give the optimizers the rate of this step; returns it."""
+        """Set the learning rate of this step; returns it."""
         peak = self.config.training.learning_rate
         assert peak is not None, "load_config resolves it"
         rate = peak * learning_rate_share(*self._schedule)

@@ -15,7 +15,7 @@ from limner.training.train_step import stateful
 
 
 def contents_of(run: Run) -> Contents:
-    """What a checkpoint of now holds. Every process of a sharded run gives its part."""
+    """The contents of a checkpoint now. With sharding, every process contributes its shard."""
     contents = contents_here(run)
     return contents.whole(run.is_main) if run.sharded else contents
 

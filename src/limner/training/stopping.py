@@ -18,14 +18,14 @@ ECHO = 10.0
 
 
 class Stopped(LimnerError):
-    """The run was asked to stop, and is saved."""
+    """Raised when the run was stopped by a signal, after saving."""
 
     exit_code = 75
     """BSD's EX_TEMPFAIL: try again later, and the run goes on."""
 
 
 class StopOnSignal:
-    """Context manager: a signal that asks to stop sets `name`, the loop looks at it.
+    """Context manager: a stop signal sets `name`, which the training loop checks.
 
     These are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed, the SSH connection was
     lost; on Windows SIGBREAK). Where SIGHUP is ignored, as under nohup, it stays ignored.

@@ -30,7 +30,7 @@ from limner.training.loss_weighting import LevelBalance
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of an update."""
+    """The result of an update."""
 
     loss: float
     """Mean over this process's pictures."""
@@ -50,7 +50,7 @@ class PartialOptimizerStep(Exception):
 
 
 class TrainStep:
-    """What turns batches into a change of the weights.
+    """Performs updates of the weights from batches.
 
     Args:
         model: computes in `dtype` under autocast; its parameters are float32.
@@ -157,7 +157,7 @@ class TrainStep:
             )
 
     def gradients(self, batches: Sequence[Batch], progress: float) -> Tensor:
-        """Add each part's share to the gradients; the mean loss, not waited for."""
+        """Accumulate the gradients of all parts; returns the mean loss without synchronising."""
         self.model.train()
         total = torch.zeros((), device=self.device)
         pictures = sum(map(len, batches))
@@ -174,12 +174,11 @@ class TrainStep:
         return total
 
     def timesteps(self, batch: Batch, progress: float = 0.0) -> Tensor:
-        """[B]: at which noise each picture is learned from."""
+        """The training timestep of each picture, [B]."""
         return self.objective.noise_schedule.training_timesteps(batch.u, progress)
 
     def loss(self, batch: Batch, timesteps: Tensor) -> Tensor:
-        """From pictures (or latents) to their losses [B]: noised at their times, predicted,
-        compared."""
+        """The loss [B] of pictures (or latents): add noise, predict, compare."""
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
         x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
@@ -215,6 +214,6 @@ class TrainStep:
 
 
 def stateful(update: TrainStep) -> dict[str, Any]:
-    """What remembers something from update to update, besides the weights."""
+    """Objects with state from update to update, besides the weights."""
     scaler = {"scaler": update.scaler} if update.scaler else {}
     return {**update.optimizers, "balance": update.balance, **scaler}

@@ -35,19 +35,19 @@ from limner.training.train_step import PartialOptimizerStep, ShortOfMemory, Step
 
 
 class Trainer:
-    """A run and the loop that trains it.
+    """Trains a model: a run and its training loop.
 
     Args:
-        config: from `load_config`.
-        resume: a checkpoint folder, "latest" for the newest in `training.output_dir`, "auto" for
-            that if it is of the same run, or "no"; None: what `training.resume` says.
+        config: the configuration, from `load_config`.
+        resume: a checkpoint folder, "latest" (the newest in `training.output_dir`), "auto" (the
+            newest if it belongs to the same run), or "no". None: use `training.resume`.
 
     Attributes:
-        run: all that it works with (see `limner.training.run`); the properties are of it.
+        run: the state of the run (see `limner.training.run`); the properties are its own.
 
     Raises:
-        LimnerError: for bad data, a missing or foreign checkpoint, or settings that need parts
-            which are not there.
+        LimnerError: invalid data, a checkpoint that is missing or of another run, or settings that
+            need a missing component.
     """
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
@@ -55,11 +55,12 @@ class Trainer:
         self.batches = Batches(self.run)
 
     def train(self) -> TrainingState:
-        """Run to the end; checkpoints, previews, and logs appear in the run's folder.
+        """Train until the end of the run. Checkpoints, previews, and logs are written to the run
+        folder.
 
         Raises:
-            Stopped: SIGINT, SIGTERM, or SIGHUP came; the run is saved and can go on.
-            LimnerError: the run cannot go on, for the reason it gives.
+            Stopped: SIGINT, SIGTERM, or SIGHUP was received; the run is saved and can be resumed.
+            LimnerError: the run cannot continue; the message says why.
         """
         if self.run.is_main:
             self.run.lock.acquire()  # again, where this is not the first call
@@ -130,7 +131,7 @@ class Trainer:
         self.run.notes += set_aside_later(self.run.folder, self.run.state.step)
 
     def step(self, say: Callable[[str], None] = console.say) -> tuple[StepResult, list[Batch]]:
-        """One update of the weights, and the micro-batches that it was made of."""
+        """Perform one update of the weights; returns its result and its micro-batches."""
         run = self.run
         batches = self.batches.of_next_update(say)
         try:
@@ -141,7 +142,7 @@ class Trainer:
             raise
 
     def save_checkpoint(self, folder: str | Path) -> Path:
-        """Write everything needed to draw, resume, or share to a folder, whole or not at all."""
+        """Save a checkpoint for sampling, resuming, or sharing to a folder, atomically."""
         save_to(self.run, Path(folder))
         return Path(folder)
 
@@ -153,7 +154,7 @@ class Trainer:
 
     @property
     def config(self) -> Config:
-        """Settled: no value is left to be chosen."""
+        """The resolved configuration."""
         return self.run.config
 
     @property
@@ -170,7 +171,7 @@ class Trainer:
 
     @property
     def averaged(self) -> TextToImage:
-        """The model to draw with: the average of the weights."""
+        """The EMA model, for sampling."""
         return self.run.averaged
 
     @property

@@ -1,1 +1,1 @@
-"""The data sets that come with Limner: emoji, and drawn shapes."""
+"""The built-in data sets: emoji and shapes."""

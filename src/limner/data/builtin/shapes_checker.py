@@ -1,4 +1,4 @@
-"""Reads a picture of the data set "shapes" back and says which parts of a caption hold in it.
+"""Check which parts of a caption hold in a picture of the data set "shapes".
 
 It asks nothing of where a picture comes from: it finds what is not background, takes each connected
 piece as a thing, and reads its colour, shape, size and place. Clean pictures are read without

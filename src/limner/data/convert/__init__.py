@@ -1,1 +1,1 @@
-"""`limner prepare`: a data set written in another format."""
+"""`limner prepare`: convert a data set to another format."""

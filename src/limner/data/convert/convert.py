@@ -1,4 +1,4 @@
-"""Turns data in any format that is read here into any layout that is written."""
+"""Convert a data set from any input format to any output layout."""
 
 from __future__ import annotations
 
@@ -45,18 +45,19 @@ def prepare(
     shard_size: str = SHARD_SIZE,
     overrides: Sequence[str] = (),
 ) -> Prepared:
-    """Writes every picture, verified, with all its captions, in one of the layouts of `writing`.
+    """Convert a data set: write every valid picture with all its captions in one of the layouts.
 
     Args:
-        kind: the format of the source, one of KINDS; "auto" looks.
+        kind: format of the source, one of KINDS; "auto" detects it.
         source: a folder or file, or a pattern or URL of shards (as text: a `Path` would make one
             slash of two); with kind "datasets" it may be a Hub id.
-        num_samples: that many good pictures at most, chosen and numbered by a hash of their keys,
-            so that a larger number only adds to them; None takes all, in the order of the source.
-        on_progress: called with (rows done, rows at most) after each row.
-        to: the layout; "metadata" is output/images/image_000001.jpg ... and output/metadata.json.
-        shard_size: of what is written in shards: at most so many pictures, or so much.
-        overrides: `data.key=value`, as for a run: which columns, which split, ...
+        num_samples: maximum number of valid pictures, chosen and numbered by a hash of their keys,
+            so that a larger number only adds to them. None: all, in the order of the source.
+        on_progress: called as on_progress(rows done, rows in total) after each row.
+        to: output layout;  "metadata" is output/images/image_000001.jpg ... and
+            output/metadata.json.
+        shard_size: maximum size of a shard, in pictures or bytes.
+        overrides: `data.key=value`, as for a run, such as columns or split.
 
     JPEG and PNG files without transparency are copied byte for byte, others become PNG (upright, on
     white). Who is held out is written where the source says so. Rows that cannot be used are
@@ -64,7 +65,7 @@ def prepare(
     its name at the end: a killed run leaves no half-made data set.
 
     Raises:
-        LimnerError: `output` is in use, the source cannot be read, or no picture is good.
+        LimnerError: `output` is in use, the source cannot be read, or no picture is valid.
     """
     output = Path(output).expanduser().absolute()
     with FolderLock(output, "choose another --output"):

@@ -1,4 +1,4 @@
-"""The layouts that `limner prepare` writes: one class for each.
+"""Writers of `limner prepare`, one class per output layout.
 
 The same pictures and captions give the same bytes, whenever and wherever they are written.
 """

@@ -1,1 +1,1 @@
-"""From the bytes of a picture file to sRGB."""
+"""Decoding picture files to sRGB."""

@@ -1,4 +1,4 @@
-"""Colours as they are meant: pictures with a colour profile become sRGB.
+"""Colour management: convert pictures with a colour profile to sRGB.
 
 Phones save Display P3, cameras Adobe RGB, printers CMYK. The numbers of such a file, read as sRGB,
 are other colours: those of a phone too pale, those of print wrong throughout.

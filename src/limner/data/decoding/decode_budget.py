@@ -1,4 +1,4 @@
-"""How many decoded pixels a process may hold at once, whatever the number of its threads.
+"""A limit on the decoded pixels that a process holds at once, over all its threads.
 
 A PNG of 21 kB may hold 177 megapixels. One of them is a picture; twenty at once are all memory.
 """

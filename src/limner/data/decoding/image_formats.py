@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and which packages read what Pillow alone does not."""
+"""Detect image formats by their first bytes, and the packages that decode what Pillow cannot."""
 
 from __future__ import annotations
 

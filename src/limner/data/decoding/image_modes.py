@@ -1,4 +1,4 @@
-"""Whatever Pillow opens, as an upright picture in RGB: turned, in sRGB, 8 bits, on white."""
+"""Convert any Pillow image to 8-bit sRGB: upright, with transparency on white."""
 
 from __future__ import annotations
 

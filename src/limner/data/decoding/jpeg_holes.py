@@ -1,4 +1,4 @@
-"""Parts of a JPEG that are lost: zeros in their place, which decode to something.
+"""Detect JPEG files with missing parts: runs of zero bytes, which decode without an error.
 
 A download that was given its full length before it was complete, a bad sector, a folder that is
 half synced. Unlike a PNG a JPEG has no checksum, its decoder reads over whatever is there, and the

@@ -1,4 +1,4 @@
-"""PNG files without the texts in them, which Pillow refuses where they are long.
+"""Strip text chunks from PNG files, because Pillow rejects long ones.
 
 Programs that draw keep whole workflows in a PNG, megabytes of JSON. As compressed text may unpack
 to any size, Pillow stops at 1 MB of it, and with it at a good picture.

@@ -1,1 +1,1 @@
-"""The shapes in which people have pictures and captions: one file for each."""
+"""Input formats of data sets, one file per format."""

@@ -1,4 +1,4 @@
-"""Pictures inside an Arrow table, as the package `datasets` keeps them.
+"""Pictures stored inside Arrow tables, as the package `datasets` does it.
 
 Tables are memory-mapped, so that a data set of any size takes no more memory than its captions do.
 Pictures are left encoded, and decoded here as all others are.

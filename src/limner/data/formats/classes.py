@@ -1,4 +1,4 @@
-"""Folders whose names are the captions, as data sets of classes have them: red_apple/0001.jpg."""
+"""Class folders, whose names are the captions: red_apple/0001.jpg."""
 
 from __future__ import annotations
 

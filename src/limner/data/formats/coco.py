@@ -1,4 +1,4 @@
-"""COCO captions as they are downloaded: annotations/captions_*.json and the picture folders."""
+"""COCO captions: annotations/captions_*.json and the picture folders, as downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which column (or key) holds the picture and which the captions, in tables that others wrote."""
+"""Detect the picture and caption columns (or keys) of tables."""
 
 from __future__ import annotations
 

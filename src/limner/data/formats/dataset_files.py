@@ -1,4 +1,4 @@
-"""Which files the package datasets may read for a set: only those of the set itself.
+"""Restrict the files that the package datasets may read to those of the data set itself.
 
 A README.md may say where a set's files are (`configs: data_files`), and a saved set's state.json
 names them; both come with the set. The package reads whatever they say, anywhere on the machine.

@@ -1,4 +1,4 @@
-"""Which format people's data is in, found by looking at names: the first that fits, in this order.
+"""Detect the format of a data set from its file names: the first match, in a fixed order.
 
 A file counts by its ending. A folder is, in this order,
 

@@ -1,4 +1,4 @@
-"""The encoding of a text file: UTF-8, what its first bytes say, or a guess that is certain.
+"""Detect the encoding of a text file: UTF-8, a byte order mark, or an unambiguous guess.
 
 What is in none of them stays readable byte by byte (as lone surrogates), so that the rows are known
 that hold such bytes, and the person can be asked: `data.encoding`.

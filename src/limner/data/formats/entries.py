@@ -1,4 +1,4 @@
-"""Pairs of picture and caption as they were written somewhere, checked, and joined to rows."""
+"""Validate (picture, caption) entries of a metadata file, and group them into rows."""
 
 from __future__ import annotations
 

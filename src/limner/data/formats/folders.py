@@ -1,4 +1,4 @@
-"""Pictures that are files of their own in a folder, whichever format says what they are called."""
+"""Data sets whose pictures are individual files in a folder, in any metadata format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package `datasets` finds: a data set on the Hub, one that it saved, or a local folder.
+"""Data sets read by the package `datasets`: from the Hub, saved to disk, or in a local folder.
 
 Code from the Hub is never run: data sets that need it (`trust_remote_code`) are not read.
 """

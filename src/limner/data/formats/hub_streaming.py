@@ -1,4 +1,4 @@
-"""A data set on the Hub read from where it is: its Parquet files or tars are shards as any others.
+"""Stream a data set from the Hub: its Parquet or tar files are read as remote shards.
 
 Nothing of the set is run, and nothing but what is learned from is downloaded: the index needs the
 captions' columns, training the pictures, piece by piece.

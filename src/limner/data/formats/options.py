@@ -1,4 +1,4 @@
-"""How people's data are to be read, as the configuration says."""
+"""Options for reading a data set, from the configuration."""
 
 from __future__ import annotations
 

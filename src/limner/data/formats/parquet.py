@@ -1,4 +1,4 @@
-"""Parquet files that hold the pictures themselves, as bytes: as data sets on the Hub are stored.
+"""Parquet files that contain the pictures as bytes, as data sets on the Hub are stored.
 
 A row group is read as a whole: it is a piece. For the index only the columns of the captions are
 read, and of the pictures nothing at all.

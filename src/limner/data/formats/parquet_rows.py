@@ -1,4 +1,4 @@
-"""Rows of a Parquet file as far as they can be read: what is damaged costs its own rows only."""
+"""Read the rows of a Parquet file; damaged parts only lose their own rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSV and TSV as people write them: with quotes as the standard has them, or with none.
+"""Read CSV and TSV files, with standard quoting or without quoting.
 
 A caption that begins with a quote (`"Hello" she said`, or `12" ruler` in quotes of one side only)
 is no quoted cell; read as one it would swallow the rows that follow.

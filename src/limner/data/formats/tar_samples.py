@@ -1,4 +1,4 @@
-"""Members of a tar put together to samples: which picture has which captions.
+"""Group the members of a tar file into samples of a picture and its captions.
 
 The rule is WebDataset's: a sample's name goes up to the first dot. Where that would put the members
 of several samples together (macOS calls its screenshots "Shot 10.15.21.png"), the name goes up to

@@ -1,4 +1,4 @@
-"""Text files of others: read, parsed, and where that fails, explained."""
+"""Read and parse text files of a data set, with helpful error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebDataset: tars in which a picture and its caption are members of one name.
+"""WebDataset: tar files in which a picture and its caption share a base name.
 
     0001.jpg 0001.txt 0002.jpg 0002.json ...
 

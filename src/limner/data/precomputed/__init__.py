@@ -1,1 +1,1 @@
-"""Latents and text embeddings, computed once and kept in shards."""
+"""Precomputed latents and text embeddings, stored in shards."""

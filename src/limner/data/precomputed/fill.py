@@ -1,4 +1,4 @@
-"""Filling a store: what is missing is computed, in pieces that a kill cannot spoil.
+"""Compute the missing values of a store, in pieces, so that an interrupted job resumes.
 
 The missing rows, in the data set's order, are cut into chunks; each chunk becomes one shard named
 by the hash of its ids. So whoever computes a chunk, and after however many kills, the same files

@@ -1,4 +1,4 @@
-"""Latents and text embeddings that were computed once, read as training asks for them."""
+"""Read precomputed latents and text embeddings during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that were computed once, found by what they were computed from.
+"""The store of precomputed values, keyed by what they were computed from.
 
     cache/latents-3fa1b2c4d5e6/
       key.json                     how the values were made: which weights, size, precision, ...

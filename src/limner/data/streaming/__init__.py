@@ -1,1 +1,1 @@
-"""Data that comes in large files, here or far away, and is read piece by piece."""
+"""Streaming from large local or remote files, read in pieces."""

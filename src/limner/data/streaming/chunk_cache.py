@@ -1,4 +1,4 @@
-"""Pieces of shards, fetched once by whoever needs them first, and kept on this machine's disk.
+"""A disk cache for pieces of remote shards, shared between processes.
 
     cache/pieces/<hash>.piece
       int64           N, how many pictures

@@ -1,4 +1,4 @@
-"""Files by path or URL, here or far away: which there are, whether they changed, what is in them.
+"""List and read local or remote files by path or URL, and detect changes.
 
 What is far away is read through fsspec (https://, s3://, hf://, ...). A network that fails is asked
 again for minutes; then the run ends, and says so, rather than learn from something else.

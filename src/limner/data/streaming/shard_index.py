@@ -1,4 +1,4 @@
-"""What is in one shard: each sample's key, captions, and where its picture lies, made once.
+"""The index of a shard: key, captions, and picture offset of each sample; built once.
 
     cache/index/<hash>.index
       8 bytes         MAGIC

@@ -1,4 +1,4 @@
-"""Pictures that lie in shards: tars or Parquet files, here or far away; a PictureSet."""
+"""A data set of local or remote shards (tar or Parquet files)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The members of a tar by their headers alone: POSIX ustar, GNU and pax long names, any size.
+"""List the members of a tar from their headers: POSIX ustar, GNU and pax long names, any size.
 
 Python's tarfile does the same, keeps an object for each member, and takes tens of times as long.
 """

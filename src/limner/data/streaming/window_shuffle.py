@@ -1,4 +1,4 @@
-"""The order of pictures that come in pieces: shuffled pieces, and within a window of them pictures.
+"""Shuffling of streamed data: shuffle the pieces, then the pictures within a window of pieces.
 
 The classical way, a buffer that is filled from a stream, cannot go on from where it was. This is a
 pure function of (seed, count): each pass shuffles the pieces, cuts their sequence into windows of

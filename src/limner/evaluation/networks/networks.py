@@ -81,7 +81,7 @@ class FeatureNetwork:
             batch_size: pictures at a time; fewer where memory does not suffice.
 
         Returns:
-            float32 [N, width] on the processor, computed in full float32.
+            float32 [N, width] on the CPU, computed in full float32.
 
         Raises:
             LimnerError: these are no such pictures, or the network makes numbers of them that are

@@ -1,1 +1,1 @@
-"""What is shown, logged, drawn, and measured while a model learns."""
+"""Monitoring of a run: progress, logging, previews, and metrics."""

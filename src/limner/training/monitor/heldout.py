@@ -1,4 +1,4 @@
-"""The held-out loss: on a fixed grid of (noise level, noise), so that two numbers can be compared.
+"""The held-out loss, on fixed noise levels with fixed noise, so that values are comparable.
 
 The training loss hardly moves, for it averages over random noise levels; this one is measured at
 the same pictures, levels, and noise every time, and for as many trained pictures beside it, so that
@@ -36,8 +36,8 @@ class FixedGrid:
     def of(
         cls, pictures: Source, captions: Captions, count: int
     ) -> tuple[FixedGrid | None, list[Refused]]:
-        """At most `count` pictures, evenly spread over the rows (None if there are no good ones),
-        and the rows among them that cannot be used and are left out."""
+        """At most `count` pictures, evenly spread over the rows (None if all are unusable), and the
+        unusable rows among them."""
         good: list[tuple[Tensor, Any]] = []
         refused: list[Refused] = []
         for position in evenly_spaced(len(pictures.rows), count):
@@ -53,7 +53,7 @@ class FixedGrid:
         return cls(torch.stack(found) if alike else found, texts), refused
 
     def batches(self, size: int) -> Iterator[list[int]]:
-        """Places of at most `size` pictures of one shape at a time; all of them, in order."""
+        """Indices of the pictures in batches of at most `size` of the same shape, in order."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for place, picture in enumerate(self.pictures):
             by_shape.setdefault(tuple(picture.shape), []).append(place)
@@ -78,7 +78,7 @@ def losses_by_level(
     device: torch.device,
     place: int = 0,
 ) -> dict[str, Tensor]:
-    """The loss of each picture at each level, float32 [N] on the processor, keyed by its timestep.
+    """The loss of each picture at each level, float32 [N] on the CPU, keyed by its timestep.
 
     Args:
         place: of the grid's first picture among all that are looked at; a picture's noise is that

@@ -1,4 +1,4 @@
-"""Diagnose a run from its losses: not learning, memorising, noise that stays."""
+"""Diagnose a run from its losses: not learning, overfitting, or residual noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Measurement(NamedTuple):
 
     @property
     def lowest_noise(self) -> tuple[str, float] | None:
-        """The timestep of the least noise, and the held-out loss there."""
+        """The timestep with the least noise, and its held-out loss."""
         return min(self.by_level.items(), key=lambda item: int(item[0]), default=None)
 
 
@@ -44,8 +44,8 @@ def best_of(history: Sequence[Measurement]) -> Measurement | None:
 
 
 def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | None:
-    """A sentence about a run that is not learning, that cannot lose its noise, or that has begun to
-    memorise; else None.
+    """A warning if the run is not learning, cannot remove its noise, or has begun to overfit; else
+    None.
 
     Args:
         history: all measurements so far, oldest first.
@@ -90,7 +90,7 @@ def _where(best: Measurement, now: Measurement) -> str:
 
 
 class Spikes:
-    """Sees when the training loss jumps, and again only after it has come down; says so once.
+    """Detects jumps of the training loss; warns only about the first.
 
     A jump is a loss above the median of the last `WINDOW` by six times their spread (the median
     absolute deviation, as if normal) and by a quarter at least. On a few dozen pictures that
@@ -109,7 +109,7 @@ class Spikes:
             self.see(loss, 0)
 
     def see(self, loss: float, step: int) -> str | None:
-        """A sentence about the loss of this step, if it is the first that jumps."""
+        """A warning if the loss of this step is the first to jump."""
         self.jumped = False
         if not math.isfinite(loss):
             return None

@@ -1,4 +1,4 @@
-"""Is the machine shared? How much of its threads' CPU time a run gets, and what others use."""
+"""Detect a shared machine: how much CPU time the threads of a run get, and what others use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CpuTimes(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What a run gets of a machine that others use, too; shares of 0 to 1."""
+    """The share of a shared machine that a run gets, from 0 to 1."""
 
     gets: float
     """Of the time that its threads could have computed."""
@@ -58,7 +58,7 @@ def cpu_times() -> CpuTimes:
 
 
 class MachineShare:
-    """Looks at the time between two calls of `look`.
+    """Measures CPU use between two calls of `look`.
 
     A thread that waits for data or for a disk gets less, too: the machine is called shared only
     where others use it.
@@ -68,7 +68,7 @@ class MachineShare:
         self.times, self.before = times, times()
 
     def look(self) -> Shared | None:
-        """What the run got since the last look, if others have slowed it down."""
+        """The share since the last call, if other programs slowed the run down."""
         before, self.before = self.before, self.times()
         wall, own, helpers, busy = (
             now - then for now, then in zip(self.before, before, strict=True)

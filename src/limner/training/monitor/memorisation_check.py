@@ -45,7 +45,7 @@ def copying(
 
 
 def some(pictures: Source, most: int) -> list[Tensor]:
-    """At most so many good ones, each [C, H, W], evenly spread over the rows."""
+    """At most this many usable pictures, each [C, H, W], evenly spread over the rows."""
     found = []
     for position in evenly_spaced(len(pictures.rows), most):
         try:

@@ -34,7 +34,7 @@ from limner.training.train_step import StepResult
 
 
 class RunMonitor:
-    """Context manager around the loop. Looks at the averaged weights; changes nothing.
+    """Context manager around the training loop. Evaluates the EMA weights; changes nothing.
 
     Only the main process says, draws, or writes anything.
     """
@@ -126,7 +126,7 @@ class RunMonitor:
             self.event(sentence)
 
     def event(self, message: str) -> None:
-        """Say something worth keeping, on the screen and in the log."""
+        """Print a message and write it to the log."""
         seconds = round(self.budget.elapsed(), 2)
         self.log.write("event", self.state.step, seconds=seconds, message=message)
         self.progress.message(redact_urls(message))
@@ -149,7 +149,7 @@ class RunMonitor:
         return self.best.step if self.best else None
 
     def forget_after(self, step: int) -> None:
-        """The run went back to this step: what was logged since then did not happen."""
+        """Remove log entries after this step, to which the run was rolled back."""
         self.log.forget_after(step)
         events = read_log(self.log.path)
         self.best, self.spikes = best_of(measurements(events)), _spikes_of(events)
@@ -157,7 +157,7 @@ class RunMonitor:
         self.steps = self.skipped = 0
 
     def step_done(self, updated: StepResult, learning_rate: float) -> None:
-        """After each update; what is due by the step's number is written."""
+        """Call after each update; writes what is due at this step."""
         if updated.skipped:
             self.skipped += 1
             if self.state.skipped_in_a_row == 1:
@@ -189,7 +189,7 @@ class RunMonitor:
             self.try_to(self.write_preview, "the preview was not drawn")
 
     def try_to(self, do: Callable[[], None], otherwise: str) -> None:
-        """A full disk or memory costs a look at the run, not the run."""
+        """Run a monitoring task; if disk or memory is full, skip it instead of stopping the run."""
         reason = ""
         try:
             with self.ema.on(self.accelerator.device):
@@ -283,7 +283,7 @@ class RunMonitor:
             self.event(f"the loss jumped {self.spikes.count} times in all (`jumped` in log.jsonl)")
 
     def point_to_the_best(self) -> None:
-        """At the end: where to draw from, if the last weights are clearly not the best ones."""
+        """At the end: recommend the best checkpoint if the last one is clearly worse."""
         last = self.heldout_loss
         if not self.main or not self.best or not last or last <= 1.02 * self.best.heldout:
             return

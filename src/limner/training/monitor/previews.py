@@ -89,9 +89,9 @@ def save_preview(
 def decode_within_memory(
     space: IdentityAutoencoder | PretrainedAutoencoder, latents: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Pictures from latents, with an autoencoder that is in memory only for that long.
+    """Decode latents, loading the autoencoder only for that time.
 
-    One at a time, and on the processor if the device has no room even for one, so that no preview
+    One at a time, and on the CPU if the device has no room even for one, so that no preview
     needs more memory than training did.
     """
 

@@ -81,7 +81,7 @@ class Progress:
         seconds_left: float | None,
         cpu_share: float | None = None,
     ) -> None:
-        """Shows where the run is. A figure that is not known yet is None and left out.
+        """Show the progress. Values that are not known yet are None and left out.
 
         `total_steps` is None when time and not steps bounds the run; the bar then shows the share
         of the time that has passed. `cpu_share` is what the run gets of its threads' CPU time, on a
@@ -110,7 +110,7 @@ class Progress:
             self.last_shown = now
 
     def message(self, text: str) -> None:
-        """Prints a line of its own (above the live one): a warning, a checkpoint, a preview."""
+        """Print a separate line (above the live one), such as a warning."""
         if self.enabled:
             self._print(text)
 

@@ -29,7 +29,7 @@ MOST_WAITING = 10_000
 
 
 class RunLog:
-    """Appends one JSON object per event; also sends the numbers to the trackers.
+    """Appends one JSON object per event, and sends metrics to the trackers.
 
     A run resumed at step N forgets what was logged after N, so that the log of a resumed run is
     that of an uninterrupted one.
@@ -61,7 +61,7 @@ class RunLog:
             _rewrite(self.refused_path, ())
 
     def forget_after(self, step: int) -> None:
-        """Take out what was logged later than this step."""
+        """Remove log entries after this step."""
         if self.accelerator.is_main_process:
             self.waiting.pop(self.path, None)
             _rewrite(self.path, [e for e in read_log(self.path) if e["step"] <= step])
@@ -87,7 +87,7 @@ class RunLog:
             self.trackers.finish()
 
     def refuse(self, rows: Iterable[Refused]) -> list[Refused]:
-        """List rows that cannot be used, each once; returns those that are new."""
+        """Record unusable rows, each once; returns the new ones."""
         new = [row for row in rows if row not in self.refused_rows]
         self.refused_rows.update(new)
         if new and self.accelerator.is_main_process:

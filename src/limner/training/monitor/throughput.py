@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch._dynamo
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """The best rate of a square matrix product here and now, FLOP/s.
+    """The measured peak of a square matrix multiplication on this device, in FLOP/s.
 
     Small products first; larger ones, which reach more, as long as there is time for six of them.
 
