@@ -35,9 +35,10 @@ from limner.data.builtin.emoji import EmojiPictures, split_tones
 from limner.data.dataset import Row
 from limner.data.open import Data, open_data
 from limner.device import choose_device, choose_precision, describe, name_of
-from limner.evaluation.exam import versions
+from limner.evaluation.about import versions
 from limner.evaluation.prompt_following import rank_drawings
 from limner.evaluation.samples import draw, of_captions
+from limner.evaluation.splits import OF_DATA, Split
 from limner.metrics import retrieval
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
@@ -172,7 +173,7 @@ def measured(name: str, way: str, run: Path, data: Data, known: Data) -> dict[st
         ("held out", data.held_out, 400),
         ("known before", known.trained, REMEMBERED),
     ):
-        drawings = of_captions(pictures, "held out" if what == "held out" else "trained", most)
+        drawings = of_captions(pictures, Split(what) if what in OF_DATA else Split.TRAINED, most)
         draw(generator, drawings)
         rank_drawings(drawings, known if what == "known before" else data)
         line[what] = retrieval.summary([d.rank for d in drawings if d.rank])

@@ -22,13 +22,14 @@ def main() -> None:
     subprocess.run(speed, check=True)
 
     from limner.config import load_config
-    from limner.evaluation.exam import examine, sentences
+    from limner.evaluation.end_of_run import evaluate_run
+    from limner.evaluation.summary import sentences_of_run
     from limner.training.trainer import Trainer
 
     trainer = Trainer(load_config(CONFIG))
     trainer.train()
-    results = examine(trainer.folder, trainer.config, trainer.data, command=" ".join(sys.argv))
-    print("\n".join(sentences(results)))
+    results = evaluate_run(trainer.folder, trainer.config, trainer.data, command=" ".join(sys.argv))
+    print("\n".join(sentences_of_run(results)))
     print(f"look at {trainer.folder / 'samples.png'} and {trainer.folder / 'report.html'}")
 
 

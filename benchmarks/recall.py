@@ -20,7 +20,7 @@ import torch
 
 from limner.apps.demo import demo_config
 from limner.config import load_config
-from limner.evaluation.exam import examine
+from limner.evaluation.end_of_run import evaluate_run
 from limner.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "recall.jsonl"
@@ -42,7 +42,7 @@ def main() -> None:
         base["training"] |= {"heldout_steps": 10**6, "preview_steps": 10**6}
         trainer = Trainer(load_config(base, options.overrides))
         trainer.train()
-        results = examine(Path(folder), trainer.config, trainer.data)
+        results = evaluate_run(Path(folder), trainer.config, trainer.data)
     line = {
         "date": datetime.date.today().isoformat(),
         "steps": options.steps,

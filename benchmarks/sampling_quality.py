@@ -38,12 +38,13 @@ from limner.apps.sweep.prompts import REPORTED_SEEDS, parts_of
 from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Quality
 from limner.apps.sweep.search import halving, rounds_of
-from limner.apps.sweep.sweep import Measuring, feature_network, follow_of, generator_of, protocol_of
+from limner.apps.sweep.sweep import Measuring, feature_network, follow_of, protocol_of
 from limner.checkpoint.folder import Checkpoint
 from limner.config import SamplingConfig
 from limner.data.open import open_data
 from limner.device import describe
 from limner.errors import LimnerError
+from limner.evaluation.samples import open_generator
 from limner.evaluation.swept import FILE
 from limner.inference.sampling_settings import in_words
 
@@ -69,7 +70,7 @@ def main() -> None:
     opened = Checkpoint.open(options.checkpoint)
     record = Record(opened.folder / FILE)
     best = settings_of_the_sweep(record)
-    generator = generator_of(opened, None, options.device, None, None)
+    generator = open_generator(opened.folder, opened.config, options.device)
     data = open_data(opened.config)
     network, missing = feature_network(generator)
     if missing:
@@ -94,7 +95,7 @@ def main() -> None:
     at_its_best = halving(ddim, rounds_of(options.pictures), measure)
     print(f"DDIM is at its best with guidance {at_its_best.guidance_scale:g}", flush=True)
     named = {"DDIM": at_its_best, "DDIM, not guided": ddim_at(1.0, options.steps)} | best
-    count = len(reported.captions)
+    count = len(reported.asked)
     found: dict[str, list[Measurement]] = {name: [] for name in named}
     for part in parts[1:]:
         for name, sampling in named.items():

@@ -1,4 +1,4 @@
-"""The demo and its exam: everything to look at is there, and the figures are what they claim."""
+"""The demo and its evaluation: all to look at is there, and figures are what they claim."""
 
 import contextlib
 import io
@@ -21,7 +21,8 @@ from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.open import Data, open_data
 from limner.errors import LimnerError
-from limner.evaluation import exam
+from limner.evaluation.end_of_run import evaluate_run
+from limner.evaluation.summary import sentences_of_run
 from limner.inference.generator import ImageGenerator
 from limner.metrics import retrieval
 from limner.training.monitor import throughput
@@ -258,7 +259,7 @@ def test_the_previewed_prompts_are_in_the_demo() -> None:
     assert unseen & set(demo.PREVIEW_PROMPTS)
 
 
-# The exam
+# The evaluation at its end
 
 
 def pictures(count: int, size: int = 32) -> torch.Tensor:
@@ -332,15 +333,15 @@ def test_a_perfect_model_gets_full_marks_and_a_blank_one_none(
     config = load_config(folder / "config.yaml")
     data = open_data(config)
     monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: False))
-    found = exam.examine(folder, config, data)["recall"]
+    found = evaluate_run(folder, config, data)["recall"]
     assert [found[split]["at_1"] for split in ("trained", "held out")] == [1.0, 1.0]
     held_out = {row.captions[0] for row in data.held_out.rows}
     blank = perfect(data, lambda prompt, i: prompt in held_out)
     monkeypatch.setattr(ImageGenerator, "generate_batch", blank)
-    found = exam.examine(folder, config, data)["recall"]
+    found = evaluate_run(folder, config, data)["recall"]
     assert found["trained"]["at_1"] == 1.0
     assert found["held out"]["at_1"] < 0.1
-    said = exam.sentences({"recall": found})
+    said = sentences_of_run({"recall": found})
     assert said[0].startswith(f"trained prompts: 100.0% ({found['trained']['count']} of ")
     assert len(said) == 2
 
@@ -361,7 +362,7 @@ def test_drawing_ends_in_its_time_and_says_what_it_left_out(
         return draw(self, prompts, **how)
 
     monkeypatch.setattr(ImageGenerator, "generate_batch", slowly)
-    results = exam.examine(folder, config, data, ["a red apple"], seconds=100)
+    results = evaluate_run(folder, config, data, ["a red apple"], seconds=100)
     assert 95 <= now <= 100
     drawn = results["drawn"]
     assert drawn["free"] == [1, 1]
@@ -371,7 +372,7 @@ def test_drawing_ends_in_its_time_and_says_what_it_left_out(
         assert found["count"] == n
         assert n / of == pytest.approx(99 / 335, abs=0.03)  # evenly, of both
         assert found["at_1"] == 1
-    assert f"draw {drawn['trained'][0]} of 296 trained, " in exam.sentences(results)[0]
+    assert f"draw {drawn['trained'][0]} of 296 trained, " in sentences_of_run(results)[0]
     # Also the pictures that are kept come from all over the set.
     kept = json.loads((folder / "samples.json").read_text("utf-8"))
     rows = [row.captions[0] for row in data.trained.rows]
@@ -380,9 +381,9 @@ def test_drawing_ends_in_its_time_and_says_what_it_left_out(
     assert max(places) > 280
     # However late it is, something is drawn.
     now = 0.0
-    results = exam.examine(folder, config, data, seconds=-5)
+    results = evaluate_run(folder, config, data, seconds=-5)
     assert now == 16
-    assert "drawn" not in exam.examine(folder, config, data, seconds=1e6)
+    assert "drawn" not in evaluate_run(folder, config, data, seconds=1e6)
 
 
 def test_shapes_are_read_back_by_the_checker(
@@ -393,7 +394,7 @@ def test_shapes_are_read_back_by_the_checker(
     trainer.train()
     data = open_data(config)
     monkeypatch.setattr(ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: False))
-    results = exam.examine(trainer.folder, config, data)
+    results = evaluate_run(trainer.folder, config, data)
     found = results["checker"]
     assert found["trained"]["count"] + found["held out"]["count"] == 60
     for split in ("trained", "held out"):
@@ -405,9 +406,9 @@ def test_shapes_are_read_back_by_the_checker(
     monkeypatch.setattr(
         ImageGenerator, "generate_batch", perfect(data, lambda prompt, i: i % 2 == 0)
     )
-    found = exam.examine(trainer.folder, config, data)["checker"]
+    found = evaluate_run(trainer.folder, config, data)["checker"]
     count = found["trained"]["count"]
     assert found["trained"]["all_right"] == pytest.approx((count // 2) / count, abs=1e-4)
-    sentence = exam.sentences({"checker": found})[0]
+    sentence = sentences_of_run({"checker": found})[0]
     assert sentence.startswith(f"trained prompts: {found['trained']['all_right']:.1%} of {count} ")
     assert f"colour {found['trained']['by_part']['colour']:.0%}" in sentence

@@ -26,10 +26,11 @@ from limner.commands.generate import save_sheet
 from limner.config import AutoencoderConfig, Config, load_config
 from limner.data.convert.convert import prepare
 from limner.errors import LimnerError
+from limner.evaluation.end_of_run import _write as write_samples
 from limner.evaluation.evaluate import evaluate
-from limner.evaluation.exam import _write as write_samples
 from limner.evaluation.results_folder import check_replaceable
 from limner.evaluation.samples import Drawing
+from limner.evaluation.splits import Split
 from limner.files.fingerprints import load_array, save_array
 from limner.files.output_folders import foreign_names
 from limner.inference.saving import check_not_foreign, is_drawing, remember, save_all, save_picture
@@ -131,7 +132,7 @@ def test_what_people_keep_among_a_runs_samples_stays(tmp_path: Path) -> None:
     (samples / "best").mkdir(parents=True)
     for name in ("000.png", "000-truth.png", "mine.png", "best/000.png", "notes.txt"):
         (samples / name).write_text("earlier", encoding="utf-8")
-    write_samples(tmp_path, {}, [Drawing("a", 0, "free", picture=picture())])
+    write_samples(tmp_path, {}, [Drawing("a", 0, Split.FREE, picture=picture())])
     found = {p.relative_to(samples).as_posix() for p in samples.rglob("*") if p.is_file()}
     assert found == {"000.png", "mine.png", "best/000.png", "notes.txt"}
     assert (samples / "000.png").read_bytes() != b"earlier"

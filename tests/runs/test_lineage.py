@@ -20,7 +20,7 @@ from limner.checkpoint.single_file import WeightsFile
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.evaluation.exam import examine
+from limner.evaluation.end_of_run import evaluate_run
 from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
 
@@ -83,7 +83,7 @@ def test_from_a_published_model_its_id_licence_and_data_are_named(
     wanted = Lineage(data=(PRIVATE,), base=known)
     assert read_lineage(trainer.folder) == wanted
     assert Checkpoint.open(trainer.folder).lineage == wanted
-    examine(trainer.folder, trainer.config, trainer.data, most=2)
+    evaluate_run(trainer.folder, trainer.config, trainer.data, most=2)
 
     report = write_report(trainer.folder).read_text("utf-8")
     assert "fine-tuned from me/shapes" in report

@@ -17,7 +17,8 @@ from limner.config import Config, load_config
 from limner.console import say
 from limner.device import choose_device
 from limner.errors import LimnerError
-from limner.evaluation.exam import examine, sentences
+from limner.evaluation.end_of_run import evaluate_run
+from limner.evaluation.summary import sentences_of_run
 from limner.files.folder_lock import TRAINING, FolderLock
 from limner.files.output_folders import visible_names
 from limner.reports.run_folder import read_json, read_lines
@@ -186,12 +187,12 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     command = f"limner demo --minutes {minutes:g}"
     say("Drawing every prompt once, trained and held out, and measuring ...")
     left = 0.9 * (60 * minutes - (time.perf_counter() - begin))  # the rest is for measuring
-    results = examine(
+    results = evaluate_run(
         folder, trainer.config, trainer.data, FREE_PROMPTS, command=command, seconds=left
     )
     write_report(folder)
     say()
-    for sentence in sentences(results):
+    for sentence in sentences_of_run(results):
         say(sentence)
     say(f"(nearest by {results['distance']}, among {results['range']})")
     steps, recall = trainer.state.step, results["recall"].get("trained")

@@ -23,7 +23,8 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.data.open import open_data, squares
-    from limner.evaluation.exam import examine, sentences
+    from limner.evaluation.end_of_run import evaluate_run
+    from limner.evaluation.summary import sentences_of_run
     from limner.files.output_folders import is_training_run
     from limner.reports.run_folder import read_run
     from limner.reports.run_report import write_report
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(options.run_folder / "config.yaml")
     earlier = read_run(options.run_folder)
     free = [sample["prompt"] for sample in earlier.samples if sample["split"] == "free"]
-    results = examine(
+    results = evaluate_run(
         options.run_folder,
         config,
         open_data(squares(config)),
@@ -44,6 +45,6 @@ def run(options: argparse.Namespace) -> None:
         command=earlier.results.get("command"),
     )
     page = write_report(options.run_folder)
-    for sentence in sentences(results):
+    for sentence in sentences_of_run(results):
         say(sentence)
     say(page)

@@ -35,7 +35,8 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.checkpoint.inherit import load_run_config
-    from limner.evaluation.exam import drawing_time, examine, sentences
+    from limner.evaluation.end_of_run import drawing_time, evaluate_run
+    from limner.evaluation.summary import sentences_of_run
     from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
     from limner.training.resume import resume_config
@@ -53,8 +54,8 @@ def run(options: argparse.Namespace) -> None:
         if not main:
             return
         seconds = drawing_time(trainer.state.seconds)
-        results = examine(trainer.folder, config, trainer.data, seconds=seconds, say=say)
+        results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds, say=say)
         page = write_report(trainer.folder)
-        for sentence in sentences(results):
+        for sentence in sentences_of_run(results):
             say(sentence)
         say(f"see {page}")

@@ -92,7 +92,7 @@ class Comparison:
 
 
 def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -> Comparison:
-    """Compare two evaluations as `evaluation_folder.read` gives them.
+    """Compare two evaluations as `results_folder.read` gives them.
 
     Args:
         varying: keys of the protocol, or their prefixes, that differ on purpose.

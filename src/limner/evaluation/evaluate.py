@@ -19,30 +19,36 @@ from torch import Tensor
 
 from limner import console
 from limner.checkpoint.folder import Checkpoint
-from limner.checkpoint.single_file import WeightsFile, open_model, sha256_of
+from limner.checkpoint.single_file import WeightsFile, open_model
 from limner.config import Config
 from limner.console import Say, progress_lines
 from limner.data.dataset import shown_set
 from limner.data.open import Data, open_data, squares
-from limner.data.order import evenly_spaced
 from limner.data.own_folder import cache_may_begin, keep_out_of_the_data
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.device import choose_device, describe
 from limner.errors import LimnerError
 from limner.evaluation import heldout_loss, results_folder
-from limner.evaluation.exam import versions
+from limner.evaluation.about import about_checkpoint, versions
 from limner.evaluation.memorisation import Case, look_for_copies
 from limner.evaluation.metrics import NamedNetwork, measure, open_networks
-from limner.evaluation.prompt_following import check_drawings, rank_drawings, why_no_recall
+from limner.evaluation.prompt_following import (
+    check_shapes,
+    rank_drawings,
+    ranks_by_split,
+    shapes_by_split,
+    why_no_recall,
+)
 from limner.evaluation.prompts import Plan, plan_of
 from limner.evaluation.protocol import protocol
 from limner.evaluation.reference.reference import Reference, open_reference
 from limner.evaluation.reference.sources import DataPictures
 from limner.evaluation.reference.statistics import Statistics, statistics_of
-from limner.evaluation.samples import Drawing, as_tensor, draw, show_truth
+from limner.evaluation.samples import as_tensor, draw, show_truth, some_of_each
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.speckle import measure_speckle
+from limner.evaluation.splits import Split
 from limner.evaluation.swept import swept_note
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
@@ -139,10 +145,10 @@ def _evaluate(
     )
     generator.sampling = config.sampling
     # Now: the run may go on meanwhile, and delete this checkpoint as an older one.
-    about = about_checkpoint(checkpoint, opened, generator)
+    about = about_checkpoint(opened, generator)
     say(
         f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
-        f"{keyed(plan.split, '-')} captions for the distances: {in_words(config.sampling)}, "
+        f"{plan.split.hyphened} captions for the distances: {in_words(config.sampling)}, "
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = heldout_loss.measure_loss(
@@ -169,7 +175,7 @@ def _evaluate(
         events += said
     memorisation, cases = copies(plan, data, settings.seed, events, say)
 
-    chosen = shown(plan)
+    chosen = some_of_each((Split.HELD_OUT, Split.TRAINED), plan.asked, SHOWN)
     show_truth([*chosen, *(case.drawing for case in cases)], data)
 
     refused = {row.key: row.reason for row in data.set.refused}
@@ -246,34 +252,34 @@ def real_pictures(
 def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
     """`recall` and `checker`: did each prompt get what it names?"""
     if data.set.name == "shapes":  # many pictures are right, and a program can tell
-        checked = check_drawings(plan.asked)
+        check_shapes(plan.asked)
+        checked = shapes_by_split(plan.asked)
         for found in checked.values():
             right = round(found["all_right"] * found["count"])
             found["all_right"] = asdict(share(right, found["count"]))
-        return {"recall": None, "checker": {keyed(split): f for split, f in checked.items()}}
+        return {"recall": None, "checker": {split.key: f for split, f in checked.items()}}
     if (reason := why_no_recall(data)) is not None:
         events.append(reason)
         return {"recall": None, "checker": None}
     count = rank_drawings(plan.asked, data, IN_RANGE)
-    found_recall = {}
-    for split in ("trained", "held out"):
-        ranks = [d.rank for d in plan.asked if d.split == split and d.rank is not None]
-        if ranks:
-            found_recall[keyed(split)] = {
-                "count": len(ranks),
-                "at_1": asdict(share(sum(rank <= 1 for rank in ranks), len(ranks))),
-                "at_5": asdict(share(sum(rank <= 5 for rank in ranks), len(ranks))),
-                "range": f"{count:,} pictures of the data set, trained and held out",
-                "distance": retrieval.DISTANCE,
-            }
-    return {"recall": found_recall or None, "checker": None}
+    recall = {
+        split.key: {
+            "count": len(ranks),
+            "at_1": asdict(share(sum(rank <= 1 for rank in ranks), len(ranks))),
+            "at_5": asdict(share(sum(rank <= 5 for rank in ranks), len(ranks))),
+            "range": f"{count:,} pictures of the data set, trained and held out",
+            "distance": retrieval.DISTANCE,
+        }
+        for split, ranks in ranks_by_split(plan.asked).items()
+    }
+    return {"recall": recall or None, "checker": None}
 
 
 def copies(
     plan: Plan, data: Data, seed: int, events: list[str], say: Say
 ) -> tuple[dict[str, Any] | None, list[Case]]:
     """`memorisation`, of held-out captions where there are any."""
-    split = "held out" if data.held_out.rows else "trained"
+    split = Split.HELD_OUT if data.held_out.rows else Split.TRAINED
     drawn = [d for d in plan.asked if d.split == split]
     if not drawn:
         events.append("copies were not looked for: no held-out caption was drawn")
@@ -283,33 +289,3 @@ def copies(
     except LimnerError as error:
         events.append(f"copies were not looked for: {error}")
         return None, []
-
-
-def shown(plan: Plan) -> list[Drawing]:
-    """The drawings that are kept as pictures: of each split some, evenly spread."""
-    chosen = list[Drawing]()
-    for split in ("held out", "trained"):
-        own = [d for d in plan.asked if d.split == split]
-        chosen += [own[i] for i in evenly_spaced(len(own), SHOWN)]
-    return chosen
-
-
-def about_checkpoint(
-    given: str | Path, opened: Checkpoint | WeightsFile, generator: ImageGenerator
-) -> dict[str, Any]:
-    """Which weights were evaluated."""
-    averaged = isinstance(opened, WeightsFile) or opened.has_average
-    path = opened.path if isinstance(opened, WeightsFile) else opened.folder
-    return {
-        "path": path.as_posix(),
-        "step": opened.state.step,
-        "images": opened.state.images,
-        "weights": "averaged" if averaged else "as trained",
-        "parameters": sum(p.numel() for p in generator.model.parameters()),
-        "weights_sha256": sha256_of(opened.tensors()),
-    }
-
-
-def keyed(split: str, by: str = "_") -> str:
-    """ "held out" -> "held_out"."""
-    return split.replace(" ", by)

@@ -14,6 +14,7 @@ from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
 from limner.evaluation.samples import Drawing, as_tensor
+from limner.evaluation.splits import Split
 from limner.metrics.memorisation import nearest_trained, verdict
 
 MOST_TRAINED, MOST_HELD_OUT = 20_000, 1_000
@@ -45,7 +46,7 @@ def look_for_copies(
     """Compare drawings with trained pictures, beside real pictures that were not trained on.
 
     Args:
-        drawings: drawn ones of one split, best "held out": a trained caption may give its picture.
+        drawings: drawn ones of one split, best held out: a trained caption may give its picture.
         seed: of the intervals.
 
     Returns:
@@ -57,7 +58,7 @@ def look_for_copies(
     drawings = [drawings[i] for i in evenly_spaced(len(drawings), MOST_DRAWN)]
     real, places = _loaded(data.held_out, _with_own(drawings, len(data.held_out.rows)))
     own = [
-        places.get(d.position) if d.split == "held out" and d.position is not None else None
+        places.get(d.position) if d.split is Split.HELD_OUT and d.position is not None else None
         for d in drawings
     ]
     which = evenly_spaced(len(data.trained.rows), MOST_TRAINED)
@@ -106,7 +107,7 @@ def look_for_copies(
 
 def _with_own(drawings: Sequence[Drawing], count: int) -> list[int]:
     """Held-out pictures to load: some of all, and those that were drawn."""
-    own = {d.position for d in drawings if d.split == "held out" and d.position is not None}
+    own = {d.position for d in drawings if d.split is Split.HELD_OUT and d.position is not None}
     return sorted({*evenly_spaced(count, MOST_HELD_OUT), *own})
 
 

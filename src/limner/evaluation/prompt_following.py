@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from limner.data.builtin.shapes_checker import check
 from limner.data.dataset import PictureError
-from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
-from limner.evaluation.samples import Drawing, as_tensor
+from limner.evaluation.samples import Drawing, as_tensor, pictures_of
+from limner.evaluation.splits import OF_DATA, Split
 from limner.metrics import retrieval
-
-SPLITS = ("trained", "held out")
 
 
 def why_no_recall(data: Data) -> str | None:
     """Recall asks for the one picture that a caption names: why it cannot be asked for, if so."""
     rows = [*data.trained.rows, *data.held_out.rows]
-    shared = sum(n for n in Counter(row.captions[0] for row in rows).values() if n > 1)
+    shared = shared_captions(row.captions[0] for row in rows)
     if not shared:
         return None
     return (
@@ -32,69 +31,115 @@ def why_no_recall(data: Data) -> str | None:
     )
 
 
-def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = None) -> int:
-    """Rank each drawing's true picture among the pictures of the data set, trained or not.
+def shared_captions(captions: Iterable[str]) -> int:
+    """How many of them are not the only one of their kind."""
+    return sum(count for count in Counter(captions).values() if count > 1)
 
-    Pictures that cannot be decoded are not in the range; drawings of theirs get no rank.
 
-    Args:
-        most: pictures in the range at most, those of the drawings always among them; None: all.
+class Gallery:
+    """Real pictures among which a drawing's true one is looked for, as `retrieval.features`.
 
-    Returns:
-        How many pictures the range has.
+    Attributes:
+        places: where the row of a split, by its position, stands among them.
     """
-    by_split = dict(zip(SPLITS, (data.trained, data.held_out), strict=True))
-    known = [d for d in drawings if d.split in by_split and d.position is not None]
-    own = {(d.split, d.position) for d in known}
-    places: dict[tuple[str, int], int] = {}
-    seen: list[torch.Tensor] = []
-    for split, pictures in by_split.items():
-        for position in _range(pictures, split, own, most):
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.places: dict[tuple[Split, int], int] = {}
+        self._features: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def add(self, split: Split, positions: Iterable[int]) -> None:
+        """More rows of a split, but for those whose pictures cannot be decoded."""
+        pictures = pictures_of(self.data, split)
+        for position in positions:
             try:
                 picture = pictures.load(position)
             except PictureError:
                 continue
-            places[split, position] = len(seen)
-            seen.append(retrieval.features(picture[None])[0])
-    known = [d for d in known if (d.split, d.position) in places]
-    if known:
-        truth = [places[d.split, d.position] for d in known if d.position is not None]
-        found = retrieval.ranks_by(retrieval.features(as_tensor(known)), truth, torch.stack(seen))
-        for drawing, rank in zip(known, found, strict=True):
+            self.places[split, position] = len(self._features)
+            self._features.append(retrieval.features(picture[None])[0])
+
+    def shared_captions(self) -> int:
+        """See above; of the pictures' main captions."""
+        return shared_captions(
+            pictures_of(self.data, split).rows[i].captions[0] for split, i in self.places
+        )
+
+    def rank(self, drawings: Iterable[Drawing]) -> None:
+        """Fill in the rank of each drawing whose true picture is among them."""
+        places = [
+            (drawing, self.places[drawing.split, drawing.position])
+            for drawing in drawings
+            if drawing.position is not None and (drawing.split, drawing.position) in self.places
+        ]
+        if not places:
+            return
+        known, truth = zip(*places, strict=True)
+        drawn = retrieval.features(as_tensor(known))
+        for drawing, rank in zip(
+            known, retrieval.ranks_by(drawn, truth, torch.stack(self._features)), strict=True
+        ):
             drawing.rank = rank
-    return len(seen)
 
 
-def _range(
-    pictures: Pictures, split: str, own: set[tuple[str, int | None]], most: int | None
-) -> list[int]:
-    count = len(pictures.rows)
-    if most is None:
-        return list(range(count))
-    return sorted(
-        {*evenly_spaced(count, most // 2), *(i for s, i in own if s == split and i is not None)}
-    )
+def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = None) -> int:
+    """Rank each drawing's true picture among the pictures of the data set, trained or not.
+
+    Pictures that cannot be decoded are not in the gallery; drawings of theirs get no rank.
+
+    Args:
+        most: pictures in the gallery at most, those of the drawings always among them; None: all.
+
+    Returns:
+        How many pictures the gallery has.
+    """
+    gallery = Gallery(data)
+    for split in OF_DATA:
+        count = len(pictures_of(data, split).rows)
+        own = {d.position for d in drawings if d.split is split and d.position is not None}
+        some = range(count) if most is None else {*evenly_spaced(count, most // 2), *own}
+        gallery.add(split, sorted(some))
+    gallery.rank(drawings)
+    return len(gallery)
 
 
-def check_drawings(drawings: Sequence[Drawing]) -> dict[str, dict[str, Any]]:
-    """Read each picture of shapes back and compare it with its caption, part by part."""
-    found: dict[str, list[dict[str, bool]]] = {split: [] for split in SPLITS}
+def ranks_by_split(drawings: Sequence[Drawing]) -> dict[Split, list[int]]:
+    """The ranks of those that have one, of the splits that have any."""
+    found = {
+        split: [d.rank for d in drawings if d.split is split and d.rank is not None]
+        for split in OF_DATA
+    }
+    return {split: ranks for split, ranks in found.items() if ranks}
+
+
+def check_shapes(drawings: Iterable[Drawing]) -> None:
+    """Read each picture of shapes back, and fill in which parts of its caption hold."""
     for drawing in drawings:
-        if drawing.split in found:
-            result = check(drawing.prompt, np.array(drawing.picture))
-            drawing.right = result.all_right
-            found[drawing.split].append(result.holds)
+        if drawing.split in OF_DATA:  # what people ask for need not be of the grammar
+            drawing.holds = check(drawing.prompt, np.array(drawing.picture)).holds
+
+
+def shapes_by_split(drawings: Sequence[Drawing]) -> dict[Split, dict[str, Any]]:
+    """Of the splits that have any: how many are checked, the share that is fully right, and the
+    share in which each part of a caption holds."""
+    found = {
+        split: [d.holds for d in drawings if d.split is split and d.holds is not None]
+        for split in OF_DATA
+    }
     return {
         split: {
-            "count": len(readings),
-            "all_right": _share([all(holds.values()) for holds in readings]),
+            "count": len(every),
+            "all_right": _share([all(holds.values()) for holds in every]),
             "by_part": {
-                part: _share([holds[part] for holds in readings if part in holds])
-                for part in sorted({part for holds in readings for part in holds})
+                part: _share([holds[part] for holds in every if part in holds])
+                for part in sorted({part for holds in every for part in holds})
             },
         }
-        for split, readings in found.items()
-        if readings
+        for split, every in found.items()
+        if every
     }
 
 

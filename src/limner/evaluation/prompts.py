@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limner.config import Config
 from limner.data.open import Data
 from limner.evaluation.samples import Drawing, of_captions, repeated
+from limner.evaluation.splits import Split
 
 
 @dataclass(frozen=True)
 class Plan:
     """Which prompts are drawn."""
 
-    split: str
-    """Of the distances: "held out" or "trained"."""
+    split: Split
+    """Of the distances: held out or trained."""
     measured: list[Drawing]
     """What distances are of: each caption once, and again with other seeds."""
     asked: list[Drawing]
@@ -30,17 +32,26 @@ class Plan:
 def plan_of(config: Config, data: Data, events: list[str]) -> Plan:
     """What is drawn, and in `events` what of it could not be as it was asked for."""
     settings = config.evaluation
-    split, own, other = "held out", data.held_out, data.trained
+    split, own, other = Split.HELD_OUT, data.held_out, data.trained
     if settings.prompts == "trained":
-        split, own, other = "trained", data.trained, data.held_out
+        split, own, other = Split.TRAINED, data.trained, data.held_out
     elif not own.rows:
         events.append(
             "the data set holds out no picture, so that trained captions are drawn: these numbers "
             "say how well the model gives back what it learned from, and a model that has it by "
             "heart is the best by them"
         )
-        split, own, other = "trained", data.trained, data.held_out
+        split, own, other = Split.TRAINED, data.trained, data.held_out
     first = of_captions(own, split, settings.num_images, settings.seed)
-    other_split = "trained" if split == "held out" else "held out"
+    other_split = Split.TRAINED if split is Split.HELD_OUT else Split.HELD_OUT
     others = of_captions(other, other_split, settings.other_images, settings.seed)
     return Plan(split, repeated(first, settings.num_images), [*first, *others], others)
+
+
+def prompts_of_run(data: Data, free_prompts: Sequence[str], most: int) -> list[Drawing]:
+    """At the end of a run: at most `most` captions of each split, and what people asked for."""
+    return [
+        *of_captions(data.trained, Split.TRAINED, most),
+        *of_captions(data.held_out, Split.HELD_OUT, most),
+        *(Drawing(prompt, seed, Split.FREE) for seed, prompt in enumerate(free_prompts)),
+    ]

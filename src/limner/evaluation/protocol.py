@@ -10,7 +10,7 @@ from limner.config import Config
 from limner.data.open import Data
 from limner.device import name_of
 from limner.evaluation import heldout_loss
-from limner.evaluation.exam import versions
+from limner.evaluation.about import versions
 from limner.evaluation.metrics import NamedNetwork
 from limner.evaluation.prompts import Plan
 from limner.evaluation.reference.reference import Reference

@@ -88,22 +88,7 @@ def write(
         (staging / PICTURES).mkdir()
         lines = []
         for key, drawing in every.items():
-            name = f"{PICTURES}/{names[key]}"
-            assert drawing.picture is not None
-            drawing.picture.save(staging / f"{name}.png")
-            if drawing.truth is not None:
-                Image.fromarray(drawing.truth).save(staging / f"{name}-truth.png")
-            lines.append(
-                {
-                    "file": f"{name}.png",
-                    "prompt": drawing.prompt,
-                    "seed": drawing.seed,
-                    "split": drawing.split,
-                    "truth": None if drawing.truth is None else f"{name}-truth.png",
-                    "rank": drawing.rank,
-                    "right": drawing.right,
-                }
-            )
+            lines.append(save_drawing(drawing, staging / PICTURES, names[key], PICTURES))
         results = results | {"pictures": lines[: len(shown)]}
         if results["memorisation"] is not None:
             worst = []
@@ -129,6 +114,30 @@ def write(
         text = json.dumps(plain(results), ensure_ascii=False, indent=1, allow_nan=False)
         # The data may lie in a folder whose name is no UTF-8.
         (staging / RESULTS).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_drawing(drawing: Drawing, folder: Path, name: str, under: str) -> dict[str, Any]:
+    """Write NAME.png into a folder, and NAME-truth.png where the real picture is known.
+
+    Args:
+        under: what the folder is called in the files' names.
+
+    Returns:
+        What samples.json and evaluation.json tell of a drawing.
+    """
+    assert drawing.picture is not None
+    drawing.picture.save(folder / f"{name}.png")
+    if drawing.truth is not None:
+        Image.fromarray(drawing.truth).save(folder / f"{name}-truth.png")
+    return {
+        "prompt": drawing.prompt,
+        "seed": drawing.seed,
+        "split": drawing.split,
+        "file": f"{under}/{name}.png",
+        "truth": None if drawing.truth is None else f"{under}/{name}-truth.png",
+        "rank": drawing.rank,
+        "right": drawing.right,
+    }
 
 
 def plain(value: Any) -> Any:

@@ -6,17 +6,21 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.config import Config, SamplingConfig
 from limner.config.types import SEEDS
 from limner.data.dataset import PictureError
 from limner.data.examples import Pictures
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
+from limner.device import choose_device, choose_precision, name_of
+from limner.evaluation.splits import Split
 from limner.inference.generator import ImageGenerator
 from limner.memory import in_parts_that_fit
 
@@ -26,25 +30,36 @@ FEW = 16
 """Pictures that are drawn however short the time is."""
 
 
+def pictures_of(data: Data, split: Split) -> Pictures:
+    """The rows of a split of the data set."""
+    return {Split.TRAINED: data.trained, Split.HELD_OUT: data.held_out}[split]
+
+
 @dataclass
 class Drawing:
     """A prompt, what was drawn for it, and what is known of the truth."""
 
     prompt: str
     seed: int
-    split: str
-    """"trained", "held out", or "free"."""
+    split: Split
     position: int | None = None
     """Of its row among those of its split."""
     picture: Image.Image | None = None
     truth: np.ndarray | None = None
     """The row's own picture, uint8 [S, S, 3], of those that are shown; see `show_truth`."""
     rank: int | None = None
-    right: bool | None = None
+    """Of the row's own picture among others, by likeness: 1 is the nearest."""
+    holds: dict[str, bool] | None = None
+    """Of shapes: the parts of the caption, and whether the picture has them."""
+
+    @property
+    def right(self) -> bool | None:
+        """Whether all of them hold."""
+        return None if self.holds is None else all(self.holds.values())
 
 
 def of_captions(
-    pictures: Pictures, split: str, most: int, first_seed: int | None = None
+    pictures: Pictures, split: Split, most: int, first_seed: int | None = None
 ) -> list[Drawing]:
     """At most `most` rows of a split, evenly spread, each with its main caption.
 
@@ -73,11 +88,37 @@ def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
     return every
 
 
+def some_of_each(splits: Iterable[Split], drawings: Sequence[Drawing], most: int) -> list[Drawing]:
+    """At most so many of each split, evenly spread, split by split."""
+    chosen = list[Drawing]()
+    for split in splits:
+        own = [d for d in drawings if d.split is split]
+        chosen += [own[i] for i in evenly_spaced(len(own), most)]
+    return chosen
+
+
+def open_generator(
+    checkpoint: str | Path,
+    config: Config,
+    device: str | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    guide: str | Path | None = None,
+) -> ImageGenerator:
+    """To draw hundreds of pictures: in the precision of training, as previews are."""
+    place = choose_device(device or "auto")
+    dtype = name_of(choose_precision(config.training.mixed_precision, place))
+    return ImageGenerator(
+        checkpoint, device=place, dtype=dtype, vae=vae, text_encoder=text_encoder, guide=guide
+    )
+
+
 def draw(
     generator: ImageGenerator,
     drawings: Sequence[Drawing],
     progress: Callable[[int, int], None] | None = None,
     seconds: float | None = None,
+    sampling: SamplingConfig | None = None,
 ) -> None:
     """Fill in the pictures, in smaller parts where memory runs out.
 
@@ -85,7 +126,9 @@ def draw(
         progress: is told the pictures done and the pictures there are.
         seconds: what would not be done by then is left out, and its `picture` stays None; the first
             `FEW` are drawn in any case. None: all are drawn.
+        sampling: None: as the generator has it.
     """
+    settings = {} if sampling is None else sampling.model_dump()
     began, drawn, size = time.monotonic(), 0, AT_ONCE
     while drawn < len(drawings):
         room = AT_ONCE
@@ -100,7 +143,9 @@ def draw(
         def in_parts(
             at_once: int, prompts: list[str] = prompts, seeds: list[int] = seeds
         ) -> tuple[int, list[Image.Image]]:
-            return at_once, generator.generate_batch(prompts, seeds=seeds, batch_size=at_once)
+            return at_once, generator.generate_batch(
+                prompts, seeds=seeds, batch_size=at_once, **settings
+            )
 
         # What fitted for one part is where the next one begins.
         size, pictures = in_parts_that_fit(size, in_parts)
@@ -129,8 +174,8 @@ def as_tensor(drawings: Sequence[Drawing]) -> Tensor:
 def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
     """Put each one's real picture beside it, if it has one that can be decoded: a caption can be
     drawn without."""
-    by_split = {"trained": data.trained, "held out": data.held_out}
     for drawing in drawings:
-        if drawing.split in by_split and drawing.position is not None:
+        if drawing.position is not None:
             with contextlib.suppress(PictureError):
-                drawing.truth = by_split[drawing.split].load(drawing.position).numpy().copy()
+                picture = pictures_of(data, drawing.split).load(drawing.position)
+                drawing.truth = picture.numpy().copy()

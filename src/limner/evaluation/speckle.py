@@ -9,7 +9,7 @@ import torch
 
 from limner.data.dataset import PictureError
 from limner.data.open import Data
-from limner.evaluation.samples import Drawing, as_tensor, in_any_number
+from limner.evaluation.samples import Drawing, as_tensor, in_any_number, pictures_of
 from limner.metrics.flat_regions import BLOCKS, flat_region_std
 
 MOST = 400
@@ -26,12 +26,11 @@ def measure_speckle(drawings: Sequence[Drawing], data: Data) -> dict[str, Any] |
         "drawn" and "real" (of 255), "count", and "visible": whether drawings are noisier by more
         than `VISIBLE`.
     """
-    by_split = {"trained": data.trained, "held out": data.held_out}
     known, real = list[Drawing](), list[torch.Tensor]()
     for drawing in in_any_number([d for d in drawings if d.position is not None])[:MOST]:
         assert drawing.position is not None
         try:
-            picture = by_split[drawing.split].load(drawing.position)
+            picture = pictures_of(data, drawing.split).load(drawing.position)
         except PictureError:
             continue
         if min(picture.shape[:2]) >= BLOCKS:

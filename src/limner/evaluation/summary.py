@@ -1,4 +1,4 @@
-"""An evaluation's main numbers in plain sentences."""
+"""The main numbers in plain sentences: of `limner evaluate`, and of the end of a run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ def sentences(results: dict[str, Any]) -> list[str]:
             "five nearest"
         )
     for split, found in (results["checker"] or {}).items():
-        parts = ", ".join(f"{part} {share:.0%}" for part, share in found["by_part"].items())
         right = found["all_right"]
         said.append(
             f"{split.replace('_', '-')} captions: {right['value']:.1%}{between(right)} of "
-            f"{found['count']:,} drawn fully right ({parts})"
+            f"{found['count']:,} drawn fully right ({parts(found)})"
         )
     for record in results["metrics"]:
         drawn, real = record["counts"]
@@ -45,6 +44,33 @@ def sentences(results: dict[str, Any]) -> list[str]:
     if copied := results["memorisation"]:
         said.append(copied["verdict"])
     return said + list(results["events"])
+
+
+def sentences_of_run(results: dict[str, Any]) -> list[str]:
+    """The figures of results.json, one line each."""
+    said = []
+    if drawn := results.get("drawn"):
+        counts = ", ".join(f"{n} of {of} {split}" for split, (n, of) in drawn.items())
+        said.append(f"there was time to draw {counts} prompts; limner report draws them all")
+    for split, found in results.get("recall", {}).items():
+        right = round(found["at_1"] * found["count"])
+        said.append(
+            f"{split} prompts: {found['at_1']:.1%} ({right} of {found['count']}) have their true "
+            f"picture as the nearest; {found['at_5']:.1%} among the five nearest"
+        )
+    for split, found in results.get("checker", {}).items():
+        said.append(
+            f"{split} prompts: {found['all_right']:.1%} of {found['count']} drawn fully right "
+            f"({parts(found)})"
+        )
+    if speckle := results.get("flat_region_std"):
+        said.append(speckle_in_words(speckle))
+    return said
+
+
+def parts(checked: dict[str, Any]) -> str:
+    """colour 97%, shape 95%"""
+    return ", ".join(f"{part} {share:.0%}" for part, share in checked["by_part"].items())
 
 
 def figure(measured: dict[str, Any]) -> str:

@@ -12,17 +12,12 @@ from typing import Any
 
 from PIL import Image
 
+from limner.evaluation.splits import Split
 from limner.metrics.interval import wilson
 from limner.reports.line_chart import NARROW, Points, format_tick, line_chart
 
 MAX_AS_IS = 64_000  # bytes; larger pictures are shrunk, so that the page can be sent by mail
 SAMPLE_SIDE = 256  # pixels, longest side after shrinking
-
-SPLITS = {  # `split` in samples.json, results.json and evaluation.json -> heading, explanation
-    "trained": ("Trained prompts", "the model has seen these pictures with these words"),
-    "held out": ("Held-out prompts", "never trained on; the real picture is shown beside each"),
-    "free": ("Free prompts", "there is no real picture to compare with"),
-}
 
 
 def page(title: str, body: str) -> str:
@@ -81,14 +76,14 @@ def table(caption: str, values: dict[str, Any]) -> str:
 def drawn_pictures(folder: Path, samples: list[dict[str, Any]]) -> str:
     """What a model drew, split by split, beside the real pictures; "" if nothing."""
     parts = []
-    for split, (heading, meaning) in SPLITS.items():
+    for split in Split:
         mine = [sample for sample in samples if sample.get("split") == split]
         if not mine:
             continue
         single = "" if any(sample.get("truth") for sample in mine) else " single"
         shown = "".join(sample_figure(folder, sample) for sample in mine)
         parts.append(
-            f"<h3>{heading} <small>· {len(mine)}; {meaning}</small></h3>"
+            f"<h3>{split.heading} <small>· {len(mine)}; {split.meaning}</small></h3>"
             f'<div class="pictures{single}">{shown}</div>'
         )
     return "".join(parts)

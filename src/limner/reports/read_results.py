@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from limner.evaluation.splits import Split
 from limner.metrics.interval import wilson
 from limner.reports.gauges import Interval, is_number
 
-SPLITS = ("held out", "trained")
+SPLITS = (Split.HELD_OUT, Split.TRAINED)
 """In the order of what they say about the model."""
 
 

@@ -1,5 +1,6 @@
 """A sweep finds the best way to draw at each cost, and makes it the checkpoint's default."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from limner.apps.sweep import search as searching
 from limner.apps.sweep import sweep as sweeping
 from limner.apps.sweep.measurement import Measurement, by_quality, cheapest, jackknife_error
-from limner.apps.sweep.prompts import parts_of, range_of
+from limner.apps.sweep.prompts import gallery_of, parts_of
 from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Quality, distance_and_without, mean_without
 from limner.apps.sweep.search import TimeIsUp, at_cost, search
@@ -239,10 +241,15 @@ def test_no_picture_is_chosen_on_and_reported_on(emoji: Data, pictures: int) -> 
 
 def test_a_part_knows_its_own_pictures(emoji: Data) -> None:
     chosen, _ = parts_of(emoji, 16)
-    every = range_of(emoji, chosen)
-    assert every is not None
-    assert len(every) == 335
-    assert torch.equal(every[:16], chosen.pictures)
+    gallery = gallery_of(emoji, chosen)
+    assert gallery is not None
+    assert len(gallery) == 335
+    for d, picture in zip(chosen.asked, chosen.pictures, strict=True):
+        drawn = dataclasses.replace(d, picture=Image.fromarray(picture.numpy()))
+        gallery.rank([drawn])
+        assert drawn.rank == 1
+    places = [gallery.places[d.split, d.position] for d in chosen.asked if d.position is not None]
+    assert places == list(range(16))  # its own come first, whatever the most is
     rows = {
         row.key: (p, i) for p in (emoji.trained, emoji.held_out) for i, row in enumerate(p.rows)
     }
@@ -250,6 +257,14 @@ def test_a_part_knows_its_own_pictures(emoji: Data) -> None:
         source, position = rows[key]
         assert source.rows[position].captions[0] == caption
         assert torch.equal(source.load(position), picture)
+
+
+def test_more_pictures_than_captions_are_of_the_same_captions_with_other_noise(emoji: Data) -> None:
+    _, reported = parts_of(emoji, 8)
+    drawings = reported.drawings(5, 11)
+    assert [d.prompt for d in drawings] == [reported.captions[i % 8] for i in range(5, 11)]
+    assert [d.seed for d in drawings] == [reported.first_seed + i for i in range(5, 11)]
+    assert all(d.picture is None for d in (*drawings, *reported.asked))
 
 
 def test_where_nothing_is_held_out_other_trained_captions_report(
@@ -317,6 +332,12 @@ def test_the_best_becomes_the_default_and_is_drawn_with(checkpoint: Path) -> Non
     assert {line["part"] for line in record["measured"]} == {"chosen", "reported"}
     (protocol,) = record["protocols"].values()
     assert protocol["network"]["weights_sha256"]
+    # A record is known by all of this: with another key an earlier one would be measured anew.
+    each = ("captions", "count", "held_out", "first_seed", "pictures")
+    assert set(protocol) == {
+        *("checkpoint", "guide", "dataset", "image_size", "dtype", "device", "network", "follow"),
+        *(f"{part}_{key}" for part in ("chosen", "reported") for key in each),
+    }
 
 
 def test_a_swept_checkpoint_verifies_and_its_run_goes_on(

@@ -253,7 +253,7 @@ def clients_run(
 ) -> Path:
     """The folder of a run on somebody's pictures, all of it below a folder of a client's name, and
     with paths that are relative."""
-    from limner.evaluation.exam import examine as exam
+    from limner.evaluation.end_of_run import evaluate_run
 
     place = tmp_path / CLIENT
     data = place / "pictures"
@@ -268,7 +268,7 @@ def clients_run(
     )  # fmt: skip
     trainer = Trainer(own)
     trainer.train()
-    exam(run, trainer.config, trainer.data, most=2)
+    evaluate_run(run, trainer.config, trainer.data, most=2)
     evaluate(run, ["evaluation.num_images=4", "evaluation.efficientnet=false"], device="cpu",
              command=f"limner evaluate '{tmp_path}/{CLIENT}/run'", say=lambda _: None)  # fmt: skip
     write_page(run / "evaluation")

@@ -16,8 +16,9 @@ from limner import Trainer, load_config
 from limner.apps.doctor import configuration
 from limner.config import Config, SamplingConfig
 from limner.config.notes import notes
-from limner.evaluation import exam
+from limner.evaluation.end_of_run import evaluate_run
 from limner.evaluation.speckle import in_words, measure_speckle
+from limner.evaluation.summary import sentences_of_run
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling import draw
 from limner.metrics.flat_regions import flat_region_std
@@ -55,9 +56,10 @@ def test_a_picture_that_is_textured_all_over_is_compared_with_its_own(
     """What real pictures have is no fault of the drawings."""
     from limner.data.open import open_data
     from limner.evaluation.samples import of_captions
+    from limner.evaluation.splits import Split
 
     data = open_data(load_config(trained / "tiny.yaml"))
-    drawings = of_captions(data.trained, "trained", 10)
+    drawings = of_captions(data.trained, Split.TRAINED, 10)
     generator = np.random.default_rng(0)
     texture = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
     for real, visible in ((texture, False), (np.zeros_like(texture), True)):
@@ -195,12 +197,12 @@ def test_results_report_and_sentences_show_it(
         return [Image.fromarray(picture) for picture in made]
 
     monkeypatch.setattr(ImageGenerator, "generate_batch", noise)
-    results = exam.examine(folder, config, open_data(config))
+    results = evaluate_run(folder, config, open_data(config))
     kept = json.loads((folder / "results.json").read_text("utf-8"))["flat_region_std"]
     assert kept == results["flat_region_std"]
     assert kept["visible"]
     assert kept["drawn"] > 10 > kept["real"]
-    assert any("noise has stayed in the pictures" in s for s in exam.sentences(results))
+    assert any("noise has stayed in the pictures" in s for s in sentences_of_run(results))
     page = write_report(folder).read_text("utf-8")
     assert "noise in flat parts" in page
     assert "noise has stayed in the pictures" in page

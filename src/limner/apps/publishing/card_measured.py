@@ -9,9 +9,9 @@ from typing import Any
 
 from limner.apps.publishing.markdown import bullets, plain, short, table
 from limner.config import SamplingConfig
+from limner.evaluation.splits import Split
 
 BETTER = {"lower": "lower is better", "higher": "higher is better"}
-SPLITS = {"held_out": "held out", "trained": "trained"}
 
 
 def measured_section(
@@ -60,7 +60,7 @@ def model_index(evaluation: dict[str, Any], model: str, data_name: str) -> list[
     for split, found in _splits(evaluation.get("recall")):
         if _is_number(value := found["at_1"].get("value")):
             name = f"recall at 1, {split} prompts, among {found['range']}"
-            kind = f"recall-at-1-{split.replace(' ', '-')}"
+            kind = f"recall-at-1-{split.hyphened}"
             metrics.append({"type": kind, "value": value, "name": name})
     if not metrics:
         return []
@@ -73,9 +73,9 @@ def model_index(evaluation: dict[str, Any], model: str, data_name: str) -> list[
 
 
 def _at_the_end(results: dict[str, Any]) -> list[str]:
-    from limner.evaluation.exam import sentences
+    from limner.evaluation.summary import sentences_of_run
 
-    said = [plain(sentence) for sentence in sentences(results)]
+    said = [plain(sentence) for sentence in sentences_of_run(results)]
     if results.get("distance"):
         said.append(f"Nearest by {plain(results['distance'])}, among {plain(results['range'])}")
     if not said:
@@ -194,10 +194,10 @@ def _protocol(evaluation: dict[str, Any]) -> Iterator[tuple[str, str]]:
 # ---- text --------------------------------------------------------------------------------------
 
 
-def _splits(tree: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    for key, name in SPLITS.items():
-        if found := (tree or {}).get(key):
-            yield name, found
+def _splits(tree: dict[str, Any] | None) -> Iterator[tuple[Split, dict[str, Any]]]:
+    for split in (Split.HELD_OUT, Split.TRAINED):
+        if found := (tree or {}).get(split.key):
+            yield split, found
 
 
 def _is_number(value: Any) -> bool:

@@ -15,6 +15,7 @@ from limner.checkpoint.locate import newest_good
 from limner.checkpoint.single_file import WeightsFile, sha256_of
 from limner.data.order import evenly_spaced
 from limner.evaluation.results_folder import PAGE, PICTURES, RESULTS, places
+from limner.evaluation.splits import Split
 from limner.reports.evaluation_report import write_page
 from limner.reports.run_folder import Run, read_json, read_run
 
@@ -48,7 +49,7 @@ def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
         return []
     (folder / "samples").mkdir(exist_ok=True)
     samples = []
-    for split in ("held out", "trained", "free"):
+    for split in (Split.HELD_OUT, Split.TRAINED, Split.FREE):
         own = [s for s in run.samples if s.get("split") == split]
         for place in evenly_spaced(len(own), MOST_OF_EACH):
             found = own[place]

@@ -14,17 +14,20 @@ sentence about it that belongs beside such numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from limner.data.dataset import PictureError, Row
-from limner.data.examples import Pictures
+from limner.data.dataset import Row
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
 from limner.data.split import in_second_half, sampling_rank
 from limner.errors import LimnerError
+from limner.evaluation.prompt_following import Gallery
+from limner.evaluation.samples import Drawing, pictures_of, show_truth
+from limner.evaluation.splits import Split
 
 RANGE = 1000
 """Pictures among which a drawing's true one is looked for, at most, those of its part included."""
@@ -42,18 +45,35 @@ class Part:
     Attributes:
         name: "chosen" or "reported".
         keys: of the rows.
-        held_out: how many of them were held out.
-        captions: main captions.
-        pictures: uint8 [N, S, S, 3].
+        asked: each caption once, with its real picture.
         first_seed: drawing i has seed first_seed + i, and caption i modulo N.
     """
 
     name: str
     keys: tuple[str, ...]
-    held_out: int
-    captions: tuple[str, ...]
-    pictures: Tensor
+    asked: tuple[Drawing, ...]
     first_seed: int
+
+    @property
+    def captions(self) -> list[str]:
+        return [d.prompt for d in self.asked]
+
+    @property
+    def held_out(self) -> int:
+        """How many of them were held out."""
+        return sum(d.split is Split.HELD_OUT for d in self.asked)
+
+    @property
+    def pictures(self) -> Tensor:
+        """uint8 [N, S, S, 3]."""
+        return torch.from_numpy(np.stack([d.truth for d in self.asked if d.truth is not None]))
+
+    def drawings(self, first: int, last: int) -> list[Drawing]:
+        """Number `first` to `last` - 1, to be drawn."""
+        return [
+            replace(self.asked[i % len(self.asked)], seed=self.first_seed + i)
+            for i in range(first, last)
+        ]
 
 
 def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
@@ -65,10 +85,10 @@ def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
     Raises:
         LimnerError: there are too few pictures for a choice.
     """
-    halves: list[list[tuple[Pictures, int]]] = [[], []]
+    halves: list[list[tuple[Split, int]]] = [[], []]
     for i, row in enumerate(data.held_out.rows):
-        halves[in_second_half(row.key)].append((data.held_out, i))
-    trained = [(data.trained, i) for i in _shuffled(data.trained.rows)]
+        halves[in_second_half(row.key)].append((Split.HELD_OUT, i))
+    trained = [(Split.TRAINED, i) for i in _shuffled(data.trained.rows)]
     chosen, reported = halves
     fill = max(0, pictures - len(chosen))
     chosen = chosen[:pictures] + trained[:fill]
@@ -81,47 +101,36 @@ def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
     )
 
 
-def _part(name: str, data: Data, members: Sequence[tuple[Pictures, int]], first_seed: int) -> Part:
-    good: list[tuple[Row, Tensor, bool]] = []
-    for source, i in members:
-        try:
-            good.append((source.rows[i], source.load(i), source is data.held_out))
-        except PictureError:
-            continue  # training has told of it, and its row is in refused.jsonl
+def _part(name: str, data: Data, members: Sequence[tuple[Split, int]], first_seed: int) -> Part:
+    asked: dict[str, Drawing] = {}
+    for split, i in members:
+        row = pictures_of(data, split).rows[i]
+        asked[row.key] = Drawing(row.captions[0], first_seed, split, i)
+    show_truth(asked.values(), data)
+    # Of what cannot be decoded training has told, and its row is in refused.jsonl.
+    good = sorted((key for key, d in asked.items() if d.truth is not None), key=sampling_rank)
     if len(good) < 2:
         raise LimnerError(
             f"settings are {name} by real pictures, and {data.set.name} has {len(good)} for that; "
             "a sweep takes at least two of them, better 64"
         )
-    good.sort(key=lambda g: sampling_rank(g[0].key))
-    return Part(
-        name,
-        tuple(row.key for row, _, _ in good),
-        sum(held_out for _, _, held_out in good),
-        tuple(row.captions[0] for row, _, _ in good),
-        torch.stack([picture for _, picture, _ in good]),
-        first_seed,
-    )
+    return Part(name, tuple(good), tuple(asked[key] for key in good), first_seed)
 
 
-def range_of(data: Data, part: Part) -> Tensor | None:
+def gallery_of(data: Data, part: Part) -> Gallery | None:
     """All pictures among which a drawing's true one is looked for, those of the part first.
 
-    uint8 [M, S, S, 3]; None where two of them have the same caption, so that no one of them is the
-    true one.
+    None where two of them have the same caption, so that no one of them is the true one.
     """
-    own, captions, pictures = set(part.keys), list(part.captions), [part.pictures]
-    for source in (data.held_out, data.trained):
-        others = [i for i in range(len(source.rows)) if source.rows[i].key not in own]
-        for place in evenly_spaced(len(others), RANGE - len(captions)):
-            try:
-                pictures.append(source.load(others[place])[None])
-            except PictureError:
-                continue
-            captions.append(source.rows[others[place]].captions[0])
-    if len(set(captions)) < len(captions):
-        return None
-    return torch.cat(pictures)
+    gallery = Gallery(data)
+    for d in part.asked:
+        if d.position is not None:
+            gallery.add(d.split, [d.position])
+    for split in (Split.HELD_OUT, Split.TRAINED):
+        count = len(pictures_of(data, split).rows)
+        others = [i for i in range(count) if (split, i) not in gallery.places]
+        gallery.add(split, [others[k] for k in evenly_spaced(len(others), RANGE - len(gallery))])
+    return None if gallery.shared_captions() else gallery
 
 
 def _shuffled(rows: Sequence[Row]) -> list[int]:

@@ -12,21 +12,18 @@ from torch import Tensor
 from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import Part
 from limner.config import SamplingConfig
-from limner.data.builtin.shapes_checker import check
 from limner.evaluation.networks.networks import FeatureNetwork
+from limner.evaluation.prompt_following import Gallery, check_shapes
+from limner.evaluation.samples import Drawing, as_tensor, draw
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations
-from limner.memory import in_parts_that_fit
-from limner.metrics import retrieval
 from limner.metrics.kernel_distance import cubic
 
 GROUPS = 24
 """Groups of captions that are left out in turn, at most."""
-AT_ONCE = 64
 
-Follow = Callable[[Sequence[int], Tensor], list[float]]
-"""(positions of captions, drawn pictures uint8 [N, S, S, 3]) -> how well each follows, 0 to 1; 1 is
-fully."""
+Follow = Callable[[Sequence[Drawing]], list[float]]
+"""How well each drawing follows its caption, 0 to 1; 1 is fully."""
 
 
 @dataclass
@@ -64,12 +61,12 @@ class Quality:
         drawn = self.drawn.setdefault(sampling, Drawn())
         if drawn.count < count:
             self._draw(sampling, drawn, count)
-        captions = [i % len(self.part.captions) for i in range(count)]
+        captions = [i % len(self.part.asked) for i in range(count)]
         distance: float | None = None
         distances: tuple[float, ...] = ()
         if self.real is not None:
             features = torch.cat(drawn.features)[:count]
-            used = min(count, len(self.part.captions))
+            used = min(count, len(self.part.asked))
             distance, distances = distance_and_without(features, captions, self.real[:used])
         match, right = None, None
         matches: tuple[float, ...] = ()
@@ -81,55 +78,37 @@ class Quality:
         cost = function_evaluations(sampling, path)
         return Measurement(sampling, cost, count, distance, match, right, distances, matches)
 
-    def pictures(self, sampling: SamplingConfig, first: int, last: int) -> Tensor:
-        """Drawings `first` to `last` - 1 of the part: uint8 [N, S, S, 3]."""
-        which = range(first, last)
-        prompts = [self.part.captions[i % len(self.part.captions)] for i in which]
-        seeds = [self.part.first_seed + i for i in which]
-        settings = sampling.model_dump()
-        made = in_parts_that_fit(
-            min(AT_ONCE, len(prompts)),
-            lambda size: self.generator.generate_batch(
-                prompts, seeds=seeds, batch_size=size, **settings
-            ),
-        )
-        return torch.stack([torch.from_numpy(np.array(picture)) for picture in made])
+    def drawings(self, sampling: SamplingConfig, first: int, last: int) -> list[Drawing]:
+        """Number `first` to `last` - 1 of the part, drawn."""
+        drawings = self.part.drawings(first, last)
+        draw(self.generator, drawings, sampling=sampling)
+        return drawings
 
     def _draw(self, sampling: SamplingConfig, drawn: Drawn, count: int) -> None:
-        pictures = self.pictures(sampling, drawn.count, count)
+        drawings = self.drawings(sampling, drawn.count, count)
         if self.network is not None:
-            drawn.features.append(self.network.features(pictures))
+            drawn.features.append(self.network.features(as_tensor(drawings)))
         if self.follow is not None:
-            captions = [i % len(self.part.captions) for i in range(drawn.count, count)]
-            drawn.follow += self.follow(captions, pictures)
+            drawn.follow += self.follow(drawings)
         drawn.count = count
 
 
-def nearest_is_its_own(pictures: Tensor) -> Follow:
+def nearest_is_its_own(gallery: Gallery) -> Follow:
     """1 / rank of a drawing's true picture among all by distance (metrics/retrieval.py): 1 where it
     is the nearest. The mean is the mean reciprocal rank, which tells more than recall at 1 where
-    that is nearly 1.
+    that is nearly 1."""
 
-    Args:
-        pictures: uint8 [M, S, S, 3], the caption's own at its position.
-    """
-
-    def follow(captions: Sequence[int], drawn: Tensor) -> list[float]:
-        return [1 / rank for rank in retrieval.ranks(drawn, captions, pictures)]
+    def follow(drawings: Sequence[Drawing]) -> list[float]:
+        gallery.rank(drawings)
+        return [0.0 if d.rank is None else 1 / d.rank for d in drawings]
 
     return follow
 
 
-def checked(texts: Sequence[str]) -> Follow:
+def checked(drawings: Sequence[Drawing]) -> list[float]:
     """Of `shapes`: the share of a caption's parts that hold in the picture."""
-
-    def follow(captions: Sequence[int], drawn: Tensor) -> list[float]:
-        found = [
-            check(texts[i], picture.numpy()) for i, picture in zip(captions, drawn, strict=True)
-        ]
-        return [float(np.mean(list(result.holds.values()))) for result in found]
-
-    return follow
+    check_shapes(drawings)
+    return [float(np.mean(list(d.holds.values()))) for d in drawings if d.holds is not None]
 
 
 def groups_of(captions: Sequence[int]) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.score import Quality
@@ -59,19 +58,14 @@ def save_sheet(
 
     The real pictures stand on top.
     """
-    count = min(SHOWN, len(quality.part.captions))
-    captions = list(quality.part.captions[:count])
-    pictures = as_pil(quality.part.pictures[:count])
+    asked = quality.part.asked[:SHOWN]
+    count = len(asked)
+    pictures = [Image.fromarray(d.truth) for d in asked if d.truth is not None]
     groups = ["real"] * count
     for name, sampling in settings:
-        drawn = quality.pictures(sampling, 0, count)
-        pictures += as_pil(drawn)
+        drawn = quality.drawings(sampling, 0, count)
+        pictures += [d.picture for d in drawn if d.picture is not None]
         groups += [f"{name}: {in_words(sampling)}"] * count
-    labels = captions * (1 + len(settings))
+    labels = [d.prompt for d in asked] * (1 + len(settings))
     sheet = contact_sheet(pictures, labels, columns=count, title=title, groups=groups)
     save_contact_sheet(sheet, path, labels)
-
-
-def as_pil(pictures: Tensor) -> list[Image.Image]:
-    """uint8 [N, S, S, 3] -> pictures."""
-    return [Image.fromarray(picture.numpy()) for picture in pictures]

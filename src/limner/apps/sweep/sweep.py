@@ -11,7 +11,7 @@ from typing import Any
 from limner import console
 from limner.apps.sweep import sheet
 from limner.apps.sweep.measurement import Measurement
-from limner.apps.sweep.prompts import Part, parts_of, range_of
+from limner.apps.sweep.prompts import Part, gallery_of, parts_of
 from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Follow, Quality, checked, nearest_is_its_own
 from limner.apps.sweep.search import TimeIsUp, search
@@ -21,9 +21,10 @@ from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.manifest import MANIFEST
 from limner.config import SamplingConfig
 from limner.data.open import Data, open_data, squares
-from limner.device import choose_device, choose_precision, describe, name_of
+from limner.device import describe, name_of
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import EfficientNet, FeatureNetwork
+from limner.evaluation.samples import open_generator
 from limner.evaluation.swept import FILE
 from limner.files.fingerprints import digest
 from limner.files.folder_lock import FolderLock
@@ -120,7 +121,7 @@ def _sweep(
         raise LimnerError("--guide is compared only: a checkpoint cannot name its guide; leave "
                           "--store out")  # fmt: skip
     record = Record(opened.folder / FILE)
-    generator = generator_of(opened, guide, device, vae, text_encoder)
+    generator = open_generator(opened.folder, opened.config, device, vae, text_encoder, guide)
     data = open_data(squares(opened.config), say)
     network, missing = feature_network(generator)
     chosen, reported = parts_of(data, pictures)
@@ -180,21 +181,6 @@ def _sweep(
     return result
 
 
-def generator_of(
-    opened: Checkpoint,
-    guide: str | Path | None,
-    device: str | None,
-    vae: str | Path | None,
-    text_encoder: str | Path | None,
-) -> ImageGenerator:
-    """Hundreds of pictures: in training's precision, as previews are."""
-    place = choose_device(device or "auto")
-    dtype = name_of(choose_precision(opened.config.training.mixed_precision, place))
-    return ImageGenerator(
-        opened.folder, device=place, dtype=dtype, vae=vae, text_encoder=text_encoder, guide=guide
-    )
-
-
 def feature_network(generator: ImageGenerator) -> tuple[FeatureNetwork | None, str]:
     """The network for kernel distances, or why there is none."""
     try:
@@ -206,9 +192,9 @@ def feature_network(generator: ImageGenerator) -> tuple[FeatureNetwork | None, s
 def follow_of(data: Data, part: Part) -> Follow | None:
     """What tells how well a picture follows its caption, if this data set has something."""
     if data.set.name == "shapes":
-        return checked(part.captions)
-    pictures = range_of(data, part)
-    return None if pictures is None else nearest_is_its_own(pictures)
+        return checked
+    gallery = gallery_of(data, part)
+    return None if gallery is None else nearest_is_its_own(gallery)
 
 
 def check_measures(quality: Quality, missing: str) -> list[str]:
@@ -247,7 +233,7 @@ def protocol_of(
             for part in parts
             for key, value in {
                 "captions": digest(*part.keys, *part.captions).hex(),
-                "count": len(part.captions),
+                "count": len(part.asked),
                 "held_out": part.held_out,
                 "first_seed": part.first_seed,
                 "pictures": digest(part.pictures.numpy().tobytes()).hex(),
@@ -268,9 +254,9 @@ def weights_of(folder: Path) -> str:
 
 def about(chosen: Part, reported: Part) -> str:
     """One sentence: what was chosen on what."""
-    own = len(chosen.captions) - chosen.held_out
+    own = len(chosen.asked) - chosen.held_out
     more = f" and {own} trained ones" if own else ""
-    theirs = len(reported.captions) - reported.held_out
+    theirs = len(reported.asked) - reported.held_out
     fill = f" and {theirs} other trained ones" if theirs else ""
     return (
         f"settings are chosen on {chosen.held_out} held-out captions{more}, and reported on "

@@ -18,6 +18,7 @@ from limner.evaluation.reference.statistics import (
     archive_statistics,
     statistics_of,
 )
+from limner.evaluation.splits import Split
 
 KEY = "evaluation.reference"
 
@@ -55,11 +56,11 @@ class Reference:
         }
 
 
-def open_reference(config: Config, data: Data, split: str) -> Reference:
+def open_reference(config: Config, data: Data, split: Split) -> Reference:
     """The reference of a configuration.
 
     Args:
-        split: "held out" or "trained", that of the prompts that are drawn: without a reference of
+        split: held out or trained, that of the prompts that are drawn: without a reference of
             one's own the real pictures of the same captions are it, so that only how they are
             drawn differs, and not what is asked for.
 
@@ -77,7 +78,7 @@ def open_reference(config: Config, data: Data, split: str) -> Reference:
             )
         return Reference(PictureFolder(path, config.data.image_size), None, "")
     own, other = data.trained, data.held_out
-    if split == "held out":
+    if split is Split.HELD_OUT:
         own, other = other, own
     most = config.evaluation.reference_images
     source = DataPictures(own, evenly_spaced(len(own.rows), most))
@@ -87,5 +88,5 @@ def open_reference(config: Config, data: Data, split: str) -> Reference:
     if len(other.rows) < 2 or any(row.held_out is not None for row in rows):
         return Reference(source, None, "")
     others = DataPictures(other, evenly_spaced(len(other.rows), config.evaluation.num_images))
-    which = "trained" if split == "held out" else "held-out"
-    return Reference(source, others, f"{which} pictures")
+    which = Split.TRAINED if split is Split.HELD_OUT else Split.HELD_OUT
+    return Reference(source, others, f"{which.hyphened} pictures")

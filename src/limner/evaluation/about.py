@@ -1,0 +1,63 @@
+"""What numbers are about, and what they were made with: weights, run, machine, software."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.single_file import WeightsFile, sha256_of
+from limner.data.dataset import shown_set
+from limner.data.open import Data
+from limner.device import describe, name_of
+from limner.inference.generator import ImageGenerator
+from limner.training.monitor.run_log import read_log
+from limner.version import __version__
+
+PACKAGES = ("torch", "accelerate", "tokenizers", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of the software that numbers depend on."""
+    own = {"limner": __version__, "python": platform.python_version()}
+    return own | {package: version(package) for package in PACKAGES}
+
+
+def about_checkpoint(opened: Checkpoint | WeightsFile, generator: ImageGenerator) -> dict[str, Any]:
+    """Which weights were evaluated."""
+    averaged = isinstance(opened, WeightsFile) or opened.has_average
+    path = opened.path if isinstance(opened, WeightsFile) else opened.folder
+    return {
+        "path": path.as_posix(),
+        "step": opened.state.step,
+        "images": opened.state.images,
+        "weights": "averaged" if averaged else "as trained",
+        "parameters": parameters_of(generator),
+        "weights_sha256": sha256_of(opened.tensors()),
+    }
+
+
+def about_run(run_folder: Path, data: Data, generator: ImageGenerator) -> dict[str, Any]:
+    """How the numbers of results.json were made, so that they can be compared or refused."""
+    log = read_log(run_folder / "log.jsonl")
+    speed = [event for event in log if event["kind"] == "speed"]
+    keys = ("images_per_second", "mfu", "matmul_peak_gflops", "training_gflops_per_picture")
+    return {
+        "dataset": shown_set(data.set),
+        "parameters": parameters_of(generator),
+        # Of what drew, which is older than the last line of the log if the run was killed.
+        "steps": generator.state.step,
+        "images": generator.state.images,
+        "minutes": round(generator.state.seconds / 60, 2),
+        "speed": {key: speed[-1][key] for key in keys} if speed else {},
+        "device": describe(generator.device),
+        "sampling": generator.sampling.model_dump(mode="json")
+        | {"dtype": name_of(generator.dtype)},
+        "versions": versions(),
+    }
+
+
+def parameters_of(generator: ImageGenerator) -> int:
+    return sum(p.numel() for p in generator.model.parameters())

@@ -1,0 +1,162 @@
+"""The evaluation at the end of a run: sample its prompts, measure, write samples and results.
+
+Writes samples/, samples.json, samples.png, and results.json. The built-in data sets
+are measured too: emoji by recall (is the picture that the prompt names the nearest to what was
+drawn?), shapes by a checker that reads the picture back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from limner.config import Config
+from limner.console import progress_lines
+from limner.data.dataset import shown_set
+from limner.data.open import Data
+from limner.evaluation.about import about_run
+from limner.evaluation.prompt_following import (
+    check_shapes,
+    rank_drawings,
+    ranks_by_split,
+    shapes_by_split,
+)
+from limner.evaluation.prompts import prompts_of_run
+from limner.evaluation.results_folder import save_drawing
+from limner.evaluation.samples import (
+    FEW,
+    Drawing,
+    draw,
+    in_any_number,
+    open_generator,
+    show_truth,
+    some_of_each,
+)
+from limner.evaluation.speckle import measure_speckle
+from limner.evaluation.splits import Split
+from limner.files.atomic import replacing, write_text_whole
+from limner.files.folder_lock import FolderLock
+from limner.files.output_folders import foreign_names
+from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
+from limner.metrics import retrieval
+from limner.redaction import places_of, redacted
+
+SAMPLES = "samples"
+OURS = re.compile(r"\d{3,}(-truth)?\.png")
+"""What pictures are called in SAMPLES."""
+
+
+def evaluate_run(
+    run_folder: Path,
+    config: Config,
+    data: Data,
+    free_prompts: Sequence[str] = (),
+    most: int = 400,
+    shown: int = 48,
+    command: str | None = None,
+    seconds: float | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Draw up to `most` trained and `most` held-out captions and the free prompts; measure; report.
+
+    Args:
+        run_folder: whose newest checkpoint draws, with its own sampling settings.
+        shown: how many of each split are kept as pictures (spread evenly).
+        seconds: that drawing may take: of more prompts than fit an even choice is drawn, and the
+            results say so.
+        say: takes lines for people, while it takes long.
+
+    Returns:
+        What results.json holds.
+    """
+    with FolderLock(run_folder, "write its report afterwards", ".limner-report.lock"):
+        generator = open_generator(run_folder, config)
+        asked = prompts_of_run(data, free_prompts, most)
+        progress = progress_lines(say, "pictures drawn") if say else None
+        draw(generator, asked if seconds is None else _in_turn(asked), progress, seconds)
+        drawings = [d for d in asked if d.picture is not None]
+
+        results = about_run(run_folder, data, generator)
+        if len(drawings) < len(asked):
+            drawn = Counter(d.split for d in drawings)
+            wanted = Counter(d.split for d in asked)
+            results["drawn"] = {split: [drawn[split], count] for split, count in wanted.items()}
+        results |= _answers(drawings, data)
+        results["flat_region_std"] = measure_speckle(drawings, data)
+        results["command"] = command
+        results = redacted(results, places_of(config.model_dump()))
+        chosen = some_of_each(Split, drawings, shown)
+        show_truth(chosen, data)
+        _write(run_folder, results, chosen)
+        return results
+
+
+def drawing_time(training_seconds: float) -> float:
+    """Seconds that drawing may take after a run of so many: an eighth, and a minute at least."""
+    return max(60.0, training_seconds / 8)
+
+
+def _in_turn(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """In the order in which they are drawn while there is time."""
+    free = [d for d in drawings if d.split is Split.FREE]
+    known = in_any_number([d for d in drawings if d.split is not Split.FREE])
+    return [*known[:FEW], *free, *known[FEW:]]
+
+
+def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
+    """Did each prompt get what it names? Of the built-in sets alone."""
+    if data.set.name == "shapes":
+        check_shapes(drawings)
+        return {"checker": shapes_by_split(drawings)}
+    if data.set.name != "emoji":
+        return {}
+    count = rank_drawings(drawings, data)
+    return {
+        "range": f"all {count} pictures: {shown_set(data.set)['description']}",
+        "distance": retrieval.DISTANCE,
+        "recall": {
+            split: retrieval.summary(ranks) for split, ranks in ranks_by_split(drawings).items()
+        },
+    }
+
+
+def _write(run_folder: Path, results: dict[str, Any], drawings: Sequence[Drawing]) -> None:
+    before = run_folder / SAMPLES
+    others = foreign_names(before, like=OURS)
+    with replacing(before, folder=True, durable=bool(others)) as folder:
+        for name in others:  # what people draw and keep there stays
+            if (before / name).is_dir():
+                shutil.copytree(before / name, folder / name, symlinks=True)
+            else:
+                shutil.copy2(before / name, folder / name, follow_symlinks=False)
+        lines = [
+            save_drawing(drawing, folder, f"{number:03d}", SAMPLES)
+            for number, drawing in enumerate(drawings)
+        ]
+    for line in lines:
+        if line["right"] is None:
+            del line["right"]
+    _write_json(run_folder / "samples.json", lines)
+    _write_json(run_folder / "results.json", results)
+    prompts = [d.prompt for d in drawings]
+    sheet = contact_sheet(
+        [d.picture for d in drawings if d.picture],
+        prompts,
+        truths=[
+            Image.fromarray(d.truth) if d.truth is not None and d.split is Split.HELD_OUT else None
+            for d in drawings
+        ],
+        groups=[f"{d.split.heading}: {d.split.meaning}" for d in drawings],
+    )
+    save_contact_sheet(sheet, run_folder / "samples.png", prompts)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_text_whole(path, json.dumps(value, ensure_ascii=False, indent=1))
