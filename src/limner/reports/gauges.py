@@ -56,17 +56,19 @@ class DistanceGauge:
 
     @property
     def marks(self) -> list[Mark]:
-        floors = self.floors if len(self.floors) > 1 else ()
-        return [
-            *([("interval", *map(self._place, self.interval))] if self.interval else []),
-            *(("floor one", self._place(one), None) for one in floors),
-            *([] if self.floor is None else [("floor", self._place(self.floor), None)]),
-            ("value", self._place(self.value), None),
-        ]
-
-    def _place(self, value: float) -> float:
         low, high = self.ends
-        return 100 * (value - low) / (high - low)
+
+        def place(value: float) -> float:
+            return 100 * (value - low) / (high - low)
+
+        marks: list[Mark] = []
+        if self.interval is not None:
+            marks.append(("interval", place(self.interval[0]), place(self.interval[1])))
+        if len(self.floors) > 1:
+            marks += [("floor one", place(one), None) for one in self.floors]
+        if self.floor is not None:
+            marks.append(("floor", place(self.floor), None))
+        return [*marks, ("value", place(self.value), None)]
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,13 @@ class ShareGauge:
 
     @property
     def marks(self) -> list[Mark]:
-        low, high = (100 * min(1.0, max(0.0, x)) for x in self.interval or (0.0, 0.0))
-        bar: Mark = ("bar", 0.0, 100 * min(1.0, max(0.0, self.value)))
-        return [bar, ("whisker", low, high)] if self.interval else [bar]
+        def place(value: float) -> float:
+            return 100 * min(1.0, max(0.0, value))
+
+        marks: list[Mark] = [("bar", 0.0, place(self.value))]
+        if self.interval is not None:
+            marks.append(("whisker", place(self.interval[0]), place(self.interval[1])))
+        return marks
 
 
 def is_number(value: object) -> bool:
