@@ -215,7 +215,7 @@ def test_prompts_cannot_break_the_card() -> None:
 def test_what_others_wrote_cannot_break_the_card() -> None:
     nasty = "<script>x<b> {{ 7 * 7 }} [c](d)\n---\nlicense: other\n---\n# h"
     base = Lineage(model="a/b", license=nasty, data=(LearnedFrom(name=nasty, license=nasty),))
-    results = {"versions": {"a_b": nasty}, "device": nasty, "dataset": {"description": nasty}}
+    results = {"versions": {"a_b": nasty}, "device": nasty}
     card = model_card(
         facts(
             lineage=Lineage(data=(LearnedFrom(name=nasty),), base=base),
