@@ -269,7 +269,7 @@ def _data(facts: Facts) -> list[Markdown]:
     lineage = _lineage(facts)
     about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
     known = about.get("description", "")
-    said = [plain(known)] if known else []
+    said: list[str] = [plain(known)] if known else []
     for data in lineage.data:
         shown = _shown_set(data, facts)
         if data.name in BUILT_IN:
