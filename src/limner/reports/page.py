@@ -1,7 +1,7 @@
 """Pages from the templates in `templates/`: one file each, nothing from outside.
 
-Whatever a template is given is text and is escaped; what may be missing is left out there by name,
-and what is not given at all is an error.
+Whatever a template is given is text and is escaped, but for charts, which are `Markup`; what it
+names and is not given is an error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from limner.console import format_duration
 from limner.files.atomic import write_text_whole
@@ -37,7 +38,6 @@ def templates() -> Environment:
         "duration": format_duration,
         "figure": figure,
         "in_words": in_words,
-        "percent": "{:.0%}".format,
         "rounded": rounded,
         "share": share,
     }
@@ -50,12 +50,10 @@ def write_from(template: str, path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def chart(
-    series: dict[str, Points], title: str, x_label: str, y_label: str = "loss (log scale)"
-) -> dict[str, str]:
-    """A line chart twice, of which the style shows the one whose text is legible at the width."""
+def chart(series: dict[str, Points], title: str, x_label: str) -> dict[str, Markup]:
+    """A chart of losses twice, of which the style shows the one that is legible at the width."""
     return {
-        name: line_chart(series, title, x_label, y_label, True, width)
+        name: Markup(line_chart(series, title, x_label, "loss (log scale)", True, width))
         for name, width in (("wide", None), ("narrow", NARROW))
     }
 

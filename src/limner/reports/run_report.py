@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from limner.checkpoint.lineage import before_in_words
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
@@ -209,7 +211,7 @@ def tables(run: Run) -> dict[str, dict[str, Any]]:
 # ---- curves of a run -----------------------------------------------------------------------------
 
 
-def losses(run: Run) -> dict[str, str] | None:
+def losses(run: Run) -> dict[str, Markup] | None:
     """Loss over the pictures seen."""
     if not run.train and not run.heldout:
         return None
@@ -221,7 +223,7 @@ def losses(run: Run) -> dict[str, str] | None:
     return chart(curves, "Loss over pictures seen", "pictures seen")
 
 
-def losses_by_level(run: Run) -> dict[str, str] | None:
+def losses_by_level(run: Run) -> dict[str, Markup] | None:
     levels: dict[str, Points] = {}
     for line in run.heldout:
         by_level = line.get("loss_by_level") or {}

@@ -32,13 +32,10 @@ def test_the_loader_finds_what_the_package_holds() -> None:
     assert sorted(templates().list_templates()) == sorted(path.name for path in folder.iterdir())
 
 
-def test_nothing_but_charts_is_passed_as_it_is() -> None:
-    passed = []
+def test_no_template_passes_anything_as_it_is() -> None:
     for name in templates().list_templates():
         text = files("limner.reports").joinpath("templates", name).read_text("utf-8")
-        passed += re.findall(r"[\w.]+ *\| *safe", text)
-        assert "autoescape" not in text
-    assert passed == ["chart.wide|safe", "chart.narrow|safe"]
+        assert not re.search(r"\bsafe\b|autoescape", text), name
 
 
 @pytest.mark.parametrize("page", ["run.html", "evaluation.html", "check.html"])
