@@ -133,7 +133,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
             [name for name in sets if name],
             facts.evaluation,
             facts.data_name or measured_on or public_name(config),
-        ).to_yaml(),
+        ),
         "repo": facts.repo,
         "name": facts.repo.rpartition("/")[2],
         "parameters": f"{facts.parameters:,}",

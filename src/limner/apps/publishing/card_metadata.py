@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from limner.apps.publishing.card_measured import splits
@@ -21,8 +22,8 @@ def metadata(
     datasets: list[str],
     evaluation: dict[str, Any],
     data_name: str,
-) -> ModelCardData:
-    """What the Hub finds a model by, and shows beside it.
+) -> str:
+    """YAML of what the Hub finds a model by, and shows beside it.
 
     Args:
         base_model: id of the model on the Hub that it began from.
@@ -33,7 +34,7 @@ def metadata(
     languages = {"emoji": list(config.data.languages), "shapes": ["en"]}
     tags = ["text-to-image", "diffusers", "diffusion-transformer", "limner"]
     results = list(eval_results(evaluation, data_name))
-    return ModelCardData(
+    data = ModelCardData(
         license=license,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
@@ -45,6 +46,8 @@ def metadata(
         model_name=repo.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
+    # Not `to_yaml`, which folds long lines, in which names that are private would not be found.
+    return yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def eval_results(evaluation: dict[str, Any], data_name: str) -> Iterator[EvalResult]:
