@@ -123,7 +123,7 @@ def test_the_preparing_script_takes_every_flag(kind: str, tmp_path: Path) -> Non
     "statement", ["import limner", "import limner.cli as c; c.build_parser().format_help()"]
 )
 def test_help_and_import_wait_for_no_heavy_package(statement: str) -> None:
-    heavy = ("torch", "accelerate", "numpy", "PIL", "pydantic", "tokenizers")
+    heavy = ("torch", "accelerate", "numpy", "PIL", "pydantic", "tokenizers", "jinja2")
     program = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

@@ -143,24 +143,28 @@ def named(lineage: Lineage, place: str) -> Lineage:
 
 
 def before_in_words(
-    lineage: Lineage, model: Callable[[str], str] = str, data: Callable[[LearnedFrom], str] = str
+    lineage: Lineage,
+    model: Callable[[str], str] = str,
+    data: Callable[[LearnedFrom], str] = str,
+    license: Callable[[str], str] = str,
 ) -> list[str]:
     """A sentence for each model before this one: which it is, and what it learned from.
 
     Args:
         model: shows an id on the Hub or a name.
         data: shows a data set.
+        license: shows the licence of a model.
     """
     said, it = [], "It"
     for before in lineage.models_before():
         known = before.model or before.name
         shown = model(known) if known else "a model that is not public"
-        license = f" (licence: {before.license})" if before.license else ""
+        under = f" (licence: {license(before.license)})" if before.license else ""
         if before.data:
             learned = f", which learned from {sets_in_words(map(data, before.data))}"
         else:
             learned = "; what that one learned from was not recorded"
-        said.append(f"{it} began from {shown}{license}{learned}.")
+        said.append(f"{it} began from {shown}{under}{learned}.")
         it = "That one"
         if not before.complete and before.data:
             said.append("What that one began from, if from anything, was not recorded.")

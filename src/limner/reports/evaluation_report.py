@@ -6,29 +6,15 @@ what it should be, is left out: a page can always be made.
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from limner.errors import LimnerError
-from limner.files.atomic import write_text_whole
 from limner.redaction import redacted
-from limner.reports.gauges import between, distance_gauge, figure, is_number, share_gauge
-from limner.reports.html import (
-    SAMPLE_SIDE,
-    chart,
-    command_block,
-    drawn_pictures,
-    folded,
-    in_words,
-    page,
-    picture,
-    rank_explained,
-    rounded,
-    section,
-    table,
-)
+from limner.reports.gauges import DistanceGauge, ShareGauge, between, figure, is_number
 from limner.reports.line_chart import Points
+from limner.reports.page import Card, chart, in_words, write_from
+from limner.reports.pictures import drawn_pictures, picture
 from limner.reports.read_results import (
     SPLITS,
     interval,
@@ -57,108 +43,58 @@ def write_page(folder: Path) -> Path:
             "`limner evaluate CHECKPOINT` writes one."
         )
     told = redacted(told, but=("prompt", "caption"))
-    sections = (
-        headline(told),
-        figures(told),
-        known(told),
-        distances(told),
-        shares(told),
-        held_out_loss(told),
-        drawn(folder, told),
-        memorisation(folder, told),
-        how(told),
-        details(told),
-        again(told),
-    )
-    path = folder / "evaluation.html"
-    write_text_whole(path, page(title_of(told), "\n".join(s for s in sections if s)))
-    return path
+    return write_from("evaluation.html", folder / "evaluation.html", values_of(folder, told))
 
 
-# ---- sections ----------------------------------------------------------------------------------
-
-
-def title_of(told: dict[str, Any]) -> str:
-    name = text(part(told, "dataset"), "name")
-    return f"{name}: how well does it draw?" if name else "How well does it draw?"
-
-
-def headline(told: dict[str, Any]) -> str:
+def values_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    """What the template evaluation.html shows."""
     checkpoint, dataset = part(told, "checkpoint"), part(told, "dataset")
-    size, step, seen = (number(checkpoint.get(key)) for key in ("parameters", "step", "images"))
-    model = f"{rounded(size)}-parameter " if size else ""
-    after = f" after {seen:,.0f} pictures" if seen else ""
-    after += f" (step {step:,.0f})" if step else ""
-    where = f" Measured on {text(told, 'device')}" if text(told, "device") else ""
-    when = f"{' on ' if where else ' Measured on '}{day(told)}" if day(told) else ""
-    stop = "." if where or when else ""
-    about = text(dataset, "description")
-    counts = [
-        f"{count:,.0f} {name}"
-        for name, count in (
-            ("trained", number(dataset.get("trained"))),
-            ("held out", number(dataset.get("held_out"))),
-        )
-        if count is not None
-    ]
-    about += f" {' and '.join(counts)}." if counts else ""
-    return (
-        f'<header><p class="eyebrow">Limner · evaluation</p><h1>{escape(title_of(told))}</h1>'
-        f'<p class="lead">A {escape(model)}text-to-image Diffusion Transformer{escape(after)}.'
-        f"{escape(where + when + stop)}</p>"
-        + (f"<p>{escape(about.strip())}</p>" if about.strip() else "")
-        + "</header>"
-    )
+    large, small = shares_first(told), distances_first(told)
+    samples, name = rows(told, "pictures"), text(dataset, "name")
+    return {
+        "title": f"{name}: how well does it draw?" if name else "How well does it draw?",
+        "size": number(checkpoint.get("parameters")),
+        "step": number(checkpoint.get("step")),
+        "seen": number(checkpoint.get("images")),
+        "device": text(told, "device"),
+        "day": text(told, "created")[:10],
+        "about": text(dataset, "description"),
+        "trained": number(dataset.get("trained")),
+        "held_out": number(dataset.get("held_out")),
+        "large": large[:2],
+        "small": small,
+        "thirds": len(small) in (3, 5, 6),  # so that no row is nearly empty
+        "events": texts(told, "events"),
+        "distances": distances(told),
+        "shares": shares(told),
+        "loss": held_out_loss(told),
+        "pictures": drawn_pictures(folder, samples),
+        "ranked": any(sample.get("rank") is not None for sample in samples),
+        "memorisation": memorisation(folder, told),
+        "protocol": protocol(told),
+        "metrics": [(name_of(metric), about_metric(metric)) for metric in rows(told, "metrics")],
+        "tables": tables(told),
+        "command": text(told, "command"),
+    }
 
 
-def day(told: dict[str, Any]) -> str:
-    return text(told, "created")[:10]
+def name_of(metric: dict[str, Any]) -> str:
+    return str(metric.get("name", "distance"))
 
 
-def figures(told: dict[str, Any]) -> str:
-    """The numbers that people ask for first."""
-    large: list[tuple[str, str, str]] = []
-    small: list[tuple[str, str, str]] = []
-    for split, about, value in of_splits(told, "recall", "at_1"):
-        name = f"of {split.replace(' ', '-')} prompts have the true picture nearest"
-        large.append((name, f"{value:.0%}", said(about, "at_1")))
-    for split, about, value in of_splits(told, "checker", "all_right"):
-        name = f"of {split.replace(' ', '-')} prompts are drawn fully right"
-        large.append((name, f"{value:.0%}", said(about, "all_right")))
-    for metric in rows(told, "metrics")[:4]:
-        found, floor = number(metric.get("value")), number(metric.get("floor"))
-        if found is None:
-            continue
-        notes = [between(interval(metric))]
-        notes.append(f"real against real {figure(floor)}" if floor is not None else "")
-        note = "; ".join(filter(None, notes))
-        small.append((str(metric.get("name", "distance")), figure(found), note))
-    copying = part(told, "memorisation").get("ratio")
-    ratio = number(copying)
-    if ratio is not None:
-        note = between(interval(copying)) or "1: as new as held-out pictures; 0: copies"
-        small.append(("distance to the nearest trained picture", f"{ratio:.2f}×", note))
-    noise = part(told, "flat_region_std")
-    if (drawn_noise := number(noise.get("drawn"))) is not None:
-        real = number(noise.get("real"))
-        note = "standard deviation, of 255" + (f"; real {real:.1f}" if real is not None else "")
-        small.append(("noise in flat parts", f"{drawn_noise:.1f}", note))
-    gap = number(part(told, "held_out_loss").get("gap"))
-    if gap is not None:
-        losses = part(told, "held_out_loss")
-        of = between(interval({"interval": losses.get("gap_interval")}))
-        note = "; ".join(filter(None, ["held-out loss less trained loss", of]))
-        small.append(("gap of the losses", figure(gap), note))
-    cards = [("wide", *card) for card in large[:2]] + [("small", *card) for card in small]
-    shown = "".join(
-        f'<div class="{size}"><dt>{escape(name)}</dt><dd>{escape(value)}</dd>'
-        f'<dd class="note">{escape(note)}</dd></div>'
-        for size, name, value, note in cards
-    )
-    if not shown:
-        return ""
-    thirds = " thirds" if len(small) in (3, 5, 6) else ""  # so that no row is nearly empty
-    return f'<section aria-label="Figures"><dl class="figures{thirds}">{shown}</dl></section>'
+# ---- the numbers that people ask for first -------------------------------------------------------
+
+
+def shares_first(told: dict[str, Any]) -> list[Card]:
+    found = []
+    for key, what, words in (
+        ("recall", "at_1", "have the true picture nearest"),
+        ("checker", "all_right", "are drawn fully right"),
+    ):
+        for split, about, value in of_splits(told, key, what):
+            name = f"of {split.replace(' ', '-')} prompts {words}"
+            found.append((name, f"{value:.0%}", said(about, what)))
+    return found
 
 
 def said(about: dict[str, Any], key: str) -> str:
@@ -174,16 +110,36 @@ def said(about: dict[str, Any], key: str) -> str:
     return "; ".join(filter(None, pieces))
 
 
-def known(told: dict[str, Any]) -> str:
-    """What people should know before they quote a number."""
-    events = texts(told, "events")
-    if not events:
-        return ""
-    items = "".join(f"<li>{escape(event)}</li>" for event in events)
-    return f'<aside class="known"><h2>Before you quote these numbers</h2><ul>{items}</ul></aside>'
+def distances_first(told: dict[str, Any]) -> list[Card]:
+    found = []
+    for metric in rows(told, "metrics")[:4]:
+        value, floor = number(metric.get("value")), number(metric.get("floor"))
+        if value is None:
+            continue
+        notes = [between(interval(metric))]
+        notes.append(f"real against real {figure(floor)}" if floor is not None else "")
+        found.append((name_of(metric), figure(value), "; ".join(filter(None, notes))))
+    copying = part(told, "memorisation").get("ratio")
+    if (ratio := number(copying)) is not None:
+        note = between(interval(copying)) or "1: as new as held-out pictures; 0: copies"
+        found.append(("distance to the nearest trained picture", f"{ratio:.2f}×", note))
+    noise = part(told, "flat_region_std")
+    if (drawn := number(noise.get("drawn"))) is not None:
+        real = number(noise.get("real"))
+        note = "standard deviation, of 255" + (f"; real {real:.1f}" if real is not None else "")
+        found.append(("noise in flat parts", f"{drawn:.1f}", note))
+    losses = part(told, "held_out_loss")
+    if (gap := number(losses.get("gap"))) is not None:
+        of = between(interval({"interval": losses.get("gap_interval")}))
+        note = "; ".join(filter(None, ["held-out loss less trained loss", of]))
+        found.append(("gap of the losses", figure(gap), note))
+    return found
 
 
-def distances(told: dict[str, Any]) -> str:
+# ---- sections ----------------------------------------------------------------------------------
+
+
+def distances(told: dict[str, Any]) -> list[DistanceGauge]:
     gauges = []
     for metric in rows(told, "metrics"):
         value, floor = number(metric.get("value")), part(metric, "floor")
@@ -191,8 +147,8 @@ def distances(told: dict[str, Any]) -> str:
             continue
         several = floor.get("values")
         gauges.append(
-            distance_gauge(
-                str(metric.get("name", "distance")),
+            DistanceGauge(
+                name_of(metric),
                 value,
                 interval(metric),
                 number(floor),
@@ -203,13 +159,7 @@ def distances(told: dict[str, Any]) -> str:
                 counted(floor.get("counts")),
             )
         )
-    note = (
-        "Blue: what was drawn, the band its 95% interval. Green: the floor, other real pictures in "
-        "the place of the drawn ones; thin lines are its repeats. A perfect model is expected "
-        "there, where the counts are the same."
-    )
-    body = f'<div class="gauges">{"".join(gauges)}</div>' if gauges else ""
-    return section("Compared with real pictures", body, note)
+    return gauges
 
 
 def counted(counts: Any) -> str:
@@ -219,41 +169,31 @@ def counted(counts: Any) -> str:
     return f"{counts[0]:,.0f} against {counts[1]:,.0f} pictures"
 
 
-def shares(told: dict[str, Any]) -> str:
+def shares(told: dict[str, Any]) -> dict[str, Any]:
     """Recall and what the checker read back, with their intervals."""
-    bars: list[str] = []
-    note = ""
-    for split, about, _ in of_splits(told, "recall", "at_1"):
-        note = (
-            "Each drawn picture is compared with every picture in the range: is the one that its "
-            "prompt names the nearest? "
-        )
-        if text(about, "range"):
-            note += f"The range: {text(about, 'range').rstrip('.')}. "
+    bars: list[ShareGauge] = []
+    recall = of_splits(told, "recall", "at_1")
+    for split, about, _ in recall:
         for key, what in (("at_1", "nearest"), ("at_5", "among the five nearest")):
             bars += share_of(about, key, f"{split}: {what}")
-    for split, about, _ in of_splits(told, "checker", "all_right"):
-        if "reads each" not in note:
-            note += (
-                "A program reads each drawn picture back and compares it with its prompt, part by "
-                "part; fully right means in all parts."
-            )
+    checked = of_splits(told, "checker", "all_right")
+    for split, about, _ in checked:
         bars += share_of(about, "all_right", f"{split}: fully right")
         for name in part(about, "by_part"):
             bars += share_of(part(about, "by_part"), name, f"{split}: {name}", about.get("count"))
-    body = f'<div class="shares">{"".join(bars)}</div>' if bars else ""
-    return section("Does it draw what was asked?", body, escape(note))
+    compared_with = text(recall[-1][1], "range").rstrip(".") if recall else ""
+    return {"bars": bars, "recall": recall, "checked": checked, "range": compared_with}
 
 
-def share_of(about: dict[str, Any], key: str, name: str, count: Any = None) -> list[str]:
+def share_of(about: dict[str, Any], key: str, name: str, count: Any = None) -> list[ShareGauge]:
     value, total = number(about.get(key)), number(count or about.get("count"))
     if value is None:
         return []
     note = f"{round(value * total)} of {total:,.0f}" if total else ""
-    return [share_gauge(name, value, share_interval(about, key, total), note)]
+    return [ShareGauge(name, value, share_interval(about, key, total), note)]
 
 
-def held_out_loss(told: dict[str, Any]) -> str:
+def held_out_loss(told: dict[str, Any]) -> dict[str, Any] | None:
     losses = part(told, "held_out_loss")
     series: dict[str, Points] = {}
     for split in SPLITS:
@@ -262,23 +202,16 @@ def held_out_loss(told: dict[str, Any]) -> str:
         if points:
             series[split] = points
     if not series:
-        return ""
+        return None
     most = max(x for points in series.values() for x, _ in points)
     noise = "1" if most <= 1 else "1000"
-    count, trained = number(losses.get("count")), number(losses.get("trained_count"))
-    if count and trained:
-        of = f" Of {count:,.0f} held-out and {trained:,.0f} trained pictures."
-    else:
-        of = f" Of {count:,.0f} pictures of either kind." if count else ""
-    shown = chart(
-        series,
-        "Loss by noise level",
-        f"time of the noise (0: clean, {noise}: noise)",
-        "loss (log scale)",
-        f"The same grid of noise levels and the same noise for both.{of} Where the held-out line "
-        "lies well above the trained one, the model has learned by heart.",
-    )
-    return section("Loss by noise level", f'<div class="charts one">{shown}</div>')
+    return {
+        "count": number(losses.get("count")),
+        "trained_count": number(losses.get("trained_count")),
+        "chart": chart(
+            series, "Loss by noise level", f"time of the noise (0: clean, {noise}: noise)"
+        ),
+    }
 
 
 def as_number(text: str) -> float | None:
@@ -289,88 +222,43 @@ def as_number(text: str) -> float | None:
     return value if is_number(value) else None
 
 
-def drawn(folder: Path, told: dict[str, Any]) -> str:
-    samples = rows(told, "pictures")
-    body = drawn_pictures(folder, samples)
-    return section("What it draws", body, rank_explained(samples)) if body else ""
-
-
-def memorisation(folder: Path, told: dict[str, Any]) -> str:
+def memorisation(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     """The drawings most like a trained picture, beside it."""
     about = part(told, "memorisation")
-    if not about:
-        return ""
-    verdict = text(about, "verdict")
-    verdict = f'<p class="lead">{escape(verdict)}</p>' if verdict else ""
-    worst = "".join(pair(folder, case) for case in rows(about, "worst"))
-    if worst:
-        worst = (
-            "<h3>The nearest pairs <small>· left what was drawn, right the trained picture nearest "
-            f'to it</small></h3><div class="pairs">{worst}</div>'
-        )
-    count, split = number(about.get("count")), text(about, "split")
-    of = f" of {split.replace(' ', '-')} prompts" if split else ""
-    note = f"{count:,.0f} drawings{of}. " if count else ""
-    note += "The ratio compares with how far real pictures that were not trained on are from their "
-    note += "nearest trained one: 1 is as new as those, 0 is a copy. Where the real picture of a "
-    note += "prompt is itself nearer than most, the comparison is with that one."
-    if text(about, "space"):
-        note += f" Distance: {text(about, 'space').rstrip('.')}."
-    if not verdict + worst:
-        return ""
-    return section("Does it copy?", f'{verdict}<p class="note">{escape(note)}</p>{worst}')
+    return {
+        "verdict": text(about, "verdict"),
+        "count": number(about.get("count")),
+        "split": text(about, "split"),
+        "space": text(about, "space").rstrip("."),
+        "pairs": [pair(folder, case) for case in rows(about, "worst")],
+    }
 
 
-def pair(folder: Path, case: dict[str, Any]) -> str:
-    prompt, caption = text(case, "prompt"), text(case, "caption")
-    images = "".join(
-        picture(folder, name, alt, SAMPLE_SIDE) or '<span class="gone">missing</span>'
-        for name, alt in (
-            (case.get("drawn"), f"drawn: {prompt}"),
-            (case.get("trained"), f"trained: {caption}"),
-        )
-    )
+def pair(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     # Where the caption's own real picture has a near twin, its distance is what counts.
     ratios = [number(case.get(key)) for key in ("ratio", "own_ratio")]
-    ratio = max((r for r in ratios if r is not None), default=None)
-    told = [
-        (f"{what} {figure(x)}")
-        for what, x in (
-            ("apart by", number(case.get("distance"))),
-            ("real ones by", number(case.get("usual"))),
-            ("this prompt's real one by", number(case.get("own"))),
-        )
-        if x is not None
-    ]
-    small = "; ".join(told)
-    words = f"<bdi>{escape(prompt) or '(empty prompt)'}</bdi>"
-    if caption:
-        words += f" <small>trained: <bdi>{escape(caption)}</bdi></small>"
-    shown = f"<b>{ratio:.2f}×</b> " if ratio is not None else ""
-    return (
-        f'<figure><div class="pair two">{images}</div>'
-        f"<figcaption>{shown}{words}<small>{small}</small></figcaption></figure>"
+    apart = (
+        ("apart by", number(case.get("distance"))),
+        ("real ones by", number(case.get("usual"))),
+        ("this prompt's real one by", number(case.get("own"))),
     )
+    return {
+        "drawn": picture(folder, case.get("drawn")),
+        "trained": picture(folder, case.get("trained")),
+        "prompt": text(case, "prompt"),
+        "caption": text(case, "caption"),
+        "ratio": max((r for r in ratios if r is not None), default=None),
+        "apart": "; ".join(f"{what} {figure(x)}" for what, x in apart if x is not None),
+    }
 
 
-def how(told: dict[str, Any]) -> str:
-    """The protocol: all that must be equal for two numbers to be compared."""
-    protocol = part(told, "protocol")
-    single = [
-        (str(metric.get("name", "distance")), table("", about_metric(metric)))
-        for metric in rows(told, "metrics")
-    ]
+def protocol(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All that must be equal for two numbers to be compared, by what it is about."""
     groups: dict[str, dict[str, Any]] = {}
-    for key, value in protocol.items():
+    for key, value in part(told, "protocol").items():
         group, dot, name = key.partition(".")
         groups.setdefault(group if dot else "", {})[name if dot else key] = value
-    tables = "".join(table(group, values) for group, values in groups.items())
-    body = f'<div class="settings">{tables}</div>' if tables else ""
-    note = (
-        "Two evaluations can be compared where all of this is equal; "
-        "<code>limner evaluate --compare</code> refuses them where it is not."
-    )
-    return section("How every number was made", body + folded(single), note)
+    return groups
 
 
 def about_metric(metric: dict[str, Any]) -> dict[str, Any]:
@@ -392,20 +280,12 @@ def about_metric(metric: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def details(told: dict[str, Any]) -> str:
+def tables(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By the heading of each."""
     refused = {str(row.get("key", "?")): row.get("reason", "") for row in rows(told, "refused")}
-    parts = [
-        (name, table("", values))
-        for name, values in (
-            ("Checkpoint", part(told, "checkpoint")),
-            ("Versions", part(told, "versions")),
-            (f"Rows that could not be used: {len(refused)}", refused),
-        )
-        if values
-    ]
-    return section("Details", folded(parts))
-
-
-def again(told: dict[str, Any]) -> str:
-    command = text(told, "command")
-    return section("Make it again", command_block(command) if command else "")
+    found = {
+        "Checkpoint": part(told, "checkpoint"),
+        "Versions": part(told, "versions"),
+        f"Rows that could not be used: {len(refused)}": refused,
+    }
+    return {name: values for name, values in found.items() if values}

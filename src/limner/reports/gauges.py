@@ -1,18 +1,14 @@
-"""Numbers as strips of SVG: where they lie, how sure they are, and where the floor is.
-
-The strips hold no text, so that they may be as wide as the page or a telephone; the words stand
-around them as HTML.
-"""
+"""Numbers on strips: where they lie, how sure they are, and where the floor is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from html import escape
-
-HEIGHT = 22
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 Interval = tuple[float, float]
+Mark = tuple[str, float, float | None]
+"""Kind, and where it lies in percent of the strip: from and to, or a place and None."""
 
 
 def figure(value: float) -> str:
@@ -28,105 +24,71 @@ def between(interval: Interval | None, percent: bool = False) -> str:
     return f"95% interval {low} to {high}"
 
 
-def distance_gauge(
-    name: str,
-    value: float,
-    interval: Interval | None,
-    floor: float | None,
-    floors: Sequence[float],
-    better: str = "lower",
-    notes: Sequence[str] = (),
-    counts: str = "",
-    floor_counts: str = "",
-) -> str:
-    """A distance on a scale from 0, its interval, and what real pictures score in its place.
-
-    Args:
-        floor: of real pictures against real ones, None: not known.
-        floors: the single values that `floor` is the mean of.
-        counts, floor_counts: of how many pictures, in words.
-    """
-    there = [value, *(interval or ()), *floors, *([] if floor is None else [floor]), 0.0]
-    low, high = min(there), max(there)
-    high = low + ((high - low) or 1.0) * 1.04
-    place = scale(low, high)
-    marks = ""
-    if interval is not None:
-        marks += span("interval", place(interval[0]), place(interval[1]))
-    for one in floors if len(floors) > 1 else ():
-        marks += tick("floor one", place(one))
-    if floor is not None:
-        marks += tick("floor", place(floor))
-    marks += tick("value", place(value))
-    about = "; ".join(filter(None, [between(interval), counts]))
-    words = [f'<li class="value">drawn <b>{figure(value)}</b> {escape(about)}</li>']
-    if floor is not None:
-        real = f"real against real <b>{figure(floor)}</b> {escape(floor_counts)}"
-        words.append(f'<li class="floor">{real}</li>')
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    return (
-        f'<div class="gauge"><h3>{escape(name)} <small>· {escape(better)} is better</small></h3>'
-        f"{strip(marks)}{ends(figure(low), figure(high))}"
-        f'<ul class="legend">{"".join(words)}</ul>{said}</div>'
-    )
-
-
-def share_gauge(name: str, value: float, interval: Interval | None, note: str = "") -> str:
-    """A share of 1 as a bar with its interval. `name` and `note` are text."""
-    place = scale(0.0, 1.0)
-    marks = span("bar", 0.0, place(value))
-    if interval is not None:
-        marks += span("whisker", place(interval[0]), place(interval[1]))
-    said = "; ".join(words for words in (note, between(interval, percent=True)) if words)
-    return (
-        f'<div class="share"><p><bdi>{escape(name)}</bdi> <b>{escape(_share(value))}</b></p>'
-        f"{strip(marks)}"
-        f'<p class="note">{escape(said)}</p></div>'
-    )
-
-
-def _share(value: float) -> str:
+def share(value: float) -> str:
     """What is rounded to nothing or to all, and is neither, is said as such."""
     if 0 < value < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
 
 
-def scale(low: float, high: float) -> Callable[[float], float]:
-    """A function from values to percent of the strip."""
+@dataclass(frozen=True)
+class DistanceGauge:
+    """A distance on a scale from 0, its interval, and what real pictures score in its place."""
 
-    def place(value: float) -> float:
-        return 100 * min(1.0, max(0.0, (value - low) / (high - low)))
+    name: str
+    value: float
+    interval: Interval | None
+    floor: float | None
+    """Of real pictures against real ones; None: not known."""
+    floors: Sequence[float]
+    """The single values that `floor` is the mean of."""
+    better: str = "lower"
+    notes: Sequence[str] = ()
+    counts: str = ""
+    """Of how many pictures, in words."""
+    floor_counts: str = ""
 
-    return place
+    @property
+    def ends(self) -> Interval:
+        there = [self.value, *(self.interval or ()), *self.floors, self.floor or 0.0, 0.0]
+        low, high = min(there), max(there)
+        return low, low + ((high - low) or 1.0) * 1.04
+
+    @property
+    def marks(self) -> list[Mark]:
+        low, high = self.ends
+
+        def place(value: float) -> float:
+            return 100 * (value - low) / (high - low)
+
+        marks: list[Mark] = []
+        if self.interval is not None:
+            marks.append(("interval", place(self.interval[0]), place(self.interval[1])))
+        if len(self.floors) > 1:
+            marks += [("floor one", place(one), None) for one in self.floors]
+        if self.floor is not None:
+            marks.append(("floor", place(self.floor), None))
+        return [*marks, ("value", place(self.value), None)]
 
 
-def strip(marks: str) -> str:
-    return (
-        f'<svg class="strip" viewBox="0 0 100 {HEIGHT}" preserveAspectRatio="none" '
-        f'aria-hidden="true"><rect class="track" y="{HEIGHT / 2 - 1:g}" width="100" height="2"/>'
-        f"{marks}</svg>"
-    )
+@dataclass(frozen=True)
+class ShareGauge:
+    """A share of 1 as a bar with its interval."""
 
+    name: str
+    value: float
+    interval: Interval | None
+    note: str = ""
 
-def span(kind: str, low: float, high: float) -> str:
-    inset = {"interval": 4, "bar": 3, "whisker": 9}[kind]
-    return (
-        f'<rect class="{kind}" x="{low:.2f}" width="{max(high - low, 0.15):.2f}" y="{inset}" '
-        f'height="{HEIGHT - 2 * inset}"/>'
-    )
+    @property
+    def marks(self) -> list[Mark]:
+        def place(value: float) -> float:
+            return 100 * min(1.0, max(0.0, value))
 
-
-def tick(kind: str, at: float) -> str:
-    inset = 5 if "one" in kind else 1
-    return (
-        f'<line class="{kind}" x1="{at:.2f}" x2="{at:.2f}" y1="{inset}" y2="{HEIGHT - inset}" '
-        'vector-effect="non-scaling-stroke"/>'
-    )
-
-
-def ends(low: str, high: str) -> str:
-    return f'<p class="ends"><span>{low}</span><span>{high}</span></p>'
+        marks: list[Mark] = [("bar", 0.0, place(self.value))]
+        if self.interval is not None:
+            marks.append(("whisker", place(self.interval[0]), place(self.interval[1])))
+        return marks
 
 
 def is_number(value: object) -> bool:

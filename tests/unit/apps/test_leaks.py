@@ -136,7 +136,7 @@ def test_what_is_private_is_not_sent(
     with pytest.raises(LimnerError) as error:
         publish(made, "me/x", said=said, output=kept, say=lambda _: None)
     assert "nothing was published" in str(error.value)
-    assert "README.md, line 2: the path of the model" in str(error.value)
+    assert "README.md, line 5: the path of the model" in str(error.value)
     assert hub.requests == []
     assert not kept.exists()
     # A word that the publisher says is meant to be seen.

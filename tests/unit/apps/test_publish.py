@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import yaml
 from evaluation_of import evaluation_of
+from jinja2 import UndefinedError
 from made_up import made_up_checkpoint, made_up_in_latents
 from PIL import Image
 from recording_hub import TOKEN, Recorded, recording_hub
 
 from limner import ImageGenerator, Trainer
 from limner.apps.publishing.card import Facts, Sample, changed_settings, model_card
-from limner.apps.publishing.markdown import plain
+from limner.apps.publishing.markdown import plain, templates
 from limner.apps.publishing.upload import Said, publish
 from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.lineage import LearnedFrom, Lineage
 from limner.checkpoint.single_file import sha256_of
 from limner.cli import main
 from limner.config import load_config
@@ -210,6 +212,35 @@ def test_prompts_cannot_break_the_card() -> None:
     assert plain("é猫 a-b, c.") == "é猫 a-b, c."
 
 
+def test_what_others_wrote_cannot_break_the_card() -> None:
+    nasty = "<script>x<b> {{ 7 * 7 }} [c](d)\n---\nlicense: other\n---\n# h"
+    base = Lineage(model="a/b", license=nasty, data=(LearnedFrom(name=nasty, license=nasty),))
+    results = {"versions": {"a_b": nasty}, "device": nasty}
+    card = model_card(
+        facts(
+            lineage=Lineage(data=(LearnedFrom(name=nasty),), base=base),
+            results=results,
+            evaluation=evaluation_of("cd" * 32) | {"events": [nasty], "device": nasty},
+            license=nasty,
+            data_name=nasty,
+        )
+    )
+    head, body = card.split("\n---\n")
+    metadata = yaml.safe_load(head.removeprefix("---\n"))
+    assert metadata["license"] == nasty
+    assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == nasty
+    assert "<script>" not in body
+    assert "[c](d)" not in body
+    assert "\n# h" not in body
+    assert body.count(plain(nasty)) == 8
+    assert "49" not in body.replace(plain(nasty), "")
+
+
+def test_the_card_wants_all_values_of_its_template() -> None:
+    with pytest.raises(UndefinedError, match="'metadata' is undefined"):
+        templates().get_template("model_card.md").render({})
+
+
 def test_an_evaluation_is_shown_with_intervals_floors_and_protocol() -> None:
     evaluation = evaluation_of("cd" * 32)
     card = model_card(facts(evaluation=evaluation, page="evaluation/evaluation.html"))
@@ -339,7 +370,10 @@ def test_the_recipe_is_what_differs_from_the_defaults() -> None:
     found = dict(changed_settings(changed))
     assert found["model.num_layers"] == "3"
     assert "vae.pretrained_model_name" not in found, "it lies in a folder of its own"
-    assert found["text_encoder.pretrained_model_name"] == "google/t5-v1&#95;1-base"
+    assert found["text_encoder.pretrained_model_name"] == "google/t5-v1_1-base"
+    assert "| `text_encoder.pretrained_model_name` | `google/t5-v1_1-base` |" in model_card(
+        facts(config=changed)
+    ), "in code nothing is escaped"
     assert not {"training.num_workers", "training.output_dir"} & found.keys()
 
 

@@ -12,7 +12,8 @@ from page_reader import read
 
 from limner.errors import LimnerError
 from limner.reports.evaluation_report import write_page
-from limner.reports.gauges import distance_gauge, figure, share_gauge
+from limner.reports.gauges import DistanceGauge, ShareGauge, figure
+from limner.reports.page import templates
 
 KEYS = (
     *("format", "created", "command", "checkpoint", "dataset", "protocol", "versions", "device"),
@@ -196,9 +197,15 @@ def test_an_evaluation_of_nothing_has_a_page_and_none_is_an_error(tmp_path: Path
 # ---- gauges ------------------------------------------------------------------------------------
 
 
+def drawn(gauge: DistanceGauge | ShareGauge) -> str:
+    macros: Any = templates().get_template("gauges.html").module
+    is_share = isinstance(gauge, ShareGauge)
+    return str(macros.share_gauge(gauge) if is_share else macros.distance_gauge(gauge))
+
+
 def marks(html: str, kind: str) -> list[float]:
     """Where the lines of a kind stand, in percent of the strip."""
-    svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html)[0])
+    svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html, re.DOTALL)[0])
     return [
         float(mark.attrib.get("x1") or mark.attrib["x"])
         for mark in svg
@@ -207,7 +214,7 @@ def marks(html: str, kind: str) -> list[float]:
 
 
 def test_a_gauge_puts_everything_on_one_scale_from_zero() -> None:
-    html = distance_gauge("d", 8.0, (6.0, 10.0), 2.0, [1.0, 3.0])
+    html = drawn(DistanceGauge("d", 8.0, (6.0, 10.0), 2.0, [1.0, 3.0]))
     scale = 100 / (10 * 1.04)
     assert marks(html, "value") == pytest.approx([8 * scale], abs=0.01)
     assert marks(html, "floor") == pytest.approx([2 * scale], abs=0.01)
@@ -217,17 +224,17 @@ def test_a_gauge_puts_everything_on_one_scale_from_zero() -> None:
 
 def test_a_gauge_holds_what_lies_below_zero_and_what_is_nothing() -> None:
     """An unbiased distance of equal sets may come out negative."""
-    html = distance_gauge("d", -0.001, (-0.003, 0.001), 0.0005, [0.0005])
+    html = drawn(DistanceGauge("d", -0.001, (-0.003, 0.001), 0.0005, [0.0005]))
     places = [marks(html, kind)[0] for kind in ("interval", "value", "floor")]
     assert places == sorted(places)
     assert places[0] == 0
-    assert marks(distance_gauge("d", 0.0, None, None, []), "value") == [0]
+    assert marks(drawn(DistanceGauge("d", 0.0, None, None, [])), "value") == [0]
 
 
 def test_a_share_is_a_bar_of_its_length() -> None:
-    html = share_gauge("<b>", 0.25, (0.2, 0.31), "5 of 20")
+    html = drawn(ShareGauge("<b>", 0.25, (0.2, 0.31), "5 of 20"))
     assert "&lt;b&gt;" in html
-    svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html)[0])
+    svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html, re.DOTALL)[0])
     widths = {m.attrib["class"]: float(m.attrib["width"]) for m in svg}
     assert widths == {"track": 100, "bar": 25, "whisker": pytest.approx(11)}
     assert "5 of 20; 95% interval 20% to 31%" in html

@@ -18,9 +18,9 @@ from PIL import Image
 
 from limner.errors import LimnerError
 from limner.metrics.interval import wilson
-from limner.reports.html import evenly, picture
 from limner.reports.line_chart import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
-from limner.reports.run_report import write_report
+from limner.reports.pictures import picture
+from limner.reports.run_report import evenly, write_report
 
 
 @pytest.fixture
@@ -145,8 +145,10 @@ def test_losses_that_are_not_numbers_do_not_stop_the_report(run_folder: Path) ->
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
     noise(tmp_path / "large.png", 600)
-    tag = picture(tmp_path, "large.png", "", longest_side=100)
-    data = re.search(r"data:(image/\w+);base64,([^\"]+)", tag)
+    shown = picture(tmp_path, "large.png", longest_side=100)
+    assert shown is not None
+    assert (shown.width, shown.height) == (600, 600)
+    data = re.fullmatch(r"data:(image/\w+);base64,([^\"]+)", shown.source)
     assert data is not None
     assert data[1] == "image/jpeg"
     with Image.open(io.BytesIO(base64.b64decode(data[2]))) as image:

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from limner.apps.publishing.card_measured import how_drawn, measured_section, model_index
-from limner.apps.publishing.markdown import bullets, paragraphs, plain, short, table
+from limner.apps.publishing.card_measured import evaluated, how_drawn, measured_at_the_end
+from limner.apps.publishing.card_metadata import metadata
+from limner.apps.publishing.markdown import Markdown, plain, short, templates
 from limner.apps.publishing.public import (
     NAMES_OF_A_SET,
     is_public_set,
@@ -32,14 +31,16 @@ from limner.config import Config, load_config
 from limner.console import format_duration
 from limner.redaction import is_hub_id
 
-TWEMOJI = (
+TWEMOJI = Markdown(
     "The artwork is [Twemoji](https://github.com/jdecked/twemoji), copyright 2020 Twitter, Inc and "
     "other contributors, later versions copyright jdecked/twemoji contributors, licensed under "
     "[CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/). Changes made: drawn in pixels on "
     "white. What the model draws imitates it: give the same attribution when you share pictures. "
     "The names come from Unicode CLDR (Unicode License v3) through the Python package `emoji`."
 )
-SHAPES = "They are drawn by a program of Limner's (Apache-2.0); no artwork of others is in them."
+SHAPES = plain(
+    "They are drawn by a program of Limner's (Apache-2.0); no artwork of others is in them."
+)
 BUILT_IN = {"emoji": TWEMOJI, "shapes": SHAPES}
 """The data sets that come with Limner: where they are from."""
 HUB = "https://huggingface.co"
@@ -58,7 +59,6 @@ NOT_THE_RECIPE = frozenset(
     )
 )
 """Settings that say where things were, or how they were watched, and nothing about the model."""
-ACROSS = 4  # pictures side by side
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,45 @@ def model_card(facts: Facts) -> str:
         results=public_results(facts.results, facts.config, name),
         lineage=lineage.said(facts.data_name, facts.data_license).public(),
     )
-    sections = (
-        _metadata(facts),
-        _headline(facts),
-        _pictures(facts),
-        _use(facts),
-        _recipe(facts),
-        _data(facts),
-        _measured(facts),
-        _limits(facts),
+    return templates().get_template("model_card.md").render(_values_of(facts))
+
+
+def _values_of(facts: Facts) -> dict[str, Any]:
+    """What the template model_card.md shows."""
+    config, results = facts.config, facts.results
+    sets = [data.name for data in _lineage(facts).data if _is_on_the_hub(data, facts)]
+    bases = [before.model for before in _lineage(facts).models_before() if before.model]
+    measured_on = (facts.evaluation.get("dataset") or {}).get("name")
+    # Every shell and Python take letters, spaces, and commas as they are.
+    simple = (
+        s.prompt for s in facts.samples if s.prompt.replace(" ", "a").replace(",", "a").isalpha()
     )
-    return "\n".join(section for section in sections if section)
+    return {
+        "metadata": metadata(
+            facts.repo,
+            config,
+            _license(facts),
+            bases[0] if bases else None,
+            [name for name in sets if name],
+            facts.evaluation,
+            facts.data_name or measured_on or public_name(config),
+        ),
+        "repo": facts.repo,
+        "name": facts.repo.rpartition("/")[2],
+        "parameters": f"{facts.parameters:,}",
+        "side": config.data.image_size,
+        "sizes": _sizes(facts),
+        "trained": _trained(facts),
+        "samples": facts.samples,
+        "how_drawn": " ".join(dict.fromkeys(how_drawn(sample.drawn) for sample in facts.samples)),
+        "prompt": next(simple, "a red apple"),
+        "recipe": _recipe(facts),
+        "data": _data(facts),
+        "at_the_end": measured_at_the_end(results),
+        "results_drawn": how_drawn(results["sampling"]) if results.get("sampling") else "",
+        "evaluation": evaluated(facts.evaluation) if facts.evaluation else None,
+        "page": facts.page,
+    }
 
 
 def license_that_fits(lineage: Lineage) -> str | None:
@@ -137,47 +165,7 @@ def license_that_fits(lineage: Lineage) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-# ---- sections ----------------------------------------------------------------------------------
-
-
-def _metadata(facts: Facts) -> str:
-    data = facts.config.data
-    tags = ["text-to-image", "diffusers", "diffusion-transformer", "limner"]
-    lineage = _lineage(facts)
-    bases = [before.model for before in lineage.models_before() if before.model]
-    values: dict[str, Any] = {
-        "license": _license(facts),
-        "base_model": bases[0] if bases else None,
-        "base_model_relation": "finetune" if bases else None,
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "tags": [*tags, facts.config.model.architecture],
-    }
-    if data.dataset_name == "emoji":
-        values["language"] = list(data.languages)
-    elif data.dataset_name == "shapes":
-        values["language"] = ["en"]
-    sets = [one.name for one in lineage.data if one.name and _is_on_the_hub(one, facts)]
-    values["datasets"] = sets or None
-    measured_on = (facts.evaluation.get("dataset") or {}).get("name")
-    name = facts.data_name or measured_on or public_name(facts.config)
-    index = model_index(facts.evaluation, facts.repo.rpartition("/")[2], name)
-    values["model-index"] = index or None
-    values = {key: value for key, value in values.items() if value is not None}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=10**6)
-    return f"---\n{text}---\n"
-
-
-def _headline(facts: Facts) -> str:
-    side = facts.config.data.image_size
-    return (
-        f"# {plain(facts.repo.rpartition('/')[2])}\n\n"
-        f"A text-to-image Diffusion Transformer of {facts.parameters:,} parameters that draws "
-        f"{side} × {side} pixels, {_trained(facts)}.\n"
-    )
-
-
-def _trained(facts: Facts) -> str:
+def _trained(facts: Facts) -> Markdown:
     lineage = _lineage(facts)
     sets = sets_in_words(
         f"its built-in {data.name}" if data.name in BUILT_IN else _shown_set(data, facts)
@@ -186,13 +174,13 @@ def _trained(facts: Facts) -> str:
     if facts.data_name and all(data.name != facts.data_name for data in lineage.data):
         sets = plain(facts.data_name)  # another name for what has one
     if lineage.base is None:
-        return f"trained from scratch with Limner on {sets}"
+        return Markdown(f"trained from scratch with Limner on {sets}")
     base = lineage.base.model
     begun = _shown_model(base) if base else "a model that is not public"
     rank, how = facts.config.lora.rank, ""
     if rank or lineage.method == "lora":
         how = f", by LoRA{f' of rank {rank}' if rank else ''}, merged into the weights"
-    return f"fine-tuned with Limner on {sets}{how}; it began from {begun}"
+    return Markdown(f"fine-tuned with Limner on {sets}{how}; it began from {begun}")
 
 
 def _sizes(facts: Facts) -> str:
@@ -231,72 +219,15 @@ def _shown_model(model: str) -> str:
     return f"[{plain(model)}]({HUB}/{model})" if is_hub_id(model) else plain(model)
 
 
-def _pictures(facts: Facts) -> str:
-    if not facts.samples:
-        return "No pictures were kept with this checkpoint.\n"
-    lines = []
-    for first in range(0, len(facts.samples), ACROSS):
-        row = facts.samples[first : first + ACROSS]
-        if first == 0:
-            lines += ["|" + " |" * len(row), "|" + " :-: |" * len(row)]
-        cells = [f'<img src="{s.file}" width="128" alt="{plain(s.prompt)}">' for s in row]
-        words = [f"{plain(s.prompt) or '(the empty prompt)'} ({s.split}, {s.seed})" for s in row]
-        lines += [f"| {' | '.join(cells)} |", f"| {' | '.join(words)} |"]
-    how = " ".join(dict.fromkeys(how_drawn(sample.drawn) for sample in facts.samples))
-    return (
-        "\n".join(lines) + "\n\nIn brackets: whether the prompt was trained, held out of training, "
-        f"or is free, and the seed. {how}\n"
-    )
-
-
-def _use(facts: Facts) -> str:
-    # Every shell and Python take letters, spaces, and commas as they are.
-    simple = (
-        s.prompt for s in facts.samples if s.prompt.replace(" ", "a").replace(",", "a").isalpha()
-    )
-    prompt = next(simple, "a red apple")
-    return f"""## How to use it
-
-With diffusers, without Limner:
-
-```python
-import torch
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{facts.repo}", trust_remote_code=True)
-picture = pipe("{prompt}", generator=torch.Generator().manual_seed(42)).images[0]
-picture.save("picture.png")
-```
-
-`trust_remote_code` is needed because the network is no part of diffusers; its code is in this
-repository (`pipeline.py`, `transformer/`, `text_encoder/`, `scheduler/`), to be read before it is
-run. One of diffusers' own schedulers takes the place of the one that is here by
-`from_config(pipe.scheduler.config)`.
-
-With Limner, which draws the same picture from the same seed:
-
-```bash
-limner generate {facts.repo} "{prompt}" --seed 42
-```
-
-and goes on from it with other pictures:
-
-```bash
-limner train training.init_from={facts.repo} data.dataset_path=my_pictures
-```
-"""
-
-
-def _recipe(facts: Facts) -> str:
+def _recipe(facts: Facts) -> list[tuple[str, str]]:
     config, results = facts.config, facts.results
-    time = format_duration(facts.seconds)
-    where = f" on {plain(results['device'])}" if results.get("device") else ""
+    where = f" on {results['device']}" if results.get("device") else ""
     versions = results.get("versions", {})
     rows = [
         ("parameters", f"{facts.parameters:,}, published in {facts.dtype}"),
         ("updates", f"{facts.step:,}"),
         ("pictures seen", f"{facts.images:,}"),
-        ("training time", f"{time}{where}"),
+        ("training time", f"{format_duration(facts.seconds)}{where}"),
         ("software", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("autoencoder", _part(config.vae.pretrained_model_name, "vae")),
         (
@@ -304,16 +235,8 @@ def _recipe(facts: Facts) -> str:
             _part(config.text_encoder.pretrained_model_name, "text_encoder") or "trained along",
         ),
     ]
-    rows += [(f"`{key}`", f"`{value}`") for key, value in changed_settings(config)]
-    return "\n".join(
-        [
-            "## How it was trained",
-            "",
-            "Settings of Limner that are not its defaults, and what came of them:",
-            "",
-            *table(("", ""), [row for row in rows if row[1]]),
-        ]
-    )
+    rows += [(Markdown(f"`{key}`"), Markdown(f"`{v}`")) for key, v in changed_settings(config)]
+    return [row for row in rows if row[1]]
 
 
 def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
@@ -330,24 +253,23 @@ def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
                 or value == getattr(getattr(default, section), key)
             ):
                 continue
-            if key != "pretrained_model_name":
+            if key != "pretrained_model_name" or is_hub_id(value):
                 yield name, short(value)
-            elif is_hub_id(value):
-                yield name, plain(value)
 
 
 def _part(name: str | None, folder: str) -> str:
     """A pretrained part by its Hub id; one from a folder on somebody's machine lies here, too."""
     if not name:
         return ""
-    return plain(name) if is_hub_id(name) else f"in `{folder}/`"
+    return name if is_hub_id(name) else Markdown(f"in `{folder}/`")
 
 
-def _data(facts: Facts) -> str:
+def _data(facts: Facts) -> list[Markdown]:
+    """Paragraphs: what it learned from, and under which licences that and the model are."""
     lineage = _lineage(facts)
     about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
     known = about.get("description", "")
-    said = [plain(known)] if known else []
+    said: list[str] = [plain(known)] if known else []
     for data in lineage.data:
         shown = _shown_set(data, facts)
         if data.name in BUILT_IN:
@@ -368,7 +290,7 @@ def _data(facts: Facts) -> str:
     said += _before(facts)
     if _license(facts) is None:
         said.append("No licence was chosen for the model itself.")
-    return "\n".join(["## Data and licence", "", *paragraphs(said)])
+    return [Markdown(paragraph) for paragraph in said]
 
 
 def _before(facts: Facts) -> list[str]:
@@ -379,7 +301,7 @@ def _before(facts: Facts) -> list[str]:
         return f"{name} (licence: {plain(data.license)})" if data.license else name
 
     lineage = _lineage(facts)
-    said = before_in_words(lineage, _shown_model, shown)
+    said = before_in_words(lineage, _shown_model, shown, plain)
     named = {data.name for data in lineage.data}
     for before in lineage.models_before():
         for name in [data.name for data in before.data if data.name not in named]:
@@ -387,17 +309,3 @@ def _before(facts: Facts) -> list[str]:
             if name in BUILT_IN:
                 said.append(BUILT_IN[name])
     return said
-
-
-def _measured(facts: Facts) -> str:
-    return "\n".join(measured_section(facts.results, facts.evaluation, facts.page))
-
-
-def _limits(facts: Facts) -> str:
-    said = [
-        f"It was trained at {_sizes(facts)} pixels; other sizes are not tested.",
-        "It knows the subjects and the words of its training captions, and little else.",
-        "A model that saw few pictures many times can draw them again nearly as they were.",
-        "There is no filter for what is asked or drawn.",
-    ]
-    return "\n".join(["## Limits", "", *bullets(said)])

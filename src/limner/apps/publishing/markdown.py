@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup as Markdown
 
-def plain(text: str) -> str:
+__all__ = ["Markdown", "plain", "short", "templates"]
+
+
+def plain(text: str) -> Markdown:
     """Text that Markdown and HTML show as it is, on one line."""
     special = '\\`*_{}[]<>&|"#~$'
-    return "".join(f"&#{ord(c)};" if c in special else c for c in " ".join(text.split()))
+    shown = "".join(f"&#{ord(c)};" if c in special else c for c in " ".join(text.split()))
+    return Markdown(shown)
 
 
 def short(value: Any) -> str:
@@ -19,15 +25,16 @@ def short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines, and an empty one below; cells are Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def paragraphs(said: Sequence[str]) -> list[str]:
-    return [line for paragraph in said for line in (paragraph, "")]
-
-
-def bullets(said: Sequence[str]) -> list[str]:
-    return [*(f"- {sentence}" for sentence in said), ""] if said else []
+@cache
+def templates() -> Environment:
+    """Whatever a template is given is text and is shown as `plain` has it, but for `Markdown`."""
+    return Environment(
+        loader=PackageLoader("limner.apps.publishing"),
+        # What `finalize` returns is marked, so that it is not escaped again.
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markdown) else plain(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
