@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import process_program
@@ -91,16 +93,31 @@ def forked(processes: int, told: str) -> str:
             context.Process(target=process_program.as_rank, args=(number, *common))
             for number in range(processes)
         ]
-        for life in lives:
-            life.start()
-        for life in lives:
-            life.join(140)
-            if life.exitcode is None:
-                for other in lives:
-                    other.kill()
+        with none_left(*lives):
+            for life in lives:
+                life.start()
+            for life in lives:
+                life.join(140)
+                if life.exitcode is None:
+                    for other in lives:
+                        other.kill()
         words = said.read_text("utf-8") if said.exists() else ""
         assert [life.exitcode for life in lives] == [0] * processes, words[-6000:]
         return words
+
+
+@contextmanager
+def none_left(*lives: BaseProcess) -> Iterator[None]:
+    """Kill those that are alive at the end: an error would be hidden by that of removing a folder
+    in which they go on writing."""
+    try:
+        yield
+    finally:
+        begun = [life for life in lives if life.pid is not None]
+        for life in begun:
+            life.kill()
+        for life in begun:
+            life.join(60)
 
 
 def free_port() -> int:
