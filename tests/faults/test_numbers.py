@@ -262,7 +262,7 @@ def test_a_short_fine_tuning_is_noise_and_no_spike(rises: float) -> None:
         spikes = Spikes()
         said += any([spikes.see(loss, n) is not None for n, loss in enumerate(losses)])
         after = Spikes(losses[:12])
-        jumped += after.see(20 * max(losses[:12]), 13) is not None
+        jumped += after.see(50 * max(losses[:12]), 13) is not None
     assert said <= 2
     assert jumped >= 95
 
