@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Estimate:
     gradients: int
     optimizer: int
     activations: int
+    """By how much the micro-batch raises the peak; 0: by nothing that can be measured."""
     rest: int
     """Program, libraries, compiled code, pictures kept in memory."""
     peak: int
@@ -80,8 +82,7 @@ class Estimate:
             f"{self.device}:",
             f"              weights {mib(self.weights)}, their average {mib(self.averaged)}, "
             f"gradients {mib(self.gradients)}, optimizer {mib(self.optimizer)},",
-            f"              activations {mib(self.activations)} for {self.batch_size} pictures at "
-            f"a time, the rest {mib(self.rest)}",
+            f"              {self._activations(mib)} {mib(self.rest)}",
             f"disk          checkpoints {mib(self.checkpoint)}{kept}"
             + (f", latents and embeddings {mib(self.cache)}" if self.cache else ""),
         ]
@@ -94,6 +95,22 @@ class Estimate:
         )
         said += [f"advice        {sentence}" for sentence in self.advice]
         return [*said, f"(from short runs that took {format_duration(self.probe_seconds)})"]
+
+    def _activations(self, mib: Callable[[float], str]) -> str:
+        """Of what cannot be told from the rest, no figure is given: one picture at a time leaves
+        nothing to compare with, and the activations of a small model fit into memory that was
+        taken and given back before."""
+        if self.batch_size == 1:
+            return "activations of 1 picture at a time and the rest together"
+        if self.activations < 2**20:
+            return (
+                f"activations of {self.batch_size} pictures at a time raise the peak by less than "
+                "1 MiB, the rest"
+            )
+        return (
+            f"activations {mib(self.activations)} for {self.batch_size} pictures at a time, "
+            "the rest"
+        )
 
 
 def estimate(config: Config) -> Estimate:
