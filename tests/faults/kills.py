@@ -91,7 +91,7 @@ def uninterrupted(config: Config, processes: int) -> float:
 
 
 def to_their_end(lives: list[BaseProcess], which: str) -> None:
-    """Wait for all processes of a run. Raises SystemExit for one that fails, and ends the others."""
+    """Wait for all processes of a run; if one fails end the others, and raise SystemExit."""
     with none_left(*lives):
         for life in lives:
             life.join()

@@ -259,7 +259,7 @@ def harness(folder: Path, name: str, kills: int, seed: int) -> dict[str, Any]:
         life = start(words)
         with none_left(life):
             while life.is_alive() and (aimed or time.monotonic() < deadline):
-                if aimed and set(staged(aimed_at)) - earlier:  # half of them in the midst of writing
+                if aimed and set(staged(aimed_at)) - earlier:  # half of them while it writes
                     time.sleep(choose.uniform(0, choose.choice((0.02, seconds / 2))))
                     break
                 time.sleep(0.001)
