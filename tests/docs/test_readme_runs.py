@@ -43,6 +43,8 @@ class Reader(Runner):
 
     def after(self, command: str, words: Sequence[str]) -> Sequence[str]:
         quick = [] if "--compare" in words else [*super().after(command, words)]
+        if words in (["outputs"], ["outputs/tuned"]):
+            quick += ["evaluation.efficientnet=false"]  # seen with outputs/demo, and slow
         if any("dinov2" in word for word in words):
             quick += ["evaluation.dinov2=dinov2"]  # the Hub's, which is not here
         return quick

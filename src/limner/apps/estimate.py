@@ -130,6 +130,11 @@ def estimate(config: Config) -> Estimate:
     batch_size = config.training.micro_batch_size
     free = free_memory(device)
     small, large = probe_twice(config, free)
+    if small["batch_size"] == large["batch_size"] < batch_size:
+        all_notes.append(
+            "memory is so short that only one picture at a time was measured: the peak is that of "
+            f"one, and {batch_size} at a time take more"
+        )
     fixed, per_picture = line(small, large, "peak_bytes")
     fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
     step_fixed, step_per_picture = line(small, large, "seconds_per_step")

@@ -205,6 +205,21 @@ def test_activations_that_cannot_be_measured_are_not_called_nothing(
     assert "activations 0" not in words
 
 
+def test_where_one_picture_alone_was_measured_the_peak_is_called_that_of_one(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peak(config: Config) -> int:
+        if config.training.batch_size != 1:
+            raise MemoryError
+        return 1000
+
+    made_up_probe(monkeypatch, 1400, peak)
+    found = estimate(tiny_config("training.batch_size=8", "data.memory_mb=0"))
+    assert "the peak is that of one, and 8 at a time take more" in "".join(found.notes)
+    alone = estimate(tiny_config("training.batch_size=1", "data.memory_mb=0"))
+    assert "at a time" not in "".join(alone.notes)
+
+
 def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
     tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
