@@ -87,7 +87,7 @@ def remedy(text: str) -> str:
 
 
 def can_shape() -> bool:
-    return features.check("raqm") and features.check("fribidi")
+    return bool(features.check("raqm") and features.check("fribidi"))
 
 
 @lru_cache(maxsize=4096)
