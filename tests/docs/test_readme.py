@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,36 @@ def test_every_shown_command_is_understood() -> None:
             load_run_config(None, as_overrides(rest))
         else:
             assert rest == [], words
+
+
+def made_by(words: list[str]) -> set[str]:
+    """Folders and files that a command of the README makes."""
+    made = {word for flag, word in pairwise(words) if flag == "--output"}
+    if words[0] == "demo":
+        made.add("outputs/demo")
+    if words[0] == "train" and "--resume" not in words:
+        named = [word.partition("=")[2] for word in words if "training.output_dir=" in word]
+        made |= set(named or ["outputs"])
+    return {name.removeprefix("./") for name in made}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_no_command_uses_what_a_later_one_makes(name: str) -> None:
+    lines = [line for kind, code in blocks(name) if kind == "bash" for line in code.splitlines()]
+    commands = [words for line in lines for words in limner_words(line)]
+    made: dict[str, int] = {}
+    for number, words in enumerate(commands):
+        for output in made_by(words):
+            made.setdefault(output, number)
+    assert {"outputs/demo", "outputs", "outputs/tuned", "vae", "apple.png"} <= set(made)
+    for number, words in enumerate(commands):
+        for word in words:
+            place = word.rpartition("=")[2].removeprefix("./")
+            known = [n for n in made if place == n or place.startswith(f"{n}/")]
+            if known:
+                assert made[max(known, key=len)] <= number, f"{words} uses {place}"
+            else:
+                assert not place.startswith("outputs"), f"{words}: nothing makes {place}"
 
 
 @pytest.mark.parametrize("chinese", TWICE)

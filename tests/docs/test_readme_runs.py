@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from pretrained import tiny_autoencoder, tiny_clip, tiny_dinov2
 from recording_hub import recording_hub
 from shown import ROOT, Runner, Told, as_the_hub, blocks_of, workplace
@@ -40,21 +39,12 @@ class Reader(Runner):
             assert words == ["pip", "install", "-r", "requirements-dev.txt"]
             self.told.commands.append(words)
         else:
-            if "prepare_data.py" in line:  # it is for somebody who has no such folder yet
-                Path("data").rename("data-before")
-            if "--compare" in words:  # and this for somebody who has another one
-                shutil.copytree("outputs/demo", "outputs/other")
             super().run_command(words)
-            if "prepare_data.py" in line:
-                Path("data").rename("data-prepared")
-                Path("data-before").rename("data")
 
     def after(self, command: str, words: Sequence[str]) -> Sequence[str]:
         quick = [] if "--compare" in words else [*super().after(command, words)]
-        if "configs/latents.yaml" in words:
-            # It has the same output folder as configs/train_config.yaml, for the reader of one.
-            number = len(self.told.commands)
-            quick += [f"training.output_dir=outputs/latents-{number}"]
+        if words in (["outputs"], ["outputs/tuned"]):
+            quick += ["evaluation.efficientnet=false"]  # seen with outputs/demo, and slow
         if any("dinov2" in word for word in words):
             quick += ["evaluation.dinov2=dinov2"]  # the Hub's, which is not here
         return quick
@@ -90,9 +80,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         small = load_config(None, [*IN_LATENTS, *parts])
         Path("configs/latents.yaml").write_text(small.to_yaml(), "utf-8")
         tiny_dinov2(Path("dinov2"))
-        Path("photos").mkdir()
-        Image.new("RGB", (16, 16), "red").save("photos/a.jpg")
-        Path("photos/a.txt").write_text("a red picture", "utf-8")
         reader = Reader(folder, quick)
         for block in BLOCKS:
             if block.language == "python":
@@ -118,7 +105,8 @@ def test_the_commands_leave_what_they_say(told: Told) -> None:
         *("apple.png", "output-0.png", "output-sheet.png", "a.png", "played.html"),
         *("outputs/report.html", "outputs/demo/evaluation/evaluation.html"),
         *("vae/config.json", "painter.safetensors", "painter/model_index.json"),
-        *("outputs/demo/checkpoint-1000/sweep.json", "data-prepared/metadata.json"),
+        *("outputs/latents/report.html", "outputs/own-latents/report.html"),
+        *("outputs/demo/checkpoint-1000/sweep.json", "prepared/metadata.json"),
     ):
         assert (told.folder / name).is_file(), name
     assert list((told.folder / "cache").glob("*"))

@@ -35,7 +35,7 @@ from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from processes import free_port
+from processes import free_port, none_left
 from tiny import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -86,11 +86,17 @@ def live(config_file: str, rank: int, processes: int, port: int, resume: str | N
 def uninterrupted(config: Config, processes: int) -> float:
     """Run it to its end; the seconds that took."""
     began = time.monotonic()
-    for life in start(written(config), processes):
-        life.join()
-        if life.exitcode != 0:
-            raise SystemExit(f"the uninterrupted run ended with {life.exitcode}")
+    to_their_end(start(written(config), processes), "the uninterrupted run")
     return time.monotonic() - began
+
+
+def to_their_end(lives: list[BaseProcess], which: str) -> None:
+    """Wait for all processes of a run; if one fails end the others, and raise SystemExit."""
+    with none_left(*lives):
+        for life in lives:
+            life.join()
+            if life.exitcode != 0:
+                raise SystemExit(f"{which} ended with {life.exitcode}")
 
 
 def killed(config: Config, kills: int, processes: int, seed: int, longest: float) -> dict[str, Any]:
@@ -108,30 +114,27 @@ def killed(config: Config, kills: int, processes: int, seed: int, longest: float
         before = _newest(folder)
         lives = start(config_file, processes)
         aimed = choose.random() < 0.5
-        if processes > 1:  # one that is killed before they have met leaves the other waiting there
-            _wait_until_they_met(folder / "log.jsonl", time.time(), lives)
-        deadline = time.monotonic() + choose.uniform(0.05, longest)
-        while time.monotonic() < deadline and all(life.is_alive() for life in lives):
-            if aimed and _saving(folder) and _newest(folder) > before:
-                time.sleep(choose.uniform(0, 0.02))
-                break
-            time.sleep(0.001)
-        choose.choice(lives).kill()
-        for life in lives:
-            life.join(60)
-            if life.is_alive():
-                life.kill()
-                raise SystemExit("a process went on alone after another of its run was killed")
+        with none_left(*lives):
+            if processes > 1:  # one killed before they have met leaves the other waiting there
+                _wait_until_they_met(folder / "log.jsonl", time.time(), lives)
+            deadline = time.monotonic() + choose.uniform(0.05, longest)
+            while time.monotonic() < deadline and all(life.is_alive() for life in lives):
+                if aimed and _saving(folder) and _newest(folder) > before:
+                    time.sleep(choose.uniform(0, 0.02))
+                    break
+                time.sleep(0.001)
+            choose.choice(lives).kill()
+            for life in lives:
+                life.join(60)
+                if life.is_alive():
+                    raise SystemExit("a process went on alone after another of its run was killed")
         if any(life.exitcode == 0 for life in lives):
             break  # it was done before it could be killed
         found["kills"] += 1
         found["while saving"] += bool(_saving(folder))
         found["lives without a new checkpoint"] += _newest(folder) == before
         steps.append(_newest(folder))
-    for life in start(config_file, processes):
-        life.join()
-        if life.exitcode != 0:
-            raise SystemExit(f"the last life ended with {life.exitcode}")
+    to_their_end(start(config_file, processes), "the last life")
     found["checkpoints at the kills"] = [steps[0], steps[-1]] if steps else []
     return found
 

@@ -34,6 +34,7 @@ from limner.training import precompute
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from captioners import tiny_blip
 from pretrained import tiny_autoencoder
+from processes import none_left
 from tiny import TINY
 
 FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -171,7 +172,8 @@ def to_its_end(words: list[str]) -> float:
     """Run it; the seconds that took."""
     began = time.monotonic()
     life = start(words)
-    life.join()
+    with none_left(life):
+        life.join()
     if life.exitcode != 0:
         raise SystemExit(f"{words[0]} ended with {life.exitcode}")
     return time.monotonic() - began
@@ -255,13 +257,12 @@ def harness(folder: Path, name: str, kills: int, seed: int) -> dict[str, Any]:
         aimed, earlier = choose.random() < 0.5, set(staged(aimed_at))
         deadline = time.monotonic() + choose.uniform(0.05, seconds)
         life = start(words)
-        while life.is_alive() and (aimed or time.monotonic() < deadline):
-            if aimed and set(staged(aimed_at)) - earlier:  # half of them in the midst of writing
-                time.sleep(choose.uniform(0, choose.choice((0.02, seconds / 2))))
-                break
-            time.sleep(0.001)
-        life.kill()
-        life.join(60)
+        with none_left(life):
+            while life.is_alive() and (aimed or time.monotonic() < deadline):
+                if aimed and set(staged(aimed_at)) - earlier:  # half of them while it writes
+                    time.sleep(choose.uniform(0, choose.choice((0.02, seconds / 2))))
+                    break
+                time.sleep(0.001)
         now = state_of(broken)
         if reason := wrong(now, before, new, command.grows):
             found["wrong"].append(reason)

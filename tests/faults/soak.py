@@ -63,13 +63,16 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
     samples: list[dict[str, float]] = []
     with (folder / "said").open("w") as said:
         run = psutil.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        end = time.monotonic() + minutes * 60
-        while time.monotonic() < end and run.poll() is None:
-            time.sleep(EVERY)
-            samples.append(look(run))
-        alive = run.poll() is None
-        run.terminate()  # asked to stop, it saves and leaves
-        code = run.wait(120)
+        try:
+            end = time.monotonic() + minutes * 60
+            while time.monotonic() < end and run.poll() is None:
+                time.sleep(EVERY)
+                samples.append(look(run))
+            alive = run.poll() is None
+            run.terminate()  # asked to stop, it saves and leaves
+            code = run.wait(120)
+        finally:  # an error would be hidden by that of removing the folder it goes on writing in
+            run.kill()
     events = read_log(folder / "run" / "log.jsonl")
     after = samples[len(samples) // 6 :]
     quarter = max(1, len(after) // 4)

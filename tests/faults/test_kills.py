@@ -1,7 +1,10 @@
 """The short form of `python tests/faults/kills.py`, and what else two processes must keep."""
 
+import multiprocessing
 import os
 import signal
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import kills
@@ -55,9 +58,8 @@ def test_one_process_goes_on_as_two_and_two_as_one(tmp_path: Path) -> None:
     kills.uninterrupted(alone, 1)
     for steps, processes in ((5, 1), (10, 2), (15, 1)):
         config = kills.small_run(tmp_path / "mixed", steps, *settings)
-        for life in kills.start(kills.written(config), processes, "latest" if steps > 5 else None):
-            life.join()
-            assert life.exitcode == 0
+        resume = "latest" if steps > 5 else None
+        kills.to_their_end(kills.start(kills.written(config), processes, resume), "a part")
     assert [c.name for c in checkpoints(tmp_path / "mixed")] == [
         f"checkpoint-{n}" for n in (5, 10, 15)
     ]
@@ -100,9 +102,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     (saved,) = checkpoints(tmp_path / "asked")
     assert f"step {saved.name.partition('-')[2]}," in said
     assert saved.name != f"checkpoint-{STEPS}"
-    for life in kills.start(kills.written(config), 1):
-        life.join()
-        assert life.exitcode == 0
+    kills.to_their_end(kills.start(kills.written(config), 1), "the run that was asked to stop")
     # The log's windows are others, for the run was cut elsewhere.
     assert set(kills.differences(whole, tmp_path / "asked")) <= {"log.jsonl"}
 
@@ -127,6 +127,38 @@ def test_a_command_that_is_killed_loses_nothing_and_goes_on(command: str, tmp_pa
     found = kills_of_commands.harness(tmp_path, command, kills=2, seed=0)
     assert found["kills"] == 2
     assert (found["wrong"], found["different"], found["left behind"]) == ([], [], [])
+
+
+def test_an_error_of_the_harness_is_seen_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives: list[BaseProcess] = []
+
+    def start(words: list[str]) -> BaseProcess:
+        seconds = 0 if words[0] == "completion" else 600
+        context = multiprocessing.get_context(kills_of_commands.FORKS)
+        lives.append(context.Process(target=time.sleep, args=(seconds,)))
+        lives[-1].start()
+        return lives[-1]
+
+    def write(words: list[str]) -> float:
+        (Path(words[0]) / "new").mkdir(parents=True)
+        (Path(words[0]) / "new" / "file").touch()
+        return 60.0
+
+    def fails_beside_a_life(folder: Path) -> list[Path]:
+        if len(lives) > 1:
+            raise ZeroDivisionError("injected")
+        return []
+
+    command = kills_of_commands.Command(lambda made, place: [str(place)], lambda folder: None)
+    monkeypatch.setitem(kills_of_commands.COMMANDS, "made-up", command)
+    monkeypatch.setattr(kills_of_commands, "start", start)
+    monkeypatch.setattr(kills_of_commands, "to_its_end", write)
+    monkeypatch.setattr(kills_of_commands, "staged", fails_beside_a_life)
+    with pytest.raises(ZeroDivisionError, match="injected"):
+        kills_of_commands.harness(tmp_path, "made-up", kills=1, seed=1)
+    assert [life.is_alive() for life in lives] == [False, False]
 
 
 def test_what_is_neither_the_earlier_nor_the_new_is_seen() -> None:

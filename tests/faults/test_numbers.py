@@ -251,6 +251,41 @@ def test_a_falling_loss_and_a_short_history_are_no_spikes() -> None:
     assert few.see(100.0, 6) is None
 
 
+@pytest.mark.parametrize("rises", [1.0, 1.6])
+def test_a_short_fine_tuning_is_noise_and_no_spike(rises: float) -> None:
+    """Its loss begins low and stays, or rises as training goes on to cleaner pictures."""
+    noise = torch.Generator().manual_seed(0)
+    said = jumped = 0
+    for _ in range(100):
+        scatter = (0.3 * torch.randn(60, generator=noise)).exp()
+        losses = (0.4 * torch.linspace(1, rises, 60) * scatter).tolist()
+        spikes = Spikes()
+        for number, loss in enumerate(losses):
+            spikes.see(loss, number)
+        said += spikes.count > 0
+        after = Spikes(losses[:12])
+        jumped += after.see(50 * max(losses[:12]), 13) is not None
+    assert said <= 2
+    assert jumped >= 95
+
+
+def test_a_fine_tuning_of_twenty_steps_that_was_measured_has_no_spike() -> None:
+    losses = [
+        *(0.144, 0.071, 0.090, 0.167, 0.099, 0.110, 0.228, 0.157, 0.101, 0.108),
+        *(0.138, 0.190, 0.111, 0.206, 0.172, 0.300, 0.232, 0.230, 0.239, 0.633),
+    ]
+    spikes = Spikes()
+    assert [spikes.see(loss, n) for n, loss in enumerate(losses)] == [None] * 20
+    assert spikes.count == 0
+    assert spikes.see(10.0, 21) is not None
+
+
+def test_losses_of_zero_have_a_rule_too() -> None:
+    spikes = Spikes([0.0] * 20)
+    assert spikes.see(0.0, 21) is None
+    assert spikes.see(1.0, 22) is not None
+
+
 def test_a_run_warns_of_the_first_jump_and_counts_the_others(tiny_config: Build) -> None:
     config = tiny_config("training.max_steps=16")
     trainer = spoil(Trainer(config), lambda step: step in (11, 13, 14), "50")

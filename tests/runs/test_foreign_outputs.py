@@ -66,6 +66,14 @@ def test_a_kind_that_says_nothing_of_itself_is_never_replaced(tmp_path: Path) ->
     assert is_drawing(save_sheet(tmp_path / "c.png", [picture()], ["a"]))
 
 
+def test_a_sheet_does_not_replace_what_came_while_it_was_drawn(tmp_path: Path) -> None:
+    picture().save(tmp_path / "c-sheet.png")
+    before = (tmp_path / "c-sheet.png").read_bytes()
+    with pytest.raises(LimnerError, match=r"c-sheet\.png is there already and is no"):
+        save_sheet(tmp_path / "c.png", [picture()], ["a"])
+    assert (tmp_path / "c-sheet.png").read_bytes() == before
+
+
 def test_generate_replaces_its_own_drawings_alone(trained: Path, tmp_path: Path, capsys) -> None:
     outputs = str(trained / "outputs")
     path = tmp_path / "apple.png"

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +104,14 @@ def ends_of(processes: int, what: str, told: str) -> tuple[list[int | None], str
             context.Process(target=process_program.as_rank, args=(number, *common))
             for number in range(processes)
         ]
-        for life in lives:
-            life.start()
-        for life in lives:
-            life.join(140)
-            if life.exitcode is None:
-                for other in lives:
-                    other.kill()
+        with none_left(*lives):
+            for life in lives:
+                life.start()
+            for life in lives:
+                life.join(140)
+                if life.exitcode is None:
+                    for other in lives:
+                        other.kill()
         return [life.exitcode for life in lives], said.read_text("utf-8") if said.exists() else ""
 
 
@@ -118,6 +121,20 @@ def fork_context() -> Any:
     if FORKS == "forkserver":
         context.set_forkserver_preload(["limner.training.trainer", "torch._dynamo"])
     return context
+
+
+@contextmanager
+def none_left(*lives: BaseProcess) -> Iterator[None]:
+    """Kill those that are alive at the end: an error would be hidden by that of removing a folder
+    in which they go on writing."""
+    try:
+        yield
+    finally:
+        begun = [life for life in lives if life.pid is not None]
+        for life in begun:
+            life.kill()
+        for life in begun:
+            life.join(60)
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from limner.redaction import redact_urls
 
 Verdict = Literal["pass", "warn", "fail"]
 GIB = 2**30
+LOOKED_AT = 64
+"""Pictures that are decoded, of however many there are."""
 TORCH_INDEX = "https://download.pytorch.org/whl"
 
 
@@ -336,6 +339,8 @@ def configuration(config: Config) -> Iterator[Finding]:
 
 def data(config: Config) -> Iterator[Finding]:
     from limner.data.open import open_picture_set
+    from limner.data.order import evenly_spaced
+    from limner.data.verify import can_be_checked, undecodable
 
     name = config.data.dataset_name
     if name and "/" in name:  # looking at it would download it
@@ -349,14 +354,28 @@ def data(config: Config) -> Iterator[Finding]:
         how = "limner doctor CONFIG looks at your data; limner demo needs none"
         yield Finding("data", "warn" if default else "fail", first, " ".join(more) or how)
         return
-    refused = len(found.refused)
+    refused, pictures = len(found.refused), len(found.rows)
     yield Finding(
         "data",
         "warn" if refused else "pass",
-        f"{len(found.rows):,} pictures with captions in {found.name}"
+        f"{pictures:,} pictures with captions in {found.name}"
         + (f", {refused:,} {plural(refused, 'row')} cannot be used" if refused else ""),
         f"first: {found.refused[0].key}: {found.refused[0].reason}" if refused else None,
     )
+    if can_be_checked(found):
+        sample = [found.rows[i] for i in evenly_spaced(pictures, LOOKED_AT)]
+        bad = undecodable(found, sample)
+        several = "all of them" if pictures == len(sample) else f"a sample of {len(sample)}"
+        where = shlex.quote(str(config.data.dataset_path or "CONFIG"))
+        yield Finding(
+            "data",
+            "fail" if len(bad) == len(sample) else "warn" if bad else "pass",
+            f"{len(bad)} of {several.removeprefix('all of ')} cannot be decoded, first: "
+            f"{bad[0].key}: {bad[0].reason}"
+            if bad
+            else f"{several} can be decoded",
+            f"limner check-data {where}   (looks at all of them)",
+        )
 
 
 def pretrained(config: Config) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Estimate:
     gradients: int
     optimizer: int
     activations: int
+    """By how much the micro-batch raises the peak; 0: by nothing that can be measured."""
     rest: int
     """Program, libraries, compiled code, pictures kept in memory."""
     peak: int
@@ -80,8 +82,7 @@ class Estimate:
             f"{self.device}:",
             f"              weights {mib(self.weights)}, their average {mib(self.averaged)}, "
             f"gradients {mib(self.gradients)}, optimizer {mib(self.optimizer)},",
-            f"              activations {mib(self.activations)} for {self.batch_size} pictures at "
-            f"a time, the rest {mib(self.rest)}",
+            f"              {self._activations(mib)} {mib(self.rest)}",
             f"disk          checkpoints {mib(self.checkpoint)}{kept}"
             + (f", latents and embeddings {mib(self.cache)}" if self.cache else ""),
         ]
@@ -94,6 +95,22 @@ class Estimate:
         )
         said += [f"advice        {sentence}" for sentence in self.advice]
         return [*said, f"(from short runs that took {format_duration(self.probe_seconds)})"]
+
+    def _activations(self, mib: Callable[[float], str]) -> str:
+        """Of what cannot be told from the rest, no figure is given: one picture at a time leaves
+        nothing to compare with, and the activations of a small model fit into memory that was
+        taken and given back before."""
+        if self.batch_size == 1:
+            return "activations of 1 picture at a time and the rest together"
+        if self.activations < 2**20:
+            return (
+                f"activations of {self.batch_size} pictures at a time raise the peak by less than "
+                "1 MiB, the rest"
+            )
+        return (
+            f"activations {mib(self.activations)} for {self.batch_size} pictures at a time, "
+            "the rest"
+        )
 
 
 def estimate(config: Config) -> Estimate:
@@ -113,6 +130,11 @@ def estimate(config: Config) -> Estimate:
     batch_size = config.training.micro_batch_size
     free = free_memory(device)
     small, large = probe_twice(config, free)
+    if small["batch_size"] == large["batch_size"] < batch_size:
+        all_notes.append(
+            "memory is so short that only one picture at a time was measured: the peak is that of "
+            f"one, and {batch_size} at a time take more"
+        )
     fixed, per_picture = line(small, large, "peak_bytes")
     fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
     step_fixed, step_per_picture = line(small, large, "seconds_per_step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,6 +158,9 @@ def run(options: argparse.Namespace) -> None:
             say(written)
         if options.sheet:
             say(save_sheet(path, pictures, labels))
+        if count > 1 and (earlier := of_earlier_commands(path, count, options.sheet)):
+            names = ", ".join(other.name for other in earlier)
+            say(f"of an earlier command, and left as they are: {names}", err=True)
 
 
 PASSED_ON = (
@@ -202,11 +206,33 @@ def sheet_beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}-sheet.png")
 
 
+def of_earlier_commands(path: Path, count: int, sheet: bool) -> list[Path]:
+    """Drawings that look as if they were of this command, which drew `count` of them, with a sheet
+    or without: an earlier one had the same --output and drew more."""
+    from limner.inference.saving import is_drawing
+
+    found = []
+    for number in itertools.count(count):
+        other = path.with_stem(f"{path.stem}-{number}")
+        if not is_drawing(other):
+            break
+        found.append(other)
+    if not sheet and is_drawing(sheet_beside(path)):
+        found.append(sheet_beside(path))
+    return found
+
+
 def save_sheet(path: Path, pictures: list[Image.Image], labels: list[str]) -> Path:
-    """A contact sheet beside the pictures, which are shown at their size up to 256 pixels."""
+    """A contact sheet beside the pictures, which are shown at their size up to 256 pixels.
+
+    Raises:
+        LimnerError: something that is no drawing of Limner's was put there meanwhile.
+    """
     from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
+    from limner.inference.saving import check_not_foreign
 
     size = max(96, min(256, *(max(picture.size) for picture in pictures)))
     sheet_path = sheet_beside(path)
+    check_not_foreign([sheet_path])
     save_contact_sheet(contact_sheet(pictures, labels, scale_to=size), sheet_path, labels)
     return sheet_path

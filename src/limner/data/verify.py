@@ -48,10 +48,8 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
     rows, wanted = picture_set.rows, config.data.num_samples
     if not rows:
         return
-    if isinstance(picture_set, Streamed):
-        return  # all of it would have to be read before the first step
-    if picture_set.path(rows[0]) is None and not isinstance(picture_set, PackedImages):
-        return  # drawn, not read: nothing that could be damaged
+    if not can_be_checked(picture_set):
+        return
     ranked: Sequence[int] = range(len(rows))
     if wanted is not None and wanted < len(rows):
         ranked = sorted(ranked, key=lambda i: sampling_rank(rows[i].key))
@@ -88,6 +86,23 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
         raise LimnerError(
             f"none of the {len(rows):,} pictures could be used; the first: {first_bad.reason}"
         )
+
+
+def can_be_checked(picture_set: ImageDataset) -> bool:
+    """Whether there are files to decode before the first step."""
+    if not picture_set.rows or isinstance(picture_set, Streamed):
+        return False  # all of it would have to be read
+    # Those that are drawn, not read, have nothing that could be damaged.
+    return picture_set.path(picture_set.rows[0]) is not None or isinstance(
+        picture_set, PackedImages
+    )
+
+
+def undecodable(picture_set: ImageDataset, rows: Sequence[Row]) -> list[Refused]:
+    """Those of `rows` whose pictures cannot be decoded, with the reasons."""
+    with ThreadPoolExecutor() as threads:
+        reasons = _Remembered(set()).check(picture_set, rows, threads)
+    return [Refused(row.key, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
 
 
 def check_share_refused(refused: int, rows: int, config: Config) -> None:

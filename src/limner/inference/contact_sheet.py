@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, features
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from limner.errors import LimnerError
 from limner.files.atomic import replacing
+from limner.inference.fonts import Font, font_for, in_ascii, say_once_what_is_missing
 
 MARGIN = 24  # pixels around the sheet
 GAP = 16  # pixels between neighbouring cells
@@ -24,20 +23,6 @@ TITLE_SIZE = 22
 MAX_LABEL_LINES = 6
 
 INK, SOFT_INK, FRAME = (28, 28, 30), (110, 110, 118), (222, 222, 226)
-
-# Pillow's own font has the letters of English only. These are looked for by name in the system's
-# font folders (Pillow knows those of Linux, macOS and Windows), the widest coverage last.
-SYSTEM_FONTS = (
-    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf"),
-    *("segoeui.ttf", "arial.ttf", "Arial.ttf"),
-    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf"),
-    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf"),
-    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "AppleSDGothicNeo.ttc"),
-    *("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "simsun.ttc"),
-    *("NotoSansArabic-Regular.ttf", "Arial Unicode.ttf", "unifont.ttf"),
-)
-
-Font = ImageFont.FreeTypeFont
 
 
 def contact_sheet(
@@ -55,7 +40,8 @@ def contact_sheet(
     the real picture for `labels[i]`, drawn at half that size to the right and marked "real".
     `groups[i]` is the heading that picture i stands under; neighbours with one heading share it.
     A label that no font of this machine can draw becomes "#i", its place in `labels` from 0 (in a
-    run folder that is its place in samples.json). Raises LimnerError if the lengths differ.
+    run folder that is its place in samples.json), and a warning says what to install. Raises
+    LimnerError if the lengths differ.
     """
     for name, others in (("labels", labels), ("truths", truths), ("groups", groups)):
         if others is not None and len(others) != len(pictures):
@@ -69,6 +55,7 @@ def contact_sheet(
     width = 2 * MARGIN + columns * cell_width + (columns - 1) * GAP
 
     texts = [label_text(label, i, LABEL_SIZE, cell_width) for i, label in enumerate(labels)]
+    say_once_what_is_missing(labels, LABEL_SIZE)
     label_line = line_height(font_for("Ag", LABEL_SIZE))
     # Lay out first (where everything goes, how high the sheet is), then paint.
     headings: list[tuple[int, int, list[str], Font]] = []
@@ -165,53 +152,6 @@ def label_text(label: str, number: int, size: int, width: int) -> tuple[list[str
         if font is not None:
             return wrap(candidate, font, width), font
     raise AssertionError("Pillow's own font draws ASCII")
-
-
-@lru_cache(maxsize=4096)
-def font_for(text: str, size: int) -> Font | None:
-    """The first font that has every character of `text` and can set them in order, or None."""
-    if needs_shaping(text) and not (features.check("raqm") and features.check("fribidi")):
-        return None  # Arabic letters side by side, from left to right, are not Arabic
-    for name in (None, *SYSTEM_FONTS):
-        font = open_font(name, size)
-        if font is not None and covers(font, text):
-            return font
-    return None
-
-
-@lru_cache(maxsize=256)
-def open_font(name: str | None, size: int) -> Font | None:
-    """The system's font file of that name, or None if it has none; name None: Pillow's own font."""
-    try:
-        font = ImageFont.load_default(size) if name is None else ImageFont.truetype(name, size)
-    except OSError:
-        return None
-    return font if isinstance(font, Font) else None
-
-
-def covers(font: Font, text: str) -> bool:
-    """Whether `font` has a glyph of its own for each character of `text`."""
-    # A noncharacter is drawn as the font's box for "missing"; what looks like that is missing.
-    missing = bytes(font.getmask("\uffff"))
-    return all(
-        bytes(font.getmask(character)) != missing
-        for character in set(text)
-        if not character.isspace()
-    )
-
-
-def needs_shaping(text: str) -> bool:
-    """Whether letters join or marks combine (Arabic, Hebrew, Devanagari, Thai ...)."""
-    return any(
-        unicodedata.bidirectional(c) in ("R", "AL") or unicodedata.category(c) in ("Mn", "Mc")
-        for c in text
-    )
-
-
-def in_ascii(text: str) -> str:
-    """Accents dropped and curly punctuation straightened: "piñata" on a machine without fonts."""
-    text = text.translate(str.maketrans("‘’“”–—", "''\"\"--"))
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
 
 
 def wrap(text: str, font: Font, width: int) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny import TINY
 
 from limner import device as devices
@@ -37,6 +38,56 @@ def test_a_machine_on_which_all_is_well(tmp_path: Path, capsys: pytest.CaptureFi
     assert "24 pictures with captions in shapes" in said
     assert "0 to fix" in said
     assert not list(tmp_path.iterdir())
+
+
+def folder_of_pictures(folder: Path, good: int, bad: int) -> None:
+    """A set of pairs, the last of whose pictures are cut off."""
+    folder.mkdir()
+    for number in range(good + bad):
+        path = folder / f"{number:03d}.png"
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
+        path.with_suffix(".txt").write_text(f"picture {number}", "utf-8")
+        if number >= good:
+            path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "verdict", "said"),
+    [
+        (5, 0, "pass", "all of them can be decoded"),
+        (4, 2, "warn", "2 of them cannot be decoded, first: 004.png: "),
+        (0, 3, "fail", "3 of them cannot be decoded, first: 000.png: "),
+    ],
+)
+def test_pictures_that_cannot_be_decoded_are_counted(
+    good: int, bad: int, verdict: str, said: str, tmp_path: Path, tiny_config: Build
+) -> None:
+    folder_of_pictures(tmp_path / "my set", good, bad)
+    nameless = ("data.dataset_name=null", "data.num_samples=null")
+    config = tiny_config(*nameless, f"data.dataset_path='{tmp_path / 'my set'}'")
+    counted, decoded = doctor.data(config)
+    assert f"{good + bad} pictures with captions" in counted.seen
+    assert decoded.verdict == verdict
+    assert said in decoded.seen
+    assert decoded.fix == f"limner check-data '{tmp_path / 'my set'}'   (looks at all of them)"
+
+
+def test_of_many_pictures_a_sample_is_decoded(
+    tmp_path: Path, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "LOOKED_AT", 4)
+    folder_of_pictures(tmp_path / "set", 0, 9)
+    nameless = ("data.dataset_name=null", "data.num_samples=null")
+    _, decoded = doctor.data(tiny_config(*nameless, f"data.dataset_path='{tmp_path / 'set'}'"))
+    assert "4 of a sample of 4 cannot be decoded" in decoded.seen
+    for path in (tmp_path / "set").glob("*.png"):
+        Image.new("RGB", (16, 16)).save(path)
+    _, decoded = doctor.data(tiny_config(*nameless, f"data.dataset_path='{tmp_path / 'set'}'"))
+    assert decoded.seen == "a sample of 4 can be decoded"
+
+
+def test_pictures_that_are_drawn_are_not_decoded(tiny_config: Build) -> None:
+    assert [finding.verdict for finding in doctor.data(tiny_config())] == ["pass"]
 
 
 def test_what_is_to_be_mended_is_said_with_the_command(

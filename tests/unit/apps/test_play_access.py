@@ -24,6 +24,7 @@ from limner.apps.play.events import Events
 from limner.apps.play.painter import Painter, keep
 from limner.apps.play.request import DrawRequest
 from limner.apps.play.server import NO_TOKEN, Handler, Server
+from limner.commands.play import second_ctrl_c_ends_at_once
 from limner.errors import LimnerError
 from limner.inference.saving import remember
 
@@ -366,13 +367,30 @@ def test_a_picture_that_cannot_be_kept_is_shown_all_the_same(run: Path, tmp_path
 # The end
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT reaches no other process there")
-@pytest.mark.parametrize("when", ["before", "while", "after"])
-def test_ctrl_c_ends_without_a_traceback(when: str, run: Path) -> None:
-    program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from limner.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="SIGINT reaches no other process")
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""What is started in the background of a shell would ignore it."""
+THE_COMMAND = "import sys; from limner.cli import main; sys.exit(main(sys.argv[1:]))"
+CTRL_C = "import os; ctrl_c = lambda *_: os.kill(os.getpid(), signal.SIGINT)"
+AGAIN = {
+    "while it waits for the drawing": (
+        "from limner.apps.play import painter, server; stop = painter.Painter.stop\n"
+        "painter.Painter.stop = lambda self, within: (stop(self, 0), ctrl_c())"
+    ),
+    "once it has ended that": "from limner.commands import play; play.say = print_then_ctrl_c",
+    "in Python's own end": "import atexit; atexit.register(ctrl_c)",
+}
+"""Where a second Ctrl-C comes in, by the code that sends it there."""
+PRINT_THEN = "print_then_ctrl_c = lambda *w: print(*w, flush=True) if w else ctrl_c()"
+
+
+def ended_by_ctrl_c(run: Path, when: str, *lines: str) -> tuple[int, str]:
+    """Exit code and stderr of `limner play`, interrupted before, while, or after it draws.
+
+    Args:
+        lines: of Python, run before the command is.
+    """
+    program = "\n".join([HEARS_CTRL_C, *lines, THE_COMMAND])
     words = ["play", str(run), "--port", "0", "--device", "cpu", "--no-browser"]
     command = [sys.executable, "-c", program, *words]
     playing = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -396,7 +414,42 @@ def test_ctrl_c_ends_without_a_traceback(when: str, run: Path) -> None:
             _, err = playing.communicate(timeout=60)
     finally:
         playing.kill()
-    assert (playing.returncode, err) == (130 if when == "while" else 0, "")
+    return playing.returncode, err
+
+
+@SIGNALS
+@pytest.mark.parametrize("when", ["before", "while", "after"])
+def test_ctrl_c_ends_without_a_traceback(when: str, run: Path) -> None:
+    assert ended_by_ctrl_c(run, when) == (130 if when == "while" else 0, "")
+
+
+@SIGNALS
+@pytest.mark.parametrize("again", AGAIN)
+def test_a_second_ctrl_c_ends_at_once_without_a_traceback(again: str, run: Path) -> None:
+    when = "before" if again == "in Python's own end" else "while"
+    found = ended_by_ctrl_c(run, when, CTRL_C, PRINT_THEN, AGAIN[again])
+    assert found == (130, "")
+
+
+@SIGNALS
+def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with second_ctrl_c_ends_at_once():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with second_ctrl_c_ends_at_once():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_is_about_to_be_drawn_counts_as_a_drawing(run: Path) -> None:
+    painter = Painter(run, device="cpu")
+    painter.lock.acquire()  # as who draws does first
+    assert painter.stop(0.01) is True
 
 
 def test_when_the_command_ends_nobody_begins_to_draw(run: Path) -> None:
@@ -405,4 +458,4 @@ def test_when_the_command_ends_nobody_begins_to_draw(run: Path) -> None:
     painter.lock.release()
     with pytest.raises(ConnectionError, match="the command ends"):
         painter.draw(DrawRequest(prompts=("x",)), lambda event: None)
-    assert painter.working is False
+    assert not painter.lock.locked()

@@ -11,16 +11,17 @@ from PIL import Image, ImageFont
 
 from limner.errors import LimnerError
 from limner.inference import contact_sheet as module
+from limner.inference import fonts
 from limner.inference.contact_sheet import (
     GAP,
     MARGIN,
     TEXT_GAP,
     contact_sheet,
-    font_for,
     label_text,
     save_contact_sheet,
     wrap,
 )
+from limner.inference.fonts import SYSTEM_FONTS, font_for
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 160, 0), (0, 0, 255)
 
@@ -32,7 +33,8 @@ def plain(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Ima
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch):
     """A machine without any system font, as a slim container is."""
-    monkeypatch.setattr(module, "SYSTEM_FONTS", ())
+    monkeypatch.setattr(fonts, "SYSTEM_FONTS", ())
+    monkeypatch.setattr(fonts, "_said", set())
     font_for.cache_clear()
     yield
     font_for.cache_clear()
@@ -116,6 +118,48 @@ def test_without_a_font_that_has_the_letters_a_label_is_its_number() -> None:
         assert label_text(prompt, 7, 12, 96)[0] == ["#7"]
     assert label_text("piñata – woman’s hat", 7, 12, 300)[0] == ["pinata - woman's hat"]
     assert label_text("", 7, 12, 96)[0] == ["(empty prompt)"]
+
+
+@pytest.mark.usefixtures("bare_machine")
+@pytest.mark.parametrize(
+    ("system", "install"),
+    [
+        ("Linux", "install fonts-noto-cjk (Debian, Ubuntu)"),
+        ("Darwin", "brew install --cask font-noto-sans-cjk"),
+        ("Windows", "supplemental fonts of the language in Settings"),
+    ],
+)
+def test_what_to_install_for_labels_that_are_numbers_is_said_once(
+    system: str,
+    install: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: system)
+    for _ in range(2):
+        contact_sheet([plain(RED)] * 4, ["a cat", "红苹果", "piñata", "빨간 사과"])
+    (said,) = caplog.messages
+    assert "2 captions of a contact sheet are shown as #1, #3," in said
+    assert install in said
+    contact_sheet([plain(RED)], ["красное яблоко"])
+    (_, other) = caplog.messages
+    assert "1 caption of a contact sheet is shown as #0" in other
+    assert "install a font with its letters" in other
+
+
+def test_where_all_labels_are_letters_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    contact_sheet([plain(RED)] * 3, ["a cat", "", "piñata – woman’s hat"])
+    assert caplog.messages == []
+
+
+def test_each_system_has_fonts_of_chinese_japanese_and_korean_in_the_list() -> None:
+    for usual in (
+        *("NotoSansCJK-Regular.ttc", "NotoSansCJK-VF.ttc"),  # Debian, Fedora
+        *("Hiragino Sans GB.ttc", "ヒラギノ角ゴシック W3.ttc", "AppleSDGothicNeo.ttc"),
+        *("msyh.ttc", "msjh.ttc", "YuGothM.ttc", "malgun.ttf"),
+    ):
+        assert usual in SYSTEM_FONTS
+    assert len(set(SYSTEM_FONTS)) == len(SYSTEM_FONTS)
 
 
 def test_no_label_is_ever_drawn_with_the_box_for_a_missing_letter() -> None:

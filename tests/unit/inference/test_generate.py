@@ -183,6 +183,24 @@ def test_the_last_seed_is_followed_by_the_first(trained: Path, tmp_path: Path) -
     assert np.abs(drawn[1] - np.array(alone)).max() <= 1
 
 
+def test_drawings_of_an_earlier_command_stay_and_are_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", str(trained / "outputs"), "a red circle", "--device", "cpu"]
+    words += ["--output", str(tmp_path / "a.png"), "--num_images"]
+    assert main([*words, "4", "--sheet"]) == 0
+    assert "earlier" not in capsys.readouterr().err
+    Image.new("RGB", (4, 4)).save(tmp_path / "a-4.png")  # somebody's own
+    assert main([*words, "2"]) == 0
+    said = capsys.readouterr()
+    assert said.out.split() == [str(tmp_path / "a-0.png"), str(tmp_path / "a-1.png")]
+    left = "a-2.png, a-3.png, a-sheet.png"
+    assert f"of an earlier command, and left as they are: {left}\n" in said.err
+    assert len(list(tmp_path.iterdir())) == 6
+    assert main([*words, "4", "--sheet"]) == 0
+    assert "earlier" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prompts", [["a red circle"], ["a red circle", "红苹果"]])
 def test_a_sheet_shows_every_picture_beside_them(
     prompts: list[str], trained: Path, tmp_path: Path

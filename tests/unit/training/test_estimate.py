@@ -164,22 +164,70 @@ def test_a_model_that_is_too_large_for_anything_says_so(
         memory_probe.probe_twice(tiny_config("training.batch_size=64"), 1000)
 
 
+def made_up_probe(
+    monkeypatch: pytest.MonkeyPatch, free: int, peak: Callable[[Config], int]
+) -> None:
+    """Every short run is measured like this, on a machine of so many free bytes."""
+    counts = dict.fromkeys(
+        ("parameters", "denoiser_parameters", "weight_bytes", "trained_bytes", "optimizer_bytes",
+         "trained", "held_out", "captions", "checkpoint_bytes"), 10,
+    )  # fmt: skip
+    times = {"seconds_per_step": 1.0, "gflops_per_picture": 1.0, "share_of_matmul_peak": 0.3}
+
+    def probe(config: Config) -> dict[str, Any]:
+        size = config.training.batch_size
+        assert isinstance(size, int)
+        return measured(size, peak_bytes=peak(config), **counts, **times)
+
+    monkeypatch.setattr(memory_probe, "probe", probe)
+    monkeypatch.setattr(estimates, "free_memory", lambda device: free)
+
+
+@pytest.mark.parametrize(
+    ("batch", "each", "said"),
+    [
+        (8, 2**20, "activations 8 MiB for 8 pictures at a time, the rest"),
+        (8, 2**16, "activations of 8 pictures at a time raise the peak by less than 1 MiB, the re"),
+        (8, 0, "activations of 8 pictures at a time raise the peak by less than 1 MiB, the rest"),
+        (8, -(2**20), "activations of 8 pictures at a time raise the peak by less than 1 MiB"),
+        (1, 2**20, "activations of 1 picture at a time and the rest together"),
+    ],
+)
+def test_activations_that_cannot_be_measured_are_not_called_nothing(
+    batch: int, each: int, said: str, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peak(config: Config) -> int:
+        return 100 * 2**20 + each * int(config.training.batch_size)
+
+    made_up_probe(monkeypatch, 2**33, peak)
+    words = "\n".join(estimate(tiny_config(f"training.batch_size={batch}")).lines())
+    assert said in words
+    assert "activations 0" not in words
+
+
+def test_where_one_picture_alone_was_measured_the_peak_is_called_that_of_one(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peak(config: Config) -> int:
+        if config.training.batch_size != 1:
+            raise MemoryError
+        return 1000
+
+    made_up_probe(monkeypatch, 1400, peak)
+    found = estimate(tiny_config("training.batch_size=8", "data.memory_mb=0"))
+    assert "the peak is that of one, and 8 at a time take more" in "".join(found.notes)
+    alone = estimate(tiny_config("training.batch_size=1", "data.memory_mb=0"))
+    assert "at a time" not in "".join(alone.notes)
+
+
 def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
     tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def probe(config: Config) -> dict[str, Any]:
-        size = config.training.batch_size
+    def peak(config: Config) -> int:
         each = 10 if config.training.gradient_checkpointing else 100
-        counts = dict.fromkeys(
-            ("parameters", "denoiser_parameters", "weight_bytes", "trained_bytes",
-             "optimizer_bytes", "trained",
-             "held_out", "captions", "checkpoint_bytes"), 10,
-        )  # fmt: skip
-        times = {"seconds_per_step": 1.0, "gflops_per_picture": 1.0, "share_of_matmul_peak": 0.3}
-        return measured(size, peak_bytes=1000 + each * size, **counts, **times)
+        return 1000 + each * int(config.training.batch_size)
 
-    monkeypatch.setattr(memory_probe, "probe", probe)
-    monkeypatch.setattr(estimates, "free_memory", lambda device: 1400)
+    made_up_probe(monkeypatch, 1400, peak)
     found = estimate(tiny_config("training.batch_size=64", "data.memory_mb=0"))
     assert found.peak == 1000 + 100 * 64
     assert "gradient_checkpointing=true brings the peak" in found.advice[0]

@@ -47,7 +47,7 @@ class Painter:
     def __init__(self, checkpoint: str | Path, keep_in: Path | None = None, **options: Any) -> None:
         self.checkpoint, self.keep_in, self.options = checkpoint, keep_in, options
         self.lock = threading.Lock()
-        self.working = self.stopping = False
+        self.stopping = False
         self.generator = ImageGenerator(checkpoint, **options)
         if keep_in is not None:
             keep_out_of_the_data(keep_in, self.generator.config, "--output", checkpoint)
@@ -110,9 +110,10 @@ class Painter:
         """End the drawing that goes on, at its next step, and draw no more. Returns whether there
         was one; after `within` seconds it is not waited for any longer."""
         self.stopping = True
-        busy = self.working
-        self.lock.acquire(timeout=within)  # and kept: who waits for it is not to draw
-        return busy
+        if self.lock.acquire(blocking=False):  # and kept: who waits for it is not to draw
+            return False
+        self.lock.acquire(timeout=within)
+        return True
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -120,10 +121,8 @@ class Painter:
         try:
             if self.stopping:
                 raise ConnectionAbortedError("the command ends")
-            self.working = True
             yield
         finally:
-            self.working = False
             self.lock.release()
 
     def draw(self, asked: DrawRequest, tell: Tell) -> None:

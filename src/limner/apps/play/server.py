@@ -94,10 +94,7 @@ class Server(ThreadingHTTPServer):
 
     def exit_code(self) -> int:
         """End what is being drawn; 130 if something was, else 0."""
-        try:
-            return 130 if self.painter.stop(STOP_WITHIN) else 0
-        except KeyboardInterrupt:  # once more
-            return 130
+        return 130 if self.painter.stop(STOP_WITHIN) else 0
 
     # ---- connections -----------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 WINDOW = 50
 """Logged losses that a new one is compared with."""
+TINY = 1e-12
+"""A loss below it counts as that, so that it has a logarithm."""
 PATIENCE = 3
 """Measurements in a row that must agree before a run is called anything."""
 
@@ -92,9 +94,11 @@ def _where(best: Measurement, now: Measurement) -> str:
 class Spikes:
     """Detects jumps of the training loss; warns only about the first.
 
-    A jump is a loss above the median of the last `WINDOW` by six times their spread (the median
-    absolute deviation, as if normal) and by a quarter at least. On a few dozen pictures that
-    happens now and then, and means nothing.
+    A jump is a loss that is a quarter above the highest of the last n <= `WINDOW`, and above their
+    median by 6 + 20 / n times their spread (the median absolute deviation, as if normal). Median
+    and spread are those of the logarithms, as losses scatter by factors, and more is asked of few
+    losses, whose spread is uncertain. The loss of a short fine-tuning begins low, scatters, and
+    rises within few steps as training moves to less noise; none of that is a jump.
 
     Args:
         earlier: the losses that were logged before, so that a resumed run sees as the whole one.
@@ -115,9 +119,12 @@ class Spikes:
             return None
         above = False
         if len(self.recent) >= WINDOW // 5:
-            median = statistics.median(self.recent)
-            spread = 1.4826 * statistics.median(abs(x - median) for x in self.recent)
-            above = loss > max(median + 6 * spread, 1.25 * median)
+            logarithms = [math.log(max(x, TINY)) for x in self.recent]
+            middle = statistics.median(logarithms)
+            spread = 1.4826 * statistics.median(abs(x - middle) for x in logarithms)
+            far = middle + (6 + 20 / len(logarithms)) * spread
+            above = loss > 1.25 * max(self.recent) and math.log(max(loss, TINY)) > far
+            median = math.exp(middle)
         self.jumped, self.up = above and not self.up, above
         if not above:
             self.recent.append(loss)
