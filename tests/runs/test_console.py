@@ -119,6 +119,7 @@ def test_information_can_be_kept_where_it_is_not_printed(
     level: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(level, "limner")
+    caplog.handler.setLevel(logging.NOTSET)
     with console.information_on():
         logging.getLogger("limner.x").info("kept")
         logging.getLogger("limner.x").warning("odd")
