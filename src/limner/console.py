@@ -262,10 +262,24 @@ def _no_other_handlers() -> bool:
     return all(type(h).__module__.startswith("limner.") for h in (*_limner.handlers, *others))
 
 
+class _Limner(logging.Logger):
+    """The logger `limner`. Where nobody set its level it is INFO, or the root logger's if that is
+    lower; Python would take the root logger's, which is WARNING."""
+
+    set_to: int
+
+    @property  # type: ignore[override]
+    def level(self) -> int:
+        return self.set_to or min(logging.getLogger().level, logging.INFO) or logging.INFO
+
+    @level.setter
+    def level(self, level: int) -> None:
+        self.set_to = level
+
+
 _limner, _voice = logging.getLogger("limner"), _Voice()
+_limner.__class__, _limner.set_to = _Limner, _limner.level  # type: ignore[attr-defined]
 _limner.addHandler(_voice)
-if _limner.level == logging.NOTSET:
-    _limner.setLevel(logging.INFO)
 
 
 def _show_warning(

@@ -92,6 +92,10 @@ logging.getLogger("elsewhere").warning("theirs")
         # Whose program has handlers of its own decides by them.
         ("logging.basicConfig(format='%(levelname)s %(message)s')", [],
          ["INFO 3 steps of https://me:secret@host/x", "WARNING odd", "WARNING theirs"]),
+        ("logging.basicConfig(level='DEBUG', format='%(message)s')", [],
+         ["3 steps of https://me:secret@host/x", "odd", "shapes", "theirs"]),
+        ("import limner; logging.basicConfig(level='DEBUG', format='%(message)s')", [],
+         ["3 steps of https://me:secret@host/x", "odd", "shapes", "theirs"]),
         ("logging.getLogger('limner').addHandler(logging.NullHandler())", [], ["theirs"]),
         ("logging.getLogger('limner').setLevel('WARNING')", [], ["odd", "theirs"]),
         ("from limner import console; console.set_up_logging('info')",
