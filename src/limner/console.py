@@ -96,14 +96,13 @@ def set_up() -> None:
 
 def set_up_logging(level: str) -> None:
     """Log records are printed by `say`: Limner's own from this level on, warnings of libraries."""
-    logging.basicConfig(
-        format="%(levelname)s %(name)s: %(message)s", handlers=[_OfLibraries()], level="WARNING"
-    )
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[_OfLibraries()])
+    logging.getLogger().setLevel(logging.WARNING)
     _voice.setFormatter(logging.Formatter("%(levelname)s limner: %(message)s"))
     _voice.setLevel(level.upper())
     _voice.commanded, _voice.muted, _voice.stderr = True, False, False
-    # Libraries would drown what is told at debug level. A run keeps information also where none
-    # is printed.
+    # Here alone: libraries would drown what is told at debug level. And at most INFO: a run keeps
+    # that also where it is not printed.
     _limner.setLevel(min(_voice.level, logging.INFO))
 
 
@@ -268,7 +267,7 @@ class _Limner(logging.Logger):
 
     set_to: int
 
-    @property  # type: ignore[override]
+    @property
     def level(self) -> int:
         return self.set_to or min(logging.getLogger().level, logging.INFO) or logging.INFO
 

@@ -93,7 +93,6 @@ class RunMonitor:
         trace: TracebackType | None,
     ) -> None:
         self.progress.__exit__(kind, error, trace)
-        self.run.events.write = None
         # Not end_training, which also ends the processes' talk: save_checkpoint needs it later.
         self.log.finish()
 

@@ -58,6 +58,7 @@ class RunEvents(logging.Handler):
             try:
                 yield
             finally:
+                self.write = None
                 for logger in loggers:
                     logger.removeHandler(self)
 
