@@ -121,7 +121,7 @@ def _sweep(
                           "--store out")  # fmt: skip
     record = Record(opened.folder / FILE)
     generator = generator_of(opened, guide, device, vae, text_encoder)
-    data = open_data(squares(opened.config), say)
+    data = open_data(squares(opened.config))
     network, missing = feature_network(generator)
     chosen, reported = parts_of(data, pictures)
     qualities = {
