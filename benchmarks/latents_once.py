@@ -124,7 +124,7 @@ def main() -> None:
         trainer = Trainer(config)
         trainer.run.inputs  # noqa: B018  computed here
         once = time.perf_counter() - start
-        compile_model(trainer.run, print)
+        compile_model(trainer.run)
         stored, waiting = from_the_store(trainer, 8)
         each = {
             name: encoding_each_step(trainer, dtype, 2)

@@ -60,7 +60,7 @@ def measure(request: dict[str, Any]) -> None:
     trainer = Trainer(load_config(None, request["settings"]))
     trainer.batches.restart()
 
-    compile_model(trainer.run, lambda message: None)
+    compile_model(trainer.run)
     images = trainer.config.training.effective_batch_size
     assert images
     steps, averaging = [], []

@@ -44,7 +44,7 @@ def train(seconds: float, threads: int | None) -> None:
     """A process of its own: says that it is warm, waits for a word, and trains for so long."""
     import torch
 
-    from limner import memory
+    from limner import console, memory
     from limner.apps.demo import demo_config
     from limner.training.compiling import compile_model
     from limner.training.trainer import Trainer
@@ -58,7 +58,8 @@ def train(seconds: float, threads: int | None) -> None:
         )
         trainer = Trainer(config)
         memory.keep_freed_memory()
-        compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
+        console.inform_on_stderr()
+        compile_model(trainer.run)
         trainer.batches.restart()
         trainer.run.set_learning_rate()
         losses = [trainer.step()[0].loss.hex() for _ in range(WARM_UP)]

@@ -46,7 +46,7 @@ def measure(words: list[str]) -> dict[str, float]:
     """Seconds of a step (median of 20 after 5), and what the processor's matrix product reaches."""
     import torch
 
-    from limner import memory
+    from limner import console, memory
     from limner.apps.demo import demo_config
     from limner.config import load_config
     from limner.models import attention
@@ -63,7 +63,8 @@ def measure(words: list[str]) -> dict[str, float]:
         base = demo_config(10.0, folder, torch.device("cpu")).model_dump(mode="json")
         base["training"]["trackers"] = ["none"]
         trainer = Trainer(load_config(base, overrides))
-        compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
+        console.inform_on_stderr()
+        compile_model(trainer.run)
         trainer.batches.restart()
         seconds = []
         for _ in range(25):

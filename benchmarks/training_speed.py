@@ -107,6 +107,7 @@ def limner(
 ) -> tuple[Callable[[], object], float, int]:
     import torch
 
+    from limner import console
     from limner.config import load_config
     from limner.training.batches import load_batches
     from limner.training.compiling import compile_model
@@ -136,7 +137,8 @@ def limner(
         "optimizer": {"type": "muon" if "Muon" in variant else "adamw"},
     }
     trainer = Trainer(load_config(config))
-    compile_model(trainer.run, lambda message: print(message, file=sys.stderr))
+    console.inform_on_stderr()
+    compile_model(trainer.run)
     # Cached data: the same few batches again and again, as a loader ahead of the model gives them.
     loader = load_batches(trainer.run)
     kept = [next(loader) for _ in range(4)]

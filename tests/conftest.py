@@ -10,12 +10,15 @@ from fake_trackers import fake  # noqa: F401, a fixture
 from recording_hub import TOKEN, Recorded, point_client_at, recording_hub
 from tiny import TINY
 
+from limner import console
 from limner import device as devices
 from limner.checkpoint.inherit import load_run_config
 from limner.cli import main
 from limner.config import Config
 from limner.training.monitor import throughput
 
+# pytest has handlers of its own, to which what is logged would be left.
+console._voice.commanded = True
 # The tensors of these tests are so small that handing them to threads costs more than it saves.
 torch.set_num_threads(1)
 

@@ -92,8 +92,8 @@ def small_batches_first() -> None:
     """Half the batch in the first 40 % of the minutes: more updates while they are coarse."""
     before = Batches.of_next_update
 
-    def of_next_update(self: Batches, say: Any = print) -> list[Any]:
-        batches = before(self, say)
+    def of_next_update(self: Batches) -> list[Any]:
+        batches = before(self)
         minutes = self.run.config.training.max_minutes or 0
         if self.run.state.seconds < 0.4 * 60 * minutes:
             batches = [next(iter(batch.pieces(2))) for batch in batches]
@@ -106,8 +106,8 @@ def coarse_first() -> None:
     """Pictures of half the side, a quarter of the tokens, in the first quarter of the minutes."""
     before = Batches.of_next_update
 
-    def of_next_update(self: Batches, say: Any = print) -> list[Any]:
-        batches = before(self, say)
+    def of_next_update(self: Batches) -> list[Any]:
+        batches = before(self)
         coarse = self.run.state.seconds < 0.25 * 60 * (self.run.config.training.max_minutes or 0)
         # Not compiled while coarse: compiling for another size would cost more than it saves.
         torch.compiler.set_stance("force_eager" if coarse else "default")

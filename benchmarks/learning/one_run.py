@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,10 @@ class MarkedTrainer(Trainer):
 
     marks: list[float]
 
-    def step(self, say: Callable[[str], None] = print) -> Any:
+    def step(self) -> Any:
         while self.marks and self.state.seconds >= 60 * self.marks[0]:
             self.keep(self.marks.pop(0))
-        return super().step(say)
+        return super().step()
 
     def keep(self, minutes: float) -> None:
         path = self.folder / f"mark-{minutes:g}.pt"

@@ -126,7 +126,7 @@ def muon(run: Path) -> None:
 
 def held_out(generator: ImageGenerator, count: int) -> list[str]:
     """Captions that the run never saw, evenly spread over them."""
-    rows = open_data(generator.config, lambda _: None).held_out.rows
+    rows = open_data(generator.config).held_out.rows
     return [rows[i].captions[0] for i in evenly_spaced(len(rows), count)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from limner import console as console
 from limner.version import __version__ as __version__
 
 if TYPE_CHECKING:

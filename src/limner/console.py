@@ -1,12 +1,14 @@
 """The one place that prints. Names and captions may hold what a terminal would obey, and whoever
 reads the output may leave: neither harms a run.
 
-Other modules call `say` and `say_error`; rich's displays get their console from `rich_console`, and
-the command line sends log records, warnings, and tracebacks through here, too.
+What people should know is logged, `logging.getLogger(__name__).info(...)`, and printed here as a
+bare line; `say` is for what a command was asked for. Warnings, tracebacks, and rich's displays (by
+`rich_console`) go through here, too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -16,7 +18,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +96,41 @@ def set_up() -> None:
 
 def set_up_logging(level: str) -> None:
     """Log records are printed by `say`: Limner's own from this level on, warnings of libraries."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[_LogHandler()])
-    # `limner` alone decides what is told at debug level; libraries would drown it.
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[_OfLibraries()])
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("limner").setLevel(level.upper())
+    _voice.setFormatter(logging.Formatter("%(levelname)s limner: %(message)s"))
+    _voice.setLevel(level.upper())
+    _voice.commanded, _voice.muted, _voice.stderr = True, False, False
+    # Here alone: libraries would drown what is told at debug level. And at most INFO: a run keeps
+    # that also where it is not printed.
+    _limner.setLevel(min(_voice.level, logging.INFO))
+
+
+def mute(muted: bool = True) -> None:
+    """Whether this process prints no information, as another one of the run prints the same."""
+    _voice.muted = muted
+
+
+def inform_on_stderr() -> None:
+    """For a command whose stdout is what it found."""
+    _voice.stderr = True
+
+
+@contextlib.contextmanager
+def information_on() -> Iterator[None]:
+    """Information is logged, for handlers that keep it, whatever the level of `limner`; nothing
+    more than that level is printed."""
+    level, printed = _limner.level, _voice.level
+    if _limner.isEnabledFor(logging.INFO):
+        yield
+        return
+    _voice.setLevel(_limner.getEffectiveLevel())
+    _limner.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _limner.setLevel(level)
+        _voice.setLevel(printed)
 
 
 def finish() -> None:
@@ -183,13 +216,69 @@ class _Writer(io.TextIOBase):
         return int(self._stream.fileno())
 
 
-class _LogHandler(logging.Handler):
+class _OfLibraries(logging.Handler):
+    """Prints what libraries log, on stderr."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] != "limner"
+
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record)
-        except Exception:  # a record of a library whose arguments do not fit
-            text = f"{record.levelname} {record.name}: {record.msg}"
-        say(redact_urls(text), err=True)
+        say(redact_urls(_text(self, record)), err=True)
+
+
+class _Voice(logging.Handler):
+    """Prints what Limner logs: information as a bare line on stdout, all else on stderr.
+
+    It is there from the start, so that a notebook shows how a run goes, and gives way, as Python's
+    `logging.lastResort` does, to handlers that a program set up itself.
+    """
+
+    commanded = False
+    """By the command line, which prints whatever other handlers there are."""
+    muted = stderr = False
+    """Of information: nothing of it is printed; it is printed on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        informs = logging.DEBUG < record.levelno < logging.WARNING
+        if (informs and self.muted) or not (self.commanded or _no_other_handlers()):
+            return
+        text = _text(_BARE if informs else self, record)
+        say(redact_urls(text), err=self.stderr or not informs)
+
+
+_BARE = logging.Formatter()
+
+
+def _text(by: logging.Handler | logging.Formatter, record: logging.LogRecord) -> str:
+    try:
+        return by.format(record)
+    except Exception:  # a record whose arguments do not fit
+        return f"{record.levelname} {record.name}: {record.msg}"
+
+
+def _no_other_handlers() -> bool:
+    others = logging.getLogger().handlers if _limner.propagate else []
+    return all(type(h).__module__.startswith("limner.") for h in (*_limner.handlers, *others))
+
+
+class _Limner(logging.Logger):
+    """The logger `limner`. Where nobody set its level it is INFO, or the root logger's if that is
+    lower; Python would take the root logger's, which is WARNING."""
+
+    set_to: int
+
+    @property
+    def level(self) -> int:
+        return self.set_to or min(logging.getLogger().level, logging.INFO) or logging.INFO
+
+    @level.setter
+    def level(self, level: int) -> None:
+        self.set_to = level
+
+
+_limner, _voice = logging.getLogger("limner"), _Voice()
+_limner.__class__, _limner.set_to = _Limner, _limner.level  # type: ignore[attr-defined]
+_limner.addHandler(_voice)
 
 
 def _show_warning(
@@ -237,6 +326,7 @@ def progress_lines(say: Say, what: str, every: float = SAY_EVERY) -> Callable[[i
     """What is told (done, of all) and says so at most every so many seconds.
 
     Args:
+        say: the `info` of a logger.
         what: "pictures drawn".
     """
     began = said = time.monotonic()

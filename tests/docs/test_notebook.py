@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_progress_in_a_notebook_is_one_line_replaced_in_place(
         for step in range(1, 31):
             now[0] += 0.05
             progress.update(step, 100, 32 * step, 32.0, 0.5, None, None)
-        progress.message("a checkpoint")
+        logging.getLogger("limner.training").info("a checkpoint")
     assert len(shown.new) == 1
     assert 5 <= len(shown.updates) <= 8
     assert shown.updates[-1]["text/plain"].startswith("step     30/100")

@@ -149,7 +149,7 @@ def shard_of(folder: Path) -> tuple[Path, dict[str, Any], int]:
 @pytest.mark.parametrize("where", ["ids", "starts", "sums"])
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
 def test_a_shard_whose_places_are_damaged_is_computed_again(
-    share: float, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    share: float, where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = filled(tmp_path).folder
     before = contents(folder)
@@ -157,7 +157,7 @@ def test_a_shard_whose_places_are_damaged_is_computed_again(
     first, last = header[where]["data_offsets"]
     flip(path, begin + first + int(share * (last - first)))
     store, maker = Store.open(tmp_path, "latents", KEY), Maker()
-    assert "its checksum is another one" in store.events[0]
+    assert "its checksum is another one" in caplog.messages[0]
     fill(store, ids_of(20), maker, 8, 3)
     assert len(maker.asked) in (4, 8)
     assert {n: d for n, d in contents(folder).items() if n in before} == before
@@ -165,7 +165,7 @@ def test_a_shard_whose_places_are_damaged_is_computed_again(
 
 @pytest.mark.parametrize("share", np.linspace(0, 0.999, 9).tolist())
 def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
-    share: float, tmp_path: Path
+    share: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = filled(tmp_path)
     before, folder = contents(store.folder), store.folder
@@ -174,7 +174,7 @@ def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
     flip(path, begin + first + int(share * (last - first)))
 
     again, bad = Store.open(tmp_path, "latents", KEY), list[int]()
-    assert again.events == []  # opening reads no values
+    assert caplog.messages == []  # opening reads no values
     for number, place in enumerate(again.find(ids_of(20)).tolist()):
         try:
             found = float(again.read(place)[0, 0, 0])
@@ -188,7 +188,7 @@ def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
     assert path.with_suffix(".suspect").exists()
 
     next_start, maker = Store.open(tmp_path, "latents", KEY), Maker()
-    assert "the checksums of 1 of its rows are others" in next_start.events[0]
+    assert "the checksums of 1 of its rows are others" in caplog.messages[0]
     fill(next_start, ids_of(20), maker, 8, 3)
     assert bad[0] in maker.asked
     assert {n: d for n, d in contents(folder).items() if n in before} == before
@@ -197,18 +197,22 @@ def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
     assert [float(next_start.read(place)[0, 0, 0]) for place in places] == list(range(20))
 
 
-def test_a_shard_that_was_suspected_and_is_whole_is_used(tmp_path: Path) -> None:
+def test_a_shard_that_was_suspected_and_is_whole_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = filled(tmp_path).folder
     before = contents(folder)
     path, _, _ = shard_of(folder)
     path.with_suffix(".suspect").touch()
     store = Store.open(tmp_path, "latents", KEY)
-    assert store.events == []
+    assert caplog.messages == []
     assert len(store) == 20
     assert contents(folder) == before
 
 
-def test_a_run_passes_a_damaged_latent_over_and_says_so(tmp_path: Path, tiny_config: Build) -> None:
+def test_a_run_passes_a_damaged_latent_over_and_says_so(
+    tmp_path: Path, tiny_config: Build, caplog: pytest.LogCaptureFixture
+) -> None:
     vae = tiny_autoencoder(tmp_path / "vae")
     words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2", "data.train_split=1"]
     words += [f"cache.folder='{tmp_path / 'cache'}'", "training.max_steps=12"]
@@ -222,23 +226,26 @@ def test_a_run_passes_a_damaged_latent_over_and_says_so(tmp_path: Path, tiny_con
     [refused] = [json.loads(line) for line in lines]
     assert "damaged on the disk" in refused["reason"]
     assert refused["reason"].startswith(refused["key"])
-    said: list[str] = []
-    precompute(tiny_config(*words), said.append)
+    caplog.clear()
+    precompute(tiny_config(*words))
+    said = caplog.messages
     assert any("moved to" in line and "computed anew" in line for line in said)
     assert any("1 pictures to encode" in line or "pictures encoded" in line for line in said)
 
 
 def test_stores_are_of_the_way_in_which_pictures_are_decoded(
-    tmp_path: Path, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny_config: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Latents of pictures whose colours were not converted are not used for those that are."""
     vae = tiny_autoencoder(tmp_path / "vae")
     words = [f"vae.pretrained_model_name='{vae}'", "model.patch_size=2"]
     config = tiny_config(*words, f"cache.folder='{tmp_path / 'cache'}'")
     monkeypatch.setattr(precompute_module, "DECODING", 1)
-    precompute(config, lambda _: None)
+    precompute(config)
     monkeypatch.undo()
-    said: list[str] = []
-    precompute(config, said.append)
-    assert any("decoding is 1 there and 2 here" in line for line in said)
+    precompute(config)
+    assert any("decoding is 1 there and 2 here" in line for line in caplog.messages)
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 2

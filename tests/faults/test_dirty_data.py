@@ -274,7 +274,7 @@ def test_what_was_looked_at_before_an_interruption_is_not_looked_at_again(
     def look() -> None:
         found = FolderPictures(folders[0])
         if what == "checked":
-            verify.remove_undecodable(found, config, print)
+            verify.remove_undecodable(found, config)
         else:
             image_sizes.shapes_of(found, found.rows, tmp_path / "cache")
 

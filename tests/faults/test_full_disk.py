@@ -100,13 +100,13 @@ def test_a_run_whose_files_may_not_grow_goes_on_and_saves_at_the_next_time(
     trainer = Trainer(config)
     step = trainer.step
 
-    def limited(say: Any) -> Any:
+    def limited() -> Any:
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         most = 100_000 if 4 <= trainer.state.step <= 6 else hard
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-        return step(say)
+        return step()
 
     trainer.step = limited  # type: ignore[method-assign]
     trainer.train()

@@ -48,7 +48,7 @@ def pieces(folder: Path) -> None:
 
 
 def an_index(folder: Path) -> None:
-    open_index(Place("/x.tar", 1, "1"), "x.tar", "tar", folder, lambda *_: None, print)
+    open_index(Place("/x.tar", 1, "1"), "x.tar", "tar", folder, lambda *_: None)
 
 
 def measured(folder: Path) -> None:

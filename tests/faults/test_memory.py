@@ -252,7 +252,7 @@ def test_without_a_copy_training_waits_for_the_writing(
             raise MemoryError
 
     monkeypatch.setattr(saver, "save_checkpoint", lambda folder, contents: time.sleep(0.2))
-    with saver.Saver(None, lambda: None, True, print) as saving:
+    with saver.Saver(None, lambda: None, True) as saving:
         saving.save(tmp_path / "checkpoint-1", Large())  # type: ignore[arg-type]
         assert saving.pending is None  # the weights themselves were written
 

@@ -53,7 +53,7 @@ def test_an_update_that_is_no_number_is_left_out_and_counted(
     before: list[dict[str, torch.Tensor]] = []
     step = trainer.step
 
-    def watched(say: Any) -> Any:
+    def watched() -> Any:
         both = {"now": trainer.model, "averaged": trainer.averaged}
         before.append(
             {
@@ -62,7 +62,7 @@ def test_an_update_that_is_no_number_is_left_out_and_counted(
                 for n, t in m.state_dict().items()
             }
         )
-        return step(say)
+        return step()
 
     trainer.step = watched  # type: ignore[method-assign]
     trainer.train()

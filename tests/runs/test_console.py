@@ -53,8 +53,10 @@ def test_every_way_of_printing_escapes(
     monkeypatch.setenv("TERM", "xterm")
     say_error(ESC)
     monkeypatch.delenv("FORCE_COLOR")
-    console._LogHandler().emit(logging.makeLogRecord({"msg": ESC, "levelname": "WARNING"}))
-    console._LogHandler().emit(logging.makeLogRecord({"msg": "%d", "args": (ESC,)}))
+    logging.getLogger("limner.x").info(ESC)
+    logging.getLogger("limner.x").warning(ESC)
+    console._OfLibraries().emit(logging.makeLogRecord({"msg": ESC, "levelname": "WARNING"}))
+    console._OfLibraries().emit(logging.makeLogRecord({"msg": "%d", "args": (ESC,)}))
     console._show_warning(ESC, UserWarning, "a.py", 1)
     try:
         raise KeyError(ESC)
@@ -63,12 +65,73 @@ def test_every_way_of_printing_escapes(
     with pytest.raises(SystemExit):
         HelpWithExamples(prog="limner").parse_args([ESC])
     out, err = capsys.readouterr()
-    assert out == printable(ESC) + "\n"
-    assert err.count(r"\x1b[2J") >= 6
+    assert out == 2 * (printable(ESC) + "\n")
+    assert err.count(r"\x1b[2J") >= 7
     coloured = err.replace("\x1b[31m", "").replace("\x1b[0m", "")
     assert coloured != err
     assert "\x1b" not in coloured + out
     assert "\x07" not in coloured + out
+
+
+LOGGING = """
+import logging
+{set_up}
+import limner
+logging.getLogger("limner.training").info("%d steps of https://me:secret@host/x", 3)
+logging.getLogger("limner.data").warning("odd")
+logging.getLogger("limner.data").debug("shapes")
+logging.getLogger("elsewhere").warning("theirs")
+"""
+
+
+@pytest.mark.parametrize(
+    ("set_up", "out", "err"),
+    [
+        # A notebook: what Python prints where nobody set anything up, and information.
+        ("", ["3 steps of https://host/x"], ["odd", "theirs"]),
+        # Whose program has handlers of its own decides by them.
+        ("logging.basicConfig(format='%(levelname)s %(message)s')", [],
+         ["INFO 3 steps of https://me:secret@host/x", "WARNING odd", "WARNING theirs"]),
+        ("logging.basicConfig(level='DEBUG', format='%(message)s')", [],
+         ["3 steps of https://me:secret@host/x", "odd", "shapes", "theirs"]),
+        ("import limner; logging.basicConfig(level='DEBUG', format='%(message)s')", [],
+         ["3 steps of https://me:secret@host/x", "odd", "shapes", "theirs"]),
+        ("logging.getLogger('limner').addHandler(logging.NullHandler())", [], ["theirs"]),
+        ("logging.getLogger('limner').setLevel('WARNING')", [], ["odd", "theirs"]),
+        ("from limner import console; console.set_up_logging('info')",
+         ["3 steps of https://host/x"], ["WARNING limner: odd", "WARNING elsewhere: theirs"]),
+        ("from limner import console; console.set_up_logging('error')", [],
+         ["WARNING elsewhere: theirs"]),
+        ("from limner import console; console.set_up_logging('debug')",
+         ["3 steps of https://host/x"],
+         ["WARNING limner: odd", "DEBUG limner: shapes", "WARNING elsewhere: theirs"]),
+        ("from limner import console; console.set_up_logging('info'); console.mute()",
+         [], ["WARNING limner: odd", "WARNING elsewhere: theirs"]),
+        ("from limner import console; console.set_up_logging('info'); console.inform_on_stderr()",
+         [], ["3 steps of https://host/x", "WARNING limner: odd", "WARNING elsewhere: theirs"]),
+    ],
+)  # fmt: skip
+def test_where_what_is_logged_is_printed(set_up: str, out: list[str], err: list[str]) -> None:
+    program = LOGGING.format(set_up=set_up)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines() == out
+    assert done.stderr.splitlines() == err
+
+
+@pytest.mark.parametrize("level", ["WARNING", "INFO", "DEBUG"])
+def test_information_can_be_kept_where_it_is_not_printed(
+    level: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(level, "limner")
+    caplog.handler.setLevel(logging.NOTSET)
+    with console.information_on():
+        logging.getLogger("limner.x").info("kept")
+        logging.getLogger("limner.x").warning("odd")
+    logging.getLogger("limner.x").info("later")
+    assert caplog.messages == ["kept", "odd"] + ["later"] * (level != "WARNING")
+    out, err = capsys.readouterr()
+    assert out == ("" if level == "WARNING" else "kept\nlater\n")
+    assert "odd" in err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "utf-16"])

@@ -338,7 +338,7 @@ def test_pictures_that_could_not_be_hashed_are_never_each_other(
         with_cache = config.model_copy(update={"cache": config.cache.model_copy(update=folder_of)})
         space = open_parts(config).autoencoder
         assert isinstance(space, PretrainedAutoencoder)
-        sources = stored_latents(open_parts(with_cache).config, data, space, CPU, F32, print)
+        sources = stored_latents(open_parts(with_cache).config, data, space, CPU, F32)
         found: dict[str, torch.Tensor] = {}
         for source in sources:
             for i, row in enumerate(source.rows):

@@ -75,7 +75,7 @@ def test_at_first_it_draws_as_the_model_does(adapted: Callable[..., Config], tra
     there = Checkpoint.open(trained / "outputs").tensors()
     assert merged(trainer.model).keys() == there.keys()
     assert all(torch.equal(t, there[name]) for name, t in merged(trainer.model).items())
-    (said,) = [s for s in trainer.run.notes if "LoRA" in s]
+    (said,) = [s for s in trainer.run.events.waiting if "LoRA" in s]
     learn = [p for p in trainer.model.parameters() if p.requires_grad]
     assert f"{sum(p.numel() for p in learn):,} numbers learn" in said
     owned = [

@@ -52,7 +52,7 @@ from limner import Trainer, load_config
 torch.set_num_threads(1)
 trainer = Trainer(load_config(sys.argv[1]))
 step = trainer.step
-trainer.step = lambda say: time.sleep(0.1) or step(say)
+trainer.step = lambda: time.sleep(0.1) or step()
 trainer.train()
 """
 

@@ -8,12 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from limner.checkpoint.inherit import load_run_config
 from limner.cli import build_parser, main
-from limner.commands.common import as_overrides
+from limner.commands.common import as_overrides, configured_by
 from limner.commands.examples import EXAMPLES
 
 ANSI = "\x1b["
@@ -43,6 +44,20 @@ def test_every_example_is_understood(example: str) -> None:
     settings = [where] if "=" in where else []
     given = [s for s in [*settings, *as_overrides(rest)] if "init_from" not in s]
     load_run_config(None, given)  # the model that one starts from is the reader's
+
+
+@pytest.mark.parametrize("flag", [(), ("--config",)])
+@pytest.mark.parametrize("command", ["estimate", "precompute", "doctor"])
+def test_settings_after_a_configuration_count(
+    command: str, flag: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text("training: {max_steps: 2, logging_steps: 7}", encoding="utf-8")
+    words = [command, *flag, str(file), "training.max_steps=3", "training.save_steps=5"]
+    options, rest = build_parser().parse_known_args(words)
+    options.overrides = as_overrides(rest)
+    training = configured_by(options).training
+    assert (training.max_steps, training.save_steps, training.logging_steps) == (3, 5, 7)
 
 
 def test_limner_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,11 +25,11 @@ def run(config: Config, resume: str | Path | None = None, steps: int | None = No
     trainer = Trainer(config, resume=resume)
     update, done = trainer.step, []
 
-    def step(say: Any) -> Any:
+    def step() -> Any:
         if len(done) == steps:
             raise Interrupted
         done.append(True)
-        return update(say)
+        return update()
 
     trainer.step = step  # type: ignore[method-assign]
     if steps is None:

@@ -32,7 +32,7 @@ TEXTS = ("training_state.json", TOKENIZER, LINEAGE, INDEX)
 LORA, ADAPTER = "lora.safetensors", "adapter"
 
 
-log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 
 
 def needed(folder: Path) -> tuple[str, ...]:

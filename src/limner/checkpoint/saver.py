@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ from limner.checkpoint.manifest import remove_written
 from limner.errors import LimnerError
 from limner.files.folder_lock import is_in_use
 from limner.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -27,23 +30,17 @@ class Saver:
         best: the step of a checkpoint that stays whatever its age, or None.
         stop_on_error: raise when a checkpoint could not be written; else say so and go on, which
             leaves the run with its last good checkpoint.
-        say: takes a sentence for people.
     """
 
     def __init__(
-        self,
-        keep: int | None,
-        best: Callable[[], int | None],
-        stop_on_error: bool,
-        say: Callable[[str], None],
+        self, keep: int | None, best: Callable[[], int | None], stop_on_error: bool
     ) -> None:
-        self.keep, self.best, self.stop_on_error, self.say = keep, best, stop_on_error, say
+        self.keep, self.best, self.stop_on_error = keep, best, stop_on_error
         self.threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.pending: tuple[Path, Future[None]] | None = None
+        self.pending: tuple[Path, Future[list[str]]] | None = None
         self.failed: str | None = None
         """Why the newest checkpoint is not there, if it is not."""
-        self.news: list[str] = []
-        self.noted: set[str] = set()
+        self.told: set[str] = set()
 
     def __enter__(self) -> Saver:
         return self
@@ -88,8 +85,8 @@ class Saver:
         (folder, future), self.pending = self.pending, None
         error = future.exception()
         self.failed = None
-        self.tell()
         if error is None:
+            self.tell(future.result())
             return
         if isinstance(error, LimnerError):
             raise error
@@ -105,34 +102,39 @@ class Saver:
         self.failed = f"{folder} could not be written ({reason}); {last}"
         if self.stop_on_error:
             raise LimnerError(f"{self.failed}. Make room, or name another training.output_dir.")
-        self.say(f"{self.failed}. Training goes on and tries again at the next save.")
+        log.info(f"{self.failed}. Training goes on and tries again at the next save.")
 
-    def _write(self, folder: Path, contents: Contents) -> None:
+    def _write(self, folder: Path, contents: Contents) -> list[str]:
         save_checkpoint(folder, contents)
-        self.prune(folder.parent)
+        return self.prune(folder.parent)
 
-    def prune(self, run_folder: Path) -> None:
-        """Delete older checkpoints once a newer one is durable; files that users added stay."""
+    def prune(self, run_folder: Path) -> list[str]:
+        """Delete older checkpoints once a newer one is durable; files that users added stay.
+
+        Returns:
+            What could not be deleted, for `tell`: this runs beside the training.
+        """
+        notes: list[str] = []
         if not self.keep:
-            return
+            return notes
         best = f"checkpoint-{self.best()}"
         for old in checkpoints(run_folder)[: -self.keep]:
             if old.name == best or is_in_use(old):  # by limner sweep; the next time, then
                 continue
+            what = ""
             try:
                 if kept := remove_written(old):
                     more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-                    self._note(old, f"was deleted but for files of your own: {kept[0]}{more}")
+                    what = f"was deleted but for files of your own: {kept[0]}{more}"
             except OSError as error:  # one that a program has open, on Windows
-                self._note(old, f"could not be deleted ({error.strerror or error})")
+                what = f"could not be deleted ({error.strerror or error})"
+            if what:
+                notes.append(f"{old}, which is older than those to keep, {what}")
+        return notes
 
-    def _note(self, old: Path, what: str) -> None:
-        """To be said by the thread that trains, once."""
-        if old.name not in self.noted:
-            self.noted.add(old.name)
-            self.news.append(f"{old}, which is older than those to keep, {what}")
-
-    def tell(self) -> None:
-        """Say what pruning found."""
-        while self.news:
-            self.say(self.news.pop(0))
+    def tell(self, notes: list[str]) -> None:
+        """Say what pruning found, once."""
+        for note in notes:
+            if note not in self.told:
+                self.told.add(note)
+                log.info(note)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent, flag
-from limner.console import one_line, say
+from limner.console import inform_on_stderr, one_line, say
 from limner.errors import LimnerError
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -66,14 +69,14 @@ def _run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     dtype = part_precision(choose_precision("auto", device))
     captioner = Captioner(options.model, device, dtype, options.prompt)
-    _say(f"{len(keys):,} pictures to caption, {kept:,} have captions; {captioner.name}")
+    inform_on_stderr()
+    log.info(f"{len(keys):,} pictures to caption, {kept:,} have captions; {captioner.name}")
     told = caption_pictures(
         options.folder.expanduser().absolute(),
         keys,
         lambda images: captioner(images, options.max_new_tokens),
         options.batch_size,
         options.num_samples,
-        _say,
     )
     say(
         f"{told.written:,} captions written, {kept:,} kept, {len(told.refused):,} pictures could "
@@ -87,7 +90,3 @@ def _run(options: argparse.Namespace) -> int:
             say(f"  {one_line(key)}: {one_line(said)}")
     say("read some before you train on them: models see what is not there, and miss what is")
     return 0 if told.written or not told.refused else 2
-
-
-def _say(line: str) -> None:
-    say(line, err=True)

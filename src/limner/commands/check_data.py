@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.commands.common import Commands, Parent
-from limner.console import one_line, say
+from limner.console import inform_on_stderr, one_line, say
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
         raise LimnerError(f"--sample {options.sample}: give 1 or more")
     config = _config(options)
     output = options.output or Path(config.training.output_dir) / "check"
-    told = check(config, output, options.sample, _to_stderr)
+    inform_on_stderr()
+    told = check(config, output, options.sample)
     page = write_check_page(output, places_of(config.model_dump()))
     if options.json:
         say((output / "check.json").read_text(encoding="utf-8"))
@@ -122,7 +123,3 @@ def _row(first: dict[str, Any]) -> str:
     whole = said if said.startswith(first["key"]) else f"{first['key']}: {said}"
     whole = one_line(whole)
     return whole if len(whole) <= 160 else whole[:159] + "…"
-
-
-def _to_stderr(line: str) -> None:
-    say(line, err=True)

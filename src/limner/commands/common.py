@@ -46,12 +46,12 @@ def configured_by(options: argparse.Namespace) -> Config:
     """The configuration that such a command was given."""
     from limner.checkpoint.inherit import load_run_config
 
-    path: Path | None = options.config or options.where
+    where: Path | None = options.where
     overrides = list(options.overrides)
-    if path is not None and "=" in str(path) and not path.exists():
-        overrides.insert(0, str(path))  # `limner estimate section.key=value` without a file
-        path = None
-    return load_run_config(path, overrides)
+    if where is not None and "=" in str(where) and not where.exists():
+        overrides.insert(0, str(where))  # `limner estimate section.key=value` without a file
+        where = None
+    return load_run_config(options.config or where, overrides)
 
 
 def as_overrides(rest: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
-from limner.console import say
+from limner.console import inform_on_stderr, say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -26,6 +26,8 @@ def run(options: argparse.Namespace) -> int:
 
     from limner.apps.doctor import examine, lines
 
+    if options.json:
+        inform_on_stderr()
     findings = examine(configured_by(options))
     if options.json:
         say(json.dumps([asdict(finding) for finding in findings], indent=1))

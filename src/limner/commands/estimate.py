@@ -6,7 +6,7 @@ import argparse
 import json
 
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
-from limner.console import say
+from limner.console import inform_on_stderr, say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -23,6 +23,8 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.apps.estimate import estimate
 
+    if options.json:
+        inform_on_stderr()
     found = estimate(configured_by(options))
     if options.json:
         say(json.dumps(found.as_dict(), indent=1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from limner import console
 from limner.commands.common import CONFIGURED, Commands, Parent, configured_by
-from limner.console import say
 
 
 def add(commands: Commands, common: Parent, configured: Parent) -> None:
@@ -23,5 +23,5 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.training.precompute import precompute
 
-    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
-    precompute(configured_by(options), say if first else lambda line: None)
+    console.mute(os.environ.get("RANK", "0") != "0")  # of those that torchrun started
+    precompute(configured_by(options))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 from pathlib import Path
 
 from limner.commands.common import Commands, Parent
 from limner.console import say
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -46,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         options.config, options.overrides
     )
     trainer = Trainer(config, resume=options.resume)
-    trainer.run.say(f"data: {trainer.data.set.description}")  # how it was understood
+    log.info(f"data: {trainer.data.set.description}")  # how it was understood
     main = trainer.run.accelerator.is_main_process
     with run_lock(trainer.folder) if main else contextlib.nullcontext():
         trainer.train()

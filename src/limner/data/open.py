@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from limner import console
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.data.buckets import Buckets, nearest, sizes_around, told, with_enough
@@ -31,7 +29,7 @@ class Data:
     set: ImageDataset
     trained: Pictures
     held_out: Pictures
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What people should know of it at the start of a run."""
     refused: int = 0
     """Rows that could not be used when it was opened; those found later are rows of the set."""
@@ -102,16 +100,15 @@ def _format_and_path(config: Config) -> tuple[str, str]:
     return kind, data.dataset_path
 
 
-def open_data(config: Config, say: Callable[[str], None] = console.say, unit: int = 1) -> Data:
+def open_data(config: Config, unit: int = 1) -> Data:
     """The data set, without what cannot be used, and its split.
 
     Args:
         unit: pixels of one of the model's patches, of which sizes of buckets are multiples.
-        say: takes lines for people, while many pictures are checked.
     """
     picture_set = open_picture_set(config)
     if config.data.check_pictures:
-        remove_undecodable(picture_set, config, say)
+        remove_undecodable(picture_set, config)
     trained, held_out = split_rows(
         picture_set.rows, config.data.train_split, config.data.num_samples
     )
@@ -119,7 +116,7 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
     # In latent space the pictures are seen once; what is read again and again are their latents.
     memory_mb = 0 if config.vae.pretrained_model_name else config.data.memory_mb
 
-    buckets, said = in_buckets(picture_set, trained, config, unit)
+    buckets, notes = in_buckets(picture_set, trained, config, unit)
 
     def pictures(positions: np.ndarray) -> Pictures:
         rows = RowSubset(picture_set.rows, positions)
@@ -128,13 +125,13 @@ def open_data(config: Config, say: Callable[[str], None] = console.say, unit: in
 
     both = pictures(trained), pictures(held_out)
     if any(some.crowded for some in both):
-        said = [
-            *said,
+        notes = [
+            *notes,
             "there is too little shared memory to keep the decoded pictures in, so that they are "
             "decoded each time: docker run --shm-size=8g gives more, data.memory_mb=0 asks for "
             "none",
         ]
-    return Data(picture_set, *both, tuple(said), len(picture_set.refused))
+    return Data(picture_set, *both, tuple(notes), len(picture_set.refused))
 
 
 def in_buckets(

@@ -12,7 +12,7 @@ import numpy as np
 from limner.data.dataset import Row
 from limner.errors import LimnerError
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FEWEST_TO_HOLD_OUT_ONE = 10
 """A smaller data set may have no held-out row at all; from this size on there is always one."""
@@ -62,7 +62,7 @@ def split_rows(
     used = np.arange(len(rows))
     if num_samples is not None and num_samples < len(rows):
         used = np.sort(np.argsort(hashes[:, 1], kind="stable")[:num_samples])
-        _log.info(
+        log.info(
             "data.num_samples: %d of %d rows are used, chosen by a hash of their keys",
             num_samples,
             len(rows),

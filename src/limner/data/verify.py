@@ -8,9 +8,10 @@ by path, size, and time of change, pictures inside a table by the table's, and n
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import PIL
 from filelock import FileLock
 
 from limner.config import Config
+from limner.console import progress_lines
 from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, Streamed
 from limner.data.decoding.color import UNUSABLE
 from limner.data.images import DECODING
@@ -34,13 +36,12 @@ fraction of its size, but read to its end."""
 DECODED_BY = f"{PIL.__version__} {DECODING}"
 REMEMBERED_FROM = 1000
 """Rows; fewer are decoded in no time, and leave no trace."""
-SAY_EVERY = 15.0  # seconds
 SAVE_EVERY = 60.0  # seconds: a check of hours that is killed goes on from there
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
-def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> None:
+def remove_undecodable(picture_set: ImageDataset, config: Config) -> None:
     """Move the rows whose pictures cannot be decoded from `rows` to `refused`.
 
     With `data.num_samples`, only as many good rows as are wanted stay, by their sampling rank.
@@ -60,7 +61,7 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
     remembers = len(rows) >= REMEMBERED_FROM and cache_may_begin(config)
     folder = Path(config.cache.folder) if remembers else None
     with _remembered(folder) as remembered, ThreadPoolExecutor() as threads:
-        began = said = time.monotonic()
+        progress = progress_lines(log.info, "pictures checked")
         for first in range(0, len(ranked), AT_ONCE):
             some = [rows[i] for i in ranked[first : first + AT_ONCE]]
             reasons = remembered.check(picture_set, some, threads)
@@ -71,12 +72,9 @@ def remove_undecodable(picture_set: ImageDataset, config: Config, say: Say) -> N
                     picture_set.refused.append(Refused(rows[i].key, reason))
             if len(good) >= wanted:
                 break
-            if (now := time.monotonic()) - said >= SAY_EVERY:
-                said, done = now, first + len(some)
-                left = (now - began) / done * (len(ranked) - done)
-                say(f"{done:,} of {len(ranked):,} pictures checked, about {left:.0f}s left")
+            progress(first + len(some), len(ranked))
     if count := UNUSABLE.take():
-        say(
+        log.info(
             f"{count:,} pictures have a colour profile that cannot be used, and are read as sRGB "
             "(limner check-data lists them)"
         )

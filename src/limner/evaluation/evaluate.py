@@ -113,7 +113,7 @@ def _evaluate(
     say: Say,
 ) -> Evaluation:
     results_folder.check_replaceable(folder)
-    data, cache = open_data(squares(config), say), Path(config.cache.folder)
+    data, cache = open_data(squares(config)), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
     with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
         if cache_may_begin(config):

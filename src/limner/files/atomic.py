@@ -49,7 +49,7 @@ _numbers = itertools.count()
 _mine: set[str] = set()
 """What this process is at; it may have the number of one that is gone."""
 
-log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ USUAL_STRENGTH = 0.6
 MOST_TOKENS = 2**16
 """Patches of a picture, at most: 256 x 256 of them, where models are trained on about 16 x 16."""
 
-log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 
 
 class ImageGenerator:

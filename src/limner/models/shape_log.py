@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 
 
 def log_shapes(model: nn.Module) -> None:

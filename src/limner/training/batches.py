@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from limner import console
 from limner.data.examples import Batch, TrainingExamples
 from limner.data.open import training_order
 from limner.data.order import ImageCountSampler
 from limner.errors import LimnerError
 from limner.training.run import Run
 from limner.training.stopping import leave_signals_to_the_main_process, quiet_about_workers
+
+log = logging.getLogger(__name__)
 
 MOST_WORKER_DEATHS = 5
 
@@ -40,7 +42,7 @@ class Batches:
         """Go on with the pictures that follow those which the run has counted."""
         self.loaded = load_batches(self.run)
 
-    def of_next_update(self, say: Callable[[str], None] = console.say) -> list[Batch]:
+    def of_next_update(self) -> list[Batch]:
         """Its micro-batches; the same again if a worker dies over them.
 
         Raises:
@@ -54,7 +56,7 @@ class Batches:
                 if "DataLoader worker" not in str(error):
                     raise
                 reason = " ".join(str(error).split())[:200]
-                say(f"a process that loads pictures died and is replaced ({reason})")
+                log.info(f"a process that loads pictures died and is replaced ({reason})")
                 self.restart()
         raise LimnerError(
             f"processes that load pictures died {MOST_WORKER_DEATHS} times in step "

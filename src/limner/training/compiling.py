@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 
@@ -11,10 +10,10 @@ from limner import device as devices
 from limner.models.shape_log import log_shapes
 from limner.training.run import Run
 
-log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 
 
-def compile_model(run: Run, say: Callable[[str], None]) -> None:
+def compile_model(run: Run) -> None:
     """Compile the blocks and the last layer of the run's model, or say why not."""
     if log.isEnabledFor(logging.DEBUG):
         log_shapes(run.model)  # compiled code has no place for its hooks
@@ -22,7 +21,7 @@ def compile_model(run: Run, say: Callable[[str], None]) -> None:
     if not run.config.training.compile_model:
         return
     if reason := devices.why_not_compile(run.device):
-        say(f"torch.compile is off, the run is slower for it: {reason}")
+        log.info(f"torch.compile is off, the run is slower for it: {reason}")
         return
     if run.config.data.buckets:
         devices.allow_shapes(len(run.config.data.buckets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from limner.errors import LimnerError
 from limner.files.atomic import write_text_whole
 from limner.files.folder_lock import TRAINING, FolderLock
 from limner.files.output_folders import is_training_run, kind_of_output, visible_names
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 OURS = ("refused.jsonl", "problems.jsonl")
@@ -72,9 +75,9 @@ def check_resumed_here(folder: Path, checkpoint: Path) -> None:
         )
 
 
-def set_aside_later(folder: Path, step: int) -> list[str]:
+def set_aside_later(folder: Path, step: int) -> None:
     """Move checkpoints of later steps than the one that a run goes on from, and the previews of
-    these steps, into a folder `set-aside` of its own; what was done, as a sentence.
+    these steps, into a folder `set-aside` of its own, and say so.
 
     They are of a way that the run does not go, or damaged. By their numbers they would pass for
     newer than all that is written from here on, which would be deleted in their favour.
@@ -84,7 +87,7 @@ def set_aside_later(folder: Path, step: int) -> list[str]:
     """
     later = [p for p in folder.glob("checkpoint-*") if NAME.fullmatch(p.name) and step_of(p) > step]
     if not later:
-        return []
+        return
     later.sort(key=step_of, reverse=True)  # a kill leaves the older ones, as if they were all
     previews = [
         path
@@ -107,19 +110,19 @@ def set_aside_later(folder: Path, step: int) -> list[str]:
             "and run the same command again"
         ) from None
     names = ", ".join(path.name for path in reversed(later))
-    return [
+    log.info(
         f"the run goes on from step {step}: what was saved after it ({names}) was moved to "
         f"{place}, where no run deletes it"
-    ]
+    )
 
 
-def write_config(folder: Path, config: Config) -> str | None:
-    """Write config.yaml. One with comments is somebody's own: it is kept by another name, and
-    where is returned, as a sentence."""
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml. One with comments is somebody's own: it is kept by another name, and that
+    is said."""
     path, text = folder / CONFIG, config.to_yaml()
-    said = keep_edited(path)
+    if kept := keep_edited(path):
+        log.info(kept)
     write_text_whole(path, text)
-    return said
 
 
 def keep_edited(path: Path) -> str | None:

@@ -21,7 +21,7 @@ from limner.device import part_precision
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import Parts
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.precompute import Say, check_cache_folder, stored_captions, stored_latents
+from limner.training.precompute import check_cache_folder, stored_captions, stored_latents
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ def open_inputs(
     tokenizer: CaptionTokenizer | None,
     device: torch.device,
     dtype: torch.dtype,
-    say: Say,
 ) -> Inputs:
     """Everything the loop reads; what was never computed before is computed now.
 
@@ -48,18 +47,15 @@ def open_inputs(
         config: completed by the parts.
         tokenizer: of the built-in text encoder, if that is used.
         dtype: of training; the encoders compute in bfloat16 if it is that, else in float32.
-        say: takes lines for people.
     """
     check_cache_folder(config)
     words: CaptionTokenizer | StoredCaptions
     if parts.text_encoder is not None:
-        words = stored_captions(
-            config, data, parts.text_encoder, device, part_precision(dtype), say
-        )
+        words = stored_captions(config, data, parts.text_encoder, device, part_precision(dtype))
     else:
         assert tokenizer is not None
         words = tokenizer
     if not isinstance(parts.autoencoder, PretrainedAutoencoder):
         return Inputs(data.trained, data.held_out, words)
-    both = stored_latents(config, data, parts.autoencoder, device, part_precision(dtype), say)
+    both = stored_latents(config, data, parts.autoencoder, device, part_precision(dtype))
     return Inputs(*both, words)

@@ -9,6 +9,8 @@ before it is sharded; the optimizers are made after, from what each process hold
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +45,15 @@ from limner.training.first_weights import first_model
 from limner.training.folder import check_run_folder, run_lock
 from limner.training.init_from import lineage_of, open_origin, words_of
 from limner.training.lora import check_installed
-from limner.training.monitor.run_log import list_refused
+from limner.training.monitor.run_log import RunEvents, list_refused
 from limner.training.monitor.trackers import check_trackers
 from limner.training.optimizer import build_optimizers
 from limner.training.restore import restore_newest
 from limner.training.resume import check_rows, find_resume
 from limner.training.run import Run, is_sharded
 from limner.training.train_step import TrainStep
+
+log = logging.getLogger(__name__)
 
 
 def open_run(config: Config, resume: str | Path | None = None) -> Run:
@@ -67,11 +71,15 @@ def open_run(config: Config, resume: str | Path | None = None) -> Run:
     check_trackers(config)
     parts = open_parts(config)
     accelerator = open_accelerator(config)
+    console.mute(not accelerator.is_main_process)
     folder = Path(parts.config.training.output_dir)
     lock = run_lock(folder)
     try:
         done_by_one(accelerator.is_main_process, lambda: take_folder(folder, lock, parts.config))
-        return _open(parts, accelerator, folder, lock, resume)
+        with (events := RunEvents()).listening():
+            run = _open(parts, accelerator, folder, lock, resume)
+        run.events = events
+        return run
     except BaseException:
         lock.release()
         raise
@@ -86,31 +94,28 @@ def _open(
 ) -> Run:
     # ---- where the run goes on, and what its configuration says in full
     wanted = str(parts.config.training.resume if resume is None else resume)
-    checkpoint, notes = find_resume(resume, parts.config)
+    checkpoint = find_resume(resume, parts.config)
     state = checkpoint.state if checkpoint else TrainingState()
     config = with_paths_as_such(parts.config, checkpoint)
-    config, said = settle(config, checkpoint, accelerator)
-    notes += said
+    config = settle(config, checkpoint, accelerator)
 
     # ---- device and precision
     device = accelerator.device
     memory.keep_freed_memory()
     precision = config.training.mixed_precision
     dtype = devices.choose_precision(precision, device)
-    notes += notes_of(config)
+    tell(notes_of(config))
     if note := devices.precision_note(precision, device, "training.mixed_precision"):
-        notes.append(note)
+        log.info(note)
 
     # ---- data
-    say = console.say if accelerator.is_main_process else _to_nobody
-    data = open_data(config, say, parts.unit)
+    data = open_data(config, parts.unit)
     config = with_buckets(config, data)
-    notes += data.said
+    tell(data.notes)
     check_data(folder, data, config, accelerator.is_main_process)
-    fingerprints, said, rows_changed = done_by_one(
+    fingerprints, rows_changed = done_by_one(
         accelerator.is_main_process, lambda: check_trained(data, checkpoint, wanted == "auto")
-    ) or (None, [], False)
-    notes += said
+    ) or (None, False)
 
     # ---- words, model, average
     origin = None if checkpoint else open_origin(config)
@@ -122,8 +127,8 @@ def _open(
     assert reader is not None
     sharded = is_sharded(config, accelerator)
     at_first = torch.device("cpu") if sharded else device
-    model, said = first_model(config, tokenizer, reader.text_size, origin, at_first)
-    notes += said
+    model, notes = first_model(config, tokenizer, reader.text_size, origin, at_first)
+    tell(notes)
     ema = EMA(model)
     if sharded:
         shard_model(model, device, dtype)
@@ -157,10 +162,9 @@ def _open(
             dtype,
         ),
         state=state,
-        notes=notes,
     )
     if checkpoint:
-        run.notes += restore_newest(run, checkpoint, named=wanted not in ("auto", "latest"))
+        restore_newest(run, checkpoint, named=wanted not in ("auto", "latest"))
     return run
 
 
@@ -193,12 +197,8 @@ def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:
     finish_interrupted(folder)
 
 
-def settle(
-    config: Config, checkpoint: Checkpoint | None, accelerator: Accelerator
-) -> tuple[Config, list[str]]:
-    """Resolve the batch size of a configuration (from the checkpoint if `auto` chose it there),
-    with notes about it."""
-    notes: list[str] = []
+def settle(config: Config, checkpoint: Checkpoint | None, accelerator: Accelerator) -> Config:
+    """Resolve the batch size of a configuration (from the checkpoint if `auto` chose it there)."""
     earlier = checkpoint.config.training if checkpoint else None
     processes = accelerator.num_processes
 
@@ -212,9 +212,9 @@ def settle(
     config = settle_batch(config, processes, fits)
     if auto:
         size = config.training.micro_batch_size
-        notes.append(f"training.batch_size: {size} pictures at a time, as auto chose")
+        log.info(f"training.batch_size: {size} pictures at a time, as auto chose")
     if checkpoint is None:
-        return config, notes
+        return config
     if config.data.buckets == "auto":
         config = changed(config, data=changed(config.data, buckets=checkpoint.config.data.buckets))
     if (state := checkpoint.state).step:
@@ -224,11 +224,11 @@ def settle(
         now = size * config.training.gradient_accumulation_steps
         before = checkpoint.pictures_per_update()
         if before != now:
-            notes.append(
+            log.info(
                 f"an update takes {now} pictures from here on, and took {before} before: it is "
                 "no longer the same run (training.effective_batch_size keeps it)"
             )
-    return config, notes
+    return config
 
 
 def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
@@ -240,21 +240,19 @@ def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
     check_share_refused(data.refused, data.refused + len(data.set.rows), config)
 
 
-def check_trained(
-    data: Data, checkpoint: Checkpoint | None, auto: bool
-) -> tuple[np.ndarray, list[str], bool]:
-    """The fingerprints of the training rows, notes about them, and whether they differ from the
-    checkpoint's.
+def check_trained(data: Data, checkpoint: Checkpoint | None, auto: bool) -> tuple[np.ndarray, bool]:
+    """The fingerprints of the training rows, and whether they differ from the checkpoint's.
 
     Raises:
         LimnerError: they are, and the run does not go on of itself with others.
     """
     fingerprints = fingerprints_of(data.set, data.trained.rows)
     if checkpoint is None:
-        return fingerprints, [], False
-    notes, before = check_rows(checkpoint, fingerprints, auto), checkpoint.rows()
+        return fingerprints, False
+    check_rows(checkpoint, fingerprints, auto)
+    before = checkpoint.rows()
     # Of a checkpoint of an earlier version it is not known.
-    return fingerprints, notes, before is None or compare(before, fingerprints) is not None
+    return fingerprints, before is None or compare(before, fingerprints) is not None
 
 
 def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | None:
@@ -273,5 +271,6 @@ def recall_pieces(state: TrainingState, folder: Path, config: Config) -> None:
     state.split_micro_batches(broadcast_object_list(noted)[0])
 
 
-def _to_nobody(text: str) -> None:
-    """What other processes than the main one say."""
+def tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        log.info(note)

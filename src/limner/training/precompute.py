@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limner.config import Config
-from limner.console import format_duration
+from limner.console import format_duration, progress_lines
 from limner.data.dataset import PictureError, Refused, Row
 from limner.data.examples import Source
 from limner.data.images import DECODING, Size, height_and_width, to_tensor
@@ -49,29 +50,29 @@ MOST_ROWS, MOST_BYTES = 4096, 2**28
 ROW_OVERHEAD = 24  # bytes of a row's id and place
 
 
-SAY_EVERY = 15.0  # seconds
+log = logging.getLogger("limner.precompute")
+"""Not of `limner.training`, of which a run keeps what is told: this is of a cache."""
 
 
-Say = Callable[[str], None]
-
-
-def precompute(config: Config, say: Say) -> None:
+def precompute(config: Config) -> None:
     """Precompute everything that a run of this configuration needs; several processes can share the
     work."""
     parts = open_parts(config)
     config = parts.config
     check_cache_folder(config)
-    data = open_data(config, say, parts.unit)
+    data = open_data(config, parts.unit)
     device = choose_device(config.training.device)
     dtype = part_precision(choose_precision(config.training.mixed_precision, device))
     if isinstance(parts.autoencoder, PretrainedAutoencoder):
-        stored_latents(config, data, parts.autoencoder, device, dtype, say)
+        stored_latents(config, data, parts.autoencoder, device, dtype)
     if parts.text_encoder is not None:
-        stored_captions(config, data, parts.text_encoder, device, dtype, say)
+        stored_captions(config, data, parts.text_encoder, device, dtype)
     if data.set.refused:
         first = data.set.refused[0]
-        say(f"{len(data.set.refused)} rows cannot be used; the first {first.key}: {first.reason}")
-    say(
+        log.info(
+            f"{len(data.set.refused)} rows cannot be used; the first {first.key}: {first.reason}"
+        )
+    log.info(
         f"all that is to be computed once is in {Path(config.cache.folder).absolute()}"
         if config.vae.fingerprint or config.text_encoder.fingerprint
         else "nothing is to be computed: vae and text_encoder name no pretrained part"
@@ -84,15 +85,12 @@ def stored_latents(
     space: PretrainedAutoencoder,
     device: torch.device,
     dtype: torch.dtype,
-    say: Say,
 ) -> tuple[Source, Source]:
     """The latents of trained and of held-out pictures, encoded in `dtype`."""
     trained, held_out = data.trained, data.held_out
     if trained.buckets is None or held_out.buckets is None:
         both = (trained.rows, held_out.rows)
-        return _latents_of_size(
-            config, data, both, config.data.image_size, space, device, dtype, say
-        )
+        return _latents_of_size(config, data, both, config.data.image_size, space, device, dtype)
     parts = []
     for (height, width), *members in zip(
         trained.buckets.sizes, trained.buckets.members(), held_out.buckets.members(), strict=True
@@ -102,7 +100,7 @@ def stored_latents(
             for rows, some in zip((trained.rows, held_out.rows), members, strict=True)
         )
         size = height if height == width else (height, width)
-        parts.append(_latents_of_size(config, data, (here, there), size, space, device, dtype, say))
+        parts.append(_latents_of_size(config, data, (here, there), size, space, device, dtype))
     return (
         LatentsInBuckets(trained.rows, [part[0] for part in parts], trained.buckets),
         LatentsInBuckets(held_out.rows, [part[1] for part in parts], held_out.buckets),
@@ -117,7 +115,6 @@ def _latents_of_size(
     space: PretrainedAutoencoder,
     device: torch.device,
     dtype: torch.dtype,
-    say: Say,
 ) -> tuple[StoredLatents, StoredLatents]:
     """Those of trained and held-out rows whose pictures are of one size."""
     folder, (trained, held_out) = Path(config.cache.folder), rows
@@ -133,7 +130,7 @@ def _latents_of_size(
         "dtype": config.cache.dtype,
     }
     # Beside the store of one size those of the other sizes are no news.
-    store = _open(folder, "latents", key, say, others=data.trained.buckets is None)
+    store = _open(folder, "latents", key, others=data.trained.buckets is None)
     known = Fingerprints(folder / "contents.npy")
     trained_ids, held_out_ids = (
         data.set.contents(trained, known),
@@ -172,7 +169,6 @@ def _latents_of_size(
             AT_ONCE,
             row_bytes,
             "pictures",
-            say,
         )
     space.unload()
     both = (
@@ -204,7 +200,6 @@ def stored_captions(
     reader: PretrainedTextEncoder,
     device: torch.device,
     dtype: torch.dtype,
-    say: Say,
 ) -> StoredCaptions:
     """The text embeddings of all captions, of the empty one, and of the preview prompts."""
     stored: torch.dtype = getattr(torch, config.cache.dtype)
@@ -215,7 +210,7 @@ def stored_captions(
         "computed_in": name_of(dtype),
         "dtype": config.cache.dtype,
     }
-    store = _open(Path(config.cache.folder), "captions", key, say)
+    store = _open(Path(config.cache.folder), "captions", key)
     rows = [*data.trained.rows, *data.held_out.rows]
     prompts = preview_prompts(config, data.trained.rows, data.held_out.rows)
     captions = list(
@@ -231,7 +226,7 @@ def stored_captions(
     sample = captions[:: max(1, len(captions) // 200)]
     tokens = sum(min(reader.length(c), reader.max_length) + 1 for c in sample) / len(sample)
     row_bytes = round(tokens * reader.width * stored.itemsize)
-    _complete(store, ids, make, CAPTIONS_AT_ONCE, row_bytes, "captions", say)
+    _complete(store, ids, make, CAPTIONS_AT_ONCE, row_bytes, "captions")
     reader.unload()
     return StoredCaptions(store)
 
@@ -244,15 +239,11 @@ def check_cache_folder(config: Config) -> None:
         check_new_cache(config)
 
 
-def _open(
-    folder: Path, name: str, key: dict[str, str | int | None], say: Say, others: bool = True
-) -> Store:
+def _open(folder: Path, name: str, key: dict[str, str | int | None], others: bool = True) -> Store:
     store = Store.open(folder, name, key)
-    for event in store.events:
-        say(event)
     if others and not len(store):
         for sentence in store.other_keys():
-            say(sentence)
+            log.info(sentence)
     return store
 
 
@@ -263,25 +254,15 @@ def _complete(
     at_once: int,
     row_bytes: int,
     what: str,
-    say: Say,
 ) -> None:
     """Fill the store with what is missing of `ids`, having said what it will take."""
     missing = len(store.missing(ids))
     if not missing:
         return
     needed = missing * (row_bytes + ROW_OVERHEAD)
-    say(f"{missing:,} {what} to encode once, into {store.folder} ({needed / 2**20:,.1f} MiB)")
+    log.info(f"{missing:,} {what} to encode once, into {store.folder} ({needed / 2**20:,.1f} MiB)")
     check_space(store.folder, needed)
-    began = said = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= SAY_EVERY:
-            said = now
-            left = format_duration((now - began) / max(1, done) * (total - done))
-            say(f"{done:,} of {total:,} {what} encoded, {left} left")
-
+    began, progress = time.monotonic(), progress_lines(log.info, f"{what} encoded")
     rows_per_shard = max(at_once, min(MOST_ROWS, MOST_BYTES // row_bytes // at_once * at_once))
     fill(store, ids, make, rows_per_shard, at_once, progress)
-    say(f"{what} encoded in {format_duration(time.monotonic() - began)}")
+    log.info(f"{what} encoded in {format_duration(time.monotonic() - began)}")

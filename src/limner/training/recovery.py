@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
 from limner.checkpoint.folder import Checkpoint
@@ -18,6 +20,8 @@ from limner.training.monitor.monitor import RunMonitor
 from limner.training.monitor.nonfinite import diagnose
 from limner.training.restore import restore
 from limner.training.run import Run
+
+log = logging.getLogger(__name__)
 
 MOST_SKIPPED = 10
 """Updates in a row without a finite number before the weights go back to a checkpoint."""
@@ -52,16 +56,12 @@ class Recovery:
         before = checkpoint.state if checkpoint else TrainingState(total_steps=state.total_steps)
         state.rewind(before)
         self.monitor.forget_after(state.step)
-        done_by_one(self.run.is_main, self._set_aside_later)
-        self.monitor.event(
+        done_by_one(self.run.is_main, lambda: set_aside_later(self.run.folder, state.step))
+        log.info(
             f"memory ran out while the weights were being changed in step {self.half_done_at + 1}; "
             f"what followed step {state.step} is done again"
         )
         self.batches.restart()
-
-    def _set_aside_later(self) -> None:
-        for sentence in set_aside_later(self.run.folder, self.run.state.step):
-            self.monitor.event(sentence)
 
     def roll_back(self, bad: Batch) -> None:
         """After too many non-finite updates: restore older weights once, then stop with a
@@ -93,7 +93,7 @@ class Recovery:
         restore(run, checkpoint)
         state.note_roll_back()
         where = checkpoint.folder.name if checkpoint else "its beginning"
-        self.monitor.event(
+        log.info(
             f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number: the "
             f"weights are those of {where} again, and the pictures that led here are passed over"
         )

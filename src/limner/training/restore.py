@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from limner.checkpoint.folder import Checkpoint
@@ -13,6 +15,8 @@ from limner.training.init_from import open_origin
 from limner.training.lora import load_checkpoint
 from limner.training.run import Run
 from limner.training.train_step import stateful
+
+log = logging.getLogger(__name__)
 
 
 def restore(run: Run, checkpoint: Checkpoint | None) -> None:
@@ -37,9 +41,9 @@ def restore(run: Run, checkpoint: Checkpoint | None) -> None:
         optimizer.state.clear()
 
 
-def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> list[str]:
+def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> None:
     """Restore a checkpoint or, where it cannot be used though its checksums are right, an older
-    one, with its `state`; what was passed over.
+    one, with its `state`.
 
     Args:
         named: somebody asked for this one, and for no other.
@@ -47,7 +51,6 @@ def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> list[str]:
     Raises:
         LimnerError: none can be used. The run does not begin anew over them.
     """
-    passed_over: list[str] = []
     while True:
         try:
             restore(run, checkpoint)
@@ -59,7 +62,7 @@ def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> list[str]:
             if older is None:
                 raise
             reason = " ".join(str(error).split())[:300]
-            passed_over += [f"{checkpoint.folder.name} was passed over: {reason}", *damaged]
+            for sentence in (f"{checkpoint.folder.name} was passed over: {reason}", *damaged):
+                log.info(sentence)
             checkpoint = Checkpoint.open(older)
     run.state.become(checkpoint.state)
-    return passed_over

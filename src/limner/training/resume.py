@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from limner.data.row_fingerprints import compare
 from limner.errors import LimnerError
 from limner.redaction import is_same_place
 from limner.training.folder import check_resumed_here
+
+log = logging.getLogger(__name__)
 
 SAME_RUN = {
     "data": ("memory_mb", "check_pictures", "refused_limit"),
@@ -44,8 +47,8 @@ UNRELATED = ("sampling", "cache", "autoencoder", "evaluation")
 """Sections that training does not depend on."""
 
 
-def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to resume from (None: start anew), and notes about those that were skipped.
+def find_resume(resume: str | Path | None, config: Config) -> Checkpoint | None:
+    """The checkpoint to resume from; None: start anew.
 
     Args:
         resume: a checkpoint folder, "latest", "auto", "no", or None: what the configuration says.
@@ -63,22 +66,24 @@ def find_resume(resume: str | Path | None, config: Config) -> tuple[Checkpoint |
                 f"{earlier[-1]} is of an earlier run: go on from it with --resume latest, or give "
                 "this run another training.output_dir"
             )
-        return None, []
+        return None
     if wanted not in ("auto", "latest"):
         named = find_checkpoint(wanted)
         check_resumed_here(folder, named)
-        return _opened(named, config), []
+        return _opened(named, config)
     found, passed_over = newest_good(folder)
     if found is None:
         if wanted == "latest" or passed_over:
             newest_checkpoint(folder)  # raises, with all reasons
-        return None, []
+        return None
     checkpoint = _opened(found, config, auto=wanted == "auto")
-    return checkpoint, passed_over
+    for sentence in passed_over:
+        log.info(sentence)
+    return checkpoint
 
 
-def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> list[str]:
-    """Notes about the rows that a checkpoint resumes with.
+def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> None:
+    """Log if the rows that a checkpoint resumes with are not those it was trained on.
 
     Args:
         rows: `limner.data.row_fingerprints` of those that are trained now.
@@ -89,22 +94,23 @@ def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> list[str
     """
     before, name = checkpoint.rows(), checkpoint.folder.name
     if before is None:
-        return [
+        log.info(
             f"{name} is of an earlier version and does not say which pictures it learned from: "
             "whether they are the same is not known"
-        ]
+        )
+        return
     if (changes := compare(before, rows)) is None:
-        return []
+        return
     if auto:
         raise LimnerError(
             f"the data changed since {checkpoint.folder} was saved ({changes}): give this run "
             "another training.output_dir, or go on from there with the data as they are now: "
             "--resume latest"
         )
-    return [
+    log.info(
         f"the data changed since {name} was saved ({changes}): the run goes on with the data as "
         "they are now, and is no longer the same run"
-    ]
+    )
 
 
 def _opened(folder: Path, config: Config, auto: bool = False) -> Checkpoint:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from limner import console
 from limner.checkpoint.lineage import Lineage
 from limner.checkpoint.state import TrainingState
 from limner.config import Config
@@ -26,6 +25,7 @@ from limner.text.tokenizer import CaptionTokenizer
 from limner.training.ema import EMA
 from limner.training.inputs import Inputs, open_inputs
 from limner.training.lr_schedule import decay_progress, ema_decay, learning_rate_share
+from limner.training.monitor.run_log import RunEvents
 from limner.training.train_step import TrainStep
 
 
@@ -55,8 +55,8 @@ class Run:
     ema: EMA
     train_step: TrainStep
     state: TrainingState
-    notes: list[str] = field(default_factory=list)
-    """Sentences for the beginning of the log."""
+    events: RunEvents = field(default_factory=RunEvents)
+    """What was told while it was opened, for the beginning of its log."""
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.lock.release)
@@ -98,19 +98,8 @@ class Run:
         """Pictures or latents, words or states; those of pretrained parts are computed when first
         asked for, and kept (see `limner.training.inputs`)."""
         return open_inputs(
-            self.config,
-            self.data,
-            self.parts,
-            self.tokenizer,
-            self.device,
-            self.dtype,
-            self.say,
+            self.config, self.data, self.parts, self.tokenizer, self.device, self.dtype
         )
-
-    def say(self, text: str) -> None:
-        """Print it once, however many processes there are."""
-        if self.is_main:
-            console.say(text)
 
     # What depends on the step alone
 

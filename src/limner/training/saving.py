@@ -55,8 +55,7 @@ def save_numbered(run: Run, saver: Saver) -> None:
         if reason := save_in_shards(folder, contents_here(run), *which):
             saver.not_written(folder, reason)
         elif run.is_main:
-            saver.prune(run.folder)
-            saver.tell()
+            saver.tell(saver.prune(run.folder))
         return
     contents = contents_of(run)
     if run.is_main:

@@ -7,15 +7,15 @@ weights stay as they are.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limner import console
 from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.data.examples import Batch
@@ -26,6 +26,8 @@ from limner.errors import LimnerError
 from limner.memory import give_back_freed_memory, is_out_of_memory
 from limner.models.dropout import seed_dropout
 from limner.training.loss_weighting import LevelBalance
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,6 @@ class TrainStep:
         self,
         batches: Sequence[Batch],
         progress: float = 0.0,
-        say: Callable[[str], None] = console.say,
     ) -> StepResult:
         """One update from these micro-batches.
 
@@ -93,7 +94,7 @@ class TrainStep:
             LimnerError: not even one picture fits into memory.
             HalfDone, ShortOfMemory: see there.
         """
-        loss = self.gradients_within_memory(batches, progress, say)
+        loss = self.gradients_within_memory(batches, progress)
         average_gradients(self.model.parameters())
         if self.scaler:
             for optimizer in self.optimizers.values():
@@ -116,9 +117,7 @@ class TrainStep:
         searching = self.scaler is not None and self.scaler.get_scale() > 1
         return math.isfinite(loss) and (math.isfinite(norm) or searching)
 
-    def gradients_within_memory(
-        self, batches: Sequence[Batch], progress: float, say: Callable[[str], None]
-    ) -> float:
+    def gradients_within_memory(self, batches: Sequence[Batch], progress: float) -> float:
         """Fill the parameters' gradients; the mean loss. In smaller parts if memory runs out."""
         while True:
             loss, reason = math.nan, ""
@@ -150,7 +149,7 @@ class TrainStep:
                     f"and the run goes on from its last checkpoint with {size} pictures at a time "
                     "(torchrun --max_restarts does that by itself)"
                 )
-            say(
+            log.info(
                 f"memory ran out at step {self.state.step + 1} ({reason or 'in another process'}); "
                 f"from here on {size} pictures at a time, the update stays that of "
                 f"{sum(map(len, batches))}"

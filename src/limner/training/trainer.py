@@ -7,10 +7,8 @@ weights, and the image count, and on nothing else, which is what makes a resumed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from limner import console
 from limner.checkpoint.lineage import FILE as LINEAGE
 from limner.checkpoint.saver import Saver
 from limner.checkpoint.state import TrainingState
@@ -65,13 +63,14 @@ class Trainer:
         if self.run.is_main:
             self.run.lock.acquire()  # again, where this is not the first call
         try:
-            return self._train()
+            with self.run.events.listening():
+                return self._train()
         finally:
             self.run.lock.release()
 
     def _train(self) -> TrainingState:
         run, state, settings = self.run, self.run.state, self.run.config.training
-        done_by_one(run.is_main, self._set_aside_later)
+        done_by_one(run.is_main, lambda: set_aside_later(run.folder, state.step))
         inputs = run.inputs  # made before the clock of the run starts
         budget = Budget(run.config, state, run.accelerator, len(inputs.trained.rows))
         with (
@@ -83,14 +82,14 @@ class Trainer:
         ):
             if run.is_main:
                 write_text_whole(run.folder / LINEAGE, run.lineage.to_json())
-            compile_model(run, monitor.event)
+            compile_model(run)
             recovery = Recovery(run, self.batches, saver, monitor)
             due = False
             while not budget.finished():
                 start = time.perf_counter()
                 learning_rate = run.set_learning_rate()
                 try:
-                    updated, batches = self.step(monitor.event)
+                    updated, batches = self.step()
                 except PartialOptimizerStep:
                     recovery.repeat()
                     continue
@@ -127,15 +126,12 @@ class Trainer:
             monitor.finish()
         return state
 
-    def _set_aside_later(self) -> None:
-        self.run.notes += set_aside_later(self.run.folder, self.run.state.step)
-
-    def step(self, say: Callable[[str], None] = console.say) -> tuple[StepResult, list[Batch]]:
+    def step(self) -> tuple[StepResult, list[Batch]]:
         """Perform one update of the weights; returns its result and its micro-batches."""
         run = self.run
-        batches = self.batches.of_next_update(say)
+        batches = self.batches.of_next_update()
         try:
-            return run.train_step(batches, run.decay_progress, say), batches
+            return run.train_step(batches, run.decay_progress), batches
         except ShortOfMemory:
             process, size = run.accelerator.process_index, run.config.training.micro_batch_size
             note_pieces(run.folder, process, size, run.state.pieces)
@@ -150,7 +146,7 @@ class Trainer:
         settings = self.run.config.training
         limit, stop = settings.checkpoints_total_limit, settings.save_errors == "stop"
         best = monitor.best_step if settings.keep_best else lambda: None
-        return Saver(limit, best, stop, monitor.event)
+        return Saver(limit, best, stop)
 
     @property
     def config(self) -> Config:

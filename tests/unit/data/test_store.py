@@ -137,7 +137,7 @@ def test_content_that_could_not_be_read_is_neither_stored_nor_found(tmp_path: Pa
     ("name", "value"), [("autoencoder", "xyz"), ("image_size", 128), ("dtype", "float32")]
 )
 def test_a_store_of_another_key_is_never_used_and_says_why(
-    tmp_path: Path, name: str, value: Any
+    tmp_path: Path, name: str, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = filled(tmp_path)
     key = KEY | {name: value}
@@ -151,7 +151,7 @@ def test_a_store_of_another_key_is_never_used_and_says_why(
         (new.folder / path.name).write_bytes(path.read_bytes())
     opened = Store.open(tmp_path, "latents", key)
     assert len(opened) == 0
-    assert f"{name} is {KEY[name]} there and {value} here" in opened.events[0]
+    assert f"{name} is {KEY[name]} there and {value} here" in caplog.messages[0]
     (new.folder / "key.json").write_bytes((old.folder / "key.json").read_bytes())
     with pytest.raises(LimnerError, match=f"{name} is {KEY[name]} there and {value} here; delete"):
         Store.open(tmp_path, "latents", key)
@@ -169,7 +169,7 @@ def test_a_key_that_is_damaged_or_missing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "longer", "header", "empty"])
 def test_a_damaged_shard_is_moved_aside_and_its_rows_are_made_again(
-    tmp_path: Path, damage: str
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = filled(tmp_path).folder
     before = contents(folder)
@@ -179,7 +179,7 @@ def test_a_damaged_shard_is_moved_aside_and_its_rows_are_made_again(
     path.write_bytes(bad[damage])
     store, maker = Store.open(tmp_path, "latents", KEY), Maker()
     assert len(store) < 20
-    assert str(path) in store.events[0]
+    assert str(path) in caplog.messages[0]
     fill(store, ids_of(20), maker, 8, 3)
     assert len(maker.asked) in (4, 8)
     assert contents(folder) == before | {path.with_suffix(".damaged").name: bad[damage]}

@@ -291,7 +291,7 @@ def picture_set_into(folder: Path, config: Config) -> None:
 
 def test_nothing_of_a_run_that_is_shared_names_a_folder(clients_run: Path) -> None:
     checked = clients_run.parent / "check"
-    check(load_config(clients_run / "config.yaml"), checked, say=lambda _: None)
+    check(load_config(clients_run / "config.yaml"), checked)
     from limner.reports.data_report import write_check_page
 
     write_check_page(checked)
@@ -333,7 +333,7 @@ def test_trackers_are_told_no_place_and_not_what_was_typed(
     from limner.training.monitor.trackers import Trackers
 
     config = tiny_config("training.trackers=wandb", f"data.dataset_path={SIGNED}")
-    trackers = Trackers(config, 0, print)
+    trackers = Trackers(config, 0)
     trackers.folder.mkdir(parents=True)
     trackers.start()
     shown = ["limner", "train", "data.dataset_path=https://files.example/x.tar"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
+import sys
 
 import pytest
 from rich.console import Console
 
-from limner.console import format_duration
+from limner.console import format_duration, rich_console
 from limner.training.monitor.progress import Progress, share_done
 
 
@@ -68,19 +70,34 @@ def test_the_last_figures_of_a_run_that_time_or_an_error_ended_are_shown() -> No
     assert lines[1].startswith("step     12 | 384 images")
 
 
-def test_messages_are_printed_as_they_are() -> None:
-    console, out = plain_console()
-    with Progress(console=console) as progress:
-        progress.message("[red]saved[/red] " + "x" * 100)  # no markup, no line breaks put in
-    assert out.getvalue() == "[red]saved[/red] " + "x" * 100 + "\n"
+def test_what_is_told_stands_above_the_live_line_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    told = "[red]saved[/red] :apple: " + "a word " * 20 + "红苹果"  # no markup, no line breaks
+    with Progress() as progress:
+        assert progress.live is not None
+        progress.update(1, 2, 32, 1.0, 0.5, 0.5, 1.0)
+        logging.getLogger("limner.training").info(told)
+        progress.update(2, 2, 64, 1.0, 0.5, 0.5, 0.0)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n").split("\n")
+    assert lines.count(told) == 1
+    assert "step 1/2" in "".join(lines[: lines.index(told)])
+    assert "step 2/2" in lines[-2]
 
 
-def test_a_console_that_lacks_the_letters_does_not_end_the_run() -> None:
+@pytest.mark.parametrize("live", [True, False])
+def test_a_console_that_lacks_the_letters_does_not_end_the_run(
+    live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, encoding="cp1252")
-    with Progress(console=Console(file=out, force_terminal=True, width=100)) as progress:
+    monkeypatch.setattr(sys, "stdout", out)
+    with Progress(console=rich_console(force_terminal=live, width=100)) as progress:
         progress.update(1, 2, 32, 1.0, 0.5, 0.5, 1.0)
-        progress.message("preview of 红苹果")
+        logging.getLogger("limner.training").info("preview of 红苹果")
     out.flush()
     assert b"preview of ???" in raw.getvalue()
 
@@ -109,7 +126,6 @@ def test_only_the_main_process_speaks() -> None:
         console = Console(file=out, force_terminal=is_terminal)
         with Progress(enabled=False, console=console) as progress:
             progress.update(1, 1, 32, 1.0, 0.5, 0.5, 0.0)
-            progress.message("hello")
         assert out.getvalue() == ""
 
 

@@ -8,12 +8,13 @@ What happens at an update depends on the settings, the weights, and the number o
 from __future__ import annotations
 
 import copy
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,8 @@ from limner.training.monitor.progress import Progress
 from limner.training.muon import Muon
 from limner.training.resume import SAME_RUN
 from limner.training.stopping import StopOnSignal, Stopped
+
+log = logging.getLogger(__name__)
 
 WARM_UP, DECAY_SHARE = 50, 0.4
 EMA_HALF_LIFE = 100  # updates
@@ -76,7 +79,6 @@ class Fit:
         self.optimizers = _optimizers(self.model, config)
         self.state = TrainingState()
         self.saved_at: int | None = None
-        self.news: list[str] = []
         self.rows = fingerprints_of(pictures.set, pictures.rows)
         self._resume()
 
@@ -94,9 +96,9 @@ class Fit:
         with (
             StopOnSignal() as stop,
             Progress() as progress,
-            Saver(2, lambda: None, stop_on_error, progress.message) as saver,
+            Saver(2, lambda: None, stop_on_error) as saver,
         ):
-            self._say_hello(progress.message)
+            self._say_hello()
             started = saved = time.perf_counter()
             before, first = state.seconds, state.step
             loss_sum: Tensor | float = 0.0
@@ -177,27 +179,36 @@ class Fit:
 
     def _resume(self) -> None:
         finish_interrupted(self.folder)
-        before: int | None = None
+        before, bad = None, list[str]()
         while True:
             found, passed_over = newest_good(self.folder, before=before)
-            self.news += passed_over
+            bad += passed_over
             if found is None:
                 break
             try:
-                self._restore(found)
-                self.news += set_aside_later(self.folder, self.state.step)
-                return
+                rows = self._restore(found)
             except Unusable as error:
-                reason = " ".join(str(error).split())[:300]
-                self.news.append(f"{found.name} was passed over: {reason}")
+                bad.append(f"{found.name} was passed over: {' '.join(str(error).split())[:300]}")
                 before = step_of(found)
-        if self.news:
+                continue
+            for sentence in bad:
+                log.info(sentence)
+            if rows is not None and (changes := compare(rows, self.rows)):
+                log.info(
+                    f"the data changed since {found.name} was saved ({changes}): it goes on with "
+                    "the data as they are now"
+                )
+            log.info(f"resumed at step {self.state.step}, {self.state.images:,} crops seen")
+            set_aside_later(self.folder, self.state.step)
+            return
+        if bad:
             raise LimnerError(
                 f"no checkpoint in {self.folder} is good; delete the folder to begin anew:"
-                + "".join(f"\n  - {sentence}" for sentence in self.news)
+                + "".join(f"\n  - {sentence}" for sentence in bad)
             )
 
-    def _restore(self, found: Path) -> None:
+    def _restore(self, found: Path) -> np.ndarray | None:
+        """Go on from a checkpoint; the fingerprints of what it learned from, if it has them."""
         saved = load_config(found / "config.yaml")
         if different := differences(saved, self.config):
             raise LimnerError(
@@ -214,25 +225,18 @@ class Fit:
             checkpoint.load_optimizers(self.optimizers)
         except LimnerError as error:
             raise Unusable(str(error)) from None
-        if rows is not None and (changes := compare(rows, self.rows)):
-            self.news.append(
-                f"the data changed since {found.name} was saved ({changes}): it goes on with the "
-                "data as they are now"
-            )
         self.state, self.saved_at = state, state.step
-        self.news.append(f"resumed at step {state.step}, {state.images:,} crops seen")
+        return rows
 
-    def _say_hello(self, say: Callable[[str], None]) -> None:
+    def _say_hello(self) -> None:
         million = sum(p.numel() for p in self.model.parameters()) / 1e6
-        say(
+        log.info(
             f"{million:.2f}M parameters on {devices.describe(self.device)} in "
             f"{devices.name_of(self.dtype)}; {len(self.pictures.rows):,} pictures to learn from"
         )
         wanted = self.config.training.mixed_precision
         if note := devices.precision_note(wanted, self.device, "training.mixed_precision"):
-            say(note)
-        for sentence in self.news:
-            say(sentence)
+            log.info(note)
 
 
 def differences(saved: Config, asked: Config) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 import posixpath
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from limner import console
 from limner.apps.check_data.captions import faults_of
+from limner.console import progress_lines
 from limner.data.dataset import PictureError, Refused
 from limner.data.folder_walk import FolderWalk, by_stem, composed
 from limner.data.formats.columns import Columns
@@ -29,12 +29,12 @@ from limner.files.folder_lock import FolderLock
 from limner.memory import in_parts_that_fit
 from limner.messages import shorten_name
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 Captions = Callable[[Sequence[Image.Image]], list[str]]
 """A caption for each picture; "" for one of which the model says nothing."""
 SHORTER_SIDE = 512
 """A big JPEG is decoded at a fraction of its size, never below twice this side, pixels."""
-SAY_EVERY = 15.0  # seconds
 
 
 @dataclass
@@ -112,7 +112,6 @@ def caption_pictures(
     captions: Captions,
     batch_size: int = 8,
     num_samples: int | None = None,
-    say: Say = console.say,
 ) -> Captioned:
     """Write a .txt for each picture, whole or not at all, so that a run that is cut off goes on.
 
@@ -126,7 +125,7 @@ def caption_pictures(
     if num_samples is not None and num_samples < len(keys):
         told.left = len(keys) - num_samples
         keys = sorted(heapq.nsmallest(num_samples, keys, key=sampling_rank))
-    began = said = time.monotonic()
+    progress = progress_lines(log.info, "pictures captioned")
     first, texts_beside = 0, _Texts(folder)
     with ThreadPoolExecutor() as threads:
         while first < len(keys):
@@ -147,14 +146,12 @@ def caption_pictures(
                 )
                 if at_once < min(batch_size, len(images) - done):
                     batch_size = at_once
-                    say(f"memory ran out: {batch_size} pictures at once from here on")
+                    log.info(f"memory ran out: {batch_size} pictures at once from here on")
                 for key, text in zip(good[done : done + at_once], texts, strict=True):
                     _keep(texts_beside.beside(key), key, text, told)
                 done += at_once
             first += len(some)
-            if (now := time.monotonic()) - said >= SAY_EVERY and first < len(keys):
-                said, left = now, (now - began) / first * (len(keys) - first)
-                say(f"{first:,} of {len(keys):,} pictures captioned, about {left:.0f}s left")
+            progress(first, len(keys))
     return told
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import os
 import posixpath
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from limner import console
 from limner.apps.check_data.captions import faults_of, script_of
 from limner.apps.check_data.duplicates import find_duplicates
 from limner.apps.check_data.findings import Finding, Problems, is_list_of_findings, of_refused
@@ -27,6 +26,7 @@ from limner.apps.check_data.images import Fault, Looked, look, share_cut
 from limner.apps.check_data.samples import FOLDER, OURS, show_duplicates, show_samples
 from limner.apps.check_data.similarity import Compared
 from limner.config import Config
+from limner.console import progress_lines
 from limner.data.buckets import Buckets
 from limner.data.dataset import ImageDataset, Row, shown_set
 from limner.data.examples import CutsCaptions
@@ -42,9 +42,9 @@ from limner.files.output_folders import foreign_names, kind_of_output
 from limner.files.system_names import is_system_name
 from limner.messages import shorten
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 AT_ONCE = 256
-SAY_EVERY = 15.0  # seconds
 LOCK = ".limner-check.lock"
 WRITTEN = ("problems.jsonl", "check.json", "check.html", FOLDER)
 DRAWN = ("emoji", "shapes")
@@ -55,9 +55,7 @@ SIDES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 RATIOS = (1 / 3, 1 / 2, 2 / 3, 4 / 5, 5 / 4, 3 / 2, 2.0, 3.0)
 
 
-def check(
-    config: Config, output: Path, sample: int | None = None, say: Say = console.say
-) -> dict[str, Any]:
+def check(config: Config, output: Path, sample: int | None = None) -> dict[str, Any]:
     """Look at the data set of a configuration; returns what `check.json` in `output` holds.
 
     Writes check.json, problems.jsonl (a line for each finding), and the pictures that the page
@@ -69,10 +67,10 @@ def check(
     keep_out_of_the_data(output, config, "--output")
     _refuse_foreign(output)
     with FolderLock(output, "name another --output", LOCK):
-        return _check(config, output, sample, say)
+        return _check(config, output, sample)
 
 
-def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[str, Any]:
+def _check(config: Config, output: Path, sample: int | None) -> dict[str, Any]:
     picture_set = open_picture_set(config)
     keep_out_of_links(output, picture_set, "--output")
     drawn = picture_set.name in DRAWN
@@ -90,7 +88,7 @@ def _check(config: Config, output: Path, sample: int | None, say: Say) -> dict[s
         with Compared(len(which)) as compared:
             pictures = _Pictures(drawn)
             captions = _Captions(reader)
-            for index, row, found in _looked_at(picture_set, which, sizes, drawn, say):
+            for index, row, found in _looked_at(picture_set, which, sizes, drawn):
                 _tell(picture_set, row, problems, captions.add(row))
                 if isinstance(found, Fault):
                     _tell(picture_set, row, problems, [found])
@@ -203,10 +201,10 @@ def _reader(
 
 
 def _looked_at(
-    picture_set: ImageDataset, which: list[int], sizes: _Sizes, drawn: bool, say: Say
+    picture_set: ImageDataset, which: list[int], sizes: _Sizes, drawn: bool
 ) -> Iterator[tuple[int, Row, Looked | Fault]]:
     """Every picture decoded once, by threads, in the order of `which`."""
-    began = said = time.monotonic()
+    progress = progress_lines(log.info, "rows looked at")
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as threads:
         for first in range(0, len(which), AT_ONCE):
             some = which[first : first + AT_ONCE]
@@ -214,10 +212,7 @@ def _looked_at(
             found = threads.map(lambda row, size: look(picture_set, row, size, drawn), rows, to)
             for offset, (row, looked) in enumerate(zip(rows, found, strict=True)):
                 yield first + offset, row, looked
-            done = first + len(rows)
-            if (now := time.monotonic()) - said >= SAY_EVERY and done < len(which):
-                said, left = now, (now - began) / done * (len(which) - done)
-                say(f"{done:,} of {len(which):,} rows looked at, about {left:.0f}s left")
+            progress(first + len(rows), len(which))
 
 
 def _tell(picture_set: ImageDataset, row: Row, problems: Problems, faults: Sequence[Fault]) -> None:

@@ -56,7 +56,7 @@ NO_TOKEN = (
     "this needs the whole address that `limner play` printed in its terminal, with ?token=...; "
     "each start of the command has a new one"
 )
-log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 
 
 class Server(ThreadingHTTPServer):

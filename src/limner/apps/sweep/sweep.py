@@ -122,7 +122,7 @@ def _sweep(
                           "--store out")  # fmt: skip
     record = Record(opened.folder / FILE)
     generator = open_generator(opened.folder, opened.config, device, vae, text_encoder, guide)
-    data = open_data(squares(opened.config), say)
+    data = open_data(squares(opened.config))
     network, missing = feature_network(generator)
     chosen, reported = parts_of(data, pictures)
     qualities = {

@@ -22,6 +22,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import json
+import logging
 import math
 import mmap
 import os
@@ -41,6 +42,8 @@ from limner.files.atomic import recover_in, write_text_whole
 from limner.files.fingerprints import DIGEST, digest
 from limner.files.small_files import read_json
 from limner.memory import give_back_freed_memory
+
+log = logging.getLogger(__name__)
 
 Key = Mapping[str, str | int | float | bool | None]
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -126,12 +129,10 @@ class Store:
         folder: where the shards are.
         tried: rows of which this process kept nothing, and why.
         longest: the largest count of any row.
-        events: what people should know of the opening: shards that were damaged.
     """
 
     def __init__(self, folder: Path, key: Key) -> None:
         self.folder, self.key = folder, dict(key)
-        self.events: list[str] = []
         self.tried: dict[bytes, str] = {}
         self.refresh()
 
@@ -297,7 +298,7 @@ class Store:
             aside = path.with_suffix(".damaged")
             with contextlib.suppress(FileNotFoundError):  # another process has done it
                 os.replace(path, aside)
-            self.events.append(
+            log.info(
                 f"{path} cannot be used ({error}); it was moved to {aside.name} and its rows are "
                 "computed anew"
             )

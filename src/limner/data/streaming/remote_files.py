@@ -32,7 +32,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "Last-Modified")
 """What file systems call that which changes when a file does; the first that is there is used."""
-_log = logging.getLogger("limner")
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -253,6 +253,6 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
                     "at the network; the same command goes on from the last checkpoint."
                 ) from None
             told = redact_urls(url), redact_urls(said)
-            _log.warning("%s could not be reached (%s); once more in %d s", *told, wait)
+            log.warning("%s could not be reached (%s); once more in %d s", *told, wait)
             time.sleep(wait)
     raise AssertionError

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import array
 import json
+import logging
 import mmap
 import os
 import zlib
@@ -54,7 +55,7 @@ VERIFIED_AT_ONCE = 2**26  # bytes
 PIECE_BYTES, PIECE_SAMPLES = 16 * 2**20, 512
 """Of a piece of a tar, what is fetched from far away at once: at most so many."""
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 class Building:
@@ -253,7 +254,6 @@ def open_index(
     kind: str,
     folder: Path,
     build: Callable[[Place, Building], None],
-    say: Say,
 ) -> Index:
     """The index of a shard; made if there is none, or if the shard is no longer the same.
 
@@ -279,15 +279,17 @@ def open_index(
     with FileLock(path.with_suffix(".lock")):
         found = _read(path, place)
         if found is None and path.exists() and not _is_of_this_format(path):
-            say(f"the index of {shown} is of an earlier version: it is made anew")
+            log.info(f"the index of {shown} is of an earlier version: it is made anew")
         elif found is None and path.exists():
             aside = path.with_suffix(".damaged")
             os.replace(path, aside)
-            say(f"{path} is damaged; it was moved to {aside.name}, and {shown} is indexed anew")
+            log.info(
+                f"{path} is damaged; it was moved to {aside.name}, and {shown} is indexed anew"
+            )
         if found is not None:
             if found.about == about:
                 return found
-            say(
+            log.info(
                 f"{shown} is not the file that it was: it is indexed anew. A run that was made "
                 "with it before does not go on as it would have."
             )

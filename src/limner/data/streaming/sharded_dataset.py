@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ from typing import Any, Protocol, SupportsIndex, overload
 
 import numpy as np
 
-from limner import console
 from limner.config import Config
+from limner.console import progress_lines
 from limner.data import images
 from limner.data.dataset import HELD_OUT, Refused, Row, RowSubset, require_rows
 from limner.data.own_folder import check_new_cache
 from limner.data.row_fingerprints import ROW
 from limner.data.streaming.chunk_cache import Files, Pieces
 from limner.data.streaming.remote_files import AT_ONCE, Place, changed
-from limner.data.streaming.shard_index import Building, Index, Say, open_index
+from limner.data.streaming.shard_index import Building, Index, open_index
 from limner.data.streaming.window_shuffle import WINDOW
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints, digest
 from limner.redaction import redact_urls
 
-SAY_EVERY = 15.0  # seconds
+log = logging.getLogger(__name__)
+
 GIVE_BACK_AFTER = 2**13
 """Rows made after which the pages of the indexes are given back."""
 
@@ -297,24 +298,19 @@ def open_shards(
     kind: Kind,
     places: Sequence[Place],
     config: Config,
-    say: Say = console.say,
 ) -> ShardPictures:
     """The data set in these shards; those that were never seen, or changed, are indexed now."""
     check_new_cache(config)
     folder = Path(config.cache.folder)
     names = short_names(places)
-    began = said = time.monotonic()
-    done = 0
+    progress, done = progress_lines(log.info, "shards indexed"), 0
 
     def index(number: int) -> Index:
-        nonlocal said, done
+        nonlocal done
         place = places[number]
-        found = open_index(place, names[number], kind.name, folder / "index", kind.build, say)
+        found = open_index(place, names[number], kind.name, folder / "index", kind.build)
         done += 1
-        if (now := time.monotonic()) - said >= SAY_EVERY:
-            said = now
-            left = (now - began) / done * (len(places) - done)
-            say(f"{done:,} of {len(places):,} shards indexed, about {left:.0f}s left")
+        progress(done, len(places))
         return found
 
     # Reading from far away waits; reading from here computes, and threads would only take turns.
@@ -329,7 +325,7 @@ def open_shards(
     window = config.data.shuffle_window or WINDOW
     needed = 2 * window * sum(place.size for place in places) // len(opened.rows)
     if fetched and needed > pieces.most_bytes:
-        say(
+        log.info(
             f"cache.pieces_mb: two windows of data.shuffle_window {window:,} pictures take about "
             f"{needed >> 20:,} MiB, and {config.cache.pieces_mb:,} are allowed: pieces may be "
             "fetched more than once in a pass"

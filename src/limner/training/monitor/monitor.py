@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -18,7 +19,7 @@ from limner.data.examples import warn_of_long_captions
 from limner.data.verify import check_share_refused
 from limner.messages import plural
 from limner.metrics.memorisation import COPIES, FEW
-from limner.redaction import places_of, redact_urls
+from limner.redaction import places_of
 from limner.training.budget import COMPILING, Budget
 from limner.training.folder import write_config
 from limner.training.monitor import throughput
@@ -31,6 +32,8 @@ from limner.training.monitor.progress import Progress
 from limner.training.monitor.run_log import RunLog, read_log
 from limner.training.run import Run
 from limner.training.train_step import StepResult
+
+log = logging.getLogger(__name__)
 
 
 class RunMonitor:
@@ -52,7 +55,6 @@ class RunMonitor:
         places = places_of(config.model_dump())
         self.log = RunLog(self.folder, accelerator, self.state.step, places)
         self.progress = Progress(enabled=self.main)
-        self.news = list(run.notes)
         # Rows of the set that proved bad after it was opened: those that gave no latents first.
         self.bad = {row.key for row in self.set.refused[self.data.refused :]}
         self.heldout_loss: float | None = None
@@ -69,8 +71,7 @@ class RunMonitor:
 
     def __enter__(self) -> RunMonitor:
         if self.main:
-            if said := write_config(self.folder, self.config):
-                self.news.append(said)
+            write_config(self.folder, self.config)
             self.log.start_trackers(self.config, self.state.step)
         self.progress.__enter__()
         self.hello()
@@ -96,9 +97,10 @@ class RunMonitor:
         self.log.finish()
 
     def hello(self) -> None:
+        self.run.events.write = self.write_event
         million = sum(p.numel() for p in self.averaged.parameters()) / 1e6
         precision = str(self.dtype).removeprefix("torch.")
-        self.event(
+        log.info(
             f"{million:.1f}M parameters on {devices.describe(self.accelerator.device)} in "
             f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
             f"{len(self.inputs.held_out.rows):,} held out"
@@ -109,31 +111,29 @@ class RunMonitor:
             sizes = [{"height": h, "width": w, "trained": a, "held_out": b}
                      for (h, w), a, b in counts]  # fmt: skip
             self.log.write("buckets", self.state.step, sizes=sizes)
-        for line in self.news:
-            self.event(line)
+        self.run.events.write_waiting()
         if self.state.pieces > 1:
-            self.event(f"each micro-batch goes through the model in {self.state.pieces} parts")
+            log.info(f"each micro-batch goes through the model in {self.state.pieces} parts")
         if self.state.step:
-            self.event(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
+            log.info(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
         if new := self.log.refuse(self.set.refused):
             count, reason = len(new), new[0].reason
             first = reason if reason.startswith(new[0].key) else f"{new[0].key}: {reason}"
-            self.event(
+            log.info(
                 f"{count} {plural(count, 'row')} cannot be used (see refused.jsonl), first: {first}"
             )
         self.check_refused()
         if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
-            self.event(sentence)
+            log.info(sentence)
 
-    def event(self, message: str) -> None:
-        """Print a message and write it to the log."""
+    def write_event(self, message: str) -> None:
+        """Write what was logged to log.jsonl."""
         seconds = round(self.budget.elapsed(), 2)
         self.log.write("event", self.state.step, seconds=seconds, message=message)
-        self.progress.message(redact_urls(message))
 
     def refused(self, rows: Iterable[Refused]) -> None:
         for row in self.log.refuse(rows):
-            self.event(f"a picture was passed over: {row.reason}")
+            log.info(f"a picture was passed over: {row.reason}")
             self.bad.add(row.key)
             self.check_refused()
 
@@ -161,7 +161,7 @@ class RunMonitor:
         if updated.skipped:
             self.skipped += 1
             if self.state.skipped_in_a_row == 1:
-                self.event(
+                log.info(
                     f"step {self.state.step} is left out: its loss is {updated.loss:g} and its "
                     f"gradient's norm {updated.norm:g} (training stops after "
                     "too many of these in a row)"
@@ -202,7 +202,7 @@ class RunMonitor:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
         if reason:
             memory.give_back_freed_memory()
-            self.event(f"{otherwise}: {reason}; training goes on")
+            log.info(f"{otherwise}: {reason}; training goes on")
 
     def write_losses(self, learning_rate: float) -> None:
         state, budget = self.state, self.budget
@@ -230,12 +230,12 @@ class RunMonitor:
             **({"jumped": True} if self.spikes.jumped else {}),
         )
         if spike:
-            self.event(spike)
+            log.info(spike)
         if self.machine is not None and len(budget.step_seconds) > COMPILING:
             self.shared = self.machine.look()
             if self.shared and not self.said_shared:
                 self.said_shared = True
-                self.event(self.shared.in_words())
+                log.info(self.shared.in_words())
         left = budget.seconds_left()
         self.progress.update(
             state.step,
@@ -266,7 +266,7 @@ class RunMonitor:
         advice = advise(measured, noise_floor(self.config))
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
-            self.event(advice)
+            log.info(advice)
             if verdict == "memorising":
                 self.try_to(self.look_for_copies, "copies were not looked for")
         self.verdict = verdict
@@ -280,7 +280,7 @@ class RunMonitor:
     def count_jumps(self) -> None:
         """At the end: how often the loss jumped, if more than the once that was said."""
         if self.spikes.count > 1:
-            self.event(f"the loss jumped {self.spikes.count} times in all (`jumped` in log.jsonl)")
+            log.info(f"the loss jumped {self.spikes.count} times in all (`jumped` in log.jsonl)")
 
     def point_to_the_best(self) -> None:
         """At the end: recommend the best checkpoint if the last one is clearly worse."""
@@ -289,7 +289,7 @@ class RunMonitor:
             return
         best = self.folder / f"checkpoint-{self.best.step}"
         if best.is_dir():
-            self.event(
+            log.info(
                 f"the held-out loss was lowest at step {self.best.step} ({self.best.heldout:.3g}; "
                 f"{last:.3g} now): compare what limner generate draws from {best} with the last"
             )
@@ -305,7 +305,7 @@ class RunMonitor:
         told = "they are copies" if ratio < COPIES else "they are not copies"
         if (count := len(self.inputs.held_out.rows)) < FEW:
             told = f"too few to tell, with {count} held out"
-        self.event(
+        log.info(
             f"drawings of held-out captions are {ratio:.2f} times as far from the nearest trained "
             f"picture as held-out pictures are: {told}"
         )
@@ -335,7 +335,7 @@ class RunMonitor:
         if not self.main:
             return
         if not self.budget.step_seconds:
-            self.event("nothing is left to do: this run has had all its steps or minutes")
+            log.info("nothing is left to do: this run has had all its steps or minutes")
             return
         device, space = self.accelerator.device, self.autoencoder
         side = self.config.data.image_size // space.downsampling
@@ -358,7 +358,7 @@ class RunMonitor:
             matmul_peak_gflops=round(peak / 1e9, 1),
             training_gflops_per_picture=round(flops / 1e9, 3),
         )
-        self.event(
+        log.info(
             f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s that a {precision} "
             "matrix product reaches here"
         )

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from limner.console import format_duration, printable, rich_console, say
+from limner.console import format_duration, printable, rich_console
 
 ROOMY_WIDTH = 104  # columns from which the line has room for units and a bar beside all figures
 REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes time from training
@@ -37,7 +37,8 @@ class Progress:
     ) -> None:
         self.enabled = enabled
         self.plain_every = plain_every
-        self.console = console or rich_console()
+        # Soft: what others print above the live line is not broken into lines.
+        self.console = console or rich_console(soft_wrap=True)
         self.clock = clock
         self.notebook = NotebookLine() if enabled and self.console.is_jupyter else None
         is_screen = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -109,11 +110,6 @@ class Progress:
             self.unshown = ""
             self.last_shown = now
 
-    def message(self, text: str) -> None:
-        """Print a separate line (above the live one), such as a warning."""
-        if self.enabled:
-            self._print(text)
-
     def _show_in_notebook(self, now: float) -> None:
         assert self.notebook is not None
         self.notebook.show(self.unshown)
@@ -121,9 +117,6 @@ class Progress:
         self.last_shown = now
 
     def _print(self, text: str) -> None:
-        if self.notebook is not None:
-            say(text)
-            return
         # A Windows console or a log file may know only cp1252; "?" there is better than a crash.
         encoding = self.console.encoding
         text = printable(text).encode(encoding, errors="replace").decode(encoding)

@@ -1,5 +1,8 @@
 """Logging of a run: log.jsonl, trackers, and refused.jsonl.
 
+What people are told is logged as everywhere, by `logging.getLogger(__name__).info(...)`; of
+`limner.training` and `limner.checkpoint` a run keeps it in log.jsonl, too.
+
 A disk that is full does not end a run for the sake of its log: lines wait in memory until they can
 be written.
 """
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +21,60 @@ from typing import Any
 from accelerate import Accelerator
 
 from limner.config import Config
-from limner.console import say
+from limner.console import information_on
 from limner.data.dataset import Refused
 from limner.files.atomic import write_text_whole
 from limner.files.small_files import json_lines
 from limner.redaction import redact_urls, redacted
 from limner.training.monitor.trackers import Trackers
 
+log = logging.getLogger("limner.run_log")
+"""Not of `limner.training`: that the log cannot be written is not written into it."""
 MOST_WAITING = 10_000
 """Lines that wait for a disk; the oldest are given up beyond that."""
+
+
+class RunEvents(logging.Handler):
+    """Hands what is told while a run is opened and trained to its log.
+
+    Attributes:
+        write: takes a sentence; None: it waits until `write_waiting`.
+    """
+
+    OF = ("limner.training", "limner.checkpoint")
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.write: Callable[[str], None] | None = None
+        self.waiting: list[str] = []
+        self.process = os.getpid()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        loggers = [logging.getLogger(name) for name in self.OF]
+        with information_on():
+            for logger in loggers:
+                logger.addHandler(self)
+            try:
+                yield
+            finally:
+                self.write = None
+                for logger in loggers:
+                    logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.getpid() != self.process:
+            return  # a process that loads pictures, forked from that of the run
+        if self.write is None:
+            self.waiting.append(record.getMessage())
+        else:
+            self.write(record.getMessage())
+
+    def write_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for message in waiting:
+            assert self.write is not None
+            self.write(message)
 
 
 class RunLog:
@@ -75,7 +124,7 @@ class RunLog:
             self.trackers.log(numbers, step)
 
     def start_trackers(self, config: Config, resumed_at: int) -> None:
-        self.trackers = Trackers(config, resumed_at, _complain)
+        self.trackers = Trackers(config, resumed_at)
         self.trackers.start()
 
     def preview(self, path: Path, step: int) -> None:
@@ -107,7 +156,7 @@ class RunLog:
                 with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
                     os.truncate(path, end)
             if not waited:
-                _complain(f"{path} cannot be written now ({error.strerror}); its lines wait")
+                log.warning(f"{path} cannot be written now ({error.strerror}); its lines wait")
             self.waiting[path] = lines[-MOST_WAITING:]
 
 
@@ -143,7 +192,3 @@ def _rewrite(path: Path, objects: Iterable[Any]) -> None:
 
 def _lines(objects: Iterable[Any]) -> list[str]:
     return [json.dumps(o, ensure_ascii=False) + "\n" for o in objects]
-
-
-def _complain(sentence: str) -> None:
-    say(f"limner: {sentence}", err=True)

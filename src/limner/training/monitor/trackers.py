@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import sys
 import uuid
@@ -26,6 +27,8 @@ from limner.files.atomic import write_text_whole
 from limner.files.small_files import read_json
 from limner.redaction import redact_urls, redacted_settings, shown_command
 
+log = logging.getLogger("limner.trackers")
+"""Not of `limner.training`, of which a run keeps what is told: another start may have others."""
 PACKAGES = {"comet_ml": "comet-ml"}
 """What pip calls those that it calls otherwise than accelerate does."""
 IDS = "trackers.json"
@@ -57,11 +60,10 @@ class Trackers:
 
     Args:
         resumed_at: step at which the run goes on, 0: it begins.
-        say: takes a sentence for people.
     """
 
-    def __init__(self, config: Config, resumed_at: int, say: Callable[[str], None]) -> None:
-        self.config, self.resumed_at, self.say = config, resumed_at, say
+    def __init__(self, config: Config, resumed_at: int) -> None:
+        self.config, self.resumed_at = config, resumed_at
         self.folder = Path(config.training.output_dir)
         self.name = config.training.run_name or self.folder.absolute().name
         self.running: dict[str, Any] = {}
@@ -94,7 +96,7 @@ class Trackers:
         except Exception as error:  # each tracker has errors of its own
             self.running.pop(name, None)
             reason = redact_urls(" ".join(str(error).split()))[:300] or type(error).__name__
-            self.say(f"the tracker {name} fails and is left out from here on: {reason}")
+            log.warning(f"the tracker {name} fails and is left out from here on: {reason}")
 
     def _start(self, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -125,7 +127,9 @@ class Trackers:
         if name == "wandb":
             offline = not (os.environ.get("WANDB_MODE") or _wandb_login())
             if offline:
-                self.say("wandb: no login here, so it writes to this machine (wandb sync sends it)")
+                log.warning(
+                    "wandb: no login here, so it writes to this machine (wandb sync sends it)"
+                )
             return {
                 "name": self.name,
                 "id": self._id(name),
@@ -144,7 +148,9 @@ class Trackers:
 
             online = bool(comet_ml.get_config("comet.api_key"))
             if not online:
-                self.say("comet_ml: no API key here, so it writes to this machine (comet upload)")
+                log.warning(
+                    "comet_ml: no API key here, so it writes to this machine (comet upload)"
+                )
             begun = "get" if name in self.ids else "create"
             place = {} if online else {"offline_directory": str(self.folder / "comet")}
             return {
