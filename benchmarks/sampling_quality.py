@@ -89,7 +89,7 @@ def main() -> None:
         part.name: Quality(generator, part, network, follow[part.name.split()[0]]) for part in parts
     }
     protocol = protocol_of(opened, generator, data, (chosen, reported), network, None)
-    measure = Measuring(record, qualities, protocol, lambda line: print(line, flush=True))
+    measure = Measuring(record, qualities, protocol)
 
     ddim = [ddim_at(scale, options.steps) for scale in SCALES]
     at_its_best = halving(ddim, rounds_of(options.pictures), measure)

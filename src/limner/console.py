@@ -319,14 +319,12 @@ def format_duration(seconds: float | None) -> str:
 SAY_EVERY = 15.0  # seconds
 
 
-Say = Callable[[str], None]
-
-
-def progress_lines(say: Say, what: str, every: float = SAY_EVERY) -> Callable[[int, int], None]:
-    """What is told (done, of all) and says so at most every so many seconds.
+def progress_lines(
+    log: logging.Logger, what: str, every: float = SAY_EVERY
+) -> Callable[[int, int], None]:
+    """A function of (done, total) that logs the progress at most every so many seconds.
 
     Args:
-        say: the `info` of a logger.
         what: "pictures drawn".
     """
     began = said = time.monotonic()
@@ -337,6 +335,6 @@ def progress_lines(say: Say, what: str, every: float = SAY_EVERY) -> Callable[[i
         if done and done < total and now - said >= every:
             said = now
             left = format_duration((now - began) / done * (total - done))
-            say(f"{done:,} of {total:,} {what}, about {left} left")
+            log.info(f"{done:,} of {total:,} {what}, about {left} left")
 
     return progress

@@ -29,7 +29,8 @@ from limner.checkpoint.folder import Checkpoint
 from limner.cli import main
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
-from limner.evaluation import heldout_loss, metrics
+from limner.evaluation import evaluate as evaluating
+from limner.evaluation import heldout_loss, metrics, samples
 from limner.evaluation.evaluate import evaluate
 from limner.evaluation.networks import efficientnet
 from limner.evaluation.swept import FILE
@@ -103,16 +104,19 @@ def test_one_command_writes_all_that_was_agreed(run: Path, capsys: Any) -> None:
     assert "have their true picture as the nearest" in said
 
 
-def test_a_checkpoint_that_a_run_deletes_meanwhile_costs_nothing(run: Path) -> None:
+def test_a_checkpoint_that_a_run_deletes_meanwhile_costs_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder,) = run.glob("checkpoint-*")
     opened = Checkpoint.open(folder)
 
-    def say(text: str) -> None:
-        if "pictures are drawn" in text and folder.is_dir():
-            shutil.rmtree(folder)
+    def delete_first(*parts: Any) -> Any:
+        shutil.rmtree(folder)
+        return samples.draw(*parts)
 
+    monkeypatch.setattr(evaluating, "draw", delete_first)
     few = ["evaluation.num_images=4", "evaluation.other_images=0", "evaluation.loss_images=4"]
-    found = evaluate(run, few, device="cpu", say=say)
+    found = evaluate(run, few, device="cpu")
     assert not folder.exists()
     assert found.results["checkpoint"]["step"] == 3
     with pytest.raises(LimnerError, match=r"checkpoint-3 is gone\. A run that goes on deletes"):
@@ -502,7 +506,7 @@ def test_each_checkpoint_that_is_named_has_a_folder_of_its_own(run: Path, tmp_pa
 
     def folder_of(where: Path, output: Path | None = None) -> Path:
         few = ["evaluation.num_images=4", "evaluation.other_images=0", data, cache]
-        return evaluate(where, few, output, device="cpu", say=lambda line: None).folder
+        return evaluate(where, few, output, device="cpu").folder
 
     assert folder_of(run) == run / "evaluation"
     assert folder_of(run / "checkpoint-3").name == "evaluation-checkpoint-3"

@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def published(hub: Recorded, checkpoint: Path) -> Recorded:
-    publish(checkpoint, "me/tiny", say=lambda _: None)
+    publish(checkpoint, "me/tiny")
     hub.requests.clear()
     return hub
 
@@ -118,7 +118,7 @@ def test_pretrained_parts_come_along(hub: Recorded, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     checkpoint = made_up_in_latents(tmp_path / "checkpoint", parts)
     there = drawn(checkpoint).astype(int)
-    publish(checkpoint, "me/latents", say=lambda _: None)
+    publish(checkpoint, "me/latents")
     hub.requests.clear()
     shutil.rmtree(parts)
     assert np.abs(drawn("me/latents") - there).max() <= 1
@@ -159,7 +159,7 @@ def test_an_evaluation_of_it_is_written_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["evaluation.num_images=4", "evaluation.efficientnet=false"]
-    found = evaluate("me/tiny@v1", few, device="cpu", say=lambda line: None)
+    found = evaluate("me/tiny@v1", few, device="cpu")
     assert found.folder == Path("tiny-evaluation")
     assert (found.folder / "evaluation.json").is_file()
 

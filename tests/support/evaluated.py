@@ -72,7 +72,7 @@ def made_up_run(tmp_path: Path, data: Path, *overrides: str) -> Path:
 
 def results_of(run: Path, *overrides: str, **others: Any) -> dict[str, Any]:
     words = ["evaluation.num_images=20", "evaluation.other_images=10", *overrides]
-    return evaluate(run, words, device="cpu", say=lambda line: None, **others).results
+    return evaluate(run, words, device="cpu", **others).results
 
 
 def metric(results: dict[str, Any], name: str) -> dict[str, Any]:

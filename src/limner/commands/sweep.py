@@ -76,7 +76,6 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         vae=options.vae,
         text_encoder=options.text_encoder,
-        say=say,
     )
     say()
     say(comparison(result))

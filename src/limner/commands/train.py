@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         if not main:
             return
         seconds = drawing_time(trainer.state.seconds)
-        results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds, say=say)
+        results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds)
         page = write_report(trainer.folder)
         for sentence in sentences_of_run(results):
             say(sentence)

@@ -61,7 +61,7 @@ def remove_undecodable(picture_set: ImageDataset, config: Config) -> None:
     remembers = len(rows) >= REMEMBERED_FROM and cache_may_begin(config)
     folder = Path(config.cache.folder) if remembers else None
     with _remembered(folder) as remembered, ThreadPoolExecutor() as threads:
-        progress = progress_lines(log.info, "pictures checked")
+        progress = progress_lines(log, "pictures checked")
         for first in range(0, len(ranked), AT_ONCE):
             some = [rows[i] for i in ranked[first : first + AT_ONCE]]
             reasons = remembered.check(picture_set, some, threads)

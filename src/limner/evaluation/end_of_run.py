@@ -8,10 +8,11 @@ drawn?), shapes by a checker that reads the picture back.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.metrics import retrieval
 from limner.redaction import places_of, redacted
 
+log = logging.getLogger(__name__)
+
 SAMPLES = "samples"
 OURS = re.compile(r"\d{3,}(-truth)?\.png")
 """What pictures are called in SAMPLES."""
@@ -62,7 +65,6 @@ def evaluate_run(
     shown: int = 48,
     command: str | None = None,
     seconds: float | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Draw up to `most` trained and `most` held-out captions and the free prompts; measure; report.
 
@@ -71,7 +73,6 @@ def evaluate_run(
         shown: how many of each split are kept as pictures (spread evenly).
         seconds: that drawing may take: of more prompts than fit an even choice is drawn, and the
             results say so.
-        say: takes lines for people, while it takes long.
 
     Returns:
         What results.json holds.
@@ -79,7 +80,7 @@ def evaluate_run(
     with FolderLock(run_folder, "write its report afterwards", ".limner-report.lock"):
         generator = open_generator(run_folder, config)
         asked = prompts_of_run(data, free_prompts, most)
-        progress = progress_lines(say, "pictures drawn") if say else None
+        progress = progress_lines(log, "pictures drawn")
         draw(generator, asked if seconds is None else _in_turn(asked), progress, seconds)
         drawings = [d for d in asked if d.picture is not None]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
-from limner import console
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.single_file import WeightsFile, open_model
 from limner.config import Config
-from limner.console import Say, progress_lines
+from limner.console import progress_lines
 from limner.data.dataset import shown_set
 from limner.data.open import Data, open_data, squares
 from limner.data.own_folder import cache_may_begin, keep_out_of_the_data
@@ -57,6 +57,8 @@ from limner.metrics import retrieval
 from limner.metrics.interval import share
 from limner.redaction import places_of, redacted
 
+log = logging.getLogger(__name__)
+
 IN_RANGE = 20_000
 """Pictures among which the right one is looked for, at most."""
 SHOWN = 24
@@ -77,7 +79,6 @@ def evaluate(
     output: Path | None = None,
     device: str | None = None,
     command: str | None = None,
-    say: Say = console.say,
 ) -> Evaluation:
     """Generate pictures, compute the metrics, and write the results.
 
@@ -88,7 +89,6 @@ def evaluate(
             named directly, or in the current folder for a model from the Hub.
         device: "cuda", "mps", "cpu". None: the best available.
         command: the command line, to be recorded.
-        say: called with each line of output.
 
     Raises:
         LimnerError: a setting, the checkpoint, the data set, the reference, or a network cannot be
@@ -100,7 +100,7 @@ def evaluate(
     if output is not None:
         keep_out_of_the_data(folder, config, "--output", checkpoint)
     with FolderLock(folder, "name another --output"):
-        return _evaluate(checkpoint, opened, config, folder, device, command, say)
+        return _evaluate(checkpoint, opened, config, folder, device, command)
 
 
 def _evaluate(
@@ -110,7 +110,6 @@ def _evaluate(
     folder: Path,
     device: str | None,
     command: str | None,
-    say: Say,
 ) -> Evaluation:
     results_folder.check_replaceable(folder)
     data, cache = open_data(squares(config)), Path(config.cache.folder)
@@ -134,7 +133,7 @@ def _evaluate(
     place = choose_device(device or "auto")
     eyes, missing = open_networks(settings, place)
     events += missing
-    statistics = [real_pictures(eye, reference, cache, events, say) for eye in eyes]
+    statistics = [real_pictures(eye, reference, cache, events) for eye in eyes]
 
     generator = ImageGenerator(
         opened.folder if isinstance(opened, Checkpoint) else opened.path,
@@ -146,17 +145,17 @@ def _evaluate(
     generator.sampling = config.sampling
     # Now: the run may go on meanwhile, and delete this checkpoint as an older one.
     about = about_checkpoint(opened, generator)
-    say(
+    log.info(
         f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
         f"{plan.split.hyphened} captions for the distances: {in_words(config.sampling)}, "
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = heldout_loss.measure_loss(
-        generator, data, settings.loss_images, progress_lines(say, "losses measured")
+        generator, data, settings.loss_images, progress_lines(log, "losses measured")
     )
     if loss is None:
         events.append("no held-out picture can be used, so there is no held-out loss")
-    draw(generator, plan.every, progress_lines(say, "pictures drawn"))
+    draw(generator, plan.every, progress_lines(log, "pictures drawn"))
 
     answers = ask(plan, data, events)
     speckle = measure_speckle(plan.asked, data)
@@ -173,7 +172,7 @@ def _evaluate(
         )  # fmt: skip
         metrics += found
         events += said
-    memorisation, cases = copies(plan, data, settings.seed, events, say)
+    memorisation, cases = copies(plan, data, settings.seed, events)
 
     chosen = some_of_each((Split.HELD_OUT, Split.TRAINED), plan.asked, SHOWN)
     show_truth([*chosen, *(case.drawing for case in cases)], data)
@@ -228,13 +227,13 @@ def changed_data(opened: Checkpoint, data: Data) -> str | None:
 
 
 def real_pictures(
-    eye: NamedNetwork, reference: Reference, cache: Path, events: list[str], say: Say
+    eye: NamedNetwork, reference: Reference, cache: Path, events: list[str]
 ) -> tuple[Statistics | None, Tensor | None]:
     """The reference as a network sees it, and other real pictures for the floor.
 
     A data set that holds out too little to be a reference is no error; a reference of one's own is.
     """
-    telling_of = progress_lines(say, f"real pictures seen by {eye.network.name}")
+    telling_of = progress_lines(log, f"real pictures seen by {eye.network.name}")
     try:
         found = reference.statistics(eye.network, cache, telling_of)
         others = None
@@ -276,7 +275,7 @@ def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
 
 
 def copies(
-    plan: Plan, data: Data, seed: int, events: list[str], say: Say
+    plan: Plan, data: Data, seed: int, events: list[str]
 ) -> tuple[dict[str, Any] | None, list[Case]]:
     """`memorisation`, of held-out captions where there are any."""
     split = Split.HELD_OUT if data.held_out.rows else Split.TRAINED
@@ -285,7 +284,7 @@ def copies(
         events.append("copies were not looked for: no held-out caption was drawn")
         return None, []
     try:
-        return look_for_copies(drawn, data, seed, progress_lines(say, "trained pictures compared"))
+        return look_for_copies(drawn, data, seed, progress_lines(log, "trained pictures compared"))
     except LimnerError as error:
         events.append(f"copies were not looked for: {error}")
         return None, []

@@ -262,7 +262,7 @@ def _complete(
     needed = missing * (row_bytes + ROW_OVERHEAD)
     log.info(f"{missing:,} {what} to encode once, into {store.folder} ({needed / 2**20:,.1f} MiB)")
     check_space(store.folder, needed)
-    began, progress = time.monotonic(), progress_lines(log.info, f"{what} encoded")
+    began, progress = time.monotonic(), progress_lines(log, f"{what} encoded")
     rows_per_shard = max(at_once, min(MOST_ROWS, MOST_BYTES // row_bytes // at_once * at_once))
     fill(store, ids, make, rows_per_shard, at_once, progress)
     log.info(f"{what} encoded in {format_duration(time.monotonic() - began)}")

@@ -134,18 +134,18 @@ def test_what_is_private_is_not_sent(
     kept = tmp_path / "kept"
     said = Said(license=f"as in {made}/LICENSE", data_name=f"pictures of {CLIENT}")
     with pytest.raises(LimnerError) as error:
-        publish(made, "me/x", said=said, output=kept, say=lambda _: None)
+        publish(made, "me/x", said=said, output=kept)
     assert "nothing was published" in str(error.value)
     assert "README.md, line 5: the path of the model" in str(error.value)
     assert hub.requests == []
     assert not kept.exists()
     # A word that the publisher says is meant to be seen.
     said = Said(data_name=f"pictures of {CLIENT}")
-    assert publish(made, "me/x", said=said, dry_run=True, say=lambda _: None) is None
+    assert publish(made, "me/x", said=said, dry_run=True) is None
     monkeypatch.setenv("DEPLOY_SECRET", "correct horse")
     said = Said(data_name="correct horse")
     with pytest.raises(LimnerError, match=r"line \d+: the value of DEPLOY_SECRET") as error:
-        publish(made, "me/x", said=said, dry_run=True, say=lambda _: None)
+        publish(made, "me/x", said=said, dry_run=True)
     assert "correct horse" not in str(error.value)
 
 
@@ -158,7 +158,7 @@ def test_an_endpoint_with_a_password_is_not_shown(
     hub.refuse = 500
     monkeypatch.setattr(constants, "ENDPOINT", hub.address.replace("//", "//me:pass99word@"))
     with pytest.raises(LimnerError, match=rf"at {hub.address}") as error:
-        publish(made, "me/x", say=lambda _: None)
+        publish(made, "me/x")
     assert "pass99word" not in str(error.value)
 
 

@@ -150,11 +150,13 @@ def test_the_card_is_made_from_the_run(trained: Path, capsys: pytest.CaptureFixt
     assert "limner generate me/shapes " in card
 
 
-def test_a_dry_run_sends_nothing(hub: Recorded, checkpoint: Path) -> None:
-    lines: list[str] = []
-    assert publish(checkpoint, "tiny", dry_run=True, say=lines.append) is None
+def test_a_dry_run_sends_nothing(
+    hub: Recorded, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "limner")
+    assert publish(checkpoint, "tiny", dry_run=True) is None
     assert hub.requests == []
-    assert "your-name/tiny" in lines[-1]
+    assert "your-name/tiny" in caplog.messages[-1]
 
 
 # What the card says, and what it does not
@@ -346,11 +348,11 @@ def test_what_evaluate_writes_is_in_the_card_of_its_own_weights(
 ) -> None:
     run = shutil.copytree(trained / "outputs", tmp_path / "run")
     few = ["evaluation.num_images=4", "evaluation.efficientnet=false"]
-    evaluate(run, few, device="cpu", say=lambda line: None)
+    evaluate(run, few, device="cpu")
 
     def card_of(checkpoint: Path) -> str:
         output = tmp_path / f"card-of-{checkpoint.name}"
-        publish(checkpoint, "me/model", dry_run=True, output=output, say=lambda line: None)
+        publish(checkpoint, "me/model", dry_run=True, output=output)
         return (output / "README.md").read_text("utf-8")
 
     assert "SHA-256 of the weights" in card_of(run / "checkpoint-6")
@@ -381,9 +383,9 @@ def test_figures_of_another_checkpoint_are_left_out(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older = trained / "outputs" / "checkpoint-3"
-    lines: list[str] = []
-    publish(older, "me/older", dry_run=True, say=lines.append, said=Said(prompts=("a circle",)))
-    card = lines[-1]
+    caplog.set_level("INFO", "limner")
+    publish(older, "me/older", dry_run=True, said=Said(prompts=("a circle",)))
+    card = caplog.messages[-1]
     assert "| updates | 3 |" in card
     assert "Nothing was measured with these weights." in card
     assert "a circle (free, 0)" in card
@@ -393,8 +395,8 @@ def test_figures_of_another_checkpoint_are_left_out(
     shutil.copytree(trained / "outputs", run)
     stale = json.loads((run / "results.json").read_text("utf-8")) | {"steps": 2}
     (run / "results.json").write_text(json.dumps(stale), "utf-8")
-    publish(run, "me/stale", dry_run=True, say=lines.append)
-    assert "Nothing was measured with these weights." in lines[-1]
+    publish(run, "me/stale", dry_run=True)
+    assert "Nothing was measured with these weights." in caplog.messages[-1]
 
 
 # Parts that come along
@@ -406,7 +408,7 @@ def test_pretrained_parts_come_along_and_are_found_beside_the_file(
     parts = tmp_path / "parts"
     checkpoint = made_up_in_latents(tmp_path / "checkpoint", parts)
     there = np.array(ImageGenerator(checkpoint, device="cpu").generate("a circle", seed=1))
-    address = publish(checkpoint, "me/latents", output=tmp_path / "kept", say=lambda _: None)
+    address = publish(checkpoint, "me/latents", output=tmp_path / "kept")
     assert address == f"{hub.address}/me/latents/commit/{'0' * 40}"
     shutil.rmtree(parts)
     moved = (tmp_path / "kept").rename(tmp_path / "downloaded")
@@ -437,7 +439,7 @@ def test_a_refusal_is_told_without_the_token(
 
     hub.refuse = status
     with pytest.raises(LimnerError, match=said) as error:
-        publish(checkpoint, "me/tiny", say=lambda _: None)
+        publish(checkpoint, "me/tiny")
     assert hub.address in str(error.value)
     assert error.value.__suppress_context__
 

@@ -270,7 +270,7 @@ def clients_run(
     trainer.train()
     evaluate_run(run, trainer.config, trainer.data, most=2)
     evaluate(run, ["evaluation.num_images=4", "evaluation.efficientnet=false"], device="cpu",
-             command=f"limner evaluate '{tmp_path}/{CLIENT}/run'", say=lambda _: None)  # fmt: skip
+             command=f"limner evaluate '{tmp_path}/{CLIENT}/run'")  # fmt: skip
     write_page(run / "evaluation")
     return tmp_path / run
 

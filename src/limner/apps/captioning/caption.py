@@ -125,7 +125,7 @@ def caption_pictures(
     if num_samples is not None and num_samples < len(keys):
         told.left = len(keys) - num_samples
         keys = sorted(heapq.nsmallest(num_samples, keys, key=sampling_rank))
-    progress = progress_lines(log.info, "pictures captioned")
+    progress = progress_lines(log, "pictures captioned")
     first, texts_beside = 0, _Texts(folder)
     with ThreadPoolExecutor() as threads:
         while first < len(keys):

@@ -204,7 +204,7 @@ def _looked_at(
     picture_set: ImageDataset, which: list[int], sizes: _Sizes, drawn: bool
 ) -> Iterator[tuple[int, Row, Looked | Fault]]:
     """Every picture decoded once, by threads, in the order of `which`."""
-    progress = progress_lines(log.info, "rows looked at")
+    progress = progress_lines(log, "rows looked at")
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as threads:
         for first in range(0, len(which), AT_ONCE):
             some = which[first : first + AT_ONCE]

@@ -4,13 +4,13 @@ and a card that says what it is."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limner import console
 from limner.apps.publishing.card import Facts, Sample, license_that_fits, model_card
 from limner.apps.publishing.diffusers_folder import write_diffusers_folder
 from limner.apps.publishing.export import in_precision, part_dtype, refuse_foreign, sizes
@@ -38,6 +38,8 @@ from limner.inference.generator import ImageGenerator
 from limner.pretrained.components import moved, open_parts
 from limner.redaction import is_hub_id, named_places, redact_urls
 from limner.version import __version__
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 
@@ -68,7 +70,6 @@ def publish(
     output: Path | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-    say: Callable[[str], None] = console.say,
 ) -> str | None:
     """Put everything together and upload it in one commit.
 
@@ -103,9 +104,9 @@ def publish(
             said = said or Said()
             card = prepare(staging, checkpoint, repo, said, dtype, vae, text_encoder)
         for line in sizes(folder):
-            say(line)
+            log.info(line)
         if dry_run:
-            say(f"\n{card}")
+            log.info(f"\n{card}")
             return None
         return upload(folder, repo, private)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from limner import console
 from limner.apps.sweep import sheet
 from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import Part, gallery_of, parts_of
@@ -38,16 +38,16 @@ SHEET = "sweep.png"
 SEARCH_SHARE = 0.7
 """Of the minutes; the rest is for comparing what was found."""
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 class Measuring:
     """Measures on two parts, remembers in sweep.json, says a line for each, keeps the time."""
 
     def __init__(
-        self, record: Record, qualities: dict[str, Quality], protocol: dict[str, Any], say: Say
+        self, record: Record, qualities: dict[str, Quality], protocol: dict[str, Any]
     ) -> None:
-        self.record, self.qualities, self.protocol, self.say = record, qualities, protocol, say
+        self.record, self.qualities, self.protocol = record, qualities, protocol
         self.until = float("inf")
 
     def __call__(self, sampling: SamplingConfig, count: int, part: str = "chosen") -> Measurement:
@@ -59,7 +59,7 @@ class Measuring:
             raise TimeIsUp
         found = self.qualities[part].measure(sampling, count)
         self.record.add(self.protocol, part, found)
-        self.say(sheet.progress(found, time.monotonic() - start))
+        log.info(sheet.progress(found, time.monotonic() - start))
         return found
 
 
@@ -74,7 +74,6 @@ def sweep(
     device: str | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-    say: Say = console.say,
 ) -> Sweep:
     """Search, compare, store.
 
@@ -97,7 +96,7 @@ def sweep(
     with FolderLock(opened.folder, "sweep another checkpoint", ".limner-sweep.lock"):
         return _sweep(
             opened, costs, pictures, minutes, store, store_cost, guide, device, vae, text_encoder,
-            say, began,
+            began,
         )  # fmt: skip
 
 
@@ -112,7 +111,6 @@ def _sweep(
     device: str | None,
     vae: str | Path | None,
     text_encoder: str | Path | None,
-    say: Say,
     began: float,
 ) -> Sweep:
     if store_cost is not None and store_cost not in costs:
@@ -131,7 +129,7 @@ def _sweep(
     }
     said = check_measures(qualities["chosen"], missing)
     protocol = protocol_of(opened, generator, data, (chosen, reported), network, guide)
-    measure = Measuring(record, qualities, protocol, say)
+    measure = Measuring(record, qualities, protocol)
 
     config = opened.config
     before = record.setting("before")
@@ -139,8 +137,8 @@ def _sweep(
         before = config.sampling  # nothing was stored yet, or somebody changed it since
     record.values["before"] = before.model_dump(mode="json")
     for sentence in said:
-        say(sentence)
-    say(about(chosen, reported))
+        log.info(sentence)
+    log.info(about(chosen, reported))
 
     measure.until = began + 60 * minutes * SEARCH_SHARE
     path = generator.objective.noise_schedule
@@ -174,7 +172,7 @@ def _sweep(
         }
     record.write()  # first: a default whose origin is not told would be worse than the reverse
     if storing and (kept := store_sampling(opened.folder, best.sampling)):
-        say(kept)
+        log.info(kept)
     title = f"{opened.folder.name}: the same prompts and noise at each cost"
     settings = [(label_of(row), row.sampling) for row in rows]
     sheet.save_sheet(opened.folder / SHEET, qualities["reported"], settings, title)

@@ -303,7 +303,7 @@ def open_shards(
     check_new_cache(config)
     folder = Path(config.cache.folder)
     names = short_names(places)
-    progress, done = progress_lines(log.info, "shards indexed"), 0
+    progress, done = progress_lines(log, "shards indexed"), 0
 
     def index(number: int) -> Index:
         nonlocal done
