@@ -201,9 +201,10 @@ def test_a_run_that_goes_back_keeps_the_new_way_and_the_old(
     old = files(folder / "checkpoint-9")
     write, there = Saver._write, list[tuple[str, bool]]()
 
-    def watched(self: Saver, place: Path, contents: Contents) -> None:
-        write(self, place, contents)
+    def watched(self: Saver, place: Path, contents: Contents) -> list[str]:
+        notes = write(self, place, contents)
         there.append((place.name, place.is_dir()))
+        return notes
 
     monkeypatch.setattr(Saver, "_write", watched)
     slower = tiny_config("training.max_steps=8", "training.learning_rate=0.0001", *limits)
