@@ -35,10 +35,9 @@ from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from processes import free_port, none_left
+from processes import fork_context, free_port, none_left
 from tiny import TINY
 
-FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 COMMANDS = ("train-autoencoder", "prepare", "precompute", "export", "caption")
 """Of kills_of_commands.py."""
 CLOCK = ("seconds", "images_per_second", "mfu")
@@ -47,11 +46,7 @@ CLOCK = ("seconds", "images_per_second", "mfu")
 
 def start(config_file: Path, processes: int, resume: str | None = None) -> list[BaseProcess]:
     """The processes of a run, on their way."""
-    context = multiprocessing.get_context(FORKS)
-    if FORKS == "forkserver":  # which has imported torch once for all the lives to come
-        context.set_forkserver_preload(
-            ["limner.training.trainer", "limner.data.builtin.shapes", "torch._dynamo"]
-        )
+    context = fork_context("limner.data.builtin.shapes")
     port = free_port()
     lives = []
     for rank in range(processes):

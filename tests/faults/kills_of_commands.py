@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -34,10 +33,9 @@ from limner.training import precompute
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from captioners import tiny_blip
 from pretrained import tiny_autoencoder
-from processes import none_left
+from processes import fork_context, none_left
 from tiny import TINY
 
-FORKS = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 IMPORTED = (
     *("limner.apps.autoencoder.train", "limner.apps.captioning.captioner"),
     "limner.apps.publishing.export",
@@ -106,8 +104,8 @@ def encoder(folder: Path) -> None:
 def autoencoder(seed: int) -> Callable[[Path, Path], list[str]]:
     def words(made: Path, output: Path) -> list[str]:
         settings = ["data.image_size=32", "autoencoder.base_channels=8", "autoencoder.crop=32"]
-        settings += ["autoencoder.batch_size=4", "autoencoder.max_steps=20"]
-        settings += ["autoencoder.max_minutes=60", "training.save_steps=5", f"training.seed={seed}"]
+        settings += ["autoencoder.batch_size=4", "autoencoder.max_steps=12"]
+        settings += ["autoencoder.max_minutes=60", "training.save_steps=3", f"training.seed={seed}"]
         return ["train-autoencoder", "--output", str(output), *TINY, *settings]
 
     return words
@@ -151,9 +149,7 @@ COMMANDS = {
 
 
 def start(words: list[str]) -> BaseProcess:
-    context = multiprocessing.get_context(FORKS)
-    if FORKS == "forkserver":  # which has imported all of it once
-        context.set_forkserver_preload(["kills_of_commands", *IMPORTED])
+    context = fork_context("kills_of_commands", *IMPORTED)
     life = context.Process(target=live, args=(words,))
     life.start()
     return life
@@ -239,8 +235,9 @@ def harness(folder: Path, name: str, kills: int, seed: int) -> dict[str, Any]:
     command.inputs(made)
     for place in (whole, broken):
         place.parent.mkdir(parents=True)
-        if command.earlier:
-            to_its_end(command.earlier(made, place))
+    if command.earlier:
+        to_its_end(command.earlier(made, whole))
+        shutil.copytree(whole, broken)
     words = command.words(made, broken)  # may put something there
     before = state_of(broken)
     seconds = to_its_end(command.words(made, whole))

@@ -1,6 +1,5 @@
 """The short form of `python tests/faults/kills.py`, and what else two processes must keep."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ import kills_of_commands
 import pytest
 import torch
 from first_step import started
+from processes import fork_context
 
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.locate import checkpoints
@@ -136,7 +136,7 @@ def test_an_error_of_the_harness_is_seen_and_leaves_no_process(
 
     def start(words: list[str]) -> BaseProcess:
         seconds = 0 if words[0] == "completion" else 600
-        context = multiprocessing.get_context(kills_of_commands.FORKS)
+        context = fork_context()
         lives.append(context.Process(target=time.sleep, args=(seconds,)))
         lives[-1].start()
         return lives[-1]

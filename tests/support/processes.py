@@ -115,11 +115,24 @@ def ends_of(processes: int, what: str, told: str) -> tuple[list[int | None], str
         return [life.exitcode for life in lives], said.read_text("utf-8") if said.exists() else ""
 
 
-def fork_context() -> Any:
-    """Where processes are forked from one that has imported torch; spawned on Windows."""
+IMPORTED: tuple[str, ...] = ("limner.training.trainer", "torch._dynamo")
+"""What a training run imports, and the process that others are forked from, once for all."""
+_imported: set[str] = set()
+
+
+def fork_context(*modules: str) -> Any:
+    """Where processes are forked from one that has imported torch and these modules; spawned on
+    Windows."""
     context: Any = multiprocessing.get_context(FORKS)
     if FORKS == "forkserver":
-        context.set_forkserver_preload(["limner.training.trainer", "torch._dynamo"])
+        from multiprocessing import forkserver
+
+        if _imported and not _imported.issuperset(modules):
+            # It imports nothing after its start, and what each process imported itself would take
+            # seconds of each: diffusers and transformers do.
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        _imported.update(IMPORTED, modules)
+        context.set_forkserver_preload(sorted(_imported))
     return context
 
 
