@@ -1,9 +1,12 @@
-"""Identify a process beyond its id, which may be reused, even if the clock was changed."""
+"""Identify a process beyond its id, which may be reused, even if the clock was changed; end a
+process with the one that started it."""
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -49,3 +52,19 @@ def is_hidden(pid: int) -> bool:
     except (OSError, OverflowError):
         return False
     return False
+
+
+def end_with_the_parent(every: float = 1.0) -> None:
+    """Let this process end, at most so many seconds later, once the one that started it is gone:
+    killed, it could not end its children."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        import psutil
+
+        # Windows goes on naming a parent that is gone.
+        while os.getppid() == parent and psutil.pid_exists(parent):
+            time.sleep(every)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -25,6 +25,7 @@ from limner.console import say
 from limner.data.dataset import Row
 from limner.data.precomputed.sources import StoredCaptions
 from limner.device import part_precision
+from limner.files.process_identity import end_with_the_parent
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.text.batch import TextEmbeddings
 from limner.text.words import stack
@@ -199,6 +200,7 @@ def peak_resident() -> int:
 
 
 def main() -> None:
+    end_with_the_parent()  # it may be at it for minutes
     found = measure(load_config(json.load(sys.stdin)))
     say(json.dumps(found))
 
