@@ -13,7 +13,7 @@ import torch
 from compared_runs import differing
 from PIL import Image
 from recording_hub import recording_hub
-from runs import events, messages
+from runs import events, measure_here, messages
 from shown import PICTURES, ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of, workplace
 
 import limner
@@ -67,6 +67,7 @@ def work(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_
     monkeypatch.chdir(folder)
     monkeypatch.setattr(devices, "why_not_compile", lambda device: None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    measure_here(monkeypatch)
     return folder
 
 

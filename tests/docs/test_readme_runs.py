@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pretrained import tiny_autoencoder, tiny_clip, tiny_dinov2
 from recording_hub import recording_hub
+from runs import measure_here
 from shown import ROOT, Runner, Told, as_the_hub, blocks_of, workplace
 from tiny import TINY
 from visitor import visit_pages
@@ -63,6 +64,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     with pytest.MonkeyPatch.context() as patch, recording_hub("me") as hub:
         as_the_hub(hub, patch, folder.parent / "hub")
         patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
+        measure_here(patch)
         visit_pages(patch, folder / "played.html")
         patch.setattr(devices, "why_not_compile", lambda device: None)
         workplace(folder)

@@ -11,7 +11,7 @@ import yaml
 from captioners import tiny_blip
 from PIL import Image
 from recording_hub import recording_hub
-from runs import messages
+from runs import measure_here, messages
 from shown import ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of
 from tiny import TINY
 from visitor import visit_pages
@@ -72,6 +72,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Told, Any]]
         as_the_hub(hub, patch, tmp_path_factory.mktemp("hub"))
         patch.chdir(folder)
         patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
+        measure_here(patch)
         visit_pages(patch, folder / "played.html")
         patch.setattr(devices, "why_not_compile", lambda device: None)
         runner = Reader(folder, quick)

@@ -1,9 +1,14 @@
 """Short for what many tests of a run do: train it, and read what it said."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from limner.config import Config
+from limner.training import memory_probe, probe
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
@@ -20,3 +25,14 @@ def trained(config: Config) -> Trainer:
     trainer = Trainer(config)
     trainer.train()
     return trainer
+
+
+def measure_here(patch: pytest.MonkeyPatch) -> None:
+    """`limner estimate` measures in this process, which has imported all that it needs; that a
+    process of its own does it is tests/unit/training/test_estimate.py's."""
+
+    def measured(config: Config) -> dict[str, Any]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return probe.measure(config)
+
+    patch.setattr(memory_probe, "probe", measured)

@@ -1,18 +1,23 @@
 """Drawing: the same picture from the same words and seed, whatever is drawn beside it."""
 
+import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY
 
+from limner.checkpoint.inherit import load_run_config
 from limner.config import Config
 from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling import draw
+from limner.training.monitor import throughput
 from limner.training.trainer import Trainer
 
 OBJECTIVES = {
@@ -29,24 +34,36 @@ PROMPTS = ["a large red square", "", "红苹果", "two small blue circles", "a l
 SEEDS = [3, 3, 0, 11, 4]
 
 
-@pytest.fixture
-def generator(tiny_config: Callable[..., Config]) -> Callable[..., ImageGenerator]:
-    """A checkpoint with a few updates, so that its pictures depend on their words and noise."""
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs with a few updates, so that their pictures depend on their words and noise."""
 
-    def build(objective: str = "flow", scheduler_type: str | None = None) -> ImageGenerator:
-        trainer = Trainer(
-            tiny_config(
-                *OBJECTIVES[objective],
-                "model.dropout=0.1",
-                "training.max_steps=60",
-                "training.learning_rate=5e-3",
-                "training.heldout_steps=1000",
-                "training.save_steps=1000",
-                "sampling.num_inference_steps=6",
-            )
+    @functools.cache
+    def run(objective: str) -> Path:
+        folder = tmp_path_factory.mktemp("learned") / "run"
+        settings = (
+            "model.dropout=0.1",
+            "training.max_steps=60",
+            "training.learning_rate=5e-3",
+            "training.heldout_steps=1000",
+            "training.save_steps=1000",
+            "sampling.num_inference_steps=6",
         )
-        trainer.train()
-        return ImageGenerator(trainer.folder, scheduler_type=scheduler_type, device="cpu")
+        place = f"training.output_dir='{folder}'"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e12)
+            Trainer(
+                load_run_config(None, [*TINY, *OBJECTIVES[objective], *settings, place])
+            ).train()
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def generator(learned: Callable[[str], Path]) -> Callable[..., ImageGenerator]:
+    def build(objective: str = "flow", scheduler_type: str | None = None) -> ImageGenerator:
+        return ImageGenerator(learned(objective), scheduler_type=scheduler_type, device="cpu")
 
     return build
 

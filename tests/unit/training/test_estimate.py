@@ -7,7 +7,7 @@ from typing import Any
 
 import pretrained
 import pytest
-from runs import trained
+from runs import measure_here, trained
 
 from limner.apps import estimate as estimates
 from limner.apps.estimate import advise, estimate, length_of
@@ -52,8 +52,12 @@ def test_the_counts_are_those_of_the_real_run(
 
 
 def test_in_latent_space_the_cache_is_counted_and_nothing_is_encoded(
-    tiny_config: Build, tmp_path: Path, short: None, capsys: pytest.CaptureFixture[str]
+    tiny_config: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    measure_here(monkeypatch)
     vae = pretrained.tiny_autoencoder(tmp_path / "vae")
     text = pretrained.tiny_clip(tmp_path / "clip")
     config = tiny_config(

@@ -12,19 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from limner import Trainer, load_config
+from limner import load_config
 from limner.apps.doctor import configuration
-from limner.config import Config, SamplingConfig
+from limner.config import Config
 from limner.config.notes import notes
 from limner.evaluation.end_of_run import evaluate_run
 from limner.evaluation.speckle import in_words, measure_speckle
 from limner.evaluation.summary import sentences_of_run
 from limner.inference.generator import ImageGenerator
-from limner.inference.sampling import draw
 from limner.metrics.flat_regions import flat_region_std
 from limner.reports.run_report import write_report
 from limner.training.monitor.learning_curve import Measurement, advise
-from limner.training.monitor.run_log import read_log
 
 Build = Callable[..., Config]
 
@@ -74,38 +72,6 @@ def test_a_picture_that_is_textured_all_over_is_compared_with_its_own(
 
 
 # What causes it
-
-
-WIDE = (
-    *("data.image_size=16", "model.patch_size=8", "model.hidden_size=64", "model.num_layers=1"),
-    *("model.num_heads=1", "training.max_steps=300", "training.learning_rate=1e-2"),
-    *("training.heldout_steps=50", "training.batch_size=16"),
-)
-"""192 numbers a patch into a width of 64."""
-
-
-@pytest.mark.parametrize(
-    ("settings", "noisy"), [([], False), (["scheduler.prediction_type=velocity"], True)]
-)
-def test_a_patch_wider_than_the_model_leaves_no_speckle_by_default(
-    settings: list[str], noisy: bool, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pictures of one colour: whatever is not flat in the drawings is noise."""
-    trainer = Trainer(tiny_config(*WIDE, *settings))
-    constant = torch.full((16, 16, 3), 200, dtype=torch.uint8)
-    monkeypatch.setattr(type(trainer.data.trained), "load", lambda *_: constant)
-    trainer.train()
-    sampling = SamplingConfig(num_inference_steps=10, guidance_scale=1.0)
-    drawn = draw(
-        trainer.averaged, trainer.run.objective, trainer.run.reader, ["a red circle"] * 4,
-        list(range(4)), sampling, 16, 16,
-    )  # fmt: skip
-    spread = float(255 / 2 * drawn.std(dim=(2, 3)).mean())
-    assert (spread > 20) if noisy else (spread < 2)
-    said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
-    before = [m for m in said if "192 independent numbers" in m and "64 wide" in m]
-    learned = [m for m in said if m.startswith("noise stays")]
-    assert (len(before), len(learned)) == ((1, 1) if noisy else (0, 0))
 
 
 @pytest.mark.parametrize(
