@@ -111,7 +111,7 @@ def test_each_step_leaves_what_it_says(told: tuple[Told, Any]) -> None:
     for name in ("previews", "log.jsonl", "report.html", "tensorboard"):
         assert (run / name).exists()
     assert newest_checkpoint(run).name == "checkpoint-3"
-    assert any("16 pictures" in m or "pictures to learn from" in m for m in messages(run))
+    assert any("16 pictures" in m or "pictures for training" in m for m in messages(run))
     for name in ("output.png", "nine-0.png", "nine-8.png", "nine-sheet.png", "black.png"):
         assert (folder / name).is_file()
     assert (run / "evaluation" / "evaluation.html").is_file()

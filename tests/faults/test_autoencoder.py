@@ -189,4 +189,4 @@ def test_the_command_ends_with_75_and_says_where_it_is(tmp_path: Path) -> None:
     code, said = run.ended(60)
     assert code == 75, said
     assert "stopped by SIGHUP after step" in said
-    assert "vae-unfinished; the same command goes on from there" in said
+    assert "vae-unfinished. Run the same command to resume" in said

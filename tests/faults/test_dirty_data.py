@@ -183,10 +183,10 @@ def test_training_is_that_on_the_good_rows_alone(
         "'gone' is not there",
         "the caption is empty",
         "50,000 characters",
-        "byte 0xe9 is not UTF-8",
+        "byte 0xe9 is not valid UTF-8",
         "not text",
         "leads out of the folder",
-        "not a picture by its extension",
+        "not a picture extension",
         "there is no 'image'",
         "stand in an earlier row",
     ):

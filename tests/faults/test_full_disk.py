@@ -128,7 +128,7 @@ def test_a_log_that_could_be_written_in_part_has_each_line_once(
     log.write("train", 30, loss=3.75)
     lines = log.path.read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
-    assert capsys.readouterr().err.count("cannot be written now (File too large)") == 1
+    assert capsys.readouterr().err.count("log.jsonl (File too large); its lines are kept") == 1
 
 
 def by_torch(path: Path) -> None:

@@ -245,7 +245,7 @@ def test_prepare_counts_no_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").touch()
     assert prepare("auto", source, tmp_path / "out").count == 3
-    with pytest.raises(LimnerError, match="exists already and is not empty"):
+    with pytest.raises(LimnerError, match="already exists and is not empty"):
         prepare("auto", source, tmp_path / "out")
 
 
@@ -369,7 +369,7 @@ def test_a_sweep_keeps_comments_of_a_checkpoints_configuration(tmp_path: Path) -
     text = "# drawn best by eye\n" + Config().to_yaml()
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     said = store_sampling(tmp_path, Config().sampling)
-    assert said == "config.yaml had comments: it is kept as config.edited.yaml"
+    assert said == "config.yaml contained comments; a copy is kept as config.edited.yaml"
     assert (tmp_path / "config.edited.yaml").read_text(encoding="utf-8") == text
     assert store_sampling(tmp_path, Config().sampling) is None
 

@@ -201,7 +201,7 @@ def test_precompute_does_what_training_would(
     Trainer(build()).run.inputs  # noqa: B018
     assert capsys.readouterr().out == ""
     assert main(["precompute", "vae.pretrained_model_name=null", "data.dataset_name=shapes"]) == 0
-    assert "nothing is to be computed" in capsys.readouterr().out
+    assert "nothing to precompute" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_output_may_be_beside_the_data_by_any_path(
         inside.append("../link/check")
     for output in inside:
         assert main([*words, output]) == 2
-        assert "is inside the data (" in capsys.readouterr().err
+        assert "is inside the data folder (" in capsys.readouterr().err
     assert not (tmp_path / "data" / "check").exists()
 
 

@@ -137,7 +137,7 @@ def test_bad_rows_are_listed_and_no_others(tmp_path: Path):
               "picture: download the pictures"),
         ("3", "row 3: the list of captions is empty"),
         ("4", "row 4: the caption is empty"),
-        ("4", "row 4: the same text stands there twice"),
+        ("4", "row 4: the same text appears twice"),
         ("5", "row 5: the caption is None, not text"),
     ]  # fmt: skip
 

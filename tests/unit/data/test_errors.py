@@ -129,7 +129,7 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(
     ]
     assert {row["key"] for row in listed} == {f"images/image_{n:06d}.png" for n in broken}
     assert all(row["reason"] for row in listed)
-    assert "a picture was passed over: images/image_" in capsys.readouterr().out
+    assert "skipped a picture: images/image_" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -207,7 +207,7 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
         (["--batch-size", "4"], "'--batch-size' is not understood"),
         (["--training.seed"], "'--training.seed' needs a value: --training.seed VALUE"),
         (["--seed=4"], "'--seed=4' is not understood"),
-        (["training.=4"], "'training.=4' is not an override"),
+        (["training.=4"], "'training.=4' is not a valid override"),
     ],
 )
 def test_words_that_are_no_setting_are_refused(words: list[str], said: str, train: Fails) -> None:

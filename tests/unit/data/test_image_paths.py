@@ -73,7 +73,7 @@ def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -
     ("path", "reason"),
     [
         ("iVBORw0KGgo" + "A" * 400_197, r"\(400,208 characters\), longer than any path.*base64"),
-        ("a\0b.png", "holds a NUL"),
+        ("a\0b.png", "contains a NUL"),
         ("x" * 300 + ".png", "is not there"),  # longer than a name may be
         ("d" * 300 + "/x.png", "is not there"),
         ("file:///etc/x.png", "web address"),

@@ -417,5 +417,5 @@ def test_the_words_of_the_command_are_those_of_the_program():
 
 def test_what_has_no_files_says_so(tmp_path: Path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(LimnerError, match="holds no picture files"):
+    with pytest.raises(LimnerError, match="contains no picture files"):
         prepare("auto", tmp_path / "in", tmp_path / "data", overrides=["data.dataset_name=shapes"])

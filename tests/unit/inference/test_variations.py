@@ -362,8 +362,8 @@ def test_the_ends_of_an_interpolation_are_the_plain_pictures(generator: ImageGen
         ({"guidance_interval": (0.9, 0.1)}, "the first must be below the second"),
         ({"guidance_intervall": (0.1, 0.9)}, "did you mean sampling.guidance_interval?"),
         ({"shift": 0}, "sampling.shift: "),
-        ({"shift": "much"}, "sampling.shift: a number expected, got 'much'"),
-        ({"zero_init_steps": 6}, "leave none to draw in"),
+        ({"shift": "much"}, "sampling.shift: must be a number, got 'much'"),
+        ({"zero_init_steps": 6}, "must be below sampling.num_inference_steps"),
     ],
 )
 def test_what_cannot_be_varied_says_why(asked: dict, said: str, modern: ImageGenerator) -> None:

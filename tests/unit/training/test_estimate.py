@@ -160,7 +160,7 @@ def test_a_model_that_is_too_large_for_anything_says_so(
         raise MemoryError
 
     monkeypatch.setattr(memory_probe, "probe", never)
-    with pytest.raises(LimnerError, match="not even one picture at a time fits"):
+    with pytest.raises(LimnerError, match="not even a batch of one picture fits"):
         memory_probe.probe_twice(tiny_config("training.batch_size=64"), 1000)
 
 

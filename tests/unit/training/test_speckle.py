@@ -103,7 +103,7 @@ def test_a_patch_wider_than_the_model_leaves_no_speckle_by_default(
     spread = float(255 / 2 * drawn.std(dim=(2, 3)).mean())
     assert (spread > 20) if noisy else (spread < 2)
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
-    before = [m for m in said if "192 independent numbers" in m and "64 wide" in m]
+    before = [m for m in said if "192 independent values" in m and "64 wide" in m]
     learned = [m for m in said if m.startswith("noise stays")]
     assert (len(before), len(learned)) == ((1, 1) if noisy else (0, 0))
 
@@ -137,7 +137,7 @@ def test_a_choice_that_cannot_work_is_told_with_both_numbers_and_the_cure(predic
     chosen = {"scheduler": {"prediction_type": predicted}, "data": {"image_size": 256}}
     (note,) = notes(load_config(chosen))
     assert f"scheduler.prediction_type: {predicted}" in note
-    assert "768 independent numbers" in note
+    assert "768 independent values" in note
     assert "384 wide" in note
     assert "scheduler.prediction_type=sample" in note
     (finding,) = configuration(load_config(chosen))
