@@ -107,7 +107,7 @@ def test_the_device_is_chosen_and_what_is_wrong_is_said(told: Told) -> None:
     expected = devices.choose_device("auto")
     assert f"{torch.cuda.is_available()} {expected}" in told.printed
     if not torch.cuda.is_available():
-        with pytest.raises(LimnerError, match="finds none on this machine; take auto"):
+        with pytest.raises(LimnerError, match="finds none on this machine; use auto"):
             devices.choose_device("cuda")
 
 

@@ -71,7 +71,7 @@ def test_a_crash_costs_what_followed_the_last_checkpoint(
     (fitting_folder(output) / "checkpoint-8" / "optimizer.pt").write_bytes(b"damaged")
     train_autoencoder(config, output)
     said = capsys.readouterr().out
-    assert "checkpoint-8 was passed over: optimizer.pt has 7 bytes" in said
+    assert "skipped checkpoint-8: optimizer.pt has 7 bytes" in said
     assert "resumed at step 4, 32 crops seen" in said
     assert same(whole, output)
 

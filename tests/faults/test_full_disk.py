@@ -113,7 +113,7 @@ def test_a_run_whose_files_may_not_grow_goes_on_and_saves_at_the_next_time(
     assert [c.name for c in checkpoints(trainer.folder)] == ["checkpoint-3", "checkpoint-9"]
     (said,) = [m for m in messages(trainer.folder) if "could not be written" in m]
     assert "(File too large: a file in " in said
-    assert "the last good one is checkpoint-3. Training goes on" in said
+    assert "the last good one is checkpoint-3. Training continues" in said
     assert differing(whole / "checkpoint-9", trainer.folder / "checkpoint-9") == []
 
 

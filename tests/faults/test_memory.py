@@ -227,7 +227,7 @@ def test_a_preview_that_does_not_fit_at_all_is_left_out(
     assert (folder / "checkpoint-6").is_dir()
     said = [m for m in messages(folder) if "the preview was not drawn" in m]
     assert len(said) == 2
-    assert "training goes on" in said[0]
+    assert "training continues" in said[0]
 
 
 def test_no_room_for_a_copy_saves_without_one(

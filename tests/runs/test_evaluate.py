@@ -461,7 +461,7 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
 ) -> None:
     monkeypatch.setattr(ImageGenerator, "generate_batch", lambda *_, **__: pytest.fail("drawn"))
     one = ["evaluate", str(run), "--device", "cpu"]
-    assert "nothing is at" in refused([*one, "--dinov2", "./nowhere"], capsys)
+    assert "nothing exists at" in refused([*one, "--dinov2", "./nowhere"], capsys)
     assert "neither a folder" in refused([*one, "--reference", str(tmp_path / "no")], capsys)
     assert "evaluation.num_imagez" in refused([*one, "evaluation.num_imagez=3"], capsys)
     said = refused([*one, "model.hidden_size=128", "data.train_split=0.9"], capsys)

@@ -103,16 +103,16 @@ def test_a_file_that_is_damaged_or_foreign_is_refused(checkpoint: Path, tmp_path
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(LimnerError, match="their checksum differs"):
+    with pytest.raises(LimnerError, match="checksum mismatch"):
         ImageGenerator(file, device="cpu")
     file.write_bytes(content[:-50])
     with pytest.raises(LimnerError, match="cannot be read as safetensors"):
         ImageGenerator(file, device="cpu")
     other = tmp_path / "other.safetensors"
     save_file({"a": torch.ones(1)}, other)
-    with pytest.raises(LimnerError, match="none that Limner exported"):
+    with pytest.raises(LimnerError, match="was not written by limner export"):
         ImageGenerator(other, device="cpu")
-    with pytest.raises(LimnerError, match="is no earlier export"):
+    with pytest.raises(LimnerError, match="is not an earlier export"):
         export(checkpoint, other)
     assert load_file(other)["a"] == 1
 
@@ -188,7 +188,7 @@ def test_a_real_full_disk_is_told_in_a_sentence(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr
-    assert "make room, or choose a place on another disk" in done.stderr
+    assert "free some disk space, or choose another disk" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,7 +36,9 @@ def test_what_is_told_while_a_run_is_opened_follows_its_first_line(
     run.train()
     first, second, *_ = messages(run.folder)
     assert "pictures for training" in first
-    assert second.startswith("training.mixed_precision: this processor does not multiply float16")
+    assert second.startswith(
+        "training.mixed_precision: this processor has no hardware support for float16"
+    )
     assert messages(run.folder).count(second) == 1
     out = capsys.readouterr().out
     assert out.count(first + "\n") == 1

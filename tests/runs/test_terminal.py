@@ -69,7 +69,7 @@ def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as left:
         main(["generte", "outputs/demo", "a cat"])
     assert left.value.code == 2
-    assert "'generate' is the nearest" in capsys.readouterr().err
+    assert "did you mean 'generate'?" in capsys.readouterr().err
 
 
 def completed(line: str, script: str) -> list[str]:

@@ -133,11 +133,11 @@ def start_from(
             f"{', '.join(random)}; leave model.* and text_encoder.* unset to use those of {place}, "
             "or train without lora"
         )
-    said = [f"initialized from {place}: {taken} of {len(here)} tensors copied"]
+    said = [f"initialised from {place}: {taken} of {len(here)} tensors copied"]
     if partly:
         said.append("partly copied: " + ", ".join(partly))
     if new:
-        said.append("randomly initialized: " + ", ".join(_groups(new)))
+        said.append("randomly initialised: " + ", ".join(_groups(new)))
     if left := _groups({name: "" for name in there if name not in here}):
         said.append("not used: " + ", ".join(left))
     return ["; ".join(said)]

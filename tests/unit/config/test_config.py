@@ -458,14 +458,14 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"model: [1, 2", "not readable as YAML"),
-        (b"\xff\xfe\x00", "not readable as UTF-8: byte 0 is 0xff"),
+        (b"model: [1, 2", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid UTF-8: byte 0 is 0xff"),
         (b"- a\n- b\n", "holds a list; expected sections with keys"),
         (b"just words", "holds a str; expected sections with keys"),
         (b"model: 5", "model: must be a section with keys, got 5"),
         (b"3: {a: 1}", "3: must be a section whose keys are text"),
         (b"model: {3: 1}", "model.3: must be a section whose keys are text"),
-        (b"!!python/object/apply:os.system [exit]", "not readable as YAML"),
+        (b"!!python/object/apply:os.system [exit]", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_by_name(

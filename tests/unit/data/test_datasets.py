@@ -133,8 +133,8 @@ def test_bad_rows_are_listed_and_no_others(tmp_path: Path):
     assert [(row.key, row.captions) for row in found.rows] == [("0", ("a",)), ("4", ("d", "e"))]
     assert [(row.key, row.reason) for row in found.refused] == [
         ("1", "row 1: there is no picture"),
-        ("2", "row 2: only a web address, https://example.org/2.png, stands in place of the "
-              "picture: download the pictures"),
+        ("2", "row 2: there is only a URL, https://example.org/2.png, instead of the picture; "
+              "download the pictures"),
         ("3", "row 3: the list of captions is empty"),
         ("4", "row 4: the caption is empty"),
         ("4", "row 4: the same text appears twice"),

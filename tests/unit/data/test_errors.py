@@ -328,15 +328,15 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         ([], 'limner generate outputs/demo "a cat"'),
         (
             ["a", "--height", "18"],
-            "--height 18 is not a multiple of 4, the pixels of one of the model's patches",
+            "--height 18 is not a multiple of 4, the model's patch in pixels",
         ),
         (
             ["a", "--width", "0"],
-            "--width 0 is not a multiple of 4, the pixels of one of the model's patches; take 4",
+            "--width 0 is not a multiple of 4, the model's patch in pixels; use 4",
         ),
         (
             ["a", "--height", "0"],
-            "--height 0 is not a multiple of 4, the pixels of one of the model's patches; take 4",
+            "--height 0 is not a multiple of 4, the model's patch in pixels; use 4",
         ),
         (["a", "--height", "-4"], "--height -4 is not a multiple"),
         (["a", "--num_inference_steps", "0"], "num_inference_steps is 0; it must be at least 1"),
@@ -347,20 +347,20 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--seed", "apple"], "--seed"),
         (["a", "--scheduler_type", "plms"], "invalid choice: 'plms'"),
         (["a", "--output", "apple.xyz"], "--output apple.xyz does not end in a picture format"),
-        (["a", "--output", "."], "--output . is a folder; name a file such as apple.png"),
+        (["a", "--output", "."], "--output . is a folder; use a file such as apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
-        (["a", "--seeds=4"], "unrecognized arguments: --seeds=4; --seed is the nearest"),
+        (["a", "--seeds=4"], "unrecognized arguments: --seeds=4; did you mean --seed?"),
         (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
         (["a", "--shift", "-1"], "sampling.shift: "),
         (["a", "--guidance_interval", "0.8", "0.2"], "the first must be below the second"),
         (["a", "--guidance-interval", "0.2", "1.2"], "sampling.guidance_interval: "),
         (["a", "--guidance_type", "more"], "invalid choice: 'more'"),
         (["a", "--guide", "nowhere"], "no checkpoint at"),
-        (["a", "--strength", "0.5"], "--strength says how far from an --init_image"),
+        (["a", "--strength", "0.5"], "--strength requires --init_image"),
         (["a", "--init-image", "no.png"], "no.png: the picture file is not there. Put it back."),
         (["a", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 1"),
         (["a", "b", "c", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 3"),
-        (["a", "b", "--interpolate", "1"], "both ends are drawn; take 2 or more"),
+        (["a", "b", "--interpolate", "1"], "must be at least 2, since both ends are drawn"),
         (["a", "b", "--interpolate", "4", "--num-images", "2"], "take one of them"),
         (["a", "--end-seed", "4"], "--end_seed belongs to --interpolate N"),
     ],
@@ -405,5 +405,5 @@ def test_an_interrupted_run_says_so(
 
     monkeypatch.setattr("limner.inference.generator.ImageGenerator.generate_batch", interrupt)
     assert main(["generate", str(outputs), "a"]) == 130
-    assert "interrupted; what was saved is kept" in capsys.readouterr().err
+    assert "interrupted; what has been saved is kept" in capsys.readouterr().err
     assert checkpoints(outputs)
