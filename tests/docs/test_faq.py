@@ -148,7 +148,7 @@ def test_memory_that_runs_out_is_no_end(told: Told, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trainer.run.train_step, "loss", measured)
     state = trainer.train()
     assert (state.step, state.images, state.pieces) == (4, 16, 4)
-    assert any("memory ran out" in message for message in messages(trainer.folder))
+    assert any("out of memory" in message for message in messages(trainer.folder))
 
 
 @answers("Q4")

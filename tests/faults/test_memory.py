@@ -111,7 +111,7 @@ def test_a_step_is_taken_again_in_smaller_parts(
     assert [size for size in sizes if size <= 3] == [2] * 16  # four steps of four parts
     assert trainer.state.pieces == 4
     said = [m for m in messages(trainer.folder) if "out of memory at step 3" in m]
-    assert ["from here on 4 pictures" in said[0], "from here on 2 pictures" in said[1]] == [
+    assert ["the micro-batch is now 4" in said[0], "the micro-batch is now 2" in said[1]] == [
         True
     ] * 2
     close(whole, trainer.folder)

@@ -142,10 +142,10 @@ def test_a_folder_is_replaced_only_by_an_export_of_its_own_kind(
     export(checkpoint, out, "diffusers")  # an empty folder may be filled
     export(checkpoint, out, "diffusers")
     (out / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(LimnerError, match="holds more than an earlier export"):
+    with pytest.raises(LimnerError, match="contains other files"):
         export(checkpoint, out, "diffusers")
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
-    with pytest.raises(LimnerError, match="holds more than an earlier export"):
+    with pytest.raises(LimnerError, match="contains other files"):
         export(checkpoint, checkpoint, "diffusers")
 
 
@@ -222,7 +222,7 @@ def test_the_weights_of_the_last_update_are_there_if_asked_for(
     last = torch.load(checkpoint / "model.pt")
     assert all(torch.equal(tensor, last[name]) for name, tensor in load_file(out).items())
     assert main(["export", str(out), *words]) == 2
-    assert "holds one set of weights" in capsys.readouterr().err
+    assert "contains only one set of weights" in capsys.readouterr().err
 
 
 def test_what_cannot_be_exported_is_told(checkpoint: Path, tmp_path: Path) -> None:

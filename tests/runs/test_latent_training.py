@@ -268,7 +268,7 @@ def test_a_cache_that_was_made_otherwise_is_not_used_and_says_why(
         "other weights": "autoencoder is ",
         "mixed_precision": "computed_in is float32 there and bfloat16 here",
     }[change]
-    assert "is there and is not used: " in said
+    assert "exists but is not used: " in said
     assert differs in said
     assert "24 pictures to encode once" in said
 

@@ -112,7 +112,7 @@ def test_a_run_that_began_among_its_data_goes_on_without_its_own_pictures(
     (run / "previews.txt").write_text("a preview", encoding="utf-8")
     trainer = Trainer(of(tiny_config, tmp_path / "photos", run, "training.max_steps=7"), "latest")
     assert {row.key for row in trainer.data.set.rows} == {"a.png", "b.png", "c.png"}
-    assert "Skipped: run (a training run of Limner's)." in trainer.data.set.description
+    assert "Skipped: run (a training run written by Limner)." in trainer.data.set.description
 
 
 @pytest.mark.parametrize(

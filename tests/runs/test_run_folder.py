@@ -52,11 +52,13 @@ def test_a_folder_of_somebody_elses_is_not_written_into(
     with pytest.raises(LimnerError) as error:
         Trainer(tiny_config())
     said = str(error.value)
-    assert said.startswith(f"training.output_dir: {tmp_path / 'run'} is no run of Limner's")
-    assert f"it holds {name.partition('/')[0]})" in said
+    assert said.startswith(
+        f"training.output_dir: {tmp_path / 'run'} is not empty and is not a Limner run "
+        f"(it contains {name.partition('/')[0]})"
+    )
     assert f"training.output_dir={tmp_path}/run/run" in said
     assert files(tmp_path) == before
-    with pytest.raises(LimnerError, match="is no run of Limner's"):
+    with pytest.raises(LimnerError, match="is not a Limner run"):
         Trainer(tiny_config(), resume="no")
 
 
@@ -104,7 +106,7 @@ def test_a_folder_of_runs_may_hold_one_more(
 def test_a_folder_that_only_looks_like_a_run_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: resnet\nepochs: 3\n", encoding="utf-8")
     (tmp_path / "log.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n', encoding="utf-8")
-    with pytest.raises(LimnerError, match="is no run of Limner's"):
+    with pytest.raises(LimnerError, match="is not a Limner run"):
         check_run_folder(tmp_path)
     ours = "data: {}\nmodel: {}\ntraining: {}\n"
     (tmp_path / "config.yaml").write_text(ours, encoding="utf-8")

@@ -92,7 +92,7 @@ class FolderWalk:
             self.passed_over.append((f"cannot be read: {error.strerror or error}", within or "."))
             return
         if within and (kind := kind_of_output(folder, {*files, *folders, *links})):
-            self.passed_over.append((f"{kind} of Limner's", within))
+            self.passed_over.append((f"{kind} written by Limner", within))
             return
         yield folder, within, sorted(name for name in files if not is_system_name(name))
         for name in sorted([*folders, *links]):

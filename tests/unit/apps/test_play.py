@@ -145,7 +145,7 @@ def test_a_start_picture_is_a_start(ask: Ask) -> None:
     _, events = ask("/draw", {"prompts": ["x"], "init_image": start, "strength": 0.0})
     assert np.array(pictures(events)[0]).reshape(-1, 3).tolist() == [[255, 0, 0]] * 256
     _, events = ask("/draw", {"prompts": ["x"], "init_image": "no base64!"})
-    assert events == [{"kind": "error", "message": "init_image is no base64"}]
+    assert events == [{"kind": "error", "message": "init_image is not valid base64"}]
 
 
 def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_the_command_opens_the_page_and_ends_with_ctrl_c(
     assert "<title>Limner</title>" in page
     assert "NONCE" not in page
     assert "://" not in page, "it needs nothing from elsewhere"
-    assert f"Draw at {opened[0]} (Ctrl-C ends it)" in capsys.readouterr().out
+    assert f"Draw at {opened[0]} (press Ctrl-C to stop)" in capsys.readouterr().out
     assert "?token=" in opened[0]
     assert main(["play", str(run), "--port", "0", "--device", "cpu", "--no-browser"]) == 0
     assert len(opened) == 1

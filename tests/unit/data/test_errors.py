@@ -202,11 +202,11 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stray", "words"], "'stray' is not understood; settings are section.key=value"),
-        (["cats.yaml"], "a configuration is named by --config cats.yaml"),
-        (["--batch-size", "4"], "'--batch-size' is not understood"),
+        (["stray", "words"], "unrecognized argument 'stray'; settings are section.key=value"),
+        (["cats.yaml"], "for a configuration file use --config cats.yaml"),
+        (["--batch-size", "4"], "unrecognized argument '--batch-size'"),
         (["--training.seed"], "'--training.seed' needs a value: --training.seed VALUE"),
-        (["--seed=4"], "'--seed=4' is not understood"),
+        (["--seed=4"], "unrecognized argument '--seed=4'"),
         (["training.=4"], "'training.=4' is not a valid override"),
     ],
 )
@@ -350,7 +350,7 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--output", "."], "--output . is a folder; use a file such as apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
         (["a", "--seeds=4"], "unrecognized arguments: --seeds=4; did you mean --seed?"),
-        (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
+        (["a", "--num_images", "0"], "--num_images 0: must be at least 1"),
         (["a", "--shift", "-1"], "sampling.shift: "),
         (["a", "--guidance_interval", "0.8", "0.2"], "the first must be below the second"),
         (["a", "--guidance-interval", "0.2", "1.2"], "sampling.guidance_interval: "),
@@ -358,11 +358,14 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--guide", "nowhere"], "no checkpoint at"),
         (["a", "--strength", "0.5"], "--strength requires --init_image"),
         (["a", "--init-image", "no.png"], "no.png: the picture file is not there. Put it back."),
-        (["a", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 1"),
-        (["a", "b", "c", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 3"),
+        (["a", "--interpolate", "4"], "needs two prompts, or one prompt and --end_seed; got 1"),
+        (
+            ["a", "b", "c", "--interpolate", "4"],
+            "needs two prompts, or one prompt and --end_seed; got 3",
+        ),
         (["a", "b", "--interpolate", "1"], "must be at least 2, since both ends are drawn"),
         (["a", "b", "--interpolate", "4", "--num-images", "2"], "take one of them"),
-        (["a", "--end-seed", "4"], "--end_seed belongs to --interpolate N"),
+        (["a", "--end-seed", "4"], "--end_seed requires --interpolate N"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -382,7 +385,7 @@ def test_an_empty_prompt_gives_a_picture(outputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_of_what_is_no_run_is_refused(fails: Fails, tmp_path: Path) -> None:
-    assert f"{tmp_path} is no run of Limner's" in fails("report", tmp_path)
+    assert f"{tmp_path} is not a Limner run" in fails("report", tmp_path)
 
 
 def test_preparing_what_is_not_there_is_refused(fails: Fails, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_files_of_systems_are_no_pictures(tmp_path: Path) -> None:
     found = FolderPictures(tmp_path)
     assert [row.key for row in found.rows] == ["good.png"]
     assert found.refused == []
-    assert "Passed over" not in found.description
+    assert "Skipped" not in found.description
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_limner_wrote_is_never_read_as_data(
     assert is_run_folder(tmp_path / "out") is (kind in ("a training run", "a checkpoint"))
     found = FolderPictures(tmp_path)
     assert [row.key for row in found.rows] == ["good.png"]
-    assert f"Skipped: out ({kind} of Limner's)." in found.description
+    assert f"Skipped: out ({kind} written by Limner)." in found.description
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch) -> None:
@@ -173,7 +173,9 @@ def test_a_run_that_is_named_as_data_is_refused_unless_its_format_is_said(tmp_pa
     pair(tmp_path / "run", "drawn")
     for name in ("config.yaml", "log.jsonl"):
         (tmp_path / "run" / name).touch()
-    with pytest.raises(LimnerError, match=r"run holds a training run of Limner's, which is not"):
+    with pytest.raises(
+        LimnerError, match=r"run holds a training run written by Limner, which is not"
+    ):
         FolderPictures(tmp_path / "run")
     found = FolderPictures(tmp_path / "run", kind="folder")
     assert [row.key for row in found.rows] == ["drawn.png"]

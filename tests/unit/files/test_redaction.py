@@ -236,7 +236,7 @@ def test_the_doctor_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
 def pretrained_check() -> Callable[[Config], Any]:
     from limner.apps import doctor
 
-    return lambda config: [doctor.hub("someone/vae is to be downloaded")]
+    return lambda config: [doctor.hub("someone/vae will be downloaded")]
 
 
 # Where it is shared

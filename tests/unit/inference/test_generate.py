@@ -195,7 +195,7 @@ def test_drawings_of_an_earlier_command_stay_and_are_named(
     said = capsys.readouterr()
     assert said.out.split() == [str(tmp_path / "a-0.png"), str(tmp_path / "a-1.png")]
     left = "a-2.png, a-3.png, a-sheet.png"
-    assert f"of an earlier command, and left as they are: {left}\n" in said.err
+    assert f"not overwritten, from an earlier command: {left}\n" in said.err
     assert len(list(tmp_path.iterdir())) == 6
     assert main([*words, "4", "--sheet"]) == 0
     assert "earlier" not in capsys.readouterr().err

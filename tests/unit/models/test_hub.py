@@ -51,10 +51,10 @@ def test_of_a_whole_pipeline_the_part_is_taken(tmp_path: Path, index: bool) -> N
 def test_a_folder_that_is_no_part_says_what_it_lacks(tmp_path: Path) -> None:
     folder = part(tmp_path / "vae")
     (folder / "model.safetensors").unlink()
-    assert "holds no weights (*.safetensors or *.bin)" in message(str(folder))
+    assert "contains no weights (*.safetensors or *.bin)" in message(str(folder))
     (folder / "config.json").unlink()
     said = message(str(folder))
-    assert "holds no config.json" in said
+    assert "contains no config.json" in said
     assert all(way in said for way in WAYS)
 
 

@@ -347,7 +347,7 @@ def _read_key(file: Path) -> dict[str, Any] | None:
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        f"{name} is {there.get(name)} in the store and {here.get(name)} in this run"
         for name in dict.fromkeys([*here, *there])
         if there.get(name) != here.get(name)
     )
