@@ -103,7 +103,7 @@ def test_each_step_leaves_what_it_says(told: tuple[Told, Any]) -> None:
     (shown,) = ran.configs
     assert shown.training.num_epochs == 200
     assert f"{16 - WRITTEN} captions written, {WRITTEN} kept, 0 pictures could" in ran.printed
-    assert "16 rows looked at" in ran.printed
+    assert "16 rows checked" in ran.printed
     assert (folder / "outputs" / "cats" / "check" / "check.html").is_file()
     assert "16 pictures with captions" in ran.printed
     assert "at its peak" in ran.printed

@@ -179,7 +179,7 @@ def test_training_is_that_on_the_good_rows_alone(
         "is text, not a picture",
         "more pixels than are safe",
         "HEIC",
-        "not a picture of a kind",
+        "not a picture in a supported format",
         "'gone' is not there",
         "the caption is empty",
         "50,000 characters",

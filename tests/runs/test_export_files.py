@@ -124,7 +124,7 @@ def test_a_file_of_a_model_with_pretrained_parts_finds_them(tmp_path: Path) -> N
     file = export(checkpoint, tmp_path / "a.safetensors")
     assert np.array_equal(drawn_by_limner(file), there)
     moved = clip.rename(tmp_path / "elsewhere")
-    with pytest.raises(LimnerError, match="is no folder"):
+    with pytest.raises(LimnerError, match="is not a folder"):
         ImageGenerator(file, device="cpu")
     assert np.array_equal(drawn_by_limner(file, text_encoder=moved), there)
     # And writing weights alone asks for no pretrained part.

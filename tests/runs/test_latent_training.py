@@ -128,7 +128,7 @@ def test_the_checkpoint_draws_where_the_parts_were_moved_and_refuses_others(
     folder = trained(config).folder
     before = np.asarray(ImageGenerator(folder).generate("a red circle", seed=3))
     vae.rename(tmp_path / "there")
-    with pytest.raises(LimnerError, match=r"vae\.pretrained_model_name: .* is no folder"):
+    with pytest.raises(LimnerError, match=r"vae\.pretrained_model_name: .* is not a folder"):
         ImageGenerator(folder)
     moved = ImageGenerator(folder, vae=tmp_path / "there")
     assert np.array_equal(np.asarray(moved.generate("a red circle", seed=3)), before)

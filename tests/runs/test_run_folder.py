@@ -222,7 +222,7 @@ def test_a_run_that_goes_back_keeps_the_new_way_and_the_old(
     assert {"set-aside/checkpoint-9", "set-aside-2/checkpoint-8"} <= set(aside)
     assert {"set-aside/previews/step-000009.png"} <= set(aside)
     assert files(folder / "set-aside" / "checkpoint-9") == old
-    assert any("(checkpoint-8) was moved to " in said for said in messages(folder))
+    assert any("(checkpoint-8) were moved to " in said for said in messages(folder))
 
 
 def test_a_damaged_one_that_was_passed_over_costs_no_new_one(

@@ -70,7 +70,7 @@ def seal(staging: Path) -> None:
         if path.is_dir():
             continue
         if not _is_complete(path):
-            raise OSError(0, "was not written completely (is the disk full?)", path)
+            raise OSError(0, "was not written completely (a short write; is the disk full?)", path)
         name = path.relative_to(staging).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     text = json.dumps({"files": files}, indent=1)

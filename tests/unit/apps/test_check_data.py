@@ -188,7 +188,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "is inside the data folder (" in capsys.readouterr().err
     assert not (data / "check").exists()
     assert main(["check-data", str(tmp_path / "nowhere")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "folder not found: " in capsys.readouterr().err
     assert main(["check-data", str(data), "--sample", "0"]) == 2
     assert "--sample 0" in capsys.readouterr().err
 

@@ -96,7 +96,7 @@ def test_what_is_to_be_mended_is_said_with_the_command(
     words = [*TINY, f"training.output_dir={tmp_path}", "data.dataset_name=null"]
     assert main(["doctor", *words, f"data.dataset_path={tmp_path / 'nowhere'}"]) == 1
     said = capsys.readouterr().out
-    assert f"fail  data         there is no folder {tmp_path / 'nowhere'}" in said
+    assert f"fail  data         folder not found: {tmp_path / 'nowhere'}" in said
     assert "1 to fix" in said
 
 
@@ -173,7 +173,7 @@ def test_a_package_that_is_old_or_missing(
 
     monkeypatch.setattr(importlib.metadata, "version", other)
     said = "\n".join(lines(list(doctor.packages(tiny_config()))))
-    assert "safetensors is 0.1, >=0.5 is needed" in said
+    assert "safetensors is 0.1; requires >=0.5" in said
     assert 'pip install "safetensors>=0.5"' in said
     assert "tokenizers is missing" in said
     assert "torch" not in said

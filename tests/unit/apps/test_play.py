@@ -371,7 +371,7 @@ def test_a_request_that_a_form_could_send_is_refused(ask: Ask) -> None:
 
 def test_it_listens_on_loopback_alone(server: Server, run: Path) -> None:
     assert server.server_address[0] == "127.0.0.1"
-    with pytest.raises(LimnerError, match=r"--port .* is taken by another program"):
+    with pytest.raises(LimnerError, match=r"--port .* is in use by another program"):
         Server(server.painter, server.server_port)
     with pytest.raises(LimnerError, match="--port 99999 cannot be used"):
         Server(server.painter, 99999)

@@ -194,7 +194,7 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
     section: str, train: Fails
 ) -> None:
     said = train(f"{section}.pretrained_model_name=./some/model")
-    assert f"{section}.pretrained_model_name: './some/model' is no folder" in said
+    assert f"{section}.pretrained_model_name: './some/model' is not a folder" in said
     assert "HF_ENDPOINT" in said
     assert "set it to null" in said
 
@@ -364,7 +364,10 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
             "needs two prompts, or one prompt and --end_seed; got 3",
         ),
         (["a", "b", "--interpolate", "1"], "must be at least 2, since both ends are drawn"),
-        (["a", "b", "--interpolate", "4", "--num-images", "2"], "take one of them"),
+        (
+            ["a", "b", "--interpolate", "4", "--num-images", "2"],
+            "--interpolate and --num_images cannot be combined",
+        ),
         (["a", "--end-seed", "4"], "--end_seed requires --interpolate N"),
     ],
 )

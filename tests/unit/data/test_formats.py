@@ -391,7 +391,7 @@ def test_cubs_gaps_are_refused_and_listed(tmp_path: Path):
     found = opened([f"data.dataset_path='{path}'"])
     reasons = " ".join(row.reason for row in found.refused)
     assert (len(found.rows), len(found.refused)) == (COUNT - 3, 3)
-    for wanted in ("its captions, ", "the list of captions is empty", "says None of it"):
+    for wanted in ("its captions file, ", "the list of captions is empty", "has None for it"):
         assert wanted in reasons
     write(path / "images.txt", "1 x.jpg\nbroken\n")
     with pytest.raises(LimnerError, match=r"images\.txt, line 2: 'broken' is not 'number value'"):

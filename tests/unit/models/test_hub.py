@@ -195,7 +195,7 @@ def test_a_single_file_is_found_by_path_in_a_folder_or_on_the_hub(
     ("name", "why"),
     [
         ("someone/gated", "it is gated: accept its terms at"),
-        ("someone/mistyped", "there is no such repository, or it is private: check the spelling"),
+        ("someone/mistyped", "there is no such repository, or it is private; check the spelling"),
         ("some one", "that is not a valid id"),
     ],
 )
