@@ -46,7 +46,7 @@ def test_a_signal_saves_it_and_the_same_command_ends_with_the_same_bytes(
     at_step(step, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
     output = tmp_path / "vae"
     with pytest.raises(
-        Stopped, match=rf"stopped by SIGTERM after step {step + 1}, .*vae-unfinished"
+        Stopped, match=rf"stopped by SIGTERM after step {step + 1}; saved in .*vae-unfinished"
     ):
         train_autoencoder(config, output)
     assert not output.exists()
@@ -83,7 +83,7 @@ def test_none_that_is_good_is_no_reason_to_begin_anew(
     with pytest.raises(ZeroDivisionError):
         train_autoencoder(config, tmp_path / "vae")
     (tmp_path / "vae-unfinished" / "checkpoint-4" / "model.pt").unlink()
-    with pytest.raises(LimnerError, match=r"(?s)no checkpoint in .*vae-unfinished is good; delete"):
+    with pytest.raises(LimnerError, match=r"(?s)no usable checkpoint in .*vae-unfinished; delete"):
         train_autoencoder(config, tmp_path / "vae")
 
 
@@ -95,7 +95,10 @@ def test_other_settings_do_not_go_on_and_another_length_does(
     with pytest.raises(Stopped):
         train_autoencoder(config, output)
     other = tiny_config(*SETTINGS, "autoencoder.latent_channels=8", "training.seed=7")
-    with pytest.raises(LimnerError, match=r"(?s)latent_channels: 4 there, 8 here.*seed: .*delete"):
+    with pytest.raises(
+        LimnerError,
+        match=r"(?s)latent_channels: 4 in the checkpoint, 8 in this run.*seed: .*delete",
+    ):
         train_autoencoder(other, output)
     assert (
         train_autoencoder(tiny_config(*SETTINGS, "autoencoder.max_steps=8"), output)["steps"] == 8

@@ -247,5 +247,5 @@ def test_stores_are_of_the_way_in_which_pictures_are_decoded(
     precompute(config)
     monkeypatch.undo()
     precompute(config)
-    assert any("decoding is 1 there and 2 here" in line for line in caplog.messages)
+    assert any("decoding is 1 in the store and 2 in this run" in line for line in caplog.messages)
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 2

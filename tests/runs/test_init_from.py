@@ -135,13 +135,13 @@ def test_what_fits_and_means_something_else_is_said(tuned: Callable[..., Config]
         for s in Trainer(tuned(f"model.num_heads={2 * heads}")).run.events.waiting
         if "fit, but" in s
     ]
-    assert f"model.num_heads: {heads} there, {2 * heads} here" in said
+    assert f"model.num_heads: {heads} in that model, {2 * heads} in this run" in said
     (said,) = [
         s
         for s in Trainer(tuned("scheduler.prediction_type=sample")).run.events.waiting
         if "fit, but" in s
     ]
-    assert "scheduler.prediction_type: velocity there, sample here" in said
+    assert "scheduler.prediction_type: velocity in that model, sample in this run" in said
     assert not [s for s in Trainer(tuned()).run.events.waiting if "fit, but" in s]
     with pytest.raises(LimnerError, match=r"lora\.rank.*model\.num_heads"):
         Trainer(tuned("lora.rank=2", f"model.num_heads={2 * heads}"))

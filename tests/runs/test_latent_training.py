@@ -263,10 +263,10 @@ def test_a_cache_that_was_made_otherwise_is_not_used_and_says_why(
     Trainer(build(override)).run.inputs  # noqa: B018
     said = capsys.readouterr().out
     differs = {
-        "data.image_size=32": "image_size is 16 there and 32 here",
-        "cache.dtype=float32": "dtype is float16 there and float32 here",
+        "data.image_size=32": "image_size is 16 in the store and 32 in this run",
+        "cache.dtype=float32": "dtype is float16 in the store and float32 in this run",
         "other weights": "autoencoder is ",
-        "mixed_precision": "computed_in is float32 there and bfloat16 here",
+        "mixed_precision": "computed_in is float32 in the store and bfloat16 in this run",
     }[change]
     assert "exists but is not used: " in said
     assert differs in said

@@ -125,7 +125,7 @@ def test_tars_of_a_stranger(tmp_path: Path) -> None:
         ("damaged-file", "b.tar/(the rest of the tar)"),
     }
     [reading] = [f for f in found if f["kind"] == "reading"]
-    assert "Captions of c.tar are not in UTF-8, and are read as big5hkscs" in reading["said"]
+    assert "Captions of c.tar are not in UTF-8 and are read as big5hkscs" in reading["said"]
 
 
 def test_parquet_of_a_stranger(tmp_path: Path) -> None:

@@ -263,8 +263,14 @@ def test_a_hub_id_is_loaded_with_its_configuration_and_split_and_no_code(
             ConnectionError("no route"),
             r"could not be downloaded.*HF_ENDPOINT=https://hf-mirror\.com",
         ),
-        (datasets.exceptions.DatasetNotFoundError("gone"), r"not on the Hub, or only for some"),
-        (ValueError("Config name is missing. Pick one"), r"Pick one.*data\.dataset_config choose"),
+        (
+            datasets.exceptions.DatasetNotFoundError("gone"),
+            r"not on the Hub, or is private or gated",
+        ),
+        (
+            ValueError("Config name is missing. Pick one"),
+            r"Pick one.*data\.dataset_config to choose",
+        ),
         (RuntimeError("Dataset scripts are no longer supported"), r"scripts are no longer"),
         (KeyError("odd"), r"could not be read \(KeyError: 'odd'\)"),
     ],

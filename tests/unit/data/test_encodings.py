@@ -182,7 +182,9 @@ def test_utf_16_without_a_mark_is_refused_with_what_to_do(tmp_path: Path) -> Non
     assert captions_of(tmp_path, "data.encoding=utf-16-le") == ["a red apple", "good"]
     table = "image,text\n0.png,a red apple\n".encode("utf-16-le")
     (tmp_path / "t.csv").write_bytes(table)
-    with pytest.raises(LimnerError, match=r"UTF-16 without a mark.*data\.encoding to utf-16-le"):
+    with pytest.raises(
+        LimnerError, match=r"UTF-16 without a byte order mark.*data\.encoding to utf-16-le"
+    ):
         opened(tmp_path / "t.csv")
     assert captions_of(tmp_path / "t.csv", "data.encoding=utf-16-le") == ["a red apple"]
 
@@ -190,8 +192,11 @@ def test_utf_16_without_a_mark_is_refused_with_what_to_do(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("caption", "reason"),
     [
-        ("a\0cat", r"line 1 contains a NUL character: 'a\\x00cat'"),
-        ("a cat\non \x1b[31ma mat", r"line 2 holds the control character '\\x1b'"),
+        ("a\0cat", r"line 1 of the caption contains a NUL character: 'a\\x00cat'"),
+        (
+            "a cat\non \x1b[31ma mat",
+            r"line 2 of the caption contains the control character '\\x1b'",
+        ),
         ("a \x7fcat", r"the control character '\\x7f'"),
         ("caf\x82", r"the control character '\\x82'"),
         ("a cat\r\non\ta mat\x0b\x0c \x85 \u2028", None),
@@ -219,7 +224,9 @@ def test_utf_8_that_is_damaged_stays_utf_8(tmp_path: Path) -> None:
 
 def test_a_key_that_names_no_encoding_is_refused() -> None:
     for name in ("latin-2000", "base64", "big6"):
-        with pytest.raises(LimnerError, match=r"data\.encoding: the name of an encoding, such as"):
+        with pytest.raises(
+            LimnerError, match=r"data\.encoding: must be the name of an encoding, such as"
+        ):
             load_config(None, [f"data.encoding={name}"])
 
 

@@ -136,7 +136,7 @@ def _from_disk(config: Config, path: Path, roots: Sequence[str]) -> Dataset:
 def _asked_wrongly(what: str, config: Config, error: Exception) -> str:
     reason = _said(error)
     return (
-        f"{what}: the package datasets cannot read split {config.data.dataset_split!r} of "
+        f"{what} cannot be read by the package datasets as split {config.data.dataset_split!r} of "
         f"configuration {config.data.dataset_config!r}: {reason} (set data.dataset_split or "
         "data.dataset_config to choose another)"
     )
