@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
         parser.print_help()
         return 0
     if near := nearest_command(parser, words[0]):
-        parser.error(f"there is no command {words[0]!r}; {near!r} is the nearest")
+        parser.error(f"unknown command {words[0]!r}; did you mean {near!r}?")
     options, rest = parser.parse_known_args(words)
     if options.takes_words and "--" in words:  # what follows is words, whatever it begins with
         end = words.index("--")
@@ -76,7 +76,7 @@ def run(words: list[str]) -> int:
             getattr(options, options.takes_words).extend(rest)
         elif rest:
             near = nearest_flag(parser, words[0], flags[0]) if flags else None
-            hint = f"; {near} is the nearest" if near else ""
+            hint = f"; did you mean {near}?" if near else ""
             parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
         return options.run(options) or 0
     except LimnerError as error:
@@ -86,8 +86,8 @@ def run(words: list[str]) -> int:
         return error.exit_code
     except DiskFull as error:
         say_error(
-            f"limner: {error.filename} could not be written: {error}; make room, or choose a place "
-            "on another disk"
+            f"limner: {error.filename} could not be written: {error}; free some disk space, or "
+            "choose another disk"
         )
         return 2
     except OSError as error:  # a folder that may not be written, ...
@@ -95,7 +95,7 @@ def run(words: list[str]) -> int:
         say_error(f"limner: {reason}; check the path, the space, and your permissions")
         return 2
     except KeyboardInterrupt:
-        say("limner: interrupted; what was saved is kept", err=True)
+        say("limner: interrupted; what has been saved is kept", err=True)
         return 130
 
 

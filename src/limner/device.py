@@ -24,15 +24,15 @@ def choose_device(wanted: str) -> torch.device:
         number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= count:
             raise LimnerError(
-                f"process {number} of this machine has no GPU of its own: torch sees {count}; "
-                f"start {count} processes here (torchrun --nproc_per_node {count}), or set "
+                f"process {number} of this machine has no GPU: torch sees only {count}; start "
+                f"{count} processes here (torchrun --nproc_per_node {count}), or set "
                 "training.device=cpu"
             )
         device = torch.device("cuda", number)
     if not here.get(device.type, True):
         raise LimnerError(
-            f"device {wanted}: torch {torch.__version__} finds none on this machine; take auto or "
-            "cpu, or install the torch that is built for it"
+            f"device {wanted}: torch {torch.__version__} finds none on this machine; use auto or "
+            "cpu, or install a torch build that supports it"
         )
     return device
 
@@ -88,8 +88,8 @@ def precision_note(asked: torch.dtype | str, device: torch.device, key: str) -> 
     if (used := usable_precision(asked, device)) == asked:
         return None
     return (
-        f"{key}: {describe_hardware(device)} does not multiply {name_of(asked)} in hardware and "
-        f"would be many times slower; computing in {name_of(used)}"
+        f"{key}: {describe_hardware(device)} has no hardware support for {name_of(asked)} and "
+        f"would be many times slower; using {name_of(used)}"
     )
 
 

@@ -104,7 +104,7 @@ def test_each_step_leaves_what_it_says(told: tuple[Told, Any]) -> None:
     (shown,) = ran.configs
     assert shown.training.num_epochs == 200
     assert f"{16 - WRITTEN} captions written, {WRITTEN} kept, 0 pictures could" in ran.printed
-    assert "16 rows looked at" in ran.printed
+    assert "16 rows checked" in ran.printed
     assert (folder / "outputs" / "cats" / "check" / "check.html").is_file()
     assert "16 pictures with captions" in ran.printed
     assert "at its peak" in ran.printed
@@ -112,7 +112,7 @@ def test_each_step_leaves_what_it_says(told: tuple[Told, Any]) -> None:
     for name in ("previews", "log.jsonl", "report.html", "tensorboard"):
         assert (run / name).exists()
     assert newest_checkpoint(run).name == "checkpoint-3"
-    assert any("16 pictures" in m or "pictures to learn from" in m for m in messages(run))
+    assert any("16 pictures" in m or "pictures for training" in m for m in messages(run))
     for name in ("output.png", "nine-0.png", "nine-8.png", "nine-sheet.png", "black.png"):
         assert (folder / name).is_file()
     assert (run / "evaluation" / "evaluation.html").is_file()

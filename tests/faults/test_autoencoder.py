@@ -46,7 +46,7 @@ def test_a_signal_saves_it_and_the_same_command_ends_with_the_same_bytes(
     at_step(step, lambda: signal.raise_signal(signal.SIGTERM), monkeypatch)
     output = tmp_path / "vae"
     with pytest.raises(
-        Stopped, match=rf"stopped by SIGTERM after step {step + 1}, .*vae-unfinished"
+        Stopped, match=rf"stopped by SIGTERM after step {step + 1}; saved in .*vae-unfinished"
     ):
         train_autoencoder(config, output)
     assert not output.exists()
@@ -71,7 +71,7 @@ def test_a_crash_costs_what_followed_the_last_checkpoint(
     (fitting_folder(output) / "checkpoint-8" / "optimizer.pt").write_bytes(b"damaged")
     train_autoencoder(config, output)
     said = capsys.readouterr().out
-    assert "checkpoint-8 was passed over: optimizer.pt has 7 bytes" in said
+    assert "skipped checkpoint-8: optimizer.pt has 7 bytes" in said
     assert "resumed at step 4, 32 crops seen" in said
     assert same(whole, output)
 
@@ -83,7 +83,7 @@ def test_none_that_is_good_is_no_reason_to_begin_anew(
     with pytest.raises(ZeroDivisionError):
         train_autoencoder(config, tmp_path / "vae")
     (tmp_path / "vae-unfinished" / "checkpoint-4" / "model.pt").unlink()
-    with pytest.raises(LimnerError, match=r"(?s)no checkpoint in .*vae-unfinished is good; delete"):
+    with pytest.raises(LimnerError, match=r"(?s)no usable checkpoint in .*vae-unfinished; delete"):
         train_autoencoder(config, tmp_path / "vae")
 
 
@@ -95,7 +95,10 @@ def test_other_settings_do_not_go_on_and_another_length_does(
     with pytest.raises(Stopped):
         train_autoencoder(config, output)
     other = tiny_config(*SETTINGS, "autoencoder.latent_channels=8", "training.seed=7")
-    with pytest.raises(LimnerError, match=r"(?s)latent_channels: 4 there, 8 here.*seed: .*delete"):
+    with pytest.raises(
+        LimnerError,
+        match=r"(?s)latent_channels: 4 in the checkpoint, 8 in this run.*seed: .*delete",
+    ):
         train_autoencoder(other, output)
     assert (
         train_autoencoder(tiny_config(*SETTINGS, "autoencoder.max_steps=8"), output)["steps"] == 8
@@ -189,4 +192,4 @@ def test_the_command_ends_with_75_and_says_where_it_is(tmp_path: Path) -> None:
     code, said = run.ended(60)
     assert code == 75, said
     assert "stopped by SIGHUP after step" in said
-    assert "vae-unfinished; the same command goes on from there" in said
+    assert "vae-unfinished. Run the same command to resume" in said

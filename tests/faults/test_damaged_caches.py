@@ -94,7 +94,7 @@ def test_a_caption_that_flips_while_a_run_reads_it_is_not_trained(
     flip(path, path.read_bytes().index(b"number 7") + 7)
     good = [n for n in range(20) if n != 7]
     assert [found.rows[n].captions[0] for n in good] == [f"a picture of number {n}" for n in good]
-    with pytest.raises(LimnerError, match=r"was damaged while it was in use.*indexed anew"):
+    with pytest.raises(LimnerError, match=r"was damaged while it was in use.*indexed again"):
         found.rows[7]
     assert opened().rows[7].captions == ("a picture of number 7",)
 
@@ -107,7 +107,7 @@ def test_an_index_of_an_earlier_version_is_made_again(
     good = path.read_bytes()
     path.write_bytes(good[16:])  # before there were a mark and a checksum
     assert len(opened().rows) == 20
-    assert "is of an earlier version: it is made anew" in capsys.readouterr().out
+    assert "was written by an earlier version; indexing again" in capsys.readouterr().out
     assert not list(path.parent.glob("*.damaged"))
 
 
@@ -157,7 +157,7 @@ def test_a_shard_whose_places_are_damaged_is_computed_again(
     first, last = header[where]["data_offsets"]
     flip(path, begin + first + int(share * (last - first)))
     store, maker = Store.open(tmp_path, "latents", KEY), Maker()
-    assert "its checksum is another one" in caplog.messages[0]
+    assert "checksum mismatch" in caplog.messages[0]
     fill(store, ids_of(20), maker, 8, 3)
     assert len(maker.asked) in (4, 8)
     assert {n: d for n, d in contents(folder).items() if n in before} == before
@@ -184,11 +184,11 @@ def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
         else:
             assert found == number
     assert len(bad) == 1
-    assert "damaged on the disk" in said
+    assert "stored values are damaged" in said
     assert path.with_suffix(".suspect").exists()
 
     next_start, maker = Store.open(tmp_path, "latents", KEY), Maker()
-    assert "the checksums of 1 of its rows are others" in caplog.messages[0]
+    assert "checksum mismatch in 1 of its rows" in caplog.messages[0]
     fill(next_start, ids_of(20), maker, 8, 3)
     assert bad[0] in maker.asked
     assert {n: d for n, d in contents(folder).items() if n in before} == before
@@ -224,12 +224,12 @@ def test_a_run_passes_a_damaged_latent_over_and_says_so(
     trainer.train()
     lines = (trainer.folder / "refused.jsonl").read_text("utf-8").splitlines()
     [refused] = [json.loads(line) for line in lines]
-    assert "damaged on the disk" in refused["reason"]
+    assert "stored values are damaged" in refused["reason"]
     assert refused["reason"].startswith(refused["key"])
     caplog.clear()
     precompute(tiny_config(*words))
     said = caplog.messages
-    assert any("moved to" in line and "computed anew" in line for line in said)
+    assert any("moved to" in line and "computed again" in line for line in said)
     assert any("1 pictures to encode" in line or "pictures encoded" in line for line in said)
 
 
@@ -247,5 +247,5 @@ def test_stores_are_of_the_way_in_which_pictures_are_decoded(
     precompute(config)
     monkeypatch.undo()
     precompute(config)
-    assert any("decoding is 1 there and 2 here" in line for line in caplog.messages)
+    assert any("decoding is 1 in the store and 2 in this run" in line for line in caplog.messages)
     assert len(list((tmp_path / "cache").glob("latents-*"))) == 2

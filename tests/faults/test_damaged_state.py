@@ -79,7 +79,7 @@ def test_the_one_before_is_taken_and_the_run_ends_as_if_nothing_had_been(
     damage(folder / "checkpoint-9", how, monkeypatch)
     run(config)  # the same command
     assert differing(whole / "checkpoint-9", folder / "checkpoint-9") == []
-    said = [m for m in messages(folder) if m.startswith("checkpoint-9 was passed over: ")]
+    said = [m for m in messages(folder) if m.startswith("skipped checkpoint-9: ")]
     assert len(said) == 1
     assert "resumed at step 6, 24 pictures seen" in messages(folder)
 
@@ -122,6 +122,6 @@ def test_an_autoencoder_that_is_being_fitted(
     damage(tmp_path / "vae-unfinished" / "checkpoint-8", how, monkeypatch)
     train_autoencoder(config, tmp_path / "vae")
     said = capsys.readouterr().out
-    assert "checkpoint-8 was passed over: " in said
+    assert "skipped checkpoint-8: " in said
     assert "resumed at step 4," in said
     assert same(tmp_path / "whole", tmp_path / "vae")

@@ -113,7 +113,7 @@ def test_a_run_whose_files_may_not_grow_goes_on_and_saves_at_the_next_time(
     assert [c.name for c in checkpoints(trainer.folder)] == ["checkpoint-3", "checkpoint-9"]
     (said,) = [m for m in messages(trainer.folder) if "could not be written" in m]
     assert "(File too large: a file in " in said
-    assert "the last good one is checkpoint-3. Training goes on" in said
+    assert "the last good one is checkpoint-3. Training continues" in said
     assert differing(whole / "checkpoint-9", trainer.folder / "checkpoint-9") == []
 
 
@@ -128,7 +128,7 @@ def test_a_log_that_could_be_written_in_part_has_each_line_once(
     log.write("train", 30, loss=3.75)
     lines = log.path.read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 31))
-    assert capsys.readouterr().err.count("cannot be written now (File too large)") == 1
+    assert capsys.readouterr().err.count("log.jsonl (File too large); its lines are kept") == 1
 
 
 def by_torch(path: Path) -> None:

@@ -84,19 +84,19 @@ def refused(read: Callable[[], Any], *said: str) -> None:
     [
         (LAUGHS, "more than 100,000 values"),
         (MERGED, "more than 100,000 values"),
-        ("a: &a [*a]", "holds itself"),
+        ("a: &a [*a]", "contains itself"),
         ("[" * 5_000, "nested too deeply"),
-        ("data: {image_size: " + "9" * 5_000 + "}", "not readable as YAML"),
-        ("data: {image_size: 2020-99-99}", "not readable as YAML"),
-        ("data: {image_size: !!bool maybe}", "not readable as YAML"),
-        ("data: {image_size: !!int ''}", "not readable as YAML"),
+        ("data: {image_size: " + "9" * 5_000 + "}", "not valid YAML"),
+        ("data: {image_size: 2020-99-99}", "not valid YAML"),
+        ("data: {image_size: !!bool maybe}", "not valid YAML"),
+        ("data: {image_size: !!int ''}", "not valid YAML"),
         ("data: {image_size: 0x" + "f" * 5_000 + "}", "data.image_size: less than or equal"),
         ("training: {learning_rate: 0x" + "f" * 5_000 + "}", "training.learning_rate"),
         ("data: {languages: [[[[[[[[x]]]]]]]]}", "data.languages"),
         ("data:\n  ? " + "k" * 100_000 + "\n  : 1", "is not a known key"),
         ("data: {dataset_path: [" + "x, " * 50_000 + "]}", "data.dataset_path: words expected"),
         ("x" * 2**21, "more than 1,048,576 bytes"),
-        ("a: \0", "not readable as YAML"),
+        ("a: \0", "not valid YAML"),
     ],
 )
 def test_a_configuration_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_small_file_is_refused(tmp_path: Path) -> None:
         file.truncate(2**40)  # of nothing; it takes no room on the disk
     refused(lambda: read_text(path), str(path), f"more than {MOST_BYTES:,} bytes")
     refused(lambda: read_text(tmp_path), str(tmp_path))
-    refused(lambda: parse_json("1" * 5_000, "it"), "it is not readable as JSON")
+    refused(lambda: parse_json("1" * 5_000, "it"), "it is not valid JSON")
     refused(lambda: parse_json(DEEP, "it"), "nested too deeply")
 
 
@@ -339,8 +339,8 @@ def plain(folder: Path) -> dict[str, torch.Tensor]:
         (lambda t: torch.empty(t.shape, device="meta"), "meta"),
         (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "quantised"),
         (lambda t: t.to(torch.complex64), "complex"),
-        (lambda t: torch.zeros(1).expand(t.shape), "the file holds few"),
-        (lambda t: torch.zeros(1).expand(10**12), "the file holds few"),
+        (lambda t: torch.zeros(1).expand(t.shape), "most of which are not in the file"),
+        (lambda t: torch.zeros(1).expand(10**12), "most of which are not in the file"),
         (lambda t: torch.full_like(t, float("nan")), "NaN"),
         (lambda t: torch.full_like(t, float("inf")), "infinity"),
         (lambda t: t.to(torch.int32), "int32, and float32 is wanted"),

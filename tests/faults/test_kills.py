@@ -98,7 +98,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     code, said = run.ended(60)
     assert code == 75
     assert f"stopped by {name} after step" in said
-    assert "the same command goes on" in said
+    assert "Run the same command to resume" in said
     (saved,) = checkpoints(tmp_path / "asked")
     assert f"step {saved.name.partition('-')[2]}," in said
     assert saved.name != f"checkpoint-{STEPS}"

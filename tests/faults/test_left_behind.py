@@ -103,4 +103,4 @@ def test_the_next_removes_it_and_says_so(
     theirs = left_behind(folder / name, "writing", alive)
     write(folder)
     assert hidden(folder) == [theirs.name]
-    assert f"{staged}, which a killed run left half-written, was removed" in caplog.text
+    assert f"removed {staged}, which a killed run left half-written" in caplog.text

@@ -110,8 +110,8 @@ def test_a_step_is_taken_again_in_smaller_parts(
     trainer.train()
     assert [size for size in sizes if size <= 3] == [2] * 16  # four steps of four parts
     assert trainer.state.pieces == 4
-    said = [m for m in messages(trainer.folder) if "memory ran out at step 3" in m]
-    assert ["from here on 4 pictures" in said[0], "from here on 2 pictures" in said[1]] == [
+    said = [m for m in messages(trainer.folder) if "out of memory at step 3" in m]
+    assert ["the micro-batch is now 4" in said[0], "the micro-batch is now 2" in said[1]] == [
         True
     ] * 2
     close(whole, trainer.folder)
@@ -173,7 +173,7 @@ def test_memory_that_runs_out_in_the_optimizer(at: int, tiny_config: Build) -> N
     assert failures == [at]
     assert differing(whole / "checkpoint-6", trainer.folder / "checkpoint-6") == []
     assert [e["step"] for e in events(trainer.folder, "train")] == [1, 2, 3, 4, 5, 6]
-    assert any("is done again" in message for message in messages(trainer.folder))
+    assert any("repeating the steps after step" in message for message in messages(trainer.folder))
 
 
 def test_memory_that_runs_out_there_twice_ends_the_run(tiny_config: Build) -> None:
@@ -227,7 +227,7 @@ def test_a_preview_that_does_not_fit_at_all_is_left_out(
     assert (folder / "checkpoint-6").is_dir()
     said = [m for m in messages(folder) if "the preview was not drawn" in m]
     assert len(said) == 2
-    assert "training goes on" in said[0]
+    assert "training continues" in said[0]
 
 
 def test_no_room_for_a_copy_saves_without_one(
@@ -344,7 +344,7 @@ def test_an_effective_batch_that_cannot_be_divided_says_so(tiny_config: Build) -
             ),
             1,
         )
-    with pytest.raises(LimnerError, match="cannot be shared by 3 processes"):
+    with pytest.raises(LimnerError, match=r"is not a multiple of the number of processes \(3\)"):
         settle_batch(tiny_config("training.effective_batch_size=32"), 3)
     with pytest.raises(LimnerError, match=r"training\.effective_batch_size: 30"):
         tiny_config("training.effective_batch_size=30")

@@ -77,7 +77,9 @@ def test_an_update_that_is_no_number_is_left_out_and_counted(
     assert trainer.state.skipped == 1
     assert [e["step"] for e in logged if e["loss"] is None] == [4]
     assert [e.get("skipped") for e in logged] == [None, None, None, 1, None, None]
-    assert any(m.startswith("step 4 is left out: its loss is ") for m in messages(trainer.folder))
+    assert any(
+        m.startswith("skipped the update at step 4: loss ") for m in messages(trainer.folder)
+    )
 
 
 def test_the_left_out_are_not_in_the_mean(tiny_config: Build) -> None:
@@ -145,8 +147,8 @@ def test_a_second_time_the_run_ends_with_a_diagnosis(tiny_config: Build) -> None
     with pytest.raises(LimnerError) as error:
         trainer.train()
     said = str(error.value)
-    assert "again after going back to a checkpoint at step 14" in said
-    assert "the first to go wrong is the output of denoiser.blocks.1.mlp" in said
+    assert "again after rolling back to a checkpoint at step 14" in said
+    assert "the first non-finite value is in the output of denoiser.blocks.1.mlp" in said
     assert "a lower training.learning_rate" in said
     assert trainer.state.step == 24
     good = load_tensors(trainer.folder / "checkpoint-3" / "model.pt")
@@ -190,7 +192,9 @@ def test_it_names_the_layer_whose_output_goes_wrong_first(parts: tuple[TrainStep
     with torch.no_grad():
         update.model.denoiser.blocks[1].mlp.out.weight.fill_(3e38)  # type: ignore[union-attr, index]
     said = said_of(update, batch)
-    assert "the first to go wrong is the output of denoiser.blocks.1.mlp.out (Linear" in said
+    assert (
+        "the first non-finite value is in the output of denoiser.blocks.1.mlp.out (Linear" in said
+    )
     assert "from inputs up to" in said
 
 
@@ -213,12 +217,12 @@ def test_it_names_the_data(parts: tuple[TrainStep, Any]) -> None:
 
 
 def test_it_says_when_the_fault_does_not_repeat(parts: tuple[TrainStep, Any]) -> None:
-    assert "the fault does not repeat" in said_of(*parts)
+    assert "the fault is not reproducible" in said_of(*parts)
 
 
 def test_float16_is_told_of_its_range(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
-    assert "bf16 or no (float16 ends at 65,504)" in diagnose(
+    assert "bf16 or no (the maximum of float16 is 65,504)" in diagnose(
         update.model, losses_of(update), batch, torch.float16
     )
 
@@ -292,6 +296,6 @@ def test_a_run_warns_of_the_first_jump_and_counts_the_others(tiny_config: Build)
     trainer.train()
     first, last = [m for m in messages(trainer.folder) if "the loss jumped" in m]
     assert "at step 12" in first
-    assert "2 times in all" in last
+    assert "2 times in total" in last
     jumps = [e["step"] for e in events(trainer.folder, "train") if e.get("jumped")]
     assert jumps == [12, 14]

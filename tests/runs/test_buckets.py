@@ -228,7 +228,7 @@ def test_with_little_shared_memory_pictures_are_decoded_each_time(
             bad = TrainingExamples(data.trained, torch.tensor, 0, 0, 1, 0).bad
         assert len(bad) == len(data.trained.rows)
         assert data.trained.kept is None
-        assert any("too little shared memory" in line for line in data.said)
+        assert any("not enough shared memory" in line for line in data.said)
         for _ in range(2):
             assert data.trained.load(0).shape == (16, 16, 3)
 
@@ -277,7 +277,7 @@ def test_a_resumed_run_is_the_same_run(
     assert isinstance(sizes, tuple)
     assert sizes == ((20, 12), (16, 16), (12, 20))
     assert load_config(whole.folder / "config.yaml").data.buckets == sizes
-    assert any("cut off on average" in said for said in messages(whole.folder))
+    assert any("cropped on average" in said for said in messages(whole.folder))
     assert len(list((whole.folder / "previews").iterdir())) == 1
     told = read_run(whole.folder).buckets
     assert [(b["height"], b["width"]) for b in told] == list(sizes)
@@ -397,7 +397,7 @@ def test_another_choice_of_sizes_is_another_run(mixed: Build) -> None:
     [
         ("[[16, 18]]", "16 x 18 is not divisible by 4"),
         ("[[16, 20]]", "more pixels than data.image_size"),
-        ("[]", "holds no size"),
+        ("[]", "the list is empty"),
         ("square", "auto"),
     ],
 )

@@ -78,7 +78,7 @@ CHANGES: list[tuple[list[Callable[[Path], None]], str]] = [
     ([replace], "of 6 pictures: 1 with another file"),
     ([add], "of 6 pictures: 1 new"),
     ([cut, rewrite, add], "of 6 pictures: 1 new, 2 gone, 3 with other captions"),
-    ([another], "none of the 6 pictures that it learned from is there any more"),
+    ([another], "none of the 6 pictures it was trained on is there any more"),
 ]
 
 
@@ -92,17 +92,15 @@ def test_a_run_whose_data_changed_stops_and_asks(
     with pytest.raises(LimnerError) as error:
         Trainer(config)
     assert str(error.value) == (
-        f"the data changed since {tmp_path / 'run' / 'checkpoint-3'} was saved ({words}): give "
-        "this run another training.output_dir, or go on from there with the data as they are now: "
+        f"the data changed since {tmp_path / 'run' / 'checkpoint-3'} was saved ({words}); set "
+        "another training.output_dir, or resume with the current data: "
         "--resume latest"
     )
     assert not (tmp_path / "run" / ".limner-train.lock").exists()
     folder = run(config, resume="latest")
-    assert f"the data changed since checkpoint-3 was saved ({words}): the run goes on" in said(
-        folder
-    )
+    assert f"the data changed since checkpoint-3 was saved ({words}); resuming" in said(folder)
     run(config)  # from here on these are its data
-    assert "nothing is left to do" in said(folder)
+    assert "nothing to do" in said(folder)
 
 
 def test_a_finished_run_does_not_say_that_nothing_is_left_to_do(
@@ -110,7 +108,7 @@ def test_a_finished_run_does_not_say_that_nothing_is_left_to_do(
 ) -> None:
     run(config)
     another(tmp_path / "photos")
-    with pytest.raises(LimnerError, match="none of the 6 pictures that it learned from is there"):
+    with pytest.raises(LimnerError, match="none of the 6 pictures it was trained on is there"):
         Trainer(config)
     longer = config.model_copy(
         update={"training": config.training.model_copy(update={"max_steps": 8})}
@@ -162,7 +160,10 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(config: Config) 
     seal(folder / "checkpoint-3")
     assert Checkpoint.open(folder / "checkpoint-3").rows() is None
     run(config)
-    assert "checkpoint-3 is of an earlier version and does not say which pictures" in said(folder)
+    assert (
+        "checkpoint-3 was saved by an earlier version and does not record its training pictures"
+        in said(folder)
+    )
     assert (folder / "checkpoint-6" / ROWS).is_file()
 
 

@@ -147,7 +147,7 @@ def test_no_other_folder_is_ever_replaced(saved: Saved, tmp_path: Path) -> None:
     run = tmp_path / "outputs"
     saved.save(run / "checkpoint-7")
     (run / "log.jsonl").write_text("{}", encoding="utf-8")
-    with pytest.raises(LimnerError, match="outputs is there already and is no checkpoint"):
+    with pytest.raises(LimnerError, match="outputs already exists and is not a checkpoint"):
         saved.save(run)
     assert (run / "log.jsonl").is_file()
     assert checkpoints(run)

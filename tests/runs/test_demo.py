@@ -167,7 +167,7 @@ def test_a_demo_leaves_folders_of_others_alone(
     trainer.train()
     for folder in (tmp_path / "mine", trainer.folder):
         before = sorted(folder.rglob("*"))
-        with pytest.raises(LimnerError, match="is not empty and no earlier demo"):
+        with pytest.raises(LimnerError, match="is not empty and is not an earlier demo"):
             demo.run_demo(0.1, str(folder))
         assert sorted(folder.rglob("*")) == before
 

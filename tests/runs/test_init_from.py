@@ -49,7 +49,7 @@ def test_a_configuration_without_a_model_starts_as_the_other_ended(
         assert torch.equal(tensor, averaged(trained)[name]), name
     assert trainer.config.model == Checkpoint.open(trained / "outputs").config.model
     assert trainer.state.step == 0
-    assert any("starts from" in sentence for sentence in trainer.run.events.waiting)
+    assert any("initialised from" in sentence for sentence in trainer.run.events.waiting)
 
 
 def test_the_words_are_kept_and_read_any_language(
@@ -67,17 +67,17 @@ def test_more_layers_are_new_and_said(tuned: Callable[..., Config], trained: Pat
     trainer = Trainer(tuned("model.num_layers=3"))
     weights, there = trainer.model.state_dict(), averaged(trained)
     assert all(torch.equal(weights[name], tensor) for name, tensor in there.items())
-    (said,) = [s for s in trainer.run.events.waiting if "starts from" in s]
-    assert "new, and random: denoiser.blocks.2 (not there)" in said
+    (said,) = [s for s in trainer.run.events.waiting if "initialised from" in s]
+    assert "randomly initialised: denoiser.blocks.2 (not there)" in said
 
 
 def test_another_patch_size_makes_first_and_last_layer_new(
     tuned: Callable[..., Config], trained: Path
 ) -> None:
     trainer = Trainer(tuned("model.patch_size=2"))
-    (said,) = [s for s in trainer.run.events.waiting if "starts from" in s]
-    new = said.split("new, and random: ")[1]
-    assert "denoiser.patch_embedding (64 x 12 here, 64 x 48 there)" in new
+    (said,) = [s for s in trainer.run.events.waiting if "initialised from" in s]
+    new = said.split("randomly initialised: ")[1]
+    assert "denoiser.patch_embedding (64 x 12 in this model, 64 x 48 in the other)" in new
     assert "denoiser.final_layer" in new
     assert "blocks" not in new
     bias = trainer.model.state_dict()["denoiser.final_layer.linear.bias"]
@@ -135,13 +135,13 @@ def test_what_fits_and_means_something_else_is_said(tuned: Callable[..., Config]
         for s in Trainer(tuned(f"model.num_heads={2 * heads}")).run.events.waiting
         if "fit, but" in s
     ]
-    assert f"model.num_heads: {heads} there, {2 * heads} here" in said
+    assert f"model.num_heads: {heads} in that model, {2 * heads} in this run" in said
     (said,) = [
         s
         for s in Trainer(tuned("scheduler.prediction_type=sample")).run.events.waiting
         if "fit, but" in s
     ]
-    assert "scheduler.prediction_type: velocity there, sample here" in said
+    assert "scheduler.prediction_type: velocity in that model, sample in this run" in said
     assert not [s for s in Trainer(tuned()).run.events.waiting if "fit, but" in s]
     with pytest.raises(LimnerError, match=r"lora\.rank.*model\.num_heads"):
         Trainer(tuned("lora.rank=2", f"model.num_heads={2 * heads}"))
@@ -157,5 +157,5 @@ def test_an_exported_file_is_a_model_to_start_from(
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, averaged(trained)[name]), name
     (tmp_path / "other.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(LimnerError, match="no file that limner export wrote"):
+    with pytest.raises(LimnerError, match="not written by limner export"):
         tuned(f"training.init_from='{tmp_path / 'other.safetensors'}'")

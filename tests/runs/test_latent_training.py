@@ -128,7 +128,7 @@ def test_the_checkpoint_draws_where_the_parts_were_moved_and_refuses_others(
     folder = trained(config).folder
     before = np.asarray(ImageGenerator(folder).generate("a red circle", seed=3))
     vae.rename(tmp_path / "there")
-    with pytest.raises(LimnerError, match=r"vae\.pretrained_model_name: .* is no folder"):
+    with pytest.raises(LimnerError, match=r"vae\.pretrained_model_name: .* is not a folder"):
         ImageGenerator(folder)
     moved = ImageGenerator(folder, vae=tmp_path / "there")
     assert np.array_equal(np.asarray(moved.generate("a red circle", seed=3)), before)
@@ -201,7 +201,7 @@ def test_precompute_does_what_training_would(
     Trainer(build()).run.inputs  # noqa: B018
     assert capsys.readouterr().out == ""
     assert main(["precompute", "vae.pretrained_model_name=null", "data.dataset_name=shapes"]) == 0
-    assert "nothing is to be computed" in capsys.readouterr().out
+    assert "nothing to precompute" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -263,12 +263,12 @@ def test_a_cache_that_was_made_otherwise_is_not_used_and_says_why(
     Trainer(build(override)).run.inputs  # noqa: B018
     said = capsys.readouterr().out
     differs = {
-        "data.image_size=32": "image_size is 16 there and 32 here",
-        "cache.dtype=float32": "dtype is float16 there and float32 here",
+        "data.image_size=32": "image_size is 16 in the store and 32 in this run",
+        "cache.dtype=float32": "dtype is float16 in the store and float32 in this run",
         "other weights": "autoencoder is ",
-        "mixed_precision": "computed_in is float32 there and bfloat16 here",
+        "mixed_precision": "computed_in is float32 in the store and bfloat16 in this run",
     }[change]
-    assert "is there and is not used: " in said
+    assert "exists but is not used: " in said
     assert differs in said
     assert "24 pictures to encode once" in said
 

@@ -77,7 +77,7 @@ def test_at_first_it_draws_as_the_model_does(adapted: Callable[..., Config], tra
     assert all(torch.equal(t, there[name]) for name, t in merged(trainer.model).items())
     (said,) = [s for s in trainer.run.events.waiting if "LoRA" in s]
     learn = [p for p in trainer.model.parameters() if p.requires_grad]
-    assert f"{sum(p.numel() for p in learn):,} numbers learn" in said
+    assert f"{sum(p.numel() for p in learn):,} parameters are trained" in said
     owned = [
         p for o in trainer.run.optimizers.values() for g in o.param_groups for p in g["params"]
     ]
@@ -214,7 +214,7 @@ def test_dit_as_published_has_adapters_in_its_blocks_alone(
     [
         (["model.num_layers=3"], r"would stay random: denoiser\.blocks\.2"),
         (["lora.target_modules=[query]"], r"no matrix 'query'; take of gate_and_value, out, qkv"),
-        (["optimizer.type=muon"], "learn with AdamW"),
+        (["optimizer.type=muon"], "are trained with AdamW"),
         (["training.init_from=null"], r"name .* in training\.init_from"),
         (["lora.rank=null", "lora.alpha=2"], r"lora\.alpha: says nothing without lora\.rank"),
         (["lora.rank=null", FROZEN_TEXT], r"lora\.train_text_encoder: says nothing without lora"),

@@ -57,9 +57,9 @@ def test_what_an_architecture_does_not_leave_open_is_accepted_with_a_note(
     other = {"modern": "gelu-approximate", "dit": "geglu"}[architecture]
     said = noted(activation_fn=other, attention_bias=not own[1], norm_eps=1e-5)
     assert f"model.activation_fn is '{other}'" in said
-    assert f"`{architecture}` does not leave open: it is built with {own[0]}" in said
-    assert f"model.norm_eps is 1e-05, which the architecture `{architecture}`" in said
-    assert f"built with {'biases' if own[1] else 'no biases'}" in said
+    assert f"`{architecture}` always uses {own[0]}" in said
+    assert f"model.norm_eps is 1e-05, but the architecture `{architecture}`" in said
+    assert f"always uses {'biases' if own[1] else 'no biases'}" in said
 
 
 @pytest.mark.parametrize(

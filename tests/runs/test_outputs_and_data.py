@@ -32,12 +32,24 @@ links = pytest.mark.skipif(os.name == "nt", reason="links need a right there")
 @pytest.mark.parametrize(
     ("data", "output", "said"),
     [
-        (".", "run", "training.output_dir: run is inside the data (.), .*such as ../photos-run"),
-        ("../photos", "deep/er/run", "deep/er/run is inside the data (../photos), .*photos-run"),
-        (".", ".", "training.output_dir: . is inside the data (.), .*such as ../photos-output"),
-        ("../link", "run", "run is inside the data (../link), .*such as ../photos-run"),
-        (".", "../link/run", "../link/run is inside the data (.), .*such as ../photos-run"),
-        (".", "..", "training.output_dir: .. holds the data (.), .*such as ../run"),
+        (
+            ".",
+            "run",
+            "training.output_dir: run is inside the data folder (.), .*such as ../photos-run",
+        ),
+        (
+            "../photos",
+            "deep/er/run",
+            "deep/er/run is inside the data folder (../photos), .*photos-run",
+        ),
+        (
+            ".",
+            ".",
+            "training.output_dir: . is inside the data folder (.), .*such as ../photos-output",
+        ),
+        ("../link", "run", "run is inside the data folder (../link), .*such as ../photos-run"),
+        (".", "../link/run", "../link/run is inside the data folder (.), .*such as ../photos-run"),
+        (".", "..", "training.output_dir: .. contains the data (.), .*such as ../run"),
     ],
 )
 @links
@@ -63,11 +75,15 @@ def test_nor_where_a_link_among_the_data_leads(tiny_config: Build, tmp_path: Pat
     (tmp_path / "photos" / "deeper" / "link").symlink_to(tmp_path / "disk")
     out = tmp_path / "disk" / "run"
     config = of(tiny_config, tmp_path / "photos", out)
-    with pytest.raises(LimnerError, match=r"run is inside the data \(.*deeper/link\)"):
+    with pytest.raises(LimnerError, match=r"run is inside the data folder \(.*deeper/link\)"):
         Trainer(config)
-    with pytest.raises(LimnerError, match=r"--output: .*run is inside the data \(.*deeper/link\)"):
+    with pytest.raises(
+        LimnerError, match=r"--output: .*run is inside the data folder \(.*deeper/link\)"
+    ):
         prepare("auto", tmp_path / "photos", out)
-    with pytest.raises(LimnerError, match=r"--output: .*run is inside the data \(.*deeper/link\)"):
+    with pytest.raises(
+        LimnerError, match=r"--output: .*run is inside the data folder \(.*deeper/link\)"
+    ):
         check(config, out)
     assert not out.exists()
 
@@ -96,7 +112,7 @@ def test_a_run_that_began_among_its_data_goes_on_without_its_own_pictures(
     (run / "previews.txt").write_text("a preview", encoding="utf-8")
     trainer = Trainer(of(tiny_config, tmp_path / "photos", run, "training.max_steps=7"), "latest")
     assert {row.key for row in trainer.data.set.rows} == {"a.png", "b.png", "c.png"}
-    assert "Passed over: run (a training run of Limner's)." in trainer.data.set.description
+    assert "Skipped: run (a training run written by Limner)." in trainer.data.set.description
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,9 @@ def test_a_folder_that_a_run_made_is_no_data(name: str, tmp_path: Path) -> None:
     photos(tmp_path / "run" / "mine")
     for ours in ("config.yaml", "log.jsonl"):
         (tmp_path / "run" / ours).touch()
-    with pytest.raises(LimnerError, match="is part of a training run of Limner's, which is not"):
+    with pytest.raises(
+        LimnerError, match="is part of a training run written by Limner, which is not"
+    ):
         FolderPictures(tmp_path / "run" / name)
     assert len(FolderPictures(tmp_path / "run" / name, kind="folder").rows) == 3
     assert len(FolderPictures(tmp_path / "run" / "mine").rows) == 3

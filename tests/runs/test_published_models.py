@@ -185,9 +185,9 @@ def test_what_is_nowhere_is_told_in_one_message(published: Recorded, tmp_path: P
     with pytest.raises(LimnerError) as error:
         ImageGenerator("me/mistyped")
     said = str(error.value)
-    assert said.startswith("'me/mistyped' could not be had. Looked for a folder at")
+    assert said.startswith("'me/mistyped' was not found. There is no folder at")
     assert f"{published.address}/me/mistyped: there is no such repository" in said
-    assert "a run folder (outputs/demo), a checkpoint in it" in said
+    assert "a run folder (outputs/demo), one of its checkpoints" in said
     with pytest.raises(LimnerError, match=r"training\.init_from: 'me/mistyped' could not be had"):
         tuned(tmp_path, "training.init_from=me/mistyped")
 
@@ -195,8 +195,8 @@ def test_what_is_nowhere_is_told_in_one_message(published: Recorded, tmp_path: P
 @pytest.mark.parametrize("content", [b"no weights", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_repository_of_something_else_is_refused(hub: Recorded, content: bytes) -> None:
     hub.files["me/other"] = {"limner.safetensors": content}
-    with pytest.raises(LimnerError, match="is no file that limner export wrote"):
+    with pytest.raises(LimnerError, match="is not written by limner export"):
         ImageGenerator("me/other")
     hub.files["me/another"] = {"model.safetensors": content}
-    with pytest.raises(LimnerError, match="'me/another' is on the Hub, and no model of Limner's"):
+    with pytest.raises(LimnerError, match="'me/another' is on the Hub, but is not a Limner model"):
         ImageGenerator("me/another")

@@ -144,7 +144,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(
     before = {path: path.read_bytes() for path in (folder / "checkpoint-6").iterdir()}
     run(config, resume="latest")
     assert {path: path.read_bytes() for path in (folder / "checkpoint-6").iterdir()} == before
-    assert "nothing is left to do" in read_log(folder / "log.jsonl")[-1]["message"]
+    assert "nothing to do" in read_log(folder / "log.jsonl")[-1]["message"]
 
 
 def test_settings_of_the_optimizer_can_change_on_resume(tiny_config: Callable[..., Config]) -> None:
@@ -174,9 +174,9 @@ def test_two_runs_do_not_share_a_folder(tiny_config: Callable[..., Config]) -> N
     with pytest.raises(LimnerError) as error:
         Trainer(tiny_config("training.learning_rate=2e-3", "data.horizontal_flip=0.5"))
     said = str(error.value)
-    assert "checkpoint-6 is of an earlier run with other settings" in said
-    assert "training.learning_rate: 0.004 there, 0.002 here" in said
-    assert "data.horizontal_flip: 0.0 there, 0.5 here" in said
+    assert "checkpoint-6 belongs to an earlier run with other settings" in said
+    assert "training.learning_rate: 0.004 in the checkpoint, 0.002 in this run" in said
+    assert "data.horizontal_flip: 0.0 in the checkpoint, 0.5 in this run" in said
     assert "--resume latest" in said
     with pytest.raises(LimnerError, match=r"checkpoint-6 is of an earlier run: .*--resume latest"):
         Trainer(tiny_config("training.resume=no"))

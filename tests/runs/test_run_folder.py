@@ -52,11 +52,13 @@ def test_a_folder_of_somebody_elses_is_not_written_into(
     with pytest.raises(LimnerError) as error:
         Trainer(tiny_config())
     said = str(error.value)
-    assert said.startswith(f"training.output_dir: {tmp_path / 'run'} is no run of Limner's")
-    assert f"it holds {name.partition('/')[0]})" in said
+    assert said.startswith(
+        f"training.output_dir: {tmp_path / 'run'} is not empty and is not a Limner run "
+        f"(it contains {name.partition('/')[0]})"
+    )
     assert f"training.output_dir={tmp_path}/run/run" in said
     assert files(tmp_path) == before
-    with pytest.raises(LimnerError, match="is no run of Limner's"):
+    with pytest.raises(LimnerError, match="is not a Limner run"):
         Trainer(tiny_config(), resume="no")
 
 
@@ -67,9 +69,7 @@ def test_a_configuration_of_ones_own_in_the_output_folder_survives(
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", "config.yaml", "training.output_dir=."]) == 2
-    assert (
-        "training.output_dir: . is no run of Limner's and is not empty" in capsys.readouterr().err
-    )
+    assert "training.output_dir: . is not empty and is not a Limner run" in capsys.readouterr().err
     assert files(tmp_path) == {"config.yaml": text.encode()}
 
 
@@ -106,7 +106,7 @@ def test_a_folder_of_runs_may_hold_one_more(
 def test_a_folder_that_only_looks_like_a_run_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: resnet\nepochs: 3\n", encoding="utf-8")
     (tmp_path / "log.jsonl").write_text('{"epoch": 1, "loss": 2.5}\n', encoding="utf-8")
-    with pytest.raises(LimnerError, match="is no run of Limner's"):
+    with pytest.raises(LimnerError, match="is not a Limner run"):
         check_run_folder(tmp_path)
     ours = "data: {}\nmodel: {}\ntraining: {}\n"
     (tmp_path / "config.yaml").write_text(ours, encoding="utf-8")
@@ -147,12 +147,18 @@ def test_comments_in_a_runs_configuration_are_kept(
     kept = path.with_name("config.edited.yaml")
     assert kept.read_text(encoding="utf-8").startswith("# why 16: my scans are small\n")
     assert "#" not in path.read_text(encoding="utf-8")
-    assert "config.yaml had comments: it is kept as config.edited.yaml" in (
+    assert "config.yaml contained comments; a copy is kept as config.edited.yaml" in (
         tmp_path / "run" / "log.jsonl"
     ).read_text(encoding="utf-8")
     path.write_text("# another\n" + written, encoding="utf-8")
-    assert keep_edited(path) == "config.yaml had comments: it is kept as config.edited-2.yaml"
-    assert keep_edited(path) == "config.yaml had comments: it is kept as config.edited-2.yaml"
+    assert (
+        keep_edited(path)
+        == "config.yaml contained comments; a copy is kept as config.edited-2.yaml"
+    )
+    assert (
+        keep_edited(path)
+        == "config.yaml contained comments; a copy is kept as config.edited-2.yaml"
+    )
 
 
 # ---- resuming from elsewhere -------------------------------------------------------------------
@@ -168,12 +174,12 @@ def test_a_checkpoint_from_elsewhere_asks_where_to_write(
     command = ["train", "--resume", str(stranger / "checkpoint-3"), "training.max_steps=7"]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert f"it was written by a run in {tmp_path / 'run'}, which is not where it lies now" in said
-    assert f"training.output_dir={stranger} to go on there, or a new folder" in said
+    assert f"it was written by a run in {tmp_path / 'run'}, but has been moved since" in said
+    assert f"training.output_dir={stranger} to continue there, or a new folder" in said
     assert files(tmp_path) == before
     # Nor over the checkpoints of another run.
     assert main([*command, f"training.output_dir={tmp_path / 'run'}"]) == 2
-    assert "is of another run than" in capsys.readouterr().err
+    assert "belongs to another run than" in capsys.readouterr().err
     assert files(tmp_path) == before
     new = f"training.output_dir={tmp_path / 'new'}"
     config = resume_config(str(stranger / "checkpoint-3"), None, [new])
@@ -217,7 +223,7 @@ def test_a_run_that_goes_back_keeps_the_new_way_and_the_old(
     assert {"set-aside/checkpoint-9", "set-aside-2/checkpoint-8"} <= set(aside)
     assert {"set-aside/previews/step-000009.png"} <= set(aside)
     assert files(folder / "set-aside" / "checkpoint-9") == old
-    assert any("(checkpoint-8) was moved to " in said for said in messages(folder))
+    assert any("(checkpoint-8) were moved to " in said for said in messages(folder))
 
 
 def test_a_damaged_one_that_was_passed_over_costs_no_new_one(
@@ -261,7 +267,7 @@ def test_two_runs_in_one_folder_are_refused_while_one_of_them_runs(
     second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert second.returncode == 2
     assert f"{tmp_path / 'run'} is in use: process " in second.stderr
-    assert "or give this run another training.output_dir" in second.stderr
+    assert "or set another training.output_dir" in second.stderr
     trainer.train()
     assert not trainer.run.lock.path.exists()
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-1"]

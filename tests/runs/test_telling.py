@@ -35,8 +35,10 @@ def test_what_is_told_while_a_run_is_opened_follows_its_first_line(
     capsys.readouterr()
     run.train()
     first, second, *_ = messages(run.folder)
-    assert "pictures to learn from" in first
-    assert second.startswith("training.mixed_precision: this processor does not multiply float16")
+    assert "pictures for training" in first
+    assert second.startswith(
+        "training.mixed_precision: this processor has no hardware support for float16"
+    )
     assert messages(run.folder).count(second) == 1
     out = capsys.readouterr().out
     assert out.count(first + "\n") == 1
@@ -71,9 +73,9 @@ def test_a_run_keeps_what_nobody_wants_printed(
 ) -> None:
     level(logging.WARNING)
     folder = trained(tiny_config("training.mixed_precision=fp16", "training.max_steps=1")).folder
-    assert "pictures to learn from" in messages(folder)[0]
+    assert "pictures for training" in messages(folder)[0]
     assert "float16" in messages(folder)[1]
-    assert "pictures to learn from" not in capsys.readouterr().out
+    assert "pictures for training" not in capsys.readouterr().out
     assert not logging.getLogger("limner").isEnabledFor(logging.INFO)
 
 

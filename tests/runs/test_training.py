@@ -196,7 +196,7 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(
     monkeypatch.setattr(devices, "why_not_compile", lambda device: "no C++ compiler was found")
     trainer = trained(tiny_config("training.compile_model=true"))
     assert trainer.state.step == 6
-    assert "torch.compile is off, the run is slower for it: no C++ compiler was found" in messages(
+    assert "torch.compile is off, so training is slower: no C++ compiler was found" in messages(
         trainer.folder
     )
 

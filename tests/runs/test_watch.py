@@ -103,7 +103,7 @@ def test_the_log_tells_each_step_as_documented(tiny_config: Callable[..., Config
             assert event[f"{prefix}loss"] == pytest.approx(mean(by_level))
     assert heldout[1]["train_loss"] < heldout[0]["train_loss"]
 
-    assert "23 pictures to learn from, 1 held out" in messages(folder)[0]
+    assert "23 pictures for training, 1 held out" in messages(folder)[0]
     (speed,) = events(folder, "speed")
     assert speed["mfu"] == pytest.approx(
         speed["images_per_second"] * speed["training_gflops_per_picture"] * 1e9 / 1e12, rel=0.05

@@ -157,7 +157,7 @@ def test_short_memory_in_one_process_halves_all_at_once(
     config = configure("short")
     run_in(2, Run(config, fault="short_of_memory"))
     folder = Path(config.training.output_dir)
-    assert any("memory ran out at step 5 (in another process)" in m for m in messages(folder))
+    assert any("out of memory at step 5 (in another process)" in m for m in messages(folder))
     assert contents(folder / "checkpoint-6")["/state/pieces"] == 2
     assert_close(folder / "checkpoint-6", undisturbed / "checkpoint-6")
 

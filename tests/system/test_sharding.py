@@ -173,8 +173,8 @@ def test_short_memory_in_one_of_them_halves_all_at_the_next_start(
 ) -> None:
     one = trained(config("one", 1)).folder
     said = run_in(2, Run(config("two", 2, FSDP), fault="short_of_memory"), restarts=1)
-    assert "injected: out of memory), in the midst of" in said
-    assert "each micro-batch goes through the model in 2 parts" in messages(tmp_path / "two")
+    assert "injected: out of memory), in the middle of" in said
+    assert "each micro-batch is split into 2 parts" in messages(tmp_path / "two")
     assert_close(tmp_path / "two" / "checkpoint-6", one / "checkpoint-6")
     assert not list((tmp_path / "two").glob("short-of-memory*"))
 
@@ -193,7 +193,7 @@ def test_notes_of_short_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "reason"),
-    [("training.batch_size=auto", "take a number"), ("training.mixed_precision=fp16", "bf16")],
+    [("training.batch_size=auto", "set a number"), ("training.mixed_precision=fp16", "bf16")],
 )
 def test_what_shards_cannot_do_is_said(key: str, reason: str) -> None:
     load_config(None, [FSDP])

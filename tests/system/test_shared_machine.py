@@ -73,7 +73,7 @@ def test_the_line_and_one_event_say_that_the_machine_is_shared(
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
     expected = (
         "other programs use 41% of this machine: training gets 58% of the CPU time of its 2 "
-        "threads, so it runs more slowly"
+        "threads, and runs more slowly"
     )
     assert said.count(expected) == 1
     assert " | CPU 58%, machine shared" in capsys.readouterr().out

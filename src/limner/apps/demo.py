@@ -123,16 +123,18 @@ def remove_earlier(folder: Path) -> None:
     except LimnerError:
         demo = False
     if not demo:
-        raise LimnerError(f"{folder} is not empty and no earlier demo: choose another --output")
+        raise LimnerError(
+            f"{folder} is not empty and is not an earlier demo; choose another --output"
+        )
     numbered = re.compile(r"(evaluation-)?checkpoint-\d+|short-of-memory-\d+\.json")
     if own := [n for n in found if n not in WRITTEN and not numbered.fullmatch(n)]:
         raise LimnerError(
-            f"{folder} holds {own[0]}, which no demo wrote, and an earlier demo is removed as a "
-            "whole: move it away, or choose another --output"
+            f"{folder} contains {own[0]}, which no demo wrote, and an earlier demo is removed as a "
+            "whole; move it away, or choose another --output"
         )
     if why := _more_than_a_demo(folder, config):
         raise LimnerError(
-            f"{folder} began as a demo and {why}, so it is not removed for a new one: choose "
+            f"{folder} began as a demo and {why}, so it is not removed for a new one; choose "
             "another --output, or delete it yourself"
         )
     # By its configuration a demo is known, also if a kill comes in between.
@@ -181,8 +183,7 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
         trainer.train()
     except Stopped as stopped:
         raise Stopped(
-            f"the demo was stopped; what it learned is in {folder} and can draw, and limner demo "
-            "begins anew"
+            f"the demo was stopped; its model is in {folder} and can draw. limner demo starts over"
         ) from stopped
     command = f"limner demo --minutes {minutes:g}"
     say("Drawing every prompt once, trained and held out, and measuring ...")

@@ -51,7 +51,7 @@ def examine(config: Config) -> list[Finding]:
             findings += check(config)
         except Exception as error:  # a check that fails is news too, and hides no other
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            findings.append(Finding(check.__name__, "warn", f"could not be looked at: {reason}"))
+            findings.append(Finding(check.__name__, "warn", f"could not be checked: {reason}"))
     return [replace(finding, seen=redact_urls(finding.seen)) for finding in findings]
 
 
@@ -83,7 +83,7 @@ def python(config: Config) -> Iterator[Finding]:
         yield Finding(
             "python",
             "warn",
-            "no virtual environment: other projects' packages and Limner's share one place",
+            "no virtual environment; Limner shares its packages with other projects",
             f"{sys.executable} -m venv .venv",
         )
 
@@ -116,7 +116,7 @@ def packages(config: Config) -> Iterator[Finding]:
         yield Finding(
             "packages",
             "fail",
-            f"{problem}, {requirement.specifier or 'any version'} is needed",
+            f"{problem}; requires {requirement.specifier or 'any version'}",
             f"{sys.executable} -m pip install {said}",
         )
 
@@ -147,7 +147,7 @@ def device(config: Config) -> Iterator[Finding]:
     elif not gpus:
         threads = torch.get_num_threads()
         yield Finding(
-            "device", "pass", f"no GPU: the processor trains small models ({threads} threads)"
+            "device", "pass", f"no GPU; the CPU can train small models ({threads} threads)"
         )
 
 
@@ -184,7 +184,7 @@ def gpu_findings(
         yield Finding(
             "device",
             "fail",
-            "training.device is cuda, and neither the driver nor torch finds an NVIDIA GPU",
+            "training.device is cuda, but neither the driver nor torch finds an NVIDIA GPU",
             "set training.device=auto, or install the driver and see that `nvidia-smi` lists it",
         )
     if not gpus:
@@ -196,7 +196,7 @@ def gpu_findings(
         yield Finding(
             "device",
             "fail",
-            f"the machine has {gpus[0]}, and this torch ({torch_version}) is built without CUDA",
+            f"the machine has {gpus[0]}, but this torch ({torch_version}) is built without CUDA",
             f"{sys.executable} -m pip install --force-reinstall torch "
             f"--index-url {TORCH_INDEX}/{tag}",
         )
@@ -205,7 +205,7 @@ def gpu_findings(
         yield Finding(
             "device",
             "fail",
-            f"the driver of {gpus[0]} runs CUDA up to {driver_cuda}, torch is built for "
+            f"the driver of {gpus[0]} supports CUDA up to {driver_cuda}, but torch is built for "
             f"{torch_cuda}",
             "update the NVIDIA driver, or "
             f"{sys.executable} -m pip install --force-reinstall torch "
@@ -216,12 +216,12 @@ def gpu_findings(
         yield Finding(
             "device",
             "fail",
-            f"the driver lists {gpus[0]}, torch (CUDA {torch_cuda}) finds none"
+            f"the driver lists {gpus[0]}, but torch (CUDA {torch_cuda}) finds none"
             + (f"; CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else ""),
             "unset CUDA_VISIBLE_DEVICES"
             if hidden is not None
-            else "restart the machine: driver "
-            "and kernel module may be of two versions after an update",
+            else "restart the machine; after an update, the versions of driver and kernel module "
+            "may differ",
         )
 
 
@@ -252,7 +252,7 @@ def precision(config: Config) -> Iterator[Finding]:
         yield Finding("precision", "warn", note, "set training.mixed_precision=auto")
     else:
         has_it = fast_bfloat16(found)
-        yield Finding("precision", "pass", "bf16 in hardware" if has_it else "float32")
+        yield Finding("precision", "pass", "hardware support for bf16" if has_it else "float32")
     reason = why_not_compile(found)
     needed = {
         "Windows": "install Visual Studio's C++ build tools",
@@ -274,7 +274,7 @@ def memory(config: Config) -> Iterator[Finding]:
         "memory",
         "pass" if free > 3 * GIB else "warn",
         f"{free / GIB:.1f} of {whole / GIB:.1f} GiB free",
-        "close other programs; a smaller training.batch_size or training.num_workers=0 takes less",
+        "close other programs; a smaller training.batch_size or training.num_workers=0 needs less",
     )
     shared = Path("/dev/shm")
     if config.training.num_workers and shared.is_dir():
@@ -282,7 +282,7 @@ def memory(config: Config) -> Iterator[Finding]:
         yield Finding(
             "memory",
             "pass" if free > GIB / 2 else "warn",
-            f"{free / GIB:.1f} GiB of shared memory for the processes that load pictures",
+            f"{free / GIB:.1f} GiB of shared memory for data loading workers",
             "docker run --shm-size=8g ...   (or training.num_workers=0)",
         )
 
@@ -296,7 +296,7 @@ def disk(config: Config) -> Iterator[Finding]:
         "disk",
         "pass" if free > 5 * GIB else "warn" if free > GIB else "fail",
         f"{free / GIB:.1f} GiB free at {where}",
-        "make room, or set training.output_dir to a larger disk; "
+        "free some disk space, or set training.output_dir to a larger disk; "
         "training.checkpoints_total_limit=1 keeps fewer checkpoints",
     )
     try:
@@ -306,14 +306,14 @@ def disk(config: Config) -> Iterator[Finding]:
             "disk",
             "fail",
             f"{where} cannot be written to: {error.strerror or error}",
-            f"set training.output_dir to a folder of yours (or: sudo chown $USER {where})",
+            f"set training.output_dir to one of your folders (or: sudo chown $USER {where})",
         )
         return
     yield Finding(
         "disk",
         "pass" if rate > 50e6 else "warn",
         f"{rate / 1e6:,.0f} MB/s to the disk itself (synced)",
-        "a larger training.save_steps waits less for it",
+        "use a larger training.save_steps to wait less for it",
     )
 
 
@@ -351,7 +351,7 @@ def data(config: Config) -> Iterator[Finding]:
     except (LimnerError, ImportError) as error:
         first, *more = str(error).splitlines()
         default = config.data == type(config.data)()  # nobody has named any data yet
-        how = "limner doctor CONFIG looks at your data; limner demo needs none"
+        how = "limner doctor CONFIG checks your data; limner demo needs none"
         yield Finding("data", "warn" if default else "fail", first, " ".join(more) or how)
         return
     refused, pictures = len(found.refused), len(found.rows)
@@ -374,7 +374,7 @@ def data(config: Config) -> Iterator[Finding]:
             f"{bad[0].key}: {bad[0].reason}"
             if bad
             else f"{several} can be decoded",
-            f"limner check-data {where}   (looks at all of them)",
+            f"limner check-data {where}   (checks all of them)",
         )
 
 
@@ -389,7 +389,7 @@ def pretrained(config: Config) -> Iterator[Finding]:
         if name is None:
             continue
         if Path(name).is_dir():
-            yield Finding("pretrained", "pass", f"{key}: {name} is a folder here")
+            yield Finding("pretrained", "pass", f"{key}: {name} is a local folder")
             continue
         offline = os.environ.get("HF_HUB_OFFLINE")
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -402,7 +402,7 @@ def pretrained(config: Config) -> Iterator[Finding]:
         if here:
             yield Finding("pretrained", "pass", f"{key}: {name} has been downloaded")
         else:
-            yield hub(f"{key}: {name} is to be downloaded")
+            yield hub(f"{key}: {name} will be downloaded")
 
 
 def _is_here(find: Callable[..., Path], name: str, key: str) -> bool:
@@ -426,7 +426,7 @@ def hub(why: str, timeout: float = 5.0) -> Finding:
             "hub",
             "fail",
             f"{why}; {address} does not answer ({getattr(error, 'reason', error)})",
-            "export HF_ENDPOINT=https://hf-mirror.com   (Windows: set ...), or name local folders",
+            "export HF_ENDPOINT=https://hf-mirror.com   (Windows: set ...), or use local folders",
         )
 
 

@@ -75,9 +75,9 @@ class Estimate:
         steps = f"{self.steps:,} steps" if self.steps else "as many steps as fit"
         said = [f"note          {sentence}" for sentence in self.notes]
         said += [
-            f"parameters    {self.parameters / 1e6:.2f}M: {self.denoiser_parameters / 1e6:.2f}M "
-            f"that draw, {text / 1e6:.2f}M that read",
-            f"work          {self.gflops_per_picture:.2f} GFLOP to learn from one picture",
+            f"parameters    {self.parameters / 1e6:.2f}M: {self.denoiser_parameters / 1e6:.2f}M in "
+            f"the denoiser, {text / 1e6:.2f}M in the text encoder",
+            f"work          {self.gflops_per_picture:.2f} GFLOP per training picture",
             f"memory        {mib(self.peak)} at its peak, of {mib(self.free)} free on "
             f"{self.device}:",
             f"              weights {mib(self.weights)}, their average {mib(self.averaged)}, "
@@ -90,8 +90,8 @@ class Estimate:
             said.append(f"encoding      {format_duration(self.seconds_to_encode)}, once")
         said.append(
             f"time          {format_duration(self.seconds)} of training, {steps}, at "
-            f"{self.pictures_per_second:.1f} pictures/s ({self.share_of_matmul_peak:.0%} of what a "
-            f"{self.precision} matrix product reaches here)"
+            f"{self.pictures_per_second:.1f} pictures/s ({self.share_of_matmul_peak:.0%} of a "
+            f"{self.precision} matrix product on this machine)"
         )
         said += [f"advice        {sentence}" for sentence in self.advice]
         return [*said, f"(from short runs that took {format_duration(self.probe_seconds)})"]
@@ -132,8 +132,8 @@ def estimate(config: Config) -> Estimate:
     small, large = probe_twice(config, free)
     if small["batch_size"] == large["batch_size"] < batch_size:
         all_notes.append(
-            "memory is so short that only one picture at a time was measured: the peak is that of "
-            f"one, and {batch_size} at a time take more"
+            "memory is so short that only a batch of one picture was measured; a batch of "
+            f"{batch_size} needs more"
         )
     fixed, per_picture = line(small, large, "peak_bytes")
     fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
@@ -222,7 +222,7 @@ def advise(
         )
     else:
         said.append(
-            f"even one picture at a time needs {(fixed + per_picture) / GIB:.2f} GiB: take a "
+            f"even a batch of one picture needs {(fixed + per_picture) / GIB:.2f} GiB; use a "
             "smaller model.hidden_size or model.num_layers, or another machine"
         )
     if config.training.mixed_precision == "no" and devices.fast_bfloat16(torch.device("cpu")):

@@ -144,8 +144,8 @@ class Checkpoint:
         """Raises LimnerError if these files are not what was written."""
         if not self.folder.is_dir():
             raise LimnerError(
-                f"{self.folder} is gone. A run that goes on deletes its older checkpoints "
-                "(training.checkpoints_total_limit says how many stay); take a newer one"
+                f"{self.folder} no longer exists. A run deletes its older checkpoints "
+                "(training.checkpoints_total_limit sets how many are kept); use a newer one"
             )
         if problem := damage(self.folder, names=names):
             raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")

@@ -121,8 +121,8 @@ def _of_model(name: str, load: Callable[[Path | dict[str, Any]], Config]) -> Con
         return load(newest / "config.yaml")
     if not path.is_file():
         raise LimnerError(
-            f"training.init_from: there is no model at {path.absolute()}; name a run folder, a "
-            "checkpoint in it, a file that limner export wrote, or the Hub id of a published model"
+            f"training.init_from: no model found at {path.absolute()}; use a run folder, one of "
+            "its checkpoints, a file written by limner export, or the Hub id of a published model"
         )
     try:
         sections = file_config(path)

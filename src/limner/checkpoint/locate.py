@@ -72,7 +72,7 @@ def newest_good(
         problem = problem or _why_not_opened(path)
         if problem is None:
             return path, passed_over
-        passed_over.append(f"{path.name} was passed over: {problem}")
+        passed_over.append(f"skipped {path.name}: {problem}")
     return None, passed_over
 
 
@@ -102,7 +102,7 @@ def newest_checkpoint(run_folder: Path) -> Path:
         reasons = "".join(f"\n  - {sentence}" for sentence in passed_over)
         raise LimnerError(
             f"--resume latest: no checkpoint in {run_folder.absolute()}; start without --resume, "
-            f"or set training.output_dir to the run's folder{reasons}"
+            f"or set training.output_dir to the folder of the run{reasons}"
         )
     return found
 
@@ -114,7 +114,7 @@ def find_checkpoint(path: str | Path) -> Path:
         folder = folder.parent
     if not folder.is_dir():
         raise LimnerError(
-            f"no checkpoint at {folder.absolute()}: give a run folder (outputs/demo) or one of its "
+            f"no checkpoint at {folder.absolute()}; use a run folder (outputs/demo) or one of its "
             "checkpoint-<step> folders"
         )
     if not (folder / "training_state.json").is_file():
@@ -125,14 +125,14 @@ def find_checkpoint(path: str | Path) -> Path:
             return found
         if passed_over:
             raise LimnerError(
-                f"{folder} has no good checkpoint:\n  - " + "\n  - ".join(passed_over)
+                f"{folder} has no usable checkpoint:\n  - " + "\n  - ".join(passed_over)
             )
     if missing := [name for name in needed(folder) if not (folder / name).is_file()]:
         hint = ""
         if runs := sorted(path.parent for path in folder.glob("*/checkpoint-*") if path.is_dir()):
-            hint = f"; there are runs in it, such as {runs[0]}"
+            hint = f"; it contains runs, such as {runs[0]}"
         elif (folder / "model_index.json").is_file():
-            hint = "; it is a folder for diffusers: see DiffusionPipeline.from_pretrained"
+            hint = "; it is a diffusers folder, see DiffusionPipeline.from_pretrained"
         raise LimnerError(
             f"{folder} is not a complete checkpoint: {', '.join(missing)} missing{hint}"
         )

@@ -70,13 +70,13 @@ def seal(staging: Path) -> None:
         if path.is_dir():
             continue
         if not _is_complete(path):
-            raise OSError(0, "was not written to its end (a short write: is the disk full?)", path)
+            raise OSError(0, "was not written completely (a short write; is the disk full?)", path)
         name = path.relative_to(staging).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     text = json.dumps({"files": files}, indent=1)
     (staging / MANIFEST).write_text(text, encoding="utf-8")
     if (staging / MANIFEST).read_text(encoding="utf-8") != text:
-        raise OSError(0, "was not written to its end (is the disk full?)", staging / MANIFEST)
+        raise OSError(0, "was not written completely (is the disk full?)", staging / MANIFEST)
     sync(staging / MANIFEST)
     sync(staging)
 
@@ -110,7 +110,7 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
         files = read_json(folder / MANIFEST)["files"]
         listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in files.items()}
     except FileNotFoundError:
-        return f"{MANIFEST} is missing: it was never finished, or not copied whole"
+        return f"{MANIFEST} is missing; it was never finished, or not copied completely"
     except LimnerError as error:
         return f"{MANIFEST} is damaged: {error}"
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -119,15 +119,15 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
         parts = name.split("/")  # a folder of a folder, never out of it
         plain = name.isprintable() and not {"\\", ":"} & set(name)
         if not plain or len(parts) > 2 or {"", ".", ".."} & set(parts):
-            return f"{MANIFEST} names {shorten(name)}, which is no file of a checkpoint"
+            return f"{MANIFEST} names {shorten(name)}, which is not a file of a checkpoint"
         path = folder / name
         if name == EDITABLE and path.is_file():
             continue
         try:
             if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size:,} bytes of {size:,}"
+                return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
             if (names is None or name in names) and _sha256(path) != sha256:
-                return f"{name} is not what was written (its checksum differs)"
+                return f"{name} is not what was written (checksum mismatch)"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror or error}"
     return None
@@ -142,7 +142,7 @@ def own_files(folder: Path) -> list[str]:
     try:
         listed = {str(name) for name in read_json(folder / MANIFEST)["files"]} | {MANIFEST}
     except (LimnerError, ValueError, TypeError, KeyError):
-        raise OSError(0, f"its {MANIFEST} is damaged, and what else is there not known") from None
+        raise OSError(0, f"its {MANIFEST} is damaged, so its other files are unknown") from None
     return sorted(
         name
         for name, path in _files(folder).items()
@@ -203,6 +203,6 @@ def replaceable(folder: Path, known: frozenset[str]) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
     if names is None or not ("training_state.json" in names or names <= known):
         raise LimnerError(
-            f"{folder} is there already and is no checkpoint, so it is not replaced by one: name a "
-            "folder that does not exist yet"
+            f"{folder} already exists and is not a checkpoint, so it is not overwritten; use a new "
+            "folder"
         )

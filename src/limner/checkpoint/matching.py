@@ -49,9 +49,9 @@ def check_same_model(saved: Config, asked: Config) -> None:
     ]
     if differences:
         raise LimnerError(
-            "the checkpoint is of another model:\n"
+            "the checkpoint belongs to another model:\n"
             + "\n".join(f"  - {d}" for d in differences)
-            + "\nset these as the checkpoint has them, or start a new run in another folder"
+            + "\nuse the checkpoint's values, or start a new run in another folder"
         )
 
 

@@ -14,8 +14,8 @@ WEIGHTS_FILE = "limner.safetensors"
 """Of a published model: what Limner draws from."""
 _MODEL = re.compile(r"([\w.-]+)/[\w.-]+(?<!\.safetensors)(?<!\.pt)(@[\w./-]+)?")
 _WAYS = (
-    "A model is a run folder (outputs/demo), a checkpoint in it, a file that limner export wrote, "
-    "or the id of a published one. Behind a slow connection set "
+    "A model is a run folder (outputs/demo), one of its checkpoints, a file written by limner "
+    "export, or the Hub id of a published model. If the connection is slow, set "
     "HF_ENDPOINT=https://hf-mirror.com to use a mirror."
 )
 
@@ -64,7 +64,7 @@ def _downloaded_model(repository: str) -> Path:
         folder = get(*FILES, AVERAGED, ROWS, TOKENIZER, LINEAGE)
         if not (folder / "training_state.json").is_file():
             raise LimnerError(
-                f"{name!r} is on the Hub, and no model of Limner's: it holds neither "
+                f"{name!r} is on the Hub, but is not a Limner model: it contains neither "
                 f"{WEIGHTS_FILE}, which limner publish uploads, nor the files of a checkpoint"
             )
         return folder
@@ -91,4 +91,4 @@ def file_config(path: Path) -> dict[str, dict[str, Any]]:
         sections = parse_json(header["config"], "its configuration", MOST_YAML_BYTES)
         return {name: dict(values) for name, values in sections.items()}
     except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
-        raise LimnerError(f"{path} is no file that limner export wrote ({error})") from None
+        raise LimnerError(f"{path} was not written by limner export ({error})") from None

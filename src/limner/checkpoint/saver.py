@@ -98,11 +98,13 @@ class Saver:
             good = checkpoints(folder.parent)
             last = f"the last good one is {good[-1].name}" if good else "there is none yet"
         except OSError as error:
-            last = f"which others there are cannot be seen either ({error.strerror})"
+            last = f"other checkpoints cannot be listed either ({error.strerror})"
         self.failed = f"{folder} could not be written ({reason}); {last}"
         if self.stop_on_error:
-            raise LimnerError(f"{self.failed}. Make room, or name another training.output_dir.")
-        log.info(f"{self.failed}. Training goes on and tries again at the next save.")
+            raise LimnerError(
+                f"{self.failed}. Free some disk space, or set another training.output_dir."
+            )
+        log.info(f"{self.failed}. Training continues and tries again at the next save.")
 
     def _write(self, folder: Path, contents: Contents) -> list[str]:
         save_checkpoint(folder, contents)
@@ -125,11 +127,11 @@ class Saver:
             try:
                 if kept := remove_written(old):
                     more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-                    what = f"was deleted but for files of your own: {kept[0]}{more}"
+                    what = f"was deleted except for your own files: {kept[0]}{more}"
             except OSError as error:  # one that a program has open, on Windows
                 what = f"could not be deleted ({error.strerror or error})"
             if what:
-                notes.append(f"{old}, which is older than those to keep, {what}")
+                notes.append(f"{old}, older than the checkpoints to keep, {what}")
         return notes
 
     def tell(self, notes: list[str]) -> None:

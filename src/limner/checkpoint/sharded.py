@@ -86,7 +86,7 @@ def read_shards(folder: Path, part: str) -> Any:
         *(SafetensorError, OSError, LookupError, ValueError, TypeError),
         *(AttributeError, RuntimeError, RecursionError),
     ) as error:
-        raise LimnerError(f"the shards in {folder} are damaged or not complete: {error}") from None
+        raise LimnerError(f"the shards in {folder} are damaged or incomplete: {error}") from None
     return found
 
 
@@ -103,7 +103,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = read_json(path, MOST_INDEX_BYTES)
         known = type(index["count"]) is int and isinstance(index["parts"], dict)
         if not (known and 0 < index["count"] < 100_000):
-            raise ValueError("it says nothing of shards")
+            raise ValueError("it does not list any shards")
         return index
     except LimnerError:
         raise

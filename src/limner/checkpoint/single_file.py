@@ -63,13 +63,13 @@ class WeightsFile:
         metadata = _metadata(path)
         if "config" not in metadata or "limner_version" not in metadata:
             raise LimnerError(
-                f"{path} holds weights, but none that Limner exported: its header has no "
-                "configuration (limner export writes such a file from a checkpoint)"
+                f"{path} contains weights, but was not written by limner export: its header has no "
+                "configuration"
             )
         if metadata.get("header_sha256", sealed := _sha256_of_texts(metadata)) != sealed:
             raise LimnerError(
-                f"{path} is damaged: its header is not what was written (its checksum differs); "
-                "get it again"
+                f"{path} is damaged: its header is not what was written (checksum mismatch); get "
+                "it again"
             )
         config = parse_json(metadata["config"], f"{path}: its configuration", MOST_YAML_BYTES)
         if not isinstance(config, dict):
@@ -99,8 +99,8 @@ class WeightsFile:
         weights = load_safetensors(self.path)
         if sha256_of(weights) != self.sha256:
             raise LimnerError(
-                f"{self.path} is damaged: its weights are not what was written (their checksum "
-                "differs); get it again"
+                f"{self.path} is damaged: its weights are not what was written (checksum "
+                "mismatch); get it again"
             )
         return weights
 
@@ -138,8 +138,8 @@ def write_weights_file(
             WeightsFile.open(path).tensors()  # who merges weights keeps the header
         except LimnerError:
             raise LimnerError(
-                f"{path} is there already and is no earlier export, or one that was changed since, "
-                "so it is not replaced by one: name a file that does not exist yet"
+                f"{path} already exists and is not an earlier export, or was changed since, so it "
+                "is not overwritten; use a new file"
             ) from None
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     progress = {key: value for key, value in asdict(state).items() if key in PROGRESS}

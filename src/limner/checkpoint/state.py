@@ -76,7 +76,7 @@ class TrainingState:
     def of(cls, values: Any, path: Path) -> TrainingState:
         """Of what was read from a file. Raises LimnerError if it is anything else."""
         if not isinstance(values, dict):
-            raise LimnerError(f"{path}: {shorten(values)} is no training state")
+            raise LimnerError(f"{path}: {shorten(values)} is not a training state")
         whole = {f.name for f in fields(cls)} - {"seconds"}
         for name, value in values.items():
             optional = value is None and name in ("total_steps", "decay_start", "rolled_back_at")
@@ -85,8 +85,8 @@ class TrainingState:
             lowest = -(2**63) if name == "decay_start" else 0
             if not (optional or (good and lowest <= value < 2**63)):
                 raise LimnerError(
-                    f"{path}: {shorten_name(name)} is {shorten(value)}, not a number from "
-                    f"{lowest} on"
+                    f"{path}: {shorten_name(name)} is {shorten(value)}, but must be a number of at "
+                    f"least {lowest}"
                 )
         try:
             return cls(**values)

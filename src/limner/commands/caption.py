@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     for name in ("batch_size", "max_new_tokens", "num_samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise LimnerError(f"--{name} {value}: give 1 or more")
+            raise LimnerError(f"--{name} {value}: must be at least 1")
     with caption_lock(options.folder):
         return _run(options)
 
@@ -60,7 +60,10 @@ def _run(options: argparse.Namespace) -> int:
 
     keys, kept = pictures_to_caption(options.folder, options.overwrite)
     if not keys:
-        say(f"all {kept:,} pictures of {options.folder} have captions; --overwrite renews them")
+        say(
+            f"all {kept:,} pictures of {options.folder} already have captions; use --overwrite to "
+            "replace them"
+        )
         return 0
 
     from limner.apps.captioning.captioner import Captioner
@@ -85,8 +88,8 @@ def _run(options: argparse.Namespace) -> int:
     for refused in told.refused:
         say(f"  {one_line(refused.reason.splitlines()[0])}")
     if told.odd:
-        say(f"{len(told.odd):,} captions look wrong; read them (limner check-data lists them):")
+        say(f"{len(told.odd):,} captions look wrong; check them (limner check-data lists them):")
         for key, said in told.odd[:10]:
             say(f"  {one_line(key)}: {one_line(said)}")
-    say("read some before you train on them: models see what is not there, and miss what is")
+    say("read some before training on them; captioning models invent and miss things")
     return 0 if told.written or not told.refused else 2

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from limner.reports.data_report import write_check_page
 
     if options.sample is not None and options.sample < 1:
-        raise LimnerError(f"--sample {options.sample}: give 1 or more")
+        raise LimnerError(f"--sample {options.sample}: must be at least 1")
     config = _config(options)
     output = options.output or Path(config.training.output_dir) / "check"
     inform_on_stderr()
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         for line in lines(told):
             say(line)
-        say(f"all of it: {output / 'problems.jsonl'}; with pictures: {page}")
+        say(f"full list: {output / 'problems.jsonl'}; with pictures: {page}")
     return exit_code(told["findings"], options.strict)
 
 
@@ -69,7 +69,7 @@ def _config(options: argparse.Namespace) -> Config:
         where = None
     if where is None or options.config is not None:
         if where is not None:
-            raise LimnerError(f"both --config {options.config} and {where} are given: which one?")
+            raise LimnerError(f"both --config {options.config} and {where} are given; use only one")
         return load_run_config(options.config, overrides)
     if Path(where).suffix.lower() in (".yaml", ".yml"):
         return load_run_config(where, overrides)
@@ -81,9 +81,8 @@ def lines(told: dict[str, Any]) -> list[str]:
     rows, captions = told["rows"], told["captions"]
     of = f" of {rows['used']:,}" if rows["looked_at"] < rows["used"] else ""
     said = [
-        f"{told['dataset']['name']}: {rows['looked_at']:,}{of} rows looked at "
-        f"({rows['trained']:,} trained, {rows['held_out']:,} held out), "
-        f"{captions['count']:,} captions"
+        f"{told['dataset']['name']}: {rows['looked_at']:,}{of} rows checked ({rows['trained']:,} "
+        f"trained, {rows['held_out']:,} held out), {captions['count']:,} captions"
     ]
     cut = told["pictures"].get("mean_share_cut")
     if cut is not None:
@@ -93,7 +92,7 @@ def lines(told: dict[str, Any]) -> list[str]:
             if told["settings"]["data.buckets"]
             else f"{size} x {size}"
         )
-        said.append(f"cropped to {to}, {cut:.0%} of a picture is cut away on average")
+        said.append(f"cropped to {to}, {cut:.0%} of a picture is cropped on average")
     if told["captions"]["scripts"]:
         total = max(1, captions["count"])
         scripts = (f"{name} {n / total:.0%}" for name, n in captions["scripts"].items())

@@ -62,8 +62,9 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
         name, equals, value = word.removeprefix("--").partition("=")
         if "." not in name or not (equals or word.startswith("--")):
             raise LimnerError(
-                f"'{word}' is not understood; settings are section.key=value, flags are in --help"
-                + (f"; a configuration is named by --config {word}" if _is_yaml(word) else "")
+                f"unrecognized argument '{word}'; settings are section.key=value, flags are listed "
+                "in --help"
+                + (f"; for a configuration file use --config {word}" if _is_yaml(word) else "")
             )
         if not equals:
             following = next(words, None)
@@ -105,12 +106,12 @@ def device_flags(parser: argparse._ActionsContainer) -> None:
 def seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 2^63 - 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^63 - 1")
     return value
 
 
 def positive(text: str) -> float:
     value = float(text)
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
     return value

@@ -30,6 +30,6 @@ def run(options: argparse.Namespace) -> None:
     try:
         import shtab
     except ImportError:
-        raise LimnerError("completion needs shtab: pip install shtab") from None
+        raise LimnerError("completion requires shtab; run pip install shtab") from None
 
     say(shtab.complete(options.whole(), shell=options.shell))

@@ -90,13 +90,13 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.compare is not None:
         if options.checkpoint is not None or options.overrides:
-            raise LimnerError("--compare takes two evaluations and nothing else is measured")
+            raise LimnerError("--compare cannot be combined with measuring a checkpoint")
         a, b = options.compare
         return print_comparison(a, b, options.varying)
     if options.checkpoint is None:
-        raise LimnerError("a checkpoint, please: limner evaluate outputs/demo")
+        raise LimnerError("missing checkpoint, for example: limner evaluate outputs/demo")
     if options.varying:
-        raise LimnerError("--varying belongs to --compare A B")
+        raise LimnerError("--varying requires --compare A B")
 
     from limner.evaluation.evaluate import evaluate
     from limner.evaluation.summary import sentences
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
     page = write_page(found.folder)
     for sentence in sentences(found.results):
         say(sentence)
-    say(f"all of it, with pictures: {page}")
+    say(f"full results, with pictures: {page}")
 
 
 def print_comparison(a: Path, b: Path, varying: list[str]) -> None:

@@ -106,12 +106,16 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = options.checkpoint
     prompts = [*words, *([options.prompt] if options.prompt is not None else [])]
     if checkpoint is None or not prompts:
-        raise LimnerError('a checkpoint and a prompt, please: limner generate outputs/demo "a cat"')
+        raise LimnerError(
+            'missing checkpoint or prompt, for example: limner generate outputs/demo "a cat"'
+        )
     path: Path = options.output
     check(options, prompts)
     check_no_settings(words)
     check_savable(path, options.height, options.width)
-    with FolderLock(path, "name another --output"):  # before torch is imported, which takes seconds
+    with FolderLock(
+        path, "choose another --output"
+    ):  # before torch is imported, which takes seconds
         from limner.checkpoint.inherit import load_run_config
         from limner.config.types import SEEDS
         from limner.data.own_folder import keep_out_of_the_data
@@ -160,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
             say(save_sheet(path, pictures, labels))
         if count > 1 and (earlier := of_earlier_commands(path, count, options.sheet)):
             names = ", ".join(other.name for other in earlier)
-            say(f"of an earlier command, and left as they are: {names}", err=True)
+            say(f"not overwritten, from an earlier command: {names}", err=True)
 
 
 PASSED_ON = (
@@ -173,19 +177,18 @@ PASSED_ON = (
 def check(options: argparse.Namespace, prompts: list[str]) -> None:
     """What can be refused before a checkpoint is opened."""
     if options.num_images < 1:
-        raise LimnerError(f"--num_images {options.num_images}: take 1 or more")
+        raise LimnerError(f"--num_images {options.num_images}: must be at least 1")
     if options.interpolate is None:
         if options.end_seed is not None:
             raise LimnerError(
-                "--end_seed belongs to --interpolate N; --num_images takes many seeds"
+                "--end_seed requires --interpolate N; for several seeds use --num_images"
             )
         return
     if options.num_images > 1:
-        raise LimnerError("--interpolate and --num_images: take one of them")
+        raise LimnerError("--interpolate and --num_images cannot be combined")
     if len(prompts) > 2 or (len(prompts) == 1 and options.end_seed is None):
         raise LimnerError(
-            "--interpolate goes from one prompt to another, or from --seed to --end_seed: give two "
-            f"prompts, or one and --end_seed; got {len(prompts)}"
+            f"--interpolate needs two prompts, or one prompt and --end_seed; got {len(prompts)}"
         )
 
 
@@ -197,8 +200,8 @@ def check_no_settings(words: list[str]) -> None:
         key, equals, _ = word.partition("=")
         if equals and key in known_keys():
             raise LimnerError(
-                f"{word} is a setting, and limner generate takes flags (see limner generate "
-                f"--help). To draw it as a prompt: --prompt {shlex.quote(word)}"
+                f"{word} is a setting, but limner generate only takes flags (see limner generate "
+                f"--help). To use it as a prompt: --prompt {shlex.quote(word)}"
             )
 
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         )
         with Server(painter, options.port) as server:
             with contextlib.suppress(KeyboardInterrupt):
-                say(f"Draw at {server.address} (Ctrl-C ends it)")
+                say(f"Draw at {server.address} (press Ctrl-C to stop)")
                 opened = browser_opened(server.address)
                 with contextlib.nullcontext() if options.no_browser else opened:
                     server.serve_forever()

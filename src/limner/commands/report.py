@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> None:
 
     if not is_training_run(options.run_folder):
         raise LimnerError(
-            f"{options.run_folder} is no run of Limner's, so no report is written there: give the "
-            "folder that limner train wrote (training.output_dir)"
+            f"{options.run_folder} is not a Limner run; use a folder written by limner train "
+            "(training.output_dir)"
         )
     config = load_config(options.run_folder / "config.yaml")
     earlier = read_run(options.run_folder)

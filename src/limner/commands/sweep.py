@@ -59,12 +59,12 @@ def run(options: argparse.Namespace) -> None:
 
     costs = sorted(set(options.costs or COSTS))
     if costs[0] < 1:
-        raise LimnerError(f"--costs {costs[0]}: a picture takes one evaluation or more")
+        raise LimnerError(f"--costs {costs[0]}: must be at least 1")
     pictures = PICTURES if options.pictures is None else options.pictures
     if pictures < 2:
-        raise LimnerError(f"--pictures {pictures}: a distance needs 2 or more, better 64")
+        raise LimnerError(f"--pictures {pictures}: must be at least 2, preferably 64")
     if options.no_store and options.store is not None:
-        raise LimnerError("--store and --no_store: take one of them")
+        raise LimnerError("--store and --no_store cannot be combined")
     result = sweep(
         options.checkpoint,
         costs,
@@ -81,4 +81,7 @@ def run(options: argparse.Namespace) -> None:
     say(comparison(result))
     say(result.checkpoint / SHEET)
     if not result.finished:
-        say("time was up before all was tried; the same command goes on from here")
+        say(
+            "the time limit was reached before all settings were tried. Run the same command to "
+            "continue"
+        )

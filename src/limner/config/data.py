@@ -16,7 +16,7 @@ def auto_or_sizes(value: Any) -> Any:
     if isinstance(value, bool):
         return "auto" if value else None
     if isinstance(value, str) and value.lower() != "auto":
-        raise PydanticCustomError("buckets", "auto, or sizes as in [[64, 48], [48, 64]],")
+        raise PydanticCustomError("buckets", "auto, or sizes as in [[64, 48], [48, 64]]")
     return value.lower() if isinstance(value, str) else value
 
 
@@ -30,7 +30,7 @@ def _encoding(value: str | None) -> str | None:
     except (LookupError, ValueError, UnicodeError):
         pass
     raise PydanticCustomError(
-        "encoding", "the name of an encoding, such as utf-8, gb18030, big5, cp932, or cp1252,"
+        "encoding", "the name of an encoding, such as utf-8, gb18030, big5, cp932, or cp1252"
     )
 
 

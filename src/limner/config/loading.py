@@ -99,12 +99,12 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
         return "configuration", _sections(source)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise LimnerError(f"no configuration file at {path.absolute()}; --config takes a YAML file")
+        raise LimnerError(
+            f"configuration file not found: {path.absolute()}; --config expects a YAML file"
+        )
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
-        raise LimnerError(
-            f"{path} holds a {type(values).__name__}; sections with keys were expected"
-        )
+        raise LimnerError(f"{path} holds a {type(values).__name__}; expected sections with keys")
     return str(path), _sections(values)
 
 
@@ -121,8 +121,8 @@ def _sections(values: dict[Any, Any]) -> dict[Any, Any]:
             if other[key] != model[key]:
                 raise LimnerError(
                     f"{OTHER_NAME}.{key} is {shorten(other[key])} and model.{key} is "
-                    f"{shorten(model[key])}, and "
-                    f"`{OTHER_NAME}` is another name of the section `model`; keep one of them"
+                    f"{shorten(model[key])}, but `{OTHER_NAME}` is another name for the section "
+                    "`model`; keep one of them"
                 )
         sections["model"] = {**sections.pop(OTHER_NAME), **model}
     return sections
@@ -132,7 +132,7 @@ def _override(values: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and name):
-        raise LimnerError(f"'{text}' is not an override: write section.key=value")
+        raise LimnerError(f"'{text}' is not a valid override; use section.key=value")
     section = "model" if section == OTHER_NAME else section
     if not isinstance(values.get(section), dict):
         values[section] = {}

@@ -9,14 +9,14 @@ from limner.messages import shorten, shorten_name
 
 PLAIN_WORDS = {
     "model": "a section with keys",
-    "invalid": "words as keys",
+    "invalid": "a section whose keys are text",
     "tuple": "a list",
-    "missing": "more values",
-    "too": "fewer values",
+    "missing": "a list with more values",
+    "too": "a list with fewer values",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "string": "words",
+    "string": "text",
 }
 """What pydantic's types are to people who write YAML, by the first word of its error type."""
 
@@ -35,9 +35,9 @@ def sentence(error: Any, known_keys: list[str], sections: list[str]) -> str:
         return f"{key} is not a known key{meant}"
     kind = error["type"].partition("_")[0]
     expected = PLAIN_WORDS.get(kind, error["msg"].removeprefix("Input should be "))
-    return f"{key or 'the whole'}: {expected} expected, got {shorten(error['input'])}"
+    return f"{key or 'the configuration'}: must be {expected}, got {shorten(error['input'])}"
 
 
 def explain(where: str, sentences: list[str]) -> str:
     """The whole message: where the configuration came from, and each thing wrong, once."""
-    return f"{where} cannot be used:\n" + "\n".join(f"  - {s}" for s in dict.fromkeys(sentences))
+    return f"{where} is not valid:\n" + "\n".join(f"  - {s}" for s in dict.fromkeys(sentences))

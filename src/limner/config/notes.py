@@ -40,10 +40,10 @@ def _noise_through_the_width(config: Config) -> Iterator[str]:
         return
     numbers = patch_numbers(model)
     yield (
-        f"scheduler.prediction_type: {predicted} contains the noise, {numbers:,} independent "
-        f"numbers in each patch of {model.patch_size} x {model.patch_size} x {model.in_channels}, "
-        f"and the model is {model.hidden_size:,} wide: noise will stay in every picture; set "
-        "scheduler.prediction_type=sample (or leave it out), or a smaller model.patch_size"
+        f"scheduler.prediction_type: {predicted} includes the noise, {numbers:,} independent "
+        f"values per patch ({model.patch_size} x {model.patch_size} x {model.in_channels}), but "
+        f"model.hidden_size is only {model.hidden_size:,}: every picture will keep some noise; set "
+        "scheduler.prediction_type=sample (or remove it), or use a smaller model.patch_size"
     )
 
 
@@ -54,6 +54,6 @@ def _not_open(config: Config) -> Iterator[str]:
         asked = getattr(model, key)
         if asked is not None and asked != value:
             yield (
-                f"model.{key} is {asked!r}, which the architecture `{model.architecture}` does not "
-                f"leave open: it is built with {described}"
+                f"model.{key} is {asked!r}, but the architecture `{model.architecture}` always "
+                f"uses {described}"
             )

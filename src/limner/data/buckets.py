@@ -121,7 +121,7 @@ def ratio_of(text: float | str) -> float:
         ratio = math.nan
     if not 1 / 16 <= ratio <= 16:
         raise LimnerError(
-            f"--aspect_ratio {text}: it is width over height, such as 3:2 or 1.5, up to 16:1"
+            f"--aspect_ratio {text}: must be width over height, such as 3:2 or 1.5, up to 16:1"
         )
     return ratio
 
@@ -152,6 +152,6 @@ def told(buckets: Buckets, shapes: np.ndarray, image_size: int) -> list[str]:
     square = visible(shapes, np.array([image_size, image_size]))
     return [
         f"{len(buckets.sizes)} sizes of pictures (width x height): {each}",
-        f"{1 - now.mean():.1%} of a picture is cut off on average, and would be "
-        f"{1 - square.mean():.1%} were all cropped to squares",
+        f"{1 - now.mean():.1%} of a picture is cropped on average, compared with "
+        f"{1 - square.mean():.1%} with square crops",
     ]

@@ -148,9 +148,9 @@ def require_rows(rows: Sized, refused: list[Refused], folder: Path | str) -> Non
         for reason, count in Counter(reasons).most_common(3)
     )
     raise LimnerError(
-        f"{folder}: no usable row of {len(refused):,}. Mend these and try again:{why}"
+        f"{folder}: none of the {len(refused):,} rows can be used. Fix these and try again:{why}"
         if refused
-        else f"{folder}: the metadata has no rows. One is needed for each picture."
+        else f"{folder}: the metadata has no rows. Add one for each picture."
     )
 
 

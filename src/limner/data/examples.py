@@ -270,7 +270,7 @@ class TrainingExamples(Dataset[Example]):
             try:
                 picture = self.pictures.tensor(place, flipped)
                 if not torch.isfinite(picture).all():
-                    raise PictureError(f"{row.key}: it holds numbers that are none (NaN)")
+                    raise PictureError(f"{row.key}: contains NaN or infinite values")
                 return picture, self.captions(words), tuple(refused)
             except PictureError as error:
                 self.bad[place] = True

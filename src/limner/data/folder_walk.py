@@ -41,7 +41,7 @@ class PassedOver(list[tuple[str, str]]):
         for why, paths in by_reason.items():
             shown = ", ".join(map(shorten_name, paths[:3])) + (", ..." if len(paths) > 3 else "")
             parts.append(f"{shown} ({why})")
-        return f"Passed over: {'; '.join(parts)}." if parts else ""
+        return f"Skipped: {'; '.join(parts)}." if parts else ""
 
 
 class FolderWalk:
@@ -69,7 +69,9 @@ class FolderWalk:
             for within in links:
                 target = os.path.realpath(self.root / within)
                 if target in self.above:
-                    self.passed_over.append(("links that lead back above the data", within))
+                    self.passed_over.append(
+                        ("links that point to a parent folder of the data", within)
+                    )
                 elif target not in self.seen:
                     self.seen.add(target)
                     yield from self._visit(within, target)
@@ -90,7 +92,7 @@ class FolderWalk:
             self.passed_over.append((f"cannot be read: {error.strerror or error}", within or "."))
             return
         if within and (kind := kind_of_output(folder, {*files, *folders, *links})):
-            self.passed_over.append((f"{kind} of Limner's", within))
+            self.passed_over.append((f"{kind} written by Limner", within))
             return
         yield folder, within, sorted(name for name in files if not is_system_name(name))
         for name in sorted([*folders, *links]):

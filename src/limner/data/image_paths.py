@@ -52,7 +52,7 @@ class ImagePaths:
         key, reason = self.key(path)
         if reason is None and posixpath.splitext(key)[1].lower() not in images.EXTENSIONS:
             known = " ".join(sorted(images.EXTENSIONS))
-            reason = f"not a picture by its extension (known: {known})"
+            reason = f"not a picture extension (supported: {known})"
         return (key, reason) if reason else self.existing(key)
 
     def key(self, path: object) -> tuple[str, str | None]:
@@ -61,17 +61,17 @@ class ImagePaths:
             return "(no path)", f"the path is {shorten(path)}, not the name of a picture file"
         if len(path) > MAX_PATH:
             return shorten_name(path), (
-                f"the path is {shorten(path)}, longer than any path: is it the picture itself, in "
-                "base64? Write pictures to files (or to Parquet, as bytes), and give their paths"
+                f"the path is {shorten(path)}, longer than any path; is it the picture itself, in "
+                "base64? Write pictures to files (or to Parquet, as bytes), and use their paths"
             )
         if "\0" in path:
-            return shorten_name(path), "the path holds a NUL character: correct it"
+            return shorten_name(path), "the path contains a NUL character; correct it"
         try:
             path.encode("utf-8")
         except UnicodeEncodeError:
             return ascii(path), "the path is not valid Unicode (UTF-8)"
         if "://" in path:
-            return path, "this is a web address: download the picture, and give its path"
+            return path, "this is a URL; download the picture, and use its path"
         slashed = path.replace("\\", "/")
         key = posixpath.normpath(slashed)
         leaves = slashed.startswith("/") or slashed[1:2] == ":" or key.split("/")[0] == ".."
@@ -80,8 +80,8 @@ class ImagePaths:
         if inside := self._inside(path if os.path.isabs(path) else slashed):
             return inside, None
         return path, (
-            f"the path leads out of the folder {self.root}: give one inside it, or name the folder "
-            "that it leads to in data.allowed_paths"
+            f"the path leads out of the folder {self.root}; use one inside it, or add the folder "
+            "it leads to to data.allowed_paths"
         )
 
     def _inside(self, path: str) -> str | None:
@@ -105,9 +105,9 @@ class ImagePaths:
             return key, f"the folder {shorten(directory)} is not there"
         if name not in names.files:
             if name in names.others:
-                return key, "it is not a regular file (but a device, a pipe, or a broken link)"
+                return key, "it is not a regular file, but a device, a pipe, or a broken link"
             if (called := names.composed().get(composed(name))) is None:
-                return key, "the picture file is not there (capitals count)"
+                return key, "the picture file is not there (names are case-sensitive)"
             name = called
         found = key if there == directory and key.endswith(name) else posixpath.join(there, name)
         if not self.links and (reason := self._linked_out(there, name)):
@@ -124,8 +124,8 @@ class ImagePaths:
         if any(_is_below(real, folder) for folder in self.real):
             return None
         return (
-            f"it is a link that leads out of the folder {self.root}: name the folder that it leads "
-            "to in data.allowed_paths, if that is meant"
+            f"it is a link that leads out of the folder {self.root}; if that is intended, add the "
+            "folder it leads to to data.allowed_paths"
         )
 
     def _folder(self, directory: str) -> tuple[str, _Names | None]:

@@ -245,18 +245,16 @@ def _decoded(
         raise
     except Image.DecompressionBombError as error:
         raise PictureError(
-            f"{name}: the picture has more pixels than are safe to decode ({_pixels(error)}). "
-            "Scale it down, or take its row out."
+            f"{name}: the picture has too many pixels to decode safely ({_pixels(error)}). Scale "
+            "it down, or remove its row."
         ) from error
     except UnidentifiedImageError as error:
         return _unidentified(picture, name, shorter_side, retries, held, error)
     except NotAPictureFile as error:
-        raise PictureError(
-            f"{name}: the file cannot be read: {error}. Take its row out."
-        ) from error
+        raise PictureError(f"{name}: the file cannot be read: {error}. Remove its row.") from error
     except FileNotFoundError as error:
         raise PictureError(
-            f"{name}: the picture file is not there. Put it back, or take its row out."
+            f"{name}: the picture file is not there. Put it back, or remove its row."
         ) from error
     except OSError as error:
         if error.errno is None:  # a decoder's own words
@@ -267,7 +265,7 @@ def _decoded(
             return _decoded(picture, name, shorter_side, retries - 1, held)
         raise PictureError(
             f"{name}: the file cannot be read ({error.strerror}). Check the disk and the "
-            "permissions, or take its row out."
+            "permissions, or remove its row."
         ) from error
     except ValueError as error:
         if (plain := _without_texts(picture)) is None:
@@ -297,7 +295,7 @@ def _unidentified(
         return _decoded(picture, name, shorter_side, retries, held)
     if (kind == "HEIC" and "HEIF" in formats()) or (kind == "AVIF" and "AVIF" in formats()):
         raise _undecodable(name, ValueError(f"a damaged {kind} picture")) from error
-    said = f"{name}: {what_it_is(start)}. Replace it, or take its row out."
+    said = f"{name}: {what_it_is(start)}. Replace it, or remove its row."
     raise (UnsupportedFormat if kind else PictureError)(said) from error
 
 
@@ -305,7 +303,7 @@ def _pixels(error: Image.DecompressionBombError) -> str:
     numbers = [int(number) for number in re.findall(r"\d+", str(error))]
     if len(numbers) < 2:
         return str(error)
-    return f"{numbers[0]:,} pixels; {numbers[1]:,} at most are decoded"
+    return f"{numbers[0]:,} pixels; the maximum is {numbers[1]:,}"
 
 
 def png_bytes(picture: np.ndarray) -> bytes:
@@ -322,9 +320,8 @@ def refitted(picture: np.ndarray, size: Size) -> np.ndarray:
 
 def _undecodable(name: str, error: Exception) -> PictureError:
     return PictureError(
-        f"{name}: the picture cannot be decoded ({str(error) or type(error).__name__}): "
-        "the file is damaged or of a kind that is not supported. "
-        "Save it again as PNG or JPEG, or take its row out."
+        f"{name}: the picture cannot be decoded ({str(error) or type(error).__name__}): the file "
+        "is damaged or not supported. Save it again as PNG or JPEG, or remove its row."
     )
 
 

@@ -86,9 +86,8 @@ def _format_and_path(config: Config) -> tuple[str, str]:
         return "datasets", name
     elif name.lower() not in ("", "folder", "custom", "local", "imagefolder"):
         raise LimnerError(
-            f"data.dataset_name: {name!r} is neither emoji nor shapes, nor a data set on the Hub, "
-            "whose id has the form org/name; for your own pictures leave it out and set "
-            "data.dataset_path"
+            f"data.dataset_name: {name!r} is neither emoji nor shapes, nor a Hub id of the form "
+            "org/name; for your own pictures, remove it and set data.dataset_path"
         )
     if kind == "auto":
         kind = of_shards(data.dataset_path) or kind
@@ -127,9 +126,8 @@ def open_data(config: Config, unit: int = 1) -> Data:
     if any(some.crowded for some in both):
         notes = [
             *notes,
-            "there is too little shared memory to keep the decoded pictures in, so that they are "
-            "decoded each time: docker run --shm-size=8g gives more, data.memory_mb=0 asks for "
-            "none",
+            "not enough shared memory to keep the decoded pictures, so they are decoded each time; "
+            "use docker run --shm-size=8g for more, or data.memory_mb=0 for none",
         ]
     return Data(picture_set, *both, tuple(notes), len(picture_set.refused))
 
@@ -147,8 +145,8 @@ def in_buckets(
         return None, []
     if isinstance(picture_set, Streamed) and picture_set.windowed:
         raise LimnerError(
-            "data.buckets: the shapes of pictures that are streamed are not known beforehand; copy "
-            "the shards here (local tars will do), or leave it out"
+            "data.buckets: not supported with streaming, since the sizes of streamed pictures are "
+            "not known in advance; copy the shards to this machine (local tars work), or remove it"
         )
     cache = Path(config.cache.folder) if cache_may_begin(config) else None
     shapes = shapes_of(picture_set, picture_set.rows, cache)

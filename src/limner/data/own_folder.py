@@ -62,8 +62,8 @@ def keep_out_of(output: Path, folder: Path, key: str) -> None:
         return
     name = there.name if there != data else "output"
     raise LimnerError(
-        f"{key}: {output} is inside the data ({folder}), where what is written would be read as "
-        f"data the next time. Name a place outside of it, such as "
+        f"{key}: {output} is inside the data folder ({folder}), so its files would be read as data "
+        "the next time. Use a folder outside of it, such as "
         f"{_shown(data.with_name(f'{data.name}-{name}'))}"
     )
 
@@ -87,8 +87,8 @@ def keep_apart(output: Path, config: Config, key: str) -> None:
     folder = data_folder(config)
     if folder is not None and _real(folder).is_relative_to(_real(output)):
         raise LimnerError(
-            f"{key}: {output} holds the data ({folder}), and what is written there would lie among "
-            f"them. Name a folder of its own, such as {_shown(_real(output) / 'run')}"
+            f"{key}: {output} contains the data ({folder}), so its files would be mixed with them. "
+            f"Use a separate folder, such as {_shown(_real(output) / 'run')}"
         )
 
 

@@ -21,7 +21,7 @@ def why_not_regular(path: str | os.PathLike[str], most: int) -> str | None:
     if stat.S_ISDIR(about.st_mode):
         return "it is a folder"
     if not stat.S_ISREG(about.st_mode):
-        return "it is not a regular file (but a device, a pipe, or a socket)"
+        return "it is not a regular file, but a device, a pipe, or a socket"
     if about.st_size > most:
-        return f"it has {about.st_size:,} bytes, more than the {most:,} that are read of one file"
+        return f"it has {about.st_size:,} bytes, more than the maximum of {most:,} for a file"
     return None

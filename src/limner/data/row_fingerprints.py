@@ -84,7 +84,7 @@ class Changes:
 
     def __str__(self) -> str:
         if self.gone == self.before:
-            return f"none of the {self.before:,} pictures that it learned from is there any more"
+            return f"none of the {self.before:,} pictures it was trained on is there any more"
         named = {
             "new": self.new,
             "gone": self.gone,

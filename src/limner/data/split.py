@@ -56,7 +56,7 @@ def split_rows(
     """
     if num_samples is not None and num_samples < 1:
         raise LimnerError(
-            f"data.num_samples is {num_samples}: give 1 or more, or leave it out to use every row."
+            f"data.num_samples is {num_samples}; it must be at least 1. Remove it to use every row."
         )
     own, hashes = _decided(rows)
     used = np.arange(len(rows))
@@ -78,10 +78,10 @@ def split_rows(
     trained, held_out = used[~aside], used[aside]
     if not len(trained):
         raise LimnerError(
-            f"no row is left to train on: of {len(rows)} rows {len(used)} are used "
-            f"(data.num_samples: {num_samples}) and {len(held_out)} held out "
-            f"(data.train_split: {train_split}). Add pictures, raise data.train_split (0.9 trains "
-            "on nine rows of ten) or raise data.num_samples."
+            f"no row is left to train on: of {len(rows)} rows, {len(used)} are used "
+            f"(data.num_samples: {num_samples}) and {len(held_out)} held out (data.train_split: "
+            f"{train_split}). Add pictures, raise data.train_split (0.9 trains on nine rows of "
+            "ten) or raise data.num_samples."
         )
     return trained, held_out
 

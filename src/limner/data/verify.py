@@ -75,8 +75,8 @@ def remove_undecodable(picture_set: ImageDataset, config: Config) -> None:
             progress(first + len(some), len(ranked))
     if count := UNUSABLE.take():
         log.info(
-            f"{count:,} pictures have a colour profile that cannot be used, and are read as sRGB "
-            "(limner check-data lists them)"
+            f"{count:,} pictures have an unusable colour profile and are read as sRGB (limner "
+            "check-data lists them)"
         )
     picture_set.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
     if not picture_set.rows:
@@ -110,7 +110,7 @@ def check_share_refused(refused: int, rows: int, config: Config) -> None:
         raise LimnerError(
             f"{refused:,} of {rows:,} rows cannot be used ({share:.0%}, more than "
             f"data.refused_limit {limit:g} allows); each is listed with its reason in "
-            f"{Path(config.training.output_dir) / 'refused.jsonl'}: mend them, or raise the limit"
+            f"{Path(config.training.output_dir) / 'refused.jsonl'}; fix them, or raise the limit"
         )
 
 

@@ -203,7 +203,7 @@ class VPSchedule:
         if num_inference_steps > self.num_train_timesteps:
             raise LimnerError(
                 f"num_inference_steps is {num_inference_steps}, but the beta schedule has only "
-                f"{self.num_train_timesteps} timesteps; ask for no more than that."
+                f"{self.num_train_timesteps} timesteps; use at most that many."
             )
         if shift != 1 or power != 1:
             raise LimnerError(

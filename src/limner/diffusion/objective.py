@@ -39,8 +39,8 @@ class Objective:
         allowed = ("sample", "epsilon", "velocity" if is_flow else "v_prediction")
         if self.prediction_type not in allowed:
             raise LimnerError(
-                f"scheduler.prediction_type is {self.prediction_type!r}, which the "
-                f"{'flow' if is_flow else 'diffusion'} path cannot have; use one of "
+                f"scheduler.prediction_type is {self.prediction_type!r}, which "
+                f"{'flow matching' if is_flow else 'diffusion'} does not support; use one of "
                 f"{', '.join(allowed)}."
             )
 

@@ -46,9 +46,9 @@ def meeting() -> Iterator[None]:
             raise
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         raise LimnerError(
-            "the processes of this run do not find each other "
-            f"({' '.join(str(error).split())[:160]}): look whether all were started, with the "
-            "same number of processes and the same address and port of the first"
+            "the processes of this run cannot find each other "
+            f"({' '.join(str(error).split())[:160]}); check that all were started, with the same "
+            "number of processes and the same address and port of the first"
             + (RESTARTED if restarted else "")
         ) from error
 
@@ -128,10 +128,10 @@ def others_may_end() -> Iterator[None]:
         if not (_several() and _is_lost(error)):
             raise
         raise LimnerError(
-            "another process of this run has ended, or was not heard of for "
-            f"training.process_timeout, so this one cannot go on "
-            f"({' '.join(str(error).split())[:160]}); start all of them again, and the run goes "
-            "on from its last checkpoint"
+            "another process of this run has ended, or did not respond within "
+            "training.process_timeout, so this one cannot continue "
+            f"({' '.join(str(error).split())[:160]}). Start all processes again; the run resumes "
+            "from its last checkpoint"
         ) from error
 
 

@@ -62,7 +62,9 @@ class Pair:
         """Whether they differ beyond chance."""
         difference = interval_of_difference(self.a, self.b)
         if difference is None:
-            return "the same" if self.a.value == self.b.value else "no interval: chance not known"
+            return (
+                "the same" if self.a.value == self.b.value else "no interval, so chance is unknown"
+            )
         low, high = difference
         if low <= 0 <= high:
             return "no difference beyond chance"
@@ -112,7 +114,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
         first, second = ({n.name: n for n in numbers(each)} for each in (a, b))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise LimnerError(
-            f"one of the two is no evaluation as limner evaluate writes it ({error!r}); do it again"
+            f"one of the two was not written by limner evaluate ({error!r}); evaluate again"
         ) from None
     pairs, refused, only = [], {}, {}
     for name in dict.fromkeys([*first, *second]):
@@ -205,12 +207,12 @@ def in_figures(value: Measured) -> str:
 
 def why_refused(found: Comparison) -> str:
     """Each number that is not compared, and each key that differs, with both values."""
-    lines = ["not compared, for they were made differently:"]
+    lines = ["not compared, because they were made differently:"]
     lines += [f"  - {name}: {', '.join(keys)}" for name, keys in found.refused.items()]
-    lines += ["what differs (A, then B):"]
+    lines += ["differences (A, then B):"]
     lines += [f"  - {key}: {a!r}, {b!r}" for key, (a, b) in found.differing.items()]
     lines += [
-        "evaluate one of the two again with the other's settings; if a difference is what you want "
-        "to know the effect of, name it: --varying KEY"
+        "evaluate one of the two again with the settings of the other; to measure the effect of a "
+        "difference, use --varying KEY"
     ]
     return "\n".join(lines)

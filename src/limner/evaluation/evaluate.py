@@ -99,7 +99,7 @@ def evaluate(
     folder = output or results_folder.place_of(Path(checkpoint), opened)
     if output is not None:
         keep_out_of_the_data(folder, config, "--output", checkpoint)
-    with FolderLock(folder, "name another --output"):
+    with FolderLock(folder, "choose another --output"):
         return _evaluate(checkpoint, opened, config, folder, device, command)
 
 
@@ -123,8 +123,8 @@ def _evaluate(
         events.append(other)
     if config.data.buckets:
         events.append(
-            f"it was trained at {len(config.data.buckets)} sizes; what is drawn here, and what it "
-            f"is compared with, are squares of {config.data.image_size} pixels"
+            f"it was trained at {len(config.data.buckets)} sizes; the drawings and the pictures "
+            f"they are compared with are squares of {config.data.image_size} pixels"
         )
     plan = plan_of(config, data, events)
     reference = open_reference(config, data, plan.split)
@@ -154,7 +154,7 @@ def _evaluate(
         generator, data, settings.loss_images, progress_lines(log, "losses measured")
     )
     if loss is None:
-        events.append("no held-out picture can be used, so there is no held-out loss")
+        events.append("no held-out picture can be used, so the held-out loss is not measured")
     draw(generator, plan.every, progress_lines(log, "pictures drawn"))
 
     answers = ask(plan, data, events)
@@ -221,8 +221,8 @@ def changed_data(opened: Checkpoint, data: Data) -> str | None:
     if changes is None:
         return None
     return (
-        f"the data changed since this checkpoint was saved ({changes}): what counts as trained and "
-        "as held out here is not what it learned from"
+        f"the data changed since this checkpoint was saved ({changes}), so trained and held-out "
+        "pictures are not those of the training run"
     )
 
 
@@ -242,7 +242,7 @@ def real_pictures(
     except LimnerError as error:
         if not isinstance(reference.source, DataPictures):
             raise
-        events.append(f"no distance on {eye.network.name} was measured: {error}")
+        events.append(f"skipped the distances on {eye.network.name}: {error}")
         return None, None
     events += [*found.events, *(others.events if others else ())]
     return found, others.features if others else None
@@ -281,10 +281,10 @@ def copies(
     split = Split.HELD_OUT if data.held_out.rows else Split.TRAINED
     drawn = [d for d in plan.asked if d.split == split]
     if not drawn:
-        events.append("copies were not looked for: no held-out caption was drawn")
+        events.append("skipped the search for copies: no held-out caption was drawn")
         return None, []
     try:
         return look_for_copies(drawn, data, seed, progress_lines(log, "trained pictures compared"))
     except LimnerError as error:
-        events.append(f"copies were not looked for: {error}")
+        events.append(f"skipped the search for copies: {error}")
         return None, []

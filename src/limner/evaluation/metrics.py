@@ -59,8 +59,8 @@ def open_networks(
             eyes.append(NamedNetwork("efficientnet", EfficientNet(device)))
         except LimnerError as error:
             missing.append(
-                "kernel and Frechet distance, precision, and recall on EfficientNet-Lite0 were "
-                f"not measured: {error}"
+                "skipped the kernel and Frechet distance, precision, and recall on "
+                f"EfficientNet-Lite0: {error}"
             )
     if settings.inception is not None:
         network = Inception(settings.inception, "evaluation.inception", device)
@@ -103,7 +103,7 @@ def measure(
             try:
                 found[metric] = make()
             except LimnerError as error:
-                said.append(f"{network.label(metric)} was not measured: {error}")
+                said.append(f"skipped {network.label(metric)}: {error}")
 
     if reference is not None:
         gaussian = reference.gaussian
@@ -117,7 +117,7 @@ def measure(
                 found |= {"precision": _noted(both.precision), "recall": _noted(both.recall)}
             except LimnerError as error:
                 label = f"{network.label('precision')} and recall"
-                said.append(f"{label} were not measured: {error}")
+                said.append(f"skipped {label}: {error}")
     if isinstance(network, Inception):
         attempt("Inception score", lambda: inception_score(network.logits(drawn), seed=seed))
     if isinstance(network, CLIP):
@@ -126,8 +126,8 @@ def measure(
         )
         if cut := network.too_long(prompts):
             said.append(
-                f"{len(cut)} of {len(prompts)} prompts are longer than {network.name} reads, and "
-                "are cut there for the CLIP score"
+                f"{len(cut)} of {len(prompts)} prompts are longer than {network.name} reads and "
+                "are truncated for the CLIP score"
             )
     floors = Floors()
     if real is not None and repeats:
@@ -137,7 +137,7 @@ def measure(
                 real, others, others_are, (len(drawn), len(real)), repeats, seed,
             )  # fmt: skip
         except LimnerError as error:
-            said.append(f"there is no floor for the distances on {network.name}: {error}")
+            said.append(f"no floor for the distances on {network.name}: {error}")
     count = reference.gaussian.count if reference is not None else None
     about = reference.about if reference is not None else None
     records = [

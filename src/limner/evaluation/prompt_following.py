@@ -26,8 +26,8 @@ def why_no_recall(data: Data) -> str | None:
     if not shared:
         return None
     return (
-        f"recall was not measured: {shared:,} of {len(rows):,} captions are shared by several "
-        "pictures, so recall has no single right answer"
+        f"skipped recall: {shared:,} of {len(rows):,} captions belong to several pictures, so "
+        "recall has no single right answer"
     )
 
 

@@ -37,9 +37,9 @@ def plan_of(config: Config, data: Data, events: list[str]) -> Plan:
         split, own, other = Split.TRAINED, data.trained, data.held_out
     elif not own.rows:
         events.append(
-            "the data set holds out no picture, so that trained captions are drawn: these numbers "
-            "say how well the model gives back what it learned from, and a model that has it by "
-            "heart is the best by them"
+            "the data set has no held-out pictures, so trained captions are drawn; these numbers "
+            "measure how well the model reproduces its training pictures, and a model that "
+            "memorised them scores best"
         )
         split, own, other = Split.TRAINED, data.trained, data.held_out
     first = of_captions(own, split, settings.num_images, settings.seed)

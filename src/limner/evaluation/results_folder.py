@@ -63,8 +63,8 @@ def check_replaceable(folder: Path) -> None:
         others = [f"{PICTURES}/{name}" for name in foreign_names(folder / PICTURES, like=OURS)]
     if others:
         raise LimnerError(
-            f"--output {folder} is there and is no earlier evaluation (it holds {others[0]}), so "
-            "it is not replaced by one: name a folder that does not exist yet"
+            f"--output {folder} already exists and is not an earlier evaluation (it contains "
+            f"{others[0]}), so it is not overwritten; use a new folder"
         )
 
 
@@ -161,7 +161,7 @@ def read(path: Path) -> dict[str, Any]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise LimnerError(
-            f"no evaluation at {path.absolute()}: give the folder that limner evaluate wrote, its "
+            f"no evaluation at {path.absolute()}; use a folder written by limner evaluate, its "
             f"{RESULTS}, or a run folder"
         )
     try:
@@ -169,9 +169,12 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise LimnerError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("protocol"), dict):
-        raise LimnerError(f"{file} is no evaluation: it does not say how its numbers were made")
+        raise LimnerError(
+            f"{file} is not an evaluation: it does not record how its numbers were made"
+        )
     if found.get("format") != FORMAT:
         raise LimnerError(
-            f"{file} has format {found.get('format')}; this Limner reads {FORMAT}: evaluate again"
+            f"{file} has format {found.get('format')}, but this version reads {FORMAT}; evaluate "
+            "again"
         )
     return found

@@ -28,7 +28,7 @@ def evaluation_config(saved: Config, overrides: Sequence[str]) -> Config:
     """
     config = load_config(saved.model_dump(mode="json"), overrides)
     fixed = [
-        f"{section}.{key}: {there!r} in the checkpoint, {here!r} asked for"
+        f"{section}.{key}: {there!r} in the checkpoint, {here!r} requested"
         for section in type(saved).model_fields
         for (key, there), (_, here) in zip(
             getattr(saved, section), getattr(config, section), strict=True
@@ -37,9 +37,10 @@ def evaluation_config(saved: Config, overrides: Sequence[str]) -> Config:
     ]
     if fixed:
         raise LimnerError(
-            "what a model was trained with cannot be changed when it is evaluated:\n"
+            "settings of training cannot be changed for an evaluation:\n"
             + "\n".join(f"  - {line}" for line in fixed)
-            + "\nevaluation.*, sampling.*, cache.*, data.dataset_path, and where vae and "
-            "text_encoder are now can be"
+            + "\n"
+            "only evaluation.*, sampling.*, cache.*, data.dataset_path, and the paths of vae "
+            "and text_encoder can be changed"
         )
     return config

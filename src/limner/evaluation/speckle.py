@@ -54,4 +54,4 @@ def in_words(found: dict[str, Any]) -> str:
         f"flat parts of drawings: standard deviation {found['drawn']:.1f} of 255 "
         f"({found['real']:.1f} in the real pictures)"
     )
-    return said + (": noise has stayed in the pictures" if found["visible"] else "")
+    return said + (": the pictures still contain noise" if found["visible"] else "")

@@ -35,7 +35,7 @@ class Split(StrEnum):
 OF_DATA = (Split.TRAINED, Split.HELD_OUT)
 """Splits whose prompts are captions, with a real picture each."""
 MEANINGS = {
-    Split.TRAINED: "the model has seen these pictures with these words",
+    Split.TRAINED: "the model was trained on these pictures with these captions",
     Split.HELD_OUT: "never trained on; the real picture is shown beside each",
     Split.FREE: "there is no real picture to compare with",
 }

@@ -51,7 +51,9 @@ def sentences_of_run(results: dict[str, Any]) -> list[str]:
     said = []
     if drawn := results.get("drawn"):
         counts = ", ".join(f"{n} of {of} {split}" for split, (n, of) in drawn.items())
-        said.append(f"there was time to draw {counts} prompts; limner report draws them all")
+        said.append(
+            f"only {counts} prompts were drawn in the time available; limner report draws them all"
+        )
     for split, found in results.get("recall", {}).items():
         right = round(found["at_1"] * found["count"])
         said.append(

@@ -31,8 +31,6 @@ def swept_note(checkpoint: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise LimnerError(
-            f"{path} is damaged ({reason}); move it away, and the sweep begins anew"
+            f"{path} is damaged ({reason}); move it away to start the sweep over"
         ) from None
-    return (
-        None if about is None else f"how this checkpoint draws was chosen by limner sweep: {about}"
-    )
+    return None if about is None else f"sampling settings chosen by limner sweep: {about}"

@@ -141,11 +141,11 @@ def recover_in(folder: Path, path: Path | None = None) -> None:
         with contextlib.suppress(OSError):  # another process is at it, or it may not be touched
             if staged["state"] == "old" and not place.exists():
                 os.replace(entry, place)
-                log.warning("%s is back: it was being replaced when a run was killed", place)
+                log.warning("restored %s, which was being replaced when a run was killed", place)
                 continue
             shutil.rmtree(entry)
             if staged["state"] == "writing":
-                log.warning("%s, which a killed run left half-written, was removed", entry)
+                log.warning("removed %s, which a killed run left half-written", entry)
 
 
 def remove(folder: Path) -> None:
@@ -193,8 +193,8 @@ def refuse_mounted(folder: Path) -> None:
     it is a disk or a volume of its own: to be asked before the work, and not after it."""
     if os.path.ismount(folder):
         raise LimnerError(
-            f"{folder} is a disk or volume of its own (a mount), which cannot be replaced as a "
-            f"whole: name a folder in it, such as {folder / 'new'}"
+            f"{folder} is a mount point, which cannot be replaced as a whole; use a folder in it, "
+            f"such as {folder / 'new'}"
         )
 
 
@@ -214,8 +214,8 @@ def _put(written: Path, path: Path, check: Callable[[Path], object] | None) -> N
             beside = _free_name(path)
             os.replace(written, beside)
             raise LimnerError(
-                f"{path} is not what it was when this began: something else was put there, and "
-                f"stays. What was written is in {beside}."
+                f"{path} was changed by another program in the meantime and is kept. What was "
+                f"written is in {beside}."
             ) from None
         except BaseException:
             os.replace(old, path)

@@ -161,7 +161,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     """
     if _is_foreign(path):
         raise LimnerError(
-            f"{path} is an array that Limner did not write, so it is not replaced: name another "
+            f"{path} is an array that Limner did not write, so it is not overwritten; set another "
             "cache.folder, or move it away"
         )
     file = io.BytesIO()

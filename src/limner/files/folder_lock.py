@@ -144,8 +144,8 @@ class FolderLock:
         if self.held and taken is not None and (other := taken.look()) is not None:
             raise LimnerError(
                 f"{self.place} was taken over by process {other.pid} on {other.host} while this "
-                "machine slept or could not reach it, so nothing more is written there: wait until "
-                f"that one ends, or {self.otherwise}"
+                "machine was asleep or could not reach it, so nothing more is written there. Wait "
+                f"until that process ends, or {self.otherwise}"
             )
 
     def release(self) -> None:
@@ -295,7 +295,7 @@ def _is_alive(path: Path, holder: Holder) -> bool:
         where = f"on {holder.host}, another machine"
     say(
         f"{path.parent} was in use by process {holder.pid} {where}: "
-        f"looking for {PATIENCE:.0f} seconds whether it still is",
+        f"checking for {PATIENCE:.0f} seconds whether it still is",
         err=True,
     )
     before, end = _touched(path), time.monotonic() + PATIENCE

@@ -31,13 +31,16 @@ class DiskFull(OSError):
     def __init__(self, number: int, path: Path, needed: int | None, room: int) -> None:
         what, folder = os.strerror(number), path.parent
         if number == errno.EFBIG:
-            why = f"a file in {folder} may not be so large (ulimit -f, or the kind of the disk)"
+            why = (
+                f"a file in {folder} may not be this large (ulimit -f, or a limit of the file "
+                "system)"
+            )
         elif number != errno.ENOSPC:
             why = f"the quota for {folder} is used up"
         elif needed and needed > room:
             why = f"{in_units(needed)} are needed in {folder} and {in_units(room)} are free"
         else:
-            why = f"the {in_units(room)} that are free in {folder} are not enough"
+            why = f"the {in_units(room)} free in {folder} are not enough"
         super().__init__(number, f"{what}: {why}", str(path))
 
     def __str__(self) -> str:

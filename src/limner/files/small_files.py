@@ -40,12 +40,12 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
             data = file.read(most + 1)
         if len(data) > most:
             raise LimnerError(
-                f"{shown} has more than {most:,} bytes: it is damaged, or another kind of file"
+                f"{shown} has more than {most:,} bytes; it is damaged, or another kind of file"
             )
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LimnerError(
-            f"{shown} is not readable as UTF-8: byte {error.start:,} is {data[error.start]:#04x}"
+            f"{shown} is not valid UTF-8: byte {error.start:,} is {data[error.start]:#04x}"
         ) from None
     except FileNotFoundError:
         raise
@@ -69,9 +69,9 @@ def parse_json(text: str, where: str, most: int = MOST_BYTES) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise LimnerError(f"{where} is no JSON that is read: it is nested too deeply") from None
+        raise LimnerError(f"{where} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:  # of the syntax, or a number of more digits than Python reads
-        raise LimnerError(f"{where} is not readable as JSON: {error}") from None
+        raise LimnerError(f"{where} is not valid JSON: {error}") from None
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -105,17 +105,17 @@ def parse_yaml(text: str, where: str) -> Any:
         # Before anything is built of it: merging (`<<`) copies what stands behind references.
         if _size(node) > MOST_NODES:
             raise LimnerError(
-                f"{where} holds more than {MOST_NODES:,} values, counting those that it refers to "
-                "(&name, *name) each time, or a value that holds itself; write them out"
+                f"{where} contains more than {MOST_NODES:,} values, counting each use of an alias "
+                "(&name, *name), or a value that contains itself; write them out"
             )
         return None if node is None else loader.construct_document(node)
     except LimnerError:
         raise
     except RecursionError:
-        raise LimnerError(f"{where} is no YAML that is read: it is nested too deeply") from None
+        raise LimnerError(f"{where} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         # Others than YAMLError: the 99th of a month, !!bool maybe, numbers of 5,000 digits, ...
-        raise LimnerError(f"{where} is not readable as YAML: {error}") from None
+        raise LimnerError(f"{where} is not valid YAML: {error}") from None
 
 
 def _size(node: yaml.Node | None) -> float:

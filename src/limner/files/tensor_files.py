@@ -27,18 +27,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
         _check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
+        raise LimnerError(f"{path} is missing; the checkpoint is incomplete") from None
     except LimnerError:
         raise
     except Exception as error:  # whatever damaged or made-up bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds other objects"  # torch's words advise to load it all the same
+            reason = "it contains other objects"  # torch's words advise to load it all the same
         raise LimnerError(
-            f"{path} is damaged, or holds more than weights and was refused: {reason}"
+            f"{path} is damaged, or was rejected because it contains more than weights: {reason}"
         ) from None
     if not isinstance(loaded, dict):
-        raise LimnerError(f"{path} holds a {type(loaded).__name__}, and no weights by name")
+        raise LimnerError(f"{path} contains a {type(loaded).__name__} instead of named weights")
     check_plain(loaded, path)
     return loaded
 
@@ -48,7 +48,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except FileNotFoundError:
-        raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
+        raise LimnerError(f"{path} is missing; the checkpoint is incomplete") from None
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         raise LimnerError(f"{path} is damaged: {error}") from None
     check_plain(tensors, path)
@@ -73,12 +73,12 @@ def check_plain(values: Any, path: Path) -> None:
 def why_not_weights(tensor: Any, wanted: Tensor) -> str | None:
     """Why this is no weight for the place of `wanted`, of whose shape it is; None: it is one."""
     if tensor.is_floating_point() != wanted.is_floating_point():
-        return f"{_name(tensor.dtype)}, and {_name(wanted.dtype)} is wanted"
+        return f"{_name(tensor.dtype)} instead of {_name(wanted.dtype)}"
     if not tensor.is_floating_point():
         return None
     if tensor.element_size() < 2:  # float8, which has no isfinite
         tensor = tensor.float()
-    return None if bool(torch.isfinite(tensor).all()) else "not finite: it holds NaN or infinity"
+    return None if bool(torch.isfinite(tensor).all()) else "not finite: it contains NaN or infinity"
 
 
 def _check_archive(path: Path) -> None:
@@ -90,7 +90,7 @@ def _check_archive(path: Path) -> None:
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise LimnerError(
-            f"{path} is damaged, or no file of torch's: it unpacks to more bytes than it has"
+            f"{path} is damaged, or is not a PyTorch file: it unpacks to more bytes than it has"
         )
 
 
@@ -119,7 +119,7 @@ def _why_not_plain(tensor: Tensor) -> str | None:
     if tensor.is_complex():
         return f"of complex numbers ({_name(tensor.dtype)})"
     if tensor.nbytes > tensor.untyped_storage().nbytes():
-        return f"a tensor of {tensor.nbytes:,} bytes, of which the file holds few"
+        return f"a tensor of {tensor.nbytes:,} bytes, most of which are not in the file"
     return None
 
 

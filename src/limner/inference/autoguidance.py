@@ -53,9 +53,13 @@ def open_guide(
     ]
     if differences:
         raise LimnerError(
-            f"{path} cannot guide this model, for it was trained in another space:\n"
+            f"{path} cannot guide this model; it was trained in another space:\n"
             + "\n".join(f"  - {d}" for d in differences)
-            + "\ntake an earlier checkpoint of the same run, or a smaller model trained like it"
+            + (
+                "\n"
+                "use an earlier checkpoint of the same run, or a smaller model trained in the "
+                "same way"
+            )
         )
     if opened.tokenizer is not None:
         words = opened.tokenizer

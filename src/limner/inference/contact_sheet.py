@@ -46,7 +46,8 @@ def contact_sheet(
     for name, others in (("labels", labels), ("truths", truths), ("groups", groups)):
         if others is not None and len(others) != len(pictures):
             raise LimnerError(
-                f"contact_sheet: {len(pictures)} pictures but {len(others)} {name}; give one each."
+                f"contact_sheet: {len(pictures)} pictures but {len(others)} {name}; there must be "
+                "one for each."
             )
     truth_size = scale_to // 2
     has_truths = truths is not None and any(truth is not None for truth in truths)

@@ -69,7 +69,7 @@ def say_once_what_is_missing(labels: Sequence[str], size: int) -> None:
         more = ", ..." if len(found) > 3 else ""
         shown = ", ".join(f"#{number}" for number in found[:3]) + more
         log.warning(
-            "%d %s of a contact sheet %s shown as %s, for no font here has the letters: %s",
+            "%d %s of a contact sheet %s shown as %s, since no installed font has the letters: %s",
             len(found),
             plural(len(found), "caption"),
             "is" if len(found) == 1 else "are",

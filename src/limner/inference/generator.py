@@ -89,7 +89,7 @@ class ImageGenerator:
         self.sampling = sampling_settings(self.config, scheduler_type=scheduler_type)
         self.device = choose_device(str(device or "auto"))
         if dtype not in DTYPES:
-            raise LimnerError(f"dtype {dtype!r} is not known; take one of {', '.join(DTYPES)}")
+            raise LimnerError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
         self.dtype = usable_precision(DTYPES[dtype], self.device)
         if note := precision_note(DTYPES[dtype], self.device, f"dtype {dtype}"):
             log.warning(note)
@@ -180,7 +180,7 @@ class ImageGenerator:
         size = self.config.data.image_size
         if aspect_ratio is not None:
             if height is not None or width is not None:
-                raise LimnerError("--aspect_ratio finds a size; --height and --width name one")
+                raise LimnerError("--aspect_ratio cannot be combined with --height and --width")
             height, width = self.size_for(aspect_ratio)
         height, width = (
             self._check_size("height", size if height is None else height),
@@ -189,9 +189,8 @@ class ImageGenerator:
         tokens = height * width // (self.autoencoder.downsampling * self.patch) ** 2
         if tokens > MOST_TOKENS:
             raise LimnerError(
-                f"{width} x {height} pixels are {tokens:,} patches of the model, which was "
-                f"trained on pictures of {size} x {size}; it draws at most {MOST_TOKENS:,}: take "
-                "fewer pixels"
+                f"{width} x {height} pixels make {tokens:,} patches, more than the maximum of "
+                f"{MOST_TOKENS:,} (the model was trained at {size} x {size}); use fewer pixels"
             )
         sampling = sampling_settings(
             self.config.model_copy(update={"sampling": self.sampling}),
@@ -201,9 +200,9 @@ class ImageGenerator:
         )
         each = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if bad := [seed for seed in each if not 0 <= seed < SEEDS]:
-            raise LimnerError(f"seed {bad[0]} is not from 0 to 2^63 - 1")
+            raise LimnerError(f"seed {bad[0]} is not between 0 and 2^63 - 1")
         if len(each) != len(prompts):
-            raise LimnerError(f"{len(prompts)} prompts need as many seeds, or one; got {len(each)}")
+            raise LimnerError(f"{len(prompts)} prompts need one seed, or one each; got {len(each)}")
         start = self._start(init_image, strength, height, width)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
         pictures: list[Image.Image] = []
@@ -235,8 +234,7 @@ class ImageGenerator:
                 if at_once > 1 or not is_out_of_memory(error):
                     raise
                 raise LimnerError(
-                    f"memory does not suffice for a picture of {width} x {height} pixels; take "
-                    "fewer pixels"
+                    f"out of memory for a picture of {width} x {height} pixels; use fewer pixels"
                 ) from error
         how = {
             "model_step": self.step,
@@ -272,7 +270,9 @@ class ImageGenerator:
             LimnerError: torch.compile does not work here; the message says why.
         """
         if reason := why_not_compile(self.device):
-            raise LimnerError(f"torch.compile does not work here ({reason}); draw without it")
+            raise LimnerError(
+                f"torch.compile does not work on this machine ({reason}); generate without it"
+            )
         for network in [self.model, *([self.guide.model] if self.guide else [])]:
             for block in network.denoiser.blocks:
                 block.compile(dynamic=False)
@@ -298,7 +298,9 @@ class ImageGenerator:
             others: as `generate_batch` takes them.
         """
         if count < 2:
-            raise LimnerError(f"--interpolate {count}: both ends are drawn; take 2 or more")
+            raise LimnerError(
+                f"--interpolate {count}: must be at least 2, since both ends are drawn"
+            )
         towards = Interpolation(
             [prompt if end_prompt is None else end_prompt] * count,
             [seed if end_seed is None else end_seed] * count,
@@ -314,36 +316,37 @@ class ImageGenerator:
             if not isinstance(prompt, str):
                 several = isinstance(prompt, list | tuple)
                 raise LimnerError(
-                    f"a prompt is text, not {shorten(prompt)}"
-                    + ("; generate_batch takes several prompts" if several else "")
+                    f"a prompt must be text, not {shorten(prompt)}"
+                    + ("; use generate_batch for several prompts" if several else "")
                 )
         for prompt in dict.fromkeys(prompts):
             try:
                 prompt.encode("utf-8")
             except UnicodeEncodeError:
                 raise LimnerError(
-                    f"the prompt {ascii(prompt)[:80]} holds bytes that are no UTF-8; type it in a "
-                    "terminal, or keep it in a file, that is UTF-8"
+                    f"the prompt {ascii(prompt)[:80]} is not valid UTF-8; use a UTF-8 terminal or "
+                    "file"
                 ) from None
             length, most = self.words.length(prompt), self.words.max_length
             if length > most:
                 log.warning(
-                    "the model reads %d tokens of a prompt, and this one has %d: its end is cut "
-                    "(%s)", most, length, shorten(prompt)
-                )  # fmt: skip
+                    "a prompt of %d tokens was truncated to %d, the most this model reads (%s)",
+                    *(length, most, shorten(prompt)),
+                )
 
     def _start(
         self, picture: Picture | None, strength: float | None, height: int, width: int
     ) -> InitImage | None:
         if picture is None:
             if strength is not None:
-                raise LimnerError("--strength says how far from an --init_image; name that, too")
+                raise LimnerError("--strength requires --init_image")
             return None
         if strength is None:
             strength = USUAL_STRENGTH
         if not 0 <= strength <= 1:
             raise LimnerError(
-                f"--strength {strength}: it is from 0 (the picture itself) to 1 (nothing of it)"
+                f"--strength {strength}: must be between 0 (the picture itself) and 1 (nothing of "
+                "it)"
             )
         x0 = self.autoencoder.encode(fitted(picture, height, width).to(self.device))
         return InitImage(x0, strength)
@@ -362,7 +365,7 @@ class ImageGenerator:
         if value < patch or value % patch:
             near = max(patch, round(value / patch) * patch)
             raise LimnerError(
-                f"--{name} {value} is not a multiple of {patch}, the pixels of one of the model's "
-                f"patches; take {near}"
+                f"--{name} {value} is not a multiple of {patch}, the model's patch in pixels; use "
+                f"{near}"
             )
         return value

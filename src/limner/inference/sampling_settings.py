@@ -29,7 +29,7 @@ def sampling_settings(config: Config, **changes: Any) -> SamplingConfig:
     given = {key: value for key, value in changes.items() if value is not None}
     if str(given.get("scheduler_type", "ddim")).lower() not in SOLVERS:
         raise LimnerError(
-            f"scheduler_type {given['scheduler_type']!r} is not known; take one of "
+            f"scheduler_type {given['scheduler_type']!r} is not known; use one of "
             f"{', '.join(SOLVERS)}"
         )
     if given.get("num_inference_steps", 1) < 1:

@@ -69,7 +69,7 @@ def fitted(picture: Picture, height: int, width: int) -> Tensor:
         else:
             image = open_rgb(picture, shorter_side=max(height, width))
     except PictureError as error:  # it has no row that could be taken out
-        raise LimnerError(str(error).replace(", or take its row out", "")) from None
+        raise LimnerError(str(error).replace(", or remove its row", "")) from None
     return to_tensor(np.array(fit(image, height, width)))[None]
 
 

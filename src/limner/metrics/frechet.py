@@ -67,7 +67,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> Measured:
         )
     for each in (a, b):
         if not (torch.isfinite(each.mean).all() and torch.isfinite(each.covariance).all()):
-            raise LimnerError("mean or covariance of the features hold numbers that are none (NaN)")
+            raise LimnerError(
+                "the mean or covariance of the features contains NaN or infinite values"
+            )
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ b.covariance @ root

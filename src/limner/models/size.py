@@ -39,8 +39,8 @@ def check_memory(config: Config, text_size: int) -> None:
         raise LimnerError(
             f"model.hidden_size {config.model.hidden_size:,}, model.num_layers "
             f"{config.model.num_layers:,}, and the rest of the configuration describe a model of "
-            f"more than {count:,} weights: {count * BYTES / 2**30:,.1f} GiB, and this machine "
-            f"(or the job on it) has {memory / 2**30:,.1f} GiB of memory; take smaller ones"
+            f"more than {count:,} parameters: {count * BYTES / 2**30:,.1f} GiB, and this machine "
+            f"(or the job on it) has {memory / 2**30:,.1f} GiB of memory; use smaller values"
         )
 
 
@@ -51,5 +51,5 @@ def check_stored(config: Config, size: int, path: object) -> None:
         raise LimnerError(
             f"{path} has {size:,} bytes, and its configuration (model.hidden_size "
             f"{config.model.hidden_size:,}, model.num_layers {config.model.num_layers:,}, ...) "
-            f"describes a model of more than {count:,} weights: it is damaged, or cut off"
+            f"describes a model of more than {count:,} parameters; it is damaged, or cut off"
         )

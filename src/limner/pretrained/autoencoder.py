@@ -61,8 +61,8 @@ class PretrainedAutoencoder:
         self.class_name = self.settings.get("_class_name")
         if self.class_name not in FAMILIES:
             raise LimnerError(
-                f"{KEY}: {self.folder / 'config.json'} describes a {self.class_name}; the "
-                f"autoencoders that can be used are {', '.join(FAMILIES)}"
+                f"{KEY}: {self.folder / 'config.json'} describes a {self.class_name}; supported "
+                f"autoencoders are {', '.join(FAMILIES)}"
             )
         self.channels = int(self.settings.get("latent_channels", 4))
         self.downsampling = 2 ** (self._stages() - 1)
@@ -77,7 +77,7 @@ class PretrainedAutoencoder:
             import diffusers
         except ImportError:
             raise LimnerError(
-                f'{KEY} needs the package diffusers: pip install "limner[pretrained]"'
+                f'{KEY} requires the package diffusers; run pip install "limner[pretrained]"'
             ) from None
         family = getattr(diffusers, str(self.class_name))
         give_back_freed_memory()  # what training has freed is not added to what is loaded now
@@ -95,7 +95,7 @@ class PretrainedAutoencoder:
         if missing := sorted(info["missing_keys"]):
             raise LimnerError(
                 f"{KEY}: {self.folder} lacks {len(missing)} weights of a {self.class_name}, such "
-                f"as {missing[0]}; it is not complete, or of another kind"
+                f"as {missing[0]}; it is incomplete, or another kind of model"
             )
         # Channels last is what convolutions in bfloat16 run fastest in.
         model = model.to(device=device, memory_format=torch.channels_last)
@@ -120,7 +120,7 @@ class PretrainedAutoencoder:
             near = round(height / self.downsampling) * self.downsampling or self.downsampling
             raise LimnerError(
                 f"data.image_size: {width} x {height} is not divisible by {self.downsampling}, the "
-                f"pixels per latent of {self.folder}; take {near}"
+                f"pixels per latent of {self.folder}; use {near}"
             )
 
         def encode(some: Tensor) -> Tensor:

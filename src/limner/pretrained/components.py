@@ -84,8 +84,8 @@ def _identify(section: str, folder: Path, expected: str | None, known: Fingerpri
     found = digest(*named).hex()
     if expected is not None and found != expected:
         raise LimnerError(
-            f"{section}.pretrained_model_name: {folder} holds other weights ({found}) than the "
-            f"checkpoint was trained with ({expected}), and what they make means something else; "
-            f"name the folder that holds those, or leave {section}.fingerprint out to start anew"
+            f"{section}.pretrained_model_name: {folder} contains other weights ({found}) than "
+            f"those the checkpoint was trained with ({expected}), which are not interchangeable; "
+            f"use the folder with those, or remove {section}.fingerprint to start over"
         )
     return found

@@ -45,7 +45,8 @@ def find_folder(
         return _checked(_within(path, subfolder), name, key)
     if _PATH.match(name):
         raise LimnerError(
-            f"{key}: {name!r} is no folder: nothing is at {path.absolute()}.\n{_ways(name, key)}"
+            f"{key}: {name!r} is not a folder: nothing exists at {path.absolute()}.\n"
+            f"{_ways(name, key)}"
         )
     return _checked(_download(name, key, subfolder, also), name, key)
 
@@ -65,14 +66,16 @@ def find_file(name: str, key: str, patterns: tuple[str, ...]) -> Path:
     if not path.is_dir():
         if _PATH.match(name) or path.suffix:
             raise LimnerError(
-                f"{key}: {name!r} is neither a file nor a folder: nothing is at {path.absolute()}."
+                f"{key}: {name!r} is neither a file nor a folder: nothing exists at "
+                f"{path.absolute()}."
             )
         path = snapshot(name, key, list(patterns), [])
     for pattern in patterns:
         if found := sorted(path.glob(pattern)):
             return found[0]
     raise LimnerError(
-        f"{key}: {name!r} was found at {path.absolute()}, but it holds no {' or '.join(patterns)}"
+        f"{key}: {name!r} was found at {path.absolute()}, but it contains no "
+        f"{' or '.join(patterns)}"
     )
 
 
@@ -93,7 +96,7 @@ def read_pretrained(family: Any, folder: Path, key: str, **options: Any) -> Any:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         if "ignore_mismatched_sizes" in reason:  # it points to a report that is not shown here
-            reason = "its weights have other shapes than its config.json says"
+            reason = "the shapes of its weights do not match its config.json"
         raise LimnerError(f"{key}: {folder} cannot be loaded: {reason}") from None
     finally:
         logging.set_verbosity(level)
@@ -106,7 +109,7 @@ def transformers_for(key: str) -> Any:
         import transformers
     except ImportError:
         raise LimnerError(
-            f'{key} needs the package transformers: pip install "limner[pretrained]"'
+            f'{key} requires the package transformers; run pip install "limner[pretrained]"'
         ) from None
     return transformers
 
@@ -126,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise LimnerError(f"{folder / 'config.json'} is missing") from None
     if not isinstance(found, dict):
-        raise LimnerError(f"{folder / 'config.json'} holds {shorten(found)}, and no settings")
+        raise LimnerError(f"{folder / 'config.json'} contains {shorten(found)} instead of settings")
     return found
 
 
@@ -144,8 +147,9 @@ def _checked(folder: Path, name: str, key: str) -> Path:
         missing = "weights (*.safetensors or *.bin)"
     if missing:
         raise LimnerError(
-            f"{key}: {name!r} was found at {folder.absolute()}, but it holds no {missing}, so it "
-            f"is not what save_pretrained writes.\n{_ways(name, key)}"
+            f"{key}: {name!r} was found at {folder.absolute()}, but it contains no {missing}, so "
+            "it was not written by save_pretrained.\n"
+            f"{_ways(name, key)}"
         )
     return folder
 
@@ -201,31 +205,31 @@ def snapshot(
             "`hf auth login`"
         )
     except hub.RepositoryNotFoundError:
-        why = "there is no such repository, or it is private: check the spelling"
+        why = "there is no such repository, or it is private; check the spelling"
     except hub.RevisionNotFoundError:
         why = f"it has no revision {revision!r}"
     except hub.HFValidationError as error:
-        why = f"that is no legal id ({str(error).splitlines()[0]})"
+        why = f"that is not a valid id ({str(error).splitlines()[0]})"
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) as error:
         offline = constants.HF_HUB_OFFLINE or isinstance(error, hub.OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE is set" if offline else "there is no connection to it"
+        why = "HF_HUB_OFFLINE is set" if offline else "it cannot be reached"
         why += f", and it is not in the local cache {constants.HF_HUB_CACHE}"
     except OSError as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
     asked = f"{key}: {name!r}" if key else repr(name)
     raise LimnerError(
-        f"{asked} could not be had. Looked for a folder at {Path(name).absolute()}, which "
-        f"is not there, and for a repository at {constants.ENDPOINT}/{name}: {why}.\n"
+        f"{asked} was not found. There is no folder at {Path(name).absolute()}, and the repository "
+        f"cannot be read at {constants.ENDPOINT}/{name}: {why}.\n"
         f"{ways or _ways(name, key)}"
     )
 
 
 def _ways(name: str, key: str) -> str:
     # A flag of a command, such as --model, is not a key that can be null.
-    give = f"give {key} FOLDER." if key.startswith("-") else f"set {key}=FOLDER; or set it to null"
+    give = f"use {key} FOLDER." if key.startswith("-") else f"set {key}=FOLDER; or set it to null"
     return (
         "To get it: set HF_ENDPOINT=https://hf-mirror.com to use a mirror; or run\n"
         f"  hf download {name if not _PATH.match(name) else 'ID'} --local-dir FOLDER\n"
-        f"on a machine that can, bring the folder, and {give}"
+        f"on a machine that can reach it, copy the folder here, and {give}"
         + ("" if key.startswith("-") else " to do without.")
     )

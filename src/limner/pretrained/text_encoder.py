@@ -55,7 +55,7 @@ class PretrainedTextEncoder:
         if config.max_length is not None and config.max_length > most:
             raise LimnerError(
                 f"text_encoder.max_length: {config.max_length}, but {self.folder} reads at most "
-                f"{most} tokens; take {most} or leave it out"
+                f"{most} tokens; use {most}, or remove it"
             )
         self.max_length = config.max_length or min(USUAL_LENGTH, most)
         self.model: Any = None
@@ -87,7 +87,7 @@ class PretrainedTextEncoder:
         if missing := [name for name in info["missing_keys"] if "pooler" not in name]:
             raise LimnerError(
                 f"{KEY}: {self.folder} lacks {len(missing)} weights of a {family.__name__}, such "
-                f"as {sorted(missing)[0]}; it is not complete, or of another kind"
+                f"as {sorted(missing)[0]}; it is incomplete, or another kind of model"
             )
         if getattr(model.config, "is_encoder_decoder", False):
             model = model.get_encoder()

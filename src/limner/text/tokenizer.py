@@ -95,7 +95,7 @@ class CaptionTokenizer:
         try:
             text = read_text(path, MOST_BYTES)
         except FileNotFoundError:
-            raise LimnerError(f"{path} is missing: the checkpoint is not complete") from None
+            raise LimnerError(f"{path} is missing; the checkpoint is incomplete") from None
         return cls.from_text(text, max_length, path)
 
     @classmethod
@@ -115,7 +115,7 @@ class CaptionTokenizer:
         count, highest = tokenizer.get_vocab_size(), max(known.values(), default=-1)
         if highest >= count:
             raise LimnerError(
-                f"{path} is not a tokenizer of Limner's: model.vocab has the id {highest:,} and "
+                f"{path} is not a Limner tokenizer: model.vocab has the id {highest:,} and "
                 f"{count:,} tokens, whose ids are 0 to {count - 1:,}"
             )
         return cls(tokenizer, max_length)
@@ -137,7 +137,7 @@ def check_parts(values: Any, path: Path) -> None:
         kinds = [one.get("type") if isinstance(one, dict) else None for one in _listed(inner)]
         if len(kinds) > MOST_PARTS or not all(isinstance(k, str) and k in known for k in kinds):
             raise LimnerError(
-                f"{path} is not a tokenizer of Limner's: {key} is {shorten(part)}, and may only be "
+                f"{path} is not a Limner tokenizer: {key} is {shorten(part)}, and may only be "
                 f"{', '.join(sorted(known)) or 'null'}"
             )
 

@@ -31,8 +31,8 @@ def settle_batch(
     whole = settings.effective_batch_size
     if whole and whole % processes:
         raise LimnerError(
-            f"training.effective_batch_size: {whole} pictures cannot be shared by {processes} "
-            "processes; take a multiple of their number"
+            f"training.effective_batch_size: {whole} is not a multiple of the number of processes "
+            f"({processes}); use a multiple"
         )
     size = settings.batch_size
     if size == "auto":
@@ -45,9 +45,9 @@ def settle_batch(
     if whole:
         if whole % (size * processes):
             raise LimnerError(
-                f"training.effective_batch_size: {whole} pictures are no whole number of "
-                f"micro-batches of training.batch_size {size}"
-                + (f" in {processes} processes" if processes > 1 else "")
+                f"training.effective_batch_size: {whole} is not a multiple of training.batch_size "
+                f"({size})"
+                + (f" x {processes} processes" if processes > 1 else "")
                 + "; change one of the two, or set training.batch_size=auto"
             )
         changes["gradient_accumulation_steps"] = whole // (size * processes)
@@ -64,8 +64,8 @@ def pictures_that_fit(config: Config) -> int:
     fits = int((free * MARGIN - fixed) / per_picture) if per_picture else MOST
     if fits < 1:
         raise LimnerError(
-            f"training.batch_size: even one picture at a time needs "
-            f"{(fixed + per_picture) / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free: take a "
+            "training.batch_size: even a batch of one picture needs "
+            f"{(fixed + per_picture) / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; use a "
             "smaller model or training.gradient_checkpointing=true (see limner estimate)"
         )
     return fits

@@ -56,11 +56,11 @@ class Batches:
                 if "DataLoader worker" not in str(error):
                     raise
                 reason = " ".join(str(error).split())[:200]
-                log.info(f"a process that loads pictures died and is replaced ({reason})")
+                log.info(f"a data loading worker died and was restarted ({reason})")
                 self.restart()
         raise LimnerError(
-            f"processes that load pictures died {MOST_WORKER_DEATHS} times in step "
-            f"{self.run.state.step + 1} ({reason}); if memory is short set training.num_workers=0"
+            f"data loading workers died {MOST_WORKER_DEATHS} times in step "
+            f"{self.run.state.step + 1} ({reason}); if memory is short, set training.num_workers=0"
         )
 
 

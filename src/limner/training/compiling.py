@@ -21,7 +21,7 @@ def compile_model(run: Run) -> None:
     if not run.config.training.compile_model:
         return
     if reason := devices.why_not_compile(run.device):
-        log.info(f"torch.compile is off, the run is slower for it: {reason}")
+        log.info(f"torch.compile is off, so training is slower: {reason}")
         return
     if run.config.data.buckets:
         devices.allow_shapes(len(run.config.data.buckets))

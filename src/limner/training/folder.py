@@ -27,23 +27,23 @@ DEEP = 4
 
 def run_lock(folder: Path) -> FolderLock:
     """The lock of a run that writes into this folder."""
-    return FolderLock(folder, "give this run another training.output_dir", TRAINING)
+    return FolderLock(folder, "set another training.output_dir", TRAINING)
 
 
 def check_run_folder(folder: Path) -> None:
     """Raises LimnerError unless a run may write here: there is nothing yet, what is there is an
     earlier run, or (as outputs/demo in outputs/) folders that Limner wrote."""
     if folder.exists() and not folder.is_dir():
-        raise LimnerError(f"training.output_dir: {folder} is a file; name a folder")
+        raise LimnerError(f"training.output_dir: {folder} is a file; use a folder")
     if is_training_run(folder) or (folder / TRAINING).exists():
         return
     foreign = [name for name in visible_names(folder) if not _harmless(folder / name)]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise LimnerError(
-            f"training.output_dir: {folder} is no run of Limner's and is not empty (it holds "
-            f"{foreign[0]}{more}), so nothing is written there. Name a folder that is empty or "
-            f"does not exist yet, such as training.output_dir={(folder / 'run').as_posix()}"
+            f"training.output_dir: {folder} is not empty and is not a Limner run (it contains "
+            f"{foreign[0]}{more}). Use an empty or new folder, such as "
+            f"training.output_dir={(folder / 'run').as_posix()}"
         )
 
 
@@ -69,9 +69,8 @@ def check_resumed_here(folder: Path, checkpoint: Path) -> None:
         return
     if earlier := checkpoints(folder):
         raise LimnerError(
-            f"{checkpoint} is of another run than {earlier[-1]}, over which it would be written: "
-            "give this run another training.output_dir, or go on from what is there with "
-            "--resume latest"
+            f"{checkpoint} belongs to another run than {earlier[-1]}, which it would overwrite; "
+            "set another training.output_dir, or resume what is there with --resume latest"
         )
 
 
@@ -105,14 +104,14 @@ def set_aside_later(folder: Path, step: int) -> None:
             os.replace(path, moved)
     except OSError as error:
         raise LimnerError(
-            f"{error.filename} is later than step {step}, from which this run goes on, and could "
-            f"not be moved to {place} ({error.strerror}): close the program that uses it, "
-            "and run the same command again"
+            f"{error.filename} is later than step {step}, from which this run resumes, and could "
+            f"not be moved to {place} ({error.strerror}); close the program that uses it and run "
+            "the same command again"
         ) from None
     names = ", ".join(path.name for path in reversed(later))
     log.info(
-        f"the run goes on from step {step}: what was saved after it ({names}) was moved to "
-        f"{place}, where no run deletes it"
+        f"resuming from step {step}; later files ({names}) were moved to {place}, which no run "
+        "deletes"
     )
 
 
@@ -138,4 +137,4 @@ def keep_edited(path: Path) -> str | None:
         number += 1
         kept = path.with_stem(f"{path.stem}.edited-{number}")
     write_text_whole(kept, text)
-    return f"{path.name} had comments: it is kept as {kept.name}"
+    return f"{path.name} contained comments; a copy is kept as {kept.name}"

@@ -113,7 +113,7 @@ def start_from(
             tensor[:count] = found[:count].to(tensor)
             partly.append(f"the first {count} of {len(tensor)} places of a caption")
         elif found.shape != tensor.shape:
-            new[name] = f"{_size(tensor)} here, {_size(found)} there"
+            new[name] = f"{_size(tensor)} in this model, {_size(found)} in the other"
         elif name not in (EMBEDDING, POSITIONS) and _layer(name) in unfit:
             new[name] = "its layer is new"
         else:
@@ -124,20 +124,20 @@ def start_from(
     if not matrices:
         name, reason = next(iter(new.items()))
         raise LimnerError(
-            f"training.init_from: nothing of {place} fits this model ({name}: {reason}); leave "
-            "model.* unset to take its shape, or train without init_from"
+            f"training.init_from: no weights of {place} fit this model ({name}: {reason}); leave "
+            "model.* unset to use its shape, or train without init_from"
         )
     if frozen and (random := [*partly, *_groups(new)]):
         raise LimnerError(
-            f"lora.rank: adapters leave the model as it is, and this would stay random: "
-            f"{', '.join(random)}; leave model.* and text_encoder.* unset to take those of {place},"
-            " or train without lora"
+            "lora.rank: adapters do not train the base model, so these weights would stay random: "
+            f"{', '.join(random)}; leave model.* and text_encoder.* unset to use those of {place}, "
+            "or train without lora"
         )
-    said = [f"starts from {place}: {taken} of {len(here)} tensors as there"]
+    said = [f"initialised from {place}: {taken} of {len(here)} tensors copied"]
     if partly:
-        said.append("taken in part: " + ", ".join(partly))
+        said.append("partly copied: " + ", ".join(partly))
     if new:
-        said.append("new, and random: " + ", ".join(_groups(new)))
+        said.append("randomly initialised: " + ", ".join(_groups(new)))
     if left := _groups({name: "" for name in there if name not in here}):
         said.append("not used: " + ", ".join(left))
     return ["; ".join(said)]
@@ -154,7 +154,7 @@ def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> li
     keys = [("model", "num_heads"), *(("scheduler", key) for key in MEANING)]
     keys.append(("vae", "fingerprint"))  # latents of as many channels, made by other weights
     differ = [
-        f"{section}.{key}: {there} there, {here} here"
+        f"{section}.{key}: {there} in that model, {here} in this run"
         for section, key in keys
         if (there := getattr(getattr(origin.config, section), key))
         != (here := getattr(getattr(config, section), key))
@@ -164,10 +164,15 @@ def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> li
     told = "; ".join(differ)
     if config.lora.rank is not None:
         raise LimnerError(
-            f"lora.rank: adapters leave the model as it is, and here its weights would mean "
-            f"something else ({told}); leave these keys unset to take that model's"
+            "lora.rank: adapters do not train the base model, which was trained with other "
+            f"settings ({told}); leave these keys unset to use that model's"
         )
-    return [f"the weights fit, but were learned for something else ({told}): much is learned anew"]
+    return [
+        (
+            f"the weights fit, but were trained with other settings ({told}), so much has to be "
+            "learned again"
+        )
+    ]
 
 
 def _words_differ(tokenizer: CaptionTokenizer | None, origin: Checkpoint | WeightsFile) -> bool:

@@ -64,12 +64,12 @@ def add_adapters(model: TextToImage, config: Config) -> list[str]:
         layer.lora_dropout[NAME] = PictureDropout(config.lora.dropout)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
-    where = f"beside {sum(1 for _ in _adapted(model))} matrices"
+    where = f"on {sum(1 for _ in _adapted(model))} matrices"
     if config.lora.train_text_encoder:
         where += ", and the text encoder"
     return [
-        f"LoRA of rank {config.lora.rank} {where}: {learn:,} numbers learn, the other {whole:,} "
-        "stay as they are"
+        f"LoRA of rank {config.lora.rank} {where}: {learn:,} parameters are trained, the other "
+        f"{whole:,} are frozen"
     ]
 
 
@@ -87,7 +87,7 @@ def _peft_config(config: Config, denoiser: nn.Module) -> Any:
     names = settings.target_modules or tuple(there)
     if unknown := [name for name in names if name not in there]:
         raise LimnerError(
-            f"lora.target_modules: this model's blocks have no matrix {unknown[0]!r}; take of "
+            f"lora.target_modules: this model's blocks have no layer {unknown[0]!r}; choose from "
             f"{', '.join(there)}"
         )
     assert settings.rank
@@ -168,7 +168,7 @@ def _fit(model: nn.Module, state: dict[str, Tensor | None], path: Path) -> None:
             there = "nothing" if found is None else f"{tuple(found.shape)}"
             raise LimnerError(
                 f"{path} does not fit the adapters of this configuration: {name} is "
-                f"{tuple(tensor.shape)} here, {there} there"
+                f"{tuple(tensor.shape)} in this run, {there} in the file"
             )
     model.load_state_dict(state)
 

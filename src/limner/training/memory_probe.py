@@ -48,7 +48,7 @@ def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, 
         except MemoryError:
             if size == 1:
                 raise LimnerError(
-                    "not even one picture at a time fits into memory: take a smaller "
+                    "not even a batch of one picture fits into memory; use a smaller "
                     "model.hidden_size or model.num_layers"
                 ) from None
             size = max(1, size // 4)
@@ -72,7 +72,7 @@ def probe(config: Config) -> dict[str, Any]:
     )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if done.returncode == -9 or "OutOfMemory" in done.stderr or "can't allocate" in done.stderr:
         raise MemoryError(last)
     raise LimnerError(

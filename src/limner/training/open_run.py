@@ -212,7 +212,7 @@ def settle(config: Config, checkpoint: Checkpoint | None, accelerator: Accelerat
     config = settle_batch(config, processes, fits)
     if auto:
         size = config.training.micro_batch_size
-        log.info(f"training.batch_size: {size} pictures at a time, as auto chose")
+        log.info(f"training.batch_size: auto selected {size}")
     if checkpoint is None:
         return config
     if config.data.buckets == "auto":
@@ -225,8 +225,8 @@ def settle(config: Config, checkpoint: Checkpoint | None, accelerator: Accelerat
         before = checkpoint.pictures_per_update()
         if before != now:
             log.info(
-                f"an update takes {now} pictures from here on, and took {before} before: it is "
-                "no longer the same run (training.effective_batch_size keeps it)"
+                f"the effective batch size is now {now}, and was {before}: this is no longer the "
+                "same run (training.effective_batch_size keeps it)"
             )
     return config
 

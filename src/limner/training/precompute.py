@@ -73,9 +73,9 @@ def precompute(config: Config) -> None:
             f"{len(data.set.refused)} rows cannot be used; the first {first.key}: {first.reason}"
         )
     log.info(
-        f"all that is to be computed once is in {Path(config.cache.folder).absolute()}"
+        f"everything that is computed once is in {Path(config.cache.folder).absolute()}"
         if config.vae.fingerprint or config.text_encoder.fingerprint
-        else "nothing is to be computed: vae and text_encoder name no pretrained part"
+        else "nothing to precompute: vae and text_encoder name no pretrained model"
     )
 
 

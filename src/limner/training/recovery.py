@@ -47,8 +47,8 @@ class Recovery:
         state = self.run.state
         if self.half_done_at is not None and state.step <= self.half_done_at:
             raise LimnerError(
-                f"memory ran out twice in the optimizer's part of step {state.step + 1}: take a "
-                "smaller model, or another machine; the last checkpoint is as it was"
+                f"out of memory twice in the optimizer update of step {state.step + 1}; use a "
+                "smaller model, or another machine. The last checkpoint is unchanged"
             )
         self.half_done_at = state.step
         checkpoint = self.last_good()
@@ -58,8 +58,8 @@ class Recovery:
         self.monitor.forget_after(state.step)
         done_by_one(self.run.is_main, lambda: set_aside_later(self.run.folder, state.step))
         log.info(
-            f"memory ran out while the weights were being changed in step {self.half_done_at + 1}; "
-            f"what followed step {state.step} is done again"
+            f"out of memory during the weight update of step {self.half_done_at + 1}; repeating "
+            f"the steps after step {state.step}"
         )
         self.batches.restart()
 
@@ -85,17 +85,17 @@ class Recovery:
 
             reason = diagnose(run.model, loss_of, bad.to(run.device), run.dtype)
             raise LimnerError(
-                f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number, "
-                f"again after going back to a checkpoint at step {state.rolled_back_at}: {reason} "
-                f"The last good checkpoint in {run.folder} is as it was."
+                f"{MOST_SKIPPED} updates in a row had a non-finite loss or gradient, again after "
+                f"rolling back to a checkpoint at step {state.rolled_back_at}: {reason} The last "
+                f"good checkpoint in {run.folder} is unchanged."
             )
         checkpoint = self.last_good()
         restore(run, checkpoint)
         state.note_roll_back()
         where = checkpoint.folder.name if checkpoint else "its beginning"
         log.info(
-            f"{MOST_SKIPPED} updates in a row had a loss or gradient that is no finite number: the "
-            f"weights are those of {where} again, and the pictures that led here are passed over"
+            f"{MOST_SKIPPED} updates in a row had a non-finite loss or gradient; rolled back to "
+            f"the weights of {where}, skipping the pictures that led here"
         )
 
     def last_good(self) -> Checkpoint | None:

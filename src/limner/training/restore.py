@@ -62,7 +62,7 @@ def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> None:
             if older is None:
                 raise
             reason = " ".join(str(error).split())[:300]
-            for sentence in (f"{checkpoint.folder.name} was passed over: {reason}", *damaged):
+            for sentence in (f"skipped {checkpoint.folder.name}: {reason}", *damaged):
                 log.info(sentence)
             checkpoint = Checkpoint.open(older)
     run.state.become(checkpoint.state)

@@ -63,8 +63,8 @@ def find_resume(resume: str | Path | None, config: Config) -> Checkpoint | None:
         if earlier := checkpoints(folder):
             # Two runs in one folder: the newest would be whichever went on for longer.
             raise LimnerError(
-                f"{earlier[-1]} is of an earlier run: go on from it with --resume latest, or give "
-                "this run another training.output_dir"
+                f"{earlier[-1]} belongs to an earlier run; resume it with --resume latest, or set "
+                "another training.output_dir"
             )
         return None
     if wanted not in ("auto", "latest"):
@@ -95,21 +95,20 @@ def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> None:
     before, name = checkpoint.rows(), checkpoint.folder.name
     if before is None:
         log.info(
-            f"{name} is of an earlier version and does not say which pictures it learned from: "
-            "whether they are the same is not known"
+            f"{name} was saved by an earlier version and does not record its training pictures, so "
+            "they cannot be compared"
         )
         return
     if (changes := compare(before, rows)) is None:
         return
     if auto:
         raise LimnerError(
-            f"the data changed since {checkpoint.folder} was saved ({changes}): give this run "
-            "another training.output_dir, or go on from there with the data as they are now: "
-            "--resume latest"
+            f"the data changed since {checkpoint.folder} was saved ({changes}); set another "
+            "training.output_dir, or resume with the current data: --resume latest"
         )
     log.info(
-        f"the data changed since {name} was saved ({changes}): the run goes on with the data as "
-        "they are now, and is no longer the same run"
+        f"the data changed since {name} was saved ({changes}); resuming with the current data, so "
+        "this is no longer the same run"
     )
 
 
@@ -117,13 +116,13 @@ def _opened(folder: Path, config: Config, auto: bool = False) -> Checkpoint:
     checkpoint = Checkpoint.open(folder)
     if auto and (different := differences(checkpoint.config, config)):
         raise LimnerError(
-            f"{folder} is of an earlier run with other settings:\n"
+            f"{folder} belongs to an earlier run with other settings:\n"
             + "\n".join(f"  - {d}" for d in different)
-            + "\ngive this run another training.output_dir"
+            + "\nset another training.output_dir"
             + (
-                ", or go on from there with these settings: --resume latest"
+                ", or resume with these settings: --resume latest"
                 if _is_same_model(checkpoint.config, config)
-                else ": the model is another one, too, so that it cannot go on from there"
+                else " (this run has another model, so it cannot resume from there)"
             )
         )
     check_same_model(checkpoint.config, config)
@@ -141,7 +140,7 @@ def _is_same_model(saved: Config, asked: Config) -> bool:
 def differences(saved: Config, asked: Config) -> list[str]:
     """Describe the differences that make two configurations different runs."""
     return [
-        f"{section}.{key}: {there!r} there, {here!r} here"
+        f"{section}.{key}: {there!r} in the checkpoint, {here!r} in this run"
         for section in type(saved).model_fields
         if section not in UNRELATED
         for (key, there), (_, here) in zip(
@@ -175,8 +174,8 @@ def resume_config(
     said = any(word.partition("=")[0] == "training.output_dir" for word in overrides)
     if not said and folder.resolve().parent != Path(config.training.output_dir).resolve():
         raise LimnerError(
-            f"--resume {resume}: it was written by a run in {config.training.output_dir}, which is "
-            f"not where it lies now. Say where this run is to write: training.output_dir="
-            f"{folder.parent.as_posix()} to go on there, or a new folder"
+            f"--resume {resume}: it was written by a run in {config.training.output_dir}, but has "
+            "been moved since. Set the output folder of this run: "
+            f"training.output_dir={folder.parent.as_posix()} to continue there, or a new folder"
         )
     return config

@@ -136,22 +136,22 @@ class TrainStep:
             largest = max(len(batch) for batch in batches)
             if self.state.pieces >= largest:
                 raise LimnerError(
-                    f"memory ran out with one picture at a time ({reason}): take a smaller model, "
+                    f"out of memory with a batch of one picture ({reason}); use a smaller model, "
                     "training.gradient_checkpointing=true, or training.mixed_precision=bf16 "
-                    "(limner estimate says what fits)"
+                    "(limner estimate shows what fits)"
                 )
             self.state.split_micro_batches(2 * self.state.pieces)
             size = -(-largest // self.state.pieces)
             if self.sharded:
                 raise ShortOfMemory(
-                    f"memory ran out at step {self.state.step + 1} ({reason}), in the midst of "
-                    "what the processes of a sharded model do together: start all of them again, "
-                    f"and the run goes on from its last checkpoint with {size} pictures at a time "
-                    "(torchrun --max_restarts does that by itself)"
+                    f"out of memory at step {self.state.step + 1} ({reason}), in the middle of a "
+                    "collective operation of a sharded model. Start all processes again; the run "
+                    f"resumes from its last checkpoint with a micro-batch of {size} (torchrun "
+                    "--max_restarts does this automatically)"
                 )
             log.info(
-                f"memory ran out at step {self.state.step + 1} ({reason or 'in another process'}); "
-                f"from here on {size} pictures at a time, the update stays that of "
+                f"out of memory at step {self.state.step + 1} ({reason or 'in another process'}); "
+                f"the micro-batch is now {size}, the effective batch size stays "
                 f"{sum(map(len, batches))}"
             )
 
@@ -196,8 +196,8 @@ class TrainStep:
             short = True
         if short and self.sharded:
             raise ShortOfMemory(
-                f"memory ran out in the optimizer's part of step {self.state.step + 1}: start all "
-                "processes again, and the run goes on from its last checkpoint"
+                f"out of memory in the optimizer update of step {self.state.step + 1}. Start all "
+                "processes again; the run resumes from its last checkpoint"
             )
         if not self.sharded and any_process(short):
             self.forget_gradients()

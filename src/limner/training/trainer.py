@@ -117,11 +117,13 @@ class Trainer:
                     break
             saver.wait()
             if saver.failed:
-                raise LimnerError(f"{saver.failed}. Make room, and run the same command again.")
+                raise LimnerError(
+                    f"{saver.failed}. Free some disk space and run the same command again."
+                )
             if not budget.finished():
                 raise Stopped(
-                    f"stopped by {stop.name or 'a signal'} after step {state.step}, which is saved "
-                    f"in {run.folder}; the same command goes on from there"
+                    f"stopped by {stop.name or 'a signal'} after step {state.step}; saved in "
+                    f"{run.folder}. Run the same command to resume"
                 )
             monitor.finish()
         return state

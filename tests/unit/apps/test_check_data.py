@@ -185,10 +185,10 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     data = tmp_path / "data"
     write_pairs(data, 12)
     assert main(["check-data", str(data), "--output", str(data / "check")]) == 2
-    assert "is inside the data (" in capsys.readouterr().err
+    assert "is inside the data folder (" in capsys.readouterr().err
     assert not (data / "check").exists()
     assert main(["check-data", str(tmp_path / "nowhere")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "folder not found: " in capsys.readouterr().err
     assert main(["check-data", str(data), "--sample", "0"]) == 2
     assert "--sample 0" in capsys.readouterr().err
 
@@ -467,7 +467,7 @@ def test_a_set_that_is_streamed_is_checked_where_it_is(layout: str, tmp_path: Pa
             env=there, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 2
-        assert "data.buckets: the shapes of pictures that are streamed" in done.stderr
+        assert "data.buckets: not supported with streaming" in done.stderr
 
 
 def test_folders_as_captions(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_pictures_that_cannot_be_decoded_are_counted(
     assert f"{good + bad} pictures with captions" in counted.seen
     assert decoded.verdict == verdict
     assert said in decoded.seen
-    assert decoded.fix == f"limner check-data '{tmp_path / 'my set'}'   (looks at all of them)"
+    assert decoded.fix == f"limner check-data '{tmp_path / 'my set'}'   (checks all of them)"
 
 
 def test_of_many_pictures_a_sample_is_decoded(
@@ -96,7 +96,7 @@ def test_what_is_to_be_mended_is_said_with_the_command(
     words = [*TINY, f"training.output_dir={tmp_path}", "data.dataset_name=null"]
     assert main(["doctor", *words, f"data.dataset_path={tmp_path / 'nowhere'}"]) == 1
     said = capsys.readouterr().out
-    assert f"fail  data         there is no folder {tmp_path / 'nowhere'}" in said
+    assert f"fail  data         folder not found: {tmp_path / 'nowhere'}" in said
     assert "1 to fix" in said
 
 
@@ -112,7 +112,10 @@ def test_what_is_to_be_mended_is_said_with_the_command(
         ),
         (
             *(["RTX 2080"], "12.6", "13.0", False, "auto", "fail"),
-            *("runs CUDA up to 12.6, torch is built for 13.0", "update the NVIDIA driver * /cu126"),
+            *(
+                "supports CUDA up to 12.6, but torch is built for 13.0",
+                "update the NVIDIA driver * /cu126",
+            ),
         ),
         (["A100"], "13.0", "12.8", False, "auto", "fail", "finds none", "restart the machine"),
     ],
@@ -170,7 +173,7 @@ def test_a_package_that_is_old_or_missing(
 
     monkeypatch.setattr(importlib.metadata, "version", other)
     said = "\n".join(lines(list(doctor.packages(tiny_config()))))
-    assert "safetensors is 0.1, >=0.5 is needed" in said
+    assert "safetensors is 0.1; requires >=0.5" in said
     assert 'pip install "safetensors>=0.5"' in said
     assert "tokenizers is missing" in said
     assert "torch" not in said
@@ -214,7 +217,7 @@ def test_the_hub_that_does_not_answer(tiny_config: Build, monkeypatch: pytest.Mo
     (found,) = doctor.pretrained(config)
     assert found.verdict == "fail"
     assert (
-        "someone/autoencoder is to be downloaded; http://127.0.0.1:9 does not answer" in found.seen
+        "someone/autoencoder will be downloaded; http://127.0.0.1:9 does not answer" in found.seen
     )
     assert "HF_ENDPOINT=https://hf-mirror.com" in (found.fix or "")
     assert "HF_HUB_OFFLINE" not in os.environ

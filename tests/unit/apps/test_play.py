@@ -145,7 +145,7 @@ def test_a_start_picture_is_a_start(ask: Ask) -> None:
     _, events = ask("/draw", {"prompts": ["x"], "init_image": start, "strength": 0.0})
     assert np.array(pictures(events)[0]).reshape(-1, 3).tolist() == [[255, 0, 0]] * 256
     _, events = ask("/draw", {"prompts": ["x"], "init_image": "no base64!"})
-    assert events == [{"kind": "error", "message": "init_image is no base64"}]
+    assert events == [{"kind": "error", "message": "init_image is not valid base64"}]
 
 
 def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_the_command_opens_the_page_and_ends_with_ctrl_c(
     assert "<title>Limner</title>" in page
     assert "NONCE" not in page
     assert "://" not in page, "it needs nothing from elsewhere"
-    assert f"Draw at {opened[0]} (Ctrl-C ends it)" in capsys.readouterr().out
+    assert f"Draw at {opened[0]} (press Ctrl-C to stop)" in capsys.readouterr().out
     assert "?token=" in opened[0]
     assert main(["play", str(run), "--port", "0", "--device", "cpu", "--no-browser"]) == 0
     assert len(opened) == 1
@@ -371,7 +371,7 @@ def test_a_request_that_a_form_could_send_is_refused(ask: Ask) -> None:
 
 def test_it_listens_on_loopback_alone(server: Server, run: Path) -> None:
     assert server.server_address[0] == "127.0.0.1"
-    with pytest.raises(LimnerError, match=r"--port .* is taken by another program"):
+    with pytest.raises(LimnerError, match=r"--port .* is in use by another program"):
         Server(server.painter, server.server_port)
     with pytest.raises(LimnerError, match="--port 99999 cannot be used"):
         Server(server.painter, 99999)

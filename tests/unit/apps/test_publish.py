@@ -323,7 +323,7 @@ def test_an_evaluation_of_these_weights_goes_along(
     if own:
         assert "evaluation/evaluation.html" not in found
         assert b"evaluation.html" not in found["README.md"]
-        assert "--page uploads it" in caplog.text
+        assert "use --page to upload it" in caplog.text
         found = published("--page")
     page = found["evaluation/evaluation.html"].decode()
     assert "kernel distance (EfficientNet-Lite0)" in page
@@ -340,7 +340,7 @@ def test_an_evaluation_of_these_weights_goes_along(
     found = published()
     assert b"Nothing was measured with these weights." in found["README.md"]
     assert not [name for name in found if name.startswith("evaluation/")]
-    assert "is about other weights" in caplog.text
+    assert "belongs to other weights" in caplog.text
 
 
 def test_what_evaluate_writes_is_in_the_card_of_its_own_weights(
@@ -390,7 +390,7 @@ def test_figures_of_another_checkpoint_are_left_out(
     assert "Nothing was measured with these weights." in card
     assert "a circle (free, 0)" in card
     assert "(trained," not in card
-    assert "is not about checkpoint-3" in caplog.text
+    assert "do not belong to checkpoint-3" in caplog.text
     run = tmp_path / "run"
     shutil.copytree(trained / "outputs", run)
     stale = json.loads((run / "results.json").read_text("utf-8")) | {"steps": 2}
@@ -459,7 +459,7 @@ def test_a_wrong_name_is_told_before_anything_is_made(hub: Recorded, tmp_path: P
         publish(tmp_path / "nothing", "a b/c")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine", "utf-8")
-    with pytest.raises(LimnerError, match="holds more than an earlier export"):
+    with pytest.raises(LimnerError, match="contains other files"):
         publish(tmp_path / "nothing", "me/c", output=tmp_path / "mine")
     assert hub.requests == []
 

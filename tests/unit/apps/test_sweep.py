@@ -470,7 +470,7 @@ def test_without_the_network_captions_decide(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: object) -> None:
-        raise LimnerError("distances need features: pip install efficientnet")
+        raise LimnerError("distances require features; run pip install efficientnet")
 
     monkeypatch.setattr(sweeping, "EfficientNet", missing)
     result = swept(checkpoint)
@@ -478,7 +478,7 @@ def test_without_the_network_captions_decide(
     assert all(row.chosen.match is not None for row in result.rows)
     assert "pip install" in result.said[0]
     monkeypatch.setattr(sweeping, "follow_of", lambda *_: None)
-    with pytest.raises(LimnerError, match="nothing to choose settings by"):
+    with pytest.raises(LimnerError, match="no metric to choose settings by"):
         swept(checkpoint)
 
 
@@ -488,7 +488,7 @@ def test_a_guide_is_compared_and_not_stored(checkpoint: Path, trained: Path) -> 
     result = swept(checkpoint, costs=(2,), guide=guide)
     assert not result.stored
     assert (checkpoint / "config.yaml").read_bytes() == before
-    with pytest.raises(LimnerError, match="cannot name its guide"):
+    with pytest.raises(LimnerError, match="cannot record its guide"):
         swept(checkpoint, costs=(2,), guide=guide, store_cost=2)
 
 

@@ -53,7 +53,7 @@ def test_the_output_may_be_beside_the_data_by_any_path(
         inside.append("../link/check")
     for output in inside:
         assert main([*words, output]) == 2
-        assert "is inside the data (" in capsys.readouterr().err
+        assert "is inside the data folder (" in capsys.readouterr().err
     assert not (tmp_path / "data" / "check").exists()
 
 
@@ -125,7 +125,7 @@ def test_tars_of_a_stranger(tmp_path: Path) -> None:
         ("damaged-file", "b.tar/(the rest of the tar)"),
     }
     [reading] = [f for f in found if f["kind"] == "reading"]
-    assert "Captions of c.tar are not in UTF-8, and are read as big5hkscs" in reading["said"]
+    assert "Captions of c.tar are not in UTF-8 and are read as big5hkscs" in reading["said"]
 
 
 def test_parquet_of_a_stranger(tmp_path: Path) -> None:

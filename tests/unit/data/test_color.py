@@ -223,6 +223,6 @@ def test_profiles_that_cannot_be_used_are_said_once_before_the_first_step(tmp_pa
     data = open_data(load_config(None, [f"data.dataset_path='{tmp_path}'"]), said.append)
     assert data.set.refused == []
     assert said == [
-        "3 pictures have a colour profile that cannot be used, and are read as sRGB (limner "
+        "3 pictures have an unusable colour profile and are read as sRGB (limner "
         "check-data lists them)"
     ]

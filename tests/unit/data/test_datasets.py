@@ -133,11 +133,11 @@ def test_bad_rows_are_listed_and_no_others(tmp_path: Path):
     assert [(row.key, row.captions) for row in found.rows] == [("0", ("a",)), ("4", ("d", "e"))]
     assert [(row.key, row.reason) for row in found.refused] == [
         ("1", "row 1: there is no picture"),
-        ("2", "row 2: only a web address, https://example.org/2.png, stands in place of the "
-              "picture: download the pictures"),
+        ("2", "row 2: there is only a URL, https://example.org/2.png, instead of the picture; "
+              "download the pictures"),
         ("3", "row 3: the list of captions is empty"),
         ("4", "row 4: the caption is empty"),
-        ("4", "row 4: the same text stands there twice"),
+        ("4", "row 4: the same text appears twice"),
         ("5", "row 5: the caption is None, not text"),
     ]  # fmt: skip
 
@@ -263,8 +263,14 @@ def test_a_hub_id_is_loaded_with_its_configuration_and_split_and_no_code(
             ConnectionError("no route"),
             r"could not be downloaded.*HF_ENDPOINT=https://hf-mirror\.com",
         ),
-        (datasets.exceptions.DatasetNotFoundError("gone"), r"not on the Hub, or only for some"),
-        (ValueError("Config name is missing. Pick one"), r"Pick one.*data\.dataset_config choose"),
+        (
+            datasets.exceptions.DatasetNotFoundError("gone"),
+            r"not on the Hub, or is private or gated",
+        ),
+        (
+            ValueError("Config name is missing. Pick one"),
+            r"Pick one.*data\.dataset_config to choose",
+        ),
         (RuntimeError("Dataset scripts are no longer supported"), r"scripts are no longer"),
         (KeyError("odd"), r"could not be read \(KeyError: 'odd'\)"),
     ],

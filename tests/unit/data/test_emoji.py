@@ -206,7 +206,7 @@ def test_a_picture_that_is_not_there_is_named(demo):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("some",), "demo, all"), (("demo", ["en", "xx"]), '"xx".*zh')],
+    [(("some",), "use demo or all"), (("demo", ["en", "xx"]), '"xx".*zh')],
 )
 def test_unknown_subset_or_language_lists_the_known(arguments, message):
     with pytest.raises(LimnerError, match=message):

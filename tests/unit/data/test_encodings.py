@@ -65,7 +65,7 @@ def test_captions_beside_pictures_are_recognised_together(encoding: str, tmp_pat
     found = opened(pairs(tmp_path, mixed))
     assert [row.captions[0] for row in found.rows] == [*captions, "紅 in UTF-8", "plain"]
     assert found.refused == []
-    assert f"{len(captions)} as {name} (data.encoding says it for certain)" in found.description
+    assert f"{len(captions)} as {name} (set data.encoding to be certain)" in found.description
 
 
 @pytest.mark.parametrize("encoding", ENCODED)
@@ -147,14 +147,16 @@ def test_captions_of_coco_are_read_as_others_are(count: int, tmp_path: Path) -> 
     if count > 1:  # certain without being told
         found = opened(tmp_path)
         assert found.rows[0].captions == tuple(captions)
-        assert "read by their looks: 1 as gb18030" in found.description
+        assert "read with a guessed encoding: 1 as gb18030" in found.description
 
 
 def test_what_is_not_certain_is_asked_about(tmp_path: Path) -> None:
     found = opened(pairs(tmp_path, ["红苹果".encode("gbk"), b"good", "Äpfel".encode("cp1252")]))
     assert [row.captions for row in found.rows] == [("good",)]
     reasons = {row.key: row.reason for row in found.refused}
-    assert "byte 0xba is not UTF-8. Save it as UTF-8, or set data.encoding: " in reasons["0.png"]
+    assert (
+        "byte 0xba is not valid UTF-8. Save it as UTF-8, or set data.encoding: " in reasons["0.png"]
+    )
     assert "as gb18030 it is '红苹果'" in reasons["0.png"]
     assert "data.encoding: as cp1252 it is 'Äpfel'" in reasons["2.png"]
     assert captions_of(tmp_path, "data.encoding=gbk")[:2] == ["红苹果", "good"]
@@ -174,13 +176,15 @@ def test_utf_16_without_a_mark_is_refused_with_what_to_do(tmp_path: Path) -> Non
     assert [row.captions for row in found.rows] == [("good",)]
     reasons = {row.key: row.reason for row in found.refused}
     for key, name in (("0.png", "utf-16-le"), ("1.png", "utf-16-be")):
-        assert "is UTF-16 without a mark that says so" in reasons[key]
+        assert "is UTF-16 without a byte order mark" in reasons[key]
         assert f"set data.encoding to {name}" in reasons[key]
     (tmp_path / "1.txt").unlink()
     assert captions_of(tmp_path, "data.encoding=utf-16-le") == ["a red apple", "good"]
     table = "image,text\n0.png,a red apple\n".encode("utf-16-le")
     (tmp_path / "t.csv").write_bytes(table)
-    with pytest.raises(LimnerError, match=r"UTF-16 without a mark.*data\.encoding to utf-16-le"):
+    with pytest.raises(
+        LimnerError, match=r"UTF-16 without a byte order mark.*data\.encoding to utf-16-le"
+    ):
         opened(tmp_path / "t.csv")
     assert captions_of(tmp_path / "t.csv", "data.encoding=utf-16-le") == ["a red apple"]
 
@@ -188,8 +192,11 @@ def test_utf_16_without_a_mark_is_refused_with_what_to_do(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("caption", "reason"),
     [
-        ("a\0cat", r"line 1 holds a NUL character: 'a\\x00cat'"),
-        ("a cat\non \x1b[31ma mat", r"line 2 holds the control character '\\x1b'"),
+        ("a\0cat", r"line 1 of the caption contains a NUL character: 'a\\x00cat'"),
+        (
+            "a cat\non \x1b[31ma mat",
+            r"line 2 of the caption contains the control character '\\x1b'",
+        ),
         ("a \x7fcat", r"the control character '\\x7f'"),
         ("caf\x82", r"the control character '\\x82'"),
         ("a cat\r\non\ta mat\x0b\x0c \x85 \u2028", None),
@@ -212,12 +219,14 @@ def test_utf_8_that_is_damaged_stays_utf_8(tmp_path: Path) -> None:
     assert len(found.rows) == len(good) - 1
     [refused] = found.refused
     assert refused.key == "4.png"
-    assert "not UTF-8" in refused.reason
+    assert "not valid UTF-8" in refused.reason
 
 
 def test_a_key_that_names_no_encoding_is_refused() -> None:
     for name in ("latin-2000", "base64", "big6"):
-        with pytest.raises(LimnerError, match=r"data\.encoding: the name of an encoding, such as"):
+        with pytest.raises(
+            LimnerError, match=r"data\.encoding: must be the name of an encoding, such as"
+        ):
             load_config(None, [f"data.encoding={name}"])
 
 

@@ -129,7 +129,7 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(
     ]
     assert {row["key"] for row in listed} == {f"images/image_{n:06d}.png" for n in broken}
     assert all(row["reason"] for row in listed)
-    assert "a picture was passed over: images/image_" in capsys.readouterr().out
+    assert "skipped a picture: images/image_" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -194,7 +194,7 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
     section: str, train: Fails
 ) -> None:
     said = train(f"{section}.pretrained_model_name=./some/model")
-    assert f"{section}.pretrained_model_name: './some/model' is no folder" in said
+    assert f"{section}.pretrained_model_name: './some/model' is not a folder" in said
     assert "HF_ENDPOINT" in said
     assert "set it to null" in said
 
@@ -202,12 +202,12 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stray", "words"], "'stray' is not understood; settings are section.key=value"),
-        (["cats.yaml"], "a configuration is named by --config cats.yaml"),
-        (["--batch-size", "4"], "'--batch-size' is not understood"),
+        (["stray", "words"], "unrecognized argument 'stray'; settings are section.key=value"),
+        (["cats.yaml"], "for a configuration file use --config cats.yaml"),
+        (["--batch-size", "4"], "unrecognized argument '--batch-size'"),
         (["--training.seed"], "'--training.seed' needs a value: --training.seed VALUE"),
-        (["--seed=4"], "'--seed=4' is not understood"),
-        (["training.=4"], "'training.=4' is not an override"),
+        (["--seed=4"], "unrecognized argument '--seed=4'"),
+        (["training.=4"], "'training.=4' is not a valid override"),
     ],
 )
 def test_words_that_are_no_setting_are_refused(words: list[str], said: str, train: Fails) -> None:
@@ -328,15 +328,15 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         ([], 'limner generate outputs/demo "a cat"'),
         (
             ["a", "--height", "18"],
-            "--height 18 is not a multiple of 4, the pixels of one of the model's patches",
+            "--height 18 is not a multiple of 4, the model's patch in pixels",
         ),
         (
             ["a", "--width", "0"],
-            "--width 0 is not a multiple of 4, the pixels of one of the model's patches; take 4",
+            "--width 0 is not a multiple of 4, the model's patch in pixels; use 4",
         ),
         (
             ["a", "--height", "0"],
-            "--height 0 is not a multiple of 4, the pixels of one of the model's patches; take 4",
+            "--height 0 is not a multiple of 4, the model's patch in pixels; use 4",
         ),
         (["a", "--height", "-4"], "--height -4 is not a multiple"),
         (["a", "--num_inference_steps", "0"], "num_inference_steps is 0; it must be at least 1"),
@@ -347,22 +347,28 @@ def test_weights_of_another_model_are_refused(run: Path, fails: Fails) -> None:
         (["a", "--seed", "apple"], "--seed"),
         (["a", "--scheduler_type", "plms"], "invalid choice: 'plms'"),
         (["a", "--output", "apple.xyz"], "--output apple.xyz does not end in a picture format"),
-        (["a", "--output", "."], "--output . is a folder; name a file such as apple.png"),
+        (["a", "--output", "."], "--output . is a folder; use a file such as apple.png"),
         (["a", "--num-steps", "4"], "unrecognized arguments: --num-steps"),
-        (["a", "--seeds=4"], "unrecognized arguments: --seeds=4; --seed is the nearest"),
-        (["a", "--num_images", "0"], "--num_images 0: take 1 or more"),
+        (["a", "--seeds=4"], "unrecognized arguments: --seeds=4; did you mean --seed?"),
+        (["a", "--num_images", "0"], "--num_images 0: must be at least 1"),
         (["a", "--shift", "-1"], "sampling.shift: "),
         (["a", "--guidance_interval", "0.8", "0.2"], "the first must be below the second"),
         (["a", "--guidance-interval", "0.2", "1.2"], "sampling.guidance_interval: "),
         (["a", "--guidance_type", "more"], "invalid choice: 'more'"),
         (["a", "--guide", "nowhere"], "no checkpoint at"),
-        (["a", "--strength", "0.5"], "--strength says how far from an --init_image"),
+        (["a", "--strength", "0.5"], "--strength requires --init_image"),
         (["a", "--init-image", "no.png"], "no.png: the picture file is not there. Put it back."),
-        (["a", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 1"),
-        (["a", "b", "c", "--interpolate", "4"], "give two prompts, or one and --end_seed; got 3"),
-        (["a", "b", "--interpolate", "1"], "both ends are drawn; take 2 or more"),
-        (["a", "b", "--interpolate", "4", "--num-images", "2"], "take one of them"),
-        (["a", "--end-seed", "4"], "--end_seed belongs to --interpolate N"),
+        (["a", "--interpolate", "4"], "needs two prompts, or one prompt and --end_seed; got 1"),
+        (
+            ["a", "b", "c", "--interpolate", "4"],
+            "needs two prompts, or one prompt and --end_seed; got 3",
+        ),
+        (["a", "b", "--interpolate", "1"], "must be at least 2, since both ends are drawn"),
+        (
+            ["a", "b", "--interpolate", "4", "--num-images", "2"],
+            "--interpolate and --num_images cannot be combined",
+        ),
+        (["a", "--end-seed", "4"], "--end_seed requires --interpolate N"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -382,7 +388,7 @@ def test_an_empty_prompt_gives_a_picture(outputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_of_what_is_no_run_is_refused(fails: Fails, tmp_path: Path) -> None:
-    assert f"{tmp_path} is no run of Limner's" in fails("report", tmp_path)
+    assert f"{tmp_path} is not a Limner run" in fails("report", tmp_path)
 
 
 def test_preparing_what_is_not_there_is_refused(fails: Fails, tmp_path: Path) -> None:
@@ -405,5 +411,5 @@ def test_an_interrupted_run_says_so(
 
     monkeypatch.setattr("limner.inference.generator.ImageGenerator.generate_batch", interrupt)
     assert main(["generate", str(outputs), "a"]) == 130
-    assert "interrupted; what was saved is kept" in capsys.readouterr().err
+    assert "interrupted; what has been saved is kept" in capsys.readouterr().err
     assert checkpoints(outputs)

@@ -70,7 +70,7 @@ def test_a_link_that_leads_above_the_data_is_not_followed_and_said(tmp_path: Pat
     (tmp_path / "home" / "photos" / "home").symlink_to(tmp_path / "home")
     found = FolderPictures(tmp_path / "home" / "photos")
     assert [row.key for row in found.rows] == ["mine.png"]
-    assert "Passed over: home (links that lead back above the data)." in found.description
+    assert "Skipped: home (links that point to a parent folder of the data)." in found.description
 
 
 @links
@@ -99,7 +99,7 @@ def test_folders_of_systems_are_passed_over_and_said_once(name: str, tmp_path: P
     assert [row.key for row in found.rows] == ["good.png", "deep/too.png"]
     assert found.refused == []
     both = ", ".join(sorted([name, f"deep/{name}"]))
-    assert f"Passed over: {both} (of the system)." in found.description
+    assert f"Skipped: {both} (of the system)." in found.description
 
 
 def test_files_of_systems_are_no_pictures(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_files_of_systems_are_no_pictures(tmp_path: Path) -> None:
     found = FolderPictures(tmp_path)
     assert [row.key for row in found.rows] == ["good.png"]
     assert found.refused == []
-    assert "Passed over" not in found.description
+    assert "Skipped" not in found.description
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_limner_wrote_is_never_read_as_data(
     assert is_run_folder(tmp_path / "out") is (kind in ("a training run", "a checkpoint"))
     found = FolderPictures(tmp_path)
     assert [row.key for row in found.rows] == ["good.png"]
-    assert f"Passed over: out ({kind} of Limner's)." in found.description
+    assert f"Skipped: out ({kind} written by Limner)." in found.description
 
 
 def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch) -> None:
@@ -173,7 +173,9 @@ def test_a_run_that_is_named_as_data_is_refused_unless_its_format_is_said(tmp_pa
     pair(tmp_path / "run", "drawn")
     for name in ("config.yaml", "log.jsonl"):
         (tmp_path / "run" / name).touch()
-    with pytest.raises(LimnerError, match=r"run holds a training run of Limner's, which is not"):
+    with pytest.raises(
+        LimnerError, match=r"run holds a training run written by Limner, which is not"
+    ):
         FolderPictures(tmp_path / "run")
     found = FolderPictures(tmp_path / "run", kind="folder")
     assert [row.key for row in found.rows] == ["drawn.png"]

@@ -92,7 +92,7 @@ def test_of_two_captions_of_one_name_the_other_is_refused(tmp_path: Path):
     pictures = FolderPictures(tmp_path)
     assert pairs(pictures) == {"cat.png": ("in small letters",)}
     assert [(row.key, row.reason.split(",")[0]) for row in pictures.refused] == [
-        ("cat.TXT", "cat.txt beside it has the same name")
+        ("cat.TXT", "cat.txt next to it has the same name")
     ]
 
 
@@ -109,8 +109,8 @@ def test_captions_beside_pictures_in_any_subfolder(tmp_path: Path):
         "deep/er/two.PNG": ("zwei Äpfel",),
     }
     assert {row.key: row.reason for row in pictures.refused} == {
-        "bare.png": "there is no .txt of the same name beside it",
-        "alone.txt": "there is no picture of the same name beside it of a known extension",
+        "bare.png": "there is no .txt of the same name next to it",
+        "alone.txt": "there is no picture of the same name and a known extension next to it",
     }
 
 
@@ -143,7 +143,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
     ("image", "text", "reason"),
     [
         ("images/gone.png", "x", "the picture file is not there"),
-        ("images/A.png", "x", "not there (capitals count)"),
+        ("images/A.png", "x", "not there (names are case-sensitive)"),
         ("pics/a.png", "x", "the folder 'pics' is not there"),
         ("images/b.png", "  \n", "the caption is empty"),
         ("images/b.png", [], "the list of captions is empty"),
@@ -152,7 +152,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
         ("images/b.png", "\ud800", "the caption is not valid Unicode"),
         ("images/\udce4.png", "x", "the path is not valid Unicode"),
         ("images/a.png", "good ", "same picture and text stand in an earlier row"),
-        ("images/b.pdf", "x", "not a picture by its extension"),
+        ("images/b.pdf", "x", "not a picture extension"),
         ("https://example.org/b.png", "x", "web address"),
         ("", "x", "not the name of a picture file"),
         (None, "x", "not the name of a picture file"),
@@ -163,7 +163,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
         ("\\\\server\\share\\b.png", "x", "leads out of the folder"),
         ("C:\\b.png", "x", "leads out of the folder"),
         ("C:b.png", "x", "leads out of the folder"),
-        ("images/b.png\0.png", "x", "holds a NUL character"),
+        ("images/b.png\0.png", "x", "contains a NUL character"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place_and_reason(folder: Path, image, text, reason):
@@ -204,14 +204,14 @@ def error_of(path: Path) -> str:
 
 def test_a_missing_folder_names_the_nearest_that_exists(tmp_path: Path):
     message = error_of(tmp_path / "data" / "mine")
-    assert f"no folder {tmp_path / 'data' / 'mine'} " in message
-    assert f"nearest that exists is {tmp_path})" in message
+    assert f"folder not found: {tmp_path / 'data' / 'mine'} " in message
+    assert f"nearest existing one is {tmp_path})" in message
     assert "data.dataset_path" in message
 
 
 def test_a_file_that_is_no_table_names_its_folder(folder: Path):
     write_json(folder)
-    assert f"Give the folder it is in, {folder / 'images'}" in error_of(folder / "images/a.png")
+    assert f"Use its folder, {folder / 'images'}" in error_of(folder / "images/a.png")
     assert pairs(FolderPictures(folder / "metadata.json")) == WANTED
 
 
@@ -226,7 +226,7 @@ def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
     ):
         assert wanted in message
     (folder / "images" / "metadata.jsonl").touch()
-    assert f"but {folder / 'images'} has a metadata.jsonl: give that folder" in error_of(folder)
+    assert f"but {folder / 'images'} has a metadata.jsonl; use that folder" in error_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
         ("", ["line 1, column 1", "the end of the text"]),
         ("[" * 100_000, ["nested too deeply"]),
         ("{}", ["an object with the keys none, not a list", '[{"image":']),
-        ('{"images": [], "annotations": []}', ["'annotations'", "data.format: coco"]),
+        ('{"images": [], "annotations": []}', ["'annotations'", "data.format=coco"]),
         ('"x"', ["'x', not a list"]),
         ("[]", ["has no rows"]),
-        ("[3]", ["row 1", "3 stands where"]),
+        ("[3]", ["row 1", "found 3 instead of"]),
         ('[{"image": "images/a.png", "kaption": "x"}]', ["row 1", "Add 'text'"]),
         ('[{"imagee": "images/a.png", "text": "x"}]', ["row 1", "Rename 'imagee' to 'image'"]),
         ('[{"image": "images/a.png"}]', ["row 1", "found 'image'", "Add 'text'"]),
@@ -269,7 +269,7 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
     (folder / "metadata.jsonl").write_text(good + "\n{oops}", encoding="utf-8")
     [refused] = FolderPictures(folder).refused
     assert refused.key == "metadata.jsonl, line 3"
-    assert "line 3, column 2: this is not valid JSON" in refused.reason
+    assert "line 3, column 2: not valid JSON" in refused.reason
     bad = b'{"file_name": "images/a.png", "text": "\xe4"}'
     (folder / "metadata.jsonl").write_bytes(good.encode() + bad)
     [refused] = FolderPictures(folder).refused
@@ -280,8 +280,11 @@ def test_where_no_row_is_usable_the_reasons_are_counted(folder: Path):
     rows = [{"image": f"images/gone{i}.png", "text": "x"} for i in range(5)]
     metadata(folder, [*rows, {"image": "images/a.png", "text": ""}])
     message = error_of(folder)
-    assert "no usable row of 6" in message
-    assert "5 x the picture file is not there (capitals count); first: images/gone0.png" in message
+    assert "none of the 6 rows can be used" in message
+    assert (
+        "5 x the picture file is not there (names are case-sensitive); first: images/gone0.png"
+        in message
+    )
     assert "1 x the caption is empty" in message
 
 

@@ -184,7 +184,7 @@ def test_a_table_says_who_is_held_out(table):
     assert [row.held_out for row in rows] == [True, False, None]
     path = table("image,text,held_out\na.png,a,maybe\nb.png,b,1\n")
     [refused] = opened([f"data.dataset_path='{path}'"]).refused
-    assert "'held_out' is 'maybe', neither true nor false" in refused.reason
+    assert "'held_out' is 'maybe', but must be true or false" in refused.reason
 
 
 def test_bad_rows_of_a_table_are_listed_with_their_place(table):
@@ -274,7 +274,10 @@ def test_a_table_that_is_not_read_is_named(tmp_path: Path):
     assert "Not read" not in opened([f"data.dataset_path='{tmp_path}'"]).description
     write(tmp_path / "labels.csv", "id,label\npear/0.png,my words\n")
     found = opened([f"data.dataset_path='{tmp_path}'"])
-    assert "Not read: labels.csv (if the captions are there, name it in" in found.description
+    assert (
+        "Not read: labels.csv (if it contains the captions, set data.dataset_path to it"
+        in found.description
+    )
     named = [f"data.dataset_path='{tmp_path / 'labels.csv'}'", "data.image_column=id"]
     assert [row.captions for row in opened([*named, "data.caption_column=label"]).rows] == [
         ("my words",)
@@ -354,7 +357,7 @@ def test_classes_that_are_named_so_are_read_and_what_says_nothing_is_refused(tmp
     found = opened([f"data.dataset_path='{folder}'", "data.format=classes"])
     assert [row.captions for row in found.rows] == [("images",)]
     reasons = " ".join(row.reason for row in found.refused)
-    for wanted in ("lies in no folder", "'12' has no word", "'n01440764' is a code"):
+    for wanted in ("is in no folder", "'12' contains no word", "'n01440764' is a code"):
         assert wanted in reasons
 
 
@@ -388,7 +391,7 @@ def test_cubs_gaps_are_refused_and_listed(tmp_path: Path):
     found = opened([f"data.dataset_path='{path}'"])
     reasons = " ".join(row.reason for row in found.refused)
     assert (len(found.rows), len(found.refused)) == (COUNT - 3, 3)
-    for wanted in ("its captions, ", "the list of captions is empty", "says None of it"):
+    for wanted in ("its captions file, ", "the list of captions is empty", "has None for it"):
         assert wanted in reasons
     write(path / "images.txt", "1 x.jpg\nbroken\n")
     with pytest.raises(LimnerError, match=r"images\.txt, line 2: 'broken' is not 'number value'"):

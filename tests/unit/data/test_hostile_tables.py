@@ -104,7 +104,7 @@ def test_a_table_without_a_folder_names_no_files() -> None:
     found = DatasetPictures(table, "made up")
     assert [row.captions for row in found.rows] == [("b",)]
     [refused] = found.refused
-    assert "a table without a folder of its own may name no files" in refused.reason
+    assert "a table without its own folder may not refer to files" in refused.reason
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
@@ -191,7 +191,7 @@ def test_a_saved_set_cannot_name_other_tables(name: object, tmp_path: Path) -> N
     state = json.loads((folder / "state.json").read_text())
     state["_data_files"] = [{"filename": name}]
     (folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(LimnerError, match="lies elsewhere, and is not read"):
+    with pytest.raises(LimnerError, match="is outside the folder and is not read"):
         opened(folder)
     (folder / "state.json").unlink()
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["../private"]}))
@@ -284,7 +284,7 @@ def test_offsets_that_lie_cost_their_rows_and_not_the_process(column: str, tmp_p
     assert refused.key == "rows 8 to 15"
     assert "the file is damaged there. Download or write it again" in refused.reason
     table = datasets.load_from_disk(str(folder)).select([1, 9])
-    with pytest.raises(LimnerError, match="its table is damaged"):
+    with pytest.raises(LimnerError, match="the table is damaged"):
         DatasetPictures(table, "made up")
 
 
@@ -377,7 +377,7 @@ def test_text_in_parquet_that_is_not_utf_8_is_refused_by_row(tmp_path: Path) -> 
     assert [row.captions for row in found.rows] == [("good",), ("红",)]
     [refused] = found.refused
     assert refused.key == emoji()[1].name
-    assert "byte 0xc4 is not UTF-8" in refused.reason
+    assert "byte 0xc4 is not valid UTF-8" in refused.reason
 
 
 def test_what_prepare_writes_has_checksums(tmp_path: Path) -> None:

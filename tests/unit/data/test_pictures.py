@@ -166,7 +166,7 @@ def test_what_is_no_picture_is_named_with_the_reason_and_the_fix(tmp_path: Path,
     path = tmp_path / "bad.jpg"
     path.write_bytes(data)
     for picture in (path, data):
-        with pytest.raises(PictureError, match=f"(?s)^row 7: .*{reason}.*take its row out"):
+        with pytest.raises(PictureError, match=f"(?s)^row 7: .*{reason}.*remove its row"):
             decode(picture, 16, name="row 7")
 
 

@@ -222,7 +222,7 @@ def test_bad_coco_files_say_what_is_wrong(tmp_path: Path, text, wanted):
 def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
     with pytest.raises(LimnerError, match=r"no annotations/captions_\*\.json.*give the folder"):
         prepare("coco", source, tmp_path / "data")
-    with pytest.raises(LimnerError, match=r"no folder .*gone .*--input"):
+    with pytest.raises(LimnerError, match=r"folder not found: .*gone .*--input"):
         prepare("coco", tmp_path / "gone", tmp_path / "data")
     with pytest.raises(LimnerError, match=r"it must be auto, custom, .* or parquet"):
         prepare("COCO", source, tmp_path / "data")
@@ -417,5 +417,5 @@ def test_the_words_of_the_command_are_those_of_the_program():
 
 def test_what_has_no_files_says_so(tmp_path: Path):
     (tmp_path / "in").mkdir()
-    with pytest.raises(LimnerError, match="holds no picture files"):
+    with pytest.raises(LimnerError, match="contains no picture files"):
         prepare("auto", tmp_path / "in", tmp_path / "data", overrides=["data.dataset_name=shapes"])

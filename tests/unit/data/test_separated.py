@@ -162,7 +162,7 @@ def test_a_doubled_key_is_refused_by_row(read: Build) -> None:
     assert captions(found) == {"b": "b"}
     [refused] = found.refused
     assert refused.key == "a.png"
-    assert "row 1: the key 'text' stands twice" in refused.reason
+    assert "row 1: the key 'text' appears twice" in refused.reason
     lines = "\n".join(json.dumps(row) for row in json.loads(text))
     assert len(read(lines, "t.jsonl").rows) == 2
 
@@ -187,7 +187,7 @@ def test_an_empty_column_gives_way_to_the_one_that_is_filled(
         else read(text, name)
     )
     assert captions(found) == {w: f"a {w}" for w in WORDS}
-    assert "The column 'text' is empty, and 'caption' is used in its place" in found.description
+    assert "The column 'text' is empty, so 'caption' is used instead" in found.description
     assert "columns image, caption" in found.description
 
 
@@ -197,7 +197,7 @@ def test_a_row_whose_caption_stands_elsewhere_says_so(read: Build) -> None:
     assert captions(found) == {"a": "red"}
     reasons = {row.key: row.reason for row in found.refused}
     assert (
-        "'text' is empty, and 'caption' is not: set data.caption_column to [text, caption]"
+        "'text' is empty, but 'caption' is not; set data.caption_column to [text, caption]"
         in (reasons["b.png"])
     )
     assert "the caption is empty" in reasons["c.png"]

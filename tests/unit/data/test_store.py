@@ -144,16 +144,19 @@ def test_a_store_of_another_key_is_never_used_and_says_why(
     new = Store.open(tmp_path, "latents", key)
     assert len(new) == 0
     assert new.other_keys() == [
-        f"{old.folder} is there and is not used: {name} is {KEY[name]} there and {value} here"
+        f"{old.folder} exists but is not used: {name} is {KEY[name]} in the store and {value} in "
+        "this run"
     ]
     # The same if its files, or the folder, are put in the place of the new one.
     for path in old.folder.glob("shard-*"):
         (new.folder / path.name).write_bytes(path.read_bytes())
     opened = Store.open(tmp_path, "latents", key)
     assert len(opened) == 0
-    assert f"{name} is {KEY[name]} there and {value} here" in caplog.messages[0]
+    assert f"{name} is {KEY[name]} in the store and {value} in this run" in caplog.messages[0]
     (new.folder / "key.json").write_bytes((old.folder / "key.json").read_bytes())
-    with pytest.raises(LimnerError, match=f"{name} is {KEY[name]} there and {value} here; delete"):
+    with pytest.raises(
+        LimnerError, match=f"{name} is {KEY[name]} in the store and {value} in this run; delete"
+    ):
         Store.open(tmp_path, "latents", key)
 
 

@@ -75,7 +75,7 @@ def test_what_lies_behind_the_end_of_a_tar_is_told(
             continue
         assert sorted(found_in(found)) == ["0", "1"]
         assert "zeros that end a tar" in told["(the rest of the tar)"]
-        assert ("not downloaded to its end" if name == "end.tar" else "other data follow") in told[
+        assert ("not downloaded completely" if name == "end.tar" else "other data follow") in told[
             "(the rest of the tar)"
         ]
 
@@ -122,7 +122,7 @@ def test_where_nothing_fits_all_is_refused(read: Build) -> None:
     assert found_in(found) == {"good": (("good",), 9)}
     [(key, reason)] = refused_in(found).items()
     assert key == "Shot 2024-05-04 at 10"
-    assert "which belongs to which is not known" in reason
+    assert "it is unknown which belongs to which" in reason
 
 
 def test_the_first_dot_counts_where_nothing_collides(read: Build) -> None:
@@ -228,7 +228,7 @@ def test_bad_captions_are_refused_by_sample(read: Build) -> None:
     assert [row.captions for row in found.rows] == [("filled",)]
     wanted = {
         "nul": "NUL character", "wide": "data.encoding to utf-16-le", "empty": "caption is empty",
-        "huge": "2,097,152 bytes: it is no caption", "list": "list of captions is empty",
+        "huge": "2,097,152 bytes: too long for a caption", "list": "list of captions is empty",
         "deep": "not valid JSON", "not": "has no text, caption, captions, only 'title'",
         "number": "holds [1, 2], not an object",
     }  # fmt: skip
@@ -281,7 +281,7 @@ def test_a_picture_of_absurd_size_is_refused(read: Build, monkeypatch: pytest.Mo
     monkeypatch.setattr(regular_files, "MAX_IMAGE_BYTES", 1000)
     found = read([("a.png", png(1)), ("a.txt", b"a"), ("b.png", b"x" * 1001), ("b.txt", b"b")])
     assert found_in(found) == {"a": (("a",), 1)}
-    assert refused_in(found) == {"b": "b.png has 1,001 bytes: more than is read of one picture"}
+    assert refused_in(found) == {"b": "b.png has 1,001 bytes: more than the maximum for a picture"}
 
 
 def test_links_in_a_tar_are_no_pictures(read: Build) -> None:

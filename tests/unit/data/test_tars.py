@@ -136,7 +136,7 @@ def test_a_changed_shard_is_indexed_anew_and_a_damaged_index_is_made_again(
     assert len(opened(str(path))[1].rows) == 12
     path.write_bytes(tar_of(pairs(0, 15)))
     assert len(opened(str(path))[1].rows) == 15
-    assert "indexed anew" in capsys.readouterr().out
+    assert "indexed again" in capsys.readouterr().out
     (index,) = (tmp_path / "cache" / "index").glob("*.index")
     index.write_bytes(index.read_bytes()[:-9])
     assert len(opened(str(path))[1].rows) == 15

@@ -296,16 +296,16 @@ def test_as_many_evaluations_are_counted_as_the_network_does(
     ("overrides", "said"),
     [
         (["sampling.guidance_type=zero"], "'cfg', 'cfg_zero_star' or 'apg' expected"),
-        (["sampling.zero_init_steps=20"], "leave none to draw in; take fewer"),
+        (["sampling.zero_init_steps=20"], "must be below sampling.num_inference_steps"),
         (["sampling.apg_momentum=-1"], "greater than -1"),
         (["sampling.guidance_rescale=1.5"], "less than or equal to 1"),
         (
             ["scheduler.objective=diffusion", "sampling.guidance_type=cfg_zero_star"],
-            "cfg_zero_star belongs to scheduler.objective flow_matching",
+            "cfg_zero_star is only valid with scheduler.objective=flow_matching",
         ),
         (
             ["scheduler.objective=diffusion", "sampling.zero_init_steps=1"],
-            "sampling.zero_init_steps: belongs to scheduler.objective flow_matching",
+            "sampling.zero_init_steps: only valid with scheduler.objective=flow_matching",
         ),
     ],
 )

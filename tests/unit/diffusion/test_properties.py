@@ -99,7 +99,7 @@ def test_any_bytes_as_a_configuration_file(tmp_path: Path, data: bytes) -> None:
 def test_a_configuration_runs_nothing(text: str, tmp_path: Path) -> None:
     path, victim = tmp_path / "config.yaml", tmp_path / "victim"
     path.write_text(text.format(victim=victim), encoding="utf-8")
-    with pytest.raises(LimnerError, match=r"config\.yaml is not readable as YAML"):
+    with pytest.raises(LimnerError, match=r"config\.yaml is not valid YAML"):
         load_config(path)
     load_config(None, [f"training.output_dir={text.format(victim=victim)}"])  # words, no more
     assert not victim.exists()

@@ -61,7 +61,7 @@ def test_what_was_made_in_the_same_way_is_compared(run: Path, capsys: Any) -> No
     value = f"{metric(a, 'kernel distance')['value']:.4g} ("
     assert value in lines["kernel distance (means)"]
     assert f"{b['held_out_loss']['mean']['value']:.4g} (" in lines["held-out loss"]
-    assert "chance not known" in lines["Frechet distance (means)"]
+    assert "chance is unknown" in lines["Frechet distance (means)"]
 
 
 def test_what_was_made_differently_is_refused_with_both_values(run: Path, capsys: Any) -> None:

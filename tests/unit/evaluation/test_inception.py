@@ -311,7 +311,7 @@ def test_the_file_is_found_where_other_programs_put_it(
         place.unlink()
     with pytest.raises(LimnerError, match="neither a file nor a folder"):
         networks.find_inception(tmp_path / "no.pth", KEY)
-    with pytest.raises(LimnerError, match="holds no"):
+    with pytest.raises(LimnerError, match="contains no"):
         networks.find_inception(tmp_path, KEY)
 
 
@@ -326,7 +326,7 @@ def test_other_files_are_refused_in_words(tmp_path: Path, weights: dict[str, Ten
     torchvision = weights | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     refused(torchvision, r"fc.weight should be \[1008, 2048\], and the file holds \[1000, 2048\]")
     lacking = {n: v for n, v in weights.items() if n != "Mixed_6b.branch_pool.conv.weight"}
-    refused(lacking, "Mixed_6b.branch_pool.conv.weight .* does not hold it")
+    refused(lacking, "Mixed_6b.branch_pool.conv.weight .* does not contain it")
     refused(weights | {"Mixed_8a.conv.weight": torch.zeros(1)}, "it holds Mixed_8a.conv.weight")
     refused({"anything": Path("pickled")}, "cannot be read as weights")  # it would be executed
     path.write_bytes(b"<html>not found</html>")

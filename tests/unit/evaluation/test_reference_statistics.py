@@ -157,7 +157,7 @@ def test_a_damaged_file_is_made_again_and_that_is_said(damage: str, tmp_path: Pa
     assert same(first, again)
     (said,) = again.events
     assert str(file) in said
-    assert "made again" in said
+    assert "computed again" in said
     assert file.read_bytes() == good
     assert statistics_of(source, network, tmp_path).events == ()
 
@@ -209,7 +209,7 @@ def test_what_can_be_measured_follows_from_what_is_there() -> None:
     assert "kernel distance" in whole.metrics
     assert "recall" in whole.metrics
     assert replace(whole, features=None).metrics == ("Frechet distance",)
-    with pytest.raises(LimnerError, match="needs two pictures, and 1 can be used"):
+    with pytest.raises(LimnerError, match="needs at least two pictures, but only 1 can be used"):
         statistics_of(Some(drawn(1)), Means(), None)
 
 
@@ -351,7 +351,7 @@ def test_an_adm_reference_gives_fid_by_its_statistics_and_the_rest_by_its_pictur
     for network in (Means(), Standard(verified=False)):
         other = archive_statistics(path, network, tmp_path)
         assert other.gaussian.count == 9
-        assert "do not count" in other.events[0]
+        assert "are not used" in other.events[0]
         assert "moments" not in other.about
 
 
@@ -362,11 +362,11 @@ def test_statistics_alone_give_fid_alone(tmp_path: Path) -> None:
     assert found.metrics == ("Frechet distance",)
     assert found.features is None
     assert np.allclose(found.gaussian.covariance, published["sigma"])
-    assert "pytorch-fid resizes otherwise" in found.events[0]
+    assert "pytorch-fid resizes differently" in found.events[0]
     single = {name: value.astype(np.float32) for name, value in published.items()}
     np.savez(path, **single)
     assert archive_statistics(path, Standard(), None).gaussian.mean.dtype == torch.float64
-    with pytest.raises(LimnerError, match="no pictures; nothing that Frechet distance"):
+    with pytest.raises(LimnerError, match="no pictures, so there is nothing that Frechet distance"):
         archive_statistics(path, Means(), None)
     with pytest.raises(LimnerError, match=r"unverified weights 000000000000"):
         archive_statistics(path, Standard(verified=False), None)

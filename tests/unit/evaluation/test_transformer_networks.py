@@ -188,9 +188,9 @@ def test_other_networks_are_refused_in_words(
     family: Any, clip: Path, dinov2: Path, tmp_path: Path
 ) -> None:
     other, kind = (clip, "clip") if family is DINOv2 else (dinov2, "dinov2")
-    with pytest.raises(LimnerError, match=f"{KEY}: .* holds a model of type '{kind}'"):
+    with pytest.raises(LimnerError, match=f"{KEY}: .* contains a model of type '{kind}'"):
         family(str(other), KEY)
-    with pytest.raises(LimnerError, match=f"{KEY}: .*nothing is at"):
+    with pytest.raises(LimnerError, match=f"{KEY}: .*nothing exists at"):
         family(str(tmp_path / "no"), KEY)
 
 

@@ -250,8 +250,8 @@ def test_what_is_removed_or_comes_back_is_named(
     with caplog.at_level(logging.WARNING, "limner"):
         recover(tmp_path / "place")
         recover(tmp_path / "vae")
-    assert f"{staged}, which a killed run left half-written, was removed" in caplog.text
-    assert f"{tmp_path / 'vae'} is back" in caplog.text
+    assert f"removed {staged}, which a killed run left half-written" in caplog.text
+    assert f"restored {tmp_path / 'vae'}, which" in caplog.text
     assert said(tmp_path / "vae") == "theirs"
     assert hidden(tmp_path) == []
 

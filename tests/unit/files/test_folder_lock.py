@@ -103,7 +103,7 @@ def test_a_holder_on_another_machine_counts_while_it_shows_signs_of_life(
     assert str(error.value).endswith(
         f"or name another folder. If nothing runs there any more, delete {lock.path}"
     )
-    assert "looking for 0 seconds whether it still is" in capsys.readouterr().err
+    assert "checking for 0 seconds whether it still is" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(folder_lock, "PATIENCE", 0.2)
     with lock:

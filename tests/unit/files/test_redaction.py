@@ -71,7 +71,7 @@ def test_urls_lose_user_password_query_and_fragment(text: str, shown: str) -> No
     ("text", "shown"),
     [
         (f"from /home/maria/{CLIENT}/photos (pairs)", "from photos (pairs)"),
-        ("starts from /runs/a/demo: 3 of 4 tensors", "starts from demo: 3 of 4 tensors"),
+        ("initialised from /runs/a/demo: 3 of 4 tensors", "initialised from demo: 3 of 4 tensors"),
         (r"C:\Users\maria\Northwind\p.png is no picture", "p.png is no picture"),
         (r"\\server\Northwind\p.png, and so on", "p.png, and so on"),
         ("limner evaluate ~/Northwind/run --reference=/data/n/r.npz",
@@ -236,7 +236,7 @@ def test_the_doctor_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
 def pretrained_check() -> Callable[[Config], Any]:
     from limner.apps import doctor
 
-    return lambda config: [doctor.hub("someone/vae is to be downloaded")]
+    return lambda config: [doctor.hub("someone/vae will be downloaded")]
 
 
 # Where it is shared

@@ -195,7 +195,7 @@ def test_drawings_of_an_earlier_command_stay_and_are_named(
     said = capsys.readouterr()
     assert said.out.split() == [str(tmp_path / "a-0.png"), str(tmp_path / "a-1.png")]
     left = "a-2.png, a-3.png, a-sheet.png"
-    assert f"of an earlier command, and left as they are: {left}\n" in said.err
+    assert f"not overwritten, from an earlier command: {left}\n" in said.err
     assert len(list(tmp_path.iterdir())) == 6
     assert main([*words, "4", "--sheet"]) == 0
     assert "earlier" not in capsys.readouterr().err
@@ -256,8 +256,8 @@ def test_an_earlier_checkpoint_guides(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        (None, "a prompt is text, not None"),
-        (["a cat", "a dog"], "a prompt is text, .*; generate_batch takes several prompts"),
+        (None, "a prompt must be text, not None"),
+        (["a cat", "a dog"], "a prompt must be text, .*; use generate_batch for several prompts"),
     ],
 )
 def test_a_prompt_that_is_no_text_is_refused(prompt: Any, said: str, trained: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_batch_is_its_pictures(trained: Path) -> None:
     for prompt, seed, picture in zip(prompts, seeds, batch, strict=True):
         alone = generator.generate(prompt, num_inference_steps=3, seed=seed)
         assert np.abs(np.array(picture).astype(int) - np.array(alone)).max() <= 1
-    with pytest.raises(LimnerError, match="3 prompts need as many seeds, or one; got 2"):
+    with pytest.raises(LimnerError, match="3 prompts need one seed, or one each; got 2"):
         generator.generate_batch(prompts, seeds=[1, 2])
 
 

@@ -36,7 +36,7 @@ def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["a", "--output", "a.psd"], r"a\.psd is of a kind that Pillow reads and does not"),
         (["a", "--output", "a.nothing"], r"a\.nothing does not end in a picture format"),
-        (["a", "--output", "."], r"--output \. is a folder; name a file such as apple\.png"),
+        (["a", "--output", "."], r"--output \. is a folder; use a file such as apple\.png"),
         (["a", "--output", "file.txt/a.png"], r"file\.txt/a\.png cannot be written \("),
         (["a", "--output", "x" * 300 + ".png"], r"\.png cannot be written \(File name too long"),
         (["a", "--output", "a.jpg", "--height", "70000"], r"JPEG cannot hold .* 1 x 70000"),
@@ -132,8 +132,8 @@ def test_a_prompt_that_is_cut_says_so(model: str, caplog: pytest.LogCaptureFixtu
     generator.generate_batch([long, long], seeds=[0, 1])
     (message,) = caplog.messages  # once
     length = generator.words.length(long)
-    assert f"reads {generator.words.max_length} tokens" in message
-    assert f"this one has {length}: its end is cut ('a red circle a red" in message
+    assert f"a prompt of {length} tokens was truncated to {generator.words.max_length}, " in message
+    assert "the most this model reads ('a red circle a red" in message
     assert len(message) < 250
 
 
@@ -153,4 +153,4 @@ def test_memory_that_does_not_suffice_for_one_picture_is_told(
     monkeypatch.setattr("limner.inference.generator.draw", short)
     assert main(["generate", model, "a", "--num_images", "8"]) == 2
     assert tried == [8, 8, 4, 2, 1]  # what the flags would allow, then less and less
-    assert "memory does not suffice for a picture of 16 x 16 pixels" in capsys.readouterr().err
+    assert "out of memory for a picture of 16 x 16 pixels" in capsys.readouterr().err

@@ -354,16 +354,16 @@ def test_the_ends_of_an_interpolation_are_the_plain_pictures(generator: ImageGen
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"strength": 0.5}, "--strength says how far from an --init_image"),
+        ({"strength": 0.5}, "--strength requires --init_image"),
         ({"init_image": "nowhere.png"}, "nowhere.png: the picture file is not there. Put it back."),
         ({"init_image": b"text"}, "the file is text, not a picture"),
-        ({"init_image": some_picture(), "strength": 1.5}, "--strength 1.5: it is from 0"),
+        ({"init_image": some_picture(), "strength": 1.5}, "--strength 1.5: must be between 0"),
         ({"init_image": some_picture(), "strength": float("nan")}, "--strength nan"),
         ({"guidance_interval": (0.9, 0.1)}, "the first must be below the second"),
         ({"guidance_intervall": (0.1, 0.9)}, "did you mean sampling.guidance_interval?"),
         ({"shift": 0}, "sampling.shift: "),
-        ({"shift": "much"}, "sampling.shift: a number expected, got 'much'"),
-        ({"zero_init_steps": 6}, "leave none to draw in"),
+        ({"shift": "much"}, "sampling.shift: must be a number, got 'much'"),
+        ({"zero_init_steps": 6}, "must be below sampling.num_inference_steps"),
     ],
 )
 def test_what_cannot_be_varied_says_why(asked: dict, said: str, modern: ImageGenerator) -> None:
@@ -377,5 +377,5 @@ def test_what_a_schedule_of_betas_cannot_do_is_refused(folders: dict[str, Path])
     for asked in ({"shift": 2.0}, {"guidance_type": "cfg_zero_star"}, {"zero_init_steps": 1}):
         with pytest.raises(LimnerError, match="flow_matching"):
             generator.generate("a", **asked)
-    with pytest.raises(LimnerError, match="both ends are drawn; take 2 or more"):
+    with pytest.raises(LimnerError, match="must be at least 2, since both ends are drawn"):
         generator.interpolate("a", "b", count=1)

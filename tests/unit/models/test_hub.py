@@ -51,10 +51,10 @@ def test_of_a_whole_pipeline_the_part_is_taken(tmp_path: Path, index: bool) -> N
 def test_a_folder_that_is_no_part_says_what_it_lacks(tmp_path: Path) -> None:
     folder = part(tmp_path / "vae")
     (folder / "model.safetensors").unlink()
-    assert "holds no weights (*.safetensors or *.bin)" in message(str(folder))
+    assert "contains no weights (*.safetensors or *.bin)" in message(str(folder))
     (folder / "config.json").unlink()
     said = message(str(folder))
-    assert "holds no config.json" in said
+    assert "contains no config.json" in said
     assert all(way in said for way in WAYS)
 
 
@@ -64,7 +64,7 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)  # a call would be a TypeError
     said = message(name)
-    assert f"nothing is at {Path(name).expanduser().absolute()}" in said
+    assert f"nothing exists at {Path(name).expanduser().absolute()}" in said
     assert all(way in said for way in WAYS)
 
 
@@ -195,8 +195,8 @@ def test_a_single_file_is_found_by_path_in_a_folder_or_on_the_hub(
     ("name", "why"),
     [
         ("someone/gated", "it is gated: accept its terms at"),
-        ("someone/mistyped", "there is no such repository, or it is private: check the spelling"),
-        ("some one", "that is no legal id"),
+        ("someone/mistyped", "there is no such repository, or it is private; check the spelling"),
+        ("some one", "that is not a valid id"),
     ],
 )
 def test_why_the_hub_does_not_give_it(endpoint: str, name: str, why: str) -> None:
@@ -210,7 +210,7 @@ def test_why_the_hub_does_not_give_it(endpoint: str, name: str, why: str) -> Non
 def test_without_a_network_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point_client_at("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)
     said = message("someone/vae")
-    assert "there is no connection to it, and it is not in the local cache" in said
+    assert "it cannot be reached, and it is not in the local cache" in said
     assert str(tmp_path / "hub") in said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in message("someone/vae")

@@ -289,7 +289,7 @@ class Trap:
 def test_nothing_in_a_file_is_executed(weights: Weights, tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "trap.pt"
     torch.save({"ema": weights, "args": Trap()}, path)
-    with pytest.raises(LimnerError, match="was refused"):
+    with pytest.raises(LimnerError, match="was rejected"):
         read_published_dit(path, HEADS)
     assert "executed" not in capsys.readouterr().out
 

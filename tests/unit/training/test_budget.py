@@ -113,7 +113,7 @@ def test_beside_another_program_a_run_of_minutes_ends_in_time(
     config = tiny_config(*bound)
 
     def seconds(step: int) -> float:
-        """0.3 a step; from the 1,200th on, in the midst of the fall, there is company."""
+        """0.3 a step; from the 1,200th on, in the middle of the fall, there is company."""
         return 0.3 if step < 1200 else 1.1 + 0.4 * math.sin(step)
 
     rates, state = rates_of(config, seconds, monkeypatch)

@@ -106,7 +106,7 @@ def test_advice_keeps_the_effective_batch(tiny_config: Build) -> None:
     both = advise(config, GIB, GIB / 10, 2 * GIB, (GIB, GIB / 40))
     assert "gradient_checkpointing=true brings the peak to 1.60 GiB, which is enough" in both[0]
     (none,) = advise(config, 3 * GIB, GIB, 2 * GIB)
-    assert "even one picture at a time needs 4.00 GiB" in none
+    assert "even a batch of one picture needs 4.00 GiB" in none
 
 
 def test_the_length_of_a_run_is_counted_as_the_run_counts_it(tiny_config: Build) -> None:
@@ -164,7 +164,7 @@ def test_a_model_that_is_too_large_for_anything_says_so(
         raise MemoryError
 
     monkeypatch.setattr(memory_probe, "probe", never)
-    with pytest.raises(LimnerError, match="not even one picture at a time fits"):
+    with pytest.raises(LimnerError, match="not even a batch of one picture fits"):
         memory_probe.probe_twice(tiny_config("training.batch_size=64"), 1000)
 
 
@@ -219,7 +219,9 @@ def test_where_one_picture_alone_was_measured_the_peak_is_called_that_of_one(
 
     made_up_probe(monkeypatch, 1400, peak)
     found = estimate(tiny_config("training.batch_size=8", "data.memory_mb=0"))
-    assert "the peak is that of one, and 8 at a time take more" in "".join(found.notes)
+    assert "only a batch of one picture was measured; a batch of 8 needs more" in "".join(
+        found.notes
+    )
     alone = estimate(tiny_config("training.batch_size=1", "data.memory_mb=0"))
     assert "at a time" not in "".join(alone.notes)
 

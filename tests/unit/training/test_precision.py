@@ -56,8 +56,8 @@ def test_the_best_precision_of_the_hardware_stands_in(
             assert note is None
         else:
             assert note is not None
-            assert f"does not multiply {devices.name_of(asked)} in hardware" in note
-            assert note.endswith(f"computing in {devices.name_of(dtype)}")
+            assert f"has no hardware support for {devices.name_of(asked)} " in note
+            assert note.endswith(f"using {devices.name_of(dtype)}")
 
 
 def test_a_gpu_of_an_older_generation_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_gpu_of_an_older_generation_has_no_bfloat16(monkeypatch: pytest.Monkey
     assert devices.choose_precision("bf16", cuda) == F32
     note = devices.precision_note("bf16", cuda, "training.mixed_precision")
     assert note is not None
-    assert "Tesla T4 does not multiply bfloat16" in note
+    assert "Tesla T4 has no hardware support for bfloat16" in note
 
 
 def test_fp16_on_a_processor_trains_in_what_it_has_and_says_so_once(
@@ -80,10 +80,10 @@ def test_fp16_on_a_processor_trains_in_what_it_has_and_says_so_once(
     assert trainer.run.train_step.scaler is None  # which only float16 needs
     trainer.train()
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
-    assert sum("does not multiply float16 in hardware" in message for message in said) == 1
+    assert sum("has no hardware support for float16" in message for message in said) == 1
     (warned,) = (f for f in doctor_precision(trainer.config) if f.name == "precision")
     assert warned.verdict == "warn"
-    assert "computing in float32" in warned.seen
+    assert "using float32" in warned.seen
 
 
 def test_drawing_in_float16_is_no_slower_than_in_float32(
@@ -92,7 +92,7 @@ def test_drawing_in_float16_is_no_slower_than_in_float32(
     processor()
     generator = ImageGenerator(trained / "outputs", device="cpu", dtype="float16")
     assert generator.dtype == F32
-    assert "dtype float16: this processor does not multiply float16" in caplog.text
+    assert "dtype float16: this processor has no hardware support for float16" in caplog.text
     expected = ImageGenerator(trained / "outputs", device="cpu").generate("a red circle")
     assert generator.generate("a red circle").tobytes() == expected.tobytes()
 

@@ -103,7 +103,7 @@ def test_a_choice_that_cannot_work_is_told_with_both_numbers_and_the_cure(predic
     chosen = {"scheduler": {"prediction_type": predicted}, "data": {"image_size": 256}}
     (note,) = notes(load_config(chosen))
     assert f"scheduler.prediction_type: {predicted}" in note
-    assert "768 independent numbers" in note
+    assert "768 independent values" in note
     assert "384 wide" in note
     assert "scheduler.prediction_type=sample" in note
     (finding,) = configuration(load_config(chosen))

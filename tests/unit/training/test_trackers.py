@@ -153,7 +153,7 @@ def test_one_that_fails_is_left_out_and_the_others_go_on(
     folder = trained(tiny_config("training.trackers=[swanlab, wandb]")).folder
     assert scalars(calls, "run.log") == logged(folder)
     said = capsys.readouterr().err
-    assert said.count("the tracker swanlab fails and is left out from here on: no such server") == 1
+    assert said.count("the tracker swanlab failed and is disabled: no such server") == 1
 
 
 def test_any_other_of_accelerates_is_told_the_figures_and_pictures(

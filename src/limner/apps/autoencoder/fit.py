@@ -121,11 +121,13 @@ class Fit:
                 self._save(saver)
             saver.wait()
             if saver.failed and not self.finished():
-                raise LimnerError(f"{saver.failed}. Make room, and run the same command again.")
+                raise LimnerError(
+                    f"{saver.failed}. Free some disk space and run the same command again."
+                )
             if not self.finished():
                 raise Stopped(
-                    f"stopped by {stop.name} after step {state.step}, which is saved in "
-                    f"{self.folder}; the same command goes on from there"
+                    f"stopped by {stop.name} after step {state.step}; saved in {self.folder}. Run "
+                    "the same command to resume"
                 )
 
     def finished(self) -> bool:
@@ -188,22 +190,22 @@ class Fit:
             try:
                 rows = self._restore(found)
             except Unusable as error:
-                bad.append(f"{found.name} was passed over: {' '.join(str(error).split())[:300]}")
+                bad.append(f"skipped {found.name}: {' '.join(str(error).split())[:300]}")
                 before = step_of(found)
                 continue
             for sentence in bad:
                 log.info(sentence)
             if rows is not None and (changes := compare(rows, self.rows)):
                 log.info(
-                    f"the data changed since {found.name} was saved ({changes}): it goes on with "
-                    "the data as they are now"
+                    f"the data changed since {found.name} was saved ({changes}); resuming with the "
+                    "current data"
                 )
             log.info(f"resumed at step {self.state.step}, {self.state.images:,} crops seen")
             set_aside_later(self.folder, self.state.step)
             return
         if bad:
             raise LimnerError(
-                f"no checkpoint in {self.folder} is good; delete the folder to begin anew:"
+                f"no usable checkpoint in {self.folder}; delete the folder to start over:"
                 + "".join(f"\n  - {sentence}" for sentence in bad)
             )
 
@@ -212,9 +214,9 @@ class Fit:
         saved = load_config(found / "config.yaml")
         if different := differences(saved, self.config):
             raise LimnerError(
-                f"{self.folder} holds an autoencoder that is not finished, with other settings:\n"
+                f"{self.folder} contains an unfinished autoencoder with other settings:\n"
                 + "\n".join(f"  - {d}" for d in different)
-                + "\ndelete the folder to begin anew, or name another --output"
+                + "\ndelete the folder to start over, or choose another --output"
             )
         state = TrainingState.read(found / "training_state.json")
         checkpoint = Checkpoint(found, saved, None, state)
@@ -232,7 +234,7 @@ class Fit:
         million = sum(p.numel() for p in self.model.parameters()) / 1e6
         log.info(
             f"{million:.2f}M parameters on {devices.describe(self.device)} in "
-            f"{devices.name_of(self.dtype)}; {len(self.pictures.rows):,} pictures to learn from"
+            f"{devices.name_of(self.dtype)}; {len(self.pictures.rows):,} pictures for training"
         )
         wanted = self.config.training.mixed_precision
         if note := devices.precision_note(wanted, self.device, "training.mixed_precision"):
@@ -249,7 +251,7 @@ def differences(saved: Config, asked: Config) -> list[str]:
         "training": {"seed", "mixed_precision"},
     }
     return [
-        f"{section}.{key}: {there!r} there, {here!r} here"
+        f"{section}.{key}: {there!r} in the checkpoint, {here!r} in this run"
         for section, keys in sections.items()
         for key in sorted(keys)
         for there, here in [
@@ -265,7 +267,7 @@ def build_autoencoder(settings: AutoencoderConfig) -> Any:
         from diffusers import AutoencoderKL
     except ImportError:
         raise LimnerError(
-            'train-autoencoder needs the package diffusers: pip install "limner[pretrained]"'
+            'train-autoencoder requires the package diffusers; run pip install "limner[pretrained]"'
         ) from None
     stages = settings.downsampling.bit_length()
     return AutoencoderKL(
@@ -314,7 +316,9 @@ def _crops(config: Config, pictures: Pictures, step: int) -> Tensor:
         position = position_of(count + tries, len(pictures.rows), seed)
         tries += 1
         if tries > settings.batch_size + len(pictures.rows):
-            raise LimnerError("none of the pictures could be decoded: see the folder and its files")
+            raise LimnerError(
+                "none of the pictures could be decoded; check the folder and its files"
+            )
         try:
             picture = pictures.tensor(position, bool(torch.rand((), generator=generator) < 0.5))
         except PictureError:

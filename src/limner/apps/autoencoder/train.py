@@ -64,7 +64,7 @@ def train_autoencoder(config: Config, output: Path) -> dict[str, Any]:
     """
     keep_out_of_the_data(output, config, "--output")
     keep_out_of_the_data(fitting_folder(output), config, "--output")
-    with FolderLock(output, "name another --output") as lock:
+    with FolderLock(output, "choose another --output") as lock:
         return _train_autoencoder(config, output, lock)
 
 
@@ -75,8 +75,8 @@ def check_replaceable(folder: Path) -> None:
     ours = WRITTEN if (folder / RESULTS).is_file() else ()
     if others := foreign_names(folder, ours):
         raise LimnerError(
-            f"{folder} is not empty and no earlier autoencoder (it holds {others[0]}), so it is "
-            "not replaced by one: name another --output"
+            f"{folder} is not empty and is not an earlier autoencoder (it contains {others[0]}), "
+            "so it is not overwritten; choose another --output"
         )
 
 
@@ -85,8 +85,8 @@ def check_checkpoints_folder(folder: Path) -> None:
     at the end."""
     if others := _no_checkpoints(folder):
         raise LimnerError(
-            f"{folder}, where the checkpoints of this autoencoder go until it is written, holds "
-            f"{others[0]}: move that elsewhere, or name another --output"
+            f"{folder}, where the checkpoints of this autoencoder are kept until it is finished, "
+            f"contains {others[0]}; move that elsewhere, or choose another --output"
         )
 
 
@@ -175,7 +175,7 @@ def sentences(results: dict[str, Any], output: Path) -> list[str]:
     ]
     return [
         *said,
-        f"look at {output / 'reconstructions.png'}, and train in its latents with",
+        f"look at {output / 'reconstructions.png'}, and train in its latent space with",
         f"  limner train vae.pretrained_model_name={output} ...",
     ]
 
@@ -201,8 +201,8 @@ def _normalise(model: Any, pictures: Pictures, device: torch.device) -> None:
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise LimnerError(
             f"the latents of this autoencoder have mean {mean:g} and standard deviation {std:g}: "
-            "it has not learned. Delete the folder of its checkpoints and begin anew with a lower "
-            "autoencoder.learning_rate; an earlier autoencoder is as it was"
+            "training has failed. Delete the folder of its checkpoints and start over with a lower "
+            "autoencoder.learning_rate; an earlier autoencoder is unchanged"
         )
     model.register_to_config(shift_factor=float(mean), scaling_factor=1 / float(std))
 

@@ -66,8 +66,8 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
     folder = existing_folder(folder)
     if elsewhere := _captions_elsewhere(folder):
         raise LimnerError(
-            f"{folder} has {elsewhere}, so that training reads the captions there, and .txt files "
-            "would count for nothing. Caption a folder without it, or move it away."
+            f"{folder} has {elsewhere}, so training reads the captions from there and ignores .txt "
+            "files. Caption a folder without it, or move it away."
         )
     wanted: list[str] = []
     kept, taken = 0, set()
@@ -85,8 +85,8 @@ def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str
             wanted.append(posixpath.join(within, name))
     if not wanted and not kept:
         raise LimnerError(
-            f"{folder} has no pictures (known: {' '.join(sorted(EXTENSIONS))}). Give the folder "
-            "that they are in."
+            f"{folder} has no pictures (supported: {' '.join(sorted(EXTENSIONS))}). Use the folder "
+            "that contains them."
         )
     return wanted, kept
 
@@ -146,7 +146,7 @@ def caption_pictures(
                 )
                 if at_once < min(batch_size, len(images) - done):
                     batch_size = at_once
-                    log.info(f"memory ran out: {batch_size} pictures at once from here on")
+                    log.info(f"out of memory; the batch size is now {batch_size}")
                 for key, text in zip(good[done : done + at_once], texts, strict=True):
                     _keep(texts_beside.beside(key), key, text, told)
                 done += at_once
@@ -157,7 +157,7 @@ def caption_pictures(
 
 def _keep(path: Path, key: str, text: str, told: Captioned) -> None:
     if not text:
-        told.refused.append(Refused(key, f"{key}: the model said nothing of it"))
+        told.refused.append(Refused(key, f"{key}: the model returned an empty caption"))
         return
     write_text_whole(path, text + "\n", tidy=False)
     told.written += 1
@@ -199,7 +199,7 @@ class _Texts:
             if not any(target.is_relative_to(folder) for folder in own):
                 return (
                     f"{name} is a link that leads out of the folder, to "
-                    f"{shorten_name(str(target))}, where its caption would be written: remove it"
+                    f"{shorten_name(str(target))}, where its caption would be written; remove it"
                 )
         try:
             reason = why_not_regular(path, MAX_CAPTION_BYTES)

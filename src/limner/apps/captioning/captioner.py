@@ -45,7 +45,7 @@ class Captioner:
         self.processor, self.tokenizer = self._processors(transformers, folder)
         chats = getattr(self.processor, "chat_template", None) is not None
         if self.kind == "vision-encoder-decoder" and prompt:
-            raise LimnerError(f"--prompt: {name} takes none: it says what it sees, and no more")
+            raise LimnerError(f"--prompt: not supported by {name}")
         self.prompt = prompt or TASKS.get(self.kind) or (ASKED if chats else None)
         self.text = self._conversation() if chats else self.prompt
         if self.tokenizer.pad_token is None:
@@ -84,8 +84,8 @@ class Captioner:
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None or not hasattr(processor, "image_processor"):
             raise LimnerError(
-                f"{KEY}: {folder} has no processor for both pictures and words, so it is no model "
-                "that captions pictures"
+                f"{KEY}: {folder} has no processor for pictures and text, so it is not a "
+                "captioning model"
             )
         # What is said goes on at the right end, so that what is shorter is filled up on the left.
         tokenizer.padding_side = "left"
@@ -117,7 +117,7 @@ class Captioner:
 def _require_safetensors(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise LimnerError(
-            f"{KEY}: {folder} has no *.safetensors, and other weights are not opened, since they "
-            "could run code. Take a model that has them, or have its owner save it again with "
-            "save_pretrained of a current transformers."
+            f"{KEY}: {folder} has no *.safetensors, and other weights are not loaded because they "
+            "can run code. Use a model with *.safetensors, or ask its owner to save it with "
+            "save_pretrained of a current version of transformers."
         )

@@ -66,7 +66,7 @@ def check(config: Config, output: Path, sample: int | None = None) -> dict[str, 
     """
     keep_out_of_the_data(output, config, "--output")
     _refuse_foreign(output)
-    with FolderLock(output, "name another --output", LOCK):
+    with FolderLock(output, "choose another --output", LOCK):
         return _check(config, output, sample)
 
 
@@ -355,7 +355,7 @@ def _of_reading(picture_set: ImageDataset) -> Iterator[Finding]:
     if isinstance(picture_set, FolderPictures):
         for why, path in picture_set.passed_over:
             place = str(picture_set.folder / path)
-            yield Finding("passed-over", path, f"passed over: {why}", place)
+            yield Finding("passed-over", path, f"skipped: {why}", place)
     for note in getattr(picture_set, "notes", ()):
         yield Finding("reading", picture_set.name, note)
 
@@ -368,8 +368,8 @@ def _refuse_foreign(output: Path) -> None:
         if not path.exists() or (ours if name != WRITTEN[0] else is_list_of_findings(path)):
             continue
         raise LimnerError(
-            f"--output {output} is no earlier check and holds {name}, which would be replaced: "
-            "name a folder that is empty or does not exist yet"
+            f"--output {output} is not an earlier check and contains {name}, which would be "
+            "overwritten; use an empty or new folder"
         )
     _refuse_pictures(output / FOLDER)
 
@@ -378,6 +378,6 @@ def _refuse_pictures(folder: Path) -> None:
     """The list of findings is copied to where rows are mended, beside pictures of people's own."""
     if others := foreign_names(folder, like=OURS):
         raise LimnerError(
-            f"{folder} holds {others[0]}, which no check wrote and which would be deleted: name "
-            "another --output"
+            f"{folder} contains {others[0]}, which no check wrote and which would be deleted; "
+            "choose another --output"
         )

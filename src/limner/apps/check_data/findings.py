@@ -31,82 +31,82 @@ def _warning(meaning: str, todo: str) -> Kind:
     return Kind("warning", meaning, todo)
 
 
-def _note(meaning: str, todo: str = "Nothing, if that is meant.") -> Kind:
+def _note(meaning: str, todo: str = "Nothing, if that is intended.") -> Kind:
     return Kind("note", meaning, todo)
 
 
 _SPLIT = (
-    "What is measured on it says nothing of pictures that were never trained. Take out one of the "
-    "two rows, or raise data.train_split to 1."
+    "Measurements on it say nothing about pictures that were never trained. Remove one of the two "
+    "rows, or set data.train_split to 1."
 )
-_REWRITE = "Write what is to be seen in the picture, or take the row out."
+_REWRITE = "Describe what the picture shows, or remove the row."
 
 KINDS = {
     "split-leak": _error("a held-out picture is also trained, pixel for pixel", _SPLIT),
     "near-split-leak": _warning("a held-out picture is trained in nearly the same form", _SPLIT),
     "nothing-to-train": _error("no row is left to train on", "Add pictures with captions."),
-    "missing-file": _error("the picture of a row is not there", "Put it back, or take it out."),
-    "not-a-picture": _error("a file is no picture", "Download or convert it again."),
+    "missing-file": _error("the picture of a row is not there", "Put it back, or remove the row."),
+    "not-a-picture": _error("a file is not a picture", "Download or convert it again."),
     "unsupported-format": _error(
-        "a picture in a format that is not read here", "Install what reads it, or convert it."
+        "a picture in an unsupported format", "Install what reads it, or convert it."
     ),
     "path-refused": _error(
         "a path that leads out of the data's folder, or to no regular file",
-        "Move the file into the folder, or name its folder in data.allowed_paths.",
+        "Move the file into the folder, or add its folder to data.allowed_paths.",
     ),
     "damaged-file": _error(
         "a part of a tar, Parquet or Arrow file cannot be read",
         "Download or write the file again.",
     ),
-    "truncated": _error("a picture breaks off", "Copy or download it again."),
+    "truncated": _error("a picture is truncated", "Copy or download it again."),
     "unreadable": _error("a picture cannot be decoded", "Save it again as PNG or JPEG."),
     "too-many-pixels": _error("more pixels than are safe to decode", "Scale it down."),
-    "no-caption": _error("a picture has no caption", "Write one, or let `limner caption` do it."),
-    "empty-caption": _error("a caption is empty", "Write one, or take the row out."),
+    "no-caption": _error("a picture has no caption", "Write one, or use `limner caption`."),
+    "empty-caption": _error("a caption is empty", "Write one, or remove the row."),
     "wrong-encoding": _error(
-        "a caption is not in UTF-8, and in which encoding it is, is not certain",
+        "a caption is not in UTF-8, and its encoding is uncertain",
         "Save it as UTF-8, or set data.encoding.",
     ),
     "control-characters": _error(
-        "a caption holds NUL or other control characters", "Take them out, or save it as UTF-8."
+        "a caption holds NUL or other control characters", "Remove them, or save it as UTF-8."
     ),
     "broken-quotes": _error(
         "a quote that opens in a table is not closed before the next row",
         'Close it, or write it twice ("") if it belongs to the text.',
     ),
     "ambiguous-sample": _error(
-        "pictures and captions of a tar share a name, and which belongs to which is not known",
+        "pictures and captions of a tar share a name, and it is unknown which belongs to which",
         "Name each picture and its caption alike, up to the last dot.",
     ),
-    "unusable-row": _error("a row cannot be used", "Mend it as its reason says."),
-    "repeated-row": _warning("the same picture and text stand twice", "Take out one of them."),
+    "unusable-row": _error("a row cannot be used", "Fix it as its reason says."),
+    "repeated-row": _warning("the same picture and text appear twice", "Remove one of them."),
     "conflicting-captions": _warning(
-        "the same pixels have captions of which none is equal",
-        "See which is right. Two good descriptions belong into one row, as a list.",
+        "the same pixels have different captions",
+        "Check which is right. Two good descriptions belong in one row, as a list.",
     ),
     "duplicate": _warning(
         "the same pixels are in an earlier row, with an equal caption",
-        "Take out one: it is trained twice as often as others.",
+        "Remove one; it is trained twice as often as others.",
     ),
     "near-duplicate": _warning(
         "nearly the same picture is in an earlier row: saved again or scaled",
-        "Take out one: it is trained twice as often as others, and learned by heart sooner.",
+        "Remove one; it is trained twice as often as others, and memorised sooner.",
     ),
-    "blank": _warning("a picture of one colour", "Take it out, if that is not meant."),
+    "blank": _warning("a picture of one colour", "Remove it, if that is not intended."),
     "tiny-picture": _warning(
         "less than a quarter of the size it is trained at: enlarged, it is a blur",
-        "Take it out, or find a larger one.",
+        "Remove it, or find a larger one.",
     ),
     "small-picture": _warning(
         "smaller than the size it is trained at: it will be enlarged",
-        "Take it out, find a larger one, or lower data.image_size.",
+        "Remove it, find a larger one, or lower data.image_size.",
     ),
     "extreme-ratio": _warning(
         "more than half of the picture is cut away to fit the size it is trained at",
-        "Crop it by hand, or let data.buckets keep its shape.",
+        "Crop it by hand, or use data.buckets to keep its shape.",
     ),
     "wrong-extension": _warning(
-        "the file's name says another format than it is in", "Rename it; it can be read."
+        "the file's extension does not match its format", "Rename it; it can be read."
     ),
     "unreferenced-file": _warning(
         "a picture file in the folder that no row names", "Add a row for it, or move it away."
@@ -114,19 +114,20 @@ KINDS = {
     "caption-placeholder": _warning("a caption that stands for one", _REWRITE),
     "caption-file-name": _warning("a caption that is a file's name", _REWRITE),
     "caption-url": _warning("a web address in a caption", _REWRITE),
-    "caption-html": _warning("HTML in a caption", "Take out the tags and entities."),
+    "caption-html": _warning("HTML in a caption", "Remove the tags and entities."),
     "caption-mojibake": _warning(
-        "letters of a caption were read in a wrong encoding", "Save the source as UTF-8 again."
+        "characters of a caption were decoded with the wrong encoding",
+        "Save the source as UTF-8 again.",
     ),
     "caption-boilerplate": _warning("a caption with words of a web page or a chat model", _REWRITE),
-    "caption-repeats": _warning("a caption says the same over and over", _REWRITE),
+    "caption-repeats": _warning("a caption repeats itself", _REWRITE),
     "caption-cut": _warning(
         "longer than text_encoder.max_length tokens: the rest is not read",
-        "Raise text_encoder.max_length, or say it in fewer words.",
+        "Raise text_encoder.max_length, or shorten the caption.",
     ),
     "caption-shared": _warning(
         "one caption for a large share of the pictures",
-        "Say what tells these pictures apart, if the model is to learn that.",
+        "Describe how these pictures differ, if the model should learn that.",
     ),
     "damaged-profile": _warning(
         "a colour profile that cannot be used: the colours are read as sRGB",
@@ -149,15 +150,15 @@ _REFUSED = (
     ("the same picture and text stand in an earlier row", "repeated-row"),
     ("there is no .txt of the same name", "no-caption"),
     ("the caption is empty", "empty-caption"),
-    ("' is empty, and '", "empty-caption"),
+    ("' is empty, but '", "empty-caption"),
     ("the list of captions is empty", "empty-caption"),
     ("leads out of the folder", "path-refused"),
     ("not a regular file", "path-refused"),
-    ("may name no files", "path-refused"),
-    ("the path holds a NUL", "path-refused"),
+    ("may not refer to files", "path-refused"),
+    ("the path contains a NUL", "path-refused"),
     ("longer than any path", "path-refused"),
-    ("is not UTF-8", "wrong-encoding"),
-    ("UTF-16 without a mark", "wrong-encoding"),
+    ("is not valid UTF-8", "wrong-encoding"),
+    ("UTF-16 without a byte order mark", "wrong-encoding"),
     ("control character", "control-characters"),
     ("a NUL character", "control-characters"),
     ("the quote that opens", "broken-quotes"),

@@ -119,7 +119,7 @@ def _of_kind(
     suffix = PurePosixPath(source.name if isinstance(source, Path) else row.key).suffix.lower()
     named = Image.registered_extensions().get(suffix)
     if named and named != {"MPO": "JPEG"}.get(kind, kind):  # cameras' JPEG with a second picture
-        faults.append(Fault("wrong-extension", f"it is {kind}, and its name ends in {suffix}"))
+        faults.append(Fault("wrong-extension", f"it is {kind}, but its name ends in {suffix}"))
     if frames != "1":
         faults.append(Fault("animated", f"{frames} frames"))
     if transparent:

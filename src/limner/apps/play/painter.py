@@ -181,7 +181,7 @@ class Painter:
                 tell({**event, "png": _encoded(picture, "PNG")})
         if unkept:
             raise LimnerError(
-                f"{len(unkept)} of {len(every)} pictures could not be kept in {self.keep_in} "
+                f"{len(unkept)} of {len(every)} pictures could not be saved in {self.keep_in} "
                 f"({unkept[0]}); save them from this page"
             )
 

@@ -48,11 +48,11 @@ class DrawRequest(Section):
             found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
             places = [shorten_name(".".join(map(str, e["loc"]))) for e in found]
             lines = [f"{place}: {e['msg']}" for place, e in zip(places, found, strict=True)]
-            raise LimnerError("what was asked for cannot be drawn: " + "; ".join(lines)) from None
+            raise LimnerError("invalid request: " + "; ".join(lines)) from None
         if len(asked.prompts) * asked.num_images > MOST_PICTURES:
             raise LimnerError(
                 f"{len(asked.prompts)} prompts, each {asked.num_images} times, are more than "
-                f"{MOST_PICTURES} pictures; ask for fewer"
+                f"{MOST_PICTURES} pictures; request fewer"
             )
         return asked
 
@@ -73,5 +73,5 @@ class DrawRequest(Section):
             try:
                 found["init_image"] = base64.b64decode(self.init_image, validate=True)
             except (binascii.Error, ValueError):
-                raise LimnerError("init_image is no base64") from None
+                raise LimnerError("init_image is not valid base64") from None
         return found

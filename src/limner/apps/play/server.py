@@ -79,8 +79,8 @@ class Server(ThreadingHTTPServer):
             super().__init__((LOOPBACK, port), Handler)
         except (OSError, OverflowError) as error:
             taken = getattr(error, "errno", None) == errno.EADDRINUSE
-            why = "is taken by another program" if taken else f"cannot be used ({error})"
-            raise LimnerError(f"--port {port} {why}; take another, or 0 for any") from None
+            why = "is in use by another program" if taken else f"cannot be used ({error})"
+            raise LimnerError(f"--port {port} {why}; use another, or 0 for any free port") from None
 
     def server_bind(self) -> None:
         """Without the look-up of a name, which takes seconds where a resolver does not answer."""
@@ -192,20 +192,22 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> Any:
         """The JSON that came. Raises Refusal."""
         if self.headers.get_content_type() != "application/json":
-            raise Refusal(415, "a request is application/json")
+            raise Refusal(415, "a request must be application/json")
         lengths = self.headers.get_all("Content-Length", [])
         one = len(lengths) == 1 and re.fullmatch("[0-9]{1,12}", lengths[0].strip())
         if not one or int(lengths[0]) > MOST_BYTES:
-            raise Refusal(413, f"a request has at most {MOST_BYTES:,} bytes, and says how many")
+            raise Refusal(
+                413, f"a request must have a Content-Length of at most {MOST_BYTES:,} bytes"
+            )
         data = self.rfile.read(int(lengths[0]))
         if len(data) < int(lengths[0]):
             raise Refusal(400, "the request was cut off")
         try:
             return json.loads(data)
         except RecursionError:
-            raise Refusal(400, "this is no JSON that is read: it is nested too deep") from None
+            raise Refusal(400, "not valid JSON: it is nested too deeply") from None
         except ValueError as error:  # of JSON, of UTF-8, or of a number that is too long
-            raise Refusal(400, f"this is no JSON: {error}") from None
+            raise Refusal(400, f"not valid JSON: {error}") from None
 
     # ---- answers ---------------------------------------------------------------------------
 

@@ -312,8 +312,8 @@ def _versions() -> dict[str, str]:
         import transformers
     except ImportError:
         raise LimnerError(
-            "a diffusers folder needs the packages diffusers and transformers: "
-            'pip install "limner[pretrained]"'
+            "a diffusers folder requires the packages diffusers and transformers; run pip install "
+            '"limner[pretrained]"'
         ) from None
     return {
         "_diffusers_version": diffusers.__version__,

@@ -59,7 +59,7 @@ def export(
     _check("format", format, get_args(Format))
     if format == "safetensors" and output.suffix != SUFFIX:
         output = output / WEIGHTS_FILE
-    with FolderLock(output, "name another --output"):
+    with FolderLock(output, "choose another --output"):
         return _export(checkpoint, output, format, dtype, vae, text_encoder, averaged)
 
 
@@ -74,7 +74,10 @@ def _export(
 ) -> Path:
     opened = open_model(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
-        raise LimnerError(f"{checkpoint} holds one set of weights; others are in the checkpoint")
+        raise LimnerError(
+            f"{checkpoint} contains only one set of weights; the others are in the checkpoint it "
+            "was exported from"
+        )
     keep_out_of_the_data(output, opened.config, "--output", checkpoint)
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
@@ -102,8 +105,8 @@ def in_precision(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     cast = {n: t.to(DTYPES[dtype]) if t.is_floating_point() else t for n, t in weights.items()}
     if lost := [n for n, t in cast.items() if not torch.isfinite(t).all()]:
         raise LimnerError(
-            f"{lost[0]} holds numbers that {dtype} does not have (or none at all, NaN); take "
-            "another dtype, or an earlier checkpoint"
+            f"{lost[0]} contains values that {dtype} cannot represent (or NaN); use another dtype, "
+            "or an earlier checkpoint"
         )
     return cast
 
@@ -119,7 +122,7 @@ def sizes(written: Path) -> list[str]:
 
 def _check(what: str, asked: str, known: Iterable[str]) -> None:
     if asked not in known:
-        raise LimnerError(f"{what} {asked!r} is not known; take one of {', '.join(known)}")
+        raise LimnerError(f"unknown {what} {asked!r}; use one of {', '.join(known)}")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -138,6 +141,6 @@ def refuse_foreign(folder: Path) -> None:
         return
     if foreign_names(folder):
         raise LimnerError(
-            f"{folder} is there already and holds more than an earlier export, or one that was "
-            "changed since, so it is not replaced by one: name a folder that does not exist yet"
+            f"{folder} already exists and is not an earlier export, contains other files, or was "
+            "changed since, so it is not overwritten; use a new folder"
         )

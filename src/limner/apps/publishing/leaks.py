@@ -96,9 +96,9 @@ def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str]
     listed = "".join(f"\n  - {leak}" for leak in found[:MOST_TOLD])
     more = f"\n  ... and {len(found) - MOST_TOLD:,} more" if len(found) > MOST_TOLD else ""
     raise LimnerError(
-        f"nothing was published, for it would show what is private:{listed}{more}\n"
-        "take it out of the run's files, or rename what it names; a word that may be known is "
-        "taken for public where --data_name or --repo says it"
+        f"nothing was published, because it would reveal private information:{listed}{more}\n"
+        "remove it from the run's files, or rename what it refers to; a word that may be known "
+        "counts as public if it is in --data_name or --repo"
     )
 
 

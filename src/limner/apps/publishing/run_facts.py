@@ -36,8 +36,8 @@ def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
     if newest == opened.folder and 0 <= since < opened.config.training.logging_steps:
         return run
     log.warning(
-        "what %s measured and drew is not about %s, and is left out of the card (limner report %s "
-        "does it anew for the newest checkpoint)",
+        "the measurements and drawings in %s do not belong to %s and are left out of the card "
+        "(limner report %s repeats them for the newest checkpoint)",
         *(run.folder, opened.folder.name, run.folder),
     )
     return None
@@ -83,7 +83,7 @@ def evaluation_of(
             continue
         if found["checkpoint"].get("weights_sha256") == sha256_of(opened.tensors()):
             break
-        log.warning("%s is about other weights, and is left out of the card", place)
+        log.warning("%s belongs to other weights and is left out of the card", place)
     else:
         return {}, None
     found = public_evaluation(found, opened.config, name, repo)
@@ -94,7 +94,9 @@ def evaluation_of(
     if not (place / PAGE).is_file():
         return found, None
     if not with_page and opened.config.data.dataset_name not in BUILT_IN:
-        log.warning("%s shows trained pictures and stays here; --page uploads it", place / PAGE)
+        log.warning(
+            "%s shows trained pictures and is not uploaded; use --page to upload it", place / PAGE
+        )
         return found, None
     # Made anew, of what is public, with the pictures that lie there.
     pictures = folder / "evaluation" / PICTURES

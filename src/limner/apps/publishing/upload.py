@@ -91,12 +91,9 @@ def publish(
         keep_out_of_the_data(output, open_model(checkpoint).config, "--output", checkpoint)
     repo = full_name(repo, dry_run)
     if said and said.base_model and not is_hub_id(said.base_model):
-        raise LimnerError(
-            f"--base_model {said.base_model}: give its id on the Hub, owner/name; a model that is "
-            "not there has none"
-        )
+        raise LimnerError(f"--base_model {said.base_model}: must be its Hub id, owner/name")
     with (
-        FolderLock(output, "name another --output") if output else contextlib.nullcontext(),
+        FolderLock(output, "choose another --output") if output else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
     ):
         folder = output or Path(temporary) / "model"
@@ -295,8 +292,8 @@ def _told(repo: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
             reason = (
-                "you are not logged in, or your token may not write there: `hf auth login` with a "
-                "token that may, or set HF_TOKEN"
+                "you are not logged in, or your token has no write access; run `hf auth login` "
+                "with one that has, or set HF_TOKEN"
             )
         if token := get_token():
             reason = reason.replace(token, "***")

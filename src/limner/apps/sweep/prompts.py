@@ -111,8 +111,8 @@ def _part(name: str, data: Data, members: Sequence[tuple[Split, int]], first_see
     good = sorted((key for key, d in asked.items() if d.truth is not None), key=sampling_rank)
     if len(good) < 2:
         raise LimnerError(
-            f"settings are {name} by real pictures, and {data.set.name} has {len(good)} for that; "
-            "a sweep takes at least two of them, better 64"
+            f"settings are {name} by real pictures, but {data.set.name} has only {len(good)} for "
+            "that; a sweep needs at least 2, preferably 64"
         )
     return Part(name, tuple(good), tuple(asked[key] for key in good), first_seed)
 

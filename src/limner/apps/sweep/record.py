@@ -85,8 +85,8 @@ class Record:
             values = read_json(self.path)
             if values["format"] != FORMAT:
                 raise LimnerError(
-                    f"{self.path} has format {values['format']!r} and this Limner writes {FORMAT}: "
-                    "move it away to sweep anew"
+                    f"{self.path} has format {values['format']!r}, but this version writes "
+                    f"{FORMAT}; move it away to start the sweep over"
                 )
             self.values |= {key: values[key] for key in self.values}
             for line in self.values["measured"]:
@@ -100,7 +100,7 @@ class Record:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ValidationError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise LimnerError(
-                f"{self.path} is damaged ({reason}); move it away, and the sweep begins anew"
+                f"{self.path} is damaged ({reason}); move it away to start the sweep over"
             ) from None
 
 

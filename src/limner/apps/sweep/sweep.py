@@ -114,10 +114,13 @@ def _sweep(
     began: float,
 ) -> Sweep:
     if store_cost is not None and store_cost not in costs:
-        raise LimnerError(f"--store {store_cost} is none of the costs {', '.join(map(str, costs))}")
+        raise LimnerError(
+            f"--store {store_cost} must be one of the costs {', '.join(map(str, costs))}"
+        )
     if guide is not None and store_cost is not None:
-        raise LimnerError("--guide is compared only: a checkpoint cannot name its guide; leave "
-                          "--store out")  # fmt: skip
+        raise LimnerError(
+            "--guide is only compared, since a checkpoint cannot record its guide; remove --store"
+        )
     record = Record(opened.folder / FILE)
     generator = open_generator(opened.folder, opened.config, device, vae, text_encoder, guide)
     data = open_data(squares(opened.config))
@@ -144,7 +147,9 @@ def _sweep(
     path = generator.objective.noise_schedule
     found, finished = search(config, path, before, costs, pictures, measure)
     if not found:
-        raise LimnerError(f"no setting draws with {max(costs)} evaluations; take a higher --costs")
+        raise LimnerError(
+            f"no setting needs as few as {max(costs)} evaluations; use higher --costs"
+        )
     measure.until = float("inf")  # what was found must be compared at one number of pictures
     named = [("before", before), *((str(cost), found[cost]) for cost in sorted(found))]
     for_all = [(name, sampling, measure(sampling, pictures)) for name, sampling in named]
@@ -199,15 +204,15 @@ def check_measures(quality: Quality, missing: str) -> list[str]:
     """What is not measured here, in words. Raises LimnerError where that is everything."""
     if quality.network is None and quality.follow is None:
         raise LimnerError(
-            f"there is nothing to choose settings by: {missing}; and several pictures have the "
-            "same caption, so that recall cannot say which one is meant"
+            f"no metric to choose settings by: {missing}; and several pictures have the same "
+            "caption, so recall has no single right answer"
         )
     if quality.network is None:
         return [f"by recall alone: {missing} (pip install 'limner[evaluation]')"]
     if quality.follow is None:
         return [
             "by kernel distance alone, which sees pictures and not captions: several pictures have "
-            "the same caption, so that recall cannot say which one is meant"
+            "the same caption, so recall has no single right answer"
         ]
     return []
 

@@ -57,7 +57,7 @@ def choose(rows: Sequence[Row], cost: int | None = None) -> Row:
     if cost is not None:
         asked = [row for row in rows if row.name == str(cost)]
         if not asked:
-            raise LimnerError(f"--store {cost}: no setting draws with so few evaluations")
+            raise LimnerError(f"--store {cost}: no setting needs so few evaluations")
         return asked[0]
     best = cheapest([row.chosen for row in rows])
     return next(row for row in rows if row.chosen is best)

@@ -82,12 +82,12 @@ class EmojiPictures:
         """`subset`: "all", or "demo" (the two tables of this file). `languages`: codes that
         `emoji.LANGUAGES` lists, or ["all"]; English is always there. Raises LimnerError."""
         if subset not in ("demo", "all"):
-            raise LimnerError(f'the emoji subset "{subset}" is not known; there are: demo, all')
+            raise LimnerError(f'unknown emoji subset "{subset}"; use demo or all')
         codes = list(emoji.LANGUAGES) if list(languages) == ["all"] else list(languages)
         if unknown := [code for code in codes if code not in emoji.LANGUAGES]:
             known = ", ".join(sorted(emoji.LANGUAGES))
             raise LimnerError(
-                f'emoji have no names in "{unknown[0]}"; the languages are: {known}, or ["all"]'
+                f'emoji have no names in "{unknown[0]}"; available languages: {known}, or ["all"]'
             )
         self.languages = list(dict.fromkeys(["en", *codes]))
         emoji.config.load_language(self.languages)
@@ -118,7 +118,7 @@ class EmojiPictures:
                 skip_system_fonts=True,  # the pictures hold no text; looking for fonts takes time
             )
         except ValueError as error:
-            raise PictureError(f"emoji {row.key} cannot be drawn: {error}") from error
+            raise PictureError(f"cannot draw emoji {row.key}: {error}") from error
         drawn = Image.open(io.BytesIO(png)).convert("RGB")
         # A few of the files are not square, and resvg keeps their shape.
         square = Image.new("RGB", (image_size, image_size), "white")

@@ -97,7 +97,7 @@ class ShapesPictures:
 
     def __init__(self, num_samples: int = 4000, seed: int = 0) -> None:
         if num_samples < 1:
-            raise LimnerError(f"shapes need at least 1 picture, and num_samples is {num_samples}")
+            raise LimnerError(f"shapes needs at least 1 picture, but num_samples is {num_samples}")
         rng = np.random.default_rng(seed)
         seen: Counter[Scene] = Counter()
         self.rows: list[Row] = []

@@ -84,7 +84,9 @@ def _prepare(
 ) -> Prepared:
     _refuse_filled(output)
     if num_samples is not None and num_samples < 1:
-        raise LimnerError(f"--num_samples is {num_samples}: give 1 or more, or leave it out.")
+        raise LimnerError(
+            f"--num_samples is {num_samples}; it must be at least 1. Without it, all are used."
+        )
     size = ShardSize(shard_size)
     if (folder := Path(source).expanduser()).is_dir():
         keep_out_of(output, folder, "--output")
@@ -119,8 +121,8 @@ def _prepare(
             write_json(staging / "refused.json", listed)
     except OSError as error:
         raise LimnerError(
-            f"{output} could not be written: {error.strerror or error}. "
-            "Check the free space and your permissions there."
+            f"{output} could not be written: {error.strerror or error}. Check free space and "
+            "permissions."
         ) from error
     return Prepared(count, refused, picture_set.description)
 
@@ -129,8 +131,8 @@ def _refuse_filled(output: Path) -> None:
     refuse_mounted(output)
     if foreign_names(output):
         raise LimnerError(
-            f"{output} exists already and is not empty. "
-            "Nothing was written: remove it, or choose another --output."
+            f"{output} already exists and is not empty. Nothing was written; remove it, or choose "
+            "another --output."
         )
 
 
@@ -146,7 +148,7 @@ def _open(kind: str, source: str, overrides: Sequence[str]) -> ImageDataset:
 def _bytes(picture_set: ImageDataset, row: Row) -> bytes:
     """The encoded picture. Raises PictureError."""
     if picture_set.path(row) is None and not isinstance(picture_set, PackedImages):
-        raise PictureError(f"{row.key}: {picture_set.name} holds no picture files")
+        raise PictureError(f"{row.key}: {picture_set.name} contains no picture files")
     source = picture_set.picture(row)
     try:
         return source if isinstance(source, bytes) else read_image(source)

@@ -55,7 +55,8 @@ class ShardSize:
         found = re.fullmatch(r"\s*(\d+)\s*([KMG]i?B)?\s*", text, re.IGNORECASE)
         if found is None or not int(found[1]):
             raise LimnerError(
-                f"--shard_size is {text!r}: give a number of pictures (1000) or a size (256MiB)"
+                f"--shard_size is {text!r}; it must be a number of pictures (1000) or a size "
+                "(256MiB)"
             )
         self.pictures = None if found[2] else int(found[1])
         self.bytes = int(found[1]) * _UNITS[found[2].upper()] if found[2] else None

@@ -65,11 +65,11 @@ def how_to_read(kind: str) -> str:
     ways = {
         "HEIC": "a HEIC picture, as iPhones take them. To read it, run: pip install 'limner[heic]' "
         "(or pip install pillow-heif); or convert it to JPEG",
-        "AVIF": "an AVIF picture, which this Pillow was built without. To read it, run: pip "
-        "install --upgrade pillow; or convert it to JPEG",
-        "JPEG XL": "a JPEG XL picture, which is not read here. Convert it to PNG or JPEG: djxl "
-        "a.jxl a.png (of a JPEG that was packed so, djxl a.jxl a.jpg gives the same JPEG back)",
-        "video": "a video (or a picture of a kind that is not known). Save a frame of it as JPEG",
+        "AVIF": "an AVIF picture, which this build of Pillow does not support. To read it, run: "
+        "pip install --upgrade pillow; or convert it to JPEG",
+        "JPEG XL": "a JPEG XL picture, which is not supported. Convert it to PNG or JPEG: djxl "
+        "a.jxl a.png (if it was made from a JPEG, djxl a.jxl a.jpg restores that JPEG)",
+        "video": "a video (or a picture in an unknown format). Save a frame of it as JPEG",
     }
     return f"this is {ways[kind]}"
 
@@ -79,16 +79,16 @@ def what_it_is(start: bytes) -> str:
     if not start:
         return "the file is empty (0 bytes)"
     if not any(start):
-        return "the file holds only zero bytes, as an interrupted download leaves it"
+        return "the file contains only zero bytes, as after an interrupted download"
     if kind := format_by_bytes(start):
         return how_to_read(kind)
     if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF")):
         return "this is PostScript or PDF: convert it to PNG"
     text = start.decode("utf-8", errors="replace").lstrip("\ufeff \r\n\t")
     if "\ufffd" in text[:-1] or "\0" in text:
-        return "the file is not a picture of a kind that is supported (JPEG, PNG, WebP, GIF, ...)"
+        return "the file is not a picture in a supported format (JPEG, PNG, WebP, GIF, ...)"
     if "<svg" in text:
         return "this is an SVG drawing: convert it to PNG"
     if text.lower().startswith(("<!doctype html", "<html")):
-        return "this is a web page, saved in place of a picture"
+        return "this is a web page, saved instead of a picture"
     return f"the file is text, not a picture: it begins with {text[:30]!r}"

@@ -112,7 +112,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     The level that is transparent, if the file names one, becomes an alpha channel."""
     levels = np.asarray(image)
     if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError("its levels are not 8 or 16 bits, so that white is not defined")
+        raise ValueError("its values are neither 8 nor 16 bits, so white is not defined")
     grey = Image.fromarray(_UPPER_8[levels])
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

@@ -26,7 +26,7 @@ def lost_part(data: bytes) -> str | None:
         return None
     kept = len(data.rstrip(b"\0"))
     if len(data) - kept >= FEWEST_AT_END and data.find(_END, begin) < 0:
-        return f"image file is truncated: from byte {kept:,} on it holds zeros"
+        return f"image file is truncated: from byte {kept:,} on, it contains only zeros"
     place = begin
     while (place := data.find(bytes(FEWEST), place)) >= 0:
         found = re.compile(rb"[^\0]").search(data, place)
@@ -34,7 +34,7 @@ def lost_part(data: bytes) -> str | None:
         if place % BLOCK == 0 and end % BLOCK == 0:
             # What follows the picture, such as a camera's second one, may be filled up with zeros.
             inside = data.find(_END, begin, place) < 0
-            return f"a part is lost: {end - place:,} zeros at byte {place:,}" if inside else None
+            return f"a part is missing: {end - place:,} zeros at byte {place:,}" if inside else None
         place = end
     return None
 

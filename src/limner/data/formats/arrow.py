@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1000  # rows
 NO_FOLDER = (
-    "only a path stands in place of the picture, and a table without a folder of its own may name "
-    "no files"
+    "there is only a path instead of the picture, and a table without its own folder may not refer "
+    "to files"
 )
 _CACHED = re.compile(r".*/(?:snapshots|extracted)/[0-9a-f]{16,}/(.+)")
 """Where a file lies that was downloaded: what follows is the same on every machine."""
@@ -206,8 +206,8 @@ class DatasetPictures:
             return "there is no picture"
         if "://" in path:
             return (
-                f"only a web address, {shorten_name(path, 60)}, stands in place of the picture: "
-                "download the pictures"
+                f"there is only a URL, {shorten_name(path, 60)}, instead of the picture; download "
+                "the pictures"
             )
         return self._not_a_file(path)
 
@@ -244,8 +244,8 @@ def _encoded(data: Dataset, image: str, name: str) -> Dataset:
         return data.cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # Arrow's are these
         raise LimnerError(
-            f"{name}: the column '{image}' is {data.features[image]}, not pictures ({error}); "
-            f"name another in data.image_column: {', '.join(data.column_names)}"
+            f"{name}: the column '{image}' is {data.features[image]}, not pictures ({error}); set "
+            f"data.image_column to another: {', '.join(data.column_names)}"
         ) from None
 
 
@@ -267,8 +267,8 @@ def _damaged(data: Dataset, names: Sequence[str], name: str) -> list[DamagedRows
             first += len(chunk)
     if found and data._indices is not None:
         raise LimnerError(
-            f"{name}: its table is damaged ({next(iter(found.values()))}). Download or write it "
-            "again, or set data.dataset_split to train to use the rows that are whole"
+            f"{name}: the table is damaged ({next(iter(found.values()))}). Download or write it "
+            "again, or set data.dataset_split=train to use the intact rows"
         )
     return [DamagedRows(*rows, reason) for rows, reason in sorted(found.items())]
 
@@ -324,7 +324,7 @@ def _good(text: Any) -> tuple[tuple[str, ...], list[str]]:
         if reason := check_caption(caption):
             reasons.append(reason)
         elif caption.strip() in captions:
-            reasons.append("the same text stands there twice")
+            reasons.append("the same text appears twice")
         else:
             captions[caption.strip()] = None
     return tuple(captions), reasons if texts else ["the list of captions is empty"]

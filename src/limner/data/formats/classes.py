@@ -40,9 +40,9 @@ def says_nothing(name: str) -> str | None:
     """Why a folder's name is no caption; None if it may be one."""
     text = readable(name)
     if not any(letter.isalpha() for letter in text):
-        return f"the folder's name {name!r} has no word in it"
+        return f"the folder name {name!r} contains no word"
     if _CODE.fullmatch(text):
-        return f"the folder's name {name!r} is a code: rename it to what the pictures show"
+        return f"the folder name {name!r} is a code; rename it to what the pictures show"
     return None
 
 
@@ -75,7 +75,9 @@ def read_classes(path: Path, options: ReadOptions) -> Found:
     def entries() -> Iterator[Entry]:
         for key in keys:
             name = posixpath.basename(posixpath.dirname(key))
-            fault = says_nothing(name) if name else "it lies in no folder that could name it"
+            fault = (
+                says_nothing(name) if name else "it is in no folder whose name could be its caption"
+            )
             held_out = key.split("/")[0].lower() in HELD_OUT if split else None
             yield Entry(key, key, readable(name), fault, held_out)
 

@@ -35,8 +35,8 @@ def read_coco(source: Path, options: ReadOptions) -> Found:
         files = coco_files(folder)
     if not files:
         raise LimnerError(
-            f"{folder} has no annotations/captions_*.json. For COCO, give the folder that holds "
-            "annotations/ and the picture folders (train2017/, ...), or a captions JSON itself."
+            f"{folder} has no annotations/captions_*.json. For COCO, use the folder that contains "
+            "annotations/ and the picture folders (train2017/, ...), or a captions JSON file."
         )
     if folder.name == "annotations":  # the JSON was given where COCO has it
         folder = folder.parent
@@ -75,8 +75,8 @@ def _entries(
             captions[annotation["image_id"]].append(annotation["caption"])
     except (KeyError, TypeError) as error:
         raise LimnerError(
-            f"{file} is not a COCO captions file: {error}. It must hold "
-            '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}.'
+            f'{file} is not a COCO captions file: {error}. It must contain {{"images": [{{"id", '
+            '"file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}.'
         ) from error
     places = (split, f"images/{split}", "images", "", file.parent.name)
     for identity in names | captions:

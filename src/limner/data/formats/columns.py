@@ -79,10 +79,10 @@ class Chosen:
             if key in known:
                 also = [name for name in found if name.strip().lower() in known] or alike
                 fix = f"Rename {shorten(also[0], 40)} to '{key}'" if also else f"Add '{key}'"
-                fix += f", or name another in {setting}."
+                fix += f", or set {setting} to another."
             else:  # it was asked for by that name
                 fix = f"Correct {setting}" + (
-                    f": is {shorten(alike[0], 40)} meant?" if alike else "."
+                    f"; did you mean {shorten(alike[0], 40)}?" if alike else "."
                 )
             listed = ", ".join(shorten(name, 40) for name in found[:20]) or "nothing"
             return f"there is no '{key}'; found {listed}. {fix}"
@@ -99,9 +99,9 @@ class Chosen:
         for name in (self.image, *self.captions, HELD_OUT):
             if (count := listed.count(name)) > 1:
                 raise LimnerError(
-                    f"{where}: {count} columns are called '{name}', and only one can be read. Give "
-                    "each a name of its own (data.image_column and data.caption_column say which "
-                    "are used)."
+                    f"{where}: {count} columns are named '{name}', and only one can be read. Give "
+                    "each its own name (data.image_column and data.caption_column choose the ones "
+                    "to use)."
                 )
 
     def filled(self, is_filled: Callable[[str], bool]) -> tuple[Chosen, str]:
@@ -117,8 +117,8 @@ class Chosen:
             if is_filled(name):
                 others = tuple(other for other in self.others if other != name)
                 note = (
-                    f"The column '{chosen}' is empty, and '{name}' is used in its place "
-                    "(data.caption_column says which is meant)."
+                    f"The column '{chosen}' is empty, so '{name}' is used instead (set "
+                    "data.caption_column to choose one)."
                 )
                 return Chosen(self.image, (name,), others), note
         return self, ""
@@ -133,14 +133,14 @@ class Chosen:
         held_out = row.get(HELD_OUT)
         truth = _TRUTH.get(str(held_out).strip().lower(), held_out)
         if truth is not None and not isinstance(truth, bool):
-            fault = f"'{HELD_OUT}' is {shorten(held_out)}, neither true nor false"
+            fault = f"'{HELD_OUT}' is {shorten(held_out)}, but must be true or false"
             return Entry(place, row.get(self.image), None, fault)
         text = joined([row[name] for name in there])
         if is_empty(text) and (other := next((n for n in self.others if has_text(row.get(n))), "")):
             (chosen,) = self.captions
             fault = (
-                f"'{chosen}' is empty, and '{other}' is not: set data.caption_column to "
-                f"[{chosen}, {other}] to read both"
+                f"'{chosen}' is empty, but '{other}' is not; set data.caption_column to [{chosen}, "
+                f"{other}] to read both"
             )
             return Entry(place, row[self.image], None, fault)
         return Entry(place, row[self.image], text, None, truth)

@@ -42,7 +42,7 @@ def read_cub(path: Path, options: ReadOptions) -> Found:
     folder = cub_folder(existing_folder(path))
     if folder is None:
         raise LimnerError(
-            f"{path} has no images.txt beside a folder images/. For CUB-200-2011, give the folder "
+            f"{path} has no images.txt next to a folder images/. For CUB-200-2011, use the folder "
             "that the archive was unpacked to."
         )
     names = _table(folder / "images.txt")
@@ -57,7 +57,8 @@ def read_cub(path: Path, options: ReadOptions) -> Found:
             held_out = None if not split else split.get(number) == "0"
             if split and split.get(number) not in ("0", "1"):
                 fault = (
-                    f"train_test_split.txt says {shorten(split.get(number))} of it, neither 0 nor 1"
+                    f"train_test_split.txt has {shorten(split.get(number))} for it, but must have "
+                    "0 or 1"
                 )
             captions: str | list[str] = readable(posixpath.dirname(name))
             _, leads_out = paths.key(f"images/{name}")  # the captions then would be read elsewhere
@@ -71,7 +72,9 @@ def read_cub(path: Path, options: ReadOptions) -> Found:
 
     rows, refused = collect(entries(), folder, options.allowed)
     require_rows(rows, refused, folder)
-    source = f"captions of {texts}" if texts else "class names as captions, as no others are there"
+    source = (
+        f"captions of {texts}" if texts else "class names as captions, since there are no others"
+    )
     rule = "Held out: the test split of train_test_split.txt." if split else BY_HASH
     notes = (str(guesses),) if str(guesses) else ()
     return Found(f"CUB-200-2011, {source}", folder, rows, refused, rule, notes)
@@ -85,7 +88,7 @@ def _captions_folder(folder: Path, example: str) -> Path | None:
 
 def _captions(file: Path, encoding: str | None, guesses: Guesses) -> list[str]:
     if not file.is_file():
-        raise LimnerError(f"its captions, {file}, are not there")
+        raise LimnerError(f"its captions file, {file}, is not there")
     # People described a picture in the same words now and then; nothing is lost by saying it once.
     lines = read_text(file, encoding, guesses).split("\n")
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))

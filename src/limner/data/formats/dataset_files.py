@@ -17,7 +17,7 @@ from limner.data.regular_files import MAX_SIDECAR_BYTES, why_not_regular
 from limner.errors import LimnerError
 from limner.messages import shorten_name
 
-_CURE = "If that is meant, copy the file into the data set."
+_CURE = "If you want it, copy the file into the data set."
 
 
 def check_data_files(
@@ -41,8 +41,8 @@ def check_data_files(
             place = os.path.realpath(file)
         if not any(place.startswith(root) for root in roots):
             raise LimnerError(
-                f"{name}: its README.md has it read {shorten_name(file)}, which is not a file of "
-                f"the data set, and is not read. {_CURE}"
+                f"{name}: its README.md refers to {shorten_name(file)}, which is not a file of the "
+                f"data set and is not read. {_CURE}"
             )
 
 
@@ -84,8 +84,8 @@ def _check_name(folder: Path, name: object) -> None:
     plain = isinstance(name, str) and name and not set(name) & set("/\\:\0") and name != ".."
     if not plain:
         raise LimnerError(
-            f"{folder} names {shorten_name(str(name))} as a part of it, which lies elsewhere, and "
-            f"is not read. {_CURE}"
+            f"{folder} refers to {shorten_name(str(name))}, which is outside the folder and is not "
+            f"read. {_CURE}"
         )
 
 

@@ -65,9 +65,9 @@ def recognise(path: Path, columns: Columns, encoding: str | None = None) -> str:
         kind, place = found
         holds = "holds" if place == Path(os.path.realpath(folder)) else "is part of"
         raise LimnerError(
-            f"{folder} {holds} {kind} of Limner's, which is not read as data. Name the folder that "
-            "your pictures are in (data.dataset_path); data.format reads even this one as what it "
-            "says."
+            f"{folder} {holds} {kind} written by Limner, which is not read as data. Set "
+            "data.dataset_path to the folder of your pictures, or set data.format to read this one "
+            "anyway."
         )
     if any((folder / name).is_file() for name in METADATA):
         return "folder"
@@ -109,15 +109,15 @@ def tables_not_read(folder: Path) -> str:
         return ""
     shown = ", ".join(map(shorten_name, names[:3])) + (", ..." if len(names) > 3 else "")
     return (
-        f"Not read: {shown} (if the captions are there, name it in data.dataset_path, and its "
-        "columns in data.image_column and data.caption_column)."
+        f"Not read: {shown} (if it contains the captions, set data.dataset_path to it, and "
+        "data.image_column and data.caption_column to its columns)."
     )
 
 
 def _one_of(folder: Path, tables: list[Path]) -> Path | None:
     if len(tables) > 1:
         raise LimnerError(
-            f"{folder} holds {len(tables)} tables with a picture's and a caption's column: "
+            f"{folder} contains {len(tables)} tables with a picture and a caption column: "
             f"{', '.join(path.name for path in tables[:5])}; set data.dataset_path to one of them"
         )
     return tables[0] if tables else None
@@ -125,10 +125,7 @@ def _one_of(folder: Path, tables: list[Path]) -> Path | None:
 
 def unknown(folder: Path) -> LimnerError:
     """The error where nothing fits: what was found, and what is known."""
-    return LimnerError(
-        f"{folder} has no layout that is known here{_hint(folder)}. One of these is needed:\n"
-        f"{LAYOUTS}"
-    )
+    return LimnerError(f"{folder} has no known layout{_hint(folder)}. Use one of these:\n{LAYOUTS}")
 
 
 def _of_file(path: Path, columns: Columns, encoding: str | None) -> str:
@@ -143,8 +140,8 @@ def _of_file(path: Path, columns: Columns, encoding: str | None) -> str:
     if ending in TABLES:
         return "table"
     raise LimnerError(
-        f"{path} is a file of a kind that is not known here. Give the folder it is in, "
-        f"{path.parent}, or a file that ends with {', '.join(TABLES)} or .tar."
+        f"{path} is a file of an unknown kind. Use its folder, {path.parent}, or a file that ends "
+        f"with {', '.join(TABLES)} or .tar."
     )
 
 
@@ -226,7 +223,7 @@ def _hint(folder: Path) -> str:
     for name in METADATA:
         inner = next(folder.glob(f"*/{name}"), None)
         if inner:
-            return f" (but {inner.parent} has a {name}: give that folder)"
+            return f" (but {inner.parent} has a {name}; use that folder)"
     bare = sum(
         os.path.splitext(name)[1].lower() in images.EXTENSIONS
         for _, _, names in FolderWalk(folder)
@@ -238,7 +235,7 @@ def _hint(folder: Path) -> str:
     named = ""
     if tables:
         named = (
-            f", and {', '.join(tables[:3])} with other columns: name those of the picture and of "
-            "the caption in data.image_column and data.caption_column"
+            f", and {', '.join(tables[:3])} with other columns; set data.image_column and "
+            "data.caption_column to those of the picture and the caption"
         )
     return f" (it has {bare:,} pictures, none with a caption{named})"

@@ -76,7 +76,8 @@ class Guesses:
             return ""
         found = " and ".join(f"{n:,} as {name}" for name, n in self.counts.most_common())
         return (
-            f"Not in UTF-8, and read by their looks: {found} (data.encoding says it for certain)."
+            f"Not in UTF-8, read with a guessed encoding: {found} (set data.encoding to be "
+            "certain)."
         )
 
 

@@ -103,8 +103,8 @@ def check_caption(caption: object) -> str | None:
         return "the caption is empty"
     if len(caption) > MOST_CHARACTERS:
         return (
-            f"the caption has {len(caption):,} characters, more than the {MOST_CHARACTERS:,} that "
-            "any caption has: is it the right text?"
+            f"the caption has {len(caption):,} characters, more than the maximum of "
+            f"{MOST_CHARACTERS:,}; is it the right text?"
         )
     return _control_character(caption) or _not_unicode(caption)
 
@@ -119,12 +119,12 @@ def _control_character(caption: str) -> str | None:
         return None
     if name := utf_16_without_mark(caption):
         return (
-            "the caption is UTF-16 without a mark that says so, and full of NUL characters. Save "
-            f"the file as UTF-8, or set data.encoding to {name}"
+            "the caption is UTF-16 without a byte order mark, and full of NUL characters. Save the "
+            f"file as UTF-8, or set data.encoding to {name}"
         )
     line = caption.count("\n", 0, found.start()) + 1
     called = "a NUL character" if found[0] == "\0" else f"the control character {found[0]!r}"
-    return f"the caption's line {line} holds {called}: {shorten(caption)}. Take it out"
+    return f"line {line} of the caption contains {called}: {shorten(caption)}. Remove it"
 
 
 def _not_unicode(caption: str) -> str | None:
@@ -137,7 +137,10 @@ def _not_unicode(caption: str) -> str | None:
     line, byte = caption.count("\n", 0, place) + 1, ord(caption[place]) - 0xDC00
     which = readings(caption)
     asked = f", or set data.encoding: {which}" if which else ""
-    return f"the caption's line {line}: byte 0x{byte:02x} is not UTF-8. Save it as UTF-8{asked}."
+    return (
+        f"line {line} of the caption: byte 0x{byte:02x} is not valid UTF-8. Save it as "
+        f"UTF-8{asked}."
+    )
 
 
 def is_unicode(text: str) -> bool:

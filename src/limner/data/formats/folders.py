@@ -134,8 +134,8 @@ def _table(path: Path, options: ReadOptions) -> Path:
     found = table_in(existing_folder(path), options.columns, options.encoding)
     if found is None:
         raise LimnerError(
-            f"{path} holds no table with a picture's and a caption's column. Give the file itself; "
-            "data.image_column and data.caption_column say which columns are meant."
+            f"{path} contains no table with a picture and a caption column. Use the file itself, "
+            "and set data.image_column and data.caption_column to its columns."
         )
     return found
 
@@ -163,7 +163,7 @@ def _captions_beside(
         texts, sidecars = by_stem(names, ".txt"), by_stem(names, ".json")
         for name in names:
             if name.lower().endswith(".txt") and name != (last := texts[composed(name[:-4])]):
-                reason = f"{last} beside it has the same name, and is the one that is read"
+                reason = f"{last} next to it has the same name and is read instead"
                 refused.append(Refused(posixpath.join(within, name), reason))
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
@@ -173,10 +173,10 @@ def _captions_beside(
                     beside[composed(stem)].append(name)
                 else:
                     key = posixpath.join(within, name)
-                    refused.append(Refused(key, "there is no .txt of the same name beside it"))
+                    refused.append(Refused(key, "there is no .txt of the same name next to it"))
         for stem, text in texts.items():
             if not beside[stem]:
-                reason = "there is no picture of the same name beside it of a known extension"
+                reason = "there is no picture of the same name and a known extension next to it"
                 refused.append(Refused(posixpath.join(within, text), reason))
                 continue
             keys = [posixpath.join(within, name) for name in beside[stem]]

@@ -75,20 +75,20 @@ def _from_hub(config: Config, name: str) -> Dataset:
     import datasets
 
     data = config.data
-    mirror = "without the Hub, HF_ENDPOINT=https://hf-mirror.com names a mirror"
+    mirror = "if the Hub cannot be reached, set HF_ENDPOINT=https://hf-mirror.com to use a mirror"
     try:
         # The package itself refuses a README that names files outside of its repository.
         return datasets.load_dataset(name, data.dataset_config, split=data.dataset_split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise LimnerError(
-            f"data.dataset_name: {name} is not on the Hub, or only for some: {_said(error)}. "
-            "Look at its name; for a private one, log in with `hf auth login`"
+            f"data.dataset_name: {name} is not on the Hub, or is private or gated: {_said(error)}. "
+            "Check its name; for a private one, log in with `hf auth login`"
         ) from None
     except (ValueError, RuntimeError) as error:  # of its configurations, of its splits, of scripts
         raise LimnerError(_asked_wrongly(f"data.dataset_name: {name}", config, error)) from None
     except OSError as error:
         raise LimnerError(
-            f"data.dataset_name: {name} could not be downloaded ({_said(error)}). Look at the "
+            f"data.dataset_name: {name} could not be downloaded ({_said(error)}). Check the "
             f"connection and the disk; {mirror}"
         ) from None
     except Exception as error:  # of the several libraries that download
@@ -136,9 +136,9 @@ def _from_disk(config: Config, path: Path, roots: Sequence[str]) -> Dataset:
 def _asked_wrongly(what: str, config: Config, error: Exception) -> str:
     reason = _said(error)
     return (
-        f"{what} cannot be read by the package datasets as split "
-        f"{config.data.dataset_split!r} of configuration {config.data.dataset_config!r}: {reason} "
-        "(data.dataset_split and data.dataset_config choose others)"
+        f"{what} cannot be read by the package datasets as split {config.data.dataset_split!r} of "
+        f"configuration {config.data.dataset_config!r}: {reason} (set data.dataset_split or "
+        "data.dataset_config to choose another)"
     )
 
 

@@ -35,7 +35,7 @@ def open_streamed(config: Config) -> ShardPictures:
     raise LimnerError(
         f"data.dataset_name: {name} has neither Parquet files nor tars of the split "
         f"{config.data.dataset_split!r} (data.dataset_split, data.dataset_config) that could be "
-        "streamed; data.streaming=false downloads it, whatever it consists of"
+        "streamed; set data.streaming=false to download it in any format"
     )
 
 

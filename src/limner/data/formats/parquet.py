@@ -76,7 +76,7 @@ def of_split(places: list[Place], split: str) -> list[Place]:
     chosen = [place for place, name in named.items() if name == split]
     if not chosen:
         raise LimnerError(
-            f"data.dataset_split: there is no {split!r} among the files, which are of "
+            f"data.dataset_split: there are no files of split {split!r}; available: "
             f"{', '.join(sorted(set(named.values())))}"
         )
     return chosen
@@ -239,7 +239,7 @@ class Parquet:
         if not _holds_bytes(kind):
             raise LimnerError(
                 f"{place.url}: the column '{chosen.image}' is {kind}, not the bytes of pictures; "
-                "data.image_column names another"
+                "set data.image_column to another"
             )
         return chosen, f"{chosen.image}.bytes" if pyarrow.types.is_struct(kind) else chosen.image
 

@@ -74,8 +74,8 @@ def open_parquet_file(
     except Exception as error:
         if isinstance(source, (str, Path)) or is_damage(error):
             raise LimnerError(
-                f"{name} cannot be read as Parquet, or is damaged ({said(error)}): make or "
-                "download it anew, or take it out"
+                f"{name} cannot be read as Parquet, or is damaged ({said(error)}): write or "
+                "download it again, or remove it"
             ) from None
         raise
 
@@ -138,7 +138,7 @@ def too_large(file: pyarrow.parquet.ParquetFile, group: int, columns: list[str])
             size += column.total_uncompressed_size
     if size <= MAX_GROUP_BYTES:
         return None
-    return f"{size:,} bytes in one row group, more than the {MAX_GROUP_BYTES:,} that are read"
+    return f"{size:,} bytes in one row group, more than the maximum of {MAX_GROUP_BYTES:,}"
 
 
 def said(error: Exception) -> str:

@@ -20,12 +20,11 @@ csv.field_size_limit(2**31 - 1)  # a cell may hold a whole picture; what is used
 MOST_LINES = 1000
 """Lines of a quoted cell; a longer one is taken for a quote that was never closed."""
 UNCLOSED = (
-    "the quote that opens in this line is not closed before the next row: close it, or write it "
+    "the quote that opens in this line is not closed before the next row; close it, or write it "
     'twice ("") if it belongs to the text'
 )
 MORE_CELLS = (
-    "there are more cells than columns. "
-    'A text that holds a comma needs quotes: "a red, ripe apple".'
+    'there are more cells than columns. A text with a comma needs quotes: "a red, ripe apple".'
 )
 
 
@@ -47,8 +46,8 @@ def read_separated(path: Path, text: str) -> tuple[list[str], list[Record]]:
         names = next(csv.reader(lines[:1], delimiter=separator, strict=True), [])
     except csv.Error as error:
         raise LimnerError(
-            f"{path}, line 1: the names of the columns are not valid CSV ({error}). Look there for "
-            "a quote that is opened and not closed."
+            f"{path}, line 1: the column names are not valid CSV ({error}). Check for a quote that "
+            "is not closed."
         ) from None
     body = lines[1:]
     rows = _all_at_once(body, names, separator)
@@ -127,9 +126,8 @@ def _one(lines: Sequence[str], first: int, names: list[str], separator: str) -> 
         cells = _plain(lines[first], separator)
         if taken > 1 or len(cells) != len(names):
             fault = (
-                "a cell begins with a quote and goes on after the quote that closes it, and "
-                f'{len(cells)} cells stand for {len(names)} columns: write "" for a quote within '
-                "quotes"
+                "a cell begins with a quote and continues after the closing quote, giving "
+                f'{len(cells)} cells for {len(names)} columns; write "" for a quote within quotes'
             )
             return Record(first + 2, [], fault), 1
     return _record(last + 2, cells, names), taken

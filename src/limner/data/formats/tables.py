@@ -71,7 +71,7 @@ def read_table(path: Path, options: ReadOptions) -> Table:
     if ending == ".parquet":
         return _parquet(path, options.columns)
     if ending not in TABLES:
-        raise LimnerError(f"{path} is no table: its name must end with {', '.join(TABLES)}")
+        raise LimnerError(f"{path} is not a table; its name must end with {', '.join(TABLES)}")
     guesses = Guesses()
     text = read_text(path, options.encoding, guesses)
     notes = (str(guesses),) if str(guesses) else ()
@@ -154,10 +154,10 @@ def _objects(rows: list[tuple[str, object, str | None]], columns: Columns, image
         for place, row, fault in rows:
             if fault is None and not isinstance(row, dict):
                 should = f'{{"{chosen.image}": ..., "{chosen.captions[0]}": ...}}'
-                fault = f"{kind_of(row)} stands where {should} should"
+                fault = f"found {kind_of(row)} instead of {should}"
             if isinstance(row, DoubledKeys):
                 for name in sorted(row.doubled & {chosen.image, *chosen.captions}):
-                    fault = f"the key '{name}' stands twice: write a list for several captions"
+                    fault = f"the key '{name}' appears twice; use a list for several captions"
             if fault is None and isinstance(row, dict):
                 yield chosen.entry(place, row, every=False)
             else:
@@ -171,10 +171,10 @@ def _list(path: Path, text: str) -> list[tuple[str, object, str | None]]:
     data = parse_json(text, path)
     if not isinstance(data, list):
         coco = isinstance(data, dict) and "annotations" in data
-        fix = "This looks like COCO captions: set data.format: coco. " if coco else ""
+        fix = "This looks like COCO captions; set data.format=coco. " if coco else ""
         raise LimnerError(
-            f"{path} holds {kind_of(data)}, not a list of rows. {fix}"
-            'It must be [{"image": "images/image_000001.jpg", "text": "a red apple"}, ...].'
+            f'{path} contains {kind_of(data)}, not a list of rows. {fix}It must be [{{"image": '
+            '"images/image_000001.jpg", "text": "a red apple"}, ...].'
         )
     return [(f"{path.name}, row {number}", row, None) for number, row in enumerate(data, start=1)]
 

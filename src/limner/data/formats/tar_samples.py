@@ -157,10 +157,12 @@ def _fault(member: Member, name: str, kind: int) -> str | None:
     if member.kind != "file":
         return f"{called} is {member.kind}, not a file"
     if "\0" in member.name or len(member.name) > MAX_PATH:
-        return f"{called} is no name: it holds a NUL character, or is longer than any path"
+        return (
+            f"{called} is not a valid name: it contains a NUL character, or is longer than any path"
+        )
     most = regular_files.MAX_IMAGE_BYTES if kind == IMAGE else MAX_TEXT
     if member.size > most:
-        what = "more than is read of one picture" if kind == IMAGE else "it is no caption"
+        what = "more than the maximum for a picture" if kind == IMAGE else "too long for a caption"
         return f"{called} has {member.size:,} bytes: {what}"
     return None
 
@@ -181,8 +183,8 @@ def together(parts: Sequence[Part]) -> list[Sample]:
     if all(part.stem == key for part in captions):  # several pictures of one caption
         return [_sample(key, parts)]
     fault = (
-        "its pictures and captions share their names up to the first dot, and none up to the last: "
-        "which belongs to which is not known. Name each pair alike"
+        "its pictures and captions have the same names up to the first dot, but not up to the "
+        "last, so it is unknown which belongs to which. Give each pair the same name"
     )
     return [Sample(key, faults=[fault])]
 

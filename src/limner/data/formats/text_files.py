@@ -44,8 +44,8 @@ def read_text(path: Path, encoding: str | None = None, guesses: Guesses | None =
     data = read_bytes(path)
     if encoding is None and not has_mark(data) and (name := utf_16_without_mark(data)):
         raise LimnerError(
-            f"{path} is UTF-16 without a mark at its beginning that says so. Save it as UTF-8, or "
-            f"set data.encoding to {name}."
+            f"{path} is UTF-16 without a byte order mark. Save it as UTF-8, or set data.encoding "
+            f"to {name}."
         )
     return decode_lines(data, encoding, guesses)
 
@@ -81,16 +81,18 @@ def parse_json(text: str, path: Path, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         stands = text[error.pos : error.pos + 40].split("\n")[0]
         before = text[: error.pos].rstrip()[-20:].split("\n")[-1]
-        not_utf8 = " It is not UTF-8 either: save the file as UTF-8." if is_undecoded(text) else ""
+        not_utf8 = (
+            " It is not valid UTF-8 either; save the file as UTF-8." if is_undecoded(text) else ""
+        )
         raise LimnerError(
-            f"{path}, line {error.lineno + first_line - 1}, column {error.colno}: this is not "
-            f"valid JSON: {error.msg}; there stands {stands or 'the end of the text'!r}, after "
-            f"{before!r}. Look there for a missing or extra comma, quote or bracket.{not_utf8}"
+            f"{path}, line {error.lineno + first_line - 1}, column {error.colno}: not valid JSON: "
+            f"{error.msg}; found {stands or 'the end of the text'!r} after {before!r}. Check for a "
+            f"missing or extra comma, quote, or bracket.{not_utf8}"
         ) from error
     except ValueError as error:  # a number of more digits than Python reads
         raise LimnerError(f"{path}, line {first_line}: {error}") from error
     except RecursionError as error:
-        raise LimnerError(f"{path}: the JSON is nested too deeply. Write a flat list.") from error
+        raise LimnerError(f"{path}: the JSON is nested too deeply. Use a flat list.") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,12 +114,12 @@ def kind_of(data: object) -> str:
 def existing_folder(path: Path) -> Path:
     folder = path.expanduser().absolute()
     if folder.is_file():
-        raise LimnerError(f"{folder} is a file. Give the folder it is in: {folder.parent}")
+        raise LimnerError(f"{folder} is a file. Use its folder: {folder.parent}")
     if not folder.is_dir():
         nearest = next((parent for parent in folder.parents if parent.is_dir()), folder.anchor)
         raise LimnerError(
-            f"there is no folder {shorten_name(str(folder))} (the nearest that exists is "
-            f"{nearest}). Correct the path (data.dataset_path, or --input when preparing), or "
-            "make the folder."
+            f"folder not found: {shorten_name(str(folder))} (the nearest existing one is "
+            f"{nearest}). Correct the path (data.dataset_path, or --input of limner prepare), or "
+            "create the folder."
         )
     return folder

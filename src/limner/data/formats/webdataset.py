@@ -41,9 +41,9 @@ def open_tars(config: Config) -> ShardPictures:
 def open_tar_files(config: Config, path: str | Sequence[str], name: str) -> ShardPictures:
     if isinstance(path, str) and path.lower().split("?")[0].endswith(COMPRESSED):
         raise LimnerError(
-            f"data.dataset_path: {path} is compressed as a whole, so that no picture in it can be "
-            "read without all before it; pictures are compressed already: unpack it to a plain "
-            ".tar (gunzip, unxz, ...)"
+            f"data.dataset_path: {path} is compressed as a whole, so its pictures cannot be read "
+            "at random. Decompress it to a plain .tar (gunzip, unxz, ...); the pictures in it are "
+            "compressed anyway"
         )
     kind = Tars(Columns.of(config).captions, config.data.encoding)
     return open_shards(name, kind, find(path, ENDINGS), config)
@@ -68,14 +68,14 @@ class Tars:
                 for member in members(file, place.size):
                     found.take(member, file)
             except Damaged as error:
-                reason = f"{error}; what follows is not read. Make or download the file anew."
+                reason = f"{error}; what follows is not read. Write or download the file again."
                 building.refuse("(the rest of the tar)", f"{place.url}: {reason}")
         for sample in found.samples():
             self._add(building, sample)
         if found.guessed:
             building.notes.append(
-                f"Captions of {building.name} are not in UTF-8, and are read as {found.guessed} by "
-                "their looks (data.encoding says it for certain)."
+                f"Captions of {building.name} are not in UTF-8 and are read as {found.guessed}, a "
+                "guess (set data.encoding to be certain)."
             )
 
     def _add(self, building: Building, sample: Sample) -> None:
@@ -112,7 +112,7 @@ class Tars:
         if not isinstance(about, dict):
             if sample.texts and self.captions is None:  # programs keep other things there
                 return list(sample.texts), None, []
-            return [], None, [f"its .json holds {shorten(about)}, not an object with a caption"]
+            return [], None, [f"its .json contains {shorten(about)}, not an object with a caption"]
         held_out = about.get(HELD_OUT) if isinstance(about.get(HELD_OUT), bool) else None
         if sample.texts and self.captions is None:
             more = about.get("captions")
@@ -125,7 +125,7 @@ class Tars:
             wanted = ", ".join(self.captions or CAPTIONS[:3])
             has = ", ".join(shorten(name, 40) for name in list(about)[:10]) or "nothing"
             fault = f"its .json has no {wanted}, only {has}"
-            return [], None, [f"{fault}; data.caption_column names another"]
+            return [], None, [f"{fault}; set data.caption_column to another"]
         cell = joined(there)
         if cell == []:
             return [], held_out, ["the list of captions is empty"]

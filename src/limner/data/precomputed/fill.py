@@ -78,7 +78,7 @@ def fill(
         if not isinstance(full, DiskFull):
             raise
         raise LimnerError(
-            f"{full}; what was finished is kept: make room, or set cache.folder to a place on "
+            f"{full}; what was finished is kept. Free some disk space, or set cache.folder to "
             "another disk, and start again"
         ) from None
     store.refresh()
@@ -90,7 +90,7 @@ def check_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise LimnerError(
             f"{needed / 2**30:,.2f} GiB are needed in {folder} and {free / 2**30:,.2f} GiB are "
-            "free; make room, or set cache.folder to a place on another disk"
+            "free; free some disk space, or set cache.folder to another disk"
         )
 
 

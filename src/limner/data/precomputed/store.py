@@ -50,12 +50,12 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 GIVE_BACK_AFTER = 32 * 2**20
 """Bytes mapped after which they are given back; the system's cache still has them."""
 NOT_FINITE = (
-    "the values computed for it are not finite (NaN or infinite); compute in more precision "
-    "(training.mixed_precision: no) or take its row out"
+    "the values computed for it are not finite (NaN or infinite); use a higher precision "
+    "(training.mixed_precision=no), or remove its row"
 )
 UNREAD = (
-    "its file could not be read when it was looked at before the run: check the disk and the "
-    "permissions, or take its row out"
+    "its file could not be read before the run; check the disk and the permissions, or remove its "
+    "row"
 )
 MAPPED_AT_ONCE = 2**18
 """Bytes that the system maps around a place that is read, at most about."""
@@ -97,8 +97,8 @@ class Shard:
         begin, end = self.offset + first * self.row_bytes, self.offset + last * self.row_bytes
         if zlib.crc32(memoryview(self.mapped[0])[begin:end]) != int(self.sums[number]):
             raise PictureError(
-                "what is stored of it is damaged on the disk (its checksum is another one); it is "
-                "computed again at the next start"
+                "its stored values are damaged (checksum mismatch); they are computed again at the "
+                "next start"
             )
         return values
 
@@ -239,7 +239,7 @@ class Store:
             found = _read_key(folder / "key.json")
             if folder != self.folder and found is not None:
                 differences = _differences(found, self.key)
-                sentences.append(f"{folder} is there and is not used: {differences}")
+                sentences.append(f"{folder} exists but is not used: {differences}")
         return sentences
 
     def _places(self, ids: np.ndarray) -> np.ndarray:
@@ -257,7 +257,7 @@ class Store:
                 whole = os.fstat(file.fileno()).st_size
                 size = int.from_bytes(file.read(8), "little")
                 if size > whole:
-                    raise ValueError("its length is not what it says")
+                    raise ValueError("its length does not match its header")
                 header = json.loads(file.read(size))
                 about, begin = json.loads(header["__metadata__"]["about"]), 8 + size
 
@@ -274,10 +274,10 @@ class Store:
                 end = begin + max(tensor["data_offsets"][1] for n, tensor in header.items()
                                   if n != "__metadata__")  # fmt: skip
                 if whole != end or len(starts) != len(ids) + 1 or len(sums) != len(ids):
-                    raise ValueError("its length is not what it says")
+                    raise ValueError("its length does not match its header")
                 places = [array.tobytes() for array in (ids, starts, sums)]
                 if checksum_of(places) != about["sum"]:
-                    raise ValueError("its checksum is another one")
+                    raise ValueError("checksum mismatch")
             if differences := _differences(about["key"], self.key):
                 raise ValueError(f"it belongs to another store: {differences}")
             shard = Shard(
@@ -299,8 +299,8 @@ class Store:
             with contextlib.suppress(FileNotFoundError):  # another process has done it
                 os.replace(path, aside)
             log.info(
-                f"{path} cannot be used ({error}); it was moved to {aside.name} and its rows are "
-                "computed anew"
+                f"{path} cannot be used ({error}); it was moved to {aside.name}, and its rows are "
+                "computed again"
             )
             return None
 
@@ -312,7 +312,7 @@ class Store:
         shard.mapped = None  # Windows renames no file that is mapped
         shard.suspect().unlink(missing_ok=True)
         if damaged:
-            raise ValueError(f"the checksums of {damaged:,} of its rows are others")
+            raise ValueError(f"checksum mismatch in {damaged:,} of its rows")
 
 
 def checksum(values: Tensor) -> int:
@@ -347,11 +347,11 @@ def _read_key(file: Path) -> dict[str, Any] | None:
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        f"{name} is {there.get(name)} in the store and {here.get(name)} in this run"
         for name in dict.fromkeys([*here, *there])
         if there.get(name) != here.get(name)
     )
 
 
 def _unusable(folder: Path, why: str) -> str:
-    return f"{folder} is not a store that can be used: {why}; delete the folder, or move it away"
+    return f"{folder} is not a usable store: {why}; delete the folder, or move it away"

@@ -108,8 +108,8 @@ class Pieces:
                     path.unlink()
             self.get(name, fetch, keep)
         raise LimnerError(
-            f"{path} goes as fast as it comes: cache.pieces_mb "
-            f"{self.most_bytes >> 20} is too small for what is read together, or the disk is faulty"
+            f"{path} is deleted as soon as it is written: cache.pieces_mb {self.most_bytes >> 20} "
+            "is too small for the pieces that are read at the same time, or the disk is faulty"
         )
 
     def get(self, name: str, fetch: Fetch, keep: Collection[str] = (), wait: bool = True) -> None:
@@ -139,8 +139,8 @@ class Pieces:
                 file.writelines(pictures)
         except OSError as error:
             raise LimnerError(
-                f"{path} cannot be written ({error.strerror or error}): make room, or set "
-                "cache.folder to a place on another disk; the same command goes on from the last "
+                f"{path} cannot be written ({error.strerror or error}): free some disk space, or "
+                "set cache.folder to another disk. The same command resumes from the last "
                 "checkpoint"
             ) from None
 

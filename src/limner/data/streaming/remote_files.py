@@ -80,8 +80,8 @@ def of_shards(path: str) -> str | None:
     if ".tar" in name or name.endswith((".tgz", ".txz", ".tbz2")):
         return "webdataset"
     raise LimnerError(
-        f"data.dataset_path: {path} says by no ending what it holds; end it with *.tar or "
-        "*.parquet, or set data.format to webdataset or parquet"
+        f"data.dataset_path: the format of {path} is unknown; end it with *.tar or *.parquet, or "
+        "set data.format to webdataset or parquet"
     )
 
 
@@ -104,7 +104,7 @@ def find(path: str | Sequence[str], endings: tuple[str, ...]) -> list[Place]:
     if missing := [url for url, place in zip(urls, found, strict=True) if place is None]:
         listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise LimnerError(
-            f"data.dataset_path: {len(missing):,} of {len(urls):,} files are not there: {listed}"
+            f"data.dataset_path: {len(missing):,} of {len(urls):,} files were not found: {listed}"
         )
     return [place for place in found if place is not None]
 
@@ -169,7 +169,7 @@ def look_at(url: str) -> Place | None:
     except FileNotFoundError:
         return None
     if about.get("size") is None:
-        raise LimnerError(f"{url}: its server does not say how long the file is; download it")
+        raise LimnerError(f"{url}: the server does not report the file's size; download the file")
     version = next((about[name] for name in _VERSIONS if about.get(name)), "")
     return Place(url, int(about["size"]), str(version))
 
@@ -204,15 +204,15 @@ def read_range(place: Place, start: int, end: int) -> bytes:
 
 def changed(place: Place) -> str:
     return (
-        f"{place.url} has changed since this run began, and is no longer what was indexed; start "
-        "the command again"
+        f"{place.url} has changed since this run began and no longer matches its index; start the "
+        "command again"
     )
 
 
 def _no_ranges(url: str) -> str:
     return (
-        f"{url}: its server gives whole files only (no HTTP range requests), so that no part can "
-        "be read by itself; download the files, and name their folder"
+        f"{url}: the server does not support HTTP range requests, which streaming needs; download "
+        "the files, and use their folder"
     )
 
 
@@ -242,17 +242,17 @@ def patiently(url: str, ask: Callable[[], T]) -> T:
         except (FileNotFoundError, LimnerError):
             raise
         except PermissionError as error:
-            raise LimnerError(f"{url} may not be read: {error}") from None
+            raise LimnerError(f"no permission to read {url}: {error}") from None
         except Exception as error:  # each file system has exceptions of its own
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if getattr(error, "status", 0) in (400, 401, 403, 405, 410, 416, 451):
-                raise LimnerError(f"{url} cannot be read ({said}); look at the address") from None
+                raise LimnerError(f"{url} cannot be read ({said}); check the address") from None
             if wait is None:
                 raise Unreachable(
-                    f"{url} could not be reached for {sum(WAITS) / 60:.0f} minutes ({said}). Look "
-                    "at the network; the same command goes on from the last checkpoint."
+                    f"{url} could not be reached for {sum(WAITS) / 60:.0f} minutes ({said}). Check "
+                    "the network; the same command resumes from the last checkpoint."
                 ) from None
             told = redact_urls(url), redact_urls(said)
-            log.warning("%s could not be reached (%s); once more in %d s", *told, wait)
+            log.warning("%s could not be reached (%s); retrying in %d s", *told, wait)
             time.sleep(wait)
     raise AssertionError

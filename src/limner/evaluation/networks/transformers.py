@@ -225,9 +225,7 @@ def _config(folder: Path, kind: str, key: str) -> str:
     """The hash of config.json, which must be of the model type `kind`."""
     found = read_config(folder).get("model_type")
     if found != kind:
-        raise LimnerError(
-            f"{key}: {folder} holds a model of type {found!r}; {kind!r} is needed here"
-        )
+        raise LimnerError(f"{key}: {folder} contains a model of type {found!r}; expected {kind!r}")
     return file_sha256(folder / "config.json")
 
 
@@ -239,7 +237,7 @@ def _load(family: Any, folder: Path, key: str, config: Any = None) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise LimnerError(
             f"{key}: {folder} lacks {len(missing)} weights of a {family.__name__}, such as "
-            f"{missing[0]}; it is not complete, or of another kind"
+            f"{missing[0]}; it is incomplete, or another kind of model"
         )
     return model
 

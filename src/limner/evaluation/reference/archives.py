@@ -56,11 +56,11 @@ class Archive:
         if PICTURES not in self.shapes and MEAN not in self.shapes:
             there = ", ".join(sorted(names)) or "nothing"
             raise self._error(
-                f"it holds neither pictures ({PICTURES}) nor statistics ({MEAN}, {COVARIANCE}); "
-                f"there is: {there}"
+                f"it contains neither pictures ({PICTURES}) nor statistics ({MEAN}, {COVARIANCE}); "
+                f"found: {there}"
             )
         if (MEAN in self.shapes) != (COVARIANCE in self.shapes):
-            raise self._error(f"it holds one of {MEAN} and {COVARIANCE} and not the other")
+            raise self._error(f"it contains only one of {MEAN} and {COVARIANCE}")
         shape = self.shapes.get(PICTURES)
         self.count: int | None = shape[0] if shape else None
         self.preparation = f"{shape[2]} x {shape[1]} pixels, as published" if shape else ""
@@ -83,9 +83,9 @@ class Archive:
             torch.from_numpy(self._array(name).astype(np.float64)) for name in (MEAN, COVARIANCE)
         )
         if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-            raise self._error("its statistics hold numbers that are none (NaN)")
+            raise self._error("its statistics contain NaN or infinite values")
         if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6):
-            raise self._error(f"{COVARIANCE} is not symmetric, so it is no covariance")
+            raise self._error(f"{COVARIANCE} is not symmetric, so it is not a covariance")
         return Gaussian(mean, covariance, None)
 
     def batches(self, size: int) -> Iterator[Tensor]:

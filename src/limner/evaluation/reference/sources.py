@@ -100,7 +100,7 @@ class PictureFolder:
             if Path(name).suffix.lower() in files.EXTENSIONS
         )
         if not self.files:
-            what = "holds no pictures" if folder.is_dir() else "is no folder"
+            what = "contains no pictures" if folder.is_dir() else "is no folder"
             raise LimnerError(f"{folder} {what}")
         self.count: int | None = len(self.files)
         self.preparation = (

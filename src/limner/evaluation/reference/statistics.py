@@ -92,7 +92,7 @@ def statistics_of(
     if isinstance(found, Statistics):
         return found
     if found is not None:
-        events = (f"{path} cannot be used ({found}); it was made again",)
+        events = (f"{path} cannot be used ({found}); computed again",)
     made = _compute(source, network, key, batch_size, progress)
     if (problem := _write(path, made)) is not None:
         events += (problem,)
@@ -120,20 +120,21 @@ def archive_statistics(
     counts = isinstance(network, Inception) and network.verified
     if published is not None and counts and len(published.mean) != network.width:
         raise LimnerError(
-            f"{path} holds statistics of {len(published.mean)} features; {network.name} has "
+            f"{path} contains statistics of {len(published.mean)} features, but {network.name} has "
             f"{network.width}"
         )
     if archive.count is None:
         assert published is not None
         if not counts:
             raise LimnerError(
-                f"{path} holds mean and covariance of Inception-v3's features and no pictures; "
-                f"nothing that {network.label('Frechet distance')} could be measured against"
+                f"{path} contains mean and covariance of Inception-v3 features but no pictures, so "
+                f"there is nothing that {network.label('Frechet distance')} could be measured "
+                "against"
             )
         about = network.identity() | {"pictures": archive.name, "moments": AS_PUBLISHED}
         said = (
-            f"{path} does not say how many pictures it is of, nor how they were resized for the "
-            "network; pytorch-fid resizes otherwise than the original code and this program"
+            f"{path} does not record how many pictures it was made from, nor how they were "
+            "resized; pytorch-fid resizes differently from the original code and Limner"
         )
         return Statistics(published, None, about, events=(said,))
     seen = statistics_of(archive, network, cache, batch_size, progress)
@@ -142,8 +143,8 @@ def archive_statistics(
     if counts:
         return replace(seen, gaussian=published, about=seen.about | {"moments": AS_PUBLISHED})
     said = (
-        f"{path} holds Inception-v3's mean and covariance of its whole data set; they do not count "
-        f"for {network.label('Frechet distance')}, which is of its {archive.count:,} pictures"
+        f"{path} contains Inception-v3's mean and covariance of its whole data set; they are not "
+        f"used for {network.label('Frechet distance')}, which uses its {archive.count:,} pictures"
     )
     return replace(seen, events=(*seen.events, said))
 
@@ -176,7 +177,8 @@ def _compute(
     if len(features) < 2:
         why = f"; the first: {source.refused[0].reason}" if source.refused else ""
         raise LimnerError(
-            f"{source.name}: a reference needs two pictures, and {len(features)} can be used{why}"
+            f"{source.name}: a reference needs at least two pictures, but only {len(features)} can "
+            f"be used{why}"
         )
     about: dict[str, Any] = {
         "key": key,
@@ -209,8 +211,8 @@ def _write(path: Path, made: Statistics) -> str | None:
     except OSError as error:
         return (
             f"the features could not be kept in {path} ({error.strerror or error}); the next "
-            "evaluation computes them "
-            "again: make room, or set cache.folder to another place"
+            "evaluation computes them again. Free some disk space, or set cache.folder to another "
+            "disk"
         )
     return None
 
@@ -228,10 +230,10 @@ def _read(path: Path, key: Key) -> Statistics | str | None:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["header"])
         if header["checksum"] != _checksum(header["about"], tensors):
-            return "its checksum differs"
+            return "checksum mismatch"
         about = json.loads(header["about"])
         if about["key"] != key:
-            return "it is of something else than its name says"
+            return "its contents do not match its name"
         features = tensors["features"]
         gaussian = Gaussian(tensors["mean"], tensors["covariance"], len(features))
         refused = tuple(Refused(*row) for row in about.pop("refused rows"))

@@ -59,17 +59,17 @@ def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | No
     recent, first = history[-PATIENCE:], history[0]
     if all(m.trained > 0.95 * first.trained for m in recent):
         return (
-            f"not learning: the loss on trained pictures is {recent[-1].trained:.3g}, hardly "
-            f"below the {first.trained:.3g} of step {first.step}; try another "
-            "training.learning_rate, and see whether captions and pictures belong together"
+            f"not learning: the loss on trained pictures is {recent[-1].trained:.3g}, hardly below "
+            f"the {first.trained:.3g} of step {first.step}; try another training.learning_rate, "
+            "and check that captions match their pictures"
         )
     lowest = recent[-1].lowest_noise
     if noise_floor and lowest is not None and lowest[1] > 0.9 * noise_floor:
         return (
             f"noise stays: the held-out loss at timestep {lowest[0]} of 1000, where there is "
-            f"almost none, is {lowest[1]:.2g} and cannot fall below {noise_floor:.2g}, for the "
-            "noise of a patch is wider than the model; set scheduler.prediction_type=sample, or a "
-            "smaller model.patch_size, and begin anew"
+            f"almost no noise, is {lowest[1]:.2g} and cannot fall below {noise_floor:.2g}, because "
+            "a patch has more values than the model's width; set scheduler.prediction_type=sample "
+            "or a smaller model.patch_size, and start over"
         )
     best = best_of(history)
     assert best
@@ -77,8 +77,8 @@ def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | No
     if worse and recent[-1].trained < best.trained:
         return (
             f"memorising: the held-out loss was best at step {best.step} ({best.heldout:.3g}) and "
-            f"is {recent[-1].heldout:.3g} now{_where(best, recent[-1])}, while trained pictures "
-            "still get better; more pictures, model.dropout, or a shorter run would help"
+            f"is {recent[-1].heldout:.3g} now{_where(best, recent[-1])}, while the loss on trained "
+            "pictures still falls; more pictures, model.dropout, or a shorter run would help"
         )
     return None
 
@@ -132,7 +132,7 @@ class Spikes:
         if not self.jumped or self.count > 1:
             return None
         return (
-            f"the loss jumped to {loss:.3g} at step {step}, from about {median:.3g}: if it does "
-            "not come back, go on from an older checkpoint with a lower training.learning_rate "
-            "(further jumps are counted in log.jsonl, as `jumped`)"
+            f"the loss jumped to {loss:.3g} at step {step}, from about {median:.3g}; if it does "
+            "not recover, resume from an older checkpoint with a lower training.learning_rate "
+            "(further jumps are counted as `jumped` in log.jsonl)"
         )

@@ -39,7 +39,7 @@ class Shared(NamedTuple):
     def in_words(self) -> str:
         return (
             f"other programs use {self.others:.0%} of this machine: training gets {self.gets:.0%} "
-            f"of the CPU time of its {self.threads} threads, so it runs more slowly"
+            f"of the CPU time of its {self.threads} threads, and runs more slowly"
         )
 
 

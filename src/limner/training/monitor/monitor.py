@@ -102,7 +102,7 @@ class RunMonitor:
         precision = str(self.dtype).removeprefix("torch.")
         log.info(
             f"{million:.1f}M parameters on {devices.describe(self.accelerator.device)} in "
-            f"{precision}; {len(self.inputs.trained.rows):,} pictures to learn from, "
+            f"{precision}; {len(self.inputs.trained.rows):,} pictures for training, "
             f"{len(self.inputs.held_out.rows):,} held out"
         )
         trained, held_out = self.data.trained.buckets, self.data.held_out.buckets
@@ -113,7 +113,7 @@ class RunMonitor:
             self.log.write("buckets", self.state.step, sizes=sizes)
         self.run.events.write_waiting()
         if self.state.pieces > 1:
-            log.info(f"each micro-batch goes through the model in {self.state.pieces} parts")
+            log.info(f"each micro-batch is split into {self.state.pieces} parts")
         if self.state.step:
             log.info(f"resumed at step {self.state.step}, {self.state.images:,} pictures seen")
         if new := self.log.refuse(self.set.refused):
@@ -133,7 +133,7 @@ class RunMonitor:
 
     def refused(self, rows: Iterable[Refused]) -> None:
         for row in self.log.refuse(rows):
-            log.info(f"a picture was passed over: {row.reason}")
+            log.info(f"skipped a picture: {row.reason}")
             self.bad.add(row.key)
             self.check_refused()
 
@@ -162,9 +162,9 @@ class RunMonitor:
             self.skipped += 1
             if self.state.skipped_in_a_row == 1:
                 log.info(
-                    f"step {self.state.step} is left out: its loss is {updated.loss:g} and its "
-                    f"gradient's norm {updated.norm:g} (training stops after "
-                    "too many of these in a row)"
+                    f"skipped the update at step {self.state.step}: loss {updated.loss:g}, "
+                    f"gradient norm {updated.norm:g} (training stops after too many of these in a "
+                    "row)"
                 )
         else:
             self.loss_sum, self.norm_sum = (
@@ -202,7 +202,7 @@ class RunMonitor:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
         if reason:
             memory.give_back_freed_memory()
-            log.info(f"{otherwise}: {reason}; training goes on")
+            log.info(f"{otherwise}: {reason}; training continues")
 
     def write_losses(self, learning_rate: float) -> None:
         state, budget = self.state, self.budget
@@ -268,7 +268,7 @@ class RunMonitor:
         if advice and verdict != self.verdict:
             log.info(advice)
             if verdict == "memorising":
-                self.try_to(self.look_for_copies, "copies were not looked for")
+                self.try_to(self.look_for_copies, "skipped the search for copies")
         self.verdict = verdict
 
     def finish(self) -> None:
@@ -280,7 +280,7 @@ class RunMonitor:
     def count_jumps(self) -> None:
         """At the end: how often the loss jumped, if more than the once that was said."""
         if self.spikes.count > 1:
-            log.info(f"the loss jumped {self.spikes.count} times in all (`jumped` in log.jsonl)")
+            log.info(f"the loss jumped {self.spikes.count} times in total (`jumped` in log.jsonl)")
 
     def point_to_the_best(self) -> None:
         """At the end: recommend the best checkpoint if the last one is clearly worse."""
@@ -291,7 +291,8 @@ class RunMonitor:
         if best.is_dir():
             log.info(
                 f"the held-out loss was lowest at step {self.best.step} ({self.best.heldout:.3g}; "
-                f"{last:.3g} now): compare what limner generate draws from {best} with the last"
+                f"{last:.3g} now): compare the pictures that limner generate draws from {best} and "
+                "from the last checkpoint"
             )
 
     def look_for_copies(self) -> None:
@@ -335,7 +336,7 @@ class RunMonitor:
         if not self.main:
             return
         if not self.budget.step_seconds:
-            log.info("nothing is left to do: this run has had all its steps or minutes")
+            log.info("nothing to do: this run has already used all its steps or minutes")
             return
         device, space = self.accelerator.device, self.autoencoder
         side = self.config.data.image_size // space.downsampling
@@ -359,8 +360,8 @@ class RunMonitor:
             training_gflops_per_picture=round(flops / 1e9, 3),
         )
         log.info(
-            f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s that a {precision} "
-            "matrix product reaches here"
+            f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} "
+            "matrix product on this machine"
         )
 
 

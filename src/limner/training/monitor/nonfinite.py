@@ -49,7 +49,7 @@ def _first(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -
             if found:
                 return found[0]
             if not _finite(loss):
-                return f"the loss is {_what(loss)} although every layer's output is finite"
+                return f"the loss is {_what(loss)} although the output of every layer is finite"
             loss.mean().backward()
     finally:
         for hook in hooks:
@@ -59,7 +59,7 @@ def _first(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not _finite(parameter.grad):
             return f"the gradient of {name} {_shape(parameter)} is {_what(parameter.grad)}"
-    return "computed once more, in the same way, every number is finite: the fault does not repeat"
+    return "computing the step again gives finite values; the fault is not reproducible"
 
 
 def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
@@ -70,14 +70,14 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
         if any(not _finite(t) for t in inputs if isinstance(t, Tensor)):
             parent = name.rpartition(".")[0] or "the model"
             found.append(
-                f"the first to go wrong is computed in {parent}, between its layers, and goes "
-                f"into {name} ({kind})"
+                f"the first non-finite value is computed in {parent}, between its layers, and "
+                f"passed to {name} ({kind})"
             )
         elif not _finite(output):
             sizes = [f"{t.abs().max().item():.3g}" for t in inputs if _real(t) and t.numel()]
             found.append(
-                f"the first to go wrong is the output of {name} ({kind}, {_shape(output)} in "
-                f"{name_of(output.dtype)}): it is {_what(output)}, from inputs up to "
+                f"the first non-finite value is in the output of {name} ({kind}, {_shape(output)} "
+                f"in {name_of(output.dtype)}): {_what(output)}, from inputs up to "
                 f"{', '.join(sizes) or 'nothing'}"
             )
         elif output.requires_grad:
@@ -85,8 +85,8 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
             def look(gradient: Tensor) -> None:
                 if not found and not _finite(gradient):
                     found.append(
-                        "the first to go wrong is, in the backward pass, the gradient of the "
-                        f"output of {name} ({kind}, {_shape(gradient)}): it is {_what(gradient)}"
+                        "the first non-finite value in the backward pass is in the gradient of the "
+                        f"output of {name} ({kind}, {_shape(gradient)}): {_what(gradient)}"
                     )
 
             output.register_hook(look)
@@ -96,14 +96,14 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
 
 def _remedies(where: str, dtype: torch.dtype) -> list[str]:
     if "batch's" in where:
-        return ["limner precompute into a new cache.folder", "other pictures"]
+        return ["running limner precompute with a new cache.folder", "other pictures"]
     said = ["a lower training.learning_rate", "a lower training.max_grad_norm"]
     if dtype == torch.float16:
-        return ["training.mixed_precision=bf16 or no (float16 ends at 65,504)", *said]
+        return ["training.mixed_precision=bf16 or no (the maximum of float16 is 65,504)", *said]
     if dtype == torch.bfloat16:
-        said.append("training.mixed_precision=no, to see whether precision is the cause")
+        said.append("training.mixed_precision=no, to check whether precision is the cause")
     if "weight" in where:
-        said.insert(0, "going on from an older checkpoint with --resume")
+        said.insert(0, "resuming from an older checkpoint with --resume")
     return said
 
 

@@ -156,7 +156,10 @@ class RunLog:
                 with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
                     os.truncate(path, end)
             if not waited:
-                log.warning(f"{path} cannot be written now ({error.strerror}); its lines wait")
+                log.warning(
+                    f"cannot write {path} ({error.strerror}); its lines are kept in memory until "
+                    "it can"
+                )
             self.waiting[path] = lines[-MOST_WAITING:]
 
 

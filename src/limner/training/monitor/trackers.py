@@ -42,12 +42,13 @@ def check_trackers(config: Config) -> None:
     for name in _asked(config):
         if name not in LOGGER_TYPE_TO_CLASS:
             raise LimnerError(
-                f"training.trackers: this accelerate has no {name}; pip install -U accelerate"
+                f"training.trackers: this version of accelerate has no {name}; run pip install -U "
+                "accelerate"
             )
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise LimnerError(
-                f"training.trackers: {name} is not installed: pip install "
-                f"{PACKAGES.get(name, name)}, or take training.trackers=tensorboard"
+                f"training.trackers: {name} is not installed; run pip install "
+                f"{PACKAGES.get(name, name)}, or use training.trackers=tensorboard"
             )
 
 
@@ -96,7 +97,7 @@ class Trackers:
         except Exception as error:  # each tracker has errors of its own
             self.running.pop(name, None)
             reason = redact_urls(" ".join(str(error).split()))[:300] or type(error).__name__
-            log.warning(f"the tracker {name} fails and is left out from here on: {reason}")
+            log.warning(f"the tracker {name} failed and is disabled: {reason}")
 
     def _start(self, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -127,9 +128,7 @@ class Trackers:
         if name == "wandb":
             offline = not (os.environ.get("WANDB_MODE") or _wandb_login())
             if offline:
-                log.warning(
-                    "wandb: no login here, so it writes to this machine (wandb sync sends it)"
-                )
+                log.warning("wandb: not logged in, so it runs offline (upload with wandb sync)")
             return {
                 "name": self.name,
                 "id": self._id(name),
@@ -148,9 +147,7 @@ class Trackers:
 
             online = bool(comet_ml.get_config("comet.api_key"))
             if not online:
-                log.warning(
-                    "comet_ml: no API key here, so it writes to this machine (comet upload)"
-                )
+                log.warning("comet_ml: no API key, so it runs offline (upload with comet upload)")
             begun = "get" if name in self.ids else "create"
             place = {} if online else {"offline_directory": str(self.folder / "comet")}
             return {
