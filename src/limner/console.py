@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -118,19 +119,46 @@ def inform_on_stderr() -> None:
 
 @contextlib.contextmanager
 def information_on() -> Iterator[None]:
-    """Information is logged, for handlers that keep it, whatever the level of `limner`; nothing
-    more than that level is printed."""
-    level, printed = _limner.level, _voice.level
-    if _limner.isEnabledFor(logging.INFO):
+    """Information is logged, for handlers that are added meanwhile to keep it, whatever the level
+    of `limner`; handlers that were there before, such as those of a program, get nothing more than
+    that level. Of several that overlap the last one to end puts the level back."""
+    global _informing
+    with _changing_level:
+        if not _informing:
+            _informed.enter_context(_information_is_logged())
+        _informing += 1
+    try:
+        yield
+    finally:
+        with _changing_level:
+            _informing -= 1
+            if not _informing:
+                _informed.close()
+
+
+_informing, _informed, _changing_level = 0, contextlib.ExitStack(), threading.Lock()
+
+
+@contextlib.contextmanager
+def _information_is_logged() -> Iterator[None]:
+    level = _limner.getEffectiveLevel()
+    if level <= logging.INFO:
         yield
         return
-    _voice.setLevel(_limner.getEffectiveLevel())
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno >= level or record.name.partition(".")[0] != "limner"
+
+    handlers = [*_limner.handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(is_wanted)
     _limner.setLevel(logging.INFO)
     try:
         yield
     finally:
         _limner.setLevel(level)
-        _voice.setLevel(printed)
+        for handler in handlers:
+            handler.removeFilter(is_wanted)
 
 
 def finish() -> None:

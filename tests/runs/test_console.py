@@ -118,20 +118,70 @@ def test_where_what_is_logged_is_printed(set_up: str, out: list[str], err: list[
     assert done.stderr.splitlines() == err
 
 
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 @pytest.mark.parametrize("level", ["WARNING", "INFO", "DEBUG"])
 def test_information_can_be_kept_where_it_is_not_printed(
     level: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(level, "limner")
-    caplog.handler.setLevel(logging.NOTSET)
+    caplog.handler.setLevel(logging.NOTSET)  # a program's own, which wants no more than that level
+    logger, kept = logging.getLogger("limner.x"), Kept()
     with console.information_on():
-        logging.getLogger("limner.x").info("kept")
-        logging.getLogger("limner.x").warning("odd")
-    logging.getLogger("limner.x").info("later")
-    assert caplog.messages == ["kept", "odd"] + ["later"] * (level != "WARNING")
+        logger.addHandler(kept)
+        logger.info("kept")
+        logger.warning("odd")
+        logger.removeHandler(kept)
+    logger.info("later")
+    assert kept.messages == ["kept", "odd"]
+    printed = ["kept", "odd", "later"] if level != "WARNING" else ["odd"]
+    assert caplog.messages == printed
     out, err = capsys.readouterr()
     assert out == ("" if level == "WARNING" else "kept\nlater\n")
     assert "odd" in err
+
+
+def test_information_is_on_until_the_last_one_that_keeps_it_ends() -> None:
+    logger, kept = logging.getLogger("limner"), Kept()
+    before, handlers = logger.level, logger.handlers[:]
+    logger.setLevel(logging.WARNING)
+    try:
+        first, second = console.information_on(), console.information_on()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        logger.addHandler(kept)
+        logger.info("kept")
+        second.__exit__(None, None, None)
+        logger.info("later")
+        assert kept.messages == ["kept"]
+        assert logger.level == logging.WARNING
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(kept)
+    assert logger.handlers == handlers
+    assert not any(handler.filters for handler in handlers)
+
+
+def test_a_level_that_nobody_set_stays_so() -> None:
+    logger = logging.getLogger("limner")
+    before = logger.set_to  # type: ignore[attr-defined]
+    logger.setLevel(logging.NOTSET)
+    logging.disable(logging.INFO)
+    try:
+        with console.information_on():
+            pass
+        assert logger.set_to == logging.NOTSET  # type: ignore[attr-defined]
+    finally:
+        logging.disable(logging.NOTSET)
+        logger.setLevel(before)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "utf-16"])

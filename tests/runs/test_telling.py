@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,3 +91,30 @@ def test_other_processes_of_a_run_print_and_keep_nothing(
         monkeypatch.setattr("os.getpid", lambda: events.process + 1)  # a forked one that loads
         logging.getLogger("limner.training").info("one voice")
     assert events.waiting == []
+
+
+def test_a_run_keeps_nothing_of_another_one_at_the_same_time() -> None:
+    """Each in its thread; what threads tell that are no run's is kept by both."""
+    at_once = threading.Barrier(3)
+    both = RunEvents(), RunEvents()
+
+    def run(events: RunEvents, name: str) -> None:
+        with events.listening():
+            at_once.wait(30)
+            logging.getLogger("limner.training").info("told by %s", name)
+            at_once.wait(30)  # the third tells
+            at_once.wait(30)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(both, "ab", strict=True)]
+    for thread in threads:
+        thread.start()
+    at_once.wait(30)
+    at_once.wait(30)
+    logging.getLogger("limner.training").info("told beside them")
+    at_once.wait(30)
+    for thread in threads:
+        thread.join()
+    assert [events.waiting for events in both] == [
+        ["told by a", "told beside them"],
+        ["told by b", "told beside them"],
+    ]

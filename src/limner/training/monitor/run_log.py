@@ -13,10 +13,11 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
@@ -37,34 +38,44 @@ MOST_WAITING = 10_000
 class RunEvents(logging.Handler):
     """Hands what is told while a run is opened and trained to its log.
 
+    What the thread of another run tells, where two are trained at once, is that run's alone.
+
     Attributes:
         write: takes a sentence; None: it waits until `write_waiting`.
     """
 
     OF = ("limner.training", "limner.checkpoint")
+    threads: ClassVar[set[int]] = set()
+    """In which a run is opened or trained now."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.write: Callable[[str], None] | None = None
         self.waiting: list[str] = []
         self.process = os.getpid()
+        self.thread = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         loggers = [logging.getLogger(name) for name in self.OF]
+        self.thread = threading.get_ident()
         with information_on():
+            self.threads.add(self.thread)
             for logger in loggers:
                 logger.addHandler(self)
             try:
                 yield
             finally:
                 self.write = None
+                self.threads.discard(self.thread)
                 for logger in loggers:
                     logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if os.getpid() != self.process:
             return  # a process that loads pictures, forked from that of the run
+        if (thread := threading.get_ident()) != self.thread and thread in self.threads:
+            return
         if self.write is None:
             self.waiting.append(record.getMessage())
         else:
