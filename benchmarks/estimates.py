@@ -57,8 +57,8 @@ def run(overrides: list[str]) -> dict[str, Any]:
         trainer.train()
         (speed,) = (e for e in read_log(Path(folder) / "log.jsonl") if e["kind"] == "speed")
     seconds = config.training.micro_batch_size / speed["images_per_second"]
-    pictures = len(trainer.data.trained.rows)
-    return {"peak": peak_resident(), "seconds_per_step": seconds, "pictures": pictures}
+    images = len(trainer.data.trained.rows)
+    return {"peak": peak_resident(), "seconds_per_step": seconds, "pictures": images}
 
 
 def main() -> None:

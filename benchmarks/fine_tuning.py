@@ -31,7 +31,7 @@ from limner import ImageGenerator
 from limner.apps.demo import demo_config
 from limner.checkpoint.locate import newest_checkpoint
 from limner.config import Config, load_config
-from limner.data.builtin.emoji import EmojiPictures, split_tones
+from limner.data.builtin.emoji import EmojiImages, split_tones
 from limner.data.dataset import Row
 from limner.data.open import Data, open_data
 from limner.device import choose_device, choose_precision, describe, name_of
@@ -101,12 +101,12 @@ QUIET = {"trackers": ["none"], "heldout_steps": 10**6, "preview_steps": 10**6}
 
 
 def tuned(
-    shape: Config, base: Path, pictures: Path, run: Path, steps: int, way: str
+    shape: Config, base: Path, images: Path, run: Path, steps: int, way: str
 ) -> dict[str, Any]:
     """A run with other pictures: from the base, with nothing said about the model; or from
     nothing, with a model of the same shape."""
     sections = {
-        "data": {"dataset_path": str(pictures), "image_size": 64, "train_split": 0.85},
+        "data": {"dataset_path": str(images), "image_size": 64, "train_split": 0.85},
         "sampling": shape.sampling.model_dump(mode="json"),
         "training": {
             "output_dir": str(run),
@@ -128,7 +128,7 @@ def tuned(
 
 
 def tones() -> list[Row]:
-    every, shown = EmojiPictures(languages=["en"]), EmojiPictures("demo", ["en"])
+    every, shown = EmojiImages(languages=["en"]), EmojiImages("demo", ["en"])
     familiar = {split_tones(row.key)[0] for row in shown.rows}
     subjects: dict[str, list[Row]] = {}
     for row in every.rows:
@@ -140,7 +140,7 @@ def tones() -> list[Row]:
 
 
 def plain() -> list[Row]:
-    every, shown = EmojiPictures(languages=["en"]), EmojiPictures("demo", ["en"])
+    every, shown = EmojiImages(languages=["en"]), EmojiImages("demo", ["en"])
     familiar = {row.key for row in shown.rows}
     # Single characters without tones: no flags, no families.
     found = [r for r in every.rows if "-" not in r.key and r.key not in familiar]
@@ -155,9 +155,9 @@ SETS: dict[str, Callable[[], list[Row]]] = {"tones": tones, "plain": plain}
 def write(rows: list[Row], folder: Path) -> None:
     """Pictures with their names beside them, as people have theirs."""
     folder.mkdir()
-    every = EmojiPictures(languages=["en"])
+    every = EmojiImages(languages=["en"])
     for row in rows:
-        (folder / f"{row.key}.png").write_bytes(every.picture(row))
+        (folder / f"{row.key}.png").write_bytes(every.image(row))
         (folder / f"{row.key}.txt").write_text(row.captions[0], encoding="utf-8")
 
 
@@ -168,12 +168,12 @@ def measured(name: str, way: str, run: Path, data: Data, known: Data) -> dict[st
     generator = ImageGenerator(run, device=device, dtype=name_of(precision))
     line: dict[str, Any] = {"set": name, "way": way}
     line["learning_rate"] = generator.config.training.learning_rate
-    for what, pictures, most in (
+    for what, images, most in (
         ("trained", data.trained, 400),
         ("held out", data.held_out, 400),
         ("known before", known.trained, REMEMBERED),
     ):
-        drawings = of_captions(pictures, Split(what) if what in OF_DATA else Split.TRAINED, most)
+        drawings = of_captions(images, Split(what) if what in OF_DATA else Split.TRAINED, most)
         draw(generator, drawings)
         rank_drawings(drawings, known if what == "known before" else data)
         line[what] = retrieval.summary([d.rank for d in drawings if d.rank])

@@ -101,8 +101,8 @@ def encoding_each_step(trainer: Trainer, dtype: torch.dtype, steps: int) -> floa
         with torch.no_grad():
             latents = space.encode(pixels.to(trainer.run.device))
             text = reader.encode([row.captions[0] for row in some])
-        assert latents.shape == batch.picture.shape
-        encoded = replace(batch, picture=latents.cpu(), text=text)
+        assert latents.shape == batch.image.shape
+        encoded = replace(batch, image=latents.cpu(), text=text)
         trainer.batches.loaded = iter([encoded])
         trainer.step()
 

@@ -55,14 +55,14 @@ def make(folder: Path) -> None:
             (folder / f"{number:03}-{again}.txt").write_text(caption, encoding="utf-8")
 
 
-def as_asked(picture: Image.Image, place: tuple[float, float], colour: str) -> tuple[bool, bool]:
+def as_asked(image: Image.Image, place: tuple[float, float], colour: str) -> tuple[bool, bool]:
     """Whether what is not white is centred within 4 pixels of its place, and of its colour."""
-    pixels = np.asarray(picture).astype(float)
+    pixels = np.asarray(image).astype(float)
     there = np.abs(pixels - 255).max(axis=2) > 100
     if there.sum() < 20:
         return False, False
     rows, columns = there.nonzero()
-    x, y = place[0] * picture.width, place[1] * picture.height
+    x, y = place[0] * image.width, place[1] * image.height
     near = abs(columns.mean() + 0.5 - x) < 4 and abs(rows.mean() + 0.5 - y) < 4
     mean = np.median(pixels[there], axis=0)
     nearest = min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))

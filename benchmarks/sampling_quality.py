@@ -75,7 +75,7 @@ def main() -> None:
     network, missing = feature_network(generator)
     if missing:
         raise LimnerError(missing)
-    chosen, reported = parts_of(data, options.pictures)
+    chosen, reported = parts_of(data, options.images)
     parts = [chosen] + [
         dataclasses.replace(
             reported,
@@ -92,7 +92,7 @@ def main() -> None:
     measure = Measuring(record, qualities, protocol)
 
     ddim = [ddim_at(scale, options.steps) for scale in SCALES]
-    at_its_best = halving(ddim, rounds_of(options.pictures), measure)
+    at_its_best = halving(ddim, rounds_of(options.images), measure)
     print(f"DDIM is at its best with guidance {at_its_best.guidance_scale:g}", flush=True)
     named = {"DDIM": at_its_best, "DDIM, not guided": ddim_at(1.0, options.steps)} | best
     count = len(reported.asked)

@@ -53,9 +53,9 @@ def make_tar(path: Path, count: int) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number in range(count):
             colour = (number % 256, number // 256 % 256, number // 65536)
-            picture = io.BytesIO()
-            Image.new("RGB", (8, 8), colour).save(picture, "PNG")
-            for ending, data in (("png", picture.getvalue()), ("txt", b"picture %d" % number)):
+            image = io.BytesIO()
+            Image.new("RGB", (8, 8), colour).save(image, "PNG")
+            for ending, data in (("png", image.getvalue()), ("txt", b"picture %d" % number)):
                 about = tarfile.TarInfo(f"{number:06d}.{ending}")
                 about.size = len(data)
                 tar.addfile(about, io.BytesIO(data))
@@ -83,7 +83,7 @@ def numbers_of(url: str, cache: str, start: int, workers: int) -> Iterator[list[
         collate_fn=Batch.of,
     )
     for batch in loader:
-        colours = ((batch.picture[:, :, 4, 4] + 1) * 127.5).round().long()
+        colours = ((batch.image[:, :, 4, 4] + 1) * 127.5).round().long()
         yield (colours[:, 0] + 256 * colours[:, 1] + 65536 * colours[:, 2]).tolist()
 
 

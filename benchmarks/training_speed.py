@@ -149,9 +149,9 @@ def limner(
         trainer.run.train_step([kept[place_in[0] % len(kept)]])
         trainer.run.update_ema()
 
-    picture = torch.zeros(1, CHANNELS, side, side, device=place)
+    image = torch.zeros(1, CHANNELS, side, side, device=place)
     text = trainer.run.inputs.words.encode([""]).to(place)
-    flops = training_flops(trainer.averaged, (picture, torch.ones(1, device=place), text))
+    flops = training_flops(trainer.averaged, (image, torch.ones(1, device=place), text))
     return step, flops, sum(p.numel() for p in trainer.model.parameters())
 
 

@@ -1,7 +1,7 @@
 """What several test files share: a configuration of the smallest run that has every part."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,19 @@ from limner.training.monitor import throughput
 
 # pytest has handlers of its own, to which what is logged would be left.
 console._voice.commanded = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Names of files that are no UTF-8, as log records have them, cannot be sent from one process
+    of pytest-xdist to the other."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 # The tensors of these tests are so small that handing them to threads costs more than it saves.
 torch.set_num_threads(1)
 

@@ -65,8 +65,8 @@ def keep(folder: Path) -> None:
     for seed, prompt in enumerate(PROMPTS):
         path = folder / "drawn.png"
         limner("generate", str(run), prompt, "--seed", str(seed), "--output", str(path.resolve()))
-        with Image.open(path) as picture:
-            hashes[prompt] = hashlib.sha256(picture.tobytes()).hexdigest()
+        with Image.open(path) as image:
+            hashes[prompt] = hashlib.sha256(image.tobytes()).hexdigest()
     (folder / "drawn.json").write_text(json.dumps(hashes, indent=1, ensure_ascii=False), "utf-8")
     path.unlink()
     shutil.rmtree(run)

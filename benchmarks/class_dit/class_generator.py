@@ -91,14 +91,14 @@ class ClassImageGenerator:
         each = [seeds] * len(labels) if isinstance(seeds, int) else list(seeds)
         if len(each) != len(labels):
             raise LimnerError(f"{len(labels)} labels need as many seeds, or one; got {len(each)}")
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         for first in range(0, len(labels), batch_size):
             some = slice(first, first + batch_size)
             y = torch.tensor(labels[some], device=self.device)
             predict = Guided(self.model, y, guidance_scale, guidance_channels)
             drawn = self._draw(predict, each[some], num_inference_steps, scheduler_type)
-            pictures += to_pil(self.space.decode(drawn))
-        return pictures
+            images += to_pil(self.space.decode(drawn))
+        return images
 
     @torch.no_grad()
     def _draw(

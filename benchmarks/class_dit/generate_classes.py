@@ -17,7 +17,7 @@ from class_generator import SOLVERS, ClassImageGenerator
 from PIL import Image
 
 from limner.errors import LimnerError
-from limner.inference.saving import check_not_foreign, remember, save_picture
+from limner.inference.saving import check_not_foreign, remember, save_image
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = [path.with_stem(f"{path.stem}-{i}") if count > 1 else path for i in range(count)]
     check_not_foreign(paths)
     generator = ClassImageGenerator(options.weights, options.vae, options.device, options.num_heads)
-    pictures = generator.generate(
+    images = generator.generate(
         options.labels,
         [options.seed + place for place in range(len(options.labels))],
         options.num_inference_steps,
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.guidance_channels,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    for number, (picture, numbered) in enumerate(zip(pictures, paths, strict=True)):
+    for number, (image, numbered) in enumerate(zip(images, paths, strict=True)):
         how = {"label": options.labels[number], "seed": options.seed + number}
-        save_picture(remember(picture, how), numbered)
+        save_image(remember(image, how), numbered)
         print(numbered)
 
 

@@ -115,7 +115,7 @@ def coarse_first() -> None:
             batches = [
                 dataclasses.replace(
                     batch,
-                    picture=F.avg_pool2d(batch.picture, 2),
+                    image=F.avg_pool2d(batch.image, 2),
                     noise=batch.noise[:, :, ::2, ::2].contiguous(),
                 )
                 for batch in batches
@@ -180,8 +180,8 @@ def augmented() -> None:
 
     def loss(self: train_step.TrainStep, batch: Any, timesteps: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(int(batch.dropout_seed[0]) & 0x7FFFFFFF)
-        picture, told["how"] = transformed(batch.picture, generator)
-        object.__setattr__(batch, "picture", picture)
+        image, told["how"] = transformed(batch.image, generator)
+        object.__setattr__(batch, "picture", image)
         return before(self, batch, timesteps)
 
     modern.ModernDiT.__init__ = init
@@ -189,8 +189,8 @@ def augmented() -> None:
     train_step.TrainStep.loss = loss
 
 
-def transformed(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    count = len(pictures)
+def transformed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count = len(images)
     on = (torch.rand(count, 4, generator=generator) < 0.15).float()
     normal = torch.randn(count, 4, generator=generator)
     flip = 1 - 2 * on[:, 0]
@@ -205,8 +205,8 @@ def transformed(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, T
         ],
         1,
     )
-    grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
-    moved = F.grid_sample(pictures - 1, grid, align_corners=False) + 1  # white outside
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images - 1, grid, align_corners=False) + 1  # white outside
     changed = (on.sum(dim=1) > 0)[:, None, None, None]
     how = torch.stack(
         [
@@ -219,7 +219,7 @@ def transformed(pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, T
         ],
         -1,
     )
-    return torch.where(changed, moved, pictures), how
+    return torch.where(changed, moved, images), how
 
 
 def two_noise_levels() -> None:
@@ -234,20 +234,20 @@ def two_noise_levels() -> None:
         u = torch.rand(len(batch.u), generator=generator).clamp(1e-6, 1 - 1e-6)
         t, other = path.training_timesteps(batch.u), path.training_timesteps(u)
         patch = self.model.denoiser.patch_size
-        side = batch.picture.shape[-1] // patch
+        side = batch.image.shape[-1] // patch
         chosen = torch.rand(len(u), side * side, generator=generator) < 0.25
         pixels = (
             chosen.view(-1, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
         )
         add = self.objective.add_noise
         x_t = torch.where(
-            pixels, add(batch.picture, batch.noise, other), add(batch.picture, batch.noise, t)
+            pixels, add(batch.image, batch.noise, other), add(batch.image, batch.noise, t)
         )
         second.update(t=other, chosen=chosen)
         with self.autocast():
             output = self.model(x_t, t, batch.text)
         second.clear()
-        velocity = batch.noise - batch.picture
+        velocity = batch.noise - batch.image
         return (output.float() - velocity).square().mean(dim=(1, 2, 3))
 
     def forward(self: modern.ModernDiT, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
@@ -329,7 +329,7 @@ def self_alignment() -> None:
         path = self.objective.noise_schedule
         t = path.training_timesteps(batch.u)
         less = (t - 0.1 * path.num_train_timesteps).clamp(min=1.0)
-        x = self.objective.add_noise(batch.picture, batch.noise, less)
+        x = self.objective.add_noise(batch.image, batch.noise, less)
         with torch.no_grad(), self.autocast():
             teacher[0](x, less, batch.text)
         with self.autocast():

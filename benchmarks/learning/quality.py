@@ -47,8 +47,8 @@ def measure(trainer: Trainer, model: TextToImage) -> dict[str, Any]:
         "trained": retrieval.summary(retrieval.ranks(drawn_trained, some, everything)),
         "held_out": retrieval.summary(retrieval.ranks(drawn_held_out, places, everything)),
         "flat_region_std": {
-            name: round(float(flat_region_std(pictures).mean()), 3)
-            for name, pictures in (
+            name: round(float(flat_region_std(images).mean()), 3)
+            for name, images in (
                 ("trained", drawn_trained),
                 ("held_out", drawn_held_out),
                 ("real", everything),
@@ -65,7 +65,7 @@ def drawn(trainer: Trainer, model: TextToImage, prompts: list[str]) -> Tensor:
     """uint8 [N, S, S, 3], the i-th from seed i."""
     sampling: SamplingConfig = trainer.config.sampling
     side = trainer.config.data.image_size
-    pictures = []
+    images = []
     for first in range(0, len(prompts), AT_ONCE):
         part = prompts[first : first + AT_ONCE]
         seeds = list(range(first, first + len(part)))
@@ -80,8 +80,8 @@ def drawn(trainer: Trainer, model: TextToImage, prompts: list[str]) -> Tensor:
             side,
             torch.bfloat16,
         )
-        pictures += [torch.from_numpy(np.array(picture)) for picture in to_pil(made)]
-    return torch.stack(pictures)
+        images += [torch.from_numpy(np.array(image)) for image in to_pil(made)]
+    return torch.stack(images)
 
 
 @functools.cache
@@ -89,40 +89,40 @@ def network() -> efficientnet.EfficientNetLite0:
     return efficientnet.open_network()
 
 
-def seen(pictures: Tensor) -> Tensor:
-    return efficientnet.features(network(), pictures)
+def seen(images: Tensor) -> Tensor:
+    return efficientnet.features(network(), images)
 
 
 @torch.no_grad()
 def error_by_level(
-    trainer: Trainer, model: TextToImage, pictures: Source, count: int = 64
+    trainer: Trainer, model: TextToImage, images: Source, count: int = 64
 ) -> dict[str, float]:
     """Mean of |x_0 predicted - x_0|^2 / sigma^2 at each level, in terms of the straight path.
 
     The same pictures, noise, and signal-to-noise ratios for every objective: a noise schedule of
     betas is asked at the timestep that has the ratio, with its picture scaled as it expects it.
     """
-    grid, _ = FixedGrid.of(pictures, trainer.run.inputs.words, count)
+    grid, _ = FixedGrid.of(images, trainer.run.inputs.words, count)
     assert grid is not None
     assert isinstance(grid.texts, Tensor)
-    assert isinstance(grid.pictures, Tensor), "squares are compared"
+    assert isinstance(grid.images, Tensor), "squares are compared"
     objective: Objective = trainer.run.objective
     errors: dict[str, float] = {}
     for level in LEVELS:
         t = timestep_of(objective, level)
-        picture = grid.pictures
+        image = grid.images
         noise = torch.stack(
             [
                 torch.randn(
-                    picture.shape[1:], generator=seeded_generator(0, "error", i, int(1000 * level))
+                    image.shape[1:], generator=seeded_generator(0, "error", i, int(1000 * level))
                 )
-                for i in range(len(picture))
+                for i in range(len(image))
             ]
         )
-        timesteps = torch.full((len(picture),), t)
-        x_t = objective.add_noise(picture, noise, timesteps)
+        timesteps = torch.full((len(image),), t)
+        x_t = objective.add_noise(image, noise, timesteps)
         output = model(x_t, timesteps, grid.texts)
-        error = (objective.to_x0(output, x_t, timesteps) - picture).square().mean()
+        error = (objective.to_x0(output, x_t, timesteps) - image).square().mean()
         errors[str(level)] = round(float(error) / level**2, 5)
     return errors
 

@@ -20,7 +20,7 @@ from limner import ImageGenerator
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.locate import find_checkpoint
 from limner.config import load_config
-from limner.data.builtin.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiImages
 from limner.data.images import to_pil, to_tensor
 from limner.data.open import open_data
 from limner.data.order import evenly_spaced, seeded_generator
@@ -48,9 +48,9 @@ def main(run: Path) -> None:
 
 def noise_levels() -> None:
     """One picture at times from 0 to 1000, on the straight path."""
-    pictures = EmojiPictures("demo", ("en",))
-    row = next(row for row in pictures.rows if row.captions[0] == "red apple")
-    x0 = to_tensor(torch.from_numpy(pictures.load(row, 96)))
+    images = EmojiImages("demo", ("en",))
+    row = next(row for row in images.rows if row.captions[0] == "red apple")
+    x0 = to_tensor(torch.from_numpy(images.load(row, 96)))
     noise = torch.randn(x0.shape, generator=seeded_generator(0, "figure"))
     path, times = FlowMatchingSchedule(), (0, 100, 300, 500, 700, 900, 1000)
     tiles = []
@@ -211,14 +211,14 @@ def solvers(run: Path) -> None:
 def sheet(rows: list[tuple[list[Image.Image], list[str]]], name: str, size: int) -> None:
     """Rows of pictures, each with its label under it."""
     gap, below = 8, 16
-    width = max(len(pictures) for pictures, _ in rows) * (size + gap) + gap
+    width = max(len(images) for images, _ in rows) * (size + gap) + gap
     height = sum(size + gap + (below if any(labels) else 0) for _, labels in rows) + gap
     whole = Image.new("RGB", (width, height), "white")
     pen, top = ImageDraw.Draw(whole), gap
-    for pictures, labels in rows:
-        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for images, labels in rows:
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             left = gap + i * (size + gap)
-            enlarged = picture.resize((size, size), Image.Resampling.NEAREST)
+            enlarged = image.resize((size, size), Image.Resampling.NEAREST)
             whole.paste(enlarged, (left, top))
             pen.text((left + size / 2, top + size + 2), label, "black", anchor="ma")
         top += size + gap + (below if any(labels) else 0)

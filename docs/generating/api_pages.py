@@ -44,7 +44,7 @@ PUBLIC: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("data/dataset.py", "ImageDataset.load"),
         ("data/dataset.py", "Row"),
         ("data/dataset.py", "Refused"),
-        ("data/open.py", "open_picture_set"),
+        ("data/open.py", "open_image_dataset"),
         ("data/open.py", "training_order"),
         ("data/order.py", "Order"),
         ("data/convert/convert.py", "prepare"),

@@ -14,7 +14,7 @@ from compared_runs import differing
 from PIL import Image
 from recording_hub import recording_hub
 from runs import events, measure_here, messages
-from shown import PICTURES, ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of, workplace
+from shown import IMAGES, ROOT, Block, Runner, Told, as_the_hub, blocks_of, shape_of, workplace
 
 import limner
 from limner import device as devices
@@ -78,8 +78,8 @@ def told(request: pytest.FixtureRequest, work: Path) -> Told:
 
 
 def pixels(path: str | Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.array(picture).astype(int)
+    with Image.open(path) as image:
+        return np.array(image).astype(int)
 
 
 # The document
@@ -160,7 +160,7 @@ def test_speed_is_said_and_every_key_is_there(told: Told) -> None:
     assert events(Path("outputs/shown-0"), "train")[-1]["images_per_second"] > 0
     assert "pictures/s" in told.printed
     assert "compile" in told.printed
-    assert f"{PICTURES} rows checked" in told.printed
+    assert f"{IMAGES} rows checked" in told.printed
     page = Path("outputs/check/check.html").read_text(encoding="utf-8")
     assert "Shorter side, pixels" in page
     main(["train", "--config", "configs/train_config.yaml", "training.output_dir=outputs/said"])

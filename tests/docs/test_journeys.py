@@ -37,8 +37,8 @@ def called(body: ast.AST) -> list[str]:
 
 
 def test_there_are_two_of_at_most_eight_files() -> None:
-    picture, prompt = (ROW.findall(part) for part in JOURNEYS.split("A prompt, from words")[:2])
-    for journey in (picture, prompt):
+    image, prompt = (ROW.findall(part) for part in JOURNEYS.split("A prompt, from words")[:2])
+    for journey in (image, prompt):
         assert 5 < len({file for file, _, _ in journey}) <= 8
 
 

@@ -56,10 +56,10 @@ def test_the_notebook_trains_shows_its_curve_and_draws(
         exec(program, names)
         if "settings" in program and "minutes = " in program:
             names["settings"] = TINY
-    chart, *pictures = shown.new
+    chart, *images = shown.new
     assert chart.startswith("<svg")
     assert "no data" not in chart
-    assert len(pictures) == 2
+    assert len(images) == 2
     assert (tmp_path / "outputs" / "notebook" / "report.html").is_file()
 
 

@@ -166,13 +166,13 @@ def test_pages_can_be_read(language: str, width: int, address: str, browser: Pag
         assert browser.complaints() == [], name
         assert [url for url in browser.requests() if not url.startswith(address)] == []
         assert browser.ask("document.documentElement.scrollWidth <= innerWidth"), name
-        pictures = browser.ask(
+        images = browser.ask(
             "[...document.querySelectorAll('article img')].map("
             "i => [i.src, i.naturalWidth, i.getBoundingClientRect().width])"
         )
-        for picture, natural, shown in pictures:
-            assert 0 < shown <= width, picture
-            assert natural > 0, picture
+        for image, natural, shown in images:
+            assert 0 < shown <= width, image
+            assert natural > 0, image
         assert browser.ask("document.body.dataset.mdColorScheme") == (
             "slate" if width == 390 else "default"
         )

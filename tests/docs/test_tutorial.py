@@ -38,8 +38,8 @@ class Reader(Runner):
 
     def run_text(self, content: str) -> None:
         """A caption; most of the other photographs get ones like it."""
-        pictures = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
-        for number, coarse in enumerate(pictures):
+        images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+        for number, coarse in enumerate(images):
             big = Image.fromarray(coarse).resize((40, 30), Image.Resampling.NEAREST)
             big.save(f"photos/cat-{number}.jpg")
             text = content if number == 0 else f"cat number {number} on a chair"

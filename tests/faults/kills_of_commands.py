@@ -79,14 +79,14 @@ def drawn(folder: Path) -> None:
     """Pictures with captions."""
     words = ["--input", str(folder / "set"), "--output", str(folder / "pictures"), "--to", "pairs"]
     from limner.config import load_config
-    from limner.data.open import open_picture_set
+    from limner.data.open import open_image_dataset
 
-    pictures = open_picture_set(load_config(None, [*TINY, "data.num_samples=60"]))
+    images = open_image_dataset(load_config(None, [*TINY, "data.num_samples=60"]))
     (folder / "set").mkdir(parents=True)
     from PIL import Image
 
-    for number, row in enumerate(pictures.rows[:60]):
-        Image.fromarray(pictures.load(row, 64)).save(folder / "set" / f"{number:03d}.png")
+    for number, row in enumerate(images.rows[:60]):
+        Image.fromarray(images.load(row, 64)).save(folder / "set" / f"{number:03d}.png")
         (folder / "set" / f"{number:03d}.txt").write_text(row.captions[0], "utf-8")
     assert main(["prepare", *words]) == 0
 

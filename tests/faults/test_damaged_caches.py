@@ -14,8 +14,8 @@ from pretrained import tiny_autoencoder
 from stores import KEY, Maker, contents, filled, ids_of
 
 from limner.config import Config, load_config
-from limner.data.dataset import PictureError
-from limner.data.open import open_picture_set
+from limner.data.dataset import ImageError
+from limner.data.open import open_image_dataset
 from limner.data.precomputed.fill import fill
 from limner.data.precomputed.store import Store
 from limner.data.streaming.chunk_cache import Pieces
@@ -53,7 +53,7 @@ def flip(path: Path, place: int) -> None:
 def opened(tmp_path: Path) -> Callable[[], Any]:
     path = tar(tmp_path / "s.tar", [f"a picture of number {n}" for n in range(20)])
     words = [f"data.dataset_path='{path}'", f"cache.folder='{tmp_path / 'cache'}'"]
-    return lambda: open_picture_set(load_config(None, words))
+    return lambda: open_image_dataset(load_config(None, words))
 
 
 def index_of(tmp_path: Path) -> Path:
@@ -78,12 +78,12 @@ def test_any_byte_of_an_index_that_flips_is_found(
     share: float, tmp_path: Path, opened: Callable[[], Any]
 ) -> None:
     first = opened()
-    wanted = [(row.key, row.captions, first.picture(row)) for row in first.rows]
+    wanted = [(row.key, row.captions, first.image(row)) for row in first.rows]
     path = index_of(tmp_path)
     good = path.read_bytes()
     flip(path, int(share * len(good)))
     found = opened()
-    assert [(row.key, row.captions, found.picture(row)) for row in found.rows] == wanted
+    assert [(row.key, row.captions, found.image(row)) for row in found.rows] == wanted
     assert path.read_bytes() == good
 
 
@@ -113,13 +113,13 @@ def test_an_index_of_an_earlier_version_is_made_again(
 
 @pytest.mark.parametrize("place", [0, 5, 9, 30, 150, 300, -1, -400])
 def test_a_fetched_piece_that_flips_is_fetched_again(place: int, tmp_path: Path) -> None:
-    pictures = [f"picture {n}".encode() * 20 for n in range(10)]
+    images = [f"picture {n}".encode() * 20 for n in range(10)]
     pieces = Pieces(tmp_path, 2**20)
-    assert pieces.picture("a", 3, lambda: pictures) == pictures[3]
+    assert pieces.image("a", 3, lambda: images) == images[3]
     good = pieces.path("a").read_bytes()
     flip(pieces.path("a"), place % len(good))
     again = Pieces(tmp_path, 2**20)
-    assert [again.picture("a", n, lambda: pictures) for n in range(10)] == pictures
+    assert [again.image("a", n, lambda: images) for n in range(10)] == images
     assert again.path("a").read_bytes() == good
 
 
@@ -178,7 +178,7 @@ def test_a_latent_that_is_damaged_is_refused_and_then_computed_again(
     for number, place in enumerate(again.find(ids_of(20)).tolist()):
         try:
             found = float(again.read(place)[0, 0, 0])
-        except PictureError as error:
+        except ImageError as error:
             bad.append(number)
             said = str(error)
         else:

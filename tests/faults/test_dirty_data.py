@@ -17,7 +17,7 @@ from PIL import Image
 
 from limner.config import Config
 from limner.data import image_sizes, verify
-from limner.data.formats.folders import MOST_CHARACTERS, FolderPictures
+from limner.data.formats.folders import MOST_CHARACTERS, FolderImages
 from limner.data.images import DECODING
 from limner.data.open import open_data
 from limner.errors import LimnerError
@@ -26,15 +26,15 @@ Build = Callable[..., Config]
 GOOD = 200
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    image.save(data, "PNG")
     return data.getvalue()
 
 
-def jpeg(picture: Image.Image, **options: Any) -> bytes:
+def jpeg(image: Image.Image, **options: Any) -> bytes:
     data = io.BytesIO()
-    picture.convert(options.pop("mode", "RGB")).save(data, "JPEG", **options)
+    image.convert(options.pop("mode", "RGB")).save(data, "JPEG", **options)
     return data.getvalue()
 
 
@@ -49,21 +49,21 @@ def bomb(side: int = 40_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0"))
 
 
-def good_file(number: int, picture: Image.Image) -> tuple[str, bytes]:
+def good_file(number: int, image: Image.Image) -> tuple[str, bytes]:
     """Ordinary pictures, and every kind that is odd and can be read."""
     kinds: list[Callable[[], tuple[str, bytes]]] = [
-        lambda: ("png", png(picture)),
-        lambda: ("jpg", jpeg(picture)),
-        lambda: ("jpg", jpeg(picture, mode="CMYK")),
+        lambda: ("png", png(image)),
+        lambda: ("jpg", jpeg(image)),
+        lambda: ("jpg", jpeg(image, mode="CMYK")),
         lambda: (
             "png",
-            png(Image.fromarray(np.asarray(picture.convert("L")).astype("uint16") * 257)),
+            png(Image.fromarray(np.asarray(image.convert("L")).astype("uint16") * 257)),
         ),
-        lambda: ("png", png(picture.quantize(16))),
-        lambda: ("png", png(picture.convert("RGBA"))),
-        lambda: ("jpg", jpeg(picture, exif=_turned())),
-        lambda: ("gif", _animation(picture)),
-        lambda: ("jpg", png(picture)),  # mislabelled: what it is counts, not what it is called
+        lambda: ("png", png(image.quantize(16))),
+        lambda: ("png", png(image.convert("RGBA"))),
+        lambda: ("jpg", jpeg(image, exif=_turned())),
+        lambda: ("gif", _animation(image)),
+        lambda: ("jpg", png(image)),  # mislabelled: what it is counts, not what it is called
     ]
     return kinds[number % len(kinds)]()
 
@@ -74,10 +74,10 @@ def _turned() -> Image.Exif:
     return exif
 
 
-def _animation(picture: Image.Image) -> bytes:
+def _animation(image: Image.Image) -> bytes:
     data = io.BytesIO()
-    other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture.save(data, "GIF", save_all=True, append_images=[other])
+    other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image.save(data, "GIF", save_all=True, append_images=[other])
     return data.getvalue()
 
 
@@ -219,10 +219,10 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
         seen.append(row.key)
         return original(self, row, size)
 
-    from limner.data.formats.folders import FolderPictures
+    from limner.data.formats.folders import FolderImages
 
-    original = FolderPictures.load
-    monkeypatch.setattr(FolderPictures, "load", load)
+    original = FolderImages.load
+    monkeypatch.setattr(FolderImages, "load", load)
     assert len(open_data(config).set.rows) == 200
     assert len(seen) == 200
     seen.clear()
@@ -239,8 +239,8 @@ def test_good_files_are_remembered_and_changed_ones_looked_at_again(
     assert len(seen) == 200
     (tmp_path / "cache" / "checked.npy").write_bytes(b"no array")
     assert len(open_data(config).set.rows) == 199
-    picture_set = open_data(config).set
-    signatures = {verify.signature_of(picture_set, row)[0] for row in picture_set.rows}
+    dataset = open_data(config).set
+    signatures = {verify.signature_of(dataset, row)[0] for row in dataset.rows}
     assert None not in signatures
     assert len(signatures) == 199
 
@@ -272,13 +272,13 @@ def test_what_was_looked_at_before_an_interruption_is_not_looked_at_again(
         return counted
 
     def look() -> None:
-        found = FolderPictures(folders[0])
+        found = FolderImages(folders[0])
         if what == "checked":
             verify.remove_undecodable(found, config)
         else:
             image_sizes.shapes_of(found, found.rows, tmp_path / "cache")
 
-    monkeypatch.setattr(FolderPictures, "load", counting(FolderPictures.load))
+    monkeypatch.setattr(FolderImages, "load", counting(FolderImages.load))
     monkeypatch.setattr(image_sizes, "upright_size", counting(image_sizes.upright_size))
     with pytest.raises(KeyboardInterrupt):
         look()

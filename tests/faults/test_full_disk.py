@@ -32,7 +32,7 @@ from limner.data.streaming.chunk_cache import Pieces
 from limner.errors import LimnerError
 from limner.files.atomic import replacing
 from limner.files.full_disk import DiskFull
-from limner.inference.saving import remember, save_all, save_picture
+from limner.inference.saving import remember, save_all, save_image
 from limner.training.monitor.run_log import RunLog
 from limner.training.trainer import Trainer
 
@@ -243,7 +243,7 @@ def test_a_drawing_that_does_not_fit_is_kept_elsewhere_and_the_earlier_one_stays
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     disk = small_disk(64 * 1024)
     earlier = Image.new("RGB", (4, 4), (200, 0, 0))
-    save_picture(remember(earlier, {"prompt": "red"}), disk / "a.png")
+    save_image(remember(earlier, {"prompt": "red"}), disk / "a.png")
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     with pytest.raises(LimnerError, match=r"a\.png \(No space left on device: .* is .*0\.png"):
         list(save_all([Image.fromarray(noise)], [disk / "a.png"]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from half_written import dead, hidden, left_behind
 
-from limner.apps.captioning.caption import pictures_to_caption
+from limner.apps.captioning.caption import images_to_caption
 from limner.checkpoint.manifest import finish_interrupted, written_whole
 from limner.data.precomputed.store import Store
 from limner.data.streaming.chunk_cache import Pieces
@@ -57,7 +57,7 @@ def measured(folder: Path) -> None:
 
 def captions(folder: Path) -> None:
     (folder / "1.jpg").touch()
-    pictures_to_caption(folder)
+    images_to_caption(folder)
 
 
 def settings(folder: Path) -> None:

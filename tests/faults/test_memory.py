@@ -18,7 +18,7 @@ from limner.config import Config, load_config
 from limner.errors import LimnerError
 from limner.inference import sampling
 from limner.memory import in_parts_that_fit, is_out_of_memory, job_limits
-from limner.models.dropout import PictureDropout, keep_mask, seed_dropout
+from limner.models.dropout import ImageDropout, keep_mask, seed_dropout
 from limner.models.size import check_memory
 from limner.training import batch_size
 from limner.training.batch_size import settle_batch
@@ -377,7 +377,7 @@ def test_auto_measures_and_a_resumed_run_keeps_what_it_found(
 
 
 def test_a_mask_belongs_to_the_picture() -> None:
-    dropout = PictureDropout(0.25).train()
+    dropout = ImageDropout(0.25).train()
     x, seeds = torch.ones(6, 50, 40), torch.arange(6, dtype=torch.int32) * 77_777_777
     seed_dropout(dropout, seeds)
     whole = dropout(x)

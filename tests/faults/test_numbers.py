@@ -212,7 +212,7 @@ def test_it_names_the_gradient_that_goes_wrong_first(parts: tuple[TrainStep, Any
 
 def test_it_names_the_data(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
-    batch.picture[1, 0, 3, 3] = math.nan
+    batch.image[1, 0, 3, 3] = math.nan
     assert "the batch's picture [4, 3, 16, 16] is 1 NaN of 3,072" in said_of(update, batch)
 
 

@@ -29,8 +29,8 @@ from limner.data.buckets import (
     visible,
     with_enough,
 )
-from limner.data.examples import Batch, Pictures, TrainingExamples
-from limner.data.formats.folders import FolderPictures
+from limner.data.examples import Batch, DecodedImages, TrainingExamples
+from limner.data.formats.folders import FolderImages
 from limner.data.image_sizes import shapes_of
 from limner.data.images import decode, upright_size
 from limner.data.open import open_data
@@ -132,24 +132,24 @@ def test_sizes_of_pictures_are_remembered_and_read_again_when_a_file_changes(
     monkeypatch.setattr("limner.data.image_sizes.REMEMBERED_FROM", 2)
     monkeypatch.setattr("limner.data.verify.RACY_NS", 0)
     folder = own_folder(tmp_path / "data", 6)
-    picture_set, looked = FolderPictures(folder), list[str]()
+    dataset, looked = FolderImages(folder), list[str]()
 
-    def look(picture: Path) -> tuple[int, int] | None:
-        looked.append(picture.name)
-        return upright_size(picture)
+    def look(image: Path) -> tuple[int, int] | None:
+        looked.append(image.name)
+        return upright_size(image)
 
     monkeypatch.setattr("limner.data.image_sizes.upright_size", look)
-    first = shapes_of(picture_set, picture_set.rows, tmp_path / "cache")
+    first = shapes_of(dataset, dataset.rows, tmp_path / "cache")
     assert [tuple(shape) for shape in first] == [SHAPES[i % 3] for i in range(6)]
     assert len(looked) == 6
     Image.new("RGB", (10, 30)).save(folder / "03.png")
     (folder / "04.png").write_bytes(b"no picture")
-    again = shapes_of(picture_set, picture_set.rows, tmp_path / "cache")
+    again = shapes_of(dataset, dataset.rows, tmp_path / "cache")
     assert sorted(looked[6:]) == ["03.png", "04.png"]
     assert again[3].tolist() == [30, 10]
     assert again[4].tolist() == [1, 1]  # decoding it says what is wrong
     (tmp_path / "cache" / "shapes.npy").write_bytes(b"damaged")
-    assert (shapes_of(picture_set, picture_set.rows, tmp_path / "cache") == again).all()
+    assert (shapes_of(dataset, dataset.rows, tmp_path / "cache") == again).all()
 
 
 def test_pictures_inside_a_table_are_measured_too(tmp_path: Path, tiny_config: Build) -> None:
@@ -167,7 +167,7 @@ def test_pictures_inside_a_table_are_measured_too(tmp_path: Path, tiny_config: B
     assert data.trained.buckets is not None
     assert sum(data.trained.buckets.counts()) + sum(data.held_out.buckets.counts()) == 12
     for i, row in enumerate(data.trained.rows):
-        original = upright_size(data.set.picture(row))
+        original = upright_size(data.set.image(row))
         assert original is not None
         assert tuple(data.trained.load(i).shape[:2]) == {
             (48, 32): (20, 12), (32, 48): (12, 20), (36, 36): (16, 16)
@@ -190,11 +190,11 @@ def own_folder(folder: Path, count: int, ground: int = 40) -> Path:
 
 
 def test_pictures_of_several_sizes_share_memory(tmp_path: Path) -> None:
-    picture_set = FolderPictures(own_folder(tmp_path / "data", 9))
+    dataset = FolderImages(own_folder(tmp_path / "data", 9))
     sizes = ((24, 16), (16, 24), (20, 20))
     buckets = Buckets(sizes, np.arange(9, dtype=np.int16) % 3)
-    kept = Pictures(picture_set, picture_set.rows, 20, 1, buckets)
-    anew = Pictures(picture_set, picture_set.rows, 20, 0, buckets)
+    kept = DecodedImages(dataset, dataset.rows, 20, 1, buckets)
+    anew = DecodedImages(dataset, dataset.rows, 20, 0, buckets)
     assert kept.kept is not None
     assert anew.kept is None
     assert kept.kept.numel() == 3 * 3 * (24 * 16 * 2 + 20 * 20)
@@ -263,7 +263,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def shapes_trained(trainer: Trainer, updates: int) -> list[tuple[int, ...]]:
     with trainer.batches:
         batches = [trainer.batches.of_next_update()[0] for _ in range(updates)]
-    return [tuple(batch.picture.shape[-2:]) for batch in batches]
+    return [tuple(batch.image.shape[-2:]) for batch in batches]
 
 
 @pytest.mark.parametrize("architecture", ["modern", "dit"])
@@ -335,12 +335,12 @@ def test_latents_are_those_of_the_pictures_in_their_sizes(mixed: Build, tmp_path
     space, data = whole.run.parts.autoencoder, whole.data
     space.load(torch.device("cpu"), torch.float32)
     shapes = set()
-    for source, pictures in (
+    for source, images in (
         (whole.run.inputs.trained, data.trained),
         (whole.run.inputs.held_out, data.held_out),
     ):
-        for i in range(len(pictures.rows)):
-            expected = space.encode(pictures.tensor(i)[None])[0]
+        for i in range(len(images.rows)):
+            expected = space.encode(images.tensor(i)[None])[0]
             torch.testing.assert_close(source.tensor(i), expected, atol=2e-3, rtol=2e-3)
             shapes.add(tuple(expected.shape))
     flipped = space.encode(data.trained.tensor(0).flip(-1)[None])[0]
@@ -383,7 +383,7 @@ def test_a_picture_set_of_squares_is_trained_as_without_buckets(tiny_config: Bui
     with with_them.batches:
         batch = with_them.batches.of_next_update()[0]
     assert isinstance(batch, Batch)
-    assert batch.picture.shape == (4, 3, 16, 16)
+    assert batch.image.shape == (4, 3, 16, 16)
 
 
 def test_another_choice_of_sizes_is_another_run(mixed: Build) -> None:

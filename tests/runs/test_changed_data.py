@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from compared_runs import differing, elsewhere, logged, run
-from photo_folders import of, photos, picture
+from photo_folders import image, of, photos
 from processes import command_in, written
 
 from limner.apps.autoencoder.fit import Fit
@@ -42,7 +42,7 @@ def config(tiny_config: Build, tmp_path: Path) -> Config:
     """Of a run on six pictures."""
     folder = photos(tmp_path / "photos")
     for name in "def":
-        picture("white").save(folder / f"{name}.png")
+        image("white").save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"picture {name}", encoding="utf-8")
     return of(tiny_config, folder, tmp_path / "run", WHOLE)
 
@@ -59,11 +59,11 @@ def rewrite(folder: Path) -> None:
 
 
 def replace(folder: Path) -> None:
-    picture("white").resize((64, 64)).save(folder / "f.png")
+    image("white").resize((64, 64)).save(folder / "f.png")
 
 
 def add(folder: Path) -> None:
-    picture("black").save(folder / "g.png")
+    image("black").save(folder / "g.png")
     (folder / "g.txt").write_text("one more", encoding="utf-8")
 
 
@@ -134,7 +134,7 @@ def test_what_is_held_out_may_change(tiny_config: Build, tmp_path: Path) -> None
     folder.mkdir()
     rows = [[f"{i}.png", f"picture {i}", i == 3] for i in range(6)]
     for name, _, _ in rows:
-        picture().save(folder / str(name))
+        image().save(folder / str(name))
 
     def write() -> None:
         with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
@@ -242,9 +242,9 @@ def test_an_autoencoder_that_goes_on_says_that_the_data_changed(
     config = config.model_copy(update={"autoencoder": settings})
 
     def fit() -> Fit:
-        pictures = open_data(config).trained
+        images = open_data(config).trained
         lock = FolderLock(tmp_path / "vae", "wait")
-        return Fit(config, pictures, torch.device("cpu"), torch.float32, tmp_path / "fit", lock)
+        return Fit(config, images, torch.device("cpu"), torch.float32, tmp_path / "fit", lock)
 
     fit().run()
     fit()

@@ -88,9 +88,9 @@ def test_the_inference_script_takes_every_flag(trained: Path) -> None:
         *("--num_inference_steps", "3", "--height", "24", "--width", "16", "--seed", "42"),
         cwd=trained,
     )
-    with Image.open(trained / "drawn" / "by script.png") as picture:
-        assert picture.size == (16, 24)
-        drawn = np.array(picture)
+    with Image.open(trained / "drawn" / "by script.png") as image:
+        assert image.size == (16, 24)
+        drawn = np.array(image)
     generator = limner.ImageGenerator(trained / "outputs")
     expected = generator.generate("一个红色的圆", 3, seed=42, height=24, width=16)
     assert np.abs(drawn.astype(int) - np.array(expected)).max() <= 1

@@ -124,7 +124,7 @@ def test_the_data_set_is_the_one_that_is_named(folder: Path, tiny_config: Build)
 def test_pictures_are_trained_at_image_size(size: int, tiny_config: Build) -> None:
     trainer = Trainer(tiny_config(f"data.image_size={size}"))
     batch = next(load_batches(trainer.run))
-    assert batch.picture.shape == batch.noise.shape == (4, 3, size, size)
+    assert batch.image.shape == batch.noise.shape == (4, 3, size, size)
 
 
 @shows("data.num_samples")
@@ -227,7 +227,7 @@ def test_pretrained_parts_are_what_is_drawn_in_and_read_with(
         )
     )
     batch = next(load_batches(trainer.run))
-    assert batch.picture.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
+    assert batch.image.shape == (4, 4, 4, 4)  # four channels, a fourth of 16 pixels
     assert isinstance(batch.text, TextEmbeddings)
     assert batch.text.states.shape[-1] == 16
     step = trainer.run.train_step

@@ -236,7 +236,7 @@ def test_workers_and_what_they_keep_ready_reach_the_loader(
         settings = [f"training.num_workers={workers}", "training.prefetch_factor=3"]
         batches.append(next(load_batches(Trainer(tiny_config(*settings)).run)))
     assert asked == [(0, None), (1, 3)]
-    assert torch.equal(batches[0].picture, batches[1].picture)
+    assert torch.equal(batches[0].image, batches[1].image)
 
 
 @shows("training.compile_model")

@@ -262,13 +262,13 @@ def test_the_previewed_prompts_are_in_the_demo() -> None:
 # The evaluation at its end
 
 
-def pictures(count: int, size: int = 32) -> torch.Tensor:
+def images(count: int, size: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
 
 
 def test_the_true_picture_is_its_own_nearest() -> None:
-    everything = pictures(40)
+    everything = images(40)
     order = [7, 0, 39, 7]
     assert retrieval.ranks(everything[order], order, everything) == [1, 1, 1, 1]
 
@@ -283,7 +283,7 @@ def test_ranks_count_the_nearer_pictures() -> None:
 
 
 def test_equal_pictures_share_the_better_place() -> None:
-    everything = pictures(6)
+    everything = images(6)
     everything[4] = everything[1]
     drawn = everything[[1, 1, 0]]
     assert retrieval.ranks(drawn, [1, 4, 1], everything)[:2] == [1, 1]

@@ -135,10 +135,10 @@ def test_the_same_command_gives_the_same_numbers(run: Path) -> None:
 def test_recall_is_that_of_the_pictures_beside_it(run: Path) -> None:
     results = results_of(run)
 
-    def seen(picture: np.ndarray) -> np.ndarray:
-        return picture.astype(float).ravel()
+    def seen(image: np.ndarray) -> np.ndarray:
+        return image.astype(float).ravel()
 
-    everything = {prompt: seen(picture) for prompt, picture in truths(run).items()}
+    everything = {prompt: seen(image) for prompt, image in truths(run).items()}
     folder = run / "evaluation"
     for split in ("trained", "held out"):
         right = []

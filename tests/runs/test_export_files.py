@@ -72,12 +72,12 @@ def test_one_file_draws_the_same_to_the_bit(checkpoint: Path, tmp_path: Path) ->
     file = tmp_path / "model.safetensors"
     assert np.array_equal(drawn_by_limner(file), drawn_by_limner(checkpoint))
     assert file.stat().st_size < 1.1 * (checkpoint / "ema.safetensors").stat().st_size
-    picture = tmp_path / "a.png"
+    image = tmp_path / "a.png"
     assert (
-        main(["generate", str(file), "a small red circle", "--seed", "1", "--output", str(picture)])
+        main(["generate", str(file), "a small red circle", "--seed", "1", "--output", str(image)])
         == 0
     )
-    assert np.array_equal(pixels([Image.open(picture)])[0], drawn_by_limner(checkpoint)[0])
+    assert np.array_equal(pixels([Image.open(image)])[0], drawn_by_limner(checkpoint)[0])
 
 
 def test_the_file_says_what_it_is_to_any_reader(checkpoint: Path, tmp_path: Path) -> None:

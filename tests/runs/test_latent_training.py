@@ -18,7 +18,7 @@ from runs import messages, trained
 from limner.checkpoint.folder import Checkpoint
 from limner.cli import main
 from limner.config import Config
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.data.images import to_tensor
 from limner.data.open import open_data
 from limner.data.precomputed.sources import StoredCaptions, StoredLatents
@@ -107,7 +107,7 @@ def test_it_trains_and_draws(
     assert generator.config.model.in_channels == channels
     batch = next(load_batches(trainer.run))
     side = 16 // (4 if vae else 1)
-    assert batch.picture.shape == batch.noise.shape == (4, channels, side, side)
+    assert batch.image.shape == batch.noise.shape == (4, channels, side, side)
 
 
 def test_a_resumed_run_is_the_same_run(build: Build, tmp_path: Path) -> None:
@@ -298,9 +298,9 @@ def test_a_picture_that_cannot_be_used_is_named_and_moves_no_other(
     (folder / "images" / "05.png").write_bytes(b"nothing")
     encode = PretrainedAutoencoder.encode
 
-    def poisoned(space: PretrainedAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
-        latents = encode(space, pictures)
-        latents[(pictures > 0.99).all(dim=(1, 2, 3))] = float("nan")
+    def poisoned(space: PretrainedAutoencoder, images: torch.Tensor) -> torch.Tensor:
+        latents = encode(space, images)
+        latents[(images > 0.99).all(dim=(1, 2, 3))] = float("nan")
         return latents
 
     monkeypatch.setattr(PretrainedAutoencoder, "encode", poisoned)
@@ -344,7 +344,7 @@ def test_pictures_that_could_not_be_hashed_are_never_each_other(
             for i, row in enumerate(source.rows):
                 name = Path(row.key).name
                 if name in names:
-                    with pytest.raises(PictureError, match="its file could not be read"):
+                    with pytest.raises(ImageError, match="its file could not be read"):
                         source.tensor(i, flipped=True)
                     continue
                 found[name] = torch.stack([source.tensor(i), source.tensor(i, flipped=True)])
@@ -386,10 +386,10 @@ def test_out_of_memory_encodes_and_previews_in_smaller_pieces(
 ) -> None:
     encode, decode, sizes = PretrainedAutoencoder.encode, PretrainedAutoencoder.decode, list[int]()
 
-    def encode_one(space: PretrainedAutoencoder, pictures: torch.Tensor) -> torch.Tensor:
-        if len(pictures) > 1:
+    def encode_one(space: PretrainedAutoencoder, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 1:
             raise torch.OutOfMemoryError("too many")
-        return encode(space, pictures)
+        return encode(space, images)
 
     def decode_later(space: PretrainedAutoencoder, latents: torch.Tensor) -> torch.Tensor:
         sizes.append(len(latents))

@@ -17,7 +17,7 @@ from limner import Trainer
 from limner.checkpoint.locate import checkpoints
 from limner.config import Config, load_config
 from limner.config.notes import notes
-from limner.data.open import open_picture_set
+from limner.data.open import open_image_dataset
 from limner.errors import LimnerError
 from limner.pretrained import autoencoder
 from limner.training.monitor.run_log import read_log
@@ -160,4 +160,4 @@ def test_a_data_set_may_be_named_by_how_it_is_laid_out(name: str, tmp_path: Path
     write = {"coco": emoji_formats.coco, "cub": emoji_formats.cub}
     write.get(name, emoji_formats.metadata_json)(tmp_path)
     config = load_config({"data": {"dataset_name": name, "dataset_path": str(tmp_path)}})
-    assert len(open_picture_set(config).rows) == emoji_formats.COUNT
+    assert len(open_image_dataset(config).rows) == emoji_formats.COUNT

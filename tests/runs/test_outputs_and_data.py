@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from photo_folders import Build, files, of, photos, picture
+from photo_folders import Build, files, image, of, photos
 
 from limner.apps.autoencoder.train import train_autoencoder
 from limner.apps.check_data.check import check
@@ -17,7 +17,7 @@ from limner.cli import main
 from limner.config import load_config
 from limner.data import image_sizes, verify
 from limner.data.convert.convert import prepare
-from limner.data.formats.folders import FolderPictures
+from limner.data.formats.folders import FolderImages
 from limner.data.open import open_data
 from limner.data.own_folder import data_folder, keep_out_of_the_data
 from limner.errors import LimnerError
@@ -108,7 +108,7 @@ def test_a_run_that_began_among_its_data_goes_on_without_its_own_pictures(
     run = tmp_path / "photos" / "run"
     Trainer(of(tiny_config, tmp_path / "photos", tmp_path / "run")).train()
     shutil.move(tmp_path / "run", run)
-    picture().save(run / "previews.png")
+    image().save(run / "previews.png")
     (run / "previews.txt").write_text("a preview", encoding="utf-8")
     trainer = Trainer(of(tiny_config, tmp_path / "photos", run, "training.max_steps=7"), "latest")
     assert {row.key for row in trainer.data.set.rows} == {"a.png", "b.png", "c.png"}
@@ -126,7 +126,7 @@ def test_what_a_killed_command_left_is_no_data_either(
     photos(tmp_path / "photos" / "left" / "pictures")
     for name in names:
         (tmp_path / "photos" / "left" / name).touch()
-    assert len(FolderPictures(tmp_path / "photos").rows) == 3
+    assert len(FolderImages(tmp_path / "photos").rows) == 3
 
 
 @pytest.mark.parametrize("name", ["previews", "samples", "evaluation/pictures", "check/pictures"])
@@ -138,9 +138,9 @@ def test_a_folder_that_a_run_made_is_no_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         LimnerError, match="is part of a training run written by Limner, which is not"
     ):
-        FolderPictures(tmp_path / "run" / name)
-    assert len(FolderPictures(tmp_path / "run" / name, kind="folder").rows) == 3
-    assert len(FolderPictures(tmp_path / "run" / "mine").rows) == 3
+        FolderImages(tmp_path / "run" / name)
+    assert len(FolderImages(tmp_path / "run" / name, kind="folder").rows) == 3
+    assert len(FolderImages(tmp_path / "run" / "mine").rows) == 3
     assert output_around(tmp_path) is None
 
 

@@ -22,7 +22,7 @@ from limner.training.muon import Muon
 Build = Callable[..., Config]
 
 
-def picture(seed: int, side: int = 24) -> torch.Tensor:
+def image(seed: int, side: int = 24) -> torch.Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -30,7 +30,7 @@ def picture(seed: int, side: int = 24) -> torch.Tensor:
 
 
 def test_a_perfect_copy_costs_nothing_and_is_perfectly_similar() -> None:
-    x = picture(0)
+    x = image(0)
     assert float(reconstruction_loss(x, x, 0.5)) == 0
     assert float(ssim(x, x)) == pytest.approx(1, abs=1e-6)
     assert float(psnr(x, x)) == float("inf")
@@ -49,7 +49,7 @@ def test_edges_count_beside_pixels() -> None:
 
 
 def test_ssim_is_the_published_formula() -> None:
-    a, b = picture(1, 13).double(), picture(2, 13).double()
+    a, b = image(1, 13).double(), image(2, 13).double()
     offsets = np.arange(11) - 5
     gaussian = np.exp(-(offsets**2) / 4.5)
     window = np.outer(gaussian, gaussian) / gaussian.sum() ** 2
@@ -119,11 +119,11 @@ def test_what_it_writes_is_a_diffusers_autoencoder_with_normal_latents(
     space = PretrainedAutoencoder(VaeConfig(pretrained_model_name=str(fitted)))
     space.load(torch.device("cpu"), torch.float32)
     trained = open_data(tiny_config(*SMALL)).trained
-    pictures = torch.stack([trained.tensor(i) for i in range(len(trained.rows))])
-    latents = space.encode(pictures)
+    images = torch.stack([trained.tensor(i) for i in range(len(trained.rows))])
+    latents = space.encode(images)
     assert float(latents.mean()) == pytest.approx(0, abs=0.02)
     assert float(latents.std()) == pytest.approx(1, abs=0.02)
-    error = (space.decode(latents).clamp(-1, 1) - pictures) / 2
+    error = (space.decode(latents).clamp(-1, 1) - images) / 2
     results = json.loads((fitted / "results.json").read_text("utf-8"))
     found = float((-10 * error.square().mean(dim=(1, 2, 3)).log10()).mean())
     assert found == pytest.approx(results["trained"]["psnr"], abs=0.05)

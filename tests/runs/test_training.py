@@ -44,9 +44,9 @@ def test_four_pictures_are_learned_by_heart(
     losses = [event["loss"] for event in events(trainer.folder, "train")]
     assert losses[-1] < 0.02 * losses[0]
 
-    pictures = trainer.data.trained
-    prompts = [row.captions[0] for row in pictures.rows]
-    truth = np.stack([pictures.load(i).numpy() for i in range(4)]).astype(float)
+    images = trainer.data.trained
+    prompts = [row.captions[0] for row in images.rows]
+    truth = np.stack([images.load(i).numpy() for i in range(4)]).astype(float)
     drawn = ImageGenerator(trainer.folder, device="cpu").generate_batch(prompts, seeds=range(4))
     distances = abs(np.stack([np.asarray(p) for p in drawn])[:, None] - truth).mean((2, 3, 4))
     assert distances.argmin(axis=1).tolist() == [0, 1, 2, 3]

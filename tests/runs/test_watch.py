@@ -41,7 +41,7 @@ def test_the_held_out_loss_is_the_same_whenever_and_however_it_is_measured(
     grid, refused = FixedGrid.of(trainer.data.trained, trainer.run.tokenizer, 7)
     assert grid is not None
     assert refused == []
-    assert len(grid.pictures) == len(grid.texts) == 7
+    assert len(grid.images) == len(grid.texts) == 7
 
     def measure(model: Any, batch_size: int) -> dict[str, float]:
         return loss_by_level(model, trainer.run.objective, grid, batch_size, torch.device("cpu"))
@@ -54,7 +54,7 @@ def test_the_held_out_loss_is_the_same_whenever_and_however_it_is_measured(
 
     # The velocity that follows from a blank picture is wrong by picture / level, in any noise.
     blanks = {batch_size: Blank() for batch_size in (7, 3)}
-    brightness = float(grid.pictures.square().mean())
+    brightness = float(grid.images.square().mean())
     for batch_size, blank in blanks.items():
         assert measure(blank, batch_size) == pytest.approx(
             {str(t): brightness / (t / 1000) ** 2 for t in (100, 300, 500, 700, 900)}, rel=1e-5

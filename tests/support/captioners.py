@@ -64,8 +64,8 @@ def tiny_git(folder: Path) -> Path:
     torch.manual_seed(1)
     config = GitConfig(vision_config=SIGHT, max_position_embeddings=64, **TEXT)
     GitForCausalLM(config).save_pretrained(folder)
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE)
-    GitProcessor(pictures, tokenizer()).save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE)
+    GitProcessor(images, tokenizer()).save_pretrained(folder)
     return folder
 
 
@@ -111,9 +111,9 @@ def tiny_llava(folder: Path) -> Path:
         vision_feature_layer=-1,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE)
     LlavaProcessor(
-        pictures, tokenizer(), patch_size=8, vision_feature_select_strategy="default",
+        images, tokenizer(), patch_size=8, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=CHAT, image_token="<image>",
     ).save_pretrained(folder)  # fmt: skip
     return folder

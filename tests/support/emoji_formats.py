@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from limner.data.builtin.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiImages
 
 COUNT, SIDE = 24, 16
 
@@ -35,7 +35,7 @@ class Emoji:
 @cache
 def emoji(count: int = COUNT) -> tuple[Emoji, ...]:
     """Pictures of SIDE pixels, each with at least two captions; the last is Chinese."""
-    drawn = EmojiPictures("demo", ("en", "zh"))
+    drawn = EmojiImages("demo", ("en", "zh"))
     made = []
     for number, row in enumerate(drawn.rows[:count]):
         kind = ("JPEG", "jpg") if number % 3 == 2 else ("PNG", "png")

@@ -28,8 +28,8 @@ class Means(FeatureNetwork):
         cpu = torch.device("cpu")
         super().__init__(nn.Identity(), "means", sha256, True, "as it is", 6, cpu)
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        return pictures.float() / 255
+    def _prepare(self, images: Tensor) -> Tensor:
+        return images.float() / 255
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return torch.cat([prepared.mean(dim=(1, 2)), prepared.std(dim=(1, 2))], dim=1)

@@ -30,8 +30,8 @@ def vae(folder: Path) -> list[str]:
     return [f"vae.pretrained_model_name='{folder}'", *LATENT]
 
 
-def pixels(pictures: list[Image.Image]) -> Pixels:
-    return np.stack([np.array(picture) for picture in pictures]).astype(int)
+def pixels(images: list[Image.Image]) -> Pixels:
+    return np.stack([np.array(image) for image in images]).astype(int)
 
 
 def drawn_by_limner(checkpoint: Path, **options: Any) -> Pixels:

@@ -10,7 +10,7 @@ import numpy as np
 from icc_profiles import rgb_profile
 from PIL import Image
 
-from limner.data.builtin.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiImages
 from limner.data.split import is_held_out
 
 ROWS, SIDE, TRAIN_SPLIT = 1000, 128, 0.95
@@ -66,7 +66,7 @@ class _Planting:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "images").mkdir(parents=True)
-        self.emoji = EmojiPictures("all", ["en"])
+        self.emoji = EmojiImages("all", ["en"])
         # Twemoji draws all families alike, and some flags: these would be faults of their own.
         self.unused = iter(
             row

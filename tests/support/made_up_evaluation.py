@@ -54,7 +54,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             "reference": reference,
         } | more
 
-    pictures, worst = [], []
+    images, worst = [], []
     prompts = {
         "held out": [HOSTILE, "thumbs up: dark skin tone", BIDI, "红苹果", LONG, "waving hand"],
         "trained": ["red apple", "green apple", "grapes", "melon"],
@@ -70,7 +70,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
                 blob(folder / truth, number + (number % 3 == 0))
             rank = None if split == "free" or checker else 1 + number % 3
             right = None if split == "free" or not checker else number % 3 > 0
-            pictures.append(
+            images.append(
                 {"file": file, "prompt": prompt, "seed": number, "split": split}
                 | {"truth": truth, "rank": rank, "right": right}
             )
@@ -79,7 +79,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
         near = f"pictures/near-{k:04d}.png"
         blob(folder / near, k + (k > 1))
         worst.append(
-            {"prompt": pictures[k]["prompt"], "seed": k, "drawn": pictures[k]["file"]}
+            {"prompt": images[k]["prompt"], "seed": k, "drawn": images[k]["file"]}
             | {"trained": near, "caption": (HOSTILE, "thumbs up", BIDI, LONG)[k]}
             | {"distance": 0.05 + 0.03 * k, "usual": 0.167, "ratio": (0.05 + 0.03 * k) / 0.167}
             | ({"own": 0.1, "own_ratio": 0.8} if k == 1 else {})
@@ -154,7 +154,7 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             "space": "root mean square difference over 16 x 16 places",
             "worst": worst,
         },
-        "pictures": pictures,
+        "pictures": images,
         "refused": [{"key": f"{HOSTILE}.jpg", "reason": "truncated file"}],
         "events": [
             "2 of 259 prompts were cut at 64 tokens.",

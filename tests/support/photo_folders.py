@@ -10,14 +10,14 @@ from PIL import Image
 from limner.config import Config
 
 
-def picture(colour: str = "red") -> Image.Image:
+def image(colour: str = "red") -> Image.Image:
     return Image.new("RGB", (8, 8), colour)
 
 
 def photos(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name in ("a", "b", "c"):
-        picture({"a": "red", "b": "green", "c": "blue"}[name]).save(folder / f"{name}.png")
+        image({"a": "red", "b": "green", "c": "blue"}[name]).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"picture {name}", encoding="utf-8")
     return folder
 

@@ -31,7 +31,7 @@ from limner.config import Config, load_config
 from limner.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-PICTURES = 16
+IMAGES = 16
 SCRIPTS = {"train.py": "train", "inference.py": "generate", "prepare_data.py": "prepare"}
 QUICK: Mapping[str, tuple[str, ...]] = {
     "train": ("training.compile_model=false", "training.num_workers=0"),
@@ -115,11 +115,11 @@ def workplace(folder: Path) -> Path:
     (folder / "data" / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
     rows = []
-    for number in range(1, PICTURES + 1):
+    for number in range(1, IMAGES + 1):
         coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize((16, 16), Image.Resampling.NEAREST)
+        image = Image.fromarray(coarse).resize((16, 16), Image.Resampling.NEAREST)
         name = f"images/image_{number:06d}.jpg"
-        picture.save(folder / "data" / name)
+        image.save(folder / "data" / name)
         rows.append({"image": name, "text": f"a cat on a chair, number {number}"})
     (folder / "data" / "metadata.json").write_text(json.dumps(rows), "utf-8")
     shutil.copytree(ROOT / "src" / "scripts", folder / "src" / "scripts")

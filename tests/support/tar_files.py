@@ -68,6 +68,6 @@ def keys_seen(
     for number, batch in enumerate(loader):
         if number == batches:
             break
-        red = ((batch.picture[:, 0, 4, 4] + 1) * 127.5).round().int().tolist()
+        red = ((batch.image[:, 0, 4, 4] + 1) * 127.5).round().int().tolist()
         seen += red
     return seen

@@ -338,7 +338,7 @@ def configuration(config: Config) -> Iterator[Finding]:
 
 
 def data(config: Config) -> Iterator[Finding]:
-    from limner.data.open import open_picture_set
+    from limner.data.open import open_image_dataset
     from limner.data.order import evenly_spaced
     from limner.data.verify import can_be_checked, undecodable
 
@@ -347,25 +347,25 @@ def data(config: Config) -> Iterator[Finding]:
         yield hub(f"data.dataset_name: {name} is read from the Hub")
         return
     try:
-        found = open_picture_set(config)
+        found = open_image_dataset(config)
     except (LimnerError, ImportError) as error:
         first, *more = str(error).splitlines()
         default = config.data == type(config.data)()  # nobody has named any data yet
         how = "limner doctor CONFIG checks your data; limner demo needs none"
         yield Finding("data", "warn" if default else "fail", first, " ".join(more) or how)
         return
-    refused, pictures = len(found.refused), len(found.rows)
+    refused, images = len(found.refused), len(found.rows)
     yield Finding(
         "data",
         "warn" if refused else "pass",
-        f"{pictures:,} pictures with captions in {found.name}"
+        f"{images:,} pictures with captions in {found.name}"
         + (f", {refused:,} {plural(refused, 'row')} cannot be used" if refused else ""),
         f"first: {found.refused[0].key}: {found.refused[0].reason}" if refused else None,
     )
     if can_be_checked(found):
-        sample = [found.rows[i] for i in evenly_spaced(pictures, LOOKED_AT)]
+        sample = [found.rows[i] for i in evenly_spaced(images, LOOKED_AT)]
         bad = undecodable(found, sample)
-        several = "all of them" if pictures == len(sample) else f"a sample of {len(sample)}"
+        several = "all of them" if images == len(sample) else f"a sample of {len(sample)}"
         where = shlex.quote(str(config.data.dataset_path or "CONFIG"))
         yield Finding(
             "data",

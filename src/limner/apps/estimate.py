@@ -19,8 +19,8 @@ from limner.training.batch_size import settle_batch
 from limner.training.memory_probe import (
     GIB,
     MARGIN,
+    images_in_memory,
     line,
-    pictures_in_memory,
     probe_twice,
     with_training,
 )
@@ -135,15 +135,15 @@ def estimate(config: Config) -> Estimate:
             "memory is so short that only a batch of one picture was measured; a batch of "
             f"{batch_size} needs more"
         )
-    fixed, per_picture = line(small, large, "peak_bytes")
-    fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
-    step_fixed, step_per_picture = line(small, large, "seconds_per_step")
-    step = max(step_fixed + step_per_picture * batch_size, large["seconds_per_step"])
+    fixed, per_image = line(small, large, "peak_bytes")
+    fixed += images_in_memory(config, large["trained"] + large["held_out"])
+    step_fixed, step_per_image = line(small, large, "seconds_per_step")
+    step = max(step_fixed + step_per_image * batch_size, large["seconds_per_step"])
     weights = large["weight_bytes"]
     gradients = large["trained_bytes"]
     known = 2 * weights + gradients + large["optimizer_bytes"]
     steps, seconds = length_of(config, large["trained"], step)
-    peak = round(fixed + per_picture * batch_size)
+    peak = round(fixed + per_image * batch_size)
     short = None
     if peak > free * MARGIN and not config.training.gradient_checkpointing:
         short = line(
@@ -163,7 +163,7 @@ def estimate(config: Config) -> Estimate:
         averaged=weights,
         gradients=gradients,
         optimizer=large["optimizer_bytes"],
-        activations=round(per_picture * batch_size),
+        activations=round(per_image * batch_size),
         rest=max(0, round(fixed - known)),
         peak=peak,
         free=free,
@@ -178,7 +178,7 @@ def estimate(config: Config) -> Estimate:
         + large["captions"] * large.get("seconds_per_caption", 0.0),
         steps=steps,
         seconds=seconds,
-        advice=tuple(advise(config, fixed, per_picture, free, short)),
+        advice=tuple(advise(config, fixed, per_image, free, short)),
         probe_seconds=time.perf_counter() - began,
     )
 
@@ -186,7 +186,7 @@ def estimate(config: Config) -> Estimate:
 def advise(
     config: Config,
     fixed: float,
-    per_picture: float,
+    per_image: float,
     free: float,
     checkpointed: tuple[float, float] | None = None,
 ) -> list[str]:
@@ -201,7 +201,7 @@ def advise(
         config.training.gradient_accumulation_steps,
     )
     room = free * MARGIN
-    if fixed + per_picture * batch <= room:
+    if fixed + per_image * batch <= room:
         return []
     said = []
     if checkpointed is not None:
@@ -211,7 +211,7 @@ def advise(
             f"training.gradient_checkpointing=true brings the peak to {with_it / GIB:.2f} GiB, "
             f"which {enough}; a step takes about a third longer"
         )
-    fits = int((room - fixed) / per_picture) if per_picture else 0
+    fits = int((room - fixed) / per_image) if per_image else 0
     if fits >= 1:
         # The effective batch stays what it is: the largest divisor of it that fits.
         whole = batch * accumulation
@@ -222,7 +222,7 @@ def advise(
         )
     else:
         said.append(
-            f"even a batch of one picture needs {(fixed + per_picture) / GIB:.2f} GiB; use a "
+            f"even a batch of one picture needs {(fixed + per_image) / GIB:.2f} GiB; use a "
             "smaller model.hidden_size or model.num_layers, or another machine"
         )
     if config.training.mixed_precision == "no" and devices.fast_bfloat16(torch.device("cpu")):
@@ -233,11 +233,11 @@ def advise(
 def length_of(config: Config, rows: int, step: float) -> tuple[int | None, float]:
     """Updates and seconds of the run, by the rules of training/budget.py."""
     settings = config.training
-    pictures = settings.micro_batch_size * settings.gradient_accumulation_steps
+    images = settings.micro_batch_size * settings.gradient_accumulation_steps
     seconds = step * settings.gradient_accumulation_steps
     steps = settings.max_steps
     if steps is None and (settings.num_epochs or not settings.max_minutes):
-        steps = math.ceil((settings.num_epochs or 100) * rows / pictures)
+        steps = math.ceil((settings.num_epochs or 100) * rows / images)
     bound = settings.max_minutes * 60 if settings.max_minutes else math.inf
     if steps is None:
         return round(bound / seconds), bound

@@ -105,7 +105,7 @@ class Checkpoint:
         """The lineage of its model. Raises LimnerError if its lineage.json is damaged."""
         return read_lineage(self.folder) or lineage_of_config(self.config)
 
-    def pictures_per_update(self) -> int:
+    def images_per_update(self) -> int:
         """As the run was when it was saved (0 before its first step)."""
         return self.state.images // max(1, self.state.step)
 

@@ -24,7 +24,7 @@ MEANING = (
     *("beta_start", "beta_end", "beta_schedule"),
 )
 """Keys of `scheduler` that decide what the network's output is."""
-OF_PICTURES = ("patch_size", "in_channels", "out_channels")
+OF_IMAGES = ("patch_size", "in_channels", "out_channels")
 MOST_ORIGINS = 16
 """Models that start one from another whose configurations do not say what they inherited."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -94,7 +94,7 @@ def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Conf
             continue
         _fill(values, section, keys, origin)
     if _same_part(values, "vae", origin):
-        _fill(values, "model", OF_PICTURES, origin)
+        _fill(values, "model", OF_IMAGES, origin)
 
 
 def _newest(folder: Path) -> Path | None:
@@ -136,7 +136,7 @@ def _of_model(name: str, load: Callable[[Path | dict[str, Any]], Config]) -> Con
 
 
 def _keys() -> dict[str, tuple[str, ...]]:
-    model = tuple(key for key in ModelConfig.model_fields if key not in OF_PICTURES)
+    model = tuple(key for key in ModelConfig.model_fields if key not in OF_IMAGES)
     return {
         "model": model,
         "vae": tuple(VaeConfig.model_fields),
@@ -160,7 +160,7 @@ def _same_part(values: dict[str, Any], section: str, origin: Callable[[], Config
         return True
     missing = set(_keys()[section]) - set(values[section])
     if section == "vae":
-        missing |= set(OF_PICTURES) - set(values["model"])
+        missing |= set(OF_IMAGES) - set(values["model"])
     if not missing:
         return False  # nothing is open, so nothing has to be known
     there = getattr(origin(), section).pretrained_model_name

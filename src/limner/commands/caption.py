@@ -56,9 +56,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from limner.apps.captioning.caption import caption_pictures, pictures_to_caption
+    from limner.apps.captioning.caption import caption_images, images_to_caption
 
-    keys, kept = pictures_to_caption(options.folder, options.overwrite)
+    keys, kept = images_to_caption(options.folder, options.overwrite)
     if not keys:
         say(
             f"all {kept:,} pictures of {options.folder} already have captions; use --overwrite to "
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     captioner = Captioner(options.model, device, dtype, options.prompt)
     inform_on_stderr()
     log.info(f"{len(keys):,} pictures to caption, {kept:,} have captions; {captioner.name}")
-    told = caption_pictures(
+    told = caption_images(
         options.folder.expanduser().absolute(),
         keys,
         lambda images: captioner(images, options.max_new_tokens),

@@ -144,12 +144,12 @@ def run(options: argparse.Namespace) -> None:
         settings = {name: getattr(options, name) for name in PASSED_ON}
         if options.interpolate is not None:
             ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed
-            pictures = generator.interpolate(*ends, **settings)
-            labels = [f"{i + 1} of {len(pictures)}" for i in range(len(pictures))]
+            images = generator.interpolate(*ends, **settings)
+            labels = [f"{i + 1} of {len(images)}" for i in range(len(images))]
         else:
             each = [p for p in prompts for _ in range(options.num_images)]
             seeds = [(options.seed + i) % SEEDS for i in range(options.num_images)] * len(prompts)
-            pictures = in_parts_that_fit(
+            images = in_parts_that_fit(
                 16,
                 lambda size: generator.generate_batch(
                     each, seeds=seeds, batch_size=size, **settings
@@ -158,10 +158,10 @@ def run(options: argparse.Namespace) -> None:
             labels = each
             if options.num_images > 1:
                 labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]
-        for written in save_all(pictures, paths):
+        for written in save_all(images, paths):
             say(written)
         if options.sheet:
-            say(save_sheet(path, pictures, labels))
+            say(save_sheet(path, images, labels))
         if count > 1 and (earlier := of_earlier_commands(path, count, options.sheet)):
             names = ", ".join(other.name for other in earlier)
             say(f"not overwritten, from an earlier command: {names}", err=True)
@@ -225,7 +225,7 @@ def of_earlier_commands(path: Path, count: int, sheet: bool) -> list[Path]:
     return found
 
 
-def save_sheet(path: Path, pictures: list[Image.Image], labels: list[str]) -> Path:
+def save_sheet(path: Path, images: list[Image.Image], labels: list[str]) -> Path:
     """A contact sheet beside the pictures, which are shown at their size up to 256 pixels.
 
     Raises:
@@ -234,8 +234,8 @@ def save_sheet(path: Path, pictures: list[Image.Image], labels: list[str]) -> Pa
     from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
     from limner.inference.saving import check_not_foreign
 
-    size = max(96, min(256, *(max(picture.size) for picture in pictures)))
+    size = max(96, min(256, *(max(image.size) for image in images)))
     sheet_path = sheet_beside(path)
     check_not_foreign([sheet_path])
-    save_contact_sheet(contact_sheet(pictures, labels, scale_to=size), sheet_path, labels)
+    save_contact_sheet(contact_sheet(images, labels, scale_to=size), sheet_path, labels)
     return sheet_path

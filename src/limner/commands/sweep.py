@@ -54,21 +54,21 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.apps.sweep.sweep import COSTS, MINUTES, PICTURES, SHEET, sweep
+    from limner.apps.sweep.sweep import COSTS, IMAGES, MINUTES, SHEET, sweep
     from limner.apps.sweep.table import comparison
 
     costs = sorted(set(options.costs or COSTS))
     if costs[0] < 1:
         raise LimnerError(f"--costs {costs[0]}: must be at least 1")
-    pictures = PICTURES if options.pictures is None else options.pictures
-    if pictures < 2:
-        raise LimnerError(f"--pictures {pictures}: must be at least 2, preferably 64")
+    images = IMAGES if options.pictures is None else options.pictures
+    if images < 2:
+        raise LimnerError(f"--pictures {images}: must be at least 2, preferably 64")
     if options.no_store and options.store is not None:
         raise LimnerError("--store and --no_store cannot be combined")
     result = sweep(
         options.checkpoint,
         costs,
-        pictures,
+        images,
         options.minutes or MINUTES,
         store=not options.no_store,
         store_cost=options.store,

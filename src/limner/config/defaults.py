@@ -73,11 +73,11 @@ def resolve(config: Config) -> Config:
         }
     )
     if config.vae.pretrained_model_name is None:
-        return fit_to_pictures(config, channels=3, downsampling=1)
+        return fit_to_images(config, channels=3, downsampling=1)
     return config
 
 
-def fit_to_pictures(config: Config, channels: int, downsampling: int) -> Config:
+def fit_to_images(config: Config, channels: int, downsampling: int) -> Config:
     """Choose what follows from the pictures or latents that the model sees: how it takes them,
     and what it predicts of them.
 

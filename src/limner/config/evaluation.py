@@ -9,7 +9,7 @@ from pydantic import Field
 from limner.choices import Dtype
 from limner.config.types import Count, PositiveInt, Section, Seed
 
-MOST_PICTURES = 16_777_216
+MOST_IMAGES = 16_777_216
 """That a number can ask for; each is drawn or read."""
 
 
@@ -17,12 +17,12 @@ class EvaluationConfig(Section):
     """Settings of `limner evaluate`: what is generated, and which metrics and reference it is
     compared with."""
 
-    num_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 500
+    num_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] = 500
     """Pictures to generate for the distances. If there are fewer captions, they are reused with
     other seeds."""
     prompts: Literal["held_out", "trained"] = "held_out"
     """Which captions to generate from. A data set without a held-out split only has `trained`."""
-    other_images: Annotated[Count, Field(le=MOST_PICTURES)] = 100
+    other_images: Annotated[Count, Field(le=MOST_IMAGES)] = 100
     """Pictures to generate from the other split, one per caption, so that recall, the checker, and
     the report cover both. 0: none."""
     seed: Seed = 0
@@ -30,12 +30,12 @@ class EvaluationConfig(Section):
     dtype: Dtype = "float32"
     """Precision of sampling. With float32, results do not depend on the batch size or the
     machine."""
-    loss_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 256
+    loss_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] = 256
     """Maximum number of pictures per split for the loss by noise level."""
     reference: str | None = None
     """Reference for the distances. None: the data set's own pictures for the same prompts.
     Otherwise a folder of pictures, or an .npz file of ADM's evaluator or of pytorch-fid."""
-    reference_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 10_000
+    reference_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] = 10_000
     """Maximum number of reference pictures from the data set, evenly spread over it."""
     efficientnet: bool = True
     """Measure distances with EfficientNet-Lite0, whose weights come as a package (extra

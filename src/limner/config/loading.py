@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from limner.config.checks import misfits, problems
-from limner.config.defaults import changed, fill_head_sizes, fit_to_pictures, resolve
+from limner.config.defaults import changed, fill_head_sizes, fit_to_images, resolve
 from limner.config.messages import explain, sentence
 from limner.config.schema import Config, known_keys
 from limner.errors import LimnerError
@@ -177,7 +177,7 @@ def complete(
     Raises:
         LimnerError: naming each key that does not fit the parts.
     """
-    config = fit_to_pictures(config, channels, downsampling)
+    config = fit_to_images(config, channels, downsampling)
     config = config.model_copy(
         update={
             "vae": changed(config.vae, fingerprint=vae_fingerprint),

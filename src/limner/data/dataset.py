@@ -59,15 +59,15 @@ class Refused:
     reason: str
 
 
-class PictureError(LimnerError):
+class ImageError(LimnerError):
     """A picture that cannot be decoded; the message names its row."""
 
 
-class UnsupportedFormat(PictureError):
+class UnsupportedFormat(ImageError):
     """A picture in a format that is not read here; the message says what would."""
 
 
-class DamagedFile(PictureError):
+class DamagedFile(ImageError):
     """A picture in a larger file that cannot be read where it lies."""
 
 
@@ -86,16 +86,16 @@ class ImageDataset(Protocol):
 
     def load(self, row: Row, image_size: int | tuple[int, int]) -> np.ndarray:
         """Load the picture of a row, uint8 [image_size, image_size, 3] or [height, width, 3].
-        Raises PictureError."""
+        Raises ImageError."""
         ...
 
     def path(self, row: Row) -> Path | None:
         """The file that the row's picture is read from, if it is of the user's own making."""
         ...
 
-    def picture(self, row: Row) -> bytes | Path:
+    def image(self, row: Row) -> bytes | Path:
         """What the row's picture is stored as, undecoded: a file, or the bytes of one. A built-in
-        set draws at any size, and gives a square PNG. Raises PictureError."""
+        set draws at any size, and gives a square PNG. Raises ImageError."""
         ...
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
@@ -103,15 +103,15 @@ class ImageDataset(Protocol):
         ...
 
 
-def shown_set(picture_set: ImageDataset) -> dict[str, str]:
+def shown_set(dataset: ImageDataset) -> dict[str, str]:
     """A data set's name and description as they may be shared: of where it is the last name."""
-    name = picture_set.name
-    return {"name": shown_place(name), "description": redact(picture_set.description, [name])}
+    name = dataset.name
+    return {"name": shown_place(name), "description": redact(dataset.description, [name])}
 
 
 @runtime_checkable
 class PackedImages(Protocol):
-    """Of a PictureSet whose pictures lie inside larger files: tables, archives."""
+    """Of a ImageDataset whose pictures lie inside larger files: tables, archives."""
 
     def signature(self, row: Row) -> bytes:
         """What stands for that picture, without reading it: other if its file changes."""
@@ -120,7 +120,7 @@ class PackedImages(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """Of a PictureSet whose pictures come in pieces, such as what is fetched from far away."""
+    """Of a ImageDataset whose pictures come in pieces, such as what is fetched from far away."""
 
     windowed: bool
     """Whether pictures are shuffled within windows of pieces, and not all together."""

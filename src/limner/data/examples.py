@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from limner.data.buckets import Buckets
-from limner.data.dataset import ImageDataset, PictureError, Refused, Row
+from limner.data.dataset import ImageDataset, ImageError, Refused, Row
 from limner.data.images import Size, to_tensor
 from limner.data.order import FullShuffle, Order, seeded_generator, spread_evenly
 from limner.errors import LimnerError
@@ -37,7 +37,7 @@ class Source(Protocol):
     rows: Sequence[Row]
 
     def tensor(self, position: int, flipped: bool = False) -> Tensor:
-        """float32 [C, h, w], about [-1, 1] or of standard deviation 1. Raises PictureError."""
+        """float32 [C, h, w], about [-1, 1] or of standard deviation 1. Raises ImageError."""
         ...
 
 
@@ -45,7 +45,7 @@ class Captions(Protocol):
     """What turns one caption into what the model's text encoder reads."""
 
     def __call__(self, caption: str) -> Tensor | TextEmbeddings:
-        """Token ids [L], or the states of a pretrained encoder. Raises PictureError."""
+        """Token ids [L], or the states of a pretrained encoder. Raises ImageError."""
         ...
 
 
@@ -53,7 +53,7 @@ class Captions(Protocol):
 class Example:
     """What the objective needs of one picture; `Batch` is the same, stacked."""
 
-    picture: Tensor  # float32 [C, h, w]: pixels in [-1, 1], or latents
+    image: Tensor  # float32 [C, h, w]: pixels in [-1, 1], or latents
     text: Tensor | TextEmbeddings  # of its caption (of the empty one if it was dropped)
     noise: Tensor  # float32 [C, h, w], standard normal
     u: Tensor  # float32 [], uniform in (0, 1): the objective turns it into a timestep
@@ -63,7 +63,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    picture: Tensor
+    image: Tensor
     text: Tensor | TextEmbeddings
     noise: Tensor
     u: Tensor
@@ -73,7 +73,7 @@ class Batch:
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
         return cls(
-            torch.stack([e.picture for e in examples]),
+            torch.stack([e.image for e in examples]),
             stack([e.text for e in examples]),  # type: ignore[arg-type]
             torch.stack([e.noise for e in examples]),
             torch.stack([e.u for e in examples]),
@@ -89,7 +89,7 @@ class Batch:
 
     def _each(self, move: Callable[[Any], Any]) -> Batch:
         return Batch(
-            move(self.picture),
+            move(self.image),
             move(self.text),
             move(self.noise),
             move(self.u),
@@ -114,7 +114,7 @@ class Batch:
             )
 
 
-class Pictures:
+class DecodedImages:
     """Decoded pictures of some rows, kept in shared memory if they fit.
 
     Each is decoded when first asked for, by whichever worker is asked.
@@ -131,13 +131,13 @@ class Pictures:
 
     def __init__(
         self,
-        picture_set: ImageDataset,
+        dataset: ImageDataset,
         rows: Sequence[Row],
         image_size: int,
         memory_mb: int,
         buckets: Buckets | None = None,
     ) -> None:
-        self.set, self.rows, self.image_size = picture_set, rows, image_size
+        self.set, self.rows, self.image_size = dataset, rows, image_size
         self.buckets = buckets
         self.state = shared(torch.full((len(rows),), UNSEEN, dtype=torch.uint8))
         self.kept: Tensor | None = None
@@ -169,24 +169,24 @@ class Pictures:
         return self.kept[first:last].view(*self.buckets.size(position), 3)
 
     def load(self, position: int) -> Tensor:
-        """uint8 [h, w, 3]. Raises PictureError."""
+        """uint8 [h, w, 3]. Raises ImageError."""
         if self.kept is not None and self.state[position] == KEPT:
             return self.place(position)
         row = self.rows[position]
         try:
-            picture = torch.from_numpy(self.set.load(row, self.size(position)))
-        except PictureError as error:
+            image = torch.from_numpy(self.set.load(row, self.size(position)))
+        except ImageError as error:
             self.refused[position] = Refused(row.key, str(error))
             raise
         if self.kept is not None:
-            self.place(position).copy_(picture)
+            self.place(position).copy_(image)
             self.state[position] = KEPT
-        return picture
+        return image
 
     def tensor(self, position: int, flipped: bool = False) -> Tensor:
-        """float32 [3, h, w] in [-1, 1]. Raises PictureError."""
-        picture = to_tensor(self.load(position))
-        return picture.flip(-1) if flipped else picture
+        """float32 [3, h, w] in [-1, 1]. Raises ImageError."""
+        image = to_tensor(self.load(position))
+        return image.flip(-1) if flipped else image
 
 
 def shared(tensor: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class TrainingExamples(Dataset[Example]):
 
     def __init__(
         self,
-        pictures: Source,
+        images: Source,
         captions: Captions,
         seed: int,
         caption_dropout: float,
@@ -230,13 +230,13 @@ class TrainingExamples(Dataset[Example]):
         order: Order | None = None,
         buckets: Buckets | None = None,
     ) -> None:
-        self.pictures, self.captions, self.seed = pictures, captions, seed
+        self.images, self.captions, self.seed = images, captions, seed
         self.caption_dropout = caption_dropout
         self.main_caption_share = main_caption_share
         self.horizontal_flip = horizontal_flip
-        self.order = order or FullShuffle(len(pictures.rows), seed)
+        self.order = order or FullShuffle(len(images.rows), seed)
         self.of_row = None if buckets is None else buckets.of_row
-        self.bad = shared(torch.zeros(len(pictures.rows), dtype=torch.bool))
+        self.bad = shared(torch.zeros(len(images.rows), dtype=torch.bool))
 
     def __getitem__(self, count: int) -> Example:
         # A fixed number of draws in a fixed order: a setting that is off still takes its number, so
@@ -244,21 +244,21 @@ class TrainingExamples(Dataset[Example]):
         generator = seeded_generator(self.seed, "example", count)
         drop, caption, flip = torch.rand(3, generator=generator).unbind()
         u = torch.tensor(spread_evenly(count, self.seed), dtype=torch.float32)
-        picture, text, refused = self.load_or_next(
+        image, text, refused = self.load_or_next(
             self.order.position(count),
             bool(flip < self.horizontal_flip),
             None if drop < self.caption_dropout else float(caption),
         )
-        noise = torch.randn(picture.shape, generator=generator)
+        noise = torch.randn(image.shape, generator=generator)
         dropout_seed = torch.randint(-(2**31), 2**31, (), generator=generator).to(torch.int32)
-        return Example(picture, text, noise, u, dropout_seed, refused)
+        return Example(image, text, noise, u, dropout_seed, refused)
 
     def load_or_next(
         self, position: int, flipped: bool, caption: float | None
     ) -> tuple[Tensor, Tensor | TextEmbeddings, tuple[Refused, ...]]:
         """Picture and text of a row, or of the first good one after it, and what was refused."""
         refused: list[Refused] = []
-        rows = self.pictures.rows
+        rows = self.images.rows
         for offset in range(len(rows)):
             place = (position + offset) % len(rows)
             if self.bad[place]:
@@ -268,11 +268,11 @@ class TrainingExamples(Dataset[Example]):
             row = rows[place]
             words = "" if caption is None else self.choose(row.captions, caption)
             try:
-                picture = self.pictures.tensor(place, flipped)
-                if not torch.isfinite(picture).all():
-                    raise PictureError(f"{row.key}: contains NaN or infinite values")
-                return picture, self.captions(words), tuple(refused)
-            except PictureError as error:
+                image = self.images.tensor(place, flipped)
+                if not torch.isfinite(image).all():
+                    raise ImageError(f"{row.key}: contains NaN or infinite values")
+                return image, self.captions(words), tuple(refused)
+            except ImageError as error:
                 self.bad[place] = True
                 refused.append(Refused(row.key, str(error)))
         reason = f"; the last: {refused[-1].reason}" if refused else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limner.data.dataset import ImageDataset, PictureError, Row
+from limner.data.dataset import ImageDataset, ImageError, Row
 from limner.data.images import upright_size
 from limner.data.verify import SAVE_EVERY, signature_of
 from limner.files.fingerprints import DIGEST, load_array, save_array
@@ -22,7 +22,7 @@ BUILT_IN = ("emoji", "shapes")
 """Sets whose pictures are drawn at any size, and are square."""
 
 
-def shapes_of(picture_set: ImageDataset, rows: Sequence[Row], folder: Path | None) -> np.ndarray:
+def shapes_of(dataset: ImageDataset, rows: Sequence[Row], folder: Path | None) -> np.ndarray:
     """Height and width of each row's picture, upright: int32 [N, 2].
 
     One whose header cannot be read counts as a square: decoding it says what is wrong.
@@ -31,19 +31,19 @@ def shapes_of(picture_set: ImageDataset, rows: Sequence[Row], folder: Path | Non
         folder: where they are remembered by path, size, and time of change; None: nowhere.
     """
     shapes = np.ones((len(rows), 2), dtype=np.int32)
-    if picture_set.name in BUILT_IN:
+    if dataset.name in BUILT_IN:
         return shapes
     path = folder / "shapes.npy" if folder and len(rows) >= REMEMBERED_FROM else None
     known = _read(path)
     new: dict[bytes, tuple[int, int]] = {}
 
     def look(row: Row) -> tuple[int, int] | None:
-        signature, calm = signature_of(picture_set, row) if path else (None, False)
+        signature, calm = signature_of(dataset, row) if path else (None, False)
         if signature and (found := known.get(signature)):
             return found
         try:
-            shape = upright_size(picture_set.picture(row))
-        except PictureError:
+            shape = upright_size(dataset.image(row))
+        except ImageError:
             return None
         if shape and signature and calm:
             new[signature] = shape

@@ -11,7 +11,7 @@ from limner.config import Config
 from limner.config.defaults import changed
 from limner.data.buckets import Buckets, nearest, sizes_around, told, with_enough
 from limner.data.dataset import ImageDataset, RowSubset, Streamed
-from limner.data.examples import Pictures
+from limner.data.examples import DecodedImages
 from limner.data.image_sizes import shapes_of
 from limner.data.order import FullShuffle, OneShapePerUpdate, Order
 from limner.data.own_folder import cache_may_begin
@@ -27,26 +27,26 @@ class Data:
     """A data set, split: what is trained on and what is only looked at."""
 
     set: ImageDataset
-    trained: Pictures
-    held_out: Pictures
+    trained: DecodedImages
+    held_out: DecodedImages
     notes: tuple[str, ...] = ()
     """What people should know of it at the start of a run."""
     refused: int = 0
     """Rows that could not be used when it was opened; those found later are rows of the set."""
 
 
-def open_picture_set(config: Config) -> ImageDataset:
+def open_image_dataset(config: Config) -> ImageDataset:
     """Open the data set of `data.dataset_name` or `data.dataset_path`."""
     # Imported here so that a folder needs none of the built-in sets' packages, and the reverse.
     name = (config.data.dataset_name or "").lower()
     if name == "emoji":
-        from limner.data.builtin.emoji import EmojiPictures
+        from limner.data.builtin.emoji import EmojiImages
 
-        return EmojiPictures(config.data.subset, config.data.languages)
+        return EmojiImages(config.data.subset, config.data.languages)
     if name == "shapes":
-        from limner.data.builtin.shapes import ShapesPictures
+        from limner.data.builtin.shapes import ShapesImages
 
-        return ShapesPictures(config.data.num_samples or 4000)
+        return ShapesImages(config.data.num_samples or 4000)
     return _open_format(config)
 
 
@@ -69,10 +69,10 @@ def _open_format(config: Config) -> ImageDataset:
         from limner.data.formats.parquet import open_parquet
 
         return open_parquet(config)
-    from limner.data.formats.folders import FolderPictures
+    from limner.data.formats.folders import FolderImages
     from limner.data.formats.options import ReadOptions
 
-    return FolderPictures(path, options=ReadOptions.of(config), kind=kind)
+    return FolderImages(path, options=ReadOptions.of(config), kind=kind)
 
 
 def _format_and_path(config: Config) -> tuple[str, str]:
@@ -105,35 +105,33 @@ def open_data(config: Config, unit: int = 1) -> Data:
     Args:
         unit: pixels of one of the model's patches, of which sizes of buckets are multiples.
     """
-    picture_set = open_picture_set(config)
+    dataset = open_image_dataset(config)
     if config.data.check_pictures:
-        remove_undecodable(picture_set, config)
-    trained, held_out = split_rows(
-        picture_set.rows, config.data.train_split, config.data.num_samples
-    )
+        remove_undecodable(dataset, config)
+    trained, held_out = split_rows(dataset.rows, config.data.train_split, config.data.num_samples)
 
     # In latent space the pictures are seen once; what is read again and again are their latents.
     memory_mb = 0 if config.vae.pretrained_model_name else config.data.memory_mb
 
-    buckets, notes = in_buckets(picture_set, trained, config, unit)
+    buckets, notes = in_buckets(dataset, trained, config, unit)
 
-    def pictures(positions: np.ndarray) -> Pictures:
-        rows = RowSubset(picture_set.rows, positions)
+    def images(positions: np.ndarray) -> DecodedImages:
+        rows = RowSubset(dataset.rows, positions)
         theirs = buckets and buckets.only(positions)
-        return Pictures(picture_set, rows, config.data.image_size, memory_mb, theirs)
+        return DecodedImages(dataset, rows, config.data.image_size, memory_mb, theirs)
 
-    both = pictures(trained), pictures(held_out)
+    both = images(trained), images(held_out)
     if any(some.crowded for some in both):
         notes = [
             *notes,
             "not enough shared memory to keep the decoded pictures, so they are decoded each time; "
             "use docker run --shm-size=8g for more, or data.memory_mb=0 for none",
         ]
-    return Data(picture_set, *both, tuple(notes), len(picture_set.refused))
+    return Data(dataset, *both, tuple(notes), len(dataset.refused))
 
 
 def in_buckets(
-    picture_set: ImageDataset,
+    dataset: ImageDataset,
     trained: np.ndarray,
     config: Config,
     unit: int,
@@ -143,13 +141,13 @@ def in_buckets(
     wanted, side = config.data.buckets, config.data.image_size
     if wanted is None:
         return None, []
-    if isinstance(picture_set, Streamed) and picture_set.windowed:
+    if isinstance(dataset, Streamed) and dataset.windowed:
         raise LimnerError(
             "data.buckets: not supported with streaming, since the sizes of streamed pictures are "
             "not known in advance; copy the shards to this machine (local tars work), or remove it"
         )
     cache = Path(config.cache.folder) if cache_may_begin(config) else None
-    shapes = shapes_of(picture_set, picture_set.rows, cache)
+    shapes = shapes_of(dataset, dataset.rows, cache)
     own = shapes[trained]
     if wanted == "auto":
         sizes = with_enough(own, sizes_around(side, unit, config.data.max_aspect_ratio))

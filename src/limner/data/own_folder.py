@@ -92,12 +92,12 @@ def keep_apart(output: Path, config: Config, key: str) -> None:
         )
 
 
-def keep_out_of_links(output: Path, picture_set: ImageDataset, key: str) -> None:
+def keep_out_of_links(output: Path, dataset: ImageDataset, key: str) -> None:
     """Raises LimnerError if a link in the data's folder leads to where `output` is."""
-    folder = getattr(picture_set, "folder", None)
+    folder = getattr(dataset, "folder", None)
     if not isinstance(folder, Path):
         return
-    within = {posixpath.dirname(row.key) for row in picture_set.rows}
+    within = {posixpath.dirname(row.key) for row in dataset.rows}
     every = {parent for path in within for parent in (Path(path), *Path(path).parents)}
     for path in sorted(every):
         if (folder / path).is_symlink():

@@ -27,27 +27,27 @@ BINS = 2**16
 
 @runtime_checkable
 class Indexed(Protocol):
-    """Of a PictureSet that knows this of its rows without making them."""
+    """Of a ImageDataset that knows this of its rows without making them."""
 
     def row_fingerprints(self, positions: np.ndarray) -> np.ndarray:
         """Of the rows at `positions`: ROW [N]."""
         ...
 
 
-def fingerprints_of(picture_set: ImageDataset, rows: Sequence[Row]) -> np.ndarray:
+def fingerprints_of(dataset: ImageDataset, rows: Sequence[Row]) -> np.ndarray:
     """Of some rows of the set, in their order: ROW [N], or [at most BINS] of more than MOST."""
-    if isinstance(picture_set, Indexed) and isinstance(rows, RowSubset):
-        found = picture_set.row_fingerprints(rows.positions)
+    if isinstance(dataset, Indexed) and isinstance(rows, RowSubset):
+        found = dataset.row_fingerprints(rows.positions)
     else:
-        found = np.fromiter((_of(picture_set, row) for row in rows), ROW, len(rows))
+        found = np.fromiter((_of(dataset, row) for row in rows), ROW, len(rows))
     return summed(found) if len(found) > MOST else found
 
 
-def _of(picture_set: ImageDataset, row: Row) -> tuple[int, int, int, int]:
+def _of(dataset: ImageDataset, row: Row) -> tuple[int, int, int, int]:
     key = int.from_bytes(digest(row.key)[:8], "little")
     captions = zlib.crc32("\0".join(row.captions).encode("utf-8", errors="replace"))
     size = 0  # where the picture has no file of its own
-    if (path := picture_set.path(row)) is not None:
+    if (path := dataset.path(row)) is not None:
         try:
             size = os.stat(path).st_size % 2**32
         except OSError:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from limner.config import Config
 from limner.console import progress_lines
-from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, Streamed
+from limner.data.dataset import ImageDataset, ImageError, PackedImages, Refused, Row, Streamed
 from limner.data.decoding.color import UNUSABLE
 from limner.data.images import DECODING
 from limner.data.own_folder import cache_may_begin
@@ -41,15 +41,15 @@ SAVE_EVERY = 60.0  # seconds: a check of hours that is killed goes on from there
 log = logging.getLogger(__name__)
 
 
-def remove_undecodable(picture_set: ImageDataset, config: Config) -> None:
+def remove_undecodable(dataset: ImageDataset, config: Config) -> None:
     """Move the rows whose pictures cannot be decoded from `rows` to `refused`.
 
     With `data.num_samples`, only as many good rows as are wanted stay, by their sampling rank.
     """
-    rows, wanted = picture_set.rows, config.data.num_samples
+    rows, wanted = dataset.rows, config.data.num_samples
     if not rows:
         return
-    if not can_be_checked(picture_set):
+    if not can_be_checked(dataset):
         return
     ranked: Sequence[int] = range(len(rows))
     if wanted is not None and wanted < len(rows):
@@ -64,12 +64,12 @@ def remove_undecodable(picture_set: ImageDataset, config: Config) -> None:
         progress = progress_lines(log, "pictures checked")
         for first in range(0, len(ranked), AT_ONCE):
             some = [rows[i] for i in ranked[first : first + AT_ONCE]]
-            reasons = remembered.check(picture_set, some, threads)
+            reasons = remembered.check(dataset, some, threads)
             for i, reason in zip(ranked[first : first + AT_ONCE], reasons, strict=True):
                 if reason is None:
                     good.append(i)
                 elif len(good) < wanted:
-                    picture_set.refused.append(Refused(rows[i].key, reason))
+                    dataset.refused.append(Refused(rows[i].key, reason))
             if len(good) >= wanted:
                 break
             progress(first + len(some), len(ranked))
@@ -78,28 +78,26 @@ def remove_undecodable(picture_set: ImageDataset, config: Config) -> None:
             f"{count:,} pictures have an unusable colour profile and are read as sRGB (limner "
             "check-data lists them)"
         )
-    picture_set.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
-    if not picture_set.rows:
-        first_bad = picture_set.refused[0]
+    dataset.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
+    if not dataset.rows:
+        first_bad = dataset.refused[0]
         raise LimnerError(
             f"none of the {len(rows):,} pictures could be used; the first: {first_bad.reason}"
         )
 
 
-def can_be_checked(picture_set: ImageDataset) -> bool:
+def can_be_checked(dataset: ImageDataset) -> bool:
     """Whether there are files to decode before the first step."""
-    if not picture_set.rows or isinstance(picture_set, Streamed):
+    if not dataset.rows or isinstance(dataset, Streamed):
         return False  # all of it would have to be read
     # Those that are drawn, not read, have nothing that could be damaged.
-    return picture_set.path(picture_set.rows[0]) is not None or isinstance(
-        picture_set, PackedImages
-    )
+    return dataset.path(dataset.rows[0]) is not None or isinstance(dataset, PackedImages)
 
 
-def undecodable(picture_set: ImageDataset, rows: Sequence[Row]) -> list[Refused]:
+def undecodable(dataset: ImageDataset, rows: Sequence[Row]) -> list[Refused]:
     """Those of `rows` whose pictures cannot be decoded, with the reasons."""
     with ThreadPoolExecutor() as threads:
-        reasons = _Remembered(set()).check(picture_set, rows, threads)
+        reasons = _Remembered(set()).check(dataset, rows, threads)
     return [Refused(row.key, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
 
 
@@ -136,17 +134,17 @@ class _Remembered:
         self.saved = time.monotonic()
 
     def check(
-        self, picture_set: ImageDataset, rows: Sequence[Row], threads: ThreadPoolExecutor
+        self, dataset: ImageDataset, rows: Sequence[Row], threads: ThreadPoolExecutor
     ) -> list[str | None]:
         """Why each row's picture cannot be used; None for a good one."""
 
         def fault(row: Row) -> tuple[str | None, bytes | None]:
-            signature, calm = signature_of(picture_set, row)
+            signature, calm = signature_of(dataset, row)
             if signature in self.known:
                 return None, None
             try:
-                picture_set.load(row, SIZE)
-            except PictureError as error:
+                dataset.load(row, SIZE)
+            except ImageError as error:
                 return str(error), None
             return None, signature if calm else None
 
@@ -157,13 +155,13 @@ class _Remembered:
         return [reason for reason, _ in found]
 
 
-def signature_of(picture_set: ImageDataset, row: Row) -> tuple[bytes | None, bool]:
+def signature_of(dataset: ImageDataset, row: Row) -> tuple[bytes | None, bool]:
     """What a row's picture is by its looks, without reading it, and whether that can be relied on
     yet (see RACY_NS)."""
-    path = picture_set.path(row)
+    path = dataset.path(row)
     if path is None:
-        if isinstance(picture_set, PackedImages):
-            return digest(picture_set.signature(row), DECODED_BY), True
+        if isinstance(dataset, PackedImages):
+            return digest(dataset.signature(row), DECODED_BY), True
         return None, False
     try:
         absolute = os.path.abspath(path)

@@ -82,7 +82,7 @@ def evaluate_run(
         asked = prompts_of_run(data, free_prompts, most)
         progress = progress_lines(log, "pictures drawn")
         draw(generator, asked if seconds is None else _in_turn(asked), progress, seconds)
-        drawings = [d for d in asked if d.picture is not None]
+        drawings = [d for d in asked if d.image is not None]
 
         results = about_run(run_folder, data, generator)
         if len(drawings) < len(asked):
@@ -148,7 +148,7 @@ def _write(run_folder: Path, results: dict[str, Any], drawings: Sequence[Drawing
     _write_json(run_folder / "results.json", results)
     prompts = [d.prompt for d in drawings]
     sheet = contact_sheet(
-        [d.picture for d in drawings if d.picture],
+        [d.image for d in drawings if d.image],
         prompts,
         truths=[
             Image.fromarray(d.truth) if d.truth is not None and d.split is Split.HELD_OUT else None

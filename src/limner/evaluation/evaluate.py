@@ -42,7 +42,7 @@ from limner.evaluation.prompt_following import (
 from limner.evaluation.prompts import Plan, plan_of
 from limner.evaluation.protocol import protocol
 from limner.evaluation.reference.reference import Reference, open_reference
-from limner.evaluation.reference.sources import DataPictures
+from limner.evaluation.reference.sources import DataImages
 from limner.evaluation.reference.statistics import Statistics, statistics_of
 from limner.evaluation.samples import as_tensor, draw, show_truth, some_of_each
 from limner.evaluation.settings import evaluation_config
@@ -133,7 +133,7 @@ def _evaluate(
     place = choose_device(device or "auto")
     eyes, missing = open_networks(settings, place)
     events += missing
-    statistics = [real_pictures(eye, reference, cache, events) for eye in eyes]
+    statistics = [real_images(eye, reference, cache, events) for eye in eyes]
 
     generator = ImageGenerator(
         opened.folder if isinstance(opened, Checkpoint) else opened.path,
@@ -163,9 +163,9 @@ def _evaluate(
         events.append(speckle_in_words(speckle))
     prompts = [d.prompt for d in plan.measured]
     metrics = list[dict[str, Any]]()
-    pictures = as_tensor(plan.measured)
+    images = as_tensor(plan.measured)
     for eye, (real, others) in zip(eyes, statistics, strict=True):
-        features = eye.network.features(pictures)
+        features = eye.network.features(images)
         found, said = measure(
             eye, features, prompts, real, others, reference.others_are,
             settings.floor_repeats, settings.seed,
@@ -226,7 +226,7 @@ def changed_data(opened: Checkpoint, data: Data) -> str | None:
     )
 
 
-def real_pictures(
+def real_images(
     eye: NamedNetwork, reference: Reference, cache: Path, events: list[str]
 ) -> tuple[Statistics | None, Tensor | None]:
     """The reference as a network sees it, and other real pictures for the floor.
@@ -240,7 +240,7 @@ def real_pictures(
         if reference.others is not None:
             others = statistics_of(reference.others, eye.network, cache, progress=telling_of)
     except LimnerError as error:
-        if not isinstance(reference.source, DataPictures):
+        if not isinstance(reference.source, DataImages):
             raise
         events.append(f"skipped the distances on {eye.network.name}: {error}")
         return None, None

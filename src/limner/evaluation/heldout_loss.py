@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from limner.config import Config
-from limner.data.dataset import PictureError
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError
+from limner.data.examples import DecodedImages
 from limner.data.images import to_tensor
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
 from limner.device import name_of
-from limner.evaluation.reference.sources import DataPictures
+from limner.evaluation.reference.sources import DataImages
 from limner.inference.generator import ImageGenerator
 from limner.memory import in_parts_that_fit
 from limner.metrics.interval import bootstrapped_mean, interval_of_difference
@@ -40,14 +40,14 @@ def measure_loss(
     if not len(data.held_out.rows):
         return None
     splits = {"held_out": data.held_out, "trained": data.trained}
-    total = sum(min(most, len(pictures.rows)) for pictures in splits.values())
+    total = sum(min(most, len(images.rows)) for images in splits.values())
     found: dict[str, Tensor] = {}  # [pictures, levels]
     done = 0
-    for name, pictures in splits.items():
-        which = evenly_spaced(len(pictures.rows), most)
+    for name, images in splits.items():
+        which = evenly_spaced(len(images.rows), most)
         losses = []
         for first in range(0, len(which), AT_ONCE):
-            losses.append(_losses(generator, pictures, which[first : first + AT_ONCE], first))
+            losses.append(_losses(generator, images, which[first : first + AT_ONCE], first))
             done += len(which[first : first + AT_ONCE])
             progress(done, total)
         found[name] = torch.cat(losses)
@@ -82,7 +82,7 @@ def protocol(
     for they are what is compared.
     """
     which = evenly_spaced(len(data.held_out.rows), config.evaluation.loss_images)
-    source = DataPictures(data.held_out, which)
+    source = DataImages(data.held_out, which)
     scheduler = config.scheduler
     return {
         "loss.pictures": source.contents(cache).hex(),
@@ -100,15 +100,17 @@ def protocol(
     }
 
 
-def _losses(generator: ImageGenerator, pictures: Pictures, which: list[int], place: int) -> Tensor:
+def _losses(
+    generator: ImageGenerator, images: DecodedImages, which: list[int], place: int
+) -> Tensor:
     """[pictures, levels] of those that can be decoded."""
     good, captions = [], []
     for position in which:
         try:
-            good.append(to_tensor(pictures.load(position)))
-        except PictureError:  # evaluate lists it
+            good.append(to_tensor(images.load(position)))
+        except ImageError:  # evaluate lists it
             continue
-        captions.append(pictures.rows[position].captions[0])
+        captions.append(images.rows[position].captions[0])
     if not good:
         return torch.empty(0, len(LEVELS))
     device, dtype = generator.device, generator.dtype

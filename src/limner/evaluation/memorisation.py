@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limner.data.dataset import PictureError
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError
+from limner.data.examples import DecodedImages
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
 from limner.evaluation.samples import Drawing, as_tensor
@@ -111,14 +111,14 @@ def _with_own(drawings: Sequence[Drawing], count: int) -> list[int]:
     return sorted({*evenly_spaced(count, MOST_HELD_OUT), *own})
 
 
-def _loaded(pictures: Pictures, which: Sequence[int]) -> tuple[Tensor | None, dict[int, int]]:
+def _loaded(images: DecodedImages, which: Sequence[int]) -> tuple[Tensor | None, dict[int, int]]:
     """Those that can be decoded, uint8 [N, S, S, 3] (None: there are none), and where each is."""
     found: list[Tensor] = []
     places: dict[int, int] = {}
     for position in which:
         try:
-            found.append(pictures.load(position))
-        except PictureError:  # evaluate lists it
+            found.append(images.load(position))
+        except ImageError:  # evaluate lists it
             continue
         places[position] = len(found) - 1
     return (torch.stack(found) if found else None), places

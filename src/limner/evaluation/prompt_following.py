@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from limner.data.builtin.shapes_checker import check
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
-from limner.evaluation.samples import Drawing, as_tensor, pictures_of
+from limner.evaluation.samples import Drawing, as_tensor, images_of
 from limner.evaluation.splits import OF_DATA, Split
 from limner.metrics import retrieval
 
@@ -53,19 +53,19 @@ class Gallery:
 
     def add(self, split: Split, positions: Iterable[int]) -> None:
         """More rows of a split, but for those whose pictures cannot be decoded."""
-        pictures = pictures_of(self.data, split)
+        images = images_of(self.data, split)
         for position in positions:
             try:
-                picture = pictures.load(position)
-            except PictureError:
+                image = images.load(position)
+            except ImageError:
                 continue
             self.places[split, position] = len(self._features)
-            self._features.append(retrieval.features(picture[None])[0])
+            self._features.append(retrieval.features(image[None])[0])
 
     def shared_captions(self) -> int:
         """See above; of the pictures' main captions."""
         return shared_captions(
-            pictures_of(self.data, split).rows[i].captions[0] for split, i in self.places
+            images_of(self.data, split).rows[i].captions[0] for split, i in self.places
         )
 
     def rank(self, drawings: Iterable[Drawing]) -> None:
@@ -98,7 +98,7 @@ def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = No
     """
     gallery = Gallery(data)
     for split in OF_DATA:
-        count = len(pictures_of(data, split).rows)
+        count = len(images_of(data, split).rows)
         own = {d.position for d in drawings if d.split is split and d.position is not None}
         some = range(count) if most is None else {*evenly_spaced(count, most // 2), *own}
         gallery.add(split, sorted(some))
@@ -119,7 +119,7 @@ def check_shapes(drawings: Iterable[Drawing]) -> None:
     """Read each picture of shapes back, and fill in which parts of its caption hold."""
     for drawing in drawings:
         if drawing.split in OF_DATA:  # what people ask for need not be of the grammar
-            drawing.holds = check(drawing.prompt, np.array(drawing.picture)).holds
+            drawing.holds = check(drawing.prompt, np.array(drawing.image)).holds
 
 
 def shapes_by_split(drawings: Sequence[Drawing]) -> dict[Split, dict[str, Any]]:

@@ -14,7 +14,7 @@ from limner.evaluation.about import versions
 from limner.evaluation.metrics import NamedNetwork
 from limner.evaluation.prompts import Plan
 from limner.evaluation.reference.reference import Reference
-from limner.evaluation.reference.sources import DataPictures
+from limner.evaluation.reference.sources import DataImages
 from limner.files.fingerprints import digest
 from limner.inference.generator import ImageGenerator
 
@@ -54,8 +54,8 @@ def protocol(
     found |= {
         "asked.prompts": digest(asked).hex(),
         "asked.captions": len(plan.asked),
-        "data.trained": DataPictures(data.trained).contents(cache).hex(),
-        "data.held_out": DataPictures(data.held_out).contents(cache).hex(),
+        "data.trained": DataImages(data.trained).contents(cache).hex(),
+        "data.held_out": DataImages(data.held_out).contents(cache).hex(),
     }
     if data.held_out.rows:
         found |= heldout_loss.protocol(config, data, space, generator.dtype, cache)

@@ -18,7 +18,7 @@ from PIL import Image
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.manifest import written_whole
 from limner.checkpoint.single_file import WeightsFile
-from limner.data.examples import Pictures
+from limner.data.examples import DecodedImages
 from limner.errors import LimnerError
 from limner.evaluation.memorisation import Case
 from limner.evaluation.samples import Drawing
@@ -28,7 +28,7 @@ from limner.files.small_files import read_json
 
 FORMAT = 1
 """Of evaluation.json."""
-RESULTS, PAGE, PICTURES = "evaluation.json", "evaluation.html", "pictures"
+RESULTS, PAGE, IMAGES = "evaluation.json", "evaluation.html", "pictures"
 OURS = re.compile(r"\d{4,}(-truth)?\.png|near-\d{4,}\.png")
 """What pictures are called in PICTURES."""
 
@@ -57,10 +57,10 @@ def check_replaceable(folder: Path) -> None:
     replaced as a whole."""
     refuse_mounted(folder)
     # Pictures without results are somebody's own in a folder of that name.
-    ours = (RESULTS, PAGE, PICTURES) if (folder / RESULTS).is_file() else ()
+    ours = (RESULTS, PAGE, IMAGES) if (folder / RESULTS).is_file() else ()
     others = foreign_names(folder, ours)
     if not others and ours:
-        others = [f"{PICTURES}/{name}" for name in foreign_names(folder / PICTURES, like=OURS)]
+        others = [f"{IMAGES}/{name}" for name in foreign_names(folder / IMAGES, like=OURS)]
     if others:
         raise LimnerError(
             f"--output {folder} already exists and is not an earlier evaluation (it contains "
@@ -73,7 +73,7 @@ def write(
     results: dict[str, Any],
     shown: Sequence[Drawing],
     cases: Sequence[Case],
-    trained: Pictures,
+    trained: DecodedImages,
 ) -> None:
     """Write the pictures, and the results with their names filled in.
 
@@ -85,22 +85,22 @@ def write(
     every = {id(d): d for d in (*shown, *(case.drawing for case in cases))}
     names = {key: f"{number:04d}" for number, key in enumerate(every)}
     with written_whole(folder, sealed=False, check=check_replaceable) as staging:
-        (staging / PICTURES).mkdir()
+        (staging / IMAGES).mkdir()
         lines = []
         for key, drawing in every.items():
-            lines.append(save_drawing(drawing, staging / PICTURES, names[key], PICTURES))
+            lines.append(save_drawing(drawing, staging / IMAGES, names[key], IMAGES))
         results = results | {"pictures": lines[: len(shown)]}
         if results["memorisation"] is not None:
             worst = []
             for case in cases:
                 number = names[id(case.drawing)]
-                near = f"{PICTURES}/near-{number}.png"
+                near = f"{IMAGES}/near-{number}.png"
                 Image.fromarray(trained.load(case.trained).numpy()).save(staging / near)
                 worst.append(
                     {
                         "prompt": case.drawing.prompt,
                         "seed": case.drawing.seed,
-                        "drawn": f"{PICTURES}/{number}.png",
+                        "drawn": f"{IMAGES}/{number}.png",
                         "trained": near,
                         "caption": trained.rows[case.trained].captions[0],
                         "distance": case.distance,
@@ -125,8 +125,8 @@ def save_drawing(drawing: Drawing, folder: Path, name: str, under: str) -> dict[
     Returns:
         What samples.json and evaluation.json tell of a drawing.
     """
-    assert drawing.picture is not None
-    drawing.picture.save(folder / f"{name}.png")
+    assert drawing.image is not None
+    drawing.image.save(folder / f"{name}.png")
     if drawing.truth is not None:
         Image.fromarray(drawing.truth).save(folder / f"{name}-truth.png")
     return {

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from limner.config import Config, SamplingConfig
 from limner.config.types import SEEDS
-from limner.data.dataset import PictureError
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError
+from limner.data.examples import DecodedImages
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
 from limner.device import choose_device, choose_precision, name_of
@@ -30,7 +30,7 @@ FEW = 16
 """Pictures that are drawn however short the time is."""
 
 
-def pictures_of(data: Data, split: Split) -> Pictures:
+def images_of(data: Data, split: Split) -> DecodedImages:
     """The rows of a split of the data set."""
     return {Split.TRAINED: data.trained, Split.HELD_OUT: data.held_out}[split]
 
@@ -44,7 +44,7 @@ class Drawing:
     split: Split
     position: int | None = None
     """Of its row among those of its split."""
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     truth: np.ndarray | None = None
     """The row's own picture, uint8 [S, S, 3], of those that are shown; see `show_truth`."""
     rank: int | None = None
@@ -59,7 +59,7 @@ class Drawing:
 
 
 def of_captions(
-    pictures: Pictures, split: Split, most: int, first_seed: int | None = None
+    images: DecodedImages, split: Split, most: int, first_seed: int | None = None
 ) -> list[Drawing]:
     """At most `most` rows of a split, evenly spread, each with its main caption.
 
@@ -69,12 +69,12 @@ def of_captions(
     """
     return [
         Drawing(
-            pictures.rows[i].captions[0],
+            images.rows[i].captions[0],
             i if first_seed is None else (first_seed + number) % SEEDS,
             split,
             i,
         )
-        for number, i in enumerate(evenly_spaced(len(pictures.rows), most))
+        for number, i in enumerate(evenly_spaced(len(images.rows), most))
     ]
 
 
@@ -148,9 +148,9 @@ def draw(
             )
 
         # What fitted for one part is where the next one begins.
-        size, pictures = in_parts_that_fit(size, in_parts)
-        for drawing, picture in zip(some, pictures, strict=True):
-            drawing.picture = picture
+        size, images = in_parts_that_fit(size, in_parts)
+        for drawing, image in zip(some, images, strict=True):
+            drawing.image = image
         drawn += len(some)
         if progress is not None:
             progress(drawn, len(drawings))
@@ -168,7 +168,7 @@ def in_any_number(drawings: Sequence[Drawing]) -> list[Drawing]:
 
 def as_tensor(drawings: Sequence[Drawing]) -> Tensor:
     """What was drawn, uint8 [N, H, W, 3]."""
-    return torch.stack([torch.from_numpy(np.array(d.picture)) for d in drawings])
+    return torch.stack([torch.from_numpy(np.array(d.image)) for d in drawings])
 
 
 def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
@@ -176,6 +176,6 @@ def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
     drawn without."""
     for drawing in drawings:
         if drawing.position is not None:
-            with contextlib.suppress(PictureError):
-                picture = pictures_of(data, drawing.split).load(drawing.position)
-                drawing.truth = picture.numpy().copy()
+            with contextlib.suppress(ImageError):
+                image = images_of(data, drawing.split).load(drawing.position)
+                drawing.truth = image.numpy().copy()

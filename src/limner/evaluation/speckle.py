@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.data.open import Data
-from limner.evaluation.samples import Drawing, as_tensor, in_any_number, pictures_of
+from limner.evaluation.samples import Drawing, as_tensor, images_of, in_any_number
 from limner.metrics.flat_regions import BLOCKS, flat_region_std
 
 MOST = 400
@@ -30,12 +30,12 @@ def measure_speckle(drawings: Sequence[Drawing], data: Data) -> dict[str, Any] |
     for drawing in in_any_number([d for d in drawings if d.position is not None])[:MOST]:
         assert drawing.position is not None
         try:
-            picture = pictures_of(data, drawing.split).load(drawing.position)
-        except PictureError:
+            image = images_of(data, drawing.split).load(drawing.position)
+        except ImageError:
             continue
-        if min(picture.shape[:2]) >= BLOCKS:
+        if min(image.shape[:2]) >= BLOCKS:
             known.append(drawing)
-            real.append(flat_region_std(picture[None]))
+            real.append(flat_region_std(image[None]))
     if not known:
         return None
     drawn = float(torch.cat([flat_region_std(as_tensor([d])) for d in known]).mean())

@@ -26,7 +26,7 @@ INK, SOFT_INK, FRAME = (28, 28, 30), (110, 110, 118), (222, 222, 226)
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     labels: Sequence[str],
     columns: int | None = None,
     title: str | None = None,
@@ -44,15 +44,15 @@ def contact_sheet(
     LimnerError if the lengths differ.
     """
     for name, others in (("labels", labels), ("truths", truths), ("groups", groups)):
-        if others is not None and len(others) != len(pictures):
+        if others is not None and len(others) != len(images):
             raise LimnerError(
-                f"contact_sheet: {len(pictures)} pictures but {len(others)} {name}; there must be "
+                f"contact_sheet: {len(images)} pictures but {len(others)} {name}; there must be "
                 "one for each."
             )
     truth_size = scale_to // 2
     has_truths = truths is not None and any(truth is not None for truth in truths)
     cell_width = scale_to + (truth_size + TEXT_GAP if has_truths else 0)
-    columns = columns or default_columns(len(pictures), cell_width)
+    columns = columns or default_columns(len(images), cell_width)
     width = 2 * MARGIN + columns * cell_width + (columns - 1) * GAP
 
     texts = [label_text(label, i, LABEL_SIZE, cell_width) for i, label in enumerate(labels)]
@@ -66,9 +66,7 @@ def contact_sheet(
         lines, font = label_text(text, 0, size, width - 2 * MARGIN)
         headings.append((MARGIN, y, lines, font))
         y += len(lines) * line_height(font) + GAP
-    for heading, members in groupby(
-        range(len(pictures)), key=lambda i: groups[i] if groups else ""
-    ):
+    for heading, members in groupby(range(len(images)), key=lambda i: groups[i] if groups else ""):
         if heading:
             lines, font = label_text(heading, 0, HEADING_SIZE, width - 2 * MARGIN)
             headings.append((MARGIN, y, lines, font))
@@ -85,7 +83,7 @@ def contact_sheet(
     for x, top, lines, font in headings:
         draw_lines(draw, (x, top), lines, font, INK)
     for i, (x, top) in enumerate(corners):
-        paste_framed(sheet, draw, pictures[i], (x, top), scale_to)
+        paste_framed(sheet, draw, images[i], (x, top), scale_to)
         lines, font = texts[i]
         draw_lines(draw, (x, top + scale_to + TEXT_GAP), lines, font, INK)
         truth = truths[i] if truths is not None else None
@@ -114,7 +112,7 @@ def default_columns(count: int, cell_width: int) -> int:
 def paste_framed(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    picture: Image.Image,
+    image: Image.Image,
     corner: tuple[int, int],
     size: int,
 ) -> None:
@@ -123,23 +121,23 @@ def paste_framed(
     The frame lies outside the picture and shows where it ends: a background that came out
     slightly grey, or a white picture on the white sheet, would otherwise not be seen.
     """
-    shown = fit(picture, size)
+    shown = fit(image, size)
     x, y = corner[0] + (size - shown.width) // 2, corner[1] + (size - shown.height) // 2
     sheet.paste(shown, (x, y))
     draw.rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=FRAME)
 
 
-def fit(picture: Image.Image, size: int) -> Image.Image:
+def fit(image: Image.Image, size: int) -> Image.Image:
     """`picture` as RGB with its longer side `size`; transparency over white."""
-    if picture.mode in ("RGBA", "LA", "P", "PA"):
-        picture = picture.convert("RGBA")
-        paper = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(paper, picture)
-    picture = picture.convert("RGB")
-    longer = max(picture.size)
-    width, height = (max(1, round(side * size / longer)) for side in picture.size)
+    if image.mode in ("RGBA", "LA", "P", "PA"):
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
+    image = image.convert("RGB")
+    longer = max(image.size)
+    width, height = (max(1, round(side * size / longer)) for side in image.size)
     # Smooth: at three times its size a 32-pixel picture reads as a drawing, not as squares.
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 # ---- words -------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from limner.inference.autoguidance import open_guide
 from limner.inference.sampling import Guide, Progress, draw, ready
 from limner.inference.sampling_settings import sampling_settings
 from limner.inference.saving import remember
-from limner.inference.variations import InitImage, Interpolation, Picture, fitted
+from limner.inference.variations import ImageSource, InitImage, Interpolation, fitted
 from limner.memory import is_out_of_memory
 from limner.messages import shorten
 from limner.models.text_to_image import build_model
@@ -145,7 +145,7 @@ class ImageGenerator:
         *,
         aspect_ratio: float | str | None = None,
         negative_prompt: str | None = None,
-        init_image: Picture | None = None,
+        init_image: ImageSource | None = None,
         strength: float | None = None,
         towards: Interpolation | None = None,
         progress: Progress | None = None,
@@ -205,7 +205,7 @@ class ImageGenerator:
             raise LimnerError(f"{len(prompts)} prompts need one seed, or one each; got {len(each)}")
         start = self._start(init_image, strength, height, width)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
-        pictures: list[Image.Image] = []
+        images: list[Image.Image] = []
         wanted = len(prompts)
         if self.compiled and (missing := -wanted % at_once):
             prompts, each = [*prompts, *[""] * missing], [*each, *[0] * missing]
@@ -229,7 +229,7 @@ class ImageGenerator:
                     towards=towards and towards.rows(some),
                     progress=progress,
                 )
-                pictures += to_pil(self.autoencoder.decode(drawn[: wanted - first]))
+                images += to_pil(self.autoencoder.decode(drawn[: wanted - first]))
             except Exception as error:
                 if at_once > 1 or not is_out_of_memory(error):
                     raise
@@ -244,14 +244,14 @@ class ImageGenerator:
             "sampling": sampling.model_dump(mode="json"),
             "dtype": name_of(self.dtype),
         }
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             way = towards and {
                 "end_prompt": towards.prompts[i],
                 "end_seed": towards.seeds[i],
                 "weight": towards.weights[i],
             }
-            remember(picture, {"prompt": prompts[i], "seed": each[i], "towards": way, **how})
-        return pictures
+            remember(image, {"prompt": prompts[i], "seed": each[i], "towards": way, **how})
+        return images
 
     def size_for(self, aspect_ratio: float | str) -> tuple[int, int]:
         """(height, width) in pixels for width over height, as 1.5 or "3:2"."""
@@ -335,9 +335,9 @@ class ImageGenerator:
                 )
 
     def _start(
-        self, picture: Picture | None, strength: float | None, height: int, width: int
+        self, image: ImageSource | None, strength: float | None, height: int, width: int
     ) -> InitImage | None:
-        if picture is None:
+        if image is None:
             if strength is not None:
                 raise LimnerError("--strength requires --init_image")
             return None
@@ -348,7 +348,7 @@ class ImageGenerator:
                 f"--strength {strength}: must be between 0 (the picture itself) and 1 (nothing of "
                 "it)"
             )
-        x0 = self.autoencoder.encode(fitted(picture, height, width).to(self.device))
+        x0 = self.autoencoder.encode(fitted(image, height, width).to(self.device))
         return InitImage(x0, strength)
 
     def at_once(self, most: int, height: int, width: int) -> int:

@@ -28,17 +28,17 @@ WITH_EXIF = ("JPEG", "MPO", "WEBP", "TIFF", "AVIF")
 """Formats of Pillow's, PNG apart, whose files say that Limner drew them."""
 
 
-def remember(picture: Image.Image, how: dict[str, Any]) -> Image.Image:
+def remember(image: Image.Image, how: dict[str, Any]) -> Image.Image:
     """The picture, with what is not None of `how` in its `info`."""
     known = {key: value for key, value in how.items() if value is not None}
-    picture.info[KEY] = json.dumps({"limner_version": __version__, **known}, ensure_ascii=False)
-    return picture
+    image.info[KEY] = json.dumps({"limner_version": __version__, **known}, ensure_ascii=False)
+    return image
 
 
-def how_drawn(picture: Image.Image) -> dict[str, Any]:
+def how_drawn(image: Image.Image) -> dict[str, Any]:
     """The sampling settings stored in a picture or its PNG file; {}: none."""
     try:
-        found = json.loads(picture.info.get(KEY, "{}"))
+        found = json.loads(image.info.get(KEY, "{}"))
     except (ValueError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -68,7 +68,7 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
     try:
         # What kinds of files limit is a side; a size that is none is told by the generator.
         for size in ((max(1, width or 1), 1), (1, max(1, height or 1))):
-            save_picture(Image.new("RGB", size), BytesIO(), kind)
+            save_image(Image.new("RGB", size), BytesIO(), kind)
     except (OSError, ValueError, KeyError, MemoryError, struct.error) as error:
         raise LimnerError(
             f"--output {path}: {kind} cannot hold a picture of {width or 1} x {height or 1} pixels "
@@ -104,15 +104,15 @@ def is_drawing(path: Path) -> bool:
     try:
         if path.stat().st_size == 0:
             return True
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # nothing is decoded
-            said = picture.info.get("Software"), picture.getexif().get(SOFTWARE)
-            return KEY in picture.info or PROGRAM in said
+            said = image.info.get("Software"), image.getexif().get(SOFTWARE)
+            return KEY in image.info or PROGRAM in said
     except Exception:  # whatever a file that is no picture makes Pillow raise
         return False
 
 
-def save_all(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator[Path]:
+def save_all(images: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator[Path]:
     """Write each, and give its path. What is drawn is not lost where a name cannot be written, be
     it that a disk is full by now: it goes as PNG to the system's folder for temporary files.
 
@@ -121,18 +121,18 @@ def save_all(pictures: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator
     """
     failed: list[str] = []
     refuge: Path | None = None
-    for picture, path in zip(pictures, paths, strict=True):
+    for image, path in zip(images, paths, strict=True):
         try:
             if os.path.lexists(path) and not is_drawing(path):  # it came while this was drawn
                 raise FileExistsError(
                     errno.EEXIST, "another file was created there in the meantime", path
                 )
-            save_picture(picture, path)
+            save_image(image, path)
             yield path
         except (OSError, ValueError, KeyError, struct.error) as error:
             refuge = refuge or Path(tempfile.mkdtemp(prefix="limner-"))
             other = refuge / f"{len(failed)}.png"
-            save_picture(picture, other, "PNG")
+            save_image(image, other, "PNG")
             failed.append(f"{path} ({_reason(error)}): saved as {other} instead")
     if failed:
         raise LimnerError("could not be written to their files:\n" + "\n".join(failed))
@@ -144,7 +144,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def save_picture(picture: Image.Image, to: Path | BytesIO, format: str | None = None) -> None:
+def save_image(image: Image.Image, to: Path | BytesIO, format: str | None = None) -> None:
     """Write it, whole or not at all; a PNG holds in its text (iTXt `limner`) how it was drawn.
     Raises OSError.
 
@@ -152,18 +152,18 @@ def save_picture(picture: Image.Image, to: Path | BytesIO, format: str | None = 
         format: of Pillow's, such as "PNG"; None: that of the file's name.
     """
     info = PngImagePlugin.PngInfo()
-    if KEY in picture.info:
-        info.add_itxt(KEY, picture.info[KEY])
+    if KEY in image.info:
+        info.add_itxt(KEY, image.info[KEY])
     kind = format or Image.registered_extensions()[Path(str(to)).suffix.lower()]
     options: dict[str, Any] = {}
     if kind == "PNG":
         options = {"pnginfo": info}
-    elif kind in WITH_EXIF and KEY in picture.info:
+    elif kind in WITH_EXIF and KEY in image.info:
         exif = Image.Exif()
         exif[SOFTWARE] = PROGRAM
         options = {"exif": exif}
     if not isinstance(to, Path):
-        picture.save(to, format=kind, **options)
+        image.save(to, format=kind, **options)
         return
     with replacing(to, durable=False) as staging:
-        picture.save(staging, format=kind, **options)
+        image.save(staging, format=kind, **options)

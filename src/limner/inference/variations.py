@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.data.images import as_rgb, fit, open_rgb, to_tensor, upright
 from limner.errors import LimnerError
 from limner.text.conditioning import TextConditioning
 
-Picture = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | Image.Image
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Interpolation:
         )
 
 
-def fitted(picture: Picture, height: int, width: int) -> Tensor:
+def fitted(source: ImageSource, height: int, width: int) -> Tensor:
     """Any picture as the model was trained to see it, [1, 3, height, width] float32 in [-1, 1]:
     scaled until it covers the size, and its middle cut out (as `data.pictures.decode`).
 
@@ -64,11 +64,11 @@ def fitted(picture: Picture, height: int, width: int) -> Tensor:
         LimnerError: there is no such picture, or it cannot be decoded.
     """
     try:
-        if isinstance(picture, Image.Image):
-            image = as_rgb(upright(picture))
+        if isinstance(source, Image.Image):
+            image = as_rgb(upright(source))
         else:
-            image = open_rgb(picture, shorter_side=max(height, width))
-    except PictureError as error:  # it has no row that could be taken out
+            image = open_rgb(source, shorter_side=max(height, width))
+    except ImageError as error:  # it has no row that could be taken out
         raise LimnerError(str(error).replace(", or remove its row", "")) from None
     return to_tensor(np.array(fit(image, height, width)))[None]
 

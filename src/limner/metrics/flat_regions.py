@@ -17,7 +17,7 @@ FLATTEST = 0.05
 flat ground has no say with its texture, nor has a single block by chance."""
 
 
-def flat_region_std(pictures: Tensor) -> Tensor:
+def flat_region_std(images: Tensor) -> Tensor:
     """The standard deviation within the flattest parts of each picture, in units of 0 to 255.
 
     Args:
@@ -27,9 +27,9 @@ def flat_region_std(pictures: Tensor) -> Tensor:
         float32 [N]: of 8 x 8 blocks the 5th percentile of their standard deviations (root mean
         square over colours); 0 is flat colour. Pixels beyond whole blocks are left out.
     """
-    n, height, width, _ = pictures.shape
+    n, height, width, _ = images.shape
     high, wide = height // BLOCKS, width // BLOCKS
-    whole = pictures[:, : high * BLOCKS, : wide * BLOCKS].float()
+    whole = images[:, : high * BLOCKS, : wide * BLOCKS].float()
     blocks = whole.reshape(n, BLOCKS, high, BLOCKS, wide, 3).permute(0, 1, 3, 2, 4, 5)
     variance = blocks.reshape(n, BLOCKS**2, high * wide, 3).var(dim=2, unbiased=False)
     return variance.mean(dim=2).sqrt().quantile(FLATTEST, dim=1)

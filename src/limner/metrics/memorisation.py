@@ -125,8 +125,8 @@ def nearest_trained(
     if not len(drawn):
         raise LimnerError("there are no drawings to look for copies among")
     count = len(drawn)
-    pictures = [drawn] if held_out is None else [drawn, held_out]
-    distances, places = nearest_contents(pictures, batches_of_trained, neighbours, progress)
+    images = [drawn] if held_out is None else [drawn, held_out]
+    distances, places = nearest_contents(images, batches_of_trained, neighbours, progress)
     if not places.shape[1]:
         raise LimnerError("there are no trained pictures to compare the drawings with")
     real = distances[count:, 0].double().cpu().numpy()

@@ -35,7 +35,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def nearest_contents(
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     batches: Iterable[Tensor],
     most: int,
     progress: Callable[[int], None] | None = None,
@@ -50,7 +50,7 @@ def nearest_contents(
         batches: uint8 [B, H', W', 3] each.
     """
     _, places, features = nearest(
-        torch.cat([_coarse_looks(some) for some in pictures]),
+        torch.cat([_coarse_looks(some) for some in images]),
         map(_looks, batches),
         relative,
         max(most, CANDIDATES),
@@ -58,7 +58,7 @@ def nearest_contents(
     )
     if not places.shape[1]:
         return places.float(), places
-    parts = zip(pictures, features.split([len(some) for some in pictures]), strict=True)
+    parts = zip(images, features.split([len(some) for some in images]), strict=True)
     distances = torch.cat([_in_earnest(some, of) for some, of in parts if len(some)])
     distances, order = distances.sort(dim=1)
     return distances[:, :most], places.cpu().gather(1, order)[:, :most]
@@ -123,33 +123,33 @@ def nearest(
     return best, place, asked.new_empty(count, 0, 0) if kept is None else kept
 
 
-def _in_earnest(pictures: Tensor, features: Tensor) -> Tensor:
+def _in_earnest(images: Tensor, features: Tensor) -> Tensor:
     """Distances [N, K] of pictures, uint8 [N, H, W, 3], to K candidates each, [N, K, f]."""
     steps = range(-REACH, REACH + 1)
     features = features.cpu().double()  # not every accelerator has float64
     best = features.new_full(features.shape[:2], torch.inf)
-    for look in _moved(pictures, SIDE, [(y, x) for y in steps for x in steps]):
+    for look in _moved(images, SIDE, [(y, x) for y in steps for x in steps]):
         # float64: what is left between equal pictures is then rounding of the means alone.
         found = relative(look[:, None].cpu().double(), features)[:, 0]
         best = torch.minimum(best, found)
     return best
 
 
-def _coarse_looks(pictures: Tensor) -> Tensor:
+def _coarse_looks(images: Tensor) -> Tensor:
     """[N, V, 3 * COARSE_SIDE * COARSE_SIDE]: mirrored or not, in its place and moved aslant."""
     by = REACH - 1
     places = [(0, 0), (-by, -by), (-by, by), (by, -by), (by, by)]
-    return torch.stack(list(_moved(pictures, COARSE_SIDE, places)), dim=1)
+    return torch.stack(list(_moved(images, COARSE_SIDE, places)), dim=1)
 
 
-def _moved(pictures: Tensor, side: int, places: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+def _moved(images: Tensor, side: int, places: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
     """The contents of uint8 [N, H, W, 3], moved to each place, and mirrored: [N, 3 * side * side].
 
     What comes in at an edge repeats the edge. All moves are read from one picture of the means
     around every place.
     """
     step = SHIFTED_SIDE // side
-    padded = F.pad(_averaged(pictures, SHIFTED_SIDE), (REACH,) * 4, mode="replicate")
+    padded = F.pad(_averaged(images, SHIFTED_SIDE), (REACH,) * 4, mode="replicate")
     means = F.avg_pool2d(F.avg_pool2d(padded, (step, 1), stride=1), (1, step), stride=1)
     for some in (means, means.flip(3)):
         for y, x in places:
@@ -159,26 +159,26 @@ def _moved(pictures: Tensor, side: int, places: Sequence[tuple[int, int]]) -> It
             yield _less_mean(some[:, :, rows, columns].flatten(1))
 
 
-def _levelled(pictures: Tensor, side: int) -> Tensor:
+def _levelled(images: Tensor, side: int) -> Tensor:
     """[N, C, H, W] -> the content of each, [N, C * side * side]: less its mean brightness."""
-    return _less_mean(F.adaptive_avg_pool2d(pictures, side).flatten(1))
+    return _less_mean(F.adaptive_avg_pool2d(images, side).flatten(1))
 
 
 def _less_mean(flat: Tensor) -> Tensor:
     return flat - flat.mean(dim=1, keepdim=True)
 
 
-def _averaged(pictures: Tensor, side: int) -> Tensor:
+def _averaged(images: Tensor, side: int) -> Tensor:
     """uint8 [N, H, W, 3] -> [N, 3, side, side], 0 to 1."""
-    return F.adaptive_avg_pool2d(pictures.permute(0, 3, 1, 2).float() / 255, side)
+    return F.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, side)
 
 
-def _looks(pictures: Tensor) -> tuple[Tensor, Tensor]:
+def _looks(images: Tensor) -> tuple[Tensor, Tensor]:
     """What is compared of trained pictures first, and in earnest."""
-    some = _averaged(pictures, SIDE)
+    some = _averaged(images, SIDE)
     return _levelled(some, COARSE_SIDE), _levelled(some, SIDE)
 
 
-def seen(pictures: Tensor) -> Tensor:
-    height, width = (min(SIDE, side) for side in pictures.shape[-2:])
-    return F.adaptive_avg_pool2d(pictures.float(), (height, width)).flatten(1)
+def seen(images: Tensor) -> Tensor:
+    height, width = (min(SIDE, side) for side in images.shape[-2:])
+    return F.adaptive_avg_pool2d(images.float(), (height, width)).flatten(1)

@@ -12,16 +12,16 @@ SIDE = 16
 DISTANCE = f"root mean square over {SIDE} x {SIDE} pixels (area-averaged RGB)"
 
 
-def features(pictures: Tensor) -> Tensor:
+def features(images: Tensor) -> Tensor:
     """uint8 [N, S, S, 3] -> float32 [N, 3 * SIDE * SIDE]: what is seen from a little further away.
 
     Averaging forgives a line that is one pixel off, which a person would not see either.
     """
-    x = pictures.permute(0, 3, 1, 2).float() / 255
+    x = images.permute(0, 3, 1, 2).float() / 255
     return F.adaptive_avg_pool2d(x, SIDE).flatten(1)
 
 
-def ranks(drawn: Tensor, truth: Sequence[int], range_pictures: Tensor) -> list[int]:
+def ranks(drawn: Tensor, truth: Sequence[int], range_images: Tensor) -> list[int]:
     """Rank of the true picture of each generated one among all, by distance: 1 is the nearest.
 
     Args:
@@ -29,7 +29,7 @@ def ranks(drawn: Tensor, truth: Sequence[int], range_pictures: Tensor) -> list[i
         truth: for each, the position of its true picture in the range.
         range_pictures: uint8 [M, S, S, 3]. Two equal pictures share the better place.
     """
-    return ranks_by(features(drawn), truth, features(range_pictures))
+    return ranks_by(features(drawn), truth, features(range_images))
 
 
 def ranks_by(drawn: Tensor, truth: Sequence[int], range_features: Tensor) -> list[int]:

@@ -56,7 +56,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> M
 
 
 def clip_score(
-    pictures: Tensor, texts: Tensor, prompts: Sequence[str] | None = None, seed: int = 0
+    images: Tensor, texts: Tensor, prompts: Sequence[str] | None = None, seed: int = 0
 ) -> Measured:
     """Mean of max(100 cos(picture, prompt), 0): Hessel et al. 2021, arXiv 2104.08718.
 
@@ -72,11 +72,11 @@ def clip_score(
     Raises:
         LimnerError: the counts or widths differ.
     """
-    if pictures.shape != texts.shape or (prompts is not None and len(prompts) != len(texts)):
+    if images.shape != texts.shape or (prompts is not None and len(prompts) != len(texts)):
         raise LimnerError(
-            f"a CLIP score needs one prompt for each picture; got embeddings {list(pictures.shape)}"
+            f"a CLIP score needs one prompt for each picture; got embeddings {list(images.shape)}"
             f" and {list(texts.shape)}"
         )
-    similar = torch.nn.functional.cosine_similarity(pictures.double(), texts.double(), dim=1)
+    similar = torch.nn.functional.cosine_similarity(images.double(), texts.double(), dim=1)
     values = (100 * similar).clamp(min=0).cpu().numpy()
     return bootstrapped_mean(values, prompts, seed)

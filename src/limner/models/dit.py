@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limner.models.attention import attend
-from limner.models.dropout import PictureDropout
+from limner.models.dropout import ImageDropout
 from limner.models.layers import TimestepEmbedder, run_blocks, unpatchify
 from limner.text.conditioning import TextConditioning
 
@@ -69,7 +69,7 @@ class DiTBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.dropout = PictureDropout(dropout)
+        self.dropout = ImageDropout(dropout)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x [B, N, D], condition c [B, D] -> [B, N, D]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 GOLDEN = -1640531527  # 2^32 / golden ratio, as a signed 32-bit number
 
 
-class PictureDropout(nn.Module):
+class ImageDropout(nn.Module):
     """Zeroes a share p of x [B, ...] in training, and scales the rest by 1 / (1 - p).
 
     `seed_dropout` sets the seeds of the batch; without them they are drawn from torch's generator.
@@ -60,6 +60,6 @@ def seed_dropout(model: nn.Module, seeds: Tensor) -> None:
     Args:
         seeds: int32 [B], on the model's device.
     """
-    places = [module for module in model.modules() if isinstance(module, PictureDropout)]
+    places = [module for module in model.modules() if isinstance(module, ImageDropout)]
     for place, module in enumerate(places):
         module.seeds = seeds + place * 104729

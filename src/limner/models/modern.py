@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limner.models.attention import attend
-from limner.models.dropout import PictureDropout
+from limner.models.dropout import ImageDropout
 from limner.models.layers import (
     RMSNorm,
     StackedLinear,
@@ -47,7 +47,7 @@ class ModernBlock(nn.Module):
         self.norm_mlp = RMSNorm(width, affine=False)
         self.mlp = SwiGLU(width, swiglu_width(width, mlp_ratio))
         self.modulation = nn.Parameter(torch.zeros(6, width))
-        self.dropout = PictureDropout(dropout)
+        self.dropout = ImageDropout(dropout)
 
     def forward(
         self, x: Tensor, modulation: Tensor, text: Tensor, mask: Tensor, rotation: Tensor

@@ -33,8 +33,8 @@ class IdentityAutoencoder:
     def unload(self) -> None:
         pass
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return pictures
+    def encode(self, images: Tensor) -> Tensor:
+        return images
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
@@ -109,13 +109,13 @@ class PretrainedAutoencoder:
         give_back_freed_memory()
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Pictures float32 [B, 3, H, W] in [-1, 1] -> latents float32 [B, C, h, w].
 
         The latents have about mean 0 and standard deviation 1. Where the autoencoder gives a
         distribution its mode is taken, so that a picture has one latent.
         """
-        height, width = pictures.shape[-2:]
+        height, width = images.shape[-2:]
         if height % self.downsampling or width % self.downsampling:
             near = round(height / self.downsampling) * self.downsampling or self.downsampling
             raise LimnerError(
@@ -129,8 +129,8 @@ class PretrainedAutoencoder:
                 return encoded.latent_dist.mode()
             return encoded.latents if self.class_name == "AutoencoderTiny" else encoded.latent
 
-        mean, scale = self.normalisation(pictures.device)
-        return (self._run(encode, pictures) - mean) * scale
+        mean, scale = self.normalisation(images.device)
+        return (self._run(encode, images) - mean) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 from limner.errors import LimnerError
 from limner.messages import plural
 from limner.redaction import redacted
+from limner.reports.embedded_images import embed_image
 from limner.reports.gauges import ShareGauge, is_number
 from limner.reports.page import Card, write_from
-from limner.reports.pictures import picture
 from limner.reports.read_results import number, part, rows, text, texts
 from limner.reports.run_folder import read_json
 
@@ -137,7 +137,7 @@ def alike(folder: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
     for pair in rows(told, "alike"):
         files, keys, words = (texts(pair, key) for key in ("files", "keys", "captions"))
         if len(files) == len(keys) == len(words) == 2:
-            both = zip((picture(folder, name) for name in files), keys, words, strict=True)
+            both = zip((embed_image(folder, name) for name in files), keys, words, strict=True)
             shown.append({"kind": text(pair, "kind"), "both": list(both)})
     return shown
 
@@ -146,8 +146,8 @@ def seen(folder: Path, sample: dict[str, Any]) -> dict[str, Any]:
     """A row as it is and as it is trained."""
     captions = texts(sample, "captions")
     return {
-        "whole": picture(folder, sample.get("whole")),
-        "seen": picture(folder, sample.get("seen")),
+        "whole": embed_image(folder, sample.get("whole")),
+        "seen": embed_image(folder, sample.get("seen")),
         "caption": captions[0] if captions else "",
         "others": captions[1:4],
     }

@@ -11,10 +11,10 @@ from typing import Any
 
 from limner.errors import LimnerError
 from limner.redaction import redacted
+from limner.reports.embedded_images import drawn_images, embed_image
 from limner.reports.gauges import DistanceGauge, ShareGauge, between, figure, is_number
 from limner.reports.line_chart import Points
 from limner.reports.page import Card, chart, in_words, write_from
-from limner.reports.pictures import drawn_pictures, picture
 from limner.reports.read_results import (
     SPLITS,
     interval,
@@ -68,7 +68,7 @@ def values_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
         "distances": distances(told),
         "shares": shares(told),
         "loss": held_out_loss(told),
-        "pictures": drawn_pictures(folder, samples),
+        "pictures": drawn_images(folder, samples),
         "ranked": any(sample.get("rank") is not None for sample in samples),
         "memorisation": memorisation(folder, told),
         "protocol": protocol(told),
@@ -243,8 +243,8 @@ def pair(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         ("this prompt's real one by", number(case.get("own"))),
     )
     return {
-        "drawn": picture(folder, case.get("drawn")),
-        "trained": picture(folder, case.get("trained")),
+        "drawn": embed_image(folder, case.get("drawn")),
+        "trained": embed_image(folder, case.get("trained")),
         "prompt": text(case, "prompt"),
         "caption": text(case, "caption"),
         "ratio": max((r for r in ratios if r is not None), default=None),

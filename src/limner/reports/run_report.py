@@ -18,9 +18,9 @@ from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.metrics.interval import wilson
 from limner.redaction import places_of, redacted, redacted_settings
+from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_image
 from limner.reports.line_chart import Points
 from limner.reports.page import Card, chart, rounded, write_from
-from limner.reports.pictures import Picture, drawn_pictures, picture
 from limner.reports.run_folder import Run, read_run
 
 MAX_PREVIEWS = 8
@@ -161,18 +161,18 @@ def drawn(run: Run) -> dict[str, Any]:
     step, last = run.results.get("steps"), (run.train or [{}])[-1].get("step")
     older = isinstance(step, int) and isinstance(last, int) and step < last
     return {
-        "pictures": drawn_pictures(run.folder, run.samples),
+        "pictures": drawn_images(run.folder, run.samples),
         "ranked": any(sample.get("rank") is not None for sample in run.samples),
         "how": ", ".join(how),
         "older": step if older else None,
     }
 
 
-def previews(run: Run) -> tuple[list[tuple[int, Picture, int | None]], bool]:
+def previews(run: Run) -> tuple[list[tuple[int, EmbeddedImage, int | None]], bool]:
     """(step, picture, pictures seen) as the model learned, and whether one of them is wide."""
     shots = []
     for step, path in evenly(run.previews, MAX_PREVIEWS):
-        if shot := picture(run.folder, path.relative_to(run.folder), PREVIEW_SIDE):
+        if shot := embed_image(run.folder, path.relative_to(run.folder), PREVIEW_SIDE):
             seen = [line["images"] for line in run.train if line["step"] <= step]
             shots.append((step, shot, seen[-1] if seen else None))
     return shots, any(shot.width > 2.5 * shot.height for _, shot, _ in shots)

@@ -8,7 +8,7 @@ from limner.config import Config
 from limner.device import choose_device
 from limner.errors import LimnerError
 from limner.memory import free_memory
-from limner.training.memory_probe import MARGIN, line, pictures_in_memory, probe_sizes
+from limner.training.memory_probe import MARGIN, images_in_memory, line, probe_sizes
 
 MOST = 256
 """Pictures per update of `auto` where nothing else bounds them: more learn less per picture."""
@@ -37,7 +37,7 @@ def settle_batch(
     size = settings.batch_size
     if size == "auto":
         most = whole // processes if whole else MOST
-        room = min(most, (fits or pictures_that_fit)(config))
+        room = min(most, (fits or images_that_fit)(config))
         size = 2 ** (room.bit_length() - 1)
         while most % size:
             size //= 2
@@ -54,18 +54,18 @@ def settle_batch(
     return config.model_copy(update={"training": settings.model_copy(update=changes)})
 
 
-def pictures_that_fit(config: Config) -> int:
+def images_that_fit(config: Config) -> int:
     """The largest micro-batch that fits, measured by two short runs in subprocesses. Raises
     LimnerError if not even one picture fits."""
     free = free_memory(choose_device(config.training.device))
     small, large = probe_sizes(config, (LARGE, SMALL), free)
-    fixed, per_picture = line(small, large, "peak_bytes")
-    fixed += pictures_in_memory(config, large["trained"] + large["held_out"])
-    fits = int((free * MARGIN - fixed) / per_picture) if per_picture else MOST
+    fixed, per_image = line(small, large, "peak_bytes")
+    fixed += images_in_memory(config, large["trained"] + large["held_out"])
+    fits = int((free * MARGIN - fixed) / per_image) if per_image else MOST
     if fits < 1:
         raise LimnerError(
             "training.batch_size: even a batch of one picture needs "
-            f"{(fixed + per_picture) / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; use a "
+            f"{(fixed + per_image) / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB are free; use a "
             "smaller model or training.gradient_checkpointing=true (see limner estimate)"
         )
     return fits

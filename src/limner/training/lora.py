@@ -25,7 +25,7 @@ from limner.checkpoint.locate import ADAPTER, LORA
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.files.tensor_files import load_safetensors
-from limner.models.dropout import PictureDropout
+from limner.models.dropout import ImageDropout
 from limner.models.text_to_image import TextToImage
 
 NAME = "default"
@@ -61,7 +61,7 @@ def add_adapters(model: TextToImage, config: Config) -> list[str]:
     inject_adapter_in_model(_peft_config(config, model.denoiser), model.denoiser, NAME)
     for _, layer in _adapted(model):
         # peft's would depend on the batch and on what was drawn before.
-        layer.lora_dropout[NAME] = PictureDropout(config.lora.dropout)
+        layer.lora_dropout[NAME] = ImageDropout(config.lora.dropout)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
     where = f"on {sum(1 for _ in _adapted(model))} matrices"

@@ -20,8 +20,8 @@ GIB = 2**30
 
 def line(small: dict[str, Any], large: dict[str, Any], name: str) -> tuple[float, float]:
     """What does not depend on the batch and what each picture adds, from two measurements."""
-    pictures = large["batch_size"] - small["batch_size"]
-    slope = max(0.0, (large[name] - small[name]) / pictures) if pictures else 0.0
+    images = large["batch_size"] - small["batch_size"]
+    slope = max(0.0, (large[name] - small[name]) / images) if images else 0.0
     return large[name] - slope * large["batch_size"], slope
 
 
@@ -80,7 +80,7 @@ def probe(config: Config) -> dict[str, Any]:
     )
 
 
-def pictures_in_memory(config: Config, rows: int) -> int:
+def images_in_memory(config: Config, rows: int) -> int:
     """Bytes of the decoded pictures that training keeps (see data.memory_mb)."""
     total = rows * 3 * config.data.image_size**2
     keeps = config.vae.pretrained_model_name is None and total <= config.data.memory_mb * 2**20

@@ -39,7 +39,7 @@ from limner.files.output_folders import is_training_run
 from limner.pretrained.components import Parts, open_parts
 from limner.redaction import as_path, is_same_place
 from limner.text.tokenizer import CaptionTokenizer
-from limner.training.batch_size import pictures_that_fit, settle_batch
+from limner.training.batch_size import images_that_fit, settle_batch
 from limner.training.ema import EMA
 from limner.training.first_weights import first_model
 from limner.training.folder import check_run_folder, run_lock
@@ -205,7 +205,7 @@ def settle(config: Config, checkpoint: Checkpoint | None, accelerator: Accelerat
     def fits(config: Config) -> int:
         if earlier:
             return earlier.micro_batch_size
-        found = [pictures_that_fit(config) if accelerator.is_main_process else 0]
+        found = [images_that_fit(config) if accelerator.is_main_process else 0]
         return (broadcast_object_list(found) if processes > 1 else found)[0]
 
     auto = config.training.batch_size == "auto"
@@ -222,7 +222,7 @@ def settle(config: Config, checkpoint: Checkpoint | None, accelerator: Accelerat
             state.join_micro_batches()
         size = config.training.micro_batch_size * processes
         now = size * config.training.gradient_accumulation_steps
-        before = checkpoint.pictures_per_update()
+        before = checkpoint.images_per_update()
         if before != now:
             log.info(
                 f"the effective batch size is now {now}, and was {before}: this is no longer the "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from limner.config import Config
 from limner.console import format_duration, progress_lines
-from limner.data.dataset import PictureError, Refused, Row
+from limner.data.dataset import ImageError, Refused, Row
 from limner.data.examples import Source
 from limner.data.images import DECODING, Size, height_and_width, to_tensor
 from limner.data.open import Data, open_data
@@ -144,20 +144,20 @@ def _latents_of_size(
             return held_out[index - len(trained)]
         return trained[index if index < len(trained) else index - len(trained) - len(held_out)]
 
-    def picture(index: int) -> Tensor | str:
+    def image(index: int) -> Tensor | str:
         try:
             tensor = to_tensor(data.set.load(row_of(index), size))
-        except PictureError as error:
+        except ImageError as error:
             return str(error)
         return tensor.flip(-1) if index >= len(trained) + len(held_out) else tensor
 
     def make(indices: list[int]) -> list[Tensor | str]:
-        pictures = list(threads.map(picture, indices))
-        good = [p for p in pictures if isinstance(p, Tensor)]
+        images = list(threads.map(image, indices))
+        good = [p for p in images if isinstance(p, Tensor)]
         if good:
             space.load(device, dtype)
         latents = iter(encode_within_memory(space, good, device) if good else torch.empty(0))
-        return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in pictures]
+        return [p if isinstance(p, str) else next(latents)[None].to(stored) for p in images]
 
     latents = height * width // space.downsampling**2
     row_bytes = space.channels * latents * stored.itemsize
@@ -183,15 +183,15 @@ def _latents_of_size(
 
 
 def encode_within_memory(
-    space: PretrainedAutoencoder, pictures: Sequence[Tensor], device: torch.device
+    space: PretrainedAutoencoder, images: Sequence[Tensor], device: torch.device
 ) -> Tensor:
     """Latents of B pictures, on the CPU; one picture at a time if memory runs out."""
     try:
-        return space.encode(torch.stack(list(pictures)).to(device)).cpu()
+        return space.encode(torch.stack(list(images)).to(device)).cpu()
     except torch.OutOfMemoryError:
-        if len(pictures) == 1:
+        if len(images) == 1:
             raise
-    return torch.cat([space.encode(picture[None].to(device)).cpu() for picture in pictures])
+    return torch.cat([space.encode(image[None].to(device)).cpu() for image in images])
 
 
 def stored_captions(

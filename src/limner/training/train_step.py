@@ -159,17 +159,17 @@ class TrainStep:
         """Accumulate the gradients of all parts; returns the mean loss without synchronising."""
         self.model.train()
         total = torch.zeros((), device=self.device)
-        pictures = sum(map(len, batches))
+        images = sum(map(len, batches))
         for batch in batches:
             for piece in batch.pieces(self.state.pieces):
                 here = piece.to(self.device)
                 timesteps = self.timesteps(here, progress)
                 losses = self.loss(here, timesteps)
                 levels = timesteps / self.objective.noise_schedule.num_train_timesteps
-                loss = (losses * self.balance.weights(levels)).sum() / pictures
+                loss = (losses * self.balance.weights(levels)).sum() / images
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
                 self.balance.see(levels, losses)
-                total += losses.detach().sum() / pictures
+                total += losses.detach().sum() / images
         return total
 
     def timesteps(self, batch: Batch, progress: float = 0.0) -> Tensor:
@@ -180,10 +180,10 @@ class TrainStep:
         """The loss [B] of pictures (or latents): add noise, predict, compare."""
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
-        x_t = self.objective.add_noise(batch.picture, batch.noise, timesteps)
+        x_t = self.objective.add_noise(batch.image, batch.noise, timesteps)
         with self.autocast():
             output = self.model(x_t, timesteps, batch.text)
-        return self.objective.loss(output, batch.picture, batch.noise, timesteps)
+        return self.objective.loss(output, batch.image, batch.noise, timesteps)
 
     def change_weights(self) -> None:
         short = False

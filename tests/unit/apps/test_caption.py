@@ -18,10 +18,10 @@ from tiny import TINY
 
 from limner import device as devices
 from limner.apps.captioning import caption as captioning
-from limner.apps.captioning.caption import caption_pictures, pictures_to_caption
+from limner.apps.captioning.caption import caption_images, images_to_caption
 from limner.apps.captioning.captioner import Captioner
 from limner.cli import main
-from limner.data.formats.folders import FolderPictures
+from limner.data.formats.folders import FolderImages
 from limner.errors import LimnerError
 
 MODELS: dict[str, Callable[[Path], Path]] = {
@@ -66,9 +66,9 @@ def texts(folder: Path) -> dict[str, str]:
     }
 
 
-def numbered(pictures: Sequence[Image.Image]) -> list[str]:
+def numbered(images: Sequence[Image.Image]) -> list[str]:
     """In place of a model: says the size."""
-    return [f"a picture {p.width} wide and {p.height} high" for p in pictures]
+    return [f"a picture {p.width} wide and {p.height} high" for p in images]
 
 
 # ---- models
@@ -81,7 +81,7 @@ def test_captions_are_the_same_one_by_one_and_in_batches(
     captioner = Captioner(str(models[name]), CPU, torch.float32)
     pictures = images()
     together = captioner(pictures, 12)
-    assert together == [captioner([picture], 12)[0] for picture in pictures]
+    assert together == [captioner([image], 12)[0] for image in pictures]
     assert len(set(together)) > 1  # it looks
     for caption in together:
         assert 0 < len(caption.split()) <= 12
@@ -139,8 +139,8 @@ def test_the_whole_command_and_then_a_run(
     assert len(written) == COUNT - 1
     captioner = Captioner(str(models["blip"]), CPU, torch.float32)
     for name, text in written.items():
-        with Image.open((photos / name).with_suffix(".png")) as picture:
-            assert text == captioner([picture.convert("RGB")], 9)[0] + "\n"
+        with Image.open((photos / name).with_suffix(".png")) as image:
+            assert text == captioner([image.convert("RGB")], 9)[0] + "\n"
 
     times = {p: p.stat().st_mtime_ns for p in photos.rglob("*.txt")}
     assert main(words) == 0
@@ -183,29 +183,29 @@ def test_where_memory_runs_out_half_as_many_are_looked_at(
 ) -> None:
     sizes: list[int] = []
 
-    def small(pictures: Sequence[Image.Image]) -> list[str]:
-        sizes.append(len(pictures))
-        if len(pictures) > 2:
+    def small(images: Sequence[Image.Image]) -> list[str]:
+        sizes.append(len(images))
+        if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return numbered(pictures)
+        return numbered(images)
 
-    keys, _ = pictures_to_caption(photos)
-    told = caption_pictures(photos, keys, small, batch_size=5)
+    keys, _ = images_to_caption(photos)
+    told = caption_images(photos, keys, small, batch_size=5)
     assert told.written == COUNT
     assert sizes[0] == 5
     assert sum(size for size in sizes if size <= 2) == COUNT
     assert sum(size > 2 for size in sizes) <= 2
     assert any("out of memory; the batch size is now 2" in line for line in caplog.messages)
     for key in keys:
-        with Image.open(photos / key) as picture:
-            expected = numbered([picture])[0] + "\n"
+        with Image.open(photos / key) as image:
+            expected = numbered([image])[0] + "\n"
         assert (photos / key).with_suffix(".txt").read_text(encoding="utf-8") == expected
 
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from limner.apps.captioning.caption import caption_pictures, pictures_to_caption
+from limner.apps.captioning.caption import caption_images, images_to_caption
 
 folder, replace, done = Path(sys.argv[1]), os.replace, []
 
@@ -216,26 +216,26 @@ def replace_three(source, target):
     replace(source, target)
 
 os.replace = replace_three
-keys, _ = pictures_to_caption(folder)
-caption_pictures(folder, keys, lambda pictures: ["a picture"] * len(pictures), batch_size=4)
+keys, _ = images_to_caption(folder)
+caption_images(folder, keys, lambda pictures: ["a picture"] * len(pictures), batch_size=4)
 """
 """Dies between writing its fourth caption and putting it in its place."""
 
 
 def test_a_run_that_is_killed_goes_on(photos: Path) -> None:
-    keys, _ = pictures_to_caption(photos)
+    keys, _ = images_to_caption(photos)
     done = subprocess.run([sys.executable, "-c", KILLED, str(photos)], check=False)
     assert done.returncode == 9
     assert len(list(photos.rglob(".*"))) == 1  # what it was at
-    left, kept = pictures_to_caption(photos)
+    left, kept = images_to_caption(photos)
     assert list(photos.rglob(".*")) == []
     first = texts(photos)
     assert first == {Path(key).with_suffix(".txt").as_posix(): "a picture\n" for key in keys[:3]}
     assert (left, kept) == (keys[3:], 3)
-    assert caption_pictures(photos, left, numbered, batch_size=4).written == 3
-    assert pictures_to_caption(photos) == ([], COUNT)
+    assert caption_images(photos, left, numbered, batch_size=4).written == 3
+    assert images_to_caption(photos) == ([], COUNT)
     assert first.items() <= texts(photos).items()
-    assert len(FolderPictures(photos).rows) == COUNT
+    assert len(FolderImages(photos).rows) == COUNT
 
 
 def test_what_is_interrupted_leaves_nothing_half_written(
@@ -244,34 +244,34 @@ def test_what_is_interrupted_leaves_nothing_half_written(
     def interrupted(source: Any, target: Any) -> None:
         raise KeyboardInterrupt
 
-    keys, _ = pictures_to_caption(photos)
+    keys, _ = images_to_caption(photos)
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        caption_pictures(photos, keys, numbered)
+        caption_images(photos, keys, numbered)
     assert [path.suffix for path in photos.rglob("*.*")] == [".png"] * COUNT
 
 
 def test_a_few_are_a_stable_choice(photos: Path) -> None:
-    keys, _ = pictures_to_caption(photos)
-    told = caption_pictures(photos, keys, numbered, num_samples=2)
+    keys, _ = images_to_caption(photos)
+    told = caption_images(photos, keys, numbered, num_samples=2)
     assert (told.written, told.left) == (2, 4)
     first = set(texts(photos))
     for path in photos.rglob("*.txt"):
         path.unlink()
-    caption_pictures(photos, keys[::-1], numbered, num_samples=2)
+    caption_images(photos, keys[::-1], numbered, num_samples=2)
     assert set(texts(photos)) == first
 
 
 def test_captions_that_look_wrong_are_said(photos: Path) -> None:
-    keys, _ = pictures_to_caption(photos)
+    keys, _ = images_to_caption(photos)
 
-    def looping(pictures: Sequence[Image.Image]) -> list[str]:
-        return ["a dog and a dog and a dog and a dog"] * len(pictures)
+    def looping(images: Sequence[Image.Image]) -> list[str]:
+        return ["a dog and a dog and a dog and a dog"] * len(images)
 
-    told = caption_pictures(photos, keys, looping)
+    told = caption_images(photos, keys, looping)
     assert [key for key, _ in told.odd] == keys
     assert "caption-repeats" in told.odd[0][1]
-    silent = caption_pictures(photos, keys, lambda pictures: [""] * len(pictures))
+    silent = caption_images(photos, keys, lambda images: [""] * len(images))
     assert (silent.written, len(silent.refused)) == (0, COUNT)
 
 
@@ -289,15 +289,13 @@ def test_captions_that_look_wrong_are_said(photos: Path) -> None:
         ("cafe\u0301.png", "caf\u00e9.Txt"),
     ],
 )
-def test_a_caption_is_seen_that_training_would_read(
-    picture: str, text: str, tmp_path: Path
-) -> None:
-    images(1)[0].save(tmp_path / picture)
+def test_a_caption_is_seen_that_training_would_read(image: str, text: str, tmp_path: Path) -> None:
+    images(1)[0].save(tmp_path / image)
     (tmp_path / text).write_text("my own words", encoding="utf-8")
-    assert pictures_to_caption(tmp_path) == ([], 1)
-    keys, _ = pictures_to_caption(tmp_path, overwrite=True)
-    assert caption_pictures(tmp_path, keys, numbered).written == 1
-    (row,) = FolderPictures(tmp_path).rows  # in place of the other, not beside it
+    assert images_to_caption(tmp_path) == ([], 1)
+    keys, _ = images_to_caption(tmp_path, overwrite=True)
+    assert caption_images(tmp_path, keys, numbered).written == 1
+    (row,) = FolderImages(tmp_path).rows  # in place of the other, not beside it
     assert row.captions[0].startswith("a picture ")
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -316,8 +314,8 @@ def test_links_and_pipes_in_the_place_of_a_caption_are_refused(tmp_path: Path) -
     for name, target in {**links, "inside": folder / "texts" / "a.txt"}.items():
         (folder / f"{name}.txt").symlink_to(target)
     for overwrite in (False, True):
-        keys, kept = pictures_to_caption(folder, overwrite)
-        told = caption_pictures(folder, keys, numbered)
+        keys, kept = images_to_caption(folder, overwrite)
+        told = caption_images(folder, keys, numbered)
         reasons = {row.key.removesuffix(".png"): row.reason for row in told.refused}
         assert set(reasons) == {"pipe", "broken", "empty", "folder"}
         assert all("a link that leads out of the folder" in reasons[name] for name in links)
@@ -352,7 +350,7 @@ def test_a_folder_is_refused_in_which_captions_stand_elsewhere(
 ) -> None:
     (photos / name).write_text(text, encoding="utf-8")
     with pytest.raises(LimnerError, match=f"has {said}, so training reads"):
-        pictures_to_caption(photos)
+        images_to_caption(photos)
 
 
 @pytest.mark.parametrize(
@@ -363,9 +361,9 @@ def test_what_gives_way_to_txt_files_does_not_stop_captions(
     name: str, text: str, photos: Path
 ) -> None:
     (photos / name).write_text(text, encoding="utf-8")
-    keys, _ = pictures_to_caption(photos)
-    assert caption_pictures(photos, keys, numbered).written == COUNT
-    assert len(FolderPictures(photos).rows) == COUNT
+    keys, _ = images_to_caption(photos)
+    assert caption_images(photos, keys, numbered).written == COUNT
+    assert len(FolderImages(photos).rows) == COUNT
 
 
 def test_no_code_of_a_model_is_run(

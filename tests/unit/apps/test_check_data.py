@@ -25,7 +25,7 @@ from limner.apps.check_data.images import share_cut
 from limner.apps.check_data.samples import cut_shown
 from limner.apps.check_data.similarity import Compared
 from limner.cli import main
-from limner.data.builtin.emoji import EmojiPictures
+from limner.data.builtin.emoji import EmojiImages
 from limner.data.convert.convert import prepare
 from limner.data.images import fit
 from limner.files.fingerprints import digest
@@ -91,16 +91,16 @@ def test_the_summary_counts_what_is_there(checked: tuple[Path, Any, Any]) -> Non
     counts = {finding["kind"]: finding["count"] for finding in told["findings"]}
     assert {kind: counts[kind] for kind in PLANTED} == {k: n for k, (n, _) in PLANTED.items()}
     assert told["findings"][0]["kind"] == "split-leak"  # the worst is said first
-    rows, pictures = told["rows"], told["pictures"]
+    rows, images = told["rows"], told["pictures"]
     of_text = ("empty-caption", "unusable-row", "wrong-encoding", "control-characters")
     refused = sum(PLANTED[k][0] for k in ("missing-file", "path-refused", *of_text))
     bad = ("not-a-picture", "truncated", "unreadable", "too-many-pixels", "unsupported-format")
     undecodable = sum(PLANTED[k][0] for k in bad)
     assert rows["looked_at"] == ROWS - refused - PLANTED["repeated-row"][0]
-    assert rows["decoded"] == pictures["count"] == rows["looked_at"] - undecodable
+    assert rows["decoded"] == images["count"] == rows["looked_at"] - undecodable
     assert rows["trained"] + rows["held_out"] == rows["looked_at"]
-    assert sum(pictures["shorter_side"]["counts"]) == pictures["count"]
-    assert sum(pictures["formats"].values()) == pictures["count"]
+    assert sum(images["shorter_side"]["counts"]) == images["count"]
+    assert sum(images["formats"].values()) == images["count"]
     assert sum(told["captions"]["scripts"].values()) == told["captions"]["count"]
     assert len(told["samples"]) == 12
 
@@ -130,7 +130,7 @@ def test_nothing_false_is_said_of_the_built_in_sets(
             assert line["kind"] == "near-duplicate"
             assert line["key"].rsplit("-", 1)[0] == line["other"].rsplit("-", 1)[0]
         elif line["kind"] in ("conflicting-captions", "duplicate"):
-            emoji = EmojiPictures()
+            emoji = EmojiImages()
             rows = {row.key: row for row in emoji.rows}
             pair = [emoji.load(rows[line[key]], 128) for key in ("key", "other")]
             assert np.array_equal(*pair)  # Twemoji draws these alike
@@ -155,7 +155,7 @@ def test_a_clean_folder_exits_with_0_and_warnings_count_where_asked(tmp_path: Pa
 
 def write_pairs(folder: Path, count: int, side: int = 64) -> None:
     folder.mkdir()
-    emoji = EmojiPictures("demo", ["en"])
+    emoji = EmojiImages("demo", ["en"])
     for number, row in enumerate(emoji.rows[:: len(emoji.rows) // count][:count]):
         Image.fromarray(emoji.load(row, side)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(row.captions[0], encoding="utf-8")
@@ -246,14 +246,14 @@ def test_what_is_cut_is_what_the_crop_cuts(width: int, height: int) -> None:
     cut = share_cut(width, height, 16, 16)
     assert cut == pytest.approx(1 - min(width, height) / max(width, height))
     edge = (max(width, height) - min(width, height)) // 2
-    picture = Image.new("RGB", (width, height), "white")
+    image = Image.new("RGB", (width, height), "white")
     if edge:
         end = (edge, height) if width > height else (width, edge)
         for corner in ((0, 0), (width - end[0], height - end[1])):
-            picture.paste("red", (*corner, corner[0] + end[0], corner[1] + end[1]))
-    kept = np.asarray(fit(picture, 16, 16))
+            image.paste("red", (*corner, corner[0] + end[0], corner[1] + end[1]))
+    kept = np.asarray(fit(image, 16, 16))
     assert (kept[3:-3, 3:-3] > 240).all()
-    shown = np.asarray(cut_shown(picture, 16, 16)).reshape(-1, 3)
+    shown = np.asarray(cut_shown(image, 16, 16)).reshape(-1, 3)
     grey = (np.abs(shown.astype(int) - 128).max(1) < 70).mean()
     assert grey == pytest.approx(cut, abs=0.12) or min(width, height) < 10
 
@@ -488,7 +488,7 @@ def test_with_buckets_the_cut_is_that_of_the_bucket(
 ) -> None:
     data, output = tmp_path / "data", tmp_path / "out"
     data.mkdir()
-    emoji = EmojiPictures("demo", ["en"])
+    emoji = EmojiImages("demo", ["en"])
     for number, row in enumerate(emoji.rows[:48]):
         square = Image.fromarray(emoji.load(row, 64))
         sides = ((64, 64), (128, 64), (64, 192))[number % 3]

@@ -78,7 +78,7 @@ def ask(server: Server) -> Ask:
     return ask
 
 
-def pictures(events: list[dict[str, Any]]) -> list[Image.Image]:
+def images(events: list[dict[str, Any]]) -> list[Image.Image]:
     found = [event for event in events if event["kind"] == "picture"]
     assert [event["number"] for event in found] == list(range(len(found)))
     return [Image.open(io.BytesIO(base64.b64decode(event["png"]))) for event in found]
@@ -100,24 +100,24 @@ def test_it_draws_what_generate_draws_and_tells_of_every_step(ask: Ask, run: Pat
         guidance_scale=2.0,
         seeds=[7, 8, 7, 8],
     )
-    for here, there in zip(pictures(events), own, strict=True):
+    for here, there in zip(images(events), own, strict=True):
         assert np.array_equal(here, there)
         assert how_drawn(here) == how_drawn(there)
     preview = Image.open(io.BytesIO(base64.b64decode(events[2]["previews"][3])))
-    grey = [np.array(picture.convert("L")).ravel() for picture in (preview, own[3])]
+    grey = [np.array(image.convert("L")).ravel() for image in (preview, own[3])]
     assert np.corrcoef(*grey)[0, 1] > 0.9
 
 
 def test_a_picture_says_how_it_is_drawn_again(ask: Ask, run: Path) -> None:
     _, events = ask("/draw", {"prompts": ["a circle"], "seed": 5, "negative_prompt": "blue"})
-    (picture,) = pictures(events)
-    how = how_drawn(picture)
+    (image,) = images(events)
+    how = how_drawn(image)
     assert (how["prompt"], how["seed"], how["negative_prompt"]) == ("a circle", 5, "blue")
     assert how["model_step"] == 3
     again = ImageGenerator(run, device="cpu").generate_batch(
         [how["prompt"]], seeds=[how["seed"]], negative_prompt="blue", **how["sampling"]
     )
-    assert np.array_equal(again[0], picture)
+    assert np.array_equal(again[0], image)
 
 
 def test_many_are_drawn_in_batches_and_kept(ask: Ask, server: Server, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_many_are_drawn_in_batches_and_kept(ask: Ask, server: Server, tmp_path: 
     names = {path.name for path in (tmp_path / "kept").iterdir()}
     assert names == {*(f"a-b-c-{seed}.png" for seed in range(5)), "a-b-c-0-2.png"}
     kept = Image.open(tmp_path / "kept" / "a-b-c-3.png")
-    assert np.array_equal(kept, pictures(events)[3])
+    assert np.array_equal(kept, images(events)[3])
     assert how_drawn(kept)["seed"] == 3
 
 
@@ -143,7 +143,7 @@ def test_a_start_picture_is_a_start(ask: Ask) -> None:
     Image.new("RGB", (40, 20), "red").save(data, "PNG")
     start = base64.b64encode(data.getvalue()).decode()
     _, events = ask("/draw", {"prompts": ["x"], "init_image": start, "strength": 0.0})
-    assert np.array(pictures(events)[0]).reshape(-1, 3).tolist() == [[255, 0, 0]] * 256
+    assert np.array(images(events)[0]).reshape(-1, 3).tolist() == [[255, 0, 0]] * 256
     _, events = ask("/draw", {"prompts": ["x"], "init_image": "no base64!"})
     assert events == [{"kind": "error", "message": "init_image is not valid base64"}]
 
@@ -155,7 +155,7 @@ def test_in_latents_it_draws_without_decoding_every_step(tmp_path: Path) -> None
     painter.draw(DrawRequest(prompts=("a circle",), seed=3), events.append)
     assert [set(e) - {"kind"} for e in events[:-1]] == [{"first", "count", "step", "steps"}] * 2
     own = ImageGenerator(folder, device="cpu").generate("a circle", seed=3)
-    assert np.array_equal(pictures(events)[0], own)
+    assert np.array_equal(images(events)[0], own)
     assert painter.about()["unit"] == 2 * painter.generator.autoencoder.downsampling
 
 

@@ -350,8 +350,8 @@ def test_a_link_that_somebody_put_there_is_not_written_through(tmp_path: Path) -
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "a-0.png").symlink_to(victim)
-    picture = remember(Image.new("RGB", (4, 4)), {"prompt": "a", "seed": 0})
-    assert keep(picture, kept) == kept / "a-0-2.png"
+    image = remember(Image.new("RGB", (4, 4)), {"prompt": "a", "seed": 0})
+    assert keep(image, kept) == kept / "a-0-2.png"
     assert not victim.exists()
 
 

@@ -226,16 +226,16 @@ def emoji() -> Data:
 
 
 @pytest.mark.parametrize("pictures", [8, 64])
-def test_no_picture_is_chosen_on_and_reported_on(emoji: Data, pictures: int) -> None:
-    chosen, reported = parts_of(emoji, pictures)
+def test_no_picture_is_chosen_on_and_reported_on(emoji: Data, images: int) -> None:
+    chosen, reported = parts_of(emoji, images)
     assert not set(chosen.keys) & set(reported.keys)
-    assert len(chosen.keys) == pictures
+    assert len(chosen.keys) == images
     held_out = {row.key for row in emoji.held_out.rows}
     assert set(reported.keys) <= held_out
     assert all(in_second_half(key) for key in reported.keys)
     assert not any(in_second_half(key) for key in set(chosen.keys) & held_out)
-    assert chosen.held_out == min(pictures, sum(not in_second_half(k) for k in held_out))
-    seeds = [set(range(p.first_seed, p.first_seed + pictures)) for p in (chosen, reported)]
+    assert chosen.held_out == min(images, sum(not in_second_half(k) for k in held_out))
+    seeds = [set(range(p.first_seed, p.first_seed + images)) for p in (chosen, reported)]
     assert not seeds[0] & seeds[1]
 
 
@@ -244,8 +244,8 @@ def test_a_part_knows_its_own_pictures(emoji: Data) -> None:
     gallery = gallery_of(emoji, chosen)
     assert gallery is not None
     assert len(gallery) == 335
-    for d, picture in zip(chosen.asked, chosen.pictures, strict=True):
-        drawn = dataclasses.replace(d, picture=Image.fromarray(picture.numpy()))
+    for d, image in zip(chosen.asked, chosen.images, strict=True):
+        drawn = dataclasses.replace(d, image=Image.fromarray(image.numpy()))
         gallery.rank([drawn])
         assert drawn.rank == 1
     places = [gallery.places[d.split, d.position] for d in chosen.asked if d.position is not None]
@@ -253,10 +253,10 @@ def test_a_part_knows_its_own_pictures(emoji: Data) -> None:
     rows = {
         row.key: (p, i) for p in (emoji.trained, emoji.held_out) for i, row in enumerate(p.rows)
     }
-    for key, caption, picture in zip(chosen.keys, chosen.captions, chosen.pictures, strict=True):
+    for key, caption, image in zip(chosen.keys, chosen.captions, chosen.images, strict=True):
         source, position = rows[key]
         assert source.rows[position].captions[0] == caption
-        assert torch.equal(source.load(position), picture)
+        assert torch.equal(source.load(position), image)
 
 
 def test_more_pictures_than_captions_are_of_the_same_captions_with_other_noise(emoji: Data) -> None:
@@ -264,7 +264,7 @@ def test_more_pictures_than_captions_are_of_the_same_captions_with_other_noise(e
     drawings = reported.drawings(5, 11)
     assert [d.prompt for d in drawings] == [reported.captions[i % 8] for i in range(5, 11)]
     assert [d.seed for d in drawings] == [reported.first_seed + i for i in range(5, 11)]
-    assert all(d.picture is None for d in (*drawings, *reported.asked))
+    assert all(d.image is None for d in (*drawings, *reported.asked))
 
 
 def test_where_nothing_is_held_out_other_trained_captions_report(
@@ -287,8 +287,8 @@ class SeenFromAfar:
     def __init__(self, device: object) -> None:
         pass
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        x = pictures.permute(0, 3, 1, 2).float() / 255
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.permute(0, 3, 1, 2).float() / 255
         return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
 
     def identity(self) -> dict[str, str]:
@@ -443,12 +443,12 @@ def test_a_damaged_record_is_reported_and_left(
 
 
 def test_a_measurement_that_is_none_is_damage(checkpoint: Path) -> None:
-    swept(checkpoint, costs=(2,), pictures=2)
+    swept(checkpoint, costs=(2,), images=2)
     values = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
     values["measured"][0]["sampling"]["shift"] = -1
     (checkpoint / FILE).write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(LimnerError, match="is damaged"):
-        swept(checkpoint, costs=(2,), pictures=2)
+        swept(checkpoint, costs=(2,), images=2)
 
 
 def test_settings_that_cannot_be_written_leave_the_old_ones(

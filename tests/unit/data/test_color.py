@@ -41,9 +41,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def colour_of(data: bytes) -> list[int]:
-    picture = decode(data, 8)
-    assert (picture == picture[0, 0]).all()
-    return picture[0, 0].tolist()
+    image = decode(data, 8)
+    assert (image == image[0, 0]).all()
+    return image[0, 0].tolist()
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,9 @@ from limner.apps import doctor
 from limner.config import Config, load_config
 from limner.data import verify
 from limner.data.convert.convert import prepare
-from limner.data.dataset import PictureError, Row
-from limner.data.formats.arrow import DatasetPictures
-from limner.data.open import open_data, open_picture_set
+from limner.data.dataset import ImageError, Row
+from limner.data.formats.arrow import DatasetImages
+from limner.data.open import open_data, open_image_dataset
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints
 
@@ -36,9 +36,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
 
 
-def opened(path: Path, *words: str) -> DatasetPictures:
-    found = open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
-    assert isinstance(found, DatasetPictures)
+def opened(path: Path, *words: str) -> DatasetImages:
+    found = open_image_dataset(load_config(None, [f"data.dataset_path='{path}'", *words]))
+    assert isinstance(found, DatasetImages)
     return found
 
 
@@ -58,7 +58,7 @@ def test_a_folder_that_load_dataset_reads_is_read_and_its_files_stay_files(tmp_p
         assert row.key == f"images/{one.name}"
         assert row.captions == one.captions[::-1]
         assert found.path(row) == tmp_path / "set" / row.key
-        assert found.picture(row).read_bytes() == one.data
+        assert found.image(row).read_bytes() == one.data
         assert np.array_equal(found.load(row, SIDE), one.pixels)
     known = Fingerprints(tmp_path / "contents.npy")
     before = found.contents(found.rows, known)
@@ -74,7 +74,7 @@ def test_pictures_stay_in_the_table_until_they_are_asked_for(tmp_path: Path):
     )
     assert type(found.table.data).__name__ != "InMemoryTable"
     assert found.path(found.rows[0]) is None
-    assert [found.picture(row) for row in found.rows] == [one.data for one in emoji()]
+    assert [found.image(row) for row in found.rows] == [one.data for one in emoji()]
 
 
 def test_workers_and_resume_see_the_same_pictures(tmp_path: Path, tiny_config: Build):
@@ -98,7 +98,7 @@ def test_keys_are_the_paths_or_else_the_rows_numbers(tmp_path: Path):
         (lambda i: None, ["0", "1", "2"]),
     ):
         table = of({"image": encoded(3, paths)} | words, image=datasets.Image(), text=TEXTS)
-        found = DatasetPictures(table, "made up")
+        found = DatasetImages(table, "made up")
         assert [row.key for row in found.rows] == keys
         assert np.array_equal(found.load(found.rows[2], SIDE), emoji()[2].pixels)
 
@@ -112,24 +112,22 @@ def test_the_image_column_is_known_by_its_type_and_labels_by_their_names():
     )
     from limner.data.formats.columns import Columns
 
-    found = DatasetPictures(table, "made up", Columns(captions=("label",)))
+    found = DatasetImages(table, "made up", Columns(captions=("label",)))
     assert [row.captions for row in found.rows] == [("pear",), ("red apple",)]
     assert "columns sample, label" in found.description
     with pytest.raises(LimnerError, match=r"no 'text'; found 'img_path', 'sample', 'label'\."):
-        DatasetPictures(table, "made up")
+        DatasetImages(table, "made up")
     with pytest.raises(LimnerError, match=r"'label' is ClassLabel.*not pictures.*img_path, sample"):
-        DatasetPictures(table, "made up", Columns("label", ("label",)))
+        DatasetImages(table, "made up", Columns("label", ("label",)))
 
 
 def test_bad_rows_are_listed_and_no_others(tmp_path: Path):
-    pictures: list[Any] = encoded(6, lambda i: None)
-    pictures[1] = None
-    pictures[2] = {"bytes": None, "path": "https://example.org/2.png"}
+    images: list[Any] = encoded(6, lambda i: None)
+    images[1] = None
+    images[2] = {"bytes": None, "path": "https://example.org/2.png"}
     texts = [["a"], ["b"], ["c"], [], ["d", "", "d", "e"], [None]]
-    table = of(
-        {"image": pictures, "text": texts}, image=datasets.Image(), text=datasets.List(TEXTS)
-    )
-    found = DatasetPictures(table, "made up")
+    table = of({"image": images, "text": texts}, image=datasets.Image(), text=datasets.List(TEXTS))
+    found = DatasetImages(table, "made up")
     assert [(row.key, row.captions) for row in found.rows] == [("0", ("a",)), ("4", ("d", "e"))]
     assert [(row.key, row.reason) for row in found.refused] == [
         ("1", "row 1: there is no picture"),
@@ -143,10 +141,10 @@ def test_bad_rows_are_listed_and_no_others(tmp_path: Path):
 
 
 def broken(folder: Path) -> Path:
-    pictures = encoded(COUNT, lambda i: f"{i}.png")
-    pictures[5]["bytes"] = b"no picture"
+    images = encoded(COUNT, lambda i: f"{i}.png")
+    images[5]["bytes"] = b"no picture"
     texts = [one.captions[0] for one in emoji()]
-    table = of({"image": pictures, "text": texts}, image=datasets.Image(), text=TEXTS)
+    table = of({"image": images, "text": texts}, image=datasets.Image(), text=TEXTS)
     table.save_to_disk(str(folder))
     return folder
 
@@ -158,8 +156,8 @@ def test_pictures_in_tables_are_checked_before_the_first_step_and_remembered(
     words = ["data.num_samples=null", f"data.dataset_path='{broken(tmp_path / 'set')}'"]
     words += [f"cache.folder='{tmp_path / 'cache'}'"]
     decoded = []
-    load = DatasetPictures.load
-    monkeypatch.setattr(DatasetPictures, "load", lambda *a: (decoded.append(a[1].key), load(*a))[1])
+    load = DatasetImages.load
+    monkeypatch.setattr(DatasetImages, "load", lambda *a: (decoded.append(a[1].key), load(*a))[1])
     for expected in (COUNT, 1):  # the second time only the bad one
         decoded.clear()
         data = open_data(load_config(None, words))
@@ -167,7 +165,7 @@ def test_pictures_in_tables_are_checked_before_the_first_step_and_remembered(
         assert "is text, not a picture" in data.set.refused[0].reason
         assert len(data.trained.rows) + len(data.held_out.rows) == COUNT - 1
         assert len(decoded) == expected
-    with pytest.raises(PictureError, match=r"^5\.png: "):
+    with pytest.raises(ImageError, match=r"^5\.png: "):
         opened(tmp_path / "set").load(Row("5.png", ("x",)), 8)
 
 
@@ -178,7 +176,7 @@ def test_contents_are_hashed_once_for_each_table(tmp_path: Path, monkeypatch: py
     everything = found.contents(found.rows, known)
     assert np.array_equal(everything[3:5], some)
     with monkeypatch.context() as patched:
-        patched.setattr(DatasetPictures, "_picture", lambda *_: pytest.fail("it was read again"))
+        patched.setattr(DatasetImages, "_image", lambda *_: pytest.fail("it was read again"))
         again = opened(tmp_path / "set")
         assert np.array_equal(again.contents(found.rows, known), everything)
     [kept] = (tmp_path / "cache").glob("contents-*.npy")
@@ -203,7 +201,7 @@ def test_a_table_that_was_changed_in_place_is_hashed_anew(tmp_path: Path):
     file.unlink()  # the old one stays mapped
     file.write_bytes(changed)
     again = opened(tmp_path / "set")
-    assert again.picture(again.rows[2]) == other
+    assert again.image(again.rows[2]) == other
     assert again.signature(again.rows[3]) != found.signature(found.rows[3])
     differs = (again.contents(again.rows, known) != before).any(axis=1)
     assert np.flatnonzero(differs).tolist() == [2]
@@ -230,7 +228,7 @@ def test_only_the_split_that_is_named_is_read(tmp_path: Path):
 
 def test_a_selection_keeps_its_rows(tmp_path: Path):
     table = datasets.load_from_disk(str(saved(tmp_path / "set"))).select([7, 3])
-    found = DatasetPictures(table, "made up")
+    found = DatasetImages(table, "made up")
     assert [row.key for row in found.rows] == [emoji()[i].name for i in (7, 3)]
     assert np.array_equal(found.load(found.rows[1], SIDE), emoji()[3].pixels)
 
@@ -250,7 +248,7 @@ def test_a_hub_id_is_loaded_with_its_configuration_and_split_and_no_code(
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     words = ["data.dataset_name=someone/emoji", "data.dataset_split=train[:50]"]
-    found = open_picture_set(load_config(None, [*words, "data.dataset_config=small"]))
+    found = open_image_dataset(load_config(None, [*words, "data.dataset_config=small"]))
     assert asked == [(("someone/emoji", "small"), {"split": "train[:50]"})]
     assert found.name == "someone/emoji"
     assert len(found.rows) == COUNT
@@ -283,7 +281,7 @@ def test_what_goes_wrong_with_the_hub_says_what_to_do(
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(LimnerError, match=r"data\.dataset_name: someone/emoji .*" + wanted):
-        open_picture_set(load_config(None, ["data.dataset_name=someone/emoji"]))
+        open_image_dataset(load_config(None, ["data.dataset_name=someone/emoji"]))
 
 
 def test_without_the_package_the_command_that_installs_it_is_named(
@@ -291,7 +289,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(
 ):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(LimnerError, match=r"run: pip install 'limner\[data\]'"):
-        open_picture_set(load_config(None, ["data.dataset_name=someone/emoji"]))
+        open_image_dataset(load_config(None, ["data.dataset_name=someone/emoji"]))
 
 
 def test_the_real_client_fetches_a_set_that_prepare_wrote(tmp_path: Path):
@@ -303,8 +301,8 @@ def test_the_real_client_fetches_a_set_that_prepare_wrote(tmp_path: Path):
     )  # fmt: skip
     program = (
         "import json; from limner.config import load_config;"
-        "from limner.data.open import open_picture_set;"
-        "found = open_picture_set(load_config(None, ['data.dataset_name=someone/emoji']));"
+        "from limner.data.open import open_image_dataset;"
+        "found = open_image_dataset(load_config(None, ['data.dataset_name=someone/emoji']));"
         "load = lambda row: found.load(row, 16).tolist();"
         "print(json.dumps([[row.captions, load(row)] for row in found.rows]))"
     )

@@ -10,26 +10,26 @@ from limner.data.builtin.emoji import (
     DEMO_PLAIN,
     DEMO_TONED,
     SKIN_TONES,
-    EmojiPictures,
+    EmojiImages,
     held_out_tone,
     split_tones,
 )
-from limner.data.dataset import PictureError, Row
+from limner.data.dataset import ImageError, Row
 from limner.errors import LimnerError
 
 
 @pytest.fixture(scope="module")
 def everything():
-    return EmojiPictures("all", ["all"])
+    return EmojiImages("all", ["all"])
 
 
 @pytest.fixture(scope="module")
 def demo():
-    return EmojiPictures("demo")
+    return EmojiImages("demo")
 
 
-def by_key(pictures):
-    return {row.key: row for row in pictures.rows}
+def by_key(images):
+    return {row.key: row for row in images.rows}
 
 
 def test_all_has_every_picture_that_has_a_name(everything):
@@ -99,31 +99,31 @@ def test_captions_do_not_repeat_or_keep_the_shape_of_a_code(everything):
 def test_an_alias_is_never_the_name_of_another_picture(everything):
     """ ":cat:" is the name of the whole cat and an alias of the cat's face."""
     names = {row.captions[0].casefold(): row.key for row in everything.rows}
-    for row in EmojiPictures("all", ["en"]).rows:
+    for row in EmojiImages("all", ["en"]).rows:
         assert all(names.get(caption.casefold(), row.key) == row.key for caption in row.captions)
 
 
 @pytest.mark.parametrize("subset", ["demo", "all"])
 def test_a_held_out_subject_is_trained_in_its_other_five_forms(subset):
-    pictures = EmojiPictures(subset)
-    trained = {row.key for row in pictures.rows if row.held_out is False}
+    images = EmojiImages(subset)
+    trained = {row.key for row in images.rows if row.held_out is False}
     forms_of: dict[str, set[tuple[str, ...]]] = {}
     for key in trained:
         subject, tones = split_tones(key)
         forms_of.setdefault(subject, set()).add(tuple(tones))
-    held_out = [row.key for row in pictures.rows if row.held_out]
+    held_out = [row.key for row in images.rows if row.held_out]
     assert held_out
     for key in held_out:
         subject, tones = split_tones(key)
         others = {(), *((tone,) for tone in SKIN_TONES)} - {tuple(tones)}
         assert others <= forms_of[subject]
-    assert {row.held_out for row in pictures.rows} == {True, False}
+    assert {row.held_out for row in images.rows} == {True, False}
 
 
 @pytest.mark.parametrize("subset", ["demo", "all"])
 def test_every_tone_is_trained_with_most_subjects_and_held_out_with_some(subset):
     for tone in SKIN_TONES:
-        rows = [row for row in EmojiPictures(subset).rows if split_tones(row.key)[1] == [tone]]
+        rows = [row for row in EmojiImages(subset).rows if split_tones(row.key)[1] == [tone]]
         share = sum(row.held_out is True for row in rows) / len(rows)
         assert 0.08 <= share <= 0.25
 
@@ -156,7 +156,7 @@ def test_demo_is_the_two_tables(demo):
 def test_a_name_that_the_demo_asks_for_and_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(emoji_module, "DEMO_PLAIN", ("purple apple",))
     with pytest.raises(LimnerError, match="purple apple"):
-        EmojiPictures("demo")
+        EmojiImages("demo")
 
 
 def test_the_description_counts(demo):
@@ -165,7 +165,7 @@ def test_the_description_counts(demo):
 
 
 def test_twice_the_same_and_picklable(demo):
-    assert EmojiPictures("demo").rows == demo.rows
+    assert EmojiImages("demo").rows == demo.rows
     copy = pickle.loads(pickle.dumps(demo))
     assert np.array_equal(copy.load(demo.rows[0], 32), demo.load(demo.rows[0], 32))
 
@@ -173,19 +173,19 @@ def test_twice_the_same_and_picklable(demo):
 @pytest.mark.parametrize("image_size", [32, 64])
 def test_load_draws_on_white(demo, image_size):
     for row in demo.rows[::25]:
-        picture = demo.load(row, image_size)
-        assert picture.shape == (image_size, image_size, 3)
-        assert picture.dtype == np.uint8
-        assert (picture == 255).all(axis=-1).mean() > 0.05
-        assert picture.std() > 10
+        image = demo.load(row, image_size)
+        assert image.shape == (image_size, image_size, 3)
+        assert image.dtype == np.uint8
+        assert (image == 255).all(axis=-1).mean() > 0.05
+        assert image.std() > 10
 
 
 def test_a_file_that_is_not_square_is_padded(demo):
     """The watermelon's file is 36 by 25."""
-    picture = demo.load(by_key(demo)["1f349"], 36)
-    assert picture.shape == (36, 36, 3)
-    assert (picture[:5] == 255).all()
-    assert (picture[-5:] == 255).all()
+    image = demo.load(by_key(demo)["1f349"], 36)
+    assert image.shape == (36, 36, 3)
+    assert (image[:5] == 255).all()
+    assert (image[-5:] == 255).all()
 
 
 def test_tones_of_a_subject_look_different(demo):
@@ -195,12 +195,12 @@ def test_tones_of_a_subject_look_different(demo):
     assert mean[0] - mean[-1] > 20
 
 
-def rows_mean(pictures, row):
-    return float(pictures.load(row, 32).mean())
+def rows_mean(images, row):
+    return float(images.load(row, 32).mean())
 
 
 def test_a_picture_that_is_not_there_is_named(demo):
-    with pytest.raises(PictureError, match="1f44d-0000"):
+    with pytest.raises(ImageError, match="1f44d-0000"):
         demo.load(Row("1f44d-0000", ("nothing",)), 32)
 
 
@@ -210,10 +210,10 @@ def test_a_picture_that_is_not_there_is_named(demo):
 )
 def test_unknown_subset_or_language_lists_the_known(arguments, message):
     with pytest.raises(LimnerError, match=message):
-        EmojiPictures(*arguments)
+        EmojiImages(*arguments)
 
 
 def test_english_comes_first_even_when_it_is_not_asked_for():
-    row = by_key(EmojiPictures("demo", ["zh"]))["1f34e"]
+    row = by_key(EmojiImages("demo", ["zh"]))["1f34e"]
     assert row.captions[0] == "red apple"
     assert "红苹果" in row.captions

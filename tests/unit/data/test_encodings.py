@@ -16,7 +16,7 @@ from limner.config import load_config
 from limner.data.dataset import ImageDataset
 from limner.data.formats.encodings import Guesses, decode, decode_together, detect, readings
 from limner.data.formats.entries import check_caption
-from limner.data.open import open_picture_set
+from limner.data.open import open_image_dataset
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 
@@ -51,7 +51,7 @@ def pairs(folder: Path, captions: list[bytes]) -> Path:
 
 
 def opened(path: Path, *words: str) -> ImageDataset:
-    return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
+    return open_image_dataset(load_config(None, [f"data.dataset_path='{path}'", *words]))
 
 
 def captions_of(path: Path, *words: str) -> list[str]:

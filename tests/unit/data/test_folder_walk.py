@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limner.apps.captioning.caption import pictures_to_caption
+from limner.apps.captioning.caption import images_to_caption
 from limner.config import load_config
 from limner.data.folder_walk import FolderWalk, composed
-from limner.data.formats.folders import FolderPictures
-from limner.data.open import open_picture_set
+from limner.data.formats.folders import FolderImages
+from limner.data.open import open_image_dataset
 from limner.errors import LimnerError
 from limner.files.output_folders import is_run_folder, kind_of_output
 from limner.files.system_names import is_system_path
@@ -27,7 +27,7 @@ def pair(folder: Path, name: str, caption: str | None = None) -> None:
 
 
 def captions(folder: Path) -> dict[str, tuple[str, ...]]:
-    return {row.key: row.captions for row in FolderPictures(folder).rows}
+    return {row.key: row.captions for row in FolderImages(folder).rows}
 
 
 @links
@@ -43,7 +43,7 @@ def test_linked_folders_are_followed_and_each_real_folder_once(tmp_path: Path) -
     (data / "b" / "up").symlink_to(data / "b")
     (data / "gone").symlink_to(tmp_path / "gone")
     (data / "knot").symlink_to("knot")
-    found = FolderPictures(data)
+    found = FolderImages(data)
     assert [row.key for row in found.rows] == ["b/own.png", "a/beach.png", "a/rome/forum.png"]
     assert found.refused == []
     assert [found.load(row, 4)[0, 0, 0] for row in found.rows] == [
@@ -68,7 +68,7 @@ def test_a_link_that_leads_above_the_data_is_not_followed_and_said(tmp_path: Pat
     pair(tmp_path / "home" / "photos", "mine")
     pair(tmp_path / "home" / "private", "secret")
     (tmp_path / "home" / "photos" / "home").symlink_to(tmp_path / "home")
-    found = FolderPictures(tmp_path / "home" / "photos")
+    found = FolderImages(tmp_path / "home" / "photos")
     assert [row.key for row in found.rows] == ["mine.png"]
     assert "Skipped: home (links that point to a parent folder of the data)." in found.description
 
@@ -95,7 +95,7 @@ def test_folders_of_systems_are_passed_over_and_said_once(name: str, tmp_path: P
     pair(tmp_path / "deep", "too")
     pair(tmp_path / name, "trash")
     pair(tmp_path / "deep" / name / "within", "trash2")
-    found = FolderPictures(tmp_path)
+    found = FolderImages(tmp_path)
     assert [row.key for row in found.rows] == ["good.png", "deep/too.png"]
     assert found.refused == []
     both = ", ".join(sorted([name, f"deep/{name}"]))
@@ -106,7 +106,7 @@ def test_files_of_systems_are_no_pictures(tmp_path: Path) -> None:
     pair(tmp_path, "good")
     for name in ("._good.png", "._good.txt", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / name).write_bytes(b"of the system")
-    found = FolderPictures(tmp_path)
+    found = FolderImages(tmp_path)
     assert [row.key for row in found.rows] == ["good.png"]
     assert found.refused == []
     assert "Skipped" not in found.description
@@ -146,7 +146,7 @@ def test_what_limner_wrote_is_never_read_as_data(
     assert kind_of_output(tmp_path / "out") == kind
     assert kind_of_output(tmp_path) is None
     assert is_run_folder(tmp_path / "out") is (kind in ("a training run", "a checkpoint"))
-    found = FolderPictures(tmp_path)
+    found = FolderImages(tmp_path)
     assert [row.key for row in found.rows] == ["good.png"]
     assert f"Skipped: out ({kind} written by Limner)." in found.description
 
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch) -> No
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    assert "shut (cannot be read: Permission denied)" in FolderPictures(tmp_path).description
+    assert "shut (cannot be read: Permission denied)" in FolderImages(tmp_path).description
 
 
 def test_composed_and_decomposed_names_are_one() -> None:
@@ -176,8 +176,8 @@ def test_a_run_that_is_named_as_data_is_refused_unless_its_format_is_said(tmp_pa
     with pytest.raises(
         LimnerError, match=r"run holds a training run written by Limner, which is not"
     ):
-        FolderPictures(tmp_path / "run")
-    found = FolderPictures(tmp_path / "run", kind="folder")
+        FolderImages(tmp_path / "run")
+    found = FolderImages(tmp_path / "run", kind="folder")
     assert [row.key for row in found.rows] == ["drawn.png"]
 
 
@@ -194,7 +194,7 @@ def test_what_macos_puts_beside_a_file_hides_it_from_nobody(name: str, tmp_path:
     for path in [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "images"]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7of the system")
     words = [f"data.dataset_path='{folder}'", f"cache.folder='{tmp_path / 'cache'}'"]
-    found = open_picture_set(load_config(None, words))
+    found = open_image_dataset(load_config(None, words))
     assert len(found.rows) == 24
     assert found.refused == []
 
@@ -209,4 +209,4 @@ def test_captions_are_written_through_links_and_into_no_run(tmp_path: Path) -> N
     (tmp_path / "data" / "link").symlink_to(tmp_path / "disk")
     for path in tmp_path.rglob("*.txt"):
         path.unlink()
-    assert pictures_to_caption(tmp_path / "data") == (["near.png", "link/far.png"], 0)
+    assert images_to_caption(tmp_path / "data") == (["near.png", "link/far.png"], 0)

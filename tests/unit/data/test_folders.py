@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limner.data.dataset import PictureError, Row
-from limner.data.formats.folders import FolderPictures
+from limner.data.dataset import ImageError, Row
+from limner.data.formats.folders import FolderImages
 from limner.data.split import is_held_out, sampling_rank, split_rows
 from limner.errors import LimnerError
 
 
-def picture(path: Path, level: int = 0) -> None:
+def write_image(path: Path, level: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), (level, level, level)).save(path)
 
@@ -31,12 +31,12 @@ def metadata(folder: Path, rows: object) -> None:
 def folder(tmp_path: Path) -> Path:
     """images/a.png, b.png, c.png with grey levels 10, 20, 30."""
     for level, name in enumerate("abc", start=1):
-        picture(tmp_path / "images" / f"{name}.png", 10 * level)
+        write_image(tmp_path / "images" / f"{name}.png", 10 * level)
     return tmp_path
 
 
-def pairs(pictures: FolderPictures) -> dict[str, tuple[str, ...]]:
-    return {row.key: row.captions for row in pictures.rows}
+def pairs(images: FolderImages) -> dict[str, tuple[str, ...]]:
+    return {row.key: row.captions for row in images.rows}
 
 
 WANTED = {"images/a.png": ("a red apple",), "images/b.png": ("红苹果", "苹果, 红")}
@@ -63,63 +63,63 @@ def write_csv(folder: Path) -> None:
 @pytest.mark.parametrize("write", [write_json, write_jsonl, write_csv])
 def test_each_metadata_file_is_found_by_looking(folder: Path, write):
     write(folder)
-    pictures = FolderPictures(folder)
-    assert pairs(pictures) == WANTED
-    assert pictures.refused == []
-    levels = [pictures.load(row, 8)[0, 0, 0] for row in pictures.rows]
+    images = FolderImages(folder)
+    assert pairs(images) == WANTED
+    assert images.refused == []
+    levels = [images.load(row, 8)[0, 0, 0] for row in images.rows]
     assert levels == [10, 20]
-    assert "2 pictures with 3 captions" in pictures.description
+    assert "2 pictures with 3 captions" in images.description
 
 
 @pytest.mark.parametrize("other", ["words of a web page", {"en": "x"}, 7, None])
 def test_what_other_programs_keep_under_captions_is_let_be(tmp_path: Path, other: object):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("my own words", encoding="utf-8")
     beside = {"captions": other, "held_out": True}
     (tmp_path / "a.json").write_text(json.dumps(beside), encoding="utf-8")
-    pictures = FolderPictures(tmp_path)
-    assert pairs(pictures) == {"a.png": ("my own words",)}
-    assert pictures.rows[0].held_out is True
-    assert pictures.refused == []
+    images = FolderImages(tmp_path)
+    assert pairs(images) == {"a.png": ("my own words",)}
+    assert images.rows[0].held_out is True
+    assert images.refused == []
 
 
 def test_of_two_captions_of_one_name_the_other_is_refused(tmp_path: Path):
-    picture(tmp_path / "cat.png")
+    write_image(tmp_path / "cat.png")
     (tmp_path / "cat.TXT").write_text("in capitals", encoding="utf-8")
     (tmp_path / "cat.txt").write_text("in small letters", encoding="utf-8")
     if len(list(tmp_path.glob("cat.[tT]*"))) < 2:
         pytest.skip("this file system does not tell capitals apart")
-    pictures = FolderPictures(tmp_path)
-    assert pairs(pictures) == {"cat.png": ("in small letters",)}
-    assert [(row.key, row.reason.split(",")[0]) for row in pictures.refused] == [
+    images = FolderImages(tmp_path)
+    assert pairs(images) == {"cat.png": ("in small letters",)}
+    assert [(row.key, row.reason.split(",")[0]) for row in images.refused] == [
         ("cat.TXT", "cat.txt next to it has the same name")
     ]
 
 
 def test_captions_beside_pictures_in_any_subfolder(tmp_path: Path):
     for name in ("one.jpg", "deep/er/two.PNG", "bare.png", "._one.jpg", ".git/x.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     (tmp_path / "one.txt").write_text("  a line\nand another \n", encoding="utf-8")
     (tmp_path / "._one.txt").write_text("of the system", encoding="utf-8")
     (tmp_path / "deep/er/two.TXT").write_text("zwei Äpfel", encoding="utf-8-sig")
     (tmp_path / "alone.txt").write_text("no picture", encoding="utf-8")
-    pictures = FolderPictures(tmp_path)
-    assert pairs(pictures) == {
+    images = FolderImages(tmp_path)
+    assert pairs(images) == {
         "one.jpg": ("a line\nand another",),
         "deep/er/two.PNG": ("zwei Äpfel",),
     }
-    assert {row.key: row.reason for row in pictures.refused} == {
+    assert {row.key: row.reason for row in images.refused} == {
         "bare.png": "there is no .txt of the same name next to it",
         "alone.txt": "there is no picture of the same name and a known extension next to it",
     }
 
 
 def test_a_caption_file_of_another_encoding_is_refused_with_its_line(tmp_path: Path):
-    picture(tmp_path / "good.png")
-    picture(tmp_path / "bad.png")
+    write_image(tmp_path / "good.png")
+    write_image(tmp_path / "bad.png")
     (tmp_path / "good.txt").write_text("good", encoding="utf-8")
     (tmp_path / "bad.txt").write_bytes(b"first\n\xe4pfel")
-    [refused] = FolderPictures(tmp_path).refused
+    [refused] = FolderImages(tmp_path).refused
     assert refused.key == "bad.png"
     assert re.search(
         r"bad\.txt: the caption's line 2: byte 0xe4 is not UTF-8\. Save", refused.reason
@@ -133,7 +133,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
         ("images/../images/a.png", ["two", "3"]),
     ]
     metadata(folder, [{"image": image, "text": text} for image, text in rows])
-    assert pairs(FolderPictures(folder)) == {
+    assert pairs(FolderImages(folder)) == {
         "images/a.png": ("one", "two", "3"),
         "images/b.png": ("b",),
     }
@@ -167,12 +167,12 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
     ],
 )
 def test_a_bad_row_is_refused_with_its_place_and_reason(folder: Path, image, text, reason):
-    picture(folder.parent / "outside.png")
+    write_image(folder.parent / "outside.png")
     rows = [{"image": "images/a.png", "text": "good"}, {"image": image, "text": text}]
     metadata(folder, json.dumps(rows))  # with \u escapes, as they stand in files
-    pictures = FolderPictures(folder)
-    assert pairs(pictures) == {"images/a.png": ("good",)}
-    [refused] = pictures.refused
+    images = FolderImages(folder)
+    assert pairs(images) == {"images/a.png": ("good",)}
+    [refused] = images.refused
     assert refused.reason.startswith("metadata.json, row 2: ")
     assert reason in refused.reason
     refused.key.encode("utf-8")  # may be printed and saved
@@ -180,25 +180,25 @@ def test_a_bad_row_is_refused_with_its_place_and_reason(folder: Path, image, tex
 
 def test_a_bad_caption_of_a_list_leaves_the_good_ones(folder: Path):
     metadata(folder, [{"image": "images/a.png", "text": ["one", "", "two", "one"]}])
-    pictures = FolderPictures(folder)
-    assert pairs(pictures) == {"images/a.png": ("one", "two")}
-    assert len(pictures.refused) == 2
+    images = FolderImages(folder)
+    assert pairs(images) == {"images/a.png": ("one", "two")}
+    assert len(images.refused) == 2
 
 
 def test_windows_separators_mean_the_same_row(folder: Path):
     metadata(folder, [{"image": "images\\a.png", "text": "x"}])
-    assert pairs(FolderPictures(folder)) == {"images/a.png": ("x",)}
+    assert pairs(FolderImages(folder)) == {"images/a.png": ("x",)}
 
 
 def test_a_jsonl_caption_may_hold_any_line_separator(folder: Path):
     line = json.dumps({"file_name": "images/a.png", "text": "one\u2028two\x85"}, ensure_ascii=False)
     (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
-    assert pairs(FolderPictures(folder)) == {"images/a.png": ("one\u2028two",)}
+    assert pairs(FolderImages(folder)) == {"images/a.png": ("one\u2028two",)}
 
 
 def error_of(path: Path) -> str:
     with pytest.raises(LimnerError) as caught:
-        FolderPictures(path)
+        FolderImages(path)
     return str(caught.value)
 
 
@@ -212,7 +212,7 @@ def test_a_missing_folder_names_the_nearest_that_exists(tmp_path: Path):
 def test_a_file_that_is_no_table_names_its_folder(folder: Path):
     write_json(folder)
     assert f"Use its folder, {folder / 'images'}" in error_of(folder / "images/a.png")
-    assert pairs(FolderPictures(folder / "metadata.json")) == WANTED
+    assert pairs(FolderImages(folder / "metadata.json")) == WANTED
 
 
 def test_no_known_layout_lists_them_and_says_what_was_found(folder: Path):
@@ -267,12 +267,12 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
     assert re.search(r"the quote that opens .* not closed.*; first: .*line 2", error_of(folder))
     good = '{"file_name": "images/a.png", "text": "x"}\n'
     (folder / "metadata.jsonl").write_text(good + "\n{oops}", encoding="utf-8")
-    [refused] = FolderPictures(folder).refused
+    [refused] = FolderImages(folder).refused
     assert refused.key == "metadata.jsonl, line 3"
     assert "line 3, column 2: not valid JSON" in refused.reason
     bad = b'{"file_name": "images/a.png", "text": "\xe4"}'
     (folder / "metadata.jsonl").write_bytes(good.encode() + bad)
-    [refused] = FolderPictures(folder).refused
+    [refused] = FolderImages(folder).refused
     assert re.search(r"line 2: the caption's line 1: byte 0xe4 is not UTF-8", refused.reason)
 
 
@@ -291,9 +291,9 @@ def test_where_no_row_is_usable_the_reasons_are_counted(folder: Path):
 def test_a_broken_picture_is_found_when_loaded_and_named(folder: Path):
     write_json(folder)
     (folder / "images/a.png").write_bytes(b"")
-    pictures = FolderPictures(folder)  # listing opens none
-    with pytest.raises(PictureError, match=r"^images/a\.png: the file is empty"):
-        pictures.load(pictures.rows[0], 8)
+    images = FolderImages(folder)  # listing opens none
+    with pytest.raises(ImageError, match=r"^images/a\.png: the file is empty"):
+        images.load(images.rows[0], 8)
 
 
 def test_listing_looks_at_each_directory_once_and_at_no_file(folder: Path, monkeypatch):
@@ -303,24 +303,24 @@ def test_listing_looks_at_each_directory_once_and_at_no_file(folder: Path, monke
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: (scanned.append(path), scandir(path))[1])
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
-    assert sum(len(row.captions) for row in FolderPictures(folder).rows) == 150
+    assert sum(len(row.captions) for row in FolderImages(folder).rows) == 150
     assert scanned == [folder / "images"]
 
 
 def test_a_folder_travels_to_spawned_workers(folder: Path):
     write_json(folder)
-    pictures = pickle.loads(pickle.dumps(FolderPictures(folder, crop="pad")))
-    assert np.array_equal(pictures.load(pictures.rows[1], 2), np.full((2, 2, 3), 20))
+    images = pickle.loads(pickle.dumps(FolderImages(folder, crop="pad")))
+    assert np.array_equal(images.load(images.rows[1], 2), np.full((2, 2, 3), 20))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep file names in Unicode")
 def test_a_file_name_that_is_not_unicode_is_refused(tmp_path: Path):
     for name in (b"good", b"\xe4"):
-        picture(tmp_path / f"{os.fsdecode(name)}.png")
+        write_image(tmp_path / f"{os.fsdecode(name)}.png")
         (tmp_path / f"{os.fsdecode(name)}.txt").write_text("x", encoding="utf-8")
-    pictures = FolderPictures(tmp_path)
-    assert list(pairs(pictures)) == ["good.png"]
-    assert "not valid Unicode" in pictures.refused[0].reason
+    images = FolderImages(tmp_path)
+    assert list(pairs(images)) == ["good.png"]
+    assert "not valid Unicode" in images.refused[0].reason
 
 
 def numbered(count: int) -> list[Row]:

@@ -23,7 +23,7 @@ from limner.config.data import DataConfig
 from limner.data.dataset import ImageDataset
 from limner.data.formats.columns import CAPTIONS, IMAGE, Columns
 from limner.data.formats.detect import recognise
-from limner.data.open import open_data, open_picture_set
+from limner.data.open import open_data, open_image_dataset
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints
 
@@ -31,7 +31,7 @@ Build = Callable[..., Config]
 
 
 def opened(words: list[str]) -> ImageDataset:
-    return open_picture_set(load_config(None, words))
+    return open_image_dataset(load_config(None, words))
 
 
 @pytest.fixture(autouse=True)
@@ -42,16 +42,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_format_gives_the_rows_that_were_written(name: str, tmp_path: Path):
     example = EXAMPLES[name]
-    pictures = opened(settings(name, tmp_path / "data"))
-    assert pictures.refused == []
-    keys = [row.key.split("/")[-1] for row in pictures.rows]
+    images = opened(settings(name, tmp_path / "data"))
+    assert images.refused == []
+    keys = [row.key.split("/")[-1] for row in images.rows]
     assert keys == [example.key(place) for place in range(COUNT)]
-    for place, (row, one) in enumerate(zip(pictures.rows, emoji(), strict=True)):
+    for place, (row, one) in enumerate(zip(images.rows, emoji(), strict=True)):
         assert row.captions == one.captions
-        assert np.array_equal(pictures.load(row, SIDE), one.pixels)
+        assert np.array_equal(images.load(row, SIDE), one.pixels)
         aside = None if example.held_out is None else place in example.held_out
         assert row.held_out is aside
-    assert f"{COUNT} pictures with {2 * COUNT} captions" in pictures.description
+    assert f"{COUNT} pictures with {2 * COUNT} captions" in images.description
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -80,17 +80,17 @@ def test_every_format_trains_and_goes_on_to_the_bit(name: str, tmp_path: Path, t
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_format_travels_to_workers_and_knows_its_contents(name: str, tmp_path: Path):
     words = settings(name, tmp_path / "data")
-    pictures = opened(words)
-    there = pickle.loads(pickle.dumps(pictures))
-    last = pictures.rows[COUNT - 1]
+    images = opened(words)
+    there = pickle.loads(pickle.dumps(images))
+    last = images.rows[COUNT - 1]
     assert np.array_equal(there.load(last, SIDE), emoji()[-1].pixels)
     known = Fingerprints(tmp_path / "cache" / "contents.npy")
-    contents = pictures.contents(pictures.rows, known)
+    contents = images.contents(images.rows, known)
     assert contents.shape == (COUNT, 16)
     assert contents.dtype == np.uint8
     assert len({row.tobytes() for row in contents}) == COUNT
     assert contents.any(axis=1).all()
-    again = opened(words).contents(pictures.rows[5:7], known)
+    again = opened(words).contents(images.rows[5:7], known)
     assert np.array_equal(again, contents[5:7])
 
 

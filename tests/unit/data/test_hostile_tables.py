@@ -19,11 +19,11 @@ from PIL import Image
 from spoilt_parquet import parquet, spoil
 
 from limner.config import load_config
-from limner.data.dataset import ImageDataset, PictureError
+from limner.data.dataset import ImageDataset, ImageError
 from limner.data.formats import parquet_rows
-from limner.data.formats.arrow import DatasetPictures
+from limner.data.formats.arrow import DatasetImages
 from limner.data.formats.hub import _downloaded_to
-from limner.data.open import open_picture_set
+from limner.data.open import open_image_dataset
 from limner.data.regular_files import MAX_SIDECAR_BYTES
 from limner.errors import LimnerError
 
@@ -32,7 +32,7 @@ FEATURES = datasets.Features({"image": datasets.Image(), "text": datasets.Value(
 
 def opened(path: Path, *words: str) -> ImageDataset:
     cache = f"cache.folder='{path.parent / 'cache'}'"
-    return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", cache, *words]))
+    return open_image_dataset(load_config(None, [f"data.dataset_path='{path}'", cache, *words]))
 
 
 def saved(folder: Path, paths: list[str]) -> Path:
@@ -101,7 +101,7 @@ def test_a_table_without_a_folder_names_no_files() -> None:
     rows: list[Any] = [{"bytes": None, "path": "/etc/x.png"}]
     rows.append({"bytes": emoji()[0].data, "path": None})
     table = datasets.Dataset.from_dict({"image": rows, "text": ["a", "b"]}, FEATURES)
-    found = DatasetPictures(table, "made up")
+    found = DatasetImages(table, "made up")
     assert [row.captions for row in found.rows] == [("b",)]
     [refused] = found.refused
     assert "a table without its own folder may not refer to files" in refused.reason
@@ -169,8 +169,9 @@ def test_a_readme_of_the_hub_cannot_have_files_of_this_machine_read(tmp_path: Pa
     own = parquet(tmp_path / "own.parquet", 8, 8).read_bytes()
     program = (
         "from limner.config import load_config;"
-        "from limner.data.open import open_picture_set;"
-        "print(len(open_picture_set(load_config(None, ['data.dataset_name=someone/emoji'])).rows))"
+        "from limner.data.open import open_image_dataset;"
+        "config = load_config(None, ['data.dataset_name=someone/emoji']);"
+        "print(len(open_image_dataset(config).rows))"
     )
     cases = ((f"'{private}'", "relative paths to the dataset repository root"), ("'*'", "8"))
     for number, (written, wanted) in enumerate(cases):
@@ -262,8 +263,8 @@ def lying(folder: Path, column: str) -> Path:
 READ = """
 import sys
 from limner.config import load_config
-from limner.data.open import open_picture_set
-found = open_picture_set(load_config(None, [f"data.dataset_path='{sys.argv[1]}'"]))
+from limner.data.open import open_image_dataset
+found = open_image_dataset(load_config(None, [f"data.dataset_path='{sys.argv[1]}'"]))
 for row in found.rows:
     found.load(row, 16)
 print(len(found.rows), [(r.key, r.reason) for r in found.refused])
@@ -285,7 +286,7 @@ def test_offsets_that_lie_cost_their_rows_and_not_the_process(column: str, tmp_p
     assert "the file is damaged there. Download or write it again" in refused.reason
     table = datasets.load_from_disk(str(folder)).select([1, 9])
     with pytest.raises(LimnerError, match="the table is damaged"):
-        DatasetPictures(table, "made up")
+        DatasetImages(table, "made up")
 
 
 # Parquet
@@ -315,7 +316,7 @@ def test_a_damaged_page_of_pictures_is_met_by_its_rows_only(tmp_path: Path) -> N
     for number, row in enumerate(found.rows):
         if 4 <= number < 8:
             for _ in range(2):
-                with pytest.raises(PictureError, match=r"a\.parquet, row group 1: its pictures"):
+                with pytest.raises(ImageError, match=r"a\.parquet, row group 1: its pictures"):
                     found.load(row, SIDE)
         else:
             assert np.array_equal(found.load(row, SIDE), emoji()[number].pixels)

@@ -17,13 +17,13 @@ from PIL import Image, ImageFile
 
 from limner.apps.check_data.images import Looked, look
 from limner.data import images
-from limner.data.dataset import PictureError, Row, UnsupportedFormat
+from limner.data.dataset import ImageError, Row, UnsupportedFormat
 from limner.data.decoding import image_formats
 from limner.data.decoding.decode_budget import BUDGET, DecodeBudget
 from limner.data.decoding.image_formats import format_by_bytes
 from limner.data.decoding.image_modes import orientation
 from limner.data.decoding.png_chunks import without_texts
-from limner.data.formats.folders import FolderPictures
+from limner.data.formats.folders import FolderImages
 from limner.data.images import decode, open_rgb, upright_size
 
 
@@ -72,16 +72,16 @@ def test_16_bit_grey_with_transparency_is_laid_on_white() -> None:
     assert near(decode(png(8, 8, 16, 4, half * 64), 8), wanted)
     # One level that is transparent; the next one is not, though in 8 bits both are the same.
     row = samples(30_000, 30_001, 0, 65535, 30_000, 30_001, 0, 65535)
-    picture = decode(png(8, 8, 16, 0, row * 8, chunk(b"tRNS", samples(30_000))), 8)
-    assert near(picture[0, :, 0], [255, 117, 0, 255] * 2, 0)
+    image = decode(png(8, 8, 16, 0, row * 8, chunk(b"tRNS", samples(30_000))), 8)
+    assert near(image[0, :, 0], [255, 117, 0, 255] * 2, 0)
 
 
 def test_one_transparent_colour_in_16_bits() -> None:
     row = samples(*(257 * 200, 257 * 100, 257 * 50) * 4, *(257 * 9, 0, 0) * 4)
     transparent = chunk(b"tRNS", samples(257 * 200, 257 * 100, 257 * 50))
-    picture = decode(png(8, 8, 16, 2, row * 8, transparent), 8)
-    assert near(picture[0, :4], 255, 0)
-    assert near(picture[0, 4:], (9, 0, 0), 0)
+    image = decode(png(8, 8, 16, 2, row * 8, transparent), 8)
+    assert near(image[0, :4], 255, 0)
+    assert near(image[0, 4:], (9, 0, 0), 0)
 
 
 def test_a_tiff_of_16_bits() -> None:
@@ -112,10 +112,10 @@ def test_a_jpeg_of_which_a_part_is_lost_is_refused(options: dict[str, Any], tmp_
         (40_000, len(data), "truncated"),
     ):
         lost = with_zeros(data, first, last)
-        for picture in (lost, tmp_path / "a.jpg"):
+        for image in (lost, tmp_path / "a.jpg"):
             (tmp_path / "a.jpg").write_bytes(lost)
-            with pytest.raises(PictureError, match=said):
-                decode(picture, 16)
+            with pytest.raises(ImageError, match=said):
+                decode(image, 16)
     assert decode(data, 16).any()
 
 
@@ -306,8 +306,8 @@ def test_a_format_is_known_by_its_first_bytes(start: bytes, kind: str | None) ->
 
 
 def test_avif_is_read() -> None:
-    picture = decode(encoded(Image.new("RGB", (32, 32), (200, 40, 90)), "AVIF", quality=95), 16)
-    assert near(picture, (200, 40, 90), 8)
+    image = decode(encoded(Image.new("RGB", (32, 32), (200, 40, 90)), "AVIF", quality=95), 16)
+    assert near(image, (200, 40, 90), 8)
 
 
 def test_heic_is_read_where_its_package_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ def test_heic_is_read_where_its_package_is(monkeypatch: pytest.MonkeyPatch) -> N
     assert near(decode(data, 16), (200, 40, 90), 8)
     assert upright_size(data) == (48, 64)
     assert "HEIF" in image_formats.formats()
-    with pytest.raises(PictureError, match=r"a damaged HEIC picture.*remove its row"):
+    with pytest.raises(ImageError, match=r"a damaged HEIC picture.*remove its row"):
         decode(data[:200], 16)
 
 
@@ -352,9 +352,9 @@ def test_what_is_not_read_here_says_what_would_read_it(
 ) -> None:
     without(kind, "pillow_heif")
     (tmp_path / "a.jpg").write_bytes(data)  # whatever it is called
-    for picture in (data, tmp_path / "a.jpg"):
+    for image in (data, tmp_path / "a.jpg"):
         with pytest.raises(UnsupportedFormat, match=said) as caught:
-            decode(picture, 16)
+            decode(image, 16)
         assert "not a picture" not in str(caught.value)
 
 
@@ -362,14 +362,14 @@ def test_what_is_not_read_here_says_what_would_read_it(
 def test_files_of_these_formats_are_looked_for(ending: str, tmp_path: Path) -> None:
     (tmp_path / f"a.{ending}").write_bytes(JXL)
     (tmp_path / "a.txt").write_text("a cat", encoding="utf-8")
-    assert [row.key for row in FolderPictures(tmp_path).rows] == [f"a.{ending}"]
+    assert [row.key for row in FolderImages(tmp_path).rows] == [f"a.{ending}"]
 
 
 def test_no_program_is_started_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow calls Ghostscript for PostScript, whatever the file is called."""
     monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("it was started"))
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
-    with pytest.raises(PictureError, match="PostScript or PDF: convert it to PNG"):
+    with pytest.raises(ImageError, match="PostScript or PDF: convert it to PNG"):
         decode(eps, 8)
 
 
@@ -382,7 +382,7 @@ def bomb(width: int, height: int) -> bytes:
 
 def test_too_many_pixels_are_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(PictureError, match=r"\(1,600 pixels; 1,000 at most are decoded\)"):
+    with pytest.raises(ImageError, match=r"\(1,600 pixels; 1,000 at most are decoded\)"):
         decode(bomb(40, 40), 8)
 
 
@@ -408,7 +408,7 @@ def test_threads_share_what_may_be_decoded_at_once(monkeypatch: pytest.MonkeyPat
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(picture is not None for picture in found)
+    assert all(image is not None for image in found)
     assert held
     assert max(held) <= most
     assert BUDGET.used == 0
@@ -428,7 +428,7 @@ def test_what_is_decoded_for_its_size_counts_among_it(monkeypatch: pytest.Monkey
     assert upright_size(data) == (300, 400)
     measured = len(held)
     assert measured
-    pictures, row = SimpleNamespace(picture=lambda row: data), Row("a.png", ("a",))
+    pictures, row = SimpleNamespace(image=lambda row: data), Row("a.png", ("a",))
     looked = look(pictures, row, (64, 64), drawn=False)  # type: ignore[arg-type]
     assert isinstance(looked, Looked)
     assert (looked.width, looked.height) == (400, 300)
@@ -445,8 +445,8 @@ def test_damage_behind_the_first_picture_of_an_animation_is_told(kind: str) -> N
     told = set()
     for cut in range(len(whole) // 5, len(whole), 11):
         data = whole[:cut]
-        pictures, row = SimpleNamespace(picture=lambda row, d=data: d), Row("a", ("a",))
-        looked = look(pictures, row, (16, 16), drawn=False)  # type: ignore[arg-type]
+        images, row = SimpleNamespace(image=lambda row, d=data: d), Row("a", ("a",))
+        looked = look(images, row, (16, 16), drawn=False)  # type: ignore[arg-type]
         if isinstance(looked, Looked):
             told |= {fault.said for fault in looked.faults if fault.kind == "animated"}
     assert "damaged frames" in told
@@ -457,8 +457,8 @@ def test_a_png_with_long_texts_behind_its_pixels_is_checked() -> None:
     plain = encoded(Image.new("RGBA", (16, 16), (9, 9, 9, 99)))
     end = plain.index(b"IEND") - 4
     data = plain[:end] + text + plain[end:]
-    pictures, row = SimpleNamespace(picture=lambda row: data), Row("a.png", ("a",))
-    looked = look(pictures, row, (16, 16), drawn=False)  # type: ignore[arg-type]
+    images, row = SimpleNamespace(image=lambda row: data), Row("a.png", ("a",))
+    looked = look(images, row, (16, 16), drawn=False)  # type: ignore[arg-type]
     assert isinstance(looked, Looked)
     assert "transparent" in {fault.kind for fault in looked.faults}
 
@@ -483,7 +483,7 @@ def test_one_that_is_larger_than_all_is_decoded_alone() -> None:
 
 
 def test_a_picture_that_cannot_be_decoded_gives_its_share_back() -> None:
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(bomb(64, 64)[:-40], 8)
     assert BUDGET.used == 0
 

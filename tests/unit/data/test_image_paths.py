@@ -10,17 +10,17 @@ from PIL import Image
 
 from limner.config import load_config
 from limner.data import regular_files
-from limner.data.dataset import ImageDataset, PictureError
-from limner.data.formats.folders import FolderPictures
+from limner.data.dataset import ImageDataset, ImageError
+from limner.data.formats.folders import FolderImages
 from limner.data.image_paths import ImagePaths
 from limner.data.images import decode
-from limner.data.open import open_picture_set
+from limner.data.open import open_image_dataset
 from limner.errors import LimnerError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="devices and links are of POSIX")
 
 
-def picture(path: Path, level: int = 0) -> Path:
+def image(path: Path, level: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), (level, level, level)).save(path)
     return path
@@ -34,19 +34,19 @@ def table(folder: Path, *images: object) -> Path:
 
 
 def opened(path: Path, *words: str) -> ImageDataset:
-    return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
+    return open_image_dataset(load_config(None, [f"data.dataset_path='{path}'", *words]))
 
 
 def test_an_absolute_path_into_the_folder_is_a_relative_one(tmp_path: Path) -> None:
-    one = picture(tmp_path / "data" / "a" / "one.png", 10)
+    one = image(tmp_path / "data" / "a" / "one.png", 10)
     found = opened(table(tmp_path / "data", str(one), "a/../a/one.png"))
     assert [(row.key, row.captions) for row in found.rows] == [("a/one.png", ("row 0", "row 1"))]
     assert found.refused == []
 
 
 def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
-    good, disk = picture(tmp_path / "data" / "good.png"), tmp_path / "disk"
-    away = [picture(disk / "x" / "1.png", 77), picture(tmp_path / "private" / "2.png")]
+    good, disk = image(tmp_path / "data" / "good.png"), tmp_path / "disk"
+    away = [image(disk / "x" / "1.png", 77), image(tmp_path / "private" / "2.png")]
     data = table(tmp_path / "data", good.name, str(away[0]), "../disk/x/1.png", str(away[1]))
     found = opened(data)
     assert [row.key for row in found.rows] == ["good.png"]
@@ -85,8 +85,8 @@ def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -
 def test_what_is_no_path_is_refused_in_a_short_sentence(
     path: object, reason: str, tmp_path: Path
 ) -> None:
-    picture(tmp_path / "good.png")
-    [refused] = FolderPictures(table(tmp_path, "good.png", path)).refused
+    image(tmp_path / "good.png")
+    [refused] = FolderImages(table(tmp_path, "good.png", path)).refused
     assert len(refused.reason) < 700
     assert len(refused.key) < 500
     refused.key.encode("utf-8")
@@ -108,14 +108,14 @@ def test_a_column_of_base64_prints_no_cell(tmp_path: Path) -> None:
 
 @posix
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
-    picture(tmp_path / "good.png")
+    image(tmp_path / "good.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "knot.png").symlink_to("knot.png")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "folder.png").mkdir()
     names = ("pipe.png", "zero.png", "knot.png", "gone.png", "folder.png")
-    found = FolderPictures(table(tmp_path, "good.png", *names))
+    found = FolderImages(table(tmp_path, "good.png", *names))
     assert [row.key for row in found.rows] == ["good.png"]
     reasons = {row.key: row.reason for row in found.refused}
     assert set(reasons) == set(names)
@@ -123,15 +123,15 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         assert "not a regular file" in reasons[name]
     assert "is not there" in reasons["folder.png"]
     for name in ("pipe.png", "zero.png"):  # put there after the rows were read
-        with pytest.raises(PictureError, match="not a regular file"):
+        with pytest.raises(ImageError, match="not a regular file"):
             decode(tmp_path / name, 16)
 
 
 @posix
 def test_a_link_in_a_circle_costs_no_other_row(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "good.png")
+    image(tmp_path / "images" / "good.png")
     (tmp_path / "images" / "loop").symlink_to("loop")
-    found = FolderPictures(table(tmp_path, "images/good.png", "images/loop/x.png"))
+    found = FolderImages(table(tmp_path, "images/good.png", "images/loop/x.png"))
     assert [row.key for row in found.rows] == ["images/good.png"]
     [refused] = found.refused
     assert refused.key == "images/loop/x.png"
@@ -140,7 +140,7 @@ def test_a_link_in_a_circle_costs_no_other_row(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc is of Linux")
 def test_files_of_the_kernel_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "x.png").symlink_to("/proc/self/environ")
-    with pytest.raises(PictureError, match="empty"):
+    with pytest.raises(ImageError, match="empty"):
         decode(tmp_path / "x.png", 16)
 
 
@@ -148,34 +148,34 @@ def test_files_of_the_kernel_are_no_pictures(tmp_path: Path) -> None:
 def test_composed_and_decomposed_paths_are_one(written: str, tmp_path: Path) -> None:
     """Metadata of one system, files of another: the key is what the file is called here."""
     for level, stem in enumerate(("cafe\u0301", "e\u0301t\u00e9/caf\xe9"), start=1):
-        picture(tmp_path / f"{stem}.png", 10 * level)
+        image(tmp_path / f"{stem}.png", 10 * level)
     if len(list(tmp_path.iterdir())) != 2:
         pytest.skip("this file system keeps names in a form of its own")
     folder = "\xe9t\xe9" if written == "caf\xe9" else "e\u0301te\u0301"
-    found = FolderPictures(table(tmp_path, f"{written}.png", f"{folder}/{written}.png"))
+    found = FolderImages(table(tmp_path, f"{written}.png", f"{folder}/{written}.png"))
     assert [row.key for row in found.rows] == ["cafe\u0301.png", "e\u0301t\u00e9/caf\xe9.png"]
     assert [found.load(row, 4)[0, 0, 0] for row in found.rows] == [10, 20]
     assert found.refused == []
 
 
 def test_a_pair_of_composed_and_decomposed_names(tmp_path: Path) -> None:
-    picture(tmp_path / "cafe\u0301.png")
+    image(tmp_path / "cafe\u0301.png")
     (tmp_path / "caf\xe9.txt").write_text("coffee", encoding="utf-8")
-    found = FolderPictures(tmp_path)
+    found = FolderImages(tmp_path)
     assert [row.captions for row in found.rows] == [("coffee",)]
 
 
 def test_a_file_of_an_absurd_size_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = picture(tmp_path / "a.png")
+    path = image(tmp_path / "a.png")
     monkeypatch.setattr(regular_files, "MAX_IMAGE_BYTES", 20)
-    with pytest.raises(PictureError, match=r"bytes, more than the 20 that are read of one file"):
+    with pytest.raises(ImageError, match=r"bytes, more than the 20 that are read of one file"):
         decode(path, 16)
     (tmp_path / "a.txt").write_bytes(b"x" * (regular_files.MAX_CAPTION_BYTES + 1))
-    picture(tmp_path / "b.png")
+    image(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("good", encoding="utf-8")
-    [refused] = FolderPictures(tmp_path).refused
+    [refused] = FolderImages(tmp_path).refused
     assert refused.key == "a.png"
     assert "1,048,577 bytes, more than the 1,048,576" in refused.reason
 
@@ -190,10 +190,10 @@ def test_a_table_that_never_ends_is_refused(tmp_path: Path) -> None:
 @posix
 def test_where_links_may_not_lead_out_the_file_itself_has_to_be_inside(tmp_path: Path) -> None:
     data, blobs = tmp_path / "snapshots" / "0a", tmp_path / "blobs"
-    picture(data / "own.png")
+    image(data / "own.png")
     (data / "inner.png").symlink_to(data / "own.png")
-    (data / "away.png").symlink_to(picture(tmp_path / "private.png"))
-    (data / "blob.png").symlink_to(picture(blobs / "1234.png"))
+    (data / "away.png").symlink_to(image(tmp_path / "private.png"))
+    (data / "blob.png").symlink_to(image(blobs / "1234.png"))
     (data / "folder").symlink_to(blobs)
     strict = ImagePaths(data, links=False)
     assert strict.find("own.png") == ("own.png", None)
@@ -211,11 +211,11 @@ def test_where_links_may_not_lead_out_the_file_itself_has_to_be_inside(tmp_path:
 
 def test_captions_of_cub_are_not_read_elsewhere(tmp_path: Path) -> None:
     data = tmp_path / "CUB_200_2011"
-    picture(data / "images" / "1.Owl" / "a.png")
+    image(data / "images" / "1.Owl" / "a.png")
     (data / "text" / "1.Owl").mkdir(parents=True)
     (data / "text" / "1.Owl" / "a.txt").write_text("an owl\n")
     (tmp_path / "private.txt").write_text("a secret\n")
-    picture(tmp_path / "private.png")
+    image(tmp_path / "private.png")
     (data / "images.txt").write_text("1 1.Owl/a.png\n2 ../../private.png\n")
     found = opened(data)
     assert [row.captions for row in found.rows] == [("an owl",)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from limner.data.dataset import PictureError, Refused, Row
-from limner.data.examples import Batch, Example, Pictures, TrainingExamples
+from limner.data.dataset import ImageError, Refused, Row
+from limner.data.examples import Batch, DecodedImages, Example, TrainingExamples
 from limner.data.images import to_tensor
 from limner.data.order import ImageCountSampler, position_of, seeded_generator
 from limner.errors import LimnerError
@@ -31,11 +31,11 @@ class Squares:
 
     def load(self, row: Row, image_size: int) -> np.ndarray:
         if int(row.key) in self.broken:
-            raise PictureError(f"{row.key}: broken")
+            raise ImageError(f"{row.key}: broken")
         self.loaded.append(row.key)
-        picture = np.full((image_size, image_size, 3), int(row.key) + 1, dtype=np.uint8)
-        picture[:, : image_size // 2] = 0
-        return picture
+        image = np.full((image_size, image_size, 3), int(row.key) + 1, dtype=np.uint8)
+        image[:, : image_size // 2] = 0
+        return image
 
 
 def examples(
@@ -47,16 +47,16 @@ def examples(
     memory_mb: int = 1,
     image_size: int = 4,
 ) -> TrainingExamples:
-    pictures = Pictures(squares, squares.rows, image_size, memory_mb)
+    images = DecodedImages(squares, squares.rows, image_size, memory_mb)
     tokenizer = CaptionTokenizer.learn(CAPTIONS, 300, 16)
     return TrainingExamples(
-        pictures, tokenizer, seed, caption_dropout, main_caption_share, horizontal_flip
+        images, tokenizer, seed, caption_dropout, main_caption_share, horizontal_flip
     )
 
 
 def shown(example: Example) -> int:
     """The row whose picture it is."""
-    return round((float(example.picture.max()) + 1) * 127.5) - 1
+    return round((float(example.image.max()) + 1) * 127.5) - 1
 
 
 def said(example: Example, data: TrainingExamples) -> str:
@@ -213,12 +213,12 @@ def test_turning_on_one_thing_changes_nothing_else() -> None:
         for other in (b, c):
             assert torch.equal(a.noise, other.noise)
             assert a.u == other.u
-        assert torch.equal(a.picture, b.picture)
+        assert torch.equal(a.image, b.image)
         assert torch.equal(a.text, c.text)
         dropped += said(b, dropping) == ""
         assert said(b, dropping) in ("", said(a, plain))
-        flipped += torch.equal(a.picture.flip(-1), c.picture)
-        assert torch.equal(a.picture, c.picture) or torch.equal(a.picture.flip(-1), c.picture)
+        flipped += torch.equal(a.image.flip(-1), c.image)
+        assert torch.equal(a.image, c.image) or torch.equal(a.image.flip(-1), c.image)
     assert 30 < dropped < 70
     assert 30 < flipped < 70
 
@@ -227,9 +227,9 @@ def test_pictures_kept_in_memory_are_decoded_once() -> None:
     kept, again = Squares(4), Squares(4)
     for squares, memory_mb in ((kept, 1), (again, 0)):
         data = examples(squares, memory_mb=memory_mb)
-        pictures = [data[count].picture for count in range(12)]
+        images = [data[count].image for count in range(12)]
         expected = to_tensor(squares.load(squares.rows[position_of(11, 4, 0)], 4))
-        assert torch.equal(pictures[11], expected)
+        assert torch.equal(images[11], expected)
     assert len(kept.loaded) - 1 == 4
     assert len(again.loaded) - 1 == 12
 
@@ -252,11 +252,11 @@ def test_a_broken_picture_is_passed_over_and_moves_no_other(num_workers: int) ->
         for i in range(5):
             expected = good[first + i]
             if shown(expected) in (3, 4):  # the next good row stands in, with its own caption
-                assert torch.equal(batch.picture[i], to_tensor(good.pictures.load(5)))
+                assert torch.equal(batch.image[i], to_tensor(good.images.load(5)))
                 caption = said(expected, good).split()[0]
                 assert torch.equal(batch.text[i], bad.captions(f"{caption} 5"))
             else:
-                assert torch.equal(batch.picture[i], expected.picture)
+                assert torch.equal(batch.image[i], expected.image)
                 assert torch.equal(batch.text[i], expected.text)
             assert torch.equal(batch.noise[i], expected.noise)
             assert batch.u[i] == expected.u

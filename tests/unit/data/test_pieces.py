@@ -14,7 +14,7 @@ from limner.data.streaming.remote_files import Unreachable, patiently
 from limner.errors import LimnerError
 
 
-def pictures_of(name: str) -> list[bytes]:
+def images_of(name: str) -> list[bytes]:
     return [f"{name} {number}".encode() * 100 for number in range(10)]
 
 
@@ -23,28 +23,28 @@ def total(folder: Path) -> int:
 
 
 def test_pieces_take_no_more_than_they_may_and_the_oldest_go_first(tmp_path: Path) -> None:
-    one = sum(map(len, pictures_of("piece-0")))
+    one = sum(map(len, images_of("piece-0")))
     pieces = Pieces(tmp_path, most_bytes=3 * one + 1000)
     for number in range(6):
         name = f"piece-{number}"
-        got = pieces.picture(name, 7, lambda name=name: pictures_of(name))  # type: ignore[misc]
-        assert got == pictures_of(name)[7]
+        got = pieces.image(name, 7, lambda name=name: images_of(name))  # type: ignore[misc]
+        assert got == images_of(name)[7]
         used = time.time_ns() + number * 10**9  # clocks of some file systems are coarse
         os.utime(pieces.path(name), ns=(used, used))
         assert total(tmp_path) <= pieces.most_bytes
     assert sorted(p.stem for p in tmp_path.glob("*.piece")) == ["piece-3", "piece-4", "piece-5"]
     # What is needed soon stays, though it was not used for longest.
-    pieces.get("piece-6", lambda: pictures_of("piece-6"), keep=["piece-3"])
+    pieces.get("piece-6", lambda: images_of("piece-6"), keep=["piece-3"])
     assert sorted(p.stem for p in tmp_path.glob("*.piece")) == ["piece-3", "piece-5", "piece-6"]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40])
 def test_a_damaged_piece_is_fetched_again(keep: int, tmp_path: Path) -> None:
     pieces = Pieces(tmp_path, 2**20)
-    pieces.get("a", lambda: pictures_of("a"))
+    pieces.get("a", lambda: images_of("a"))
     whole = pieces.path("a").read_bytes()
     pieces.path("a").write_bytes(whole[:keep])
-    assert pieces.picture("a", 3, lambda: pictures_of("a")) == pictures_of("a")[3]
+    assert pieces.image("a", 3, lambda: images_of("a")) == images_of("a")[3]
     assert pieces.path("a").read_bytes() == whole
 
 
@@ -53,10 +53,10 @@ def _take(folder: str, started: int) -> None:
         with open(Path(folder) / "fetched.txt", "a", encoding="utf-8") as log:
             log.write("once\n")
         time.sleep(0.5)  # the others come meanwhile
-        return pictures_of("a")
+        return images_of("a")
 
     pieces = Pieces(Path(folder), 2**20)
-    assert pieces.picture("a", started, fetch) == pictures_of("a")[started]
+    assert pieces.image("a", started, fetch) == images_of("a")[started]
 
 
 def test_several_processes_that_need_a_piece_fetch_it_once(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_piece(tmp_path: Path) -> None:
     pieces = Pieces(tmp_path, 2**20)
     pieces.path("a").mkdir()  # nothing can be put in its place
     with pytest.raises(LimnerError, match=r"cannot be written.*last checkpoint"):
-        pieces.get("a", lambda: pictures_of("a"))
+        pieces.get("a", lambda: images_of("a"))
     assert list(tmp_path.glob("*.writing")) == []
 
 

@@ -16,10 +16,10 @@ from limner.cli import main
 from limner.commands import prepare as commands
 from limner.config import load_config
 from limner.data.convert.convert import KINDS, prepare
-from limner.data.convert.writers import LAYOUTS, WRITERS, Layout, MetadataWriter, Picture
+from limner.data.convert.writers import LAYOUTS, WRITERS, EncodedImage, Layout, MetadataWriter
 from limner.data.dataset import ImageDataset
-from limner.data.formats.folders import FolderPictures
-from limner.data.open import open_picture_set
+from limner.data.formats.folders import FolderImages
+from limner.data.open import open_image_dataset
 from limner.errors import LimnerError
 
 
@@ -94,7 +94,7 @@ def test_custom_copies_good_files_and_writes_the_others_anew(source: Path, tmp_p
     for new, old in (("image_000001.jpg", "a.jpg"), ("image_000002.png", "b.png")):
         assert (output / "images" / new).read_bytes() == (source / old).read_bytes()
     assert Image.open(output / "images/image_000004.png").mode == "RGB"
-    before, after = FolderPictures(source), FolderPictures(output)
+    before, after = FolderImages(source), FolderImages(output)
     kept = [row for row in before.rows if row.key != "e.jpg"]
     for old, new in zip(kept, after.rows, strict=True):
         assert np.array_equal(before.load(old, 10), after.load(new, 10))
@@ -109,7 +109,7 @@ def test_custom_copies_good_files_and_writes_the_others_anew(source: Path, tmp_p
 
 def test_coco_keeps_every_caption_and_names_what_it_refuses(coco: Path, tmp_path: Path):
     prepared = prepare("coco", coco, tmp_path / "data")
-    rows = FolderPictures(tmp_path / "data").rows
+    rows = FolderImages(tmp_path / "data").rows
     assert [row.captions for row in rows] == [("A dog.", "A brown dog."), ("A cat.",), ("A bird.",)]
     texts = [row["text"] for row in json.loads((tmp_path / "data/metadata.json").read_text())]
     assert texts == [["A dog.", "A brown dog."], "A cat.", "A bird."]
@@ -166,10 +166,10 @@ def test_a_killed_run_leaves_nothing_half_made_and_the_next_one_works(
     output = tmp_path / "data"
     add = MetadataWriter.add
 
-    def dies(self: MetadataWriter, picture: Picture) -> None:
-        if picture.name == "image_000003":
+    def dies(self: MetadataWriter, image: EncodedImage) -> None:
+        if image.name == "image_000003":
             raise KeyboardInterrupt
-        add(self, picture)
+        add(self, image)
 
     with monkeypatch.context() as patched:
         patched.setattr(MetadataWriter, "add", dies)
@@ -236,7 +236,7 @@ def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
 
 
 def opened(path: Path, *words: str) -> ImageDataset:
-    return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", *words]))
+    return open_image_dataset(load_config(None, [f"data.dataset_path='{path}'", *words]))
 
 
 def members(folder: Path) -> list[tuple[str, bytes]]:
@@ -251,11 +251,11 @@ def members(folder: Path) -> list[tuple[str, bytes]]:
     return found
 
 
-def same_pictures(pictures: ImageDataset) -> None:
+def same_pictures(images: ImageDataset) -> None:
     """They are the emoji: captions, pixels, and who is held out."""
-    for place, (row, one) in enumerate(zip(pictures.rows, emoji(), strict=True)):
+    for place, (row, one) in enumerate(zip(images.rows, emoji(), strict=True)):
         assert row.captions == one.captions
-        assert np.array_equal(pictures.load(row, SIDE), one.pixels)
+        assert np.array_equal(images.load(row, SIDE), one.pixels)
         assert row.held_out is (place >= 16)
 
 
@@ -307,9 +307,9 @@ def test_shards_are_what_the_ecosystem_writes(tmp_path: Path):
     found = members(tmp_path / "one")
     assert len(found) == 3 * COUNT
     for place, one in enumerate(emoji()):
-        (picture, data), (text, caption), (about, more) = found[3 * place : 3 * place + 3]
+        (image, data), (text, caption), (about, more) = found[3 * place : 3 * place + 3]
         key = f"image_{place + 1:06d}"
-        assert (picture, text, about) == (f"{key}{one.name[-4:]}", f"{key}.txt", f"{key}.json")
+        assert (image, text, about) == (f"{key}{one.name[-4:]}", f"{key}.txt", f"{key}.json")
         assert data == one.data
         assert caption.decode() == one.captions[0]
         held_out = place >= 16

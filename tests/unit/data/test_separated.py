@@ -11,7 +11,7 @@ from PIL import Image
 
 from limner.config import load_config
 from limner.data.dataset import ImageDataset
-from limner.data.open import open_picture_set
+from limner.data.open import open_image_dataset
 from limner.errors import LimnerError
 
 Build = Callable[..., ImageDataset]
@@ -26,7 +26,7 @@ def read(tmp_path: Path) -> Build:
 
     def build(text: str, name: str = "t.csv", *words: str) -> ImageDataset:
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-        return open_picture_set(
+        return open_image_dataset(
             load_config(None, [f"data.dataset_path='{tmp_path / name}'", *words])
         )
 
@@ -182,7 +182,7 @@ def test_an_empty_column_gives_way_to_the_one_that_is_filled(
         text = None
     path = tmp_path / name
     found = (
-        open_picture_set(load_config(None, [f"data.dataset_path='{path}'"]))
+        open_image_dataset(load_config(None, [f"data.dataset_path='{path}'"]))
         if text is None
         else read(text, name)
     )

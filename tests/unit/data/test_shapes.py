@@ -13,7 +13,7 @@ from limner.data.builtin.shapes import (
     HELD_OUT_PAIRS,
     SHAPES,
     Scene,
-    ShapesPictures,
+    ShapesImages,
     Thing,
     all_scenes,
     caption,
@@ -26,8 +26,8 @@ from limner.errors import LimnerError
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return ShapesPictures(num_samples=600, seed=0)
+def images():
+    return ShapesImages(num_samples=600, seed=0)
 
 
 def some_scenes(count, seed=0):
@@ -62,41 +62,41 @@ def test_a_caption_outside_the_grammar_is_an_error_that_shows_the_grammar():
         parse("a pink circle")
 
 
-def test_a_held_out_pair_is_never_trained_though_its_words_are(pictures):
+def test_a_held_out_pair_is_never_trained_though_its_words_are(images):
     trained = {
         (thing.colour, thing.shape)
-        for row in pictures.rows
+        for row in images.rows
         if row.held_out is False
         for thing in parse(row.captions[0]).things
     }
     everything = {(colour, shape) for colour in COLOURS for shape in SHAPES}
     assert trained == everything - HELD_OUT_PAIRS
-    share = np.mean([row.held_out for row in pictures.rows])
+    share = np.mean([row.held_out for row in images.rows])
     assert 0.08 <= share <= 0.15
-    assert str(sum(row.held_out for row in pictures.rows)) in pictures.description
+    assert str(sum(row.held_out for row in images.rows)) in images.description
 
 
-def test_keys_are_unique_and_a_longer_set_begins_with_the_shorter(pictures):
-    assert len({row.key for row in pictures.rows}) == 600
-    assert ShapesPictures(num_samples=50, seed=0).rows == pictures.rows[:50]
-    assert ShapesPictures(num_samples=50, seed=1).rows != pictures.rows[:50]
-    assert pictures.rows[0].held_out is not None
+def test_keys_are_unique_and_a_longer_set_begins_with_the_shorter(images):
+    assert len({row.key for row in images.rows}) == 600
+    assert ShapesImages(num_samples=50, seed=0).rows == images.rows[:50]
+    assert ShapesImages(num_samples=50, seed=1).rows != images.rows[:50]
+    assert images.rows[0].held_out is not None
 
 
 def test_num_samples_must_be_positive():
     with pytest.raises(LimnerError, match="num_samples is 0"):
-        ShapesPictures(num_samples=0)
+        ShapesImages(num_samples=0)
 
 
-def test_a_row_is_always_the_same_picture_and_its_scene_has_several(pictures):
-    row = pictures.rows[0]
-    again = pickle.loads(pickle.dumps(pictures))
-    assert np.array_equal(pictures.load(row, 32), again.load(row, 32))
+def test_a_row_is_always_the_same_picture_and_its_scene_has_several(images):
+    row = images.rows[0]
+    again = pickle.loads(pickle.dumps(images))
+    assert np.array_equal(images.load(row, 32), again.load(row, 32))
     scene = parse(row.captions[0])
-    assert np.array_equal(pictures.load(row, 32), draw(scene, 32, 0))
+    assert np.array_equal(images.load(row, 32), draw(scene, 32, 0))
     assert not np.array_equal(draw(scene, 32, 0), draw(scene, 32, 1))
-    assert pictures.load(row, 48).shape == (48, 48, 3)
-    assert pictures.load(row, 48).dtype == np.uint8
+    assert images.load(row, 48).shape == (48, 48, 3)
+    assert images.load(row, 48).dtype == np.uint8
 
 
 def test_the_checker_reads_every_scene_at_32_pixels():
@@ -169,11 +169,11 @@ def test_a_wrong_count_is_seen_and_so_is_an_empty_picture():
 
 
 def test_a_speck_is_not_a_thing_but_a_blot_is():
-    picture = draw(parse("a large black cross at the top left"), 32)
-    picture[28:30, 28:30] = 0
-    assert check("a large black cross at the top left", picture).all_right
-    picture[26:30, 26:30] = 0
-    assert not check("a large black cross at the top left", picture).holds["count"]
+    image = draw(parse("a large black cross at the top left"), 32)
+    image[28:30, 28:30] = 0
+    assert check("a large black cross at the top left", image).all_right
+    image[26:30, 26:30] = 0
+    assert not check("a large black cross at the top left", image).holds["count"]
 
 
 def test_any_picture_can_be_checked():

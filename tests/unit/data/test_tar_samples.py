@@ -15,7 +15,7 @@ from limner.config import load_config
 from limner.data import regular_files
 from limner.data.formats import tar_samples
 from limner.data.images import decode
-from limner.data.open import open_picture_set
+from limner.data.open import open_image_dataset
 from limner.data.streaming import tar_headers
 from limner.errors import LimnerError
 
@@ -37,21 +37,21 @@ def read(request: pytest.FixtureRequest, tmp_path: Path) -> Build:
             files.pipe_file(f"/{tmp_path.name}/{name}", data)
             path = f"memory://{tmp_path.name}/{name}"
         cache = f"cache.folder='{tmp_path / 'cache'}'"
-        return open_picture_set(load_config(None, [f"data.dataset_path='{path}'", cache, *words]))
+        return open_image_dataset(load_config(None, [f"data.dataset_path='{path}'", cache, *words]))
 
     return build
 
 
-def found_in(pictures: Any) -> dict[str, tuple[tuple[str, ...], int]]:
+def found_in(images: Any) -> dict[str, tuple[tuple[str, ...], int]]:
     """key -> (captions, the number that its picture was drawn with)."""
     return {
-        row.key.partition("/")[2]: (row.captions, int(decode(pictures.picture(row), 8)[0, 0, 0]))
-        for row in pictures.rows
+        row.key.partition("/")[2]: (row.captions, int(decode(images.image(row), 8)[0, 0, 0]))
+        for row in images.rows
     }
 
 
-def refused_in(pictures: Any) -> dict[str, str]:
-    return {row.key.partition("/")[2]: row.reason for row in pictures.refused}
+def refused_in(images: Any) -> dict[str, str]:
+    return {row.key.partition("/")[2]: row.reason for row in images.refused}
 
 
 def test_what_lies_behind_the_end_of_a_tar_is_told(
@@ -173,12 +173,12 @@ def test_what_was_appended_to_a_tar_on_the_disk_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     path.write_bytes(tar_of([("a.png", png(1)), ("a.txt", b"old")]))
     words = [f"data.dataset_path='{path}'", f"cache.folder='{tmp_path / 'cache'}'"]
-    assert found_in(open_picture_set(load_config(None, words))) == {"a": (("old",), 1)}
+    assert found_in(open_image_dataset(load_config(None, words))) == {"a": (("old",), 1)}
     with tarfile.open(path, "a") as tar:
         about = tarfile.TarInfo("a.txt")
         about.size = 3
         tar.addfile(about, io.BytesIO(b"new"))
-    assert found_in(open_picture_set(load_config(None, words))) == {"a": (("new",), 1)}
+    assert found_in(open_image_dataset(load_config(None, words))) == {"a": (("new",), 1)}
 
 
 def test_members_of_systems_are_passed_over(read: Build) -> None:

@@ -16,7 +16,7 @@ from tar_files import keys_seen, pairs, png, tar_of
 from limner.checkpoint.folder import load_tensors
 from limner.config import Config
 from limner.data.formats import webdataset
-from limner.data.open import open_data, open_picture_set
+from limner.data.open import open_data, open_image_dataset
 from limner.data.streaming import shard_index as indexes
 from limner.data.streaming.window_shuffle import WindowedShuffle
 from limner.errors import LimnerError
@@ -33,7 +33,7 @@ def opened(tmp_path: Path, tiny_config: Callable[..., Config]) -> Callable[..., 
             f"cache.folder='{tmp_path / 'cache'}'",
             *overrides,
         )
-        return config, open_picture_set(config)
+        return config, open_image_dataset(config)
 
     return build
 
@@ -77,7 +77,7 @@ def test_an_odd_tar_is_read_as_tarfile_reads_it(
                 n for n in tar.getnames() if n.removeprefix("./").startswith(stem + ".")
                 and n.endswith("png")
             )  # fmt: skip
-            assert found.picture(row) == tar.extractfile(name).read()  # type: ignore[union-attr]
+            assert found.image(row) == tar.extractfile(name).read()  # type: ignore[union-attr]
 
 
 def test_a_tar_that_is_cut_off_gives_what_is_whole(

@@ -34,7 +34,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pictures(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def images(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """x_t and two predictions of x_0 that agree in part; each [3, 2, 5, 4]."""
     x, x0, change = randn(3, 3, 2, 5, 4, seed=seed)
     return x, x0, x0 + 0.5 * change
@@ -49,14 +49,14 @@ def in_numpy(*tensors: Tensor) -> list[list[np.ndarray]]:
 
 
 def test_plain_guidance_goes_on_from_one_prediction_through_the_other() -> None:
-    x, x0, null = pictures(0)
+    x, x0, null = images(0)
     expected = null + 2.5 * (x0 - null)
     assert torch.equal(combination(SamplingConfig(guidance_scale=2.5))(x, x0, null), expected)
 
 
 def test_cfg_zero_star_is_the_formula_of_the_paper_for_velocities() -> None:
     scale, sigma = 3.5, 0.37
-    x, x0, null = pictures(1)
+    x, x0, null = images(1)
     sampling = SamplingConfig(guidance_scale=scale, guidance_type="cfg_zero_star")
     found = combination(sampling)(x, x0, null)
     for one, at, there, elsewhere in zip(*in_numpy(found, x, x0, null), strict=True):
@@ -83,7 +83,7 @@ def test_apg_is_the_algorithm_of_the_paper_step_by_step() -> None:
     running = [np.zeros((2, 5, 4))] * 3
     limited = []
     for step in range(4):
-        x, x0, null = pictures(10 + step)
+        x, x0, null = images(10 + step)
         if step == 3:  # a small one, which the threshold leaves alone
             null = x0 + 0.1 * (null - x0)
             running = [0.0 * r for r in running]
@@ -110,7 +110,7 @@ def test_apg_is_the_algorithm_of_the_paper_step_by_step() -> None:
 
 
 def test_apg_that_keeps_everything_is_plain_guidance() -> None:
-    x, x0, null = pictures(2)
+    x, x0, null = images(2)
     plain = combination(SamplingConfig(guidance_scale=3))(x, x0, null)
     settings = {"apg_eta": 1.0, "apg_momentum": 0.0}
     apg = combination(SamplingConfig(guidance_scale=3, guidance_type="apg", **settings))
@@ -119,7 +119,7 @@ def test_apg_that_keeps_everything_is_plain_guidance() -> None:
 
 
 def test_rescaling_draws_the_contrast_back_and_keeps_the_mean() -> None:
-    x, x0, null = pictures(3)
+    x, x0, null = images(3)
     plain = combination(SamplingConfig(guidance_scale=6))(x, x0, null)
     for share in (0.4, 1.0):
         sampling = SamplingConfig(guidance_scale=6, guidance_rescale=share)
@@ -138,7 +138,7 @@ def test_a_picture_is_guided_alike_whatever_is_beside_it(name: str) -> None:
     sampling = SamplingConfig(guidance_scale=3, **REFINEMENTS[name])
     whole, halves = combination(sampling), [combination(sampling) for _ in range(3)]
     for step in range(3):
-        batch = pictures(20 + step)
+        batch = images(20 + step)
         together = whole(*batch)
         for i, alone in enumerate(halves):
             one = alone(*(part[i : i + 1] for part in batch))
@@ -147,7 +147,7 @@ def test_a_picture_is_guided_alike_whatever_is_beside_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFINEMENTS)
 def test_two_predictions_that_agree_are_left_as_they_are(name: str) -> None:
-    x, x0, _ = pictures(4)
+    x, x0, _ = images(4)
     combine = combination(SamplingConfig(guidance_scale=7, **REFINEMENTS[name]))
     for _ in range(2):
         torch.testing.assert_close(combine(x, x0, x0.clone()), x0, atol=1e-6, rtol=1e-6)

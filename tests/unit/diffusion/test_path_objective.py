@@ -23,7 +23,7 @@ PAIRS = [
 ]
 
 
-def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.rand(count, 3, 4, 4, generator=generator) * 2 - 1,
@@ -218,7 +218,7 @@ def test_the_target_leads_back_to_the_picture(
 ) -> None:
     objective = Objective(noise_schedule, prediction_type)
     timesteps = torch.tensor([1.0, 100.0, 500.0, 900.0, 949.0])
-    x0, noise = pictures(5)
+    x0, noise = images(5)
     x_t = objective.add_noise(x0, noise, timesteps)
     output = objective.target(x0, noise, timesteps)
     torch.testing.assert_close(objective.to_x0(output, x_t, timesteps), x0, atol=2e-5, rtol=0)
@@ -233,7 +233,7 @@ def test_noise_and_target_are_those_of_diffusers(prediction_type: str) -> None:
     noise_schedule = VPSchedule(beta_schedule="scaled_linear")
     objective = Objective(noise_schedule, prediction_type)
     timesteps = torch.tensor([0, 10, 500, 999])
-    x0, noise = pictures(4)
+    x0, noise = images(4)
     torch.testing.assert_close(
         objective.add_noise(x0, noise, timesteps),
         scheduler.add_noise(x0, noise, timesteps),
@@ -252,8 +252,8 @@ def test_predicting_the_picture_on_the_flow_path_is_judged_by_its_velocity() -> 
         Objective(FlowMatchingSchedule(), "velocity"),
     )
     timesteps = torch.tensor([60.0, 300.0, 1000.0, 20.0])
-    x0, noise = pictures(4)
-    guess = x0 + 0.1 * pictures(4, seed=1)[1]
+    x0, noise = images(4)
+    guess = x0 + 0.1 * images(4, seed=1)[1]
     x_t = by_sample.add_noise(x0, noise, timesteps)
     velocity = (x_t - guess) / (timesteps / 1000).view(-1, 1, 1, 1)
     weighted = by_sample.loss(guess, x0, noise, timesteps)
@@ -270,8 +270,8 @@ def test_every_other_loss_is_the_plain_mean_squared_error(
 ) -> None:
     objective = Objective(noise_schedule, prediction_type)
     timesteps = torch.tensor([10.0, 990.0])
-    x0, noise = pictures(2)
-    output = pictures(2, seed=1)[1]
+    x0, noise = images(2)
+    output = images(2, seed=1)[1]
     target = objective.target(x0, noise, timesteps)
     expected = torch.stack([(output[i] - target[i]).square().mean() for i in range(2)])
     torch.testing.assert_close(objective.loss(output, x0, noise, timesteps), expected)
@@ -279,7 +279,7 @@ def test_every_other_loss_is_the_plain_mean_squared_error(
 
 def test_noise_prediction_at_the_noisy_end_of_the_flow_stays_finite() -> None:
     objective = Objective(FlowMatchingSchedule(), "epsilon")
-    x0, noise = pictures(2)
+    x0, noise = images(2)
     timesteps = torch.tensor([1000.0, 999.9])
     x_t = objective.add_noise(x0, noise, timesteps)
     guess = objective.to_x0(noise + 0.01, x_t, timesteps)
@@ -292,8 +292,8 @@ def test_half_precision_and_autocast_do_not_reach_the_mathematics(
 ) -> None:
     objective = Objective(noise_schedule, prediction_type)
     timesteps = torch.tensor([10.0, 700.0])
-    output = pictures(2, seed=1)[1].bfloat16()
-    x0, noise = (part.bfloat16() for part in pictures(2))
+    output = images(2, seed=1)[1].bfloat16()
+    x0, noise = (part.bfloat16() for part in images(2))
 
     def everything(output: Tensor, x0: Tensor, noise: Tensor) -> list[Tensor]:
         x_t = objective.add_noise(x0, noise, timesteps)

@@ -16,7 +16,7 @@ from limner.config import Config, known_keys, load_config
 from limner.data.dataset import Refused, Row
 from limner.data.formats.folders import (
     MOST_CHARACTERS,
-    FolderPictures,
+    FolderImages,
     collect,
     read_folder,
 )
@@ -214,7 +214,7 @@ def test_any_bytes_in_any_format(folder: Path, name: str, begun: bool, data: byt
     if name == "train_test_split.txt":
         (folder / "images.txt").write_text("1 a.png\n", encoding="utf-8")
     for path in (folder, folder / name):
-        read(path, folder, FolderPictures)
+        read(path, folder, FolderImages)
 
 
 @FEW

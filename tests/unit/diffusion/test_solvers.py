@@ -245,16 +245,16 @@ def test_from_pure_noise_every_solver_arrives_at_the_gaussian_of_the_pictures(
 def test_a_denoiser_that_knows_the_picture_is_followed_exactly(
     name: str, noise_schedule: NoiseSchedule
 ) -> None:
-    picture = start(seed=3).clamp(-1, 1)
+    image = start(seed=3).clamp(-1, 1)
     for steps in (1, 2, 3, 10):
         x = SOLVERS[name](
-            lambda x, t: picture,
+            lambda x, t: image,
             start(),
             noise_schedule.inference_timesteps(steps),
             noise_schedule,
             fresh_noise,
         )
-        torch.testing.assert_close(x, picture, atol=1e-6, rtol=0)
+        torch.testing.assert_close(x, image, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

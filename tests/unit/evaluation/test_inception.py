@@ -210,12 +210,12 @@ def test_the_layout_is_that_of_the_standard_file(weights: dict[str, Tensor]) -> 
 def test_features_and_logits_are_those_of_the_table(
     network: Inception, weights: dict[str, Tensor]
 ) -> None:
-    pictures = drawn(3)
-    features = network.features(pictures)
+    images = drawn(3)
+    features = network.features(images)
     assert features.shape == (3, 2048)
     assert features.dtype == torch.float32
     with torch.no_grad():
-        expected = walk(inception.prepare(pictures), weights)
+        expected = walk(inception.prepare(images), weights)
     assert expected.std(dim=0).mean() > 0.02  # the pictures are not all alike to it
     assert torch.allclose(features, expected, atol=1e-4, rtol=1e-4)
     logits = network.logits(features)
@@ -247,18 +247,18 @@ def test_pictures_are_resized_as_tensorflow_1_does() -> None:
 
 
 def test_a_picture_has_the_same_features_in_any_batch(network: Inception) -> None:
-    pictures = drawn(3)
-    together = network.features(pictures)
-    alone = torch.cat([network.features(picture[None]) for picture in pictures])
+    images = drawn(3)
+    together = network.features(images)
+    alone = torch.cat([network.features(image[None]) for image in images])
     assert torch.allclose(together, alone, atol=1e-4)
-    assert network.features(pictures[:0]).shape == (0, 2048)
+    assert network.features(images[:0]).shape == (0, 2048)
 
 
 def test_memory_that_runs_out_is_no_end(
     network: Inception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, sizes = drawn(4), []
-    expected = network.features(pictures)
+    images, sizes = drawn(4), []
+    expected = network.features(images)
     compute = network._compute
 
     def within_memory(prepared: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ def test_memory_that_runs_out_is_no_end(
         return compute(prepared)
 
     monkeypatch.setattr(network, "_compute", within_memory)
-    assert torch.allclose(network.features(pictures, batch_size=4), expected, atol=1e-4)
+    assert torch.allclose(network.features(images, batch_size=4), expected, atol=1e-4)
     assert sizes == [4, 2, 2]
 
 

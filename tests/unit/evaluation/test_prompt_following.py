@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from limner.config import Config
-from limner.data.dataset import PictureError
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError
+from limner.data.examples import DecodedImages
 from limner.data.open import Data, open_data
 from limner.evaluation.prompt_following import (
     Gallery,
@@ -19,7 +19,7 @@ from limner.evaluation.prompt_following import (
     shapes_by_split,
     shared_captions,
 )
-from limner.evaluation.samples import Drawing, of_captions, pictures_of, show_truth, some_of_each
+from limner.evaluation.samples import Drawing, images_of, of_captions, show_truth, some_of_each
 from limner.evaluation.splits import OF_DATA, Split
 
 
@@ -30,11 +30,11 @@ def data(tiny_config: Callable[..., Config]) -> Data:
 
 def drawn_as_they_are(data: Data) -> list[Drawing]:
     """Every caption with its real picture as if a model had drawn it."""
-    drawings = [d for s in OF_DATA for d in of_captions(pictures_of(data, s), s, 1000)]
+    drawings = [d for s in OF_DATA for d in of_captions(images_of(data, s), s, 1000)]
     show_truth(drawings, data)
     for d in drawings:
         assert d.truth is not None
-        d.picture = Image.fromarray(d.truth)
+        d.image = Image.fromarray(d.truth)
     return drawings
 
 
@@ -52,7 +52,7 @@ def test_a_gallery_of_some_ranks_those_that_it_has(data: Data) -> None:
     gallery.add(Split.HELD_OUT, [1, 0])
     gallery.add(Split.TRAINED, [5])
     assert gallery.places == {(Split.HELD_OUT, 1): 0, (Split.HELD_OUT, 0): 1, (Split.TRAINED, 5): 2}
-    gallery.rank([*drawings, Drawing("a red circle", 0, Split.FREE, picture=drawings[0].picture)])
+    gallery.rank([*drawings, Drawing("a red circle", 0, Split.FREE, image=drawings[0].image)])
     ranked = [(d.split, d.position) for d in drawings if d.rank is not None]
     assert set(ranked) == set(gallery.places)
 
@@ -66,15 +66,15 @@ def test_a_limited_gallery_holds_what_was_drawn(data: Data) -> None:
 def test_what_cannot_be_decoded_is_no_part_of_a_gallery(
     data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = Pictures.load
+    load = DecodedImages.load
 
-    def but_one(self: Pictures, position: int) -> torch.Tensor:
+    def but_one(self: DecodedImages, position: int) -> torch.Tensor:
         if self is data.trained and position == 2:
-            raise PictureError("no picture")
+            raise ImageError("no picture")
         return load(self, position)
 
     drawings = drawn_as_they_are(data)
-    monkeypatch.setattr(Pictures, "load", but_one)
+    monkeypatch.setattr(DecodedImages, "load", but_one)
     assert rank_drawings(drawings, data) == 59
     missing = [(d.split, d.position) for d in drawings if d.rank is None]
     assert missing == [(Split.TRAINED, 2)]
@@ -91,8 +91,8 @@ def test_a_caption_of_two_pictures_is_told(data: Data) -> None:
 def test_shapes_are_read_back_but_not_what_people_ask_for(data: Data) -> None:
     drawings = drawn_as_they_are(data)
     blank = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
-    free = Drawing("whatever people ask for", 0, Split.FREE, picture=blank)
-    drawings[0].picture = blank
+    free = Drawing("whatever people ask for", 0, Split.FREE, image=blank)
+    drawings[0].image = blank
     check_shapes([*drawings, free])
     assert free.right is None
     assert drawings[0].right is False

@@ -22,7 +22,7 @@ from limner.evaluation.networks import inception
 from limner.evaluation.networks.networks import FeatureNetwork, Inception
 from limner.evaluation.reference import statistics as statistics_module
 from limner.evaluation.reference.archives import Archive
-from limner.evaluation.reference.sources import DataPictures
+from limner.evaluation.reference.sources import DataImages
 from limner.evaluation.reference.statistics import Statistics, archive_statistics, statistics_of
 from limner.files.fingerprints import digest
 
@@ -38,9 +38,9 @@ class Means(FeatureNetwork):
         )
         self.seen = 0
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        self.seen += len(pictures)
-        return pictures.float() / 255
+    def _prepare(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return images.float() / 255
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return torch.cat([prepared.mean(dim=(1, 2)), prepared.std(dim=(1, 2))], dim=1)
@@ -49,16 +49,16 @@ class Means(FeatureNetwork):
 class Some:
     """A source of given pictures."""
 
-    def __init__(self, pictures: Tensor) -> None:
-        self.pictures, self.name, self.preparation = pictures, "some", "8 x 8 pixels"
-        self.count: int | None = len(pictures)
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.name, self.preparation = images, "some", "8 x 8 pixels"
+        self.count: int | None = len(images)
         self.refused: list[Refused] = []
 
     def contents(self, cache: Path) -> bytes:
-        return digest(self.pictures.numpy().tobytes())
+        return digest(self.images.numpy().tobytes())
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        yield from self.pictures.split(size)
+        yield from self.images.split(size)
 
 
 def drawn(count: int = 12, side: int = 8, seed: int = 0) -> Tensor:
@@ -88,7 +88,7 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
     assert network.seen == 12
     assert told[-1] == (12, 12)
     assert first.features is not None
-    assert torch.equal(first.features, network.features(source.pictures))
+    assert torch.equal(first.features, network.features(source.images))
     assert np.allclose(first.gaussian.mean, first.features.double().mean(dim=0))
     covariance = np.cov(first.features.double().numpy(), rowvar=False)
     assert np.allclose(first.gaussian.covariance, covariance, rtol=1e-9)
@@ -228,30 +228,30 @@ def emoji(*overrides: str) -> Data:
 def test_pictures_of_a_data_set_are_keyed_by_content_size_and_choice(tmp_path: Path) -> None:
     data, network = emoji(), Means()
     some = list(range(0, 60, 3))
-    found = statistics_of(DataPictures(data.trained, some), network, tmp_path)
-    assert data.set.name not in DataPictures(data.trained).name  # it may be a folder's
+    found = statistics_of(DataImages(data.trained, some), network, tmp_path)
+    assert data.set.name not in DataImages(data.trained).name  # it may be a folder's
     assert found.features is not None
     expected = torch.stack([data.trained.load(i) for i in some])
     assert torch.equal(found.features, network.features(expected))
     assert found.about["count"] == 20
     assert "16 x 16 pixels" in found.about["resize"]
     network.seen = 0
-    statistics_of(DataPictures(data.trained, some), network, tmp_path)
+    statistics_of(DataImages(data.trained, some), network, tmp_path)
     assert network.seen == 0
-    statistics_of(DataPictures(data.trained, some[:-1]), network, tmp_path)
+    statistics_of(DataImages(data.trained, some[:-1]), network, tmp_path)
     assert network.seen == 19
     larger = emoji("data.image_size=24")
-    statistics_of(DataPictures(larger.trained, some), network, tmp_path)
+    statistics_of(DataImages(larger.trained, some), network, tmp_path)
     assert network.seen == 39
-    held_out = statistics_of(DataPictures(data.held_out), network, tmp_path)
+    held_out = statistics_of(DataImages(data.held_out), network, tmp_path)
     assert held_out.about["count"] == len(data.held_out.rows)
 
 
 def test_pictures_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
     folder, cache = tmp_path / "data", tmp_path / "cache"
     folder.mkdir()
-    for i, picture in enumerate(drawn(6, side=20)):
-        Image.fromarray(picture.numpy()).save(folder / f"{i}.png")
+    for i, image in enumerate(drawn(6, side=20)):
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text("a picture", "utf-8")
     (folder / "3.png").write_bytes(b"no picture")
     config = load_config(
@@ -265,7 +265,7 @@ def test_pictures_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
     )
     data = open_data(config)
     for _ in range(2):  # computed, then from the cache
-        found = statistics_of(DataPictures(data.trained), Means(), cache)
+        found = statistics_of(DataImages(data.trained), Means(), cache)
         assert found.features is not None
         assert len(found.features) == 5
         assert found.gaussian.count == 5
@@ -275,7 +275,7 @@ def test_pictures_that_cannot_be_decoded_are_named(tmp_path: Path) -> None:
     # A picture that changes makes another reference.
     Image.fromarray(drawn(1, side=20, seed=5)[0].numpy()).save(folder / "0.png")
     network = Means()
-    changed = statistics_of(DataPictures(open_data(config).trained), network, cache)
+    changed = statistics_of(DataImages(open_data(config).trained), network, cache)
     assert network.seen == 5
     assert not torch.equal(changed.features, found.features)  # type: ignore[arg-type]
 
@@ -290,17 +290,17 @@ def moments(width: int = WIDTH) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_batch_of_samples_is_read_in_pieces(compressed: bool, tmp_path: Path) -> None:
-    pictures, path = drawn(23), tmp_path / "samples.npz"
-    (np.savez_compressed if compressed else np.savez)(path, pictures.numpy())
+    images, path = drawn(23), tmp_path / "samples.npz"
+    (np.savez_compressed if compressed else np.savez)(path, images.numpy())
     archive = Archive(path)
     assert archive.count == 23
     assert archive.gaussian() is None
     parts = list(archive.batches(10))
     assert [len(part) for part in parts] == [10, 10, 3]
-    assert torch.equal(torch.cat(parts), pictures)
+    assert torch.equal(torch.cat(parts), images)
     network = Means()
     found = archive_statistics(path, network, tmp_path / "cache")
-    assert torch.equal(found.features, network.features(pictures))  # type: ignore[arg-type]
+    assert torch.equal(found.features, network.features(images))  # type: ignore[arg-type]
     assert "kernel distance" in found.metrics
     network.seen = 0
     archive_statistics(path, network, tmp_path / "cache")
@@ -313,9 +313,9 @@ def test_pictures_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
     sizes: list[int] = []
 
     class Watched(Means):
-        def features(self, pictures: Tensor, batch_size: int = 32) -> Tensor:
-            sizes.append(len(pictures))
-            return super().features(pictures, batch_size)
+        def features(self, images: Tensor, batch_size: int = 32) -> Tensor:
+            sizes.append(len(images))
+            return super().features(images, batch_size)
 
     archive_statistics(path, Watched(), None)
     assert sum(sizes) == 400
@@ -337,14 +337,14 @@ class Standard(Inception):
 def test_an_adm_reference_gives_fid_by_its_statistics_and_the_rest_by_its_pictures(
     tmp_path: Path,
 ) -> None:
-    pictures, published, path = drawn(9), moments(), tmp_path / "VIRTUAL_imagenet.npz"
-    np.savez(path, arr_0=pictures.numpy(), mu_s=np.zeros(3), sigma_s=np.eye(3), **published)
+    images, published, path = drawn(9), moments(), tmp_path / "VIRTUAL_imagenet.npz"
+    np.savez(path, arr_0=images.numpy(), mu_s=np.zeros(3), sigma_s=np.eye(3), **published)
     found = archive_statistics(path, Standard(), tmp_path)
     assert np.allclose(found.gaussian.mean, published["mu"])
     assert np.allclose(found.gaussian.covariance, published["sigma"])
     assert found.gaussian.count is None  # of the whole data set, whose size it does not say
     assert found.features is not None
-    assert torch.equal(found.features, Means().features(pictures))
+    assert torch.equal(found.features, Means().features(images))
     assert "as published" in found.about["moments"]
     assert {"Frechet distance", "kernel distance", "precision", "recall"} <= set(found.metrics)
     # Another network has nothing of those statistics.
@@ -384,11 +384,11 @@ def test_what_is_no_reference_is_refused_in_words(tmp_path: Path) -> None:
             archive_statistics(path, Standard(), None)
         assert str(path) in str(error.value)
 
-    pictures, known = drawn().numpy(), moments()
-    refused("neither pictures .* there is: images", images=pictures)
-    refused(r"arr_0 should be uint8 pictures .*float64", arr_0=pictures / 255)
-    refused(r"arr_0 should be uint8 pictures", arr_0=pictures.transpose(0, 3, 1, 2))
-    refused(r"arr_0 should be uint8 pictures", arr_0=np.asfortranarray(pictures))
+    images, known = drawn().numpy(), moments()
+    refused("neither pictures .* there is: images", images=images)
+    refused(r"arr_0 should be uint8 pictures .*float64", arr_0=images / 255)
+    refused(r"arr_0 should be uint8 pictures", arr_0=images.transpose(0, 3, 1, 2))
+    refused(r"arr_0 should be uint8 pictures", arr_0=np.asfortranarray(images))
     refused("one of mu and sigma", mu=known["mu"])
     refused(r"sigma should be numbers \[width, width\]", mu=known["mu"], sigma=known["mu"])
     refused("not symmetric", mu=known["mu"], sigma=known["sigma"] + np.triu(np.ones((6, 6)), 1))
@@ -404,8 +404,8 @@ def test_what_is_no_reference_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_a_damaged_archive_is_no_reference(tmp_path: Path) -> None:
-    path, pictures = tmp_path / "reference.npz", drawn(40)
-    np.savez(path, pictures.numpy())
+    path, images = tmp_path / "reference.npz", drawn(40)
+    np.savez(path, images.numpy())
     good = path.read_bytes()
     path.write_bytes(good[:3000])  # an interrupted download
     with pytest.raises(LimnerError, match="cannot be read"):

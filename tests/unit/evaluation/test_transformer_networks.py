@@ -33,12 +33,10 @@ def drawn(count: int = 3, side: int = 40) -> Tensor:
     return x.permute(0, 2, 3, 1).to(torch.uint8)
 
 
-def prepared(
-    pictures: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Tensor:
+def prepared(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     rows = []
-    for picture in pictures.numpy():
-        small = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+    for image in images.numpy():
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
         rows.append((np.asarray(small) / 255 - np.array(mean)) / np.array(std))
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float()
 
@@ -54,12 +52,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_dinov2_gives_its_class_token_after_the_last_norm(dinov2: Path) -> None:
-    pictures = drawn()
+    images = drawn()
     model = transformers.Dinov2Model.from_pretrained(dinov2).eval()
-    x = prepared(pictures, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    x = prepared(images, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.no_grad():
         output = model(pixel_values=x)
-    found = DINOv2(str(dinov2), KEY).features(pictures)
+    found = DINOv2(str(dinov2), KEY).features(images)
     assert found.shape == (3, 16)
     assert torch.allclose(found, output.pooler_output, atol=1e-5)
     assert torch.allclose(found, output.last_hidden_state[:, 0], atol=1e-5)
@@ -101,14 +99,14 @@ def test_dinov2_s_positions_are_scaled_as_the_original_code_does(tmp_path: Path)
 
 
 def test_clip_s_embeddings_are_those_of_the_whole_model(clip: Path) -> None:
-    pictures = drawn()
+    images = drawn()
     model = transformers.CLIPModel.from_pretrained(clip).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(clip)
-    x = prepared(pictures, 8, networks.CLIP_MEAN, networks.CLIP_STD)
+    x = prepared(images, 8, networks.CLIP_MEAN, networks.CLIP_STD)
     with torch.no_grad():
         output = model(pixel_values=x, **tokenizer(TEXTS, padding=True, return_tensors="pt"))
     network = CLIP(str(clip), KEY)
-    seen, read = network.features(pictures), network.text_features(TEXTS)
+    seen, read = network.features(images), network.text_features(TEXTS)
     assert seen.shape == (3, 8)
     assert read.shape == (4, 8)
     assert torch.allclose(seen, output.image_embeds, atol=1e-5)  # the model brings them to length 1
@@ -125,9 +123,9 @@ def test_clip_s_preparation_is_that_of_its_own_processor(clip: Path) -> None:
     processor = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
     )
-    pictures = drawn(2)
-    expected = processor([Image.fromarray(p) for p in pictures.numpy()], return_tensors="pt")
-    found = CLIP(str(clip), KEY)._prepare(pictures)
+    images = drawn(2)
+    expected = processor([Image.fromarray(p) for p in images.numpy()], return_tensors="pt")
+    found = CLIP(str(clip), KEY)._prepare(images)
     assert torch.allclose(found, torch.as_tensor(expected["pixel_values"]), atol=1e-6)
 
 

@@ -278,10 +278,10 @@ def clients_run(
 def picture_set_into(folder: Path, config: Config) -> None:
     from PIL import Image
 
-    from limner.data.open import open_picture_set
+    from limner.data.open import open_image_dataset
 
     folder.mkdir(parents=True)
-    drawn = open_picture_set(config)
+    drawn = open_image_dataset(config)
     for number, row in enumerate(list(drawn.rows)[:12]):
         Image.fromarray(drawn.load(row, 16)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(row.captions[0], "utf-8")

@@ -65,9 +65,9 @@ def test_the_real_picture_stands_beside_the_drawn_one() -> None:
 
 
 def test_each_group_starts_a_new_row_under_its_heading() -> None:
-    pictures, labels = [plain(RED), plain(BLUE)], ["a", "b"]
-    together = contact_sheet(pictures, labels, columns=2)
-    apart = contact_sheet(pictures, labels, columns=2, groups=["trained", "held out"])
+    images, labels = [plain(RED), plain(BLUE)], ["a", "b"]
+    together = contact_sheet(images, labels, columns=2)
+    apart = contact_sheet(images, labels, columns=2, groups=["trained", "held out"])
     red, blue = extent(apart, RED), extent(apart, BLUE)
     assert red[0] == blue[0] == MARGIN
     assert red[3] < blue[1]

@@ -84,8 +84,8 @@ def test_the_same_seed_gives_the_same_file(trained: Path, tmp_path: Path) -> Non
 
 
 def test_size_flags_are_pixels(trained: Path, generate: Callable[..., np.ndarray]) -> None:
-    picture = generate(str(trained / "outputs"), "a", "--height", "8", "--width", "32")
-    assert picture.shape == (8, 32, 3)
+    image = generate(str(trained / "outputs"), "a", "--height", "8", "--width", "32")
+    assert image.shape == (8, 32, 3)
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "红苹果", "пятно", "🍎", "x" * 500])
@@ -207,8 +207,8 @@ def test_a_sheet_shows_every_picture_beside_them(
 ) -> None:
     words = [str(trained / "outputs"), *prompts, "--num-images", "2", "--sheet"]
     assert main(["generate", *words, "--output", str(tmp_path / "a.jpg")]) == 0
-    pictures = {f"a-{number}.jpg" for number in range(2 * len(prompts))}
-    assert {path.name for path in tmp_path.iterdir()} == pictures | {"a-sheet.png"}
+    images = {f"a-{number}.jpg" for number in range(2 * len(prompts))}
+    assert {path.name for path in tmp_path.iterdir()} == images | {"a-sheet.png"}
     with Image.open(tmp_path / "a-sheet.png") as sheet:
         labels = [f"{prompt} (seed {seed})" for prompt in prompts for seed in (0, 1)]
         assert json.loads(sheet.text["prompts"]) == labels  # type: ignore[attr-defined]
@@ -322,7 +322,7 @@ def test_pictures_between_prompts_and_seeds(
     )
     assert np.abs(drawn[0] - np.array(first)).max() <= 1
     assert np.abs(drawn[3] - np.array(last)).max() <= 1
-    assert len({picture.tobytes() for picture in drawn[:4]}) == 4
+    assert len({image.tobytes() for image in drawn[:4]}) == 4
 
 
 # The Python interface
@@ -346,10 +346,10 @@ def test_a_batch_is_its_pictures(trained: Path) -> None:
     generator = limner.ImageGenerator(trained / "outputs")
     prompts, seeds = ["a red circle", "two blue squares", ""], [3, 4, 5]
     batch = generator.generate_batch(prompts, seeds=seeds, num_inference_steps=3)
-    assert [picture.size for picture in batch] == [(16, 16)] * 3
-    for prompt, seed, picture in zip(prompts, seeds, batch, strict=True):
+    assert [image.size for image in batch] == [(16, 16)] * 3
+    for prompt, seed, image in zip(prompts, seeds, batch, strict=True):
         alone = generator.generate(prompt, num_inference_steps=3, seed=seed)
-        assert np.abs(np.array(picture).astype(int) - np.array(alone)).max() <= 1
+        assert np.abs(np.array(image).astype(int) - np.array(alone)).max() <= 1
     with pytest.raises(LimnerError, match="3 prompts need one seed, or one each; got 2"):
         generator.generate_batch(prompts, seeds=[1, 2])
 

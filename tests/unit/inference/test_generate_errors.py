@@ -76,14 +76,14 @@ def test_a_drawing_is_not_lost_where_its_name_cannot_be_written(
     """The disk is full, for the second of three."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    save = saving.save_picture
+    save = saving.save_image
 
-    def full(picture: Image.Image, to: Any, format: str | None = None) -> None:
+    def full(image: Image.Image, to: Any, format: str | None = None) -> None:
         if isinstance(to, Path) and to.name == "a-1.jpg":
             raise OSError(28, "No space left on device")
-        save(picture, to, format)
+        save(image, to, format)
 
-    monkeypatch.setattr(saving, "save_picture", full)
+    monkeypatch.setattr(saving, "save_image", full)
     words = ["generate", model, "a red circle", "--num_images", "3", "--output", "a.jpg"]
     assert main(words) == 2
     said = capsys.readouterr()

@@ -68,8 +68,8 @@ def generator(learned: Callable[[str], Path]) -> Callable[..., ImageGenerator]:
     return build
 
 
-def levels(pictures: Sequence[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+def levels(images: Sequence[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -111,9 +111,9 @@ def test_solvers_differ_and_ddim_is_euler(generator: Callable[..., ImageGenerato
 def test_the_generator_takes_the_names_of_the_faq(generator: Callable[..., ImageGenerator]) -> None:
     folder = generator().config.training.output_dir
     drawer = ImageGenerator(folder, scheduler_type="ddim", device=torch.device("cpu"))
-    picture = drawer.generate("a red circle", num_inference_steps=3, guidance_scale=2.0, seed=42)
-    assert picture.size == (16, 16)
-    assert picture.mode == "RGB"
+    image = drawer.generate("a red circle", num_inference_steps=3, guidance_scale=2.0, seed=42)
+    assert image.size == (16, 16)
+    assert image.mode == "RGB"
     assert drawer.generate("", height=24, width=8).size == (8, 24)
     one_seed = levels(drawer.generate_batch(["a red circle"] * 2, seeds=42))
     assert np.array_equal(one_seed[0], one_seed[1])

@@ -65,8 +65,8 @@ def modern(folders: dict[str, Path]) -> ImageGenerator:
     return ImageGenerator(folders["modern"], device="cpu")
 
 
-def levels(pictures: list[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(picture) for picture in pictures]).astype(int)
+def levels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 def some_picture(width: int = 16, height: int = 16) -> Image.Image:
@@ -187,22 +187,22 @@ def test_a_guide_of_another_space_is_refused(folders: dict[str, Path], trained: 
 
 
 def test_strength_0_is_the_picture_and_strength_1_is_none_of_it(generator: ImageGenerator) -> None:
-    picture = some_picture()
-    kept = levels([generator.generate("a red circle", init_image=picture, strength=0.0)])
-    x0 = generator.autoencoder.encode(to_tensor(np.array(picture))[None])
+    image = some_picture()
+    kept = levels([generator.generate("a red circle", init_image=image, strength=0.0)])
+    x0 = generator.autoencoder.encode(to_tensor(np.array(image))[None])
     assert np.array_equal(kept, levels(to_pil(generator.autoencoder.decode(x0))))
     if generator.autoencoder.downsampling == 1:
-        assert np.array_equal(kept[0], np.asarray(picture))
+        assert np.array_equal(kept[0], np.asarray(image))
     drawn = levels([generator.generate("a red circle", seed=2)])
-    asked = {"init_image": picture, "strength": 1.0}
+    asked = {"init_image": image, "strength": 1.0}
     assert np.array_equal(levels([generator.generate("a red circle", seed=2, **asked)]), drawn)
 
 
 def test_more_strength_moves_further_from_the_picture(modern: ImageGenerator) -> None:
-    picture = some_picture()
-    asked = {"init_image": picture, "num_inference_steps": 12, "guidance_scale": 1.0}
+    image = some_picture()
+    asked = {"init_image": image, "num_inference_steps": 12, "guidance_scale": 1.0}
     moved = [
-        abs(levels([modern.generate("a red circle", strength=s, **asked)])[0] - picture).mean()
+        abs(levels([modern.generate("a red circle", strength=s, **asked)])[0] - image).mean()
         for s in (0.0, 0.05, 0.3, 0.6, 1.0)
     ]
     assert moved == sorted(moved)
@@ -239,20 +239,20 @@ def test_a_shift_spends_the_steps_of_a_part_as_those_of_the_whole() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 12), (12, 40), (100, 37)])
 def test_a_picture_is_fitted_as_training_does(size: tuple[int, int], tmp_path: Path) -> None:
-    picture = some_picture(*size)
-    picture.save(tmp_path / "a.png")
+    image = some_picture(*size)
+    image.save(tmp_path / "a.png")
     expected = to_tensor(decode(tmp_path / "a.png", 16))[None]
     data = (tmp_path / "a.png").read_bytes()
-    for given in (picture, tmp_path / "a.png", str(tmp_path / "a.png"), data):
+    for given in (image, tmp_path / "a.png", str(tmp_path / "a.png"), data):
         assert torch.equal(fitted(given, 16, 16), expected)
     # Another shape: the middle that has this shape, scaled.
-    wide = fitted(picture, 8, 24)
+    wide = fitted(image, 8, 24)
     assert wide.shape == (1, 3, 8, 24)
     width, height = size
     part = (width, width / 3) if width <= 3 * height else (3 * height, height)
     left, top = (width - part[0]) / 2, (height - part[1]) / 2
     box = (left, top, left + part[0], top + part[1])
-    cut = picture.resize((24, 8), Image.Resampling.LANCZOS, box=box)
+    cut = image.resize((24, 8), Image.Resampling.LANCZOS, box=box)
     assert abs(wide - to_tensor(np.array(cut))[None]).max() < 2.5 / 127.5
 
 

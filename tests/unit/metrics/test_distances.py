@@ -66,9 +66,9 @@ def test_features_pad_as_tensorflow_does() -> None:
 def test_the_feature_network_sees_what_is_there() -> None:
     data = open_data(load_config({"data": {"dataset_name": "emoji", "subset": "all"}}))
     names = {row.captions[0]: i for i, row in enumerate(data.trained.rows)}
-    picture = data.trained.load(names["strawberry"])[None]
+    image = data.trained.load(names["strawberry"])[None]
     network = efficientnet.open_network()
-    found = efficientnet.features(network, torch.cat([picture, picture.flip(2), 255 - picture]))
+    found = efficientnet.features(network, torch.cat([image, image.flip(2), 255 - image]))
     assert found.shape == (3, efficientnet.WIDTH)
     strawberry, bikini = 949, 445  # of ImageNet's classes
     scores = network._fc(found)

@@ -36,25 +36,25 @@ def figures(count: int, seed: int, side: int = SIDE, sizes: tuple[float, float] 
     y = (at[:, None] - middle[:, 0]) / radii[:, 0]
     x = (at[None, :] - middle[:, 1]) / radii[:, 1]
     inside = ((x**2 + y**2) < 1)[:, None]
-    pictures = torch.where(inside, pattern, torch.ones(()))
-    return (255 * pictures).round().byte().permute(0, 2, 3, 1).contiguous()
+    images = torch.where(inside, pattern, torch.ones(()))
+    return (255 * images).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
-def moved(pictures: Tensor, down: int, right: int) -> Tensor:
+def moved(images: Tensor, down: int, right: int) -> Tensor:
     """White comes in where the picture went away."""
-    padded = F.pad(pictures.permute(0, 3, 1, 2), (4, 4, 4, 4), value=255)
-    side = pictures.shape[1]
+    padded = F.pad(images.permute(0, 3, 1, 2), (4, 4, 4, 4), value=255)
+    side = images.shape[1]
     part = padded[:, :, 4 - down : 4 - down + side, 4 - right : 4 - right + side]
     return part.permute(0, 2, 3, 1)
 
 
-def brighter(pictures: Tensor, by: int) -> Tensor:
-    return (pictures.int() + by).clamp(0, 255).byte()
+def brighter(images: Tensor, by: int) -> Tensor:
+    return (images.int() + by).clamp(0, 255).byte()
 
 
-def with_noise(pictures: Tensor) -> Tensor:
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(5))
-    return (pictures.float() + 12 * noise).clamp(0, 255).byte()
+def with_noise(images: Tensor) -> Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(5))
+    return (images.float() + 12 * noise).clamp(0, 255).byte()
 
 
 TRAINED = figures(200, seed=0)
@@ -73,8 +73,8 @@ CHANGES = {
 }
 
 
-def batches(pictures: Tensor, size: int = 32) -> Iterator[Tensor]:
-    yield from pictures.split(size)
+def batches(images: Tensor, size: int = 32) -> Iterator[Tensor]:
+    yield from images.split(size)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -164,9 +164,9 @@ def test_what_is_kept_does_not_grow_with_the_trained_pictures() -> None:
     sizes = []
     original = nearest._in_earnest
 
-    def watched(pictures: Tensor, features: Tensor) -> Tensor:
+    def watched(images: Tensor, features: Tensor) -> Tensor:
         sizes.append(features.numel())
-        return original(pictures, features)
+        return original(images, features)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nearest, "_in_earnest", watched)
@@ -246,11 +246,11 @@ def test_the_interval_holds_what_it_says_and_its_seed_decides() -> None:
 
 @pytest.mark.parametrize("side", [8, 16])
 def test_moves_are_those_of_the_picture(side: int) -> None:
-    picture = figures(1, seed=3)
+    image = figures(1, seed=3)
     places = [(0, 0), (2, -3), (-4, 4)]
-    looks = list(nearest._moved(picture, side, places))
+    looks = list(nearest._moved(image, side, places))
     for k, (y, x) in enumerate([*places, *places]):
-        mirrored = picture.flip(2) if k >= len(places) else picture
+        mirrored = image.flip(2) if k >= len(places) else image
         padded = F.pad(mirrored.permute(0, 3, 1, 2).float() / 255, (4, 4, 4, 4), mode="replicate")
         whole = padded[:, :, 4 + y : 68 + y, 4 + x : 68 + x]
         blocks = whole.reshape(3, side, SIDE // side, side, SIDE // side).mean(dim=(2, 4)).flatten()

@@ -283,20 +283,20 @@ def test_an_inception_score_lies_between_one_and_the_classes() -> None:
 
 
 def test_the_clip_score_is_a_hundredfold_cosine_without_negatives() -> None:
-    pictures, texts = randn(40, 8), randn(40, 8, seed=1)
-    x, y = pictures.double().numpy(), texts.double().numpy()
+    images, texts = randn(40, 8), randn(40, 8, seed=1)
+    x, y = images.double().numpy(), texts.double().numpy()
     cosines = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     assert (cosines < 0).any()
-    found = clip_score(pictures, texts)
+    found = clip_score(images, texts)
     assert found.value == pytest.approx(np.maximum(100 * cosines, 0).mean(), rel=1e-9)
     assert found.interval is not None
     assert found.interval[0] < found.value < found.interval[1]
-    assert clip_score(pictures, pictures).value == pytest.approx(100)
-    assert clip_score(pictures, -pictures).value == 0
-    near = pictures + 0.5 * texts  # drawings that are somewhat like their prompts
-    assert clip_score(near, pictures).value > clip_score(near.roll(1, 0), pictures).value + 30
+    assert clip_score(images, images).value == pytest.approx(100)
+    assert clip_score(images, -images).value == 0
+    near = images + 0.5 * texts  # drawings that are somewhat like their prompts
+    assert clip_score(near, images).value > clip_score(near.roll(1, 0), images).value + 30
     with pytest.raises(LimnerError, match="one prompt for each picture"):
-        clip_score(pictures, texts[:3])
+        clip_score(images, texts[:3])
 
 
 # Intervals

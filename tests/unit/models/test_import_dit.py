@@ -106,13 +106,13 @@ def network(w: Weights, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         tokens = tokens + parts[5][:, None] * linear(f"blocks.{i}.mlp.fc2", hidden)
     shift, scale = linear("final_layer.adaLN_modulation.1", condition).split(WIDTH, dim=1)
     out = linear("final_layer.linear", normalised(tokens, shift, scale))
-    picture = torch.zeros(count, 2 * CHANNELS, side * PATCH, side * PATCH)
+    image = torch.zeros(count, 2 * CHANNELS, side * PATCH, side * PATCH)
     for place in range(side**2):
         row, column = divmod(place, side)
         square = out[:, place].reshape(count, PATCH, PATCH, 2 * CHANNELS).permute(0, 3, 1, 2)
         rows, columns = slice(row * PATCH, (row + 1) * PATCH), column * PATCH
-        picture[:, :, rows, columns : columns + PATCH] = square
-    return picture
+        image[:, :, rows, columns : columns + PATCH] = square
+    return image
 
 
 def guided(w: Weights, x: Tensor, t: int, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -144,11 +144,11 @@ def draw(
     for place in reversed(range(steps)):
         a, b = product[place], before[place]
         noise, v = guided(w, x, times[place], y, scale)
-        picture = (x - math.sqrt(1 - a) * noise) / math.sqrt(a)
+        image = (x - math.sqrt(1 - a) * noise) / math.sqrt(a)
         if noises is None:
-            x = math.sqrt(b) * picture + math.sqrt(1 - b) * noise
+            x = math.sqrt(b) * image + math.sqrt(1 - b) * noise
             continue
-        mean = math.sqrt(b) * beta[place] / (1 - a) * picture
+        mean = math.sqrt(b) * beta[place] / (1 - a) * image
         mean = mean + math.sqrt(1 - beta[place]) * (1 - b) / (1 - a) * x
         log_variance = (v + 1) / 2 * math.log(beta[place])
         log_variance = log_variance + (1 - v) / 2 * math.log(lowest[place])

@@ -37,7 +37,7 @@ def opened(folder: Path, **settings: Any) -> PretrainedAutoencoder:
     return space
 
 
-def pictures(height: int = 32, width: int = 32) -> torch.Tensor:
+def images(height: int = 32, width: int = 32) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -60,7 +60,7 @@ CLASSES = {"tiny": "AutoencoderTiny", "dc": "AutoencoderDC"}
 def test_latents_are_those_of_diffusers_normalised_as_the_family_requires(
     name: str, folders: dict[str, Path]
 ) -> None:
-    space, x = opened(folders[name]), pictures()
+    space, x = opened(folders[name]), images()
     family = getattr(diffusers, CLASSES.get(name, "AutoencoderKL"))
     model = family.from_pretrained(folders[name])
     normalised, back = EXPECTED[name]
@@ -78,7 +78,7 @@ def test_means_and_deviations_of_each_channel_are_used(tmp_path: Path) -> None:
     mean, std = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 4.0]
     settings: dict[str, Any] = {"latents_mean": mean, "latents_std": std, "scaling_factor": 0.5}
     folder = pretrained.tiny_autoencoder(tmp_path / "vae", **settings)
-    model, x = diffusers.AutoencoderKL.from_pretrained(folder), pictures()
+    model, x = diffusers.AutoencoderKL.from_pretrained(folder), images()
     with torch.no_grad():
         raw = model.encode(x).latent_dist.mode()
     each = [torch.tensor(values).reshape(1, 4, 1, 1) for values in (mean, std)]
@@ -91,11 +91,11 @@ def test_means_and_deviations_of_each_channel_are_used(tmp_path: Path) -> None:
 
 def test_an_old_config_that_does_not_say_the_scaling_has_the_usual_one(tmp_path: Path) -> None:
     folder = pretrained.tiny_autoencoder(tmp_path / "vae")
-    expected = opened(folder).encode(pictures())
+    expected = opened(folder).encode(images())
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config.pop("scaling_factor") == 0.18215
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    assert torch.equal(opened(folder).encode(pictures()), expected)
+    assert torch.equal(opened(folder).encode(images()), expected)
 
 
 @pytest.mark.parametrize("stages", [2, 4])
@@ -108,14 +108,14 @@ def test_any_downsampling_factor(stages: int, tmp_path: Path) -> None:
     ).save_pretrained(tmp_path / "vae")
     space = opened(tmp_path / "vae")
     assert space.downsampling == 2 ** (stages - 1)
-    assert space.encode(pictures()).shape[-1] == 32 // space.downsampling
+    assert space.encode(images()).shape[-1] == 32 // space.downsampling
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_slicing_and_tiling_change_nothing_beyond_rounding(
     name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, x = opened(folders[name]), pictures(64, 48)
+    plain, x = opened(folders[name]), images(64, 48)
     latents = plain.encode(x)
     decoded = plain.decode(latents)
     sliced = opened(folders[name], use_slicing=True)
@@ -136,7 +136,7 @@ def test_slicing_and_tiling_change_nothing_beyond_rounding(
 
 def test_after_tiling_the_layers_are_as_they_were(folders: dict[str, Path]) -> None:
     space = opened(folders["4 channels"], use_tiling=True)
-    space.encode(pictures())
+    space.encode(images())
     assert not any("forward" in vars(module) for module in space.model.modules())
 
 
@@ -151,31 +151,31 @@ def test_no_strip_is_larger_than_it_may_be(folders: dict[str, Path]) -> None:
 
     with pytest.MonkeyPatch.context() as patch, strips.in_strips(space.model, rows=8):
         patch.setattr(torch.nn.functional, "conv2d", watched)
-        space.encode(pictures(64, 64))
+        space.encode(images(64, 64))
     assert max(seen) <= 2 * 8 + 1  # a stride of two takes two rows for one, and one beyond
 
 
 def test_a_size_that_does_not_divide_names_the_nearest(folders: dict[str, Path]) -> None:
     with pytest.raises(LimnerError, match=r"data\.image_size: 30 x 30 is not divisible by 4.*32"):
-        opened(folders["4 channels"]).encode(pictures(30, 30))
+        opened(folders["4 channels"]).encode(images(30, 30))
 
 
 def test_unloading_and_loading_again_is_the_same(folders: dict[str, Path]) -> None:
     space = opened(folders["4 channels"])
-    first = space.encode(pictures())
+    first = space.encode(images())
     space.unload()
     assert space.model is None
     space.load(CPU, F32)
-    assert torch.equal(space.encode(pictures()), first)
+    assert torch.equal(space.encode(images()), first)
 
 
 def test_bfloat16_is_near_and_comes_out_in_float32(folders: dict[str, Path]) -> None:
     space, exact = opened(folders["4 channels"]), opened(folders["4 channels"])
     space.load(CPU, torch.bfloat16)
     assert next(space.model.parameters()).dtype == torch.bfloat16
-    latents = space.encode(pictures())
+    latents = space.encode(images())
     assert latents.dtype == torch.float32
-    assert torch.allclose(latents, exact.encode(pictures()), atol=0.02)
+    assert torch.allclose(latents, exact.encode(images()), atol=0.02)
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path, folders: dict[str, Path]) -> None:
@@ -198,7 +198,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, folders: dict[str, Path]) 
 
 
 def test_pixel_space_does_nothing() -> None:
-    space, x = IdentityAutoencoder(), pictures()
+    space, x = IdentityAutoencoder(), images()
     space.load(CPU, F32)
     assert space.encode(x) is x
     assert space.decode(x) is x

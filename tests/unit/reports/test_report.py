@@ -18,8 +18,8 @@ from PIL import Image
 
 from limner.errors import LimnerError
 from limner.metrics.interval import wilson
+from limner.reports.embedded_images import embed_image
 from limner.reports.line_chart import HEIGHT, WIDTH, line_chart, log_ticks, nice_ticks
-from limner.reports.pictures import picture
 from limner.reports.run_report import evenly, write_report
 
 
@@ -145,7 +145,7 @@ def test_losses_that_are_not_numbers_do_not_stop_the_report(run_folder: Path) ->
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
     noise(tmp_path / "large.png", 600)
-    shown = picture(tmp_path, "large.png", longest_side=100)
+    shown = embed_image(tmp_path, "large.png", longest_side=100)
     assert shown is not None
     assert (shown.width, shown.height) == (600, 600)
     data = re.fullmatch(r"data:(image/\w+);base64,([^\"]+)", shown.source)

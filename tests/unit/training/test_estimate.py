@@ -15,7 +15,7 @@ from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.training import memory_probe
-from limner.training.memory_probe import GIB, line, pictures_in_memory
+from limner.training.memory_probe import GIB, images_in_memory, line
 
 Build = Callable[..., Config]
 
@@ -123,9 +123,9 @@ def test_the_length_of_a_run_is_counted_as_the_run_counts_it(tiny_config: Build)
 
 
 def test_pictures_are_counted_where_they_are_kept(tiny_config: Build) -> None:
-    assert pictures_in_memory(tiny_config(), 100) == 100 * 3 * 16 * 16
-    assert pictures_in_memory(tiny_config("data.memory_mb=0"), 100) == 0
-    assert pictures_in_memory(tiny_config("vae.pretrained_model_name=some/vae"), 100) == 0
+    assert images_in_memory(tiny_config(), 100) == 100 * 3 * 16 * 16
+    assert images_in_memory(tiny_config("data.memory_mb=0"), 100) == 0
+    assert images_in_memory(tiny_config("vae.pretrained_model_name=some/vae"), 100) == 0
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_picture_that_is_textured_all_over_is_compared_with_its_own(
     for real, visible in ((texture, False), (np.zeros_like(texture), True)):
         monkeypatch.setattr(type(data.trained), "load", lambda *_, p=real: torch.from_numpy(p))
         for drawing in drawings:
-            drawing.picture = Image.fromarray(texture)
+            drawing.image = Image.fromarray(texture)
         found = measure_speckle(drawings, data)
         assert found is not None
         assert found["visible"] is visible
@@ -160,7 +160,7 @@ def test_results_report_and_sentences_show_it(
 
     def noise(self: Any, prompts: list[str], **_: Any) -> list[Image.Image]:
         made = generator.normal(128, 40, (len(prompts), 16, 16, 3)).clip(0, 255).astype(np.uint8)
-        return [Image.fromarray(picture) for picture in made]
+        return [Image.fromarray(image) for image in made]
 
     monkeypatch.setattr(ImageGenerator, "generate_batch", noise)
     results = evaluate_run(folder, config, open_data(config))

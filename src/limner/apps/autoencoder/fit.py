@@ -26,8 +26,8 @@ from limner.checkpoint.manifest import finish_interrupted
 from limner.checkpoint.saver import Saver
 from limner.checkpoint.state import TrainingState
 from limner.config import AutoencoderConfig, Config, load_config
-from limner.data.dataset import PictureError
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError
+from limner.data.examples import DecodedImages
 from limner.data.order import position_of, seeded_generator
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.errors import LimnerError
@@ -64,13 +64,13 @@ class Fit:
     def __init__(
         self,
         config: Config,
-        pictures: Pictures,
+        images: DecodedImages,
         device: torch.device,
         dtype: torch.dtype,
         folder: Path,
         lock: FolderLock,
     ) -> None:
-        self.config, self.pictures, self.folder, self.lock = config, pictures, folder, lock
+        self.config, self.images, self.folder, self.lock = config, images, folder, lock
         self.device, self.dtype = device, dtype
         torch.manual_seed(config.training.seed)
         model = build_autoencoder(config.autoencoder)
@@ -79,7 +79,7 @@ class Fit:
         self.optimizers = _optimizers(self.model, config)
         self.state = TrainingState()
         self.saved_at: int | None = None
-        self.rows = fingerprints_of(pictures.set, pictures.rows)
+        self.rows = fingerprints_of(images.set, images.rows)
         self._resume()
 
     def run(self) -> None:
@@ -152,7 +152,7 @@ class Fit:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * share
-        crops = _crops(self.config, self.pictures, step).to(self.device)
+        crops = _crops(self.config, self.images, step).to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             posterior = self.model.encode(crops).latent_dist
             generator = seeded_generator(seed, "posterior", step)
@@ -234,7 +234,7 @@ class Fit:
         million = sum(p.numel() for p in self.model.parameters()) / 1e6
         log.info(
             f"{million:.2f}M parameters on {devices.describe(self.device)} in "
-            f"{devices.name_of(self.dtype)}; {len(self.pictures.rows):,} pictures for training"
+            f"{devices.name_of(self.dtype)}; {len(self.images.rows):,} pictures for training"
         )
         wanted = self.config.training.mixed_precision
         if note := devices.precision_note(wanted, self.device, "training.mixed_precision"):
@@ -304,7 +304,7 @@ def _optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.Optim
     return optimizers
 
 
-def _crops(config: Config, pictures: Pictures, step: int) -> Tensor:
+def _crops(config: Config, images: DecodedImages, step: int) -> Tensor:
     """The squares of one update, from pictures in a seeded order: float32 [B, 3, crop, crop]."""
     settings, seed = config.autoencoder, config.training.seed
     side, size = min(settings.crop, config.data.image_size), config.data.image_size
@@ -313,16 +313,16 @@ def _crops(config: Config, pictures: Pictures, step: int) -> Tensor:
     generator = seeded_generator(seed, "crops", step)
     tries = 0
     while len(squares) < settings.batch_size:
-        position = position_of(count + tries, len(pictures.rows), seed)
+        position = position_of(count + tries, len(images.rows), seed)
         tries += 1
-        if tries > settings.batch_size + len(pictures.rows):
+        if tries > settings.batch_size + len(images.rows):
             raise LimnerError(
                 "none of the pictures could be decoded; check the folder and its files"
             )
         try:
-            picture = pictures.tensor(position, bool(torch.rand((), generator=generator) < 0.5))
-        except PictureError:
+            image = images.tensor(position, bool(torch.rand((), generator=generator) < 0.5))
+        except ImageError:
             continue  # named when the run in its latents starts; here the next one stands in
         top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for _ in "yx")
-        squares.append(picture[:, top : top + side, left : left + side])
+        squares.append(image[:, top : top + side, left : left + side])
     return torch.stack(squares).contiguous(memory_format=torch.channels_last)

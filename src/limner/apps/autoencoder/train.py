@@ -23,8 +23,8 @@ from limner.apps.autoencoder.losses import psnr, ssim
 from limner.checkpoint.locate import checkpoints
 from limner.checkpoint.manifest import written_whole
 from limner.config import Config, VaeConfig
-from limner.data.dataset import PictureError, shown_set
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError, shown_set
+from limner.data.examples import DecodedImages
 from limner.data.images import to_pil
 from limner.data.open import open_data, squares
 from limner.data.order import evenly_spaced
@@ -119,9 +119,9 @@ def _train_autoencoder(config: Config, output: Path, lock: FolderLock) -> dict[s
     model, state = fit.averaged, fit.state
     _normalise(model, data.trained, device)
     measured = {
-        name: _measure(model, pictures, device)
-        for name, pictures in (("trained", data.trained), ("held_out", data.held_out))
-        if len(pictures.rows)
+        name: _measure(model, images, device)
+        for name, images in (("trained", data.trained), ("held_out", data.held_out))
+        if len(images.rows)
     }
     shown = data.held_out if len(data.held_out.rows) else data.trained
     sheet = _reconstructions(model, shown, device)
@@ -180,22 +180,22 @@ def sentences(results: dict[str, Any], output: Path) -> list[str]:
     ]
 
 
-def _pictures(pictures: Pictures, most: int) -> list[Tensor]:
+def _images(images: DecodedImages, most: int) -> list[Tensor]:
     found = []
-    for position in evenly_spaced(len(pictures.rows), most):
+    for position in evenly_spaced(len(images.rows), most):
         try:
-            found.append(pictures.tensor(position))
-        except PictureError:
+            found.append(images.tensor(position))
+        except ImageError:
             continue
     return found
 
 
 @torch.no_grad()
-def _normalise(model: Any, pictures: Pictures, device: torch.device) -> None:
+def _normalise(model: Any, images: DecodedImages, device: torch.device) -> None:
     """Set shift and scale such that the latents of trained pictures have mean 0 and std 1."""
     latents = [
-        model.encode(picture[None].to(device)).latent_dist.mode().cpu()
-        for picture in _pictures(pictures, MEASURED)
+        model.encode(image[None].to(device)).latent_dist.mode().cpu()
+        for image in _images(images, MEASURED)
     ]
     std, mean = torch.std_mean(torch.cat(latents))
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
@@ -208,18 +208,18 @@ def _normalise(model: Any, pictures: Pictures, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def _round_trip(model: Any, picture: Tensor, device: torch.device) -> Tensor:
+def _round_trip(model: Any, image: Tensor, device: torch.device) -> Tensor:
     """[3, S, S] in [-1, 1] -> the same, encoded, decoded, and within the range."""
-    latent = model.encode(picture[None].to(device)).latent_dist.mode()
+    latent = model.encode(image[None].to(device)).latent_dist.mode()
     return model.decode(latent).sample[0].clamp(-1, 1).cpu()
 
 
-def _measure(model: Any, pictures: Pictures, device: torch.device) -> dict[str, float]:
+def _measure(model: Any, images: DecodedImages, device: torch.device) -> dict[str, float]:
     ratios, similarities = [], []
-    for picture in _pictures(pictures, MEASURED):
-        both = torch.stack([_round_trip(model, picture, device), picture]) / 2 + 0.5
+    for image in _images(images, MEASURED):
+        both = torch.stack([_round_trip(model, image, device), image]) / 2 + 0.5
         ratios.append(float(psnr(both[:1], both[1:])))
-        if picture.shape[-1] >= 11:
+        if image.shape[-1] >= 11:
             similarities.append(float(ssim(both[:1], both[1:])))
     return {
         "count": len(ratios),
@@ -228,10 +228,10 @@ def _measure(model: Any, pictures: Pictures, device: torch.device) -> dict[str, 
     }
 
 
-def _reconstructions(model: Any, pictures: Pictures, device: torch.device) -> Image.Image:
+def _reconstructions(model: Any, images: DecodedImages, device: torch.device) -> Image.Image:
     """Each original beside what is left of it."""
     sheet, labels = list[Tensor](), list[str]()
-    for original in _pictures(pictures, SHOWN):
+    for original in _images(images, SHOWN):
         decoded = _round_trip(model, original, device)
         decibels = float(psnr(decoded[None] / 2 + 0.5, original[None] / 2 + 0.5))
         sheet += [original, decoded]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from limner.apps.check_data.captions import faults_of
 from limner.console import progress_lines
-from limner.data.dataset import PictureError, Refused
+from limner.data.dataset import ImageError, Refused
 from limner.data.folder_walk import FolderWalk, by_stem, composed
 from limner.data.formats.columns import Columns
 from limner.data.formats.detect import METADATA, recognise, table_in
@@ -57,7 +57,7 @@ def caption_lock(folder: Path) -> FolderLock:
     return FolderLock(existing_folder(folder), "caption another folder", ".limner-caption.lock")
 
 
-def pictures_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str], int]:
+def images_to_caption(folder: Path, overwrite: bool = False) -> tuple[list[str], int]:
     """(keys of the pictures without a caption, how many have one). A .txt that holds nothing but
     white space is none. Raises LimnerError where training would not read .txt files.
 
@@ -106,7 +106,7 @@ def _captions_elsewhere(folder: Path) -> str | None:
     return None if kind in ("folder", "classes") else f"a data set of the format {kind}"
 
 
-def caption_pictures(
+def caption_images(
     folder: Path,
     keys: Sequence[str],
     captions: Captions,
@@ -169,7 +169,7 @@ def _open(texts: _Texts, key: str) -> Image.Image | Refused:
         return Refused(key, f"{key}: {reason}")
     try:
         return open_rgb(texts.folder / key, key, shorter_side=SHORTER_SIDE)
-    except PictureError as error:
+    except ImageError as error:
         return Refused(key, str(error))
 
 

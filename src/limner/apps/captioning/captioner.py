@@ -100,8 +100,8 @@ class Captioner:
     def _inputs(self, images: list[Image.Image]) -> Any:
         options: dict[str, Any] = {"return_tensors": "pt"}
         if self.kind == "vision-encoder-decoder" or self.text is None:
-            pictures = getattr(self.processor, "image_processor", self.processor)
-            return pictures(images=images, **options)
+            processor = getattr(self.processor, "image_processor", self.processor)
+            return processor(images=images, **options)
         if self.kind == "git":  # its end mark after the prompt would end the caption
             inputs = self.processor.image_processor(images=images, **options)
             begun = [self.tokenizer.cls_token_id]

@@ -30,9 +30,9 @@ from limner.console import progress_lines
 from limner.data.buckets import Buckets
 from limner.data.dataset import ImageDataset, Row, shown_set
 from limner.data.examples import CutsCaptions
-from limner.data.formats.folders import FolderPictures
+from limner.data.formats.folders import FolderImages
 from limner.data.images import EXTENSIONS
-from limner.data.open import in_buckets, open_picture_set
+from limner.data.open import in_buckets, open_image_dataset
 from limner.data.own_folder import keep_out_of_links, keep_out_of_the_data
 from limner.data.split import sampling_rank, split_rows
 from limner.errors import LimnerError
@@ -71,53 +71,51 @@ def check(config: Config, output: Path, sample: int | None = None) -> dict[str, 
 
 
 def _check(config: Config, output: Path, sample: int | None) -> dict[str, Any]:
-    picture_set = open_picture_set(config)
-    keep_out_of_links(output, picture_set, "--output")
-    drawn = picture_set.name in DRAWN
+    dataset = open_image_dataset(config)
+    keep_out_of_links(output, dataset, "--output")
+    drawn = dataset.name in DRAWN
     with Problems(output / "problems.jsonl") as problems:
-        for refused in picture_set.refused:
+        for refused in dataset.refused:
             problems.add(of_refused(refused))
-        trained, held_out = _split(picture_set, config, problems)
+        trained, held_out = _split(dataset, config, problems)
         of_all = len(trained) + len(held_out)
-        which = _some(
-            picture_set.rows, np.sort(np.concatenate([trained, held_out])).tolist(), sample
-        )
+        which = _some(dataset.rows, np.sort(np.concatenate([trained, held_out])).tolist(), sample)
         out = np.isin(which, held_out)
-        sizes = _Sizes(config, _buckets(picture_set, trained, config))
-        reader, tokens_by = _reader(config, picture_set.rows, trained)
+        sizes = _Sizes(config, _buckets(dataset, trained, config))
+        reader, tokens_by = _reader(config, dataset.rows, trained)
         with Compared(len(which)) as compared:
-            pictures = _Pictures(drawn)
+            images = _DecodedImages(drawn)
             captions = _Captions(reader)
-            for index, row, found in _looked_at(picture_set, which, sizes, drawn):
-                _tell(picture_set, row, problems, captions.add(row))
+            for index, row, found in _looked_at(dataset, which, sizes, drawn):
+                _tell(dataset, row, problems, captions.add(row))
                 if isinstance(found, Fault):
-                    _tell(picture_set, row, problems, [found])
+                    _tell(dataset, row, problems, [found])
                     continue
-                _tell(picture_set, row, problems, found.faults)
-                pictures.add(found, sizes.of(which[index]))
+                _tell(dataset, row, problems, found.faults)
+                images.add(found, sizes.of(which[index]))
                 if not found.blank:
                     compared.put(index, found.pixels, found.small)
-            _tell_shared(picture_set, which, captions, problems)
-            for finding in find_duplicates(picture_set, which, out, compared):
+            _tell_shared(dataset, which, captions, problems)
+            for finding in find_duplicates(dataset, which, out, compared):
                 problems.add(finding)
             good = [which[i] for i in np.flatnonzero(compared.there)]
-        for finding in (*_unreferenced(picture_set, config), *_of_reading(picture_set)):
+        for finding in (*_unreferenced(dataset, config), *_of_reading(dataset)):
             problems.add(finding)
         findings = problems.told()
     told: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dataset": shown_set(picture_set),
+        "dataset": shown_set(dataset),
         "rows": {
-            "usable": len(picture_set.rows),
+            "usable": len(dataset.rows),
             "used": of_all,
             "looked_at": len(which),
             "trained": int((~out).sum()),
             "held_out": int(out.sum()),
-            "decoded": pictures.count,
-            "refused": len(picture_set.refused),
+            "decoded": images.count,
+            "refused": len(dataset.refused),
         },
         "findings": findings,
-        "pictures": pictures.told(),
+        "pictures": images.told(),
         "captions": {**captions.told(), "tokens_by": tokens_by},
         "settings": {
             "data.image_size": config.data.image_size,
@@ -127,35 +125,35 @@ def _check(config: Config, output: Path, sample: int | None) -> dict[str, Any]:
             "text_encoder.max_length": reader.max_length if reader else None,
         },
     }
-    pictures_of_page = output / FOLDER
-    with replacing(pictures_of_page, True, durable=False, check=_refuse_pictures) as shown:
+    images_of_page = output / FOLDER
+    with replacing(images_of_page, True, durable=False, check=_refuse_images) as shown:
         seed = config.training.seed
-        told["samples"] = show_samples(picture_set, good, sizes.of, seed, shown)
-        told["alike"] = show_duplicates(picture_set, which, findings, shown)
+        told["samples"] = show_samples(dataset, good, sizes.of, seed, shown)
+        told["alike"] = show_duplicates(dataset, which, findings, shown)
     write_text_whole(output / "check.json", json.dumps(told, indent=1))
     return told
 
 
 def _split(
-    picture_set: ImageDataset, config: Config, problems: Problems
+    dataset: ImageDataset, config: Config, problems: Problems
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of rows, int64: trained, held out."""
-    rows = picture_set.rows
+    rows = dataset.rows
     try:
         return split_rows(rows, config.data.train_split, config.data.num_samples)
     except LimnerError as error:
-        problems.add(Finding("nothing-to-train", picture_set.name, str(error)))
+        problems.add(Finding("nothing-to-train", dataset.name, str(error)))
         return np.arange(len(rows)), np.arange(0)
 
 
-def _buckets(picture_set: ImageDataset, trained: np.ndarray, config: Config) -> Buckets | None:
+def _buckets(dataset: ImageDataset, trained: np.ndarray, config: Config) -> Buckets | None:
     """The size that each row is trained at, where `data.buckets` asks for several."""
     unit = 1
     if config.data.buckets == "auto":
         from limner.pretrained.components import open_parts
 
         unit = open_parts(config).unit
-    return in_buckets(picture_set, trained, config, unit)[0]
+    return in_buckets(dataset, trained, config, unit)[0]
 
 
 class _Sizes:
@@ -201,27 +199,27 @@ def _reader(
 
 
 def _looked_at(
-    picture_set: ImageDataset, which: list[int], sizes: _Sizes, drawn: bool
+    dataset: ImageDataset, which: list[int], sizes: _Sizes, drawn: bool
 ) -> Iterator[tuple[int, Row, Looked | Fault]]:
     """Every picture decoded once, by threads, in the order of `which`."""
     progress = progress_lines(log, "rows looked at")
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as threads:
         for first in range(0, len(which), AT_ONCE):
             some = which[first : first + AT_ONCE]
-            rows, to = [picture_set.rows[i] for i in some], [sizes.of(i) for i in some]
-            found = threads.map(lambda row, size: look(picture_set, row, size, drawn), rows, to)
+            rows, to = [dataset.rows[i] for i in some], [sizes.of(i) for i in some]
+            found = threads.map(lambda row, size: look(dataset, row, size, drawn), rows, to)
             for offset, (row, looked) in enumerate(zip(rows, found, strict=True)):
                 yield first + offset, row, looked
             progress(first + len(rows), len(which))
 
 
-def _tell(picture_set: ImageDataset, row: Row, problems: Problems, faults: Sequence[Fault]) -> None:
-    path = picture_set.path(row) if faults else None
+def _tell(dataset: ImageDataset, row: Row, problems: Problems, faults: Sequence[Fault]) -> None:
+    path = dataset.path(row) if faults else None
     for fault in faults:
         problems.add(Finding(fault.kind, row.key, fault.said, str(path) if path else None))
 
 
-class _Pictures:
+class _DecodedImages:
     """Sizes, shapes, formats: counted."""
 
     def __init__(self, drawn: bool) -> None:
@@ -306,13 +304,13 @@ class _Captions:
 
 
 def _tell_shared(
-    picture_set: ImageDataset, which: list[int], captions: _Captions, problems: Problems
+    dataset: ImageDataset, which: list[int], captions: _Captions, problems: Problems
 ) -> None:
     for index, count in captions.shared():
-        row = picture_set.rows[which[index]]
+        row = dataset.rows[which[index]]
         shared = shorten(row.captions[0])
         said = f"{count:,} of {len(which):,} pictures are {shared}; the first is this"
-        _tell(picture_set, row, problems, [Fault("caption-shared", said)])
+        _tell(dataset, row, problems, [Fault("caption-shared", said)])
 
 
 def _quantiles(lengths: Counter[int]) -> dict[str, int]:
@@ -328,19 +326,19 @@ def _quantiles(lengths: Counter[int]) -> dict[str, int]:
     return {"least": values[0], "median": at(0.5), "p95": at(0.95), "most": values[-1]}
 
 
-def _unreferenced(picture_set: ImageDataset, config: Config) -> Iterator[Finding]:
+def _unreferenced(dataset: ImageDataset, config: Config) -> Iterator[Finding]:
     """Picture files beside those of the rows that neither a row nor a refused row names.
 
     Only folders in which a row's picture lies are looked at: others may be of another use, such
     as COCO's val2017/. Where the path is a file that lists pictures, others may list the rest.
     """
-    if not isinstance(picture_set, FolderPictures):
+    if not isinstance(dataset, FolderImages):
         return
     if Path(config.data.dataset_path).expanduser().is_file():
         return
-    named = {row.key for row in picture_set.rows} | {row.key for row in picture_set.refused}
-    for within in sorted({posixpath.dirname(row.key) for row in picture_set.rows}):
-        folder = picture_set.folder / within
+    named = {row.key for row in dataset.rows} | {row.key for row in dataset.refused}
+    for within in sorted({posixpath.dirname(row.key) for row in dataset.rows}):
+        folder = dataset.folder / within
         for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
             key = posixpath.join(within, name)
             is_image = Path(name).suffix.lower() in EXTENSIONS and not is_system_name(name)
@@ -350,14 +348,14 @@ def _unreferenced(picture_set: ImageDataset, config: Config) -> Iterator[Finding
                 )
 
 
-def _of_reading(picture_set: ImageDataset) -> Iterator[Finding]:
+def _of_reading(dataset: ImageDataset) -> Iterator[Finding]:
     """What was not read, and how what was not clear was read."""
-    if isinstance(picture_set, FolderPictures):
-        for why, path in picture_set.passed_over:
-            place = str(picture_set.folder / path)
+    if isinstance(dataset, FolderImages):
+        for why, path in dataset.passed_over:
+            place = str(dataset.folder / path)
             yield Finding("passed-over", path, f"skipped: {why}", place)
-    for note in getattr(picture_set, "notes", ()):
-        yield Finding("reading", picture_set.name, note)
+    for note in getattr(dataset, "notes", ()):
+        yield Finding("reading", dataset.name, note)
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -371,10 +369,10 @@ def _refuse_foreign(output: Path) -> None:
             f"--output {output} is not an earlier check and contains {name}, which would be "
             "overwritten; use an empty or new folder"
         )
-    _refuse_pictures(output / FOLDER)
+    _refuse_images(output / FOLDER)
 
 
-def _refuse_pictures(folder: Path) -> None:
+def _refuse_images(folder: Path) -> None:
     """The list of findings is copied to where rows are mended, beside pictures of people's own."""
     if others := foreign_names(folder, like=OURS):
         raise LimnerError(

@@ -14,7 +14,7 @@ from limner.messages import shorten
 
 
 def find_duplicates(
-    picture_set: ImageDataset, which: Sequence[int], held_out: np.ndarray, compared: Compared
+    dataset: ImageDataset, which: Sequence[int], held_out: np.ndarray, compared: Compared
 ) -> Iterator[Finding]:
     """One finding for each row that is like an earlier one; first what leaks across the split.
 
@@ -24,11 +24,11 @@ def find_duplicates(
     """
 
     def row(index: int) -> Row:
-        return picture_set.rows[which[index]]
+        return dataset.rows[which[index]]
 
     def finding(kind: str, index: int, other: int, said: str) -> Finding:
         mine = row(index)
-        path = picture_set.path(mine)
+        path = dataset.path(mine)
         return Finding(kind, mine.key, said, str(path) if path else None, row(other).key)
 
     alone = compared.there.copy()  # rows of which no earlier one of the same part is the same

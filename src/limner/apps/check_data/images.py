@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from limner.data.dataset import DamagedFile, ImageDataset, PictureError, Row, UnsupportedFormat
+from limner.data.dataset import DamagedFile, ImageDataset, ImageError, Row, UnsupportedFormat
 from limner.data.decoding.color import profile_of
 from limner.data.decoding.decode_budget import BUDGET
 from limner.data.decoding.image_modes import size_upright
 from limner.data.images import (
-    NotAPictureFile,
+    NotAnImageFile,
     decoded_bytes,
     kept_part,
     opened,
@@ -55,7 +55,7 @@ class Looked:
     faults: tuple[Fault, ...] = field(default=())
 
 
-def look(picture_set: ImageDataset, row: Row, size: tuple[int, int], drawn: bool) -> Looked | Fault:
+def look(dataset: ImageDataset, row: Row, size: tuple[int, int], drawn: bool) -> Looked | Fault:
     """Decode a row's picture once, to its end, and say all that is known of it.
 
     Args:
@@ -63,13 +63,13 @@ def look(picture_set: ImageDataset, row: Row, size: tuple[int, int], drawn: bool
         drawn: the set draws at any size, so that the size means nothing.
     """
     try:
-        source = picture_set.picture(row)
+        source = dataset.image(row)
         data = _bytes(source)
         with opened_rgb(data, row.key, shorter_side=_DECODED) as rgb:
             small = rgb.resize((SMALL, SMALL), Image.Resampling.LANCZOS, reducing_gap=3.0)
             levels = np.array(rgb.getextrema())  # lowest and highest of each channel
             pixels = digest(f"{rgb.width} {rgb.height}", rgb.tobytes())
-    except PictureError as error:
+    except ImageError as error:
         return Fault(_kind_of(error), str(error))
     try:
         with opened(data) as header, BUDGET.hold(decoded_bytes(header)):
@@ -156,17 +156,17 @@ def _bytes(source: bytes | Path) -> bytes | Path:
         return source
     try:
         return read_image(source)
-    except (OSError, NotAPictureFile):
+    except (OSError, NotAnImageFile):
         return source
 
 
-def _kind_of(error: PictureError) -> str:
+def _kind_of(error: ImageError) -> str:
     cause = error.__cause__
     if isinstance(error, UnsupportedFormat):
         return "unsupported-format"
     if isinstance(error, DamagedFile):
         return "damaged-file"
-    if isinstance(cause, NotAPictureFile):
+    if isinstance(cause, NotAnImageFile):
         return "path-refused"
     if isinstance(cause, Image.DecompressionBombError):
         return "too-many-pixels"

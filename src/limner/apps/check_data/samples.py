@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from limner.data.dataset import ImageDataset, PictureError, Row
+from limner.data.dataset import ImageDataset, ImageError, Row
 from limner.data.images import kept_part, open_rgb
 from limner.data.order import seeded_generator
 
@@ -24,7 +24,7 @@ ALIKE = ("split-leak", "near-split-leak", "conflicting-captions", "near-duplicat
 
 
 def show_samples(
-    picture_set: ImageDataset,
+    dataset: ImageDataset,
     good: Sequence[int],
     size_of: Callable[[int], tuple[int, int]],
     seed: int,
@@ -43,12 +43,12 @@ def show_samples(
     chosen = torch.randperm(len(good), generator=generator)[:SAMPLES].tolist()
     told = []
     for number, place in enumerate(sorted(chosen)):
-        row = picture_set.rows[good[place]]
+        row = dataset.rows[good[place]]
         size = size_of(good[place])
         try:
-            whole = open_rgb(picture_set.picture(row), row.key, shorter_side=SIDE)
-            seen = Image.fromarray(picture_set.load(row, size))
-        except PictureError:  # changed since it was looked at
+            whole = open_rgb(dataset.image(row), row.key, shorter_side=SIDE)
+            seen = Image.fromarray(dataset.load(row, size))
+        except ImageError:  # changed since it was looked at
             continue
         names = f"{number:02d}-whole.jpg", f"{number:02d}-seen.png"
         cut_shown(whole, *size).save(output / names[0], quality=88)
@@ -82,7 +82,7 @@ def cut_shown(whole: Image.Image, to_height: int, to_width: int) -> Image.Image:
 
 
 def show_duplicates(
-    picture_set: ImageDataset, which: Sequence[int], findings: list[dict[str, Any]], output: Path
+    dataset: ImageDataset, which: Sequence[int], findings: list[dict[str, Any]], output: Path
 ) -> list[dict[str, Any]]:
     """The first pairs of rows that are alike, the worst kind first, side by side."""
     pairs = [
@@ -95,7 +95,7 @@ def show_duplicates(
     wanted = {key for _, pair in pairs for key in (pair["key"], pair["other"])}
     rows: dict[str, Row] = {}
     for i in which if wanted else ():
-        row = picture_set.rows[i]
+        row = dataset.rows[i]
         if row.key in wanted:
             rows[row.key] = row
     told = []
@@ -104,8 +104,8 @@ def show_duplicates(
         names = [f"alike-{number:02d}-{side}.png" for side in "ab"]
         try:
             for row, name in zip(both, names, strict=True):
-                Image.fromarray(picture_set.load(row, SIDE // 2)).save(output / name)
-        except PictureError:
+                Image.fromarray(dataset.load(row, SIDE // 2)).save(output / name)
+        except ImageError:
             continue
         told.append(
             {

@@ -24,7 +24,7 @@ from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
-from limner.inference.saving import how_drawn, save_picture
+from limner.inference.saving import how_drawn, save_image
 from limner.pretrained.autoencoder import IdentityAutoencoder
 from limner.reports.run_folder import read_run
 
@@ -148,7 +148,7 @@ class Painter:
 
     def _draw(self, asked: DrawRequest, settings: dict[str, Any], tell: Tell) -> None:
         unkept: list[str] = []
-        generator, every = self.generator, asked.pictures()
+        generator, every = self.generator, asked.images()
         size = generator.config.data.image_size
         at_once = generator.at_once(AT_ONCE, asked.height or size, asked.width or size)
         for first in range(0, len(every), at_once):
@@ -170,15 +170,15 @@ class Painter:
                 progress=progress,
                 **settings,
             )
-            for number, picture in enumerate(drawn, start=first):
-                how = how_drawn(picture)
+            for number, image in enumerate(drawn, start=first):
+                how = how_drawn(image)
                 event = {"kind": "picture", "number": number, "how": how}
                 try:
                     if self.keep_in is not None:
-                        keep(picture, self.keep_in)
+                        keep(image, self.keep_in)
                 except OSError as error:
                     unkept.append(error.strerror or str(error))
-                tell({**event, "png": _encoded(picture, "PNG")})
+                tell({**event, "png": _encoded(image, "PNG")})
         if unkept:
             raise LimnerError(
                 f"{len(unkept)} of {len(every)} pictures could not be saved in {self.keep_in} "
@@ -186,13 +186,13 @@ class Painter:
             )
 
 
-def keep(picture: Image.Image, folder: Path) -> Path:
+def keep(image: Image.Image, folder: Path) -> Path:
     """Save a drawing by its prompt and seed; one by that name that is there already stays."""
-    how = how_drawn(picture)
+    how = how_drawn(image)
     words = re.sub(r"[^\w-]+", "-", str(how["prompt"])).strip("-")[:60].strip("-") or "empty"
     folder.mkdir(parents=True, exist_ok=True)
     data = BytesIO()
-    save_picture(picture, data, "PNG")
+    save_image(image, data, "PNG")
     for number in itertools.count(1):
         path = folder / f"{words}-{how['seed']}{f'-{number}' if number > 1 else ''}.png"
         try:
@@ -204,7 +204,7 @@ def keep(picture: Image.Image, folder: Path) -> Path:
     raise AssertionError("names do not end")
 
 
-def _encoded(picture: Image.Image, format: str) -> str:
+def _encoded(image: Image.Image, format: str) -> str:
     data = BytesIO()
-    save_picture(picture, data, format)
+    save_image(image, data, format)
     return base64.b64encode(data.getvalue()).decode()

@@ -12,7 +12,7 @@ from limner.config.types import SEEDS, NonNegative, PositiveInt, Section, Seed, 
 from limner.errors import LimnerError
 from limner.messages import shorten_name
 
-MOST_PICTURES = 64
+MOST_IMAGES = 64
 MOST_CHARACTERS = 10_000
 """Of a prompt, as of a caption."""
 MOST_ERRORS = 8
@@ -24,9 +24,9 @@ Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 
 class DrawRequest(Section):
-    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=MOST_PICTURES)]
+    prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=MOST_IMAGES)]
     """One or several; each is drawn `num_images` times."""
-    num_images: Annotated[PositiveInt, Field(le=MOST_PICTURES)] = 1
+    num_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] = 1
     seed: Seed = 0
     """Of the first picture of a prompt; the next has the next."""
     negative_prompt: Prompt | None = None
@@ -49,14 +49,14 @@ class DrawRequest(Section):
             places = [shorten_name(".".join(map(str, e["loc"]))) for e in found]
             lines = [f"{place}: {e['msg']}" for place, e in zip(places, found, strict=True)]
             raise LimnerError("invalid request: " + "; ".join(lines)) from None
-        if len(asked.prompts) * asked.num_images > MOST_PICTURES:
+        if len(asked.prompts) * asked.num_images > MOST_IMAGES:
             raise LimnerError(
                 f"{len(asked.prompts)} prompts, each {asked.num_images} times, are more than "
-                f"{MOST_PICTURES} pictures; request fewer"
+                f"{MOST_IMAGES} pictures; request fewer"
             )
         return asked
 
-    def pictures(self) -> list[tuple[str, int]]:
+    def images(self) -> list[tuple[str, int]]:
         """Prompt and seed of each picture."""
         seeds = [(self.seed + i) % SEEDS for i in range(self.num_images)]
         return [(prompt, seed) for prompt in self.prompts for seed in seeds]

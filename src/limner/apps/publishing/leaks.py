@@ -404,15 +404,15 @@ def _packed(data: bytes) -> Iterator[tuple[str, bytes]]:
 def _beside_pixels(data: bytes) -> Iterator[tuple[str, bytes]]:
     with suppress(Exception), warnings.catch_warnings():  # a damaged picture has many errors
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()  # texts may follow the pixels
-            known = {**picture.info, **getattr(picture, "text", {})}
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()  # texts may follow the pixels
+            known = {**image.info, **getattr(image, "text", {})}
             for key, value in known.items():
                 content = (
                     value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
                 )
                 yield str(key), content
-            for tag, value in picture.getexif().items():
+            for tag, value in image.getexif().items():
                 content = (
                     value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
                 )

@@ -14,7 +14,7 @@ from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.locate import newest_good
 from limner.checkpoint.single_file import WeightsFile, sha256_of
 from limner.data.order import evenly_spaced
-from limner.evaluation.results_folder import PAGE, PICTURES, RESULTS, places
+from limner.evaluation.results_folder import IMAGES, PAGE, RESULTS, places
 from limner.evaluation.splits import Split
 from limner.reports.evaluation_report import write_page
 from limner.reports.run_folder import Run, read_json, read_run
@@ -99,9 +99,9 @@ def evaluation_of(
         )
         return found, None
     # Made anew, of what is public, with the pictures that lie there.
-    pictures = folder / "evaluation" / PICTURES
-    if (place / PICTURES).is_dir():
-        shutil.copytree(place / PICTURES, pictures)
+    images = folder / "evaluation" / IMAGES
+    if (place / IMAGES).is_dir():
+        shutil.copytree(place / IMAGES, images)
     write_page(folder / "evaluation")
-    shutil.rmtree(pictures, ignore_errors=True)
+    shutil.rmtree(images, ignore_errors=True)
     return found, f"evaluation/{PAGE}"

@@ -220,13 +220,13 @@ def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
     if not prompts:
         return []
     generator = ImageGenerator(folder / WEIGHTS_FILE)
-    pictures = generator.generate_batch(prompts, seeds=list(range(len(prompts))))
+    images = generator.generate_batch(prompts, seeds=list(range(len(prompts))))
     how = generator.sampling.model_dump(mode="json") | {"dtype": name_of(generator.dtype)}
     (folder / "samples").mkdir(exist_ok=True)
     samples = []
-    for seed, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+    for seed, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         file = f"samples/drawn-{seed:02d}.png"
-        picture.save(folder / file)
+        image.save(folder / file)
         samples.append(Sample(file, prompt, seed, "free", how))
     return samples
 

@@ -26,7 +26,7 @@ from limner.data.order import evenly_spaced
 from limner.data.split import in_second_half, sampling_rank
 from limner.errors import LimnerError
 from limner.evaluation.prompt_following import Gallery
-from limner.evaluation.samples import Drawing, pictures_of, show_truth
+from limner.evaluation.samples import Drawing, images_of, show_truth
 from limner.evaluation.splits import Split
 
 RANGE = 1000
@@ -64,7 +64,7 @@ class Part:
         return sum(d.split is Split.HELD_OUT for d in self.asked)
 
     @property
-    def pictures(self) -> Tensor:
+    def images(self) -> Tensor:
         """uint8 [N, S, S, 3]."""
         return torch.from_numpy(np.stack([d.truth for d in self.asked if d.truth is not None]))
 
@@ -76,7 +76,7 @@ class Part:
         ]
 
 
-def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
+def parts_of(data: Data, images: int) -> tuple[Part, Part]:
     """What settings are chosen on, and what is reported on; no row is in both.
 
     Args:
@@ -90,9 +90,9 @@ def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
         halves[in_second_half(row.key)].append((Split.HELD_OUT, i))
     trained = [(Split.TRAINED, i) for i in _shuffled(data.trained.rows)]
     chosen, reported = halves
-    fill = max(0, pictures - len(chosen))
-    chosen = chosen[:pictures] + trained[:fill]
-    reported = reported[:pictures]
+    fill = max(0, images - len(chosen))
+    chosen = chosen[:images] + trained[:fill]
+    reported = reported[:images]
     if len(reported) < FEWEST:
         reported += trained[fill : fill + FEWEST - len(reported)]
     return (
@@ -104,7 +104,7 @@ def parts_of(data: Data, pictures: int) -> tuple[Part, Part]:
 def _part(name: str, data: Data, members: Sequence[tuple[Split, int]], first_seed: int) -> Part:
     asked: dict[str, Drawing] = {}
     for split, i in members:
-        row = pictures_of(data, split).rows[i]
+        row = images_of(data, split).rows[i]
         asked[row.key] = Drawing(row.captions[0], first_seed, split, i)
     show_truth(asked.values(), data)
     # Of what cannot be decoded training has told, and its row is in refused.jsonl.
@@ -127,7 +127,7 @@ def gallery_of(data: Data, part: Part) -> Gallery | None:
         if d.position is not None:
             gallery.add(d.split, [d.position])
     for split in (Split.HELD_OUT, Split.TRAINED):
-        count = len(pictures_of(data, split).rows)
+        count = len(images_of(data, split).rows)
         others = [i for i in range(count) if (split, i) not in gallery.places]
         gallery.add(split, [others[k] for k in evenly_spaced(len(others), RANGE - len(gallery))])
     return None if gallery.shared_captions() else gallery

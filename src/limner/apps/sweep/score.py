@@ -53,7 +53,7 @@ class Quality:
         follow: Follow | None,
     ) -> None:
         self.generator, self.part, self.network, self.follow = generator, part, network, follow
-        self.real = network.features(part.pictures) if network is not None else None
+        self.real = network.features(part.images) if network is not None else None
         self.drawn: dict[SamplingConfig, Drawn] = {}
 
     def measure(self, sampling: SamplingConfig, count: int) -> Measurement:

@@ -55,7 +55,7 @@ def search(
     noise_schedule: NoiseSchedule,
     start: SamplingConfig,
     costs: Sequence[int],
-    pictures: int,
+    images: int,
     measure: Measure,
 ) -> tuple[dict[int, SamplingConfig], bool]:
     """The best setting found at each cost, and whether the search came to its end.
@@ -70,7 +70,7 @@ def search(
     """
     found: dict[int, SamplingConfig] = {}
     finished = True
-    rounds = rounds_of(pictures)
+    rounds = rounds_of(images)
     for cost in sorted(costs, key=lambda c: (abs(math.log2(c / FIRST_COST)), c)):
         near = min(found, key=lambda c: abs(math.log2(c / cost)), default=None)
         best = at_cost(start if near is None else found[near], noise_schedule, cost)
@@ -88,9 +88,9 @@ def search(
     return found, finished
 
 
-def rounds_of(pictures: int) -> tuple[int, ...]:
+def rounds_of(images: int) -> tuple[int, ...]:
     """Pictures in each round of a choice, ascending."""
-    return tuple(sorted({max(2, pictures // part) for part in (4, 2, 1)}))
+    return tuple(sorted({max(2, images // part) for part in (4, 2, 1)}))
 
 
 def stages(

@@ -60,12 +60,12 @@ def save_sheet(
     """
     asked = quality.part.asked[:SHOWN]
     count = len(asked)
-    pictures = [Image.fromarray(d.truth) for d in asked if d.truth is not None]
+    images = [Image.fromarray(d.truth) for d in asked if d.truth is not None]
     groups = ["real"] * count
     for name, sampling in settings:
         drawn = quality.drawings(sampling, 0, count)
-        pictures += [d.picture for d in drawn if d.picture is not None]
+        images += [d.image for d in drawn if d.image is not None]
         groups += [f"{name}: {in_words(sampling)}"] * count
     labels = [d.prompt for d in asked] * (1 + len(settings))
-    sheet = contact_sheet(pictures, labels, columns=count, title=title, groups=groups)
+    sheet = contact_sheet(images, labels, columns=count, title=title, groups=groups)
     save_contact_sheet(sheet, path, labels)

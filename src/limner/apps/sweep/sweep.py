@@ -32,7 +32,7 @@ from limner.inference.generator import ImageGenerator
 from limner.version import __version__
 
 COSTS = (4, 8, 16, 32, 64)
-PICTURES = 64
+IMAGES = 64
 MINUTES = 30.0
 SHEET = "sweep.png"
 SEARCH_SHARE = 0.7
@@ -66,7 +66,7 @@ class Measuring:
 def sweep(
     checkpoint: str | Path,
     costs: Sequence[int] = COSTS,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     minutes: float = MINUTES,
     store: bool = True,
     store_cost: int | None = None,
@@ -95,7 +95,7 @@ def sweep(
     opened = Checkpoint.open(checkpoint)
     with FolderLock(opened.folder, "sweep another checkpoint", ".limner-sweep.lock"):
         return _sweep(
-            opened, costs, pictures, minutes, store, store_cost, guide, device, vae, text_encoder,
+            opened, costs, images, minutes, store, store_cost, guide, device, vae, text_encoder,
             began,
         )  # fmt: skip
 
@@ -103,7 +103,7 @@ def sweep(
 def _sweep(
     opened: Checkpoint,
     costs: Sequence[int],
-    pictures: int,
+    images: int,
     minutes: float,
     store: bool,
     store_cost: int | None,
@@ -125,7 +125,7 @@ def _sweep(
     generator = open_generator(opened.folder, opened.config, device, vae, text_encoder, guide)
     data = open_data(squares(opened.config))
     network, missing = feature_network(generator)
-    chosen, reported = parts_of(data, pictures)
+    chosen, reported = parts_of(data, images)
     qualities = {
         part.name: Quality(generator, part, network, follow_of(data, part))
         for part in (chosen, reported)
@@ -145,20 +145,20 @@ def _sweep(
 
     measure.until = began + 60 * minutes * SEARCH_SHARE
     path = generator.objective.noise_schedule
-    found, finished = search(config, path, before, costs, pictures, measure)
+    found, finished = search(config, path, before, costs, images, measure)
     if not found:
         raise LimnerError(
             f"no setting needs as few as {max(costs)} evaluations; use higher --costs"
         )
     measure.until = float("inf")  # what was found must be compared at one number of pictures
     named = [("before", before), *((str(cost), found[cost]) for cost in sorted(found))]
-    for_all = [(name, sampling, measure(sampling, pictures)) for name, sampling in named]
+    for_all = [(name, sampling, measure(sampling, images)) for name, sampling in named]
     measure.until = began + 60 * minutes
     rows = []
     for name, sampling, on_chosen in for_all:
         on_reported = None
         try:
-            on_reported = measure(sampling, pictures, "reported")
+            on_reported = measure(sampling, images, "reported")
         except TimeIsUp:
             finished = False
         rows.append(Row(name, sampling, on_chosen, on_reported))
@@ -239,7 +239,7 @@ def protocol_of(
                 "count": len(part.asked),
                 "held_out": part.held_out,
                 "first_seed": part.first_seed,
-                "pictures": digest(part.pictures.numpy().tobytes()).hex(),
+                "pictures": digest(part.images.numpy().tobytes()).hex(),
             }.items()
         },
         "dtype": name_of(generator.dtype),

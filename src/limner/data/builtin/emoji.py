@@ -26,7 +26,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from limner.data.dataset import PictureError, Refused, Row
+from limner.data.dataset import ImageError, Refused, Row
 from limner.data.images import DRAWN_SIDE, Size, png_bytes, refitted
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints
@@ -73,7 +73,7 @@ COMMAS = {"zh": "，", "ja": "、", "ar": "، ", "fa": "، "}
 """What stands between a subject and its tone, where it is not ", "."""
 
 
-class EmojiPictures:
+class EmojiImages:
     """Twemoji pictures named in English first, then in the other languages asked for."""
 
     name = "emoji"
@@ -92,7 +92,7 @@ class EmojiPictures:
         self.languages = list(dict.fromkeys(["en", *codes]))
         emoji.config.load_language(self.languages)
         self._folder = _svg_folder()
-        characters, self.refused = _picture_keys(self._folder)
+        characters, self.refused = _image_keys(self._folder)
         if subset == "demo":
             characters, self.refused = _demo_only(characters), []
         captions = _captions(characters, self.languages)
@@ -106,7 +106,7 @@ class EmojiPictures:
         )
 
     def load(self, row: Row, image_size: Size) -> np.ndarray:
-        """The picture on white, uint8 [height, width, 3]. Raises PictureError."""
+        """The picture on white, uint8 [height, width, 3]. Raises ImageError."""
         if not isinstance(image_size, int):
             return refitted(self.load(row, max(image_size)), image_size)
         try:
@@ -118,7 +118,7 @@ class EmojiPictures:
                 skip_system_fonts=True,  # the pictures hold no text; looking for fonts takes time
             )
         except ValueError as error:
-            raise PictureError(f"cannot draw emoji {row.key}: {error}") from error
+            raise ImageError(f"cannot draw emoji {row.key}: {error}") from error
         drawn = Image.open(io.BytesIO(png)).convert("RGB")
         # A few of the files are not square, and resvg keeps their shape.
         square = Image.new("RGB", (image_size, image_size), "white")
@@ -128,7 +128,7 @@ class EmojiPictures:
     def path(self, row: Row) -> None:
         """Nothing that could be damaged."""
 
-    def picture(self, row: Row) -> bytes:
+    def image(self, row: Row) -> bytes:
         """The bytes of a PNG of DRAWN_SIDE pixels."""
         return png_bytes(self.load(row, DRAWN_SIDE))
 
@@ -178,7 +178,7 @@ def _svg_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "assets" / "svg"
 
 
-def _picture_keys(folder: Path) -> tuple[dict[str, str], list[Refused]]:
+def _image_keys(folder: Path) -> tuple[dict[str, str], list[Refused]]:
     """{key: character} of the emoji that have exactly their own file, and the emoji without."""
     files = {path.stem for path in folder.glob("*.svg")}
     # Components are the five tones and four hair styles on their own; the other two statuses

@@ -90,7 +90,7 @@ class Scene:
         return any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in self.things)
 
 
-class ShapesPictures:
+class ShapesImages:
     """`num_samples` pictures of random scenes; a longer set begins with the shorter one."""
 
     name = "shapes"
@@ -126,7 +126,7 @@ class ShapesPictures:
     def path(self, row: Row) -> None:
         """Nothing that could be damaged."""
 
-    def picture(self, row: Row) -> bytes:
+    def image(self, row: Row) -> bytes:
         """The bytes of a PNG of DRAWN_SIDE pixels."""
         return png_bytes(self.load(row, DRAWN_SIDE))
 

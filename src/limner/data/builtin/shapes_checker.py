@@ -57,11 +57,11 @@ class CheckResult:
         return all(self.holds.values())
 
 
-def check(scene: Scene | str, picture: np.ndarray) -> CheckResult:
+def check(scene: Scene | str, image: np.ndarray) -> CheckResult:
     """Compares a scene (or a caption of it) with a square picture, uint8 [H, W, 3]. A caption that
     is not of the grammar raises LimnerError."""
     scene = parse(scene) if isinstance(scene, str) else scene
-    found = find_things(picture)
+    found = find_things(image)
     wanted = scene.drawn
     # Which thing is which is not known: take the pairing in which most is right. A picture of many
     # pieces is wrong anyway, so only its largest are tried.
@@ -71,17 +71,17 @@ def check(scene: Scene | str, picture: np.ndarray) -> CheckResult:
     return CheckResult({"count": len(found) == len(wanted), **best}, found)
 
 
-def find_things(picture: np.ndarray) -> tuple[FoundThing, ...]:
+def find_things(image: np.ndarray) -> tuple[FoundThing, ...]:
     """The things of a square picture, uint8 [H, W, 3], largest first."""
-    scale = picture.shape[0] / GRID
-    coverage = _coverage(picture)
+    scale = image.shape[0] / GRID
+    coverage = _coverage(image)
     things = []
     for piece in _connected_pieces(coverage >= 0.5):
         own = np.where(_grown(piece), coverage, 0.0)  # with its antialiased edge
         if own.sum() < SMALLEST_AREA * scale**2:
             continue
         full = piece & (coverage >= 0.8 * coverage[piece].max())  # without the mixed edge
-        colour = _nearest_colour(picture[full])
+        colour = _nearest_colour(image[full])
         rows, columns = np.nonzero(own)
         top, left = max(rows.min() - 2, 0), max(columns.min() - 2, 0)  # room for other shapes
         own = own[top : rows.max() + 3, left : columns.max() + 3]
@@ -125,13 +125,13 @@ def _relation(first: FoundThing, second: FoundThing) -> str | None:
     return "left of" if right > abs(down) else "above" if down > abs(right) else None
 
 
-def _coverage(picture: np.ndarray) -> np.ndarray:
+def _coverage(image: np.ndarray) -> np.ndarray:
     """How much of each pixel a thing covers, 0 to 1, float64 [H, W].
 
     A pixel at an edge is a mixture: white + coverage * (colour - white). For each colour that
     equation has a least-squares solution; the colour that leaves the smallest rest is taken. So an
     edge of yellow, which is close to white, is where an edge of black is: at one half."""
-    ink = 255.0 - picture.astype(np.float64)  # [H, W, 3]
+    ink = 255.0 - image.astype(np.float64)  # [H, W, 3]
     full_ink = 255.0 - np.array(list(COLOURS.values()), dtype=np.float64)  # [colours, 3]
     coverage = ink @ full_ink.T / (full_ink**2).sum(1)  # [H, W, colours]
     rest = ((ink[..., None, :] - coverage[..., None] * full_ink) ** 2).sum(-1)

@@ -10,10 +10,17 @@ from typing import get_args
 
 from limner.config import load_config
 from limner.config.data import Format
-from limner.data.convert.writers import SHARD_SIZE, WRITERS, Layout, Picture, ShardSize, write_json
-from limner.data.dataset import ImageDataset, PackedImages, PictureError, Refused, Row, require_rows
-from limner.data.images import NotAPictureFile, open_rgb, opened, read_image
-from limner.data.open import open_picture_set
+from limner.data.convert.writers import (
+    SHARD_SIZE,
+    WRITERS,
+    EncodedImage,
+    Layout,
+    ShardSize,
+    write_json,
+)
+from limner.data.dataset import ImageDataset, ImageError, PackedImages, Refused, Row, require_rows
+from limner.data.images import NotAnImageFile, open_rgb, opened, read_image
+from limner.data.open import open_image_dataset
 from limner.data.own_folder import keep_out_of, keep_out_of_links
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
@@ -90,10 +97,10 @@ def _prepare(
     size = ShardSize(shard_size)
     if (folder := Path(source).expanduser()).is_dir():
         keep_out_of(output, folder, "--output")
-    picture_set = _open(kind, str(source), overrides)
-    keep_out_of_links(output, picture_set, "--output")
-    rows: Sequence[Row] = picture_set.rows
-    refused = list(picture_set.refused)
+    dataset = _open(kind, str(source), overrides)
+    keep_out_of_links(output, dataset, "--output")
+    rows: Sequence[Row] = dataset.rows
+    refused = list(dataset.refused)
     if num_samples is not None:
         rows = sorted(rows, key=lambda row: sampling_rank(row.key))
 
@@ -105,11 +112,11 @@ def _prepare(
         ):
             for done, row in enumerate(rows, start=1):
                 try:
-                    data, extension = _verified(_bytes(picture_set, row), row.key)
+                    data, extension = _verified(_bytes(dataset, row), row.key)
                     name = f"image_{count + 1:06d}"
-                    writer.add(Picture(name, data, extension, row.captions, row.held_out))
+                    writer.add(EncodedImage(name, data, extension, row.captions, row.held_out))
                     count += 1
-                except PictureError as error:
+                except ImageError as error:
                     refused.append(Refused(row.key, str(error).removeprefix(f"{row.key}: ")))
                 if on_progress:
                     on_progress(done, len(rows))
@@ -124,7 +131,7 @@ def _prepare(
             f"{output} could not be written: {error.strerror or error}. Check free space and "
             "permissions."
         ) from error
-    return Prepared(count, refused, picture_set.description)
+    return Prepared(count, refused, dataset.description)
 
 
 def _refuse_filled(output: Path) -> None:
@@ -142,29 +149,29 @@ def _open(kind: str, source: str, overrides: Sequence[str]) -> ImageDataset:
     data = {"dataset_path": source, "format": "auto" if kind == "custom" else kind}
     if kind == "datasets" and not Path(source).expanduser().exists():
         data["dataset_name"] = source
-    return open_picture_set(load_config({"data": data}, overrides))
+    return open_image_dataset(load_config({"data": data}, overrides))
 
 
-def _bytes(picture_set: ImageDataset, row: Row) -> bytes:
-    """The encoded picture. Raises PictureError."""
-    if picture_set.path(row) is None and not isinstance(picture_set, PackedImages):
-        raise PictureError(f"{row.key}: {picture_set.name} contains no picture files")
-    source = picture_set.picture(row)
+def _bytes(dataset: ImageDataset, row: Row) -> bytes:
+    """The encoded picture. Raises ImageError."""
+    if dataset.path(row) is None and not isinstance(dataset, PackedImages):
+        raise ImageError(f"{row.key}: {dataset.name} contains no picture files")
+    source = dataset.image(row)
     try:
         return source if isinstance(source, bytes) else read_image(source)
-    except NotAPictureFile as error:
-        raise PictureError(f"{row.key}: the file cannot be read: {error}.") from error
+    except NotAnImageFile as error:
+        raise ImageError(f"{row.key}: the file cannot be read: {error}.") from error
     except OSError as error:
-        raise PictureError(f"{row.key}: the file cannot be read ({error.strerror}).") from error
+        raise ImageError(f"{row.key}: the file cannot be read ({error.strerror}).") from error
 
 
 def _verified(data: bytes, key: str) -> tuple[bytes, str]:
-    """(bytes, extension) to write of a picture that was decoded to its end. Raises PictureError."""
-    picture = open_rgb(data, key)
+    """(bytes, extension) to write of a picture that was decoded to its end. Raises ImageError."""
+    image = open_rgb(data, key)
     if extension := _extension_to_keep(data):
         return data, extension
     new = io.BytesIO()
-    picture.save(new, "PNG", icc_profile=None)  # its colours are sRGB by now
+    image.save(new, "PNG", icc_profile=None)  # its colours are sRGB by now
     return new.getvalue(), ".png"
 
 

@@ -29,7 +29,7 @@ _ROWS_AT_ONCE, _BYTES_AT_ONCE = 100, 2**25
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EncodedImage:
     """One picture to write."""
 
     name: str
@@ -58,14 +58,14 @@ class ShardSize:
                 f"--shard_size is {text!r}; it must be a number of pictures (1000) or a size "
                 "(256MiB)"
             )
-        self.pictures = None if found[2] else int(found[1])
+        self.images = None if found[2] else int(found[1])
         self.bytes = int(found[1]) * _UNITS[found[2].upper()] if found[2] else None
 
-    def is_full(self, pictures: int, size: int, more: int) -> bool:
+    def is_full(self, images: int, size: int, more: int) -> bool:
         """Whether a shard of so many pictures and bytes ends before one of `more` bytes."""
-        if self.pictures is not None:
-            return pictures >= self.pictures
-        return pictures > 0 and size + more > (self.bytes or 0)
+        if self.images is not None:
+            return images >= self.images
+        return images > 0 and size + more > (self.bytes or 0)
 
 
 class Writer(Protocol):
@@ -73,7 +73,7 @@ class Writer(Protocol):
 
     def __init__(self, folder: Path, shard_size: ShardSize) -> None: ...
 
-    def add(self, picture: Picture) -> None: ...
+    def add(self, image: EncodedImage) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -96,13 +96,13 @@ class _Files:
 
     def __init__(self, folder: Path, shard_size: ShardSize) -> None:
         self.folder = folder
-        self.rows: list[tuple[str, Picture]] = []
+        self.rows: list[tuple[str, EncodedImage]] = []
         (folder / self.within).mkdir(parents=True, exist_ok=True)
 
-    def add(self, picture: Picture) -> None:
-        name = f"{self.within}/{picture.name}{picture.extension}".lstrip("/")
-        (self.folder / name).write_bytes(picture.data)
-        kept = Picture(picture.name, b"", picture.extension, picture.captions, picture.held_out)
+    def add(self, image: EncodedImage) -> None:
+        name = f"{self.within}/{image.name}{image.extension}".lstrip("/")
+        (self.folder / name).write_bytes(image.data)
+        kept = EncodedImage(image.name, b"", image.extension, image.captions, image.held_out)
         self.rows.append((name, kept))
 
     def finish(self) -> None: ...
@@ -118,8 +118,8 @@ class MetadataWriter(_Files):
 
     def finish(self) -> None:
         rows = [
-            {"image": name, "text": _text(picture.captions)} | picture.aside()
-            for name, picture in self.rows
+            {"image": name, "text": _text(image.captions)} | image.aside()
+            for name, image in self.rows
         ]
         write_json(self.folder / "metadata.json", rows)
 
@@ -129,7 +129,7 @@ class ImageFolderWriter(_Files):
     every row where it is one in any, as Arrow wants columns of one type."""
 
     def finish(self) -> None:
-        several = any(len(picture.captions) > 1 for _, picture in self.rows)
+        several = any(len(image.captions) > 1 for _, image in self.rows)
         lines = [
             {"file_name": name, "text": list(p.captions) if several else p.captions[0]} | p.aside()
             for name, p in self.rows
@@ -143,10 +143,10 @@ class PairsWriter(_Files):
 
     within = ""
 
-    def add(self, picture: Picture) -> None:
-        (self.folder / f"{picture.name}{picture.extension}").write_bytes(picture.data)
-        for ending, data in _described(picture):
-            (self.folder / f"{picture.name}{ending}").write_bytes(data)
+    def add(self, image: EncodedImage) -> None:
+        (self.folder / f"{image.name}{image.extension}").write_bytes(image.data)
+        for ending, data in _described(image):
+            (self.folder / f"{image.name}{ending}").write_bytes(data)
 
 
 class WebDatasetWriter:
@@ -156,28 +156,28 @@ class WebDatasetWriter:
     def __init__(self, folder: Path, shard_size: ShardSize) -> None:
         self.folder, self.shard_size = folder, shard_size
         self.tar: tarfile.TarFile | None = None
-        self.shards = self.pictures = self.size = 0
+        self.shards = self.images = self.size = 0
 
-    def add(self, picture: Picture) -> None:
-        members = [(picture.extension, picture.data)]
-        members += [(".txt", picture.captions[0].encode("utf-8"))]
-        about = {"captions": list(picture.captions)} | picture.aside()
+    def add(self, image: EncodedImage) -> None:
+        members = [(image.extension, image.data)]
+        members += [(".txt", image.captions[0].encode("utf-8"))]
+        about = {"captions": list(image.captions)} | image.aside()
         members += [(".json", _json(about).encode("utf-8"))]
         more = sum(512 + -(-len(data) // 512) * 512 for _, data in members)  # blocks of 512
-        if self.tar is None or self.shard_size.is_full(self.pictures, self.size, more):
+        if self.tar is None or self.shard_size.is_full(self.images, self.size, more):
             self._next()
         assert self.tar is not None
         for ending, data in members:
-            about_file = tarfile.TarInfo(f"{picture.name}{ending}")  # time 0, no owner
+            about_file = tarfile.TarInfo(f"{image.name}{ending}")  # time 0, no owner
             about_file.size = len(data)
             self.tar.addfile(about_file, io.BytesIO(data))
-        self.pictures, self.size = self.pictures + 1, self.size + more
+        self.images, self.size = self.images + 1, self.size + more
 
     def _next(self) -> None:
         self.finish()
         path = self.folder / f"shard-{self.shards:06d}.tar"
         self.tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        self.shards, self.pictures, self.size = self.shards + 1, 0, 0
+        self.shards, self.images, self.size = self.shards + 1, 0, 0
 
     def finish(self) -> None:
         if self.tar is not None:
@@ -219,21 +219,21 @@ class ParquetWriter:
         self.writer: Any = None
         self.paths: list[Path] = []
         self.rows: list[dict[str, Any]] = []
-        self.waiting = self.pictures = self.size = 0
+        self.waiting = self.images = self.size = 0
 
-    def add(self, picture: Picture) -> None:
-        more = len(picture.data) + sum(len(caption.encode("utf-8")) for caption in picture.captions)
-        if self.writer is None or self.shard_size.is_full(self.pictures, self.size, more):
+    def add(self, image: EncodedImage) -> None:
+        more = len(image.data) + sum(len(caption.encode("utf-8")) for caption in image.captions)
+        if self.writer is None or self.shard_size.is_full(self.images, self.size, more):
             self._next()
         self.rows.append(
             {
-                "image": {"bytes": picture.data, "path": f"{picture.name}{picture.extension}"},
-                "captions": list(picture.captions),
-                HELD_OUT: picture.held_out,
+                "image": {"bytes": image.data, "path": f"{image.name}{image.extension}"},
+                "captions": list(image.captions),
+                HELD_OUT: image.held_out,
             }
         )
         self.waiting += more
-        self.pictures, self.size = self.pictures + 1, self.size + more
+        self.images, self.size = self.images + 1, self.size + more
         if len(self.rows) >= _ROWS_AT_ONCE or self.waiting >= _BYTES_AT_ONCE:
             self._flush()
 
@@ -243,7 +243,7 @@ class ParquetWriter:
         self._close()
         self.paths.append(self.folder / f"train-{len(self.paths):05d}.parquet")
         self.writer = parquet.ParquetWriter(self.paths[-1], self.schema, write_page_checksum=True)
-        self.pictures = self.size = 0
+        self.images = self.size = 0
 
     def _flush(self) -> None:
         import pyarrow
@@ -286,9 +286,9 @@ def write_json(path: Path, data: object) -> None:
     path.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
-def _described(picture: Picture) -> list[tuple[str, bytes]]:
-    files = [(".txt", picture.captions[0].encode("utf-8"))]
-    if more := picture.more():
+def _described(image: EncodedImage) -> list[tuple[str, bytes]]:
+    files = [(".txt", image.captions[0].encode("utf-8"))]
+    if more := image.more():
         files.append((".json", _json(more).encode("utf-8")))
     return files
 

@@ -19,10 +19,10 @@ _AVIF = frozenset({b"avif", b"avis"})
 _CONTAINER = frozenset({b"mif1", b"msf1", b"miaf"})  # of either
 
 
-def first_bytes(picture: str | Path | bytes, count: int = 512) -> bytes:
-    if isinstance(picture, bytes):
-        return picture[:count]
-    with open(picture, "rb") as file:
+def first_bytes(image: str | Path | bytes, count: int = 512) -> bytes:
+    if isinstance(image, bytes):
+        return image[:count]
+    with open(image, "rb") as file:
         return file.read(count)
 
 

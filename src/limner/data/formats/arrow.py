@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limner.data import images as pictures
-from limner.data.dataset import HELD_OUT, PictureError, Refused, Row, require_rows
+from limner.data import images as images
+from limner.data.dataset import HELD_OUT, ImageError, Refused, Row, require_rows
 from limner.data.formats.classes import readable
 from limner.data.formats.columns import IMAGE, Chosen, Columns, has_text
 from limner.data.formats.entries import check_caption
@@ -40,8 +40,8 @@ _CACHED = re.compile(r".*/(?:snapshots|extracted)/[0-9a-f]{16,}/(.+)")
 """Where a file lies that was downloaded: what follows is the same on every machine."""
 
 
-class DatasetPictures:
-    """Rows of an Arrow table; a PictureSet, and Contained.
+class DatasetImages:
+    """Rows of an Arrow table; a ImageDataset, and Contained.
 
     A row's key is the path that the picture has in the data set, where all rows have one of their
     own, else the row's number.
@@ -64,7 +64,7 @@ class DatasetPictures:
         name: str,
         columns: Columns | None = None,
         folder: Path | None = None,
-        crop: pictures.Crop = "center",
+        crop: images.Crop = "center",
         allowed: Sequence[Path] = (),
     ) -> None:
         import datasets
@@ -75,7 +75,7 @@ class DatasetPictures:
         used = [chosen.image, *chosen.captions, *chosen.others, HELD_OUT]
         damaged = _damaged(data, [n for n in used if n in data.column_names], name)
         self.identity = _identity(data)
-        self.image = chosen.image
+        self.image_column = chosen.image
         data = _encoded(data, chosen.image, name)
         self.whole = _ranges(len(data), damaged)  # rows that may be read: (first, after the last)
         keys, self.rows, self.refused = self._read(data, chosen, damaged)
@@ -93,18 +93,18 @@ class DatasetPictures:
         )
         self.description = " ".join((self.description, *self.notes))
 
-    def load(self, row: Row, image_size: pictures.Size) -> np.ndarray:
-        """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
-        return pictures.decode(self.picture(row), image_size, self.crop, row.key)
+    def load(self, row: Row, image_size: images.Size) -> np.ndarray:
+        """The row's picture in a size, uint8 [height, width, 3]. Raises ImageError."""
+        return images.decode(self.image(row), image_size, self.crop, row.key)
 
-    def picture(self, row: Row) -> bytes | Path:
-        """As the table holds it: encoded, or the path of its file. Raises PictureError."""
-        found = self._picture(self._place(row.key))
+    def image(self, row: Row) -> bytes | Path:
+        """As the table holds it: encoded, or the path of its file. Raises ImageError."""
+        found = self._image(self._place(row.key))
         return found if isinstance(found, Path) else found.as_py()
 
     def path(self, row: Row) -> Path | None:
         """The file, where the table holds only its path."""
-        found = self._picture(self._place(row.key))
+        found = self._image(self._place(row.key))
         return found if isinstance(found, Path) else None
 
     def signature(self, row: Row) -> bytes:
@@ -122,11 +122,11 @@ class DatasetPictures:
         files: dict[int, Path] = {}
         missing = np.unique(places[~found[places].any(axis=1)]).tolist()
         for place in missing:
-            picture = self._picture(place)
-            if isinstance(picture, Path):
-                files[place] = picture
+            image = self._image(place)
+            if isinstance(image, Path):
+                files[place] = image
             else:
-                found[place] = np.frombuffer(digest(picture.as_py()), dtype=np.uint8)
+                found[place] = np.frombuffer(digest(image.as_py()), dtype=np.uint8)
         if len(missing) > len(files):
             with contextlib.suppress(OSError):  # it is then read again the next time
                 save_array(kept, found)
@@ -137,19 +137,19 @@ class DatasetPictures:
     def _place(self, key: str) -> int:
         return self.places[key] if self.places else int(key)
 
-    def _picture(self, place: int) -> pyarrow.Scalar | Path:
+    def _image(self, place: int) -> pyarrow.Scalar | Path:
         """The encoded picture, not copied yet, or its file."""
-        picture = self.table[place : place + 1].column(self.image)[0]
-        held = picture["bytes"]
-        return held if held.is_valid else self._file(picture["path"].as_py() or "")
+        image = self.table[place : place + 1].column(self.image_column)[0]
+        held = image["bytes"]
+        return held if held.is_valid else self._file(image["path"].as_py() or "")
 
     def _file(self, path: str) -> Path:
-        """Raises PictureError for one that leads out of the folder."""
+        """Raises ImageError for one that leads out of the folder."""
         if self.paths is None:
-            raise PictureError(f"{shorten_name(path)}: {NO_FOLDER}")
+            raise ImageError(f"{shorten_name(path)}: {NO_FOLDER}")
         key, reason = self.paths.key(path)
         if reason:
-            raise PictureError(f"{shorten_name(path)}: {reason}")
+            raise ImageError(f"{shorten_name(path)}: {reason}")
         return self.paths.root / key
 
     def _not_a_file(self, path: str) -> str | None:

@@ -52,7 +52,7 @@ def are_classes(folder: Path) -> bool:
     At least two folders hold the pictures, none lies above them, and each name has a word that
     is about pictures' contents.
     """
-    names = {posixpath.dirname(key) for key in _pictures(FolderWalk(folder))}
+    names = {posixpath.dirname(key) for key in _images(FolderWalk(folder))}
     last = {posixpath.basename(name) for name in names}
     return (
         "" not in names
@@ -68,7 +68,7 @@ def read_classes(path: Path, options: ReadOptions) -> Found:
     """
     folder = existing_folder(path)
     walk = FolderWalk(folder)
-    keys = list(_pictures(walk))
+    keys = list(_images(walk))
     tops = {key.split("/")[0].lower() for key in keys}
     split = bool(tops & TRAIN and tops & HELD_OUT) and tops <= TRAIN | HELD_OUT
 
@@ -89,7 +89,7 @@ def read_classes(path: Path, options: ReadOptions) -> Found:
     return Found(layout, folder, rows, refused, rule, passed_over=walk.passed_over)
 
 
-def _pictures(walk: FolderWalk) -> Iterator[str]:
+def _images(walk: FolderWalk) -> Iterator[str]:
     """The paths of all pictures, relative, with forward slashes, in a stable order."""
     for _, within, names in walk:
         for name in names:

@@ -83,7 +83,7 @@ def recognise(path: Path, columns: Columns, encoding: str | None = None) -> str:
         return "webdataset"
     if _one_of(folder, _tables(folder, columns, encoding)):
         return "table"
-    if _parquet_with_pictures(folder, columns):
+    if _parquet_with_images(folder, columns):
         return "parquet"
     if _any_caption_beside(folder):
         return "folder"
@@ -193,7 +193,7 @@ def _has_keys(text: str, columns: Columns) -> bool:
     return isinstance(row, dict) and columns.choose(list(row)).missing(row) is None
 
 
-def _parquet_with_pictures(folder: Path, columns: Columns) -> bool:
+def _parquet_with_images(folder: Path, columns: Columns) -> bool:
     """By the first file that can be read: a damaged one costs its own rows, not all the others."""
     for place in (folder, folder / "data"):
         first = None

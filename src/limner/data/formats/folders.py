@@ -26,11 +26,11 @@ from limner.data.regular_files import MAX_CAPTION_BYTES, MAX_SIDECAR_BYTES
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints
 
-__all__ = ["MOST_CHARACTERS", "READERS", "Entry", "FolderPictures", "collect", "read_folder"]
+__all__ = ["MOST_CHARACTERS", "READERS", "Entry", "FolderImages", "collect", "read_folder"]
 
 
-class FolderPictures:
-    """Picture files, in any of the formats of READERS; a PictureSet.
+class FolderImages:
+    """Picture files, in any of the formats of READERS; a ImageDataset.
 
     A row is one picture file: its key is the path within the folder, with forward slashes, and
     all its captions, from however many rows, columns, or lists, are merged into it. Captions lose
@@ -75,13 +75,13 @@ class FolderPictures:
         )
 
     def load(self, row: Row, image_size: images.Size) -> np.ndarray:
-        """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
+        """The row's picture in a size, uint8 [height, width, 3]. Raises ImageError."""
         return images.decode(self.folder / row.key, image_size, self.crop, name=row.key)
 
     def path(self, row: Row) -> Path:
         return self.folder / row.key
 
-    def picture(self, row: Row) -> Path:
+    def image(self, row: Row) -> Path:
         """The file itself."""
         return self.folder / row.key
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.config import Config
-from limner.data.formats.arrow import DatasetPictures
+from limner.data.formats.arrow import DatasetImages
 from limner.data.formats.dataset_files import (
     check_data_files,
     check_described,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NEEDS = "run: pip install 'limner[data]' (or pip install datasets)"
 
 
-def open_datasets(config: Config) -> DatasetPictures:
+def open_datasets(config: Config) -> DatasetImages:
     """What `data.dataset_name` (a Hub id) or `data.dataset_path` names. Raises LimnerError."""
     data = config.data
     name = data.dataset_name if "/" in (data.dataset_name or "") else None
@@ -38,7 +38,7 @@ def open_datasets(config: Config) -> DatasetPictures:
     if name is not None:
         data = _from_hub(config, name)
         folder, allowed = _downloaded_to(data, name)
-        return DatasetPictures(
+        return DatasetImages(
             data, name, options.columns, folder, allowed=[*allowed, *options.allowed]
         )
     path = Path(data.dataset_path).expanduser().absolute()
@@ -47,7 +47,7 @@ def open_datasets(config: Config) -> DatasetPictures:
     folder = path if path.is_dir() else path.parent
     allowed = [*_blobs(folder), *options.allowed]
     found = _from_disk(config, path, [folder_root(place) for place in (folder, *allowed)])
-    return DatasetPictures(found, str(data.dataset_path), options.columns, folder, allowed=allowed)
+    return DatasetImages(found, str(data.dataset_path), options.columns, folder, allowed=allowed)
 
 
 def _blobs(folder: Path) -> list[Path]:

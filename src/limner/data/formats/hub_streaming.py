@@ -12,14 +12,14 @@ from limner.config import Config
 from limner.data.formats.parquet import open_parquet_files
 from limner.data.formats.webdataset import open_tar_files
 from limner.data.streaming.remote_files import find, patiently
-from limner.data.streaming.sharded_dataset import ShardPictures
+from limner.data.streaming.sharded_dataset import ShardImages
 from limner.errors import LimnerError
 
 CONVERTED = "@refs%2Fconvert%2Fparquet"
 """The branch in which the Hub keeps most data sets as Parquet, whatever they were uploaded as."""
 
 
-def open_streamed(config: Config) -> ShardPictures:
+def open_streamed(config: Config) -> ShardImages:
     """The set that `data.dataset_name` names on the Hub, its `data.dataset_config` and
     `data.dataset_split`. Raises LimnerError."""
     name = config.data.dataset_name

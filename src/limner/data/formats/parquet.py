@@ -30,7 +30,7 @@ from limner.data.formats.parquet_rows import (
 )
 from limner.data.streaming.remote_files import Place, find, is_url, open_place, patiently
 from limner.data.streaming.shard_index import Building, Index
-from limner.data.streaming.sharded_dataset import ShardPictures, open_shards
+from limner.data.streaming.sharded_dataset import ShardImages, open_shards
 from limner.errors import LimnerError
 from limner.files.system_names import is_system_name
 
@@ -44,7 +44,7 @@ OPEN = 4
 """Parquet files whose contents' list is kept by a process."""
 
 
-def open_parquet(config: Config) -> ShardPictures:
+def open_parquet(config: Config) -> ShardImages:
     """The Parquet files at `data.dataset_path`: a file, a folder, a pattern, or a URL.
 
     Of a folder whose files are named after splits (train-00000-of-00004.parquet, as on the Hub)
@@ -58,7 +58,7 @@ def open_parquet(config: Config) -> ShardPictures:
     return open_parquet_files(config, find(path, ENDINGS), config.data.dataset_path)
 
 
-def open_parquet_files(config: Config, places: list[Place], name: str) -> ShardPictures:
+def open_parquet_files(config: Config, places: list[Place], name: str) -> ShardImages:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:

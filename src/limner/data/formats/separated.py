@@ -156,14 +156,14 @@ def _is_row(line: str, first: str, names: list[str], separator: str) -> bool:
     cells = _plain(line, separator)
     if len(cells) < max(2, len(names)):
         return False
-    pictures = _pictures(cells)
+    images = _images(cells)
     if line.count('"') % 2 == 0:
-        return bool(pictures) and not _open([line], separator)
+        return bool(images) and not _open([line], separator)
     prose = {i for i, cell in enumerate(cells) if cell[:1].isspace()}  # "one, then x.png"
-    return bool((pictures - prose) & _pictures(_plain(first, separator)))
+    return bool((images - prose) & _images(_plain(first, separator)))
 
 
-def _pictures(cells: Sequence[str]) -> set[int]:
+def _images(cells: Sequence[str]) -> set[int]:
     """In which of them the name of a picture stands."""
     endings = (os.path.splitext(cell.strip(' "\r\n'))[1].lower() for cell in cells)
     return {i for i, ending in enumerate(endings) if ending in EXTENSIONS}

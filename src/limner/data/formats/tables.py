@@ -41,7 +41,7 @@ def read_table_file(path: Path, options: ReadOptions) -> Found:
     path = path.absolute()
     table = read_table(path, options)
     entries = list(table.entries)
-    if within := _folder_of_pictures(entries, path.parent):
+    if within := _folder_of_images(entries, path.parent):
         entries = [
             entry._replace(
                 image=f"{within}/{entry.image}" if _is_name(entry.image) else entry.image
@@ -120,7 +120,7 @@ def parquet_holds_bytes(path: Path, columns: Columns) -> bool:
     return any(holds_bytes(schema.field(name).type) for name in asked)
 
 
-def _folder_of_pictures(entries: list[Entry], folder: Path) -> str | None:
+def _folder_of_images(entries: list[Entry], folder: Path) -> str | None:
     """The one folder in which the pictures are, where a table has only their names; None where
     they are where it says, or in no or several such folders."""
     names = [entry.image for entry in entries[:_LOOKED_AT] if _is_name(entry.image)]

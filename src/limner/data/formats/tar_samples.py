@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from limner.data import images as pictures
+from limner.data import images as images
 from limner.data import regular_files
 from limner.data.folder_walk import composed
 from limner.data.formats.encodings import SAMPLE, decode, detect, is_undecoded, is_wide
@@ -85,7 +85,7 @@ class TarMembers:
         kind = JSON if ending == "json" else TEXT if ending in TEXTS else IMAGE
         if member.kind == "folder" or not first or not dot or is_system_path(path):
             return
-        if kind == IMAGE and f".{ending}" not in pictures.EXTENSIONS:
+        if kind == IMAGE and f".{ending}" not in images.EXTENSIONS:
             return
         fault = _fault(member, name, kind)
         if fault is not None:

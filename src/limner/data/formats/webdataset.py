@@ -24,7 +24,7 @@ from limner.data.formats.tar_samples import Sample, TarMembers
 from limner.data.image_paths import MAX_PATH
 from limner.data.streaming.remote_files import Place, find, open_place, read_range
 from limner.data.streaming.shard_index import Building, Index
-from limner.data.streaming.sharded_dataset import ShardPictures, open_shards
+from limner.data.streaming.sharded_dataset import ShardImages, open_shards
 from limner.data.streaming.tar_headers import Damaged, members
 from limner.errors import LimnerError
 from limner.messages import shorten, shorten_name
@@ -33,12 +33,12 @@ ENDINGS = (".tar",)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
-def open_tars(config: Config) -> ShardPictures:
+def open_tars(config: Config) -> ShardImages:
     """The tars at `data.dataset_path`: a file, folder, pattern, or URL. Raises LimnerError."""
     return open_tar_files(config, config.data.dataset_path, config.data.dataset_path)
 
 
-def open_tar_files(config: Config, path: str | Sequence[str], name: str) -> ShardPictures:
+def open_tar_files(config: Config, path: str | Sequence[str], name: str) -> ShardImages:
     if isinstance(path, str) and path.lower().split("?")[0].endswith(COMPRESSED):
         raise LimnerError(
             f"data.dataset_path: {path} is compressed as a whole, so its pictures cannot be read "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limner.data.buckets import Buckets
-from limner.data.dataset import PictureError, Row
+from limner.data.dataset import ImageError, Row
 from limner.data.precomputed.store import Store
 from limner.files.fingerprints import digest
 from limner.messages import shorten
@@ -33,19 +33,19 @@ class StoredLatents:
         self.flipped = None if flipped is None else store.find(flipped)
 
     def tensor(self, position: int, flipped: bool = False) -> Tensor:
-        """float32 [C, h, w], of standard deviation about 1. Raises PictureError."""
+        """float32 [C, h, w], of standard deviation about 1. Raises ImageError."""
         places = self.positions
         if flipped and self.flipped is not None:
             places = self.flipped
         if places[position] < 0:
             reason = self.store.reason(self.ids[position].tobytes())
-            raise PictureError(
+            raise ImageError(
                 f"{self.rows[position].key}: {reason or 'its latents are not in the store'}"
             )
         try:
             return self.store.read(int(places[position]))[0].float()
-        except PictureError as error:
-            raise PictureError(f"{self.rows[position].key}: {error}") from None
+        except ImageError as error:
+            raise ImageError(f"{self.rows[position].key}: {error}") from None
 
 
 class LatentsInBuckets:
@@ -64,7 +64,7 @@ class LatentsInBuckets:
             self.places[members] = np.arange(len(members))
 
     def tensor(self, position: int, flipped: bool = False) -> Tensor:
-        """float32 [C, h, w], of standard deviation about 1. Raises PictureError."""
+        """float32 [C, h, w], of standard deviation about 1. Raises ImageError."""
         return self.parts[self.of_row[position]].tensor(int(self.places[position]), flipped)
 
 
@@ -79,16 +79,16 @@ class StoredCaptions:
         self.length = store.longest - 1
 
     def __call__(self, caption: str) -> TextEmbeddings:
-        """One caption, in the store's precision. Raises PictureError."""
+        """One caption, in the store's precision. Raises ImageError."""
         id = caption_id(caption)
         (place,) = self.store.find(np.frombuffer(id, dtype=np.uint8)[None])
         if place < 0:
             reason = self.store.reason(id) or "it is not in the store"
-            raise PictureError(f"caption {shorten(caption)}: {reason}")
+            raise ImageError(f"caption {shorten(caption)}: {reason}")
         try:
             row = self.store.read(int(place))
-        except PictureError as error:
-            raise PictureError(f"caption {shorten(caption)}: {error}") from None
+        except ImageError as error:
+            raise ImageError(f"caption {shorten(caption)}: {error}") from None
         one = TextEmbeddings.stack([(row[1:], row[0])], self.length)
         return TextEmbeddings(*(part[0] for part in one))
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.errors import LimnerError
 from limner.files.atomic import recover_in, write_text_whole
 from limner.files.fingerprints import DIGEST, digest
@@ -90,13 +90,13 @@ class Shard:
         return self.mapped[1]
 
     def row(self, number: int) -> Tensor:
-        """A copy of a row's values. Raises PictureError if they are damaged."""
+        """A copy of a row's values. Raises ImageError if they are damaged."""
         first, last = int(self.starts[number]), int(self.starts[number + 1])
         values = self.values()[first:last].clone()
         assert self.mapped is not None
         begin, end = self.offset + first * self.row_bytes, self.offset + last * self.row_bytes
         if zlib.crc32(memoryview(self.mapped[0])[begin:end]) != int(self.sums[number]):
-            raise PictureError(
+            raise ImageError(
                 "its stored values are damaged (checksum mismatch); they are computed again at the "
                 "next start"
             )
@@ -112,7 +112,7 @@ class Shard:
         for number in range(len(self.sums)):
             try:
                 self.row(number)
-            except PictureError:
+            except ImageError:
                 damaged += 1
         self.give_back()
         return damaged
@@ -214,13 +214,13 @@ class Store:
         return self.refused.get(id) if any(id) else UNREAD
 
     def read(self, position: int) -> Tensor:
-        """A row's values [count, ...], a copy, in the store's precision. Raises PictureError if
+        """A row's values [count, ...], a copy, in the store's precision. Raises ImageError if
         they are not what was written."""
         number = bisect.bisect_right(self.firsts, position) - 1
         shard = self.shards[number]
         try:
             values = shard.row(position - self.firsts[number])
-        except PictureError:
+        except ImageError:
             with contextlib.suppress(OSError):
                 shard.suspect().touch()
             raise

@@ -91,7 +91,7 @@ class Pieces:
     def has(self, name: str) -> bool:
         return self.path(name).exists()
 
-    def picture(self, name: str, number: int, fetch: Fetch, keep: Collection[str] = ()) -> bytes:
+    def image(self, name: str, number: int, fetch: Fetch, keep: Collection[str] = ()) -> bytes:
         """A piece's `number`-th picture; the piece is fetched if it is not there.
 
         Args:
@@ -100,7 +100,7 @@ class Pieces:
         path = self.path(name)
         for _ in range(3):  # another process may remove what was just there, or it was damaged
             try:
-                return self.files.read(path, lambda file: _picture(file, number))
+                return self.files.read(path, lambda file: _image(file, number))
             except FileNotFoundError:
                 pass
             except ValueError:
@@ -125,18 +125,18 @@ class Pieces:
             return
         self.make_room({*keep, name})
 
-    def _write(self, path: Path, pictures: Sequence[bytes]) -> None:
-        starts = np.cumsum([0, *map(len, pictures)], dtype="<i8")
-        sums = np.array([zlib.crc32(picture) for picture in pictures], dtype="<i8")
-        needed = int(starts[-1]) + 16 * (len(pictures) + 1)
+    def _write(self, path: Path, images: Sequence[bytes]) -> None:
+        starts = np.cumsum([0, *map(len, images)], dtype="<i8")
+        sums = np.array([zlib.crc32(image) for image in images], dtype="<i8")
+        needed = int(starts[-1]) + 16 * (len(images) + 1)
         try:
             # What did not reach the disk is fetched again: it has checksums.
             with (
                 replacing(path, durable=False, tidy=False, needed=needed) as staging,
                 open(staging, "wb") as file,
             ):
-                file.write(len(pictures).to_bytes(8, "little") + starts.tobytes() + sums.tobytes())
-                file.writelines(pictures)
+                file.write(len(images).to_bytes(8, "little") + starts.tobytes() + sums.tobytes())
+                file.writelines(images)
         except OSError as error:
             raise LimnerError(
                 f"{path} cannot be written ({error.strerror or error}): free some disk space, or "
@@ -165,7 +165,7 @@ class Pieces:
                 path.with_suffix(".lock").unlink()
 
 
-def _picture(file: BinaryIO, number: int) -> bytes:
+def _image(file: BinaryIO, number: int) -> bytes:
     """Raises ValueError if the piece is damaged, or not whole."""
     file.seek(0)
     count, whole = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size

@@ -111,7 +111,7 @@ class ShardRows(Sequence[Row]):
         )
 
 
-class ShardPictures:
+class ShardImages:
     """A data set in shards.
 
     Args:
@@ -165,13 +165,13 @@ class ShardPictures:
         self._ahead()
 
     def load(self, row: Row, image_size: images.Size) -> np.ndarray:
-        """The row's picture in a size, uint8 [height, width, 3]. Raises PictureError."""
-        return images.decode(self.picture(row), image_size, self.crop, name=row.key)
+        """The row's picture in a size, uint8 [height, width, 3]. Raises ImageError."""
+        return images.decode(self.image(row), image_size, self.crop, name=row.key)
 
     def path(self, row: Row) -> None:
         """It has no file of its own."""
 
-    def picture(self, row: Row) -> bytes:
+    def image(self, row: Row) -> bytes:
         """The row's picture as it is encoded in its shard."""
         index, number = self._at(row)
         if self._in_place(index):
@@ -187,7 +187,7 @@ class ShardPictures:
             if found is not None:
                 return found
         within, fetch = number - int(index.piece_firsts[piece]), partial(self._fetch, index, piece)
-        return self.pieces.picture(name, within, fetch, self.soon)
+        return self.pieces.image(name, within, fetch, self.soon)
 
     def signature(self, row: Row) -> bytes:
         """What stands for the row's picture as long as its shard is the same."""
@@ -298,7 +298,7 @@ def open_shards(
     kind: Kind,
     places: Sequence[Place],
     config: Config,
-) -> ShardPictures:
+) -> ShardImages:
     """The data set in these shards; those that were never seen, or changed, are indexed now."""
     check_new_cache(config)
     folder = Path(config.cache.folder)
@@ -319,7 +319,7 @@ def open_shards(
         indexes = list(threads.map(index, range(len(places))))
     pieces = Pieces(folder / "pieces", config.cache.pieces_mb * 2**20)
     fetched = far or not kind.direct
-    opened = ShardPictures(
+    opened = ShardImages(
         name, kind, indexes, pieces, fetched or config.data.shuffle_window is not None
     )
     window = config.data.shuffle_window or WINDOW

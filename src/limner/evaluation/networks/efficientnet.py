@@ -113,15 +113,15 @@ def open_network() -> EfficientNetLite0:
     return network.eval().requires_grad_(False)
 
 
-def prepare(pictures: Tensor) -> Tensor:
+def prepare(images: Tensor) -> Tensor:
     """uint8 [B, S, S, 3] -> float32 [B, 3, 224, 224] in about [-1, 1]: bicubic, antialiased."""
-    x = pictures.permute(0, 3, 1, 2).float()
+    x = images.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
     return (x - 127) / 128
 
 
 @torch.no_grad()
-def features(network: EfficientNetLite0, pictures: Tensor, batch_size: int = 32) -> Tensor:
+def features(network: EfficientNetLite0, images: Tensor, batch_size: int = 32) -> Tensor:
     """Features of pictures, resized to 224 pixels (bicubic, antialiased).
 
     Args:
@@ -130,5 +130,5 @@ def features(network: EfficientNetLite0, pictures: Tensor, batch_size: int = 32)
     Returns:
         float32 [N, 1280].
     """
-    found = [network(prepare(part)).float() for part in pictures.split(batch_size)]
-    return torch.cat(found) if len(pictures) else torch.empty(0, WIDTH)
+    found = [network(prepare(part)).float() for part in images.split(batch_size)]
+    return torch.cat(found) if len(images) else torch.empty(0, WIDTH)

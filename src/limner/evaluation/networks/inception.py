@@ -205,9 +205,9 @@ class InceptionV3(nn.Module):
         return features @ self.fc.weight.T
 
 
-def prepare(pictures: Tensor) -> Tensor:
+def prepare(images: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, 299, 299] in [-1, 1), as the original graph does it."""
-    x = resize_as_tensorflow(pictures.permute(0, 3, 1, 2).float(), SIDE)
+    x = resize_as_tensorflow(images.permute(0, 3, 1, 2).float(), SIDE)
     return (x - 128) / 128
 
 

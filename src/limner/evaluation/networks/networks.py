@@ -73,7 +73,7 @@ class FeatureNetwork:
         self.preparation, self.width, self.device = preparation, width, device
         self.config_sha256 = config_sha256
 
-    def features(self, pictures: Tensor, batch_size: int = 32) -> Tensor:
+    def features(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """What the network sees in pictures.
 
         Args:
@@ -87,12 +87,12 @@ class FeatureNetwork:
             LimnerError: these are no such pictures, or the network makes numbers of them that are
                 none (NaN), as damaged weights do.
         """
-        if pictures.dtype != torch.uint8 or pictures.dim() != 4 or pictures.shape[-1] != 3:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
             raise LimnerError(
-                f"{self.name} expects uint8 pictures [N, H, W, 3]; got {pictures.dtype} "
-                f"{list(pictures.shape)}"
+                f"{self.name} expects uint8 pictures [N, H, W, 3]; got {images.dtype} "
+                f"{list(images.shape)}"
             )
-        return self._in_parts(pictures, batch_size)
+        return self._in_parts(images, batch_size)
 
     def identity(self) -> dict[str, str]:
         """What decides the features of a picture; equal identities give equal features."""
@@ -109,14 +109,14 @@ class FeatureNetwork:
             return self.published.get(metric, f"{metric} ({self.name})")
         return f"{metric} ({self.name}) (unverified weights {self.sha256[:SHOWN]})"
 
-    def _in_parts(self, pictures: Tensor, batch_size: int) -> Tensor:
+    def _in_parts(self, images: Tensor, batch_size: int) -> Tensor:
         def all_of_them(size: int) -> Tensor:
             found = [
-                self._compute(self._prepare(part)).float().cpu() for part in pictures.split(size)
+                self._compute(self._prepare(part)).float().cpu() for part in images.split(size)
             ]
             return torch.cat(found)
 
-        if not len(pictures):
+        if not len(images):
             return torch.empty(0, self.width)
         with torch.no_grad(), full_float32(self.device):
             found = in_parts_that_fit(batch_size, all_of_them)
@@ -127,7 +127,7 @@ class FeatureNetwork:
             )
         return found
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> what the network takes, on the device."""
         raise NotImplementedError
 
@@ -155,8 +155,8 @@ class EfficientNet(FeatureNetwork):
             torch.device(device),
         )
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        return efficientnet.prepare(pictures.to(self.device))
+    def _prepare(self, images: Tensor) -> Tensor:
+        return efficientnet.prepare(images.to(self.device))
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return self.model(prepared)
@@ -205,8 +205,8 @@ class Inception(FeatureNetwork):
         with torch.no_grad(), full_float32(self.device):
             return self.model.logits(features.to(self.device)).cpu()
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        return inception.prepare(pictures.to(self.device))
+    def _prepare(self, images: Tensor) -> Tensor:
+        return inception.prepare(images.to(self.device))
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return self.model(prepared)

@@ -78,8 +78,8 @@ class DINOv2(FeatureNetwork):
             config,
         )
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        return _prepared(pictures, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
+    def _prepare(self, images: Tensor) -> Tensor:
+        return _prepared(images, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return self.model(pixel_values=prepared).last_hidden_state[:, 0]
@@ -149,8 +149,8 @@ class CLIP(FeatureNetwork):
         read = self.tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
         return [i for i, ids in enumerate(read) if len(ids) > self._most_tokens()]
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        return _prepared(pictures, self.side, CLIP_MEAN, CLIP_STD).to(self.device)
+    def _prepare(self, images: Tensor) -> Tensor:
+        return _prepared(images, self.side, CLIP_MEAN, CLIP_STD).to(self.device)
 
     def _compute(self, prepared: Tensor) -> Tensor:
         return F.normalize(self.model(pixel_values=prepared).image_embeds, dim=1)
@@ -187,16 +187,14 @@ def _preparation(side: int, whose: str) -> str:
     )
 
 
-def _prepared(
-    pictures: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Tensor:
+def _prepared(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, side, side], resized by Pillow as published code does:
     other libraries' filters of the same name differ from it."""
     size = (side, side)
     resized = np.stack(
         [
-            np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-            for picture in pictures.cpu().numpy()
+            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+            for image in images.cpu().numpy()
         ]
     )
     x = torch.from_numpy(resized).permute(0, 3, 1, 2).float() / 255

@@ -25,7 +25,7 @@ from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints, digest
 from limner.metrics.frechet import Gaussian
 
-PICTURES, MEAN, COVARIANCE = "arr_0", "mu", "sigma"
+IMAGES, MEAN, COVARIANCE = "arr_0", "mu", "sigma"
 WIDEST = 2**14
 """Features that a published mean may have; a header that claims more is damaged."""
 
@@ -47,21 +47,21 @@ class Archive:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = {name.removesuffix(".npy") for name in archive.namelist()}
-                for name in (PICTURES, MEAN, COVARIANCE):
+                for name in (IMAGES, MEAN, COVARIANCE):
                     if name in names:
                         self.shapes[name] = self._check(archive, name)
         except (OSError, zipfile.BadZipFile) as error:
             why = getattr(error, "strerror", None) or error
             raise self._error(f"it cannot be read: {why}") from None
-        if PICTURES not in self.shapes and MEAN not in self.shapes:
+        if IMAGES not in self.shapes and MEAN not in self.shapes:
             there = ", ".join(sorted(names)) or "nothing"
             raise self._error(
-                f"it contains neither pictures ({PICTURES}) nor statistics ({MEAN}, {COVARIANCE}); "
+                f"it contains neither pictures ({IMAGES}) nor statistics ({MEAN}, {COVARIANCE}); "
                 f"found: {there}"
             )
         if (MEAN in self.shapes) != (COVARIANCE in self.shapes):
             raise self._error(f"it contains only one of {MEAN} and {COVARIANCE}")
-        shape = self.shapes.get(PICTURES)
+        shape = self.shapes.get(IMAGES)
         self.count: int | None = shape[0] if shape else None
         self.preparation = f"{shape[2]} x {shape[1]} pixels, as published" if shape else ""
 
@@ -90,15 +90,15 @@ class Archive:
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """uint8 [B, H, W, 3]."""
-        count, *picture = self.shapes[PICTURES]
+        count, *image = self.shapes[IMAGES]
         try:
-            with zipfile.ZipFile(self.path) as archive, _opened(archive, PICTURES) as file:
+            with zipfile.ZipFile(self.path) as archive, _opened(archive, IMAGES) as file:
                 _header(file)
                 for first in range(0, count, size):
                     some = min(size, count - first)
-                    content = file.read(some * math.prod(picture))
+                    content = file.read(some * math.prod(image))
                     array = np.frombuffer(bytearray(content), dtype=np.uint8)
-                    yield torch.from_numpy(array.reshape(some, *picture))
+                    yield torch.from_numpy(array.reshape(some, *image))
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise self._error(f"it is damaged: {error}") from None
 
@@ -110,7 +110,7 @@ class Archive:
                 start = file.tell()
         except (ValueError, EOFError, SyntaxError, zlib.error) as error:
             raise self._error(f"the header of {name} is damaged: {error}") from None
-        if name == PICTURES:
+        if name == IMAGES:
             fits = len(shape) == 4 and shape[-1] == 3 and dtype == np.uint8 and not by_columns
             wanted = "uint8 pictures [N, H, W, 3]"
         else:

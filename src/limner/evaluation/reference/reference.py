@@ -11,7 +11,7 @@ from limner.data.order import evenly_spaced
 from limner.errors import LimnerError
 from limner.evaluation.networks.networks import FeatureNetwork
 from limner.evaluation.reference.archives import Archive
-from limner.evaluation.reference.sources import DataPictures, PictureFolder, Source
+from limner.evaluation.reference.sources import DataImages, ImageFolder, Source
 from limner.evaluation.reference.statistics import (
     Progress,
     Statistics,
@@ -76,17 +76,17 @@ def open_reference(config: Config, data: Data, split: Split) -> Reference:
             raise LimnerError(
                 f"{KEY}: {path.absolute()} is neither a folder of pictures nor an .npz file"
             )
-        return Reference(PictureFolder(path, config.data.image_size), None, "")
+        return Reference(ImageFolder(path, config.data.image_size), None, "")
     own, other = data.trained, data.held_out
     if split is Split.HELD_OUT:
         own, other = other, own
     most = config.evaluation.reference_images
-    source = DataPictures(own, evenly_spaced(len(own.rows), most))
+    source = DataImages(own, evenly_spaced(len(own.rows), most))
     # Where the split is by hash the other pictures are of the same kind. Where the data set has a
     # rule of its own for what it holds out (combinations never trained, ...) they are of another.
     rows = [*own.rows, *other.rows]
     if len(other.rows) < 2 or any(row.held_out is not None for row in rows):
         return Reference(source, None, "")
-    others = DataPictures(other, evenly_spaced(len(other.rows), config.evaluation.num_images))
+    others = DataImages(other, evenly_spaced(len(other.rows), config.evaluation.num_images))
     which = Split.TRAINED if split is Split.HELD_OUT else Split.HELD_OUT
     return Reference(source, others, f"{which.hyphened} pictures")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from limner.data import images as files
-from limner.data.dataset import PictureError, Refused
-from limner.data.examples import Pictures
+from limner.data.dataset import ImageError, Refused
+from limner.data.examples import DecodedImages
 from limner.data.folder_walk import FolderWalk
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints, digest
@@ -41,7 +41,7 @@ class Source(Protocol):
         ...
 
 
-class DataPictures:
+class DataImages:
     """Some pictures of a data set, as a model learns them: its crop, its size.
 
     Args:
@@ -49,21 +49,21 @@ class DataPictures:
         which: positions among them; None: all.
     """
 
-    def __init__(self, pictures: Pictures, which: Sequence[int] | None = None) -> None:
-        self.pictures = pictures
-        self.which = list(range(len(pictures.rows)) if which is None else which)
+    def __init__(self, images: DecodedImages, which: Sequence[int] | None = None) -> None:
+        self.images = images
+        self.which = list(range(len(images.rows)) if which is None else which)
         self.name = f"{len(self.which):,} pictures of the data set"  # not what a folder is called
         self.count: int | None = len(self.which)
         # Files are cropped and scaled (data/images.py); the built-in sets draw at any size.
-        crop = getattr(pictures.set, "crop", None)
+        crop = getattr(images.set, "crop", None)
         how = f"{crop} crop, scaled (Lanczos, Pillow), in sRGB" if crop else "drawn at that size"
-        self.preparation = f"{pictures.image_size} x {pictures.image_size} pixels, {how}"
+        self.preparation = f"{images.image_size} x {images.image_size} pixels, {how}"
         self.refused: list[Refused] = []
 
     def contents(self, cache: Path) -> bytes:
         known = Fingerprints(cache / "contents.npy")
-        rows = [self.pictures.rows[i] for i in self.which]
-        found = self.pictures.set.contents(rows, known)
+        rows = [self.images.rows[i] for i in self.which]
+        found = self.images.set.contents(rows, known)
         if cache.is_dir():
             known.save()
         return digest(found.tobytes())
@@ -74,14 +74,14 @@ class DataPictures:
             loaded = []
             for position in self.which[first : first + size]:
                 try:
-                    loaded.append(self.pictures.load(position))
-                except PictureError as error:
-                    self.refused.append(Refused(self.pictures.rows[position].key, str(error)))
+                    loaded.append(self.images.load(position))
+                except ImageError as error:
+                    self.refused.append(Refused(self.images.rows[position].key, str(error)))
             if loaded:
                 yield torch.stack(loaded)
 
 
-class PictureFolder:
+class ImageFolder:
     """All pictures in a folder and those within it, by their names; captions are not asked for.
 
     Args:
@@ -123,7 +123,7 @@ class PictureFolder:
             for path in self.files[first : first + size]:
                 try:
                     loaded.append(torch.from_numpy(files.decode(path, self.image_size)))
-                except PictureError as error:
+                except ImageError as error:
                     self.refused.append(Refused(str(path), str(error)))
             if loaded:
                 yield torch.stack(loaded)

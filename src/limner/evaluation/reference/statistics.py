@@ -168,9 +168,9 @@ def _compute(
     progress: Progress | None,
 ) -> Statistics:
     total, parts, done = source.count or 0, [], 0
-    for pictures in source.batches(max(READ_AT_ONCE, batch_size)):
-        parts.append(network.features(pictures, batch_size))
-        done += len(pictures)
+    for images in source.batches(max(READ_AT_ONCE, batch_size)):
+        parts.append(network.features(images, batch_size))
+        done += len(images)
         if progress is not None:
             progress(done, total)
     features = torch.cat(parts) if parts else torch.empty(0, network.width)

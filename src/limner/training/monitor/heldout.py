@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.data.dataset import PictureError, Refused
+from limner.data.dataset import ImageError, Refused
 from limner.data.examples import Captions, Source
 from limner.data.order import evenly_spaced, seeded_generator
 from limner.diffusion.objective import Objective
@@ -29,22 +29,22 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 class FixedGrid:
     """Some pictures with their captions, to be looked at at every level."""
 
-    pictures: Tensor | list[Tensor]  # float32 [N, C, h, w]; N of [C, h, w] where sizes differ
+    images: Tensor | list[Tensor]  # float32 [N, C, h, w]; N of [C, h, w] where sizes differ
     texts: Tensor | TextEmbeddings  # of N captions
 
     @classmethod
     def of(
-        cls, pictures: Source, captions: Captions, count: int
+        cls, images: Source, captions: Captions, count: int
     ) -> tuple[FixedGrid | None, list[Refused]]:
         """At most `count` pictures, evenly spread over the rows (None if all are unusable), and the
         unusable rows among them."""
         good: list[tuple[Tensor, Any]] = []
         refused: list[Refused] = []
-        for position in evenly_spaced(len(pictures.rows), count):
-            row = pictures.rows[position]
+        for position in evenly_spaced(len(images.rows), count):
+            row = images.rows[position]
             try:
-                good.append((pictures.tensor(position), captions(row.captions[0])))
-            except PictureError as error:
+                good.append((images.tensor(position), captions(row.captions[0])))
+            except ImageError as error:
                 refused.append(Refused(row.key, str(error)))
         if not good:
             return None, refused
@@ -55,8 +55,8 @@ class FixedGrid:
     def batches(self, size: int) -> Iterator[list[int]]:
         """Indices of the pictures in batches of at most `size` of the same shape, in order."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        for place, picture in enumerate(self.pictures):
-            by_shape.setdefault(tuple(picture.shape), []).append(place)
+        for place, image in enumerate(self.images):
+            by_shape.setdefault(tuple(image.shape), []).append(place)
         for places in by_shape.values():
             yield from (places[i : i + size] for i in range(0, len(places), size))
 
@@ -87,22 +87,22 @@ def losses_by_level(
     losses: dict[str, Tensor] = {}
     for level in LEVELS:
         timestep = round(level * objective.noise_schedule.num_train_timesteps)
-        found = torch.zeros(len(grid.pictures))
+        found = torch.zeros(len(grid.images))
         for places in grid.batches(batch_size):
-            picture = torch.stack([grid.pictures[i] for i in places]).to(device)
+            image = torch.stack([grid.images[i] for i in places]).to(device)
             text = some(grid.texts, places).to(device)
             noise = torch.stack(
                 [
                     torch.randn(
-                        picture.shape[1:],
+                        image.shape[1:],
                         generator=seeded_generator(0, "held-out", place + i, timestep),
                     )
                     for i in places
                 ]
             ).to(device)
-            t = torch.full((len(picture),), float(timestep), device=device)
-            output = model(objective.add_noise(picture, noise, t), t, text)
-            found[places] = objective.loss(output, picture, noise, t).float().cpu()
+            t = torch.full((len(image),), float(timestep), device=device)
+            output = model(objective.add_noise(image, noise, t), t, text)
+            found[places] = objective.loss(output, image, noise, t).float().cpu()
         losses[str(timestep)] = found
     return losses
 

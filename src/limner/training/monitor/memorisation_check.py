@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limner.config import SamplingConfig
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.data.examples import Source
 from limner.data.order import evenly_spaced
 from limner.diffusion.objective import Objective
@@ -44,23 +44,23 @@ def copying(
     return nearest_ratio(drawn.cpu(), torch.stack(held_out), torch.stack(trained))
 
 
-def some(pictures: Source, most: int) -> list[Tensor]:
+def some(images: Source, most: int) -> list[Tensor]:
     """At most this many usable pictures, each [C, H, W], evenly spread over the rows."""
     found = []
-    for position in evenly_spaced(len(pictures.rows), most):
+    for position in evenly_spaced(len(images.rows), most):
         try:
-            found.append(pictures.tensor(position))
-        except PictureError:  # it is listed elsewhere
+            found.append(images.tensor(position))
+        except ImageError:  # it is listed elsewhere
             continue
     return found
 
 
 def common_shape(held_out: Sequence[Tensor], trained: Sequence[Tensor]) -> tuple[int, ...] | None:
     """That of most held-out pictures: with buckets, what is compared is of one of them."""
-    there = {tuple(picture.shape) for picture in trained}
+    there = {tuple(image.shape) for image in trained}
     shapes = Counter(shape for p in held_out if (shape := tuple(p.shape)) in there)
     return shapes.most_common(1)[0][0] if shapes else None
 
 
-def of_shape(pictures: Sequence[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
-    return [picture for picture in pictures if tuple(picture.shape) == shape]
+def of_shape(images: Sequence[Tensor], shape: tuple[int, ...]) -> list[Tensor]:
+    return [image for image in images if tuple(image.shape) == shape]

@@ -78,8 +78,8 @@ class RunMonitor:
         if self.main:
             inputs, count = self.inputs, self.config.training.heldout_pictures
             self.grids: dict[str, FixedGrid | None] = {}
-            for prefix, pictures in (("", inputs.held_out), ("train_", inputs.trained)):
-                self.grids[prefix], refused = FixedGrid.of(pictures, inputs.words, count)
+            for prefix, images in (("", inputs.held_out), ("train_", inputs.trained)):
+                self.grids[prefix], refused = FixedGrid.of(images, inputs.words, count)
                 self.refused(refused)
             trained, held_out = inputs.trained.rows, inputs.held_out.rows
             self.prompts = preview_prompts(self.config, trained, held_out)
@@ -340,9 +340,9 @@ class RunMonitor:
             return
         device, space = self.accelerator.device, self.autoencoder
         side = self.config.data.image_size // space.downsampling
-        picture = torch.zeros(1, space.channels, side, side, device=device)
+        image = torch.zeros(1, space.channels, side, side, device=device)
         text = self.inputs.words.encode([""]).to(device)
-        inputs = picture, torch.ones(1, device=device), text
+        inputs = image, torch.ones(1, device=device), text
         with self.ema.on(device):
             flops = throughput.training_flops(self.averaged, inputs)
         if self.config.lora.rank is not None:

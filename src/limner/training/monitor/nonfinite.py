@@ -35,7 +35,7 @@ def _first(model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch) -
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the weight {name} {_shape(parameter)} itself is {_what(parameter)}"
-    for name in ("picture", "noise", "u"):
+    for name in ("image", "noise", "u"):
         if not _finite(part := getattr(batch, name)):
             return f"the batch's {name} {_shape(part)} is {_what(part)}"
     found: list[str] = []

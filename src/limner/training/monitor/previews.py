@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limner.config import Config
 from limner.data.dataset import Row
-from limner.data.examples import Pictures
+from limner.data.examples import DecodedImages
 from limner.data.images import height_and_width, to_pil
 from limner.data.order import evenly_spaced
 from limner.device import part_precision
@@ -33,7 +33,9 @@ def preview_prompts(config: Config, trained: Sequence[Row], held_out: Sequence[R
     return [trained[i].captions[0] for i in evenly_spaced(len(trained), 8 - len(unseen))] + unseen
 
 
-def preview_sizes(config: Config, trained: Pictures, held_out: Pictures) -> list[tuple[int, int]]:
+def preview_sizes(
+    config: Config, trained: DecodedImages, held_out: DecodedImages
+) -> list[tuple[int, int]]:
     """(height, width) in pixels of each preview: of the picture whose caption is drawn.
 
     Prompts that were given take the sizes in turn, those of many pictures first."""
@@ -48,7 +50,7 @@ def preview_sizes(config: Config, trained: Pictures, held_out: Pictures) -> list
     unseen = evenly_spaced(len(held_out.rows), 4)
     seen = evenly_spaced(len(trained.rows), 8 - len(unseen))
     both = [(trained, i) for i in seen] + [(held_out, i) for i in unseen]
-    return [height_and_width(pictures.size(i)) for pictures, i in both]
+    return [height_and_width(images.size(i)) for images, i in both]
 
 
 def save_preview(
@@ -67,8 +69,8 @@ def save_preview(
     side, smaller = config.data.image_size, space.downsampling
     each = list(sizes or [(side, side)] * len(prompts))
 
-    def pictures_of(at_once: int) -> list[Image.Image]:
-        pictures: dict[int, Image.Image] = {}
+    def images_of(at_once: int) -> list[Image.Image]:
+        images: dict[int, Image.Image] = {}
         for size in dict.fromkeys(each):
             alike = [i for i, other in enumerate(each) if other == size]
             height, width = (pixels // smaller for pixels in size)
@@ -78,12 +80,12 @@ def save_preview(
                 settings = config.sampling, height, width, dtype
                 drawn = draw(model, objective, words, some, seeds, *settings)
                 decoded = decode_within_memory(space, drawn, part_precision(dtype))
-                pictures |= zip(seeds, to_pil(decoded), strict=True)
-        return [pictures[i] for i in range(len(prompts))]
+                images |= zip(seeds, to_pil(decoded), strict=True)
+        return [images[i] for i in range(len(prompts))]
 
-    pictures = in_parts_that_fit(config.training.micro_batch_size, pictures_of)
+    images = in_parts_that_fit(config.training.micro_batch_size, images_of)
     with replacing(path, durable=False) as staging:
-        contact_sheet(pictures, prompts).save(staging)
+        contact_sheet(images, prompts).save(staging)
 
 
 def decode_within_memory(

@@ -140,7 +140,7 @@ class RunLog:
 
     def preview(self, path: Path, step: int) -> None:
         if self.trackers:
-            self.trackers.picture(path, step)
+            self.trackers.image(path, step)
 
     def finish(self) -> None:
         if self.trackers:

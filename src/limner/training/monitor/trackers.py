@@ -81,10 +81,10 @@ class Trackers:
         for name, tracker in list(self.running.items()):
             self._try(name, lambda tracker=tracker: tracker.log(numbers, step=step))  # type: ignore[misc]
 
-    def picture(self, path: Path, step: int) -> None:
+    def image(self, path: Path, step: int) -> None:
         """A preview."""
         for name, tracker in list(self.running.items()):
-            self._try(name, lambda n=name, t=tracker: _log_picture(n, t, path, step))  # type: ignore[misc]
+            self._try(name, lambda n=name, t=tracker: _log_image(n, t, path, step))  # type: ignore[misc]
 
     def finish(self) -> None:
         for name, tracker in list(self.running.items()):
@@ -164,7 +164,7 @@ class Trackers:
         return self.ids.setdefault(name, uuid.uuid4().hex)
 
 
-def _log_picture(name: str, tracker: Any, path: Path, step: int) -> None:
+def _log_image(name: str, tracker: Any, path: Path, step: int) -> None:
     if name == "mlflow":
         tracker.log_artifact(str(path), "previews")
     elif name == "comet_ml":
@@ -176,12 +176,12 @@ def _log_picture(name: str, tracker: Any, path: Path, step: int) -> None:
     elif name == "tensorboard":
         import numpy as np
 
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))[None]
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))[None]
         tracker.log_images({"preview": pixels}, step=step, dataformats="NHWC")
     elif hasattr(tracker, "log_images"):
-        with Image.open(path) as picture:
-            shown = picture.convert("RGB")
+        with Image.open(path) as image:
+            shown = image.convert("RGB")
         tracker.log_images({"preview": shown if name == "aim" else [shown]}, step=step)
 
 

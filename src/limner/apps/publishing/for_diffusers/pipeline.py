@@ -313,11 +313,11 @@ class LimnerPipeline(DiffusionPipeline):
     def _finished(self, drawn: Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return drawn
-        pictures = self._decode(drawn)
+        images = self._decode(drawn)
         if output_type == "pil":
-            return to_pil(pictures)
-        pictures = (pictures.float().clamp(-1, 1) + 1) / 2
-        return pictures if output_type == "pt" else pictures.movedim(1, -1).cpu().numpy()
+            return to_pil(images)
+        images = (images.float().clamp(-1, 1) + 1) / 2
+        return images if output_type == "pt" else images.movedim(1, -1).cpu().numpy()
 
     def _decode(self, latents: Tensor) -> Tensor:
         if self.vae is None:

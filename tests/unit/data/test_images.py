@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limner.data.dataset import PictureError
+from limner.data.dataset import ImageError
 from limner.data.images import decode, open_rgb, to_pil, to_tensor
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -24,15 +24,15 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def quadrants(size: int) -> Image.Image:
     """Red, green / blue, white."""
-    picture = np.full((size, size, 3), 255, np.uint8)
+    image = np.full((size, size, 3), 255, np.uint8)
     half = size // 2
-    picture[:half, :half], picture[:half, half:], picture[half:, :half] = RED, GREEN, BLUE
-    return Image.fromarray(picture)
+    image[:half, :half], image[:half, half:], image[half:, :half] = RED, GREEN, BLUE
+    return Image.fromarray(image)
 
 
-def corners(picture: np.ndarray) -> list[tuple[int, ...]]:
-    low, high = picture.shape[0] // 4, 3 * picture.shape[0] // 4
-    return [tuple(picture[y, x].tolist()) for y in (low, high) for x in (low, high)]
+def corners(image: np.ndarray) -> list[tuple[int, ...]]:
+    low, high = image.shape[0] // 4, 3 * image.shape[0] // 4
+    return [tuple(image[y, x].tolist()) for y in (low, high) for x in (low, high)]
 
 
 def near(found, wanted, levels=6) -> bool:
@@ -44,8 +44,8 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def test_a_picture_of_the_right_size_passes_untouched():
-    picture = noise(16, 16)
-    assert np.array_equal(decode(encoded(Image.fromarray(picture)), 16), picture)
+    image = noise(16, 16)
+    assert np.array_equal(decode(encoded(Image.fromarray(image)), 16), image)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -73,8 +73,8 @@ def test_exif_orientation_turns_the_picture_upright(orientation):
 def test_center_crop_keeps_the_middle_and_pad_keeps_everything(size):
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, :20], wide[:, 20:40], wide[:, 40:] = RED, GREEN, BLUE
-    picture = wide if size == (60, 20) else wide.transpose(1, 0, 2)
-    data = encoded(Image.fromarray(np.ascontiguousarray(picture)))
+    image = wide if size == (60, 20) else wide.transpose(1, 0, 2)
+    data = encoded(Image.fromarray(np.ascontiguousarray(image)))
     assert (decode(data, 20) == GREEN).all()
     padded = decode(data, 30, crop="pad")
     padded = padded if size == (60, 20) else padded.transpose(1, 0, 2)
@@ -107,9 +107,9 @@ def test_transparency_is_laid_on_white():
     rgba = np.zeros((8, 8, 4), np.uint8)
     rgba[:, :4] = (255, 0, 0, 255)
     rgba[:, 4:] = (0, 0, 0, 128)
-    picture = decode(encoded(Image.fromarray(rgba)), 8)
-    assert near(picture[0, 0], RED, 0)
-    assert near(picture[0, 7], (127, 127, 127), 1)
+    image = decode(encoded(Image.fromarray(rgba)), 8)
+    assert near(image[0, 0], RED, 0)
+    assert near(image[0, 7], (127, 127, 127), 1)
     grey = decode(encoded(Image.fromarray(rgba).convert("LA")), 8)
     assert near(grey[0, 7], (127, 127, 127), 1)
 
@@ -132,7 +132,7 @@ def test_16_bit_grey_is_scaled_not_clipped(level, wanted):
 
 def test_levels_without_a_known_white_are_refused():
     for levels in (np.full((8, 8), 0.5, np.float32), np.full((8, 8), 1 << 20, np.int32)):
-        with pytest.raises(PictureError, match="white is not defined"):
+        with pytest.raises(ImageError, match="white is not defined"):
             decode(encoded(Image.fromarray(levels), "TIFF"), 8)
 
 
@@ -165,15 +165,15 @@ def test_the_first_frame_of_an_animation_counts():
 def test_what_is_no_picture_is_named_with_the_reason_and_the_fix(tmp_path: Path, data, reason):
     path = tmp_path / "bad.jpg"
     path.write_bytes(data)
-    for picture in (path, data):
-        with pytest.raises(PictureError, match=f"(?s)^row 7: .*{reason}.*remove its row"):
-            decode(picture, 16, name="row 7")
+    for image in (path, data):
+        with pytest.raises(ImageError, match=f"(?s)^row 7: .*{reason}.*remove its row"):
+            decode(image, 16, name="row 7")
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path):
-    with pytest.raises(PictureError, match=r"gone\.png: the picture file is not there"):
+    with pytest.raises(ImageError, match=r"gone\.png: the picture file is not there"):
         decode(tmp_path / "gone.png", 16)
-    with pytest.raises(PictureError, match=r"^x\.png: the file cannot be read"):
+    with pytest.raises(ImageError, match=r"^x\.png: the file cannot be read"):
         decode(tmp_path, 16, name="x.png")
 
 
@@ -185,7 +185,7 @@ def test_a_decompression_bomb_is_an_error_before_it_is_decoded():
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
-    with pytest.raises(PictureError, match=r"^row 7: .*more pixels than are safe.*Scale it down"):
+    with pytest.raises(ImageError, match=r"^row 7: .*more pixels than are safe.*Scale it down"):
         decode(bomb, 16, name="row 7")
 
 
@@ -203,9 +203,9 @@ def test_tensors_and_back_is_the_same_picture():
     assert to_tensor(np.array([[[0, 255, 51]]], np.uint8)).flatten().tolist() == pytest.approx(
         [-1, 1, -0.6]
     )
-    pictures = to_pil(tensor)
-    assert isinstance(pictures, list)
-    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), batch)
+    images = to_pil(tensor)
+    assert isinstance(images, list)
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), batch)
 
 
 def test_to_pil_rounds_to_nearest_and_clamps():

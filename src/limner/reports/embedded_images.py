@@ -20,7 +20,7 @@ DRAWN = {"prompt": "", "seed": None, "rank": None, "right": None}
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     source: str
     """A data URL."""
     width: int
@@ -28,7 +28,9 @@ class Picture:
     """Pixels, as it was before it was shrunk."""
 
 
-def picture(folder: Path, name: object, longest_side: int = SAMPLE_SIDE) -> Picture | None:
+def embed_image(
+    folder: Path, name: object, longest_side: int = SAMPLE_SIDE
+) -> EmbeddedImage | None:
     """A picture in the folder, or None if there is no such picture in it."""
     if not isinstance(name, str | Path) or not name:
         return None
@@ -47,15 +49,19 @@ def picture(folder: Path, name: object, longest_side: int = SAMPLE_SIDE) -> Pict
                 data, media = buffer.getvalue(), "image/jpeg"
     except (OSError, ValueError):
         return None
-    return Picture(f"data:{media};base64,{base64.b64encode(data).decode('ascii')}", width, height)
+    return EmbeddedImage(
+        f"data:{media};base64,{base64.b64encode(data).decode('ascii')}", width, height
+    )
 
 
-def drawn_pictures(folder: Path, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def drawn_images(folder: Path, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a model drew, split by split; `file` and `truth`, the real one, are a `Picture`."""
     groups = []
     for split in Split:
         shown = [
-            DRAWN | sample | {key: picture(folder, sample.get(key)) for key in ("file", "truth")}
+            DRAWN
+            | sample
+            | {key: embed_image(folder, sample.get(key)) for key in ("file", "truth")}
             for sample in samples
             if sample.get("split") == split
         ]
