@@ -193,7 +193,7 @@ def test_bad_rows_of_a_table_are_listed_with_their_place(table):
     assert [row.key for row in found.rows] == ["a.png"]
     reasons = [row.reason for row in found.refused]
     for place, wanted in enumerate(
-        ("is not there", "leads out of", "is empty", "not the name", "web address")
+        ("is not there", "leads out of", "is empty", "not the name", "this is a URL")
     ):
         assert reasons[place].startswith(f"t.csv, line {place + 3}: ")
         assert wanted in reasons[place]

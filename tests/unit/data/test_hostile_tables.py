@@ -86,7 +86,7 @@ def test_a_saved_data_set_reads_no_file_outside_of_it(tmp_path: Path) -> None:
     wanted = (
         "leads out of the folder", "leads out of the folder", "a link that leads out",
         "leads out of the folder", "leads out of the folder", "leads out of the folder",
-        "web address", "web address", "not a regular file", "is not there", "NUL", "no picture",
+        "this is a URL", "this is a URL", "not a regular file", "is not there", "NUL", "no picture",
     )  # fmt: skip
     for number, (reason, part) in enumerate(zip(reasons, wanted, strict=True)):
         row = number + (number > 10)

@@ -76,7 +76,7 @@ def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -
         ("a\0b.png", "contains a NUL"),
         ("x" * 300 + ".png", "is not there"),  # longer than a name may be
         ("d" * 300 + "/x.png", "is not there"),
-        ("file:///etc/x.png", "web address"),
+        ("file:///etc/x.png", "this is a URL"),
         ("~/x.png", "the folder '~' is not there"),
         (["a.png"], r"the path is \['a.png'\], not the name"),
         ({"bytes": "x" * 10_000}, "not the name of a picture file"),
