@@ -273,7 +273,7 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
     bad = b'{"file_name": "images/a.png", "text": "\xe4"}'
     (folder / "metadata.jsonl").write_bytes(good.encode() + bad)
     [refused] = FolderPictures(folder).refused
-    assert re.search(r"line 2: the caption's line 1: byte 0xe4 is not UTF-8", refused.reason)
+    assert re.search(r"line 2: line 1 of the caption: byte 0xe4 is not valid UTF-8", refused.reason)
 
 
 def test_where_no_row_is_usable_the_reasons_are_counted(folder: Path):

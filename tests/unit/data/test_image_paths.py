@@ -53,7 +53,7 @@ def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -
     assert [row.key for row in found.refused] == [str(away[0]), "../disk/x/1.png", str(away[1])]
     for number, refused in enumerate(found.refused, start=2):
         assert refused.reason.startswith(
-            f"metadata.json, row {number}: the path leads out of the folder {data}: "
+            f"metadata.json, row {number}: the path leads out of the folder {data}; "
         )
         assert "data.allowed_paths" in refused.reason
     found = opened(data, f"data.allowed_paths='{disk}'")
@@ -170,7 +170,7 @@ def test_a_file_of_an_absurd_size_is_not_read(
 ) -> None:
     path = picture(tmp_path / "a.png")
     monkeypatch.setattr(regular_files, "MAX_IMAGE_BYTES", 20)
-    with pytest.raises(PictureError, match=r"bytes, more than the 20 that are read of one file"):
+    with pytest.raises(PictureError, match=r"bytes, more than the maximum of 20 for a file"):
         decode(path, 16)
     (tmp_path / "a.txt").write_bytes(b"x" * (regular_files.MAX_CAPTION_BYTES + 1))
     picture(tmp_path / "b.png")

@@ -301,6 +301,8 @@ def test_links_in_a_tar_are_no_pictures(read: Build) -> None:
 
 
 def test_a_tar_of_nothing_usable_says_so(read: Build) -> None:
-    with pytest.raises(LimnerError, match=r"(?s)no usable row of 1.*no \.txt or \.json"):
+    with pytest.raises(
+        LimnerError, match=r"(?s)none of the 1 rows can be used.*no \.txt or \.json"
+    ):
         read([("a.png", png(1))])
     assert {"txt", "text", "caption"} <= tar_samples.TEXTS
