@@ -177,7 +177,7 @@ def test_a_file_of_an_absurd_size_is_not_read(
     (tmp_path / "b.txt").write_text("good", encoding="utf-8")
     [refused] = FolderPictures(tmp_path).refused
     assert refused.key == "a.png"
-    assert "1,048,577 bytes, more than the 1,048,576" in refused.reason
+    assert "1,048,577 bytes, more than the maximum of 1,048,576" in refused.reason
 
 
 @posix

@@ -205,7 +205,7 @@ def test_captions_in_other_encodings(read: Build) -> None:
     ]
     found = read(entries)
     assert [row.captions[0] for row in found.rows] == TRADITIONAL
-    assert "Captions of s.tar are not in UTF-8, and are read as big5hkscs" in found.description
+    assert "Captions of s.tar are not in UTF-8 and are read as big5hkscs" in found.description
     few = [("0.png", png(0)), ("0.txt", "紅蘋果".encode("big5")), ("1.png", png(1)),
            ("1.txt", b"good")]  # fmt: skip
     found = read(few, name="few.tar")
@@ -230,7 +230,7 @@ def test_bad_captions_are_refused_by_sample(read: Build) -> None:
         "nul": "NUL character", "wide": "data.encoding to utf-16-le", "empty": "caption is empty",
         "huge": "2,097,152 bytes: too long for a caption", "list": "list of captions is empty",
         "deep": "not valid JSON", "not": "has no text, caption, captions, only 'title'",
-        "number": "holds [1, 2], not an object",
+        "number": "contains [1, 2], not an object",
     }  # fmt: skip
     reasons = refused_in(found)
     assert set(reasons) == set(wanted)
