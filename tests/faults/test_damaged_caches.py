@@ -94,7 +94,9 @@ def test_a_caption_that_flips_while_a_run_reads_it_is_not_trained(
     flip(path, path.read_bytes().index(b"number 7") + 7)
     good = [n for n in range(20) if n != 7]
     assert [found.rows[n].captions[0] for n in good] == [f"a picture of number {n}" for n in good]
-    with pytest.raises(LimnerError, match=r"was damaged while it was in use.*indexed again"):
+    with pytest.raises(
+        LimnerError, match=r"was damaged while it was in use.*Start the command again"
+    ):
         found.rows[7]
     assert opened().rows[7].captions == ("a picture of number 7",)
 

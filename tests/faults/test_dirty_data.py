@@ -177,7 +177,7 @@ def test_training_is_that_on_the_good_rows_alone(
         "only zero bytes",
         "a web page",
         "is text, not a picture",
-        "more pixels than are safe",
+        "too many pixels to decode safely",
         "HEIC",
         "not a picture in a supported format",
         "'gone' is not there",

@@ -228,7 +228,8 @@ def test_an_export_on_a_full_disk_leaves_the_earlier_one(
     assert main(words) == 2
     said = capsys.readouterr().err
     start, needed, free = re.fullmatch(
-        r"limner: (.*): (.*) are needed in .* and (.*) are free; make room, or .*\n", said
+        r"limner: (.*): (.*) are needed in .* and (.*) are free; free some disk space, or .*\n",
+        said,
     ).groups()  # type: ignore[union-attr]
     assert start == f"{file} could not be written: No space left on device"
     assert float(needed.split()[0]) == pytest.approx(size / 1024, rel=0.05)

@@ -343,7 +343,7 @@ def plain(folder: Path) -> dict[str, torch.Tensor]:
         (lambda t: torch.zeros(1).expand(10**12), "most of which are not in the file"),
         (lambda t: torch.full_like(t, float("nan")), "NaN"),
         (lambda t: torch.full_like(t, float("inf")), "infinity"),
-        (lambda t: t.to(torch.int32), "int32, and float32 is wanted"),
+        (lambda t: t.to(torch.int32), "int32 instead of float32"),
         (lambda t: torch.zeros(0), "(0,) in the file"),
         (lambda t: "words", "str in the file"),
         (lambda t: {"a": {"b": t.to_sparse()}}, "sparse"),

@@ -147,7 +147,7 @@ def test_another_error_is_not_taken_for_short_memory(tiny_config: Build) -> None
 def test_not_even_one_picture(tiny_config: Build) -> None:
     trainer = Trainer(tiny_config())
     trainer.run.train_step.loss = lambda batch, _: _raise(OUT)(batch.u)  # type: ignore
-    with pytest.raises(LimnerError, match=r"with one picture at a time .*gradient_checkpointing"):
+    with pytest.raises(LimnerError, match=r"with a batch of one picture .*gradient_checkpointing"):
         trainer.train()
 
 
@@ -187,7 +187,7 @@ def test_memory_that_runs_out_there_twice_ends_the_run(tiny_config: Build) -> No
         step()
 
     optimizer.step = fails  # type: ignore[method-assign]
-    with pytest.raises(LimnerError, match=r"twice in the optimizer's part of step 5"):
+    with pytest.raises(LimnerError, match=r"twice in the optimizer update of step 5"):
         trainer.train()
     assert [c.name for c in checkpoints(trainer.folder)] == ["checkpoint-3"]
 
@@ -333,7 +333,7 @@ def test_auto_is_the_largest_that_fits(
 
 
 def test_an_effective_batch_that_cannot_be_divided_says_so(tiny_config: Build) -> None:
-    with pytest.raises(LimnerError, match=r"30 pictures are no whole number of .* 4"):
+    with pytest.raises(LimnerError, match=r"30 is not a multiple of .*4"):
         settle_batch(
             tiny_config("training.effective_batch_size=32").model_copy(
                 update={

@@ -192,7 +192,10 @@ def test_a_payload_is_refused_and_not_run(
     monkeypatch.setattr(manifest, "_is_complete", lambda path: True)
     (folder / MANIFEST).unlink()
     manifest.seal(folder)  # a stranger can write a manifest, too
-    with pytest.raises(LimnerError, match=rf"{name} is damaged, or holds more than weights"):
+    with pytest.raises(
+        LimnerError,
+        match=rf"{name} is damaged, or was rejected because it contains more than weights",
+    ):
         Trainer(config, resume="latest")
     assert not victim.exists()
     torch.load(folder / name, weights_only=False) if kind == "torch" else pickle.loads(
@@ -276,7 +279,7 @@ def test_nothing_there_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(LimnerError, match=r"no checkpoint at .*nowhere"):
         ImageGenerator(tmp_path / "nowhere")
     (tmp_path / "all" / "run" / "checkpoint-3").mkdir(parents=True)
-    with pytest.raises(LimnerError, match=r"there are runs in it, such as .*run$"):
+    with pytest.raises(LimnerError, match=r"it contains runs, such as .*run$"):
         find_checkpoint(tmp_path / "all")
     with pytest.raises(LimnerError, match="is not a complete checkpoint"):
         ImageGenerator(tmp_path)

@@ -119,7 +119,7 @@ def test_a_checkpoint_that_a_run_deletes_meanwhile_costs_nothing(
     found = evaluate(run, few, device="cpu")
     assert not folder.exists()
     assert found.results["checkpoint"]["step"] == 3
-    with pytest.raises(LimnerError, match=r"checkpoint-3 is gone\. A run that goes on deletes"):
+    with pytest.raises(LimnerError, match=r"checkpoint-3 no longer exists\. A run deletes"):
         opened.tensors()
 
 
@@ -463,7 +463,7 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     assert "neither a folder" in refused([*one, "--reference", str(tmp_path / "no")], capsys)
     assert "evaluation.num_imagez" in refused([*one, "evaluation.num_imagez=3"], capsys)
     said = refused([*one, "model.hidden_size=128", "data.train_split=0.9"], capsys)
-    assert "model.hidden_size: 64 in the checkpoint, 128 asked for" in said
+    assert "model.hidden_size: 64 in the checkpoint, 128 requested" in said
     assert "data.train_split: 0.5 in the checkpoint, 0.9" in said
     assert "is inside the data" in refused([*one, "--output", str(tmp_path / "data")], capsys)
     (tmp_path / "mine").mkdir()

@@ -102,12 +102,12 @@ def test_of_another_vocabulary_known_words_keep_their_rows(
 
 
 def test_another_width_that_fits_nowhere_is_refused(tuned: Callable[..., Config]) -> None:
-    with pytest.raises(LimnerError, match=r"nothing of .* fits this model"):
+    with pytest.raises(LimnerError, match=r"no weights of .* fit this model"):
         Trainer(tuned("model.hidden_size=128", "text_encoder.hidden_size=128"))
 
 
 def test_a_model_that_is_not_there_is_said(tuned: Callable[..., Config]) -> None:
-    with pytest.raises(LimnerError, match=r"training\.init_from: there is no model at"):
+    with pytest.raises(LimnerError, match=r"training\.init_from: no model found at"):
         tuned("training.init_from=nowhere")
 
 

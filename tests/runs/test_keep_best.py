@@ -95,8 +95,8 @@ def test_files_of_people_s_own_stay_where_a_checkpoint_goes(
     assert left == ["favourite.png", "notes/a.txt"]
     assert names(folder) == {"checkpoint-3", "checkpoint-12"}
     (said,) = [m for m in messages(folder) if "your own files" in m]
-    assert said.endswith("checkpoint-3, which is older than those to keep, was deleted but for "
-                         "files of your own: favourite.png and 1 more")  # fmt: skip
+    assert said.endswith("checkpoint-3, older than the checkpoints to keep, was deleted except for "
+                         "your own files: favourite.png and 1 more")  # fmt: skip
     assert Checkpoint.open(folder).state.step == 12
     assert not list(folder.glob(".checkpoint*"))
 

@@ -137,10 +137,10 @@ def test_the_checkpoint_draws_where_the_parts_were_moved_and_refuses_others(
                  str(tmp_path / "there"), "--output", str(output)]) == 0  # fmt: skip
     assert np.array_equal(np.asarray(Image.open(output)), before)
     with pytest.raises(
-        LimnerError, match=r"holds other weights .* than the checkpoint was trained"
+        LimnerError, match=r"contains other weights .* than those the checkpoint was trained"
     ):
         ImageGenerator(folder, vae=parts["16"])
-    with pytest.raises(LimnerError, match=r"text_encoder.* holds other weights"):
+    with pytest.raises(LimnerError, match=r"text_encoder.* contains other weights"):
         ImageGenerator(folder, vae=tmp_path / "there", text_encoder=parts["t5"])
 
 

@@ -74,7 +74,7 @@ def test_it_draws_as_the_checkpoint_does_and_no_code_is_downloaded(
 def test_a_revision_may_be_chosen(published: Recorded) -> None:
     find_model("me/tiny@v1")
     assert any("/revision/v1" in request for request in published.requests)
-    with pytest.raises(LimnerError, match=r"'me/tiny' could not be had.* no revision 'v2'"):
+    with pytest.raises(LimnerError, match=r"'me/tiny' was not found.* no revision 'v2'"):
         find_model("me/tiny@v2")
 
 
@@ -176,7 +176,7 @@ def test_a_mistyped_run_is_not_asked_of_the_hub_beside_other_runs(
         assert find_model(name) == Path(name)
         with pytest.raises(LimnerError, match="no checkpoint at"):
             ImageGenerator(name)
-        with pytest.raises(LimnerError, match=r"training\.init_from: there is no model at"):
+        with pytest.raises(LimnerError, match=r"training\.init_from: no model found at"):
             tuned(tmp_path, f"training.init_from={name}")
     assert published.requests == []
 
@@ -188,7 +188,7 @@ def test_what_is_nowhere_is_told_in_one_message(published: Recorded, tmp_path: P
     assert said.startswith("'me/mistyped' was not found. There is no folder at")
     assert f"{published.address}/me/mistyped: there is no such repository" in said
     assert "a run folder (outputs/demo), one of its checkpoints" in said
-    with pytest.raises(LimnerError, match=r"training\.init_from: 'me/mistyped' could not be had"):
+    with pytest.raises(LimnerError, match=r"training\.init_from: 'me/mistyped' was not found"):
         tuned(tmp_path, "training.init_from=me/mistyped")
 
 

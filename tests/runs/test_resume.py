@@ -178,9 +178,13 @@ def test_two_runs_do_not_share_a_folder(tiny_config: Callable[..., Config]) -> N
     assert "training.learning_rate: 0.004 in the checkpoint, 0.002 in this run" in said
     assert "data.horizontal_flip: 0.0 in the checkpoint, 0.5 in this run" in said
     assert "--resume latest" in said
-    with pytest.raises(LimnerError, match=r"checkpoint-6 is of an earlier run: .*--resume latest"):
+    with pytest.raises(
+        LimnerError, match=r"checkpoint-6 belongs to an earlier run; .*--resume latest"
+    ):
         Trainer(tiny_config("training.resume=no"))
-    with pytest.raises(LimnerError, match=r"checkpoint-6 is of an earlier run: .*--resume latest"):
+    with pytest.raises(
+        LimnerError, match=r"checkpoint-6 belongs to an earlier run; .*--resume latest"
+    ):
         Trainer(tiny_config(), resume="no")
 
 

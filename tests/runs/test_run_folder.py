@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_before_it_wrote_anything_goes_on(tmp_path: Path) 
 
 def test_a_file_is_no_folder(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine", encoding="utf-8")
-    with pytest.raises(LimnerError, match=r"training\.output_dir: .*run is a file; name a folder"):
+    with pytest.raises(LimnerError, match=r"training\.output_dir: .*run is a file; use a folder"):
         Trainer(tiny_config())
 
 

@@ -160,7 +160,9 @@ def test_other_downsampling_and_channels(
 def test_nothing_of_anybody_s_is_overwritten(tiny_config: Build, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years", "utf-8")
-    with pytest.raises(LimnerError, match=r"no earlier autoencoder \(it holds thesis\.txt\)"):
+    with pytest.raises(
+        LimnerError, match=r"is not an earlier autoencoder \(it contains thesis\.txt\)"
+    ):
         train_autoencoder(tiny_config(*SMALL), tmp_path / "mine")
     with pytest.raises(LimnerError, match=r"image_size: 30 is not divisible by .*downsampling 4"):
         train_autoencoder(

@@ -200,7 +200,7 @@ def test_what_shards_cannot_do_is_said(key: str, reason: str) -> None:
     load_config(None, [key])
     with pytest.raises(LimnerError, match=reason):
         load_config(None, [FSDP, key])
-    with pytest.raises(LimnerError, match=r"belongs to training\.sharding"):
+    with pytest.raises(LimnerError, match=r"only valid with training\.sharding"):
         load_config(None, ["training.checkpoint_shards=true"])
 
 

@@ -129,7 +129,7 @@ def figures(run: Run) -> list[Card]:
     if (speckle := results.get("flat_region_std")) and "drawn" in speckle:
         note = f"of 255; {speckle['real']:.1f} in the real pictures"
         if speckle.get("visible"):
-            note += ": noise has stayed in the pictures"
+            note += ": the pictures still contain noise"
         found.append(("noise in flat parts", f"{speckle['drawn']:.1f}", note))
     speed = results.get("speed", {})
     if speed.get("images_per_second"):

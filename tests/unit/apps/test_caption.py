@@ -112,7 +112,7 @@ def test_a_chat_model_is_asked_and_only_its_answer_is_kept(models: dict[str, Pat
 
 
 def test_a_model_that_takes_no_prompt_says_so(models: dict[str, Path]) -> None:
-    with pytest.raises(LimnerError, match=r"--prompt: .* not supported by"):
+    with pytest.raises(LimnerError, match=r"--prompt: not supported by"):
         Captioner(str(models["vit-gpt2"]), CPU, torch.float32, "a photo of")
 
 

@@ -359,7 +359,7 @@ def test_a_picture_that_cannot_be_kept_is_shown_all_the_same(run: Path, tmp_path
     (tmp_path / "kept").write_text("a file is in the way")
     painter = Painter(run, tmp_path / "kept", device="cpu")
     events: list[dict[str, Any]] = []
-    with pytest.raises(LimnerError, match=r"2 of 2 pictures could not be kept in .*kept"):
+    with pytest.raises(LimnerError, match=r"2 of 2 pictures could not be saved in .*kept"):
         painter.draw(DrawRequest(prompts=("x",), num_images=2), events.append)
     assert [e["kind"] for e in events if e["kind"] == "picture"] == ["picture"] * 2
 

@@ -91,8 +91,8 @@ def test_of_two_captions_of_one_name_the_other_is_refused(tmp_path: Path):
         pytest.skip("this file system does not tell capitals apart")
     images = FolderImages(tmp_path)
     assert pairs(images) == {"cat.png": ("in small letters",)}
-    assert [(row.key, row.reason.split(",")[0]) for row in images.refused] == [
-        ("cat.TXT", "cat.txt next to it has the same name")
+    assert [(row.key, row.reason) for row in images.refused] == [
+        ("cat.TXT", "cat.txt next to it has the same name and is read instead")
     ]
 
 
@@ -122,7 +122,7 @@ def test_a_caption_file_of_another_encoding_is_refused_with_its_line(tmp_path: P
     [refused] = FolderImages(tmp_path).refused
     assert refused.key == "bad.png"
     assert re.search(
-        r"bad\.txt: the caption's line 2: byte 0xe4 is not UTF-8\. Save", refused.reason
+        r"bad\.txt: line 2 of the caption: byte 0xe4 is not valid UTF-8\. Save", refused.reason
     )
 
 
@@ -153,7 +153,7 @@ def test_rows_of_one_picture_are_merged_in_order(folder: Path):
         ("images/\udce4.png", "x", "the path is not valid Unicode"),
         ("images/a.png", "good ", "same picture and text stand in an earlier row"),
         ("images/b.pdf", "x", "not a picture extension"),
-        ("https://example.org/b.png", "x", "web address"),
+        ("https://example.org/b.png", "x", "this is a URL"),
         ("", "x", "not the name of a picture file"),
         (None, "x", "not the name of a picture file"),
         ("/etc/secret.png", "x", "leads out of the folder"),
@@ -273,7 +273,7 @@ def test_jsonl_and_csv_name_the_line(folder: Path):
     bad = b'{"file_name": "images/a.png", "text": "\xe4"}'
     (folder / "metadata.jsonl").write_bytes(good.encode() + bad)
     [refused] = FolderImages(folder).refused
-    assert re.search(r"line 2: the caption's line 1: byte 0xe4 is not UTF-8", refused.reason)
+    assert re.search(r"line 2: line 1 of the caption: byte 0xe4 is not valid UTF-8", refused.reason)
 
 
 def test_where_no_row_is_usable_the_reasons_are_counted(folder: Path):
@@ -384,5 +384,5 @@ def test_nothing_to_train_on_is_an_error_that_names_the_keys():
     for rows, train_split in ([], 0.9), (numbered(20), 0.0):
         with pytest.raises(LimnerError, match=r"no row is left.*num_samples.*train_split"):
             split_rows(rows, train_split)
-    with pytest.raises(LimnerError, match=r"data\.num_samples is 0: give 1 or more"):
+    with pytest.raises(LimnerError, match=r"data\.num_samples is 0; it must be at least 1"):
         split_rows(numbered(20), 0.9, 0)

@@ -139,7 +139,7 @@ def test_which_columns_are_used_is_said_and_can_be_chosen(table):
     words = ["data.image_column=file_name", "data.caption_column=[short, text, zh]"]
     # Of several columns the empty ones are passed over; the first is the main caption.
     assert rows_of(path, *words) == {"b.png": ("brief", "long", "短", "l")}
-    with pytest.raises(LimnerError, match=r"no 'shrt'; found 'image', .*: is 'short' meant\?"):
+    with pytest.raises(LimnerError, match=r"no 'shrt'; found 'image', .*; did you mean 'short'\?"):
         rows_of(path, "data.caption_column=shrt")
     with pytest.raises(LimnerError, match=r"no 'pic'; found .*Correct data\.image_column"):
         rows_of(path, "data.image_column=pic")
@@ -193,7 +193,7 @@ def test_bad_rows_of_a_table_are_listed_with_their_place(table):
     assert [row.key for row in found.rows] == ["a.png"]
     reasons = [row.reason for row in found.refused]
     for place, wanted in enumerate(
-        ("is not there", "leads out of", "is empty", "not the name", "web address")
+        ("is not there", "leads out of", "is empty", "not the name", "this is a URL")
     ):
         assert reasons[place].startswith(f"t.csv, line {place + 3}: ")
         assert wanted in reasons[place]
@@ -210,7 +210,9 @@ def test_pictures_are_found_in_the_one_folder_that_has_them(table, tmp_path: Pat
     assert [row.key for row in found.refused] == ["Images/z.png"]
     (tmp_path / "other").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "other" / "x.png")
-    with pytest.raises(LimnerError, match=r"no usable row of 3"):  # which of the two is meant?
+    with pytest.raises(
+        LimnerError, match=r"none of the 3 rows can be used"
+    ):  # which of the two is meant?
         rows_of(path)
 
 

@@ -86,7 +86,7 @@ def test_a_saved_data_set_reads_no_file_outside_of_it(tmp_path: Path) -> None:
     wanted = (
         "leads out of the folder", "leads out of the folder", "a link that leads out",
         "leads out of the folder", "leads out of the folder", "leads out of the folder",
-        "web address", "web address", "not a regular file", "is not there", "NUL", "no picture",
+        "only a URL", "only a URL", "not a regular file", "is not there", "NUL", "no picture",
     )  # fmt: skip
     for number, (reason, part) in enumerate(zip(reasons, wanted, strict=True)):
         row = number + (number > 10)
@@ -155,7 +155,7 @@ def test_a_readme_cannot_have_other_files_read(written: str, tmp_path: Path) -> 
     folder.mkdir()
     parquet(folder / "own.parquet", 8, 8)
     (folder / "README.md").write_text(README.format(written.format(private=private)))
-    with pytest.raises(LimnerError, match=r"README\.md has it read .*x\.parquet, which is not a"):
+    with pytest.raises(LimnerError, match=r"README\.md refers to .*x\.parquet, which is not a"):
         opened(folder, "data.format=datasets")
     (folder / "README.md").write_text(README.format("'*.parquet'"))
     assert len(opened(folder, "data.format=datasets").rows) == 8
@@ -196,7 +196,7 @@ def test_a_saved_set_cannot_name_other_tables(name: object, tmp_path: Path) -> N
         opened(folder)
     (folder / "state.json").unlink()
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["../private"]}))
-    with pytest.raises(LimnerError, match=r"names \.\./private as a part of it"):
+    with pytest.raises(LimnerError, match=r"refers to \.\./private, which is outside"):
         opened(folder, "data.dataset_split=../private")
 
 
@@ -359,7 +359,7 @@ def test_a_row_group_that_unpacks_to_too_much_is_not_read(
 ) -> None:
     path = parquet(tmp_path / "a.parquet", 0, 8)
     monkeypatch.setattr(parquet_rows, "MAX_GROUP_BYTES", 100)
-    with pytest.raises(LimnerError, match=r"bytes in one row group, more than the 100 that are"):
+    with pytest.raises(LimnerError, match=r"bytes in one row group, more than the maximum of 100"):
         opened(path)
 
 

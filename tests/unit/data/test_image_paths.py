@@ -53,7 +53,7 @@ def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -
     assert [row.key for row in found.refused] == [str(away[0]), "../disk/x/1.png", str(away[1])]
     for number, refused in enumerate(found.refused, start=2):
         assert refused.reason.startswith(
-            f"metadata.json, row {number}: the path leads out of the folder {data}: "
+            f"metadata.json, row {number}: the path leads out of the folder {data}; "
         )
         assert "data.allowed_paths" in refused.reason
     found = opened(data, f"data.allowed_paths='{disk}'")
@@ -76,7 +76,7 @@ def test_a_path_that_leads_out_is_refused_unless_it_is_allowed(tmp_path: Path) -
         ("a\0b.png", "contains a NUL"),
         ("x" * 300 + ".png", "is not there"),  # longer than a name may be
         ("d" * 300 + "/x.png", "is not there"),
-        ("file:///etc/x.png", "web address"),
+        ("file:///etc/x.png", "this is a URL"),
         ("~/x.png", "the folder '~' is not there"),
         (["a.png"], r"the path is \['a.png'\], not the name"),
         ({"bytes": "x" * 10_000}, "not the name of a picture file"),
@@ -170,14 +170,14 @@ def test_a_file_of_an_absurd_size_is_not_read(
 ) -> None:
     path = image(tmp_path / "a.png")
     monkeypatch.setattr(regular_files, "MAX_IMAGE_BYTES", 20)
-    with pytest.raises(ImageError, match=r"bytes, more than the 20 that are read of one file"):
+    with pytest.raises(ImageError, match=r"bytes, more than the maximum of 20 for a file"):
         decode(path, 16)
     (tmp_path / "a.txt").write_bytes(b"x" * (regular_files.MAX_CAPTION_BYTES + 1))
     image(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("good", encoding="utf-8")
     [refused] = FolderImages(tmp_path).refused
     assert refused.key == "a.png"
-    assert "1,048,577 bytes, more than the 1,048,576" in refused.reason
+    assert "1,048,577 bytes, more than the maximum of 1,048,576" in refused.reason
 
 
 @posix

@@ -154,7 +154,7 @@ def test_num_samples_counts_good_pictures_and_more_of_them_only_adds(tmp_path: P
 
 def test_an_output_in_use_is_left_as_it_is(source: Path, tmp_path: Path):
     for output in (source, source / "a.jpg"):
-        with pytest.raises(LimnerError, match=r"exists already.*choose another --output"):
+        with pytest.raises(LimnerError, match=r"already exists.*choose another --output"):
             prepare("custom", source, output)
     (tmp_path / "empty").mkdir()
     assert prepare("custom", source, tmp_path / "empty").count == 4
@@ -205,7 +205,7 @@ def test_progress_reaches_the_end(source: Path, tmp_path: Path):
     ("text", "wanted"),
     [
         ("[]", "is not a COCO captions file"),
-        ('{"images": []}', r"not a COCO captions file: 'annotations'.*must hold"),
+        ('{"images": []}', r"not a COCO captions file: 'annotations'.*must contain"),
         ('{"images": [{"id": 1}], "annotations": []}', "not a COCO captions file: 'file_name'"),
         ('{"images": [], "annotations": []}', "the metadata has no rows"),
         ("{", r"captions_x\.json, line 1, column 2"),
@@ -220,7 +220,7 @@ def test_bad_coco_files_say_what_is_wrong(tmp_path: Path, text, wanted):
 
 
 def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
-    with pytest.raises(LimnerError, match=r"no annotations/captions_\*\.json.*give the folder"):
+    with pytest.raises(LimnerError, match=r"no annotations/captions_\*\.json.*use the folder"):
         prepare("coco", source, tmp_path / "data")
     with pytest.raises(LimnerError, match=r"folder not found: .*gone .*--input"):
         prepare("coco", tmp_path / "gone", tmp_path / "data")
@@ -231,7 +231,9 @@ def test_what_cannot_be_prepared_says_what_to_do(source: Path, tmp_path: Path):
     for path in source.glob("*.*g"):
         path.write_bytes(b"")
     (source / "c.webp").unlink()
-    with pytest.raises(LimnerError, match=r"(?s)no usable row of 5.*4 x the file is empty"):
+    with pytest.raises(
+        LimnerError, match=r"(?s)none of the 5 rows can be used.*4 x the file is empty"
+    ):
         prepare("custom", source, tmp_path / "data")
 
 

@@ -205,7 +205,7 @@ def test_captions_in_other_encodings(read: Build) -> None:
     ]
     found = read(entries)
     assert [row.captions[0] for row in found.rows] == TRADITIONAL
-    assert "Captions of s.tar are not in UTF-8, and are read as big5hkscs" in found.description
+    assert "Captions of s.tar are not in UTF-8 and are read as big5hkscs" in found.description
     few = [("0.png", png(0)), ("0.txt", "紅蘋果".encode("big5")), ("1.png", png(1)),
            ("1.txt", b"good")]  # fmt: skip
     found = read(few, name="few.tar")
@@ -230,7 +230,7 @@ def test_bad_captions_are_refused_by_sample(read: Build) -> None:
         "nul": "NUL character", "wide": "data.encoding to utf-16-le", "empty": "caption is empty",
         "huge": "2,097,152 bytes: too long for a caption", "list": "list of captions is empty",
         "deep": "not valid JSON", "not": "has no text, caption, captions, only 'title'",
-        "number": "holds [1, 2], not an object",
+        "number": "contains [1, 2], not an object",
     }  # fmt: skip
     reasons = refused_in(found)
     assert set(reasons) == set(wanted)
@@ -301,6 +301,8 @@ def test_links_in_a_tar_are_no_pictures(read: Build) -> None:
 
 
 def test_a_tar_of_nothing_usable_says_so(read: Build) -> None:
-    with pytest.raises(LimnerError, match=r"(?s)no usable row of 1.*no \.txt or \.json"):
+    with pytest.raises(
+        LimnerError, match=r"(?s)none of the 1 rows can be used.*no \.txt or \.json"
+    ):
         read([("a.png", png(1))])
     assert {"txt", "text", "caption"} <= tar_samples.TEXTS

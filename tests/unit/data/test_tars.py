@@ -124,7 +124,7 @@ def test_what_lacks_a_half_is_refused_and_a_missing_shard_is_named(
     _, found = opened(str(tmp_path / "s-000.tar"))
     assert len(found.rows) == 12
     assert {row.key for row in found.refused} == {f"s-000.tar/{k}" for k in "xyz"}
-    with pytest.raises(LimnerError, match=r"1 of 2 files are not there.*s-001\.tar"):
+    with pytest.raises(LimnerError, match=r"1 of 2 files were not found.*s-001\.tar"):
         opened(str(tmp_path / "s-{000..001}.tar"))
 
 

@@ -264,7 +264,7 @@ def test_a_prompt_that_is_no_text_is_refused(prompt: Any, said: str, trained: Pa
     generator = limner.ImageGenerator(trained / "outputs")
     with pytest.raises(LimnerError, match=said):
         generator.generate(prompt)
-    with pytest.raises(LimnerError, match="seed -1 is not from 0"):
+    with pytest.raises(LimnerError, match="seed -1 is not between 0"):
         generator.generate("a cat", seed=-1)
 
 
@@ -297,7 +297,7 @@ def test_compiled_code_sees_batches_of_one_size_and_draws_the_same(
     assert sizes == {4}  # two pictures, two texts
     assert np.abs(np.stack(drawn) - np.stack(expected)).max() <= 1
     monkeypatch.setattr("limner.inference.generator.why_not_compile", lambda _: "no compiler")
-    with pytest.raises(LimnerError, match=r"does not work here \(no compiler\)"):
+    with pytest.raises(LimnerError, match=r"does not work on this machine \(no compiler\)"):
         limner.ImageGenerator(trained / "outputs").compile()
 
 

@@ -34,17 +34,17 @@ def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a", "--output", "a.psd"], r"a\.psd is of a kind that Pillow reads and does not"),
+        (["a", "--output", "a.psd"], r"a\.psd is in a format that Pillow cannot"),
         (["a", "--output", "a.nothing"], r"a\.nothing does not end in a picture format"),
         (["a", "--output", "."], r"--output \. is a folder; use a file such as apple\.png"),
         (["a", "--output", "file.txt/a.png"], r"file\.txt/a\.png cannot be written \("),
         (["a", "--output", "x" * 300 + ".png"], r"\.png cannot be written \(File name too long"),
         (["a", "--output", "a.jpg", "--height", "70000"], r"JPEG cannot hold .* 1 x 70000"),
-        (["a", "--height", "200000"], r"16 x 200000 pixels are 200,000 patches of the model"),
+        (["a", "--height", "200000"], r"16 x 200000 pixels make 200,000 patches"),
         (["a", "--height", "200000", "--width", "200000"], r"2,500,000,000 patches"),
-        (["a", "sampling.guidance_scale=2"], r"is a setting, and limner generate takes flags"),
-        (["caf\udce9"], r"the prompt 'caf\\udce9' holds bytes that are no UTF-8"),
-        (["a", "--negative_prompt", "\ud800"], r"the prompt '\\ud800' holds bytes"),
+        (["a", "sampling.guidance_scale=2"], r"is a setting, but limner generate only takes flags"),
+        (["caf\udce9"], r"the prompt 'caf\\udce9' is not valid UTF-8"),
+        (["a", "--negative_prompt", "\ud800"], r"the prompt '\\ud800' is not valid"),
     ],
 )  # fmt: skip
 @pytest.mark.skipif(sys.platform == "win32", reason="other names are impossible there")

@@ -182,7 +182,7 @@ def test_a_single_file_is_found_by_path_in_a_folder_or_on_the_hub(
     assert names(found.parent) == {"network-1.pth"}
     assert find_file(str(found), KEY, patterns) == found
     assert find_file(str(found.parent), KEY, patterns) == found
-    with pytest.raises(LimnerError, match=f"{KEY}: .*holds no network"):
+    with pytest.raises(LimnerError, match=f"{KEY}: .*contains no network"):
         find_file("someone/vae", KEY, patterns)
     with pytest.raises(LimnerError, match="there is no such repository"):
         find_file("someone/mistyped", KEY, patterns)

@@ -135,7 +135,7 @@ def test_what_is_not_installed_is_said_before_the_run(
     monkeypatch.delitem(sys.modules, "comet_ml", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = tiny_config("training.trackers=[tensorboard, comet_ml]")
-    with pytest.raises(LimnerError, match=r"comet_ml is not installed: pip install comet-ml"):
+    with pytest.raises(LimnerError, match=r"comet_ml is not installed; run pip install comet-ml"):
         Trainer(config)
     assert not Path(config.training.output_dir).exists()
 
