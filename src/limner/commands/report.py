@@ -36,7 +36,11 @@ def run(options: argparse.Namespace) -> None:
         )
     config = load_config(options.run_folder / "config.yaml")
     earlier = read_run(options.run_folder)
-    free = [sample["prompt"] for sample in earlier.samples if sample["split"] == "free"]
+    free = [
+        sample["prompt"]
+        for sample in earlier.samples
+        if sample.get("split") == "free" and isinstance(sample.get("prompt"), str)
+    ]
     results = evaluate_run(
         options.run_folder,
         config,

@@ -10,6 +10,7 @@ from typing import Any
 from limner.checkpoint.lineage import Lineage, read_lineage
 from limner.errors import LimnerError
 from limner.files import small_files
+from limner.reports.gauges import is_number
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,21 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         config=config if isinstance(config, dict) else {},
-        train=by_step(line for line in log if line.get("kind") == "train"),
+        train=by_step(
+            line for line in log if line.get("kind") == "train" and is_number(line.get("images"))
+        ),
         heldout=by_step(line for line in log if line.get("kind") == "heldout"),
         events=[line for line in log if line.get("kind") == "event"],
-        samples=samples if isinstance(samples, list) else [],
+        samples=_dictionaries(samples),
         results=results if isinstance(results, dict) else {},
         refused=read_lines(folder / "refused.jsonl"),
         buckets=next(
-            (line["sizes"] for line in reversed(log) if line.get("kind") == "buckets"), []
+            (
+                _dictionaries(line.get("sizes"))
+                for line in reversed(log)
+                if line.get("kind") == "buckets"
+            ),
+            [],
         ),
         previews=sorted((step, path) for step, path in shots if step is not None),
         lineage=_lineage(folder),
@@ -62,6 +70,10 @@ def _lineage(folder: Path) -> Lineage | None:
         return read_lineage(folder)
     except LimnerError:
         return None
+
+
+def _dictionaries(found: Any) -> list[dict[str, Any]]:
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def read_json(path: Path) -> Any:

@@ -143,6 +143,27 @@ def test_losses_that_are_not_numbers_do_not_stop_the_report(run_folder: Path) ->
     assert "0.002" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("samples.json", '[1, null, "x", {}]'),
+        ("log.jsonl", '{"kind": "train", "step": 9}\n'),
+        ("log.jsonl", '{"kind": "train", "step": 9, "images": null, "loss": "x"}\n'),
+        ("log.jsonl", '{"kind": "buckets", "step": 0, "sizes": null}\n'),
+        ("log.jsonl", '{"kind": "buckets", "step": 0}\n{"kind": "buckets", "sizes": [1]}\n'),
+    ],
+)
+def test_lines_that_are_not_as_a_run_writes_them_are_left_out(
+    run_folder: Path, name: str, lines: str
+) -> None:
+    path = run_folder / name
+    before = path.read_text(encoding="utf-8") if name.endswith("l") else ""
+    path.write_text(f"{before}\n{lines}", encoding="utf-8")
+    shown = write_report(run_folder).read_text(encoding="utf-8")
+    assert "Learning curves" in shown
+    assert "Make it again" in shown
+
+
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:
     noise(tmp_path / "large.png", 600)
     shown = embed_image(tmp_path, "large.png", longest_side=100)
