@@ -88,7 +88,8 @@ def test_a_drawing_is_not_lost_where_its_name_cannot_be_written(
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.out.split() == ["a-0.jpg", "a-2.jpg"]
-    (found,) = re.findall(r"a-1\.jpg \(No space left on device\) is (\S+) instead", said.err)
+    pattern = r"a-1\.jpg \(No space left on device\): saved as (\S+) instead"
+    (found,) = re.findall(pattern, said.err)
     assert how_drawn(Image.open(found))["seed"] == 1
 
 
