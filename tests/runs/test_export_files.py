@@ -229,9 +229,9 @@ def test_what_cannot_be_exported_is_told(checkpoint: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     with pytest.raises(LimnerError, match="no checkpoint at"):
         export(tmp_path / "no", out)
-    with pytest.raises(LimnerError, match="dtype 'int8' is not known; take one of float32"):
+    with pytest.raises(LimnerError, match="unknown dtype 'int8'; use one of float32"):
         export(checkpoint, out, dtype="int8")
-    with pytest.raises(LimnerError, match="format 'onnx' is not known; take one of safetensors"):
+    with pytest.raises(LimnerError, match="unknown format 'onnx'; use one of safetensors"):
         export(checkpoint, out, "onnx")  # type: ignore[arg-type]
     with pytest.raises(
         LimnerError, match=r"denoiser\.a contains values that float16 cannot represent"

@@ -126,14 +126,14 @@ def test_an_evaluation_does_not_replace_a_folder_of_pictures(tmp_path: Path) -> 
     (tmp_path / ".DS_Store").touch()
     check_replaceable(tmp_path)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(LimnerError, match=r"it holds notes\.txt"):
+    with pytest.raises(LimnerError, match=r"it contains notes\.txt"):
         check_replaceable(tmp_path)
     (tmp_path / "notes.txt").unlink()
     for name in ("0001.png", "0001-truth.png", "near-0001.png"):
         (tmp_path / "pictures" / name).touch()
     check_replaceable(tmp_path)
     (tmp_path / "pictures" / "mine.png").touch()
-    with pytest.raises(LimnerError, match=r"it holds pictures/mine\.png"):
+    with pytest.raises(LimnerError, match=r"it contains pictures/mine\.png"):
         check_replaceable(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_an_autoencoder_removes_its_own_checkpoints_alone(
     waiting = train.fitting_folder(tmp_path / "vae")
     waiting.mkdir()
     (waiting / "notes.md").touch()
-    with pytest.raises(LimnerError, match=r"vae-unfinished, where .*holds notes\.md"):
+    with pytest.raises(LimnerError, match=r"vae-unfinished, where .*contains notes\.md"):
         train.train_autoencoder(tiny_config(), tmp_path / "vae")
     (waiting / "notes.md").unlink()
     for name in (".checkpoint-6.1f3a9c02-4711-0.writing", "checkpoint-3", ".DS_Store"):
@@ -211,7 +211,7 @@ def test_a_demo_removes_an_earlier_demo_and_nothing_else(tmp_path: Path) -> None
         (tmp_path / name).touch()
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (tmp_path / "my drawings").mkdir()
-    with pytest.raises(LimnerError, match="holds my drawings, which no demo wrote"):
+    with pytest.raises(LimnerError, match="contains my drawings, which no demo wrote"):
         remove_earlier(tmp_path)
     assert (tmp_path / "checkpoint-5" / "model.pt").exists()
     (tmp_path / "my drawings").rmdir()
@@ -325,7 +325,7 @@ def test_a_check_does_not_replace_pictures_of_that_name(
     (tmp_path / "check" / LOCK).touch()  # killed
     check(config, tmp_path / "check")
     (tmp_path / "check" / "pictures" / "mine.png").touch()
-    with pytest.raises(LimnerError, match=r"holds mine\.png, which no check wrote"):
+    with pytest.raises(LimnerError, match=r"contains mine\.png, which no check wrote"):
         check(config, tmp_path / "check")
     (tmp_path / "check" / "pictures" / "mine.png").unlink()
     assert not (tmp_path / "check" / LOCK).exists()
@@ -339,11 +339,11 @@ def test_a_list_of_findings_beside_pictures_of_mine_is_no_check(
     mine = tmp_path / "mine"
     photos(mine / "pictures")
     shutil.copy(tmp_path / "check" / "problems.jsonl", mine)
-    with pytest.raises(LimnerError, match=r"pictures holds a\.png, which no check wrote"):
+    with pytest.raises(LimnerError, match=r"pictures contains a\.png, which no check wrote"):
         check(config, mine)
     assert len(list((mine / "pictures").iterdir())) == 6
     image().save(tmp_path / "check" / "pictures" / "mine.png")
-    with pytest.raises(LimnerError, match=r"holds mine\.png, which no check wrote"):
+    with pytest.raises(LimnerError, match=r"contains mine\.png, which no check wrote"):
         check(config, tmp_path / "check")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "problems.jsonl").write_text('{"kind": "flat tyre"}\n', encoding="utf-8")

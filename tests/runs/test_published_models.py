@@ -195,7 +195,7 @@ def test_what_is_nowhere_is_told_in_one_message(published: Recorded, tmp_path: P
 @pytest.mark.parametrize("content", [b"no weights", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_repository_of_something_else_is_refused(hub: Recorded, content: bytes) -> None:
     hub.files["me/other"] = {"limner.safetensors": content}
-    with pytest.raises(LimnerError, match="is not written by limner export"):
+    with pytest.raises(LimnerError, match="was not written by limner export"):
         ImageGenerator("me/other")
     hub.files["me/another"] = {"model.safetensors": content}
     with pytest.raises(LimnerError, match="'me/another' is on the Hub, but is not a Limner model"):

@@ -99,7 +99,7 @@ def test_a_folder_of_runs_may_hold_one_more(
     check_run_folder(run)
     (run / "old" / "deeper").mkdir()
     (run / "old" / "deeper" / "a.png").touch()
-    with pytest.raises(LimnerError, match=r"it holds old\)"):
+    with pytest.raises(LimnerError, match=r"it contains old\)"):
         check_run_folder(run)
 
 
@@ -123,7 +123,7 @@ def test_a_folder_that_only_looks_like_a_run_is_none(tmp_path: Path) -> None:
 
 def test_a_run_that_was_killed_before_it_wrote_anything_goes_on(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").touch()
-    with pytest.raises(LimnerError, match=r"it holds log\.jsonl\)"):
+    with pytest.raises(LimnerError, match=r"it contains log\.jsonl\)"):
         check_run_folder(tmp_path)
     left_behind(tmp_path / TRAINING, pid=2**22 + 1)
     check_run_folder(tmp_path)

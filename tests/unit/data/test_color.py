@@ -214,15 +214,17 @@ def test_a_picture_that_is_scaled_before_it_is_converted_is_the_same() -> None:
     assert np.abs(whole - decode(data, 64)).max() <= 3
 
 
-def test_profiles_that_cannot_be_used_are_said_once_before_the_first_step(tmp_path: Path) -> None:
+def test_profiles_that_cannot_be_used_are_said_once_before_the_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(12):
         options = {"icc_profile": BROKEN["noise"]} if number < 3 else {}
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / f"{number}.png", **options)
         (tmp_path / f"{number}.txt").write_text(f"red {number}", encoding="utf-8")
-    said: list[str] = []
-    data = open_data(load_config(None, [f"data.dataset_path='{tmp_path}'"]), said.append)
+    caplog.set_level("INFO", "limner")
+    data = open_data(load_config(None, [f"data.dataset_path='{tmp_path}'"]))
     assert data.set.refused == []
-    assert said == [
+    assert caplog.messages == [
         "3 pictures have an unusable colour profile and are read as sRGB (limner "
         "check-data lists them)"
     ]
