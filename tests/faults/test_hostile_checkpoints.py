@@ -90,7 +90,10 @@ def refused(read: Callable[[], Any], *said: str) -> None:
         ("data: {image_size: 2020-99-99}", "not valid YAML"),
         ("data: {image_size: !!bool maybe}", "not valid YAML"),
         ("data: {image_size: !!int ''}", "not valid YAML"),
-        ("data: {image_size: 0x" + "f" * 5_000 + "}", "data.image_size: must be less than or equal"),
+        (
+            "data: {image_size: 0x" + "f" * 5_000 + "}",
+            "data.image_size: must be less than or equal",
+        ),
         ("training: {learning_rate: 0x" + "f" * 5_000 + "}", "training.learning_rate"),
         ("data: {languages: [[[[[[[[x]]]]]]]]}", "data.languages"),
         ("data:\n  ? " + "k" * 100_000 + "\n  : 1", "is not a known key"),
