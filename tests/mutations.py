@@ -75,7 +75,7 @@ BREAKS = (
     Break(
         "no weighting of micro-batch parts",
         "training/train_step.py",
-        "self.balance.weights(levels)).sum() / pictures",
+        "self.balance.weights(levels)).sum() / images",
         "self.balance.weights(levels)).mean()",
         ("tests/runs/test_contract_training.py", "tests/faults/test_memory.py"),
     ),

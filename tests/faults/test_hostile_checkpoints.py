@@ -115,7 +115,7 @@ def test_references_that_repeat_little_are_read() -> None:
 
 @pytest.mark.parametrize("value", ["2020-99-99", "[" * 5_000, "*x", "9" * 5_000])
 def test_an_override_that_is_no_yaml_is_words(value: str) -> None:
-    refused(lambda: load_config(None, [f"data.image_size={value}"]), "data.image_size", "expected")
+    refused(lambda: load_config(None, [f"data.image_size={value}"]), "data.image_size", "must be")
 
 
 def test_a_model_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_small_file_cannot_ask_for_a_large_model(folder: Path) -> None:
     path = folder / "config.yaml"
     text = path.read_text("utf-8")
     path.write_text(text.replace("num_layers: 1\n", "num_layers: 1000\n"), encoding="utf-8")
-    refused(lambda: Checkpoint.open(folder), str(folder), "model.num_layers", "weights")
+    refused(lambda: Checkpoint.open(folder), str(folder), "model.num_layers", "damaged, or cut off")
 
 
 # Tokenizers

@@ -100,7 +100,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_same_command_goes_on(
     assert f"stopped by {name} after step" in said
     assert "Run the same command to resume" in said
     (saved,) = checkpoints(tmp_path / "asked")
-    assert f"step {saved.name.partition('-')[2]}," in said
+    assert f"step {saved.name.partition('-')[2]};" in said
     assert saved.name != f"checkpoint-{STEPS}"
     kills.to_their_end(kills.start(kills.written(config), 1), "the run that was asked to stop")
     # The log's windows are others, for the run was cut elsewhere.

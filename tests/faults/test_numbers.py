@@ -112,7 +112,7 @@ def test_many_in_a_row_roll_back_once_and_the_run_goes_on(first: int, tiny_confi
     trainer = spoil(Trainer(config), lambda step: first <= step < first + 10, "nan")
     trainer.train()
     (said,) = [m for m in messages(trainer.folder) if "10 updates in a row" in m]
-    assert ("checkpoint-3 again" if first else "its beginning again") in said
+    assert ("weights of checkpoint-3," if first else "weights of its beginning,") in said
     assert trainer.state.rolled_back_at == first + 10
     assert trainer.state.skipped == 10
     assert trainer.state.images == 4 * 18  # what led there is not taken again
@@ -213,7 +213,7 @@ def test_it_names_the_gradient_that_goes_wrong_first(parts: tuple[TrainStep, Any
 def test_it_names_the_data(parts: tuple[TrainStep, Any]) -> None:
     update, batch = parts
     batch.image[1, 0, 3, 3] = math.nan
-    assert "the batch's picture [4, 3, 16, 16] is 1 NaN of 3,072" in said_of(update, batch)
+    assert "the batch's image [4, 3, 16, 16] is 1 NaN of 3,072" in said_of(update, batch)
 
 
 def test_it_says_when_the_fault_does_not_repeat(parts: tuple[TrainStep, Any]) -> None:

@@ -210,7 +210,7 @@ def test_with_little_shared_memory_pictures_are_decoded_each_time(
 ) -> None:
     folder = own_folder(tmp_path / "data", 20)
     config = load_config(None, [f"data.dataset_path='{folder}'", "data.image_size=16"])
-    assert open_data(config).said == ()
+    assert open_data(config).notes == ()
 
     def none_left(tensor: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>")

@@ -219,7 +219,7 @@ def test_a_file_cut_short_is_named(
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save(torch.ones(3), tmp_path / "model.pt")
-    with pytest.raises(LimnerError, match=r"model\.pt holds a Tensor"):
+    with pytest.raises(LimnerError, match=r"model\.pt contains a Tensor"):
         load_tensors(tmp_path / "model.pt")
 
 

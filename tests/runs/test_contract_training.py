@@ -64,7 +64,7 @@ def test_the_seed_decides_the_weights_and_what_is_seen(tiny_config: Build) -> No
         weights = (t.model.denoiser.patch_embedding.weight for t in (first, trainer))
         batch, expected = next(load_batches(trainer.run)), next(load_batches(first.run))
         assert torch.equal(*weights) is same
-        for name in ("picture", "noise", "u"):
+        for name in ("image", "noise", "u"):
             assert torch.equal(getattr(batch, name), getattr(expected, name)) is same
 
 

@@ -360,8 +360,11 @@ def test_pictures_that_could_not_be_hashed_are_never_each_other(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["model.in_channels=3"], r"model\.in_channels: 3, but the latents of .* have 4; set 4"),
-        (["data.image_size=20"], r"data\.image_size: 20 is not divisible by 8, .* take 16 or 24"),
+        (
+            ["model.in_channels=3"],
+            r"model\.in_channels: 3, but the latents of .* have 4; set it to 4",
+        ),
+        (["data.image_size=20"], r"data\.image_size: 20 is not divisible by 8, .* use 16 or 24"),
         (["model.out_channels=8"], r"model\.out_channels: 8 must equal model\.in_channels 4"),
     ],
 )

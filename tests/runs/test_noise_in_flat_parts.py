@@ -38,6 +38,6 @@ def test_a_patch_wider_than_the_model_leaves_no_speckle_by_default(
     spread = float(255 / 2 * drawn.std(dim=(2, 3)).mean())
     assert (spread > 20) if noisy else (spread < 2)
     said = [e["message"] for e in read_log(trainer.folder / "log.jsonl") if e["kind"] == "event"]
-    before = [m for m in said if "192 independent values" in m and "64 wide" in m]
+    before = [m for m in said if "192 independent values" in m and "is only 64" in m]
     learned = [m for m in said if m.startswith("noise stays")]
     assert (len(before), len(learned)) == ((1, 1) if noisy else (0, 0))

@@ -41,7 +41,7 @@ def test_the_width_of_a_head_fits_or_decides_what_was_left_open() -> None:
         load_config({"model": given | {"attention_head_dim": 72}})
     message = str(refused.value)
     assert "model.attention_head_dim" in message
-    assert all(number in message for number in (" 8 heads", " 72 ", " 576 ", " 512;"))
+    assert all(number in message for number in (" 8 heads", " 72 ", " 576,", " 512;"))
 
 
 @shows("model.activation_fn", "model.norm_eps", "model.attention_bias")

@@ -244,5 +244,5 @@ def test_a_process_takes_the_gpu_of_its_number(
     assert devices.choose_device("auto") == devices.choose_device("cuda") == torch.device("cuda", 1)
     assert devices.choose_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(LimnerError, match="torch sees 2; start 2 processes"):
+    with pytest.raises(LimnerError, match="torch sees only 2; start 2 processes"):
         devices.choose_device("auto")

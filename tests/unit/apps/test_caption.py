@@ -282,7 +282,7 @@ def test_captions_that_look_wrong_are_said(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "text"),
+    ("image", "text"),
     [
         ("cat.png", "cat.TXT"),  # as cameras and cards name files
         ("caf\u00e9.png", "cafe\u0301.txt"),  # as a Mac spells them

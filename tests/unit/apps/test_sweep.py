@@ -225,7 +225,7 @@ def emoji() -> Data:
     )
 
 
-@pytest.mark.parametrize("pictures", [8, 64])
+@pytest.mark.parametrize("images", [8, 64])
 def test_no_picture_is_chosen_on_and_reported_on(emoji: Data, images: int) -> None:
     chosen, reported = parts_of(emoji, images)
     assert not set(chosen.keys) & set(reported.keys)

@@ -64,7 +64,7 @@ def said(example: Example, data: TrainingExamples) -> str:
 
 
 def same(a: Example, b: Example) -> bool:
-    names = ("picture", "text", "noise", "u")
+    names = ("image", "text", "noise", "u")
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
@@ -137,7 +137,7 @@ def test_an_example_is_the_same_in_any_worker_and_any_order() -> None:
     )
     for first, batch in zip((8, 12, 16, 20), loader, strict=False):
         wanted = Batch.of(expected[first : first + 4])
-        for name in ("picture", "text", "noise", "u"):
+        for name in ("image", "text", "noise", "u"):
             assert torch.equal(getattr(batch, name), getattr(wanted, name))
 
 

@@ -295,7 +295,7 @@ def test_as_many_evaluations_are_counted_as_the_network_does(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["sampling.guidance_type=zero"], "'cfg', 'cfg_zero_star' or 'apg' expected"),
+        (["sampling.guidance_type=zero"], "must be 'cfg', 'cfg_zero_star' or 'apg'"),
         (["sampling.zero_init_steps=20"], "must be below sampling.num_inference_steps"),
         (["sampling.apg_momentum=-1"], "greater than -1"),
         (["sampling.guidance_rescale=1.5"], "less than or equal to 1"),

@@ -371,7 +371,7 @@ def test_statistics_alone_give_fid_alone(tmp_path: Path) -> None:
     with pytest.raises(LimnerError, match=r"unverified weights 000000000000"):
         archive_statistics(path, Standard(verified=False), None)
     np.savez(path, **moments(5))
-    with pytest.raises(LimnerError, match="statistics of 5 features; Inception-v3 has 6"):
+    with pytest.raises(LimnerError, match="statistics of 5 features, but Inception-v3 has 6"):
         archive_statistics(path, Standard(), None)
 
 
@@ -385,7 +385,7 @@ def test_what_is_no_reference_is_refused_in_words(tmp_path: Path) -> None:
         assert str(path) in str(error.value)
 
     images, known = drawn().numpy(), moments()
-    refused("neither pictures .* there is: images", images=images)
+    refused("neither pictures .* found: images", images=images)
     refused(r"arr_0 should be uint8 pictures .*float64", arr_0=images / 255)
     refused(r"arr_0 should be uint8 pictures", arr_0=images.transpose(0, 3, 1, 2))
     refused(r"arr_0 should be uint8 pictures", arr_0=np.asfortranarray(images))

@@ -337,7 +337,7 @@ def test_the_generator_takes_a_solver_by_name(trained: Path) -> None:
     }
     assert limner.ImageGenerator(trained / "outputs", "ddim").sampling.scheduler_type == "ddim"
     assert not np.array_equal(drawn["ddpm"], drawn["ddim"])
-    with pytest.raises(LimnerError, match="'plms' is not known; take one of ddpm, ddim, euler"):
+    with pytest.raises(LimnerError, match="'plms' is not known; use one of ddpm, ddim, euler"):
         limner.ImageGenerator(trained / "outputs", scheduler_type="plms")
     assert tuple(SOLVERS) == choices.SOLVERS
 

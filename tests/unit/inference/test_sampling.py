@@ -128,7 +128,7 @@ def test_the_generator_takes_the_names_of_the_faq(generator: Callable[..., Image
 def test_what_cannot_be_drawn_says_why(generator: Callable[..., ImageGenerator]) -> None:
     drawer = generator()
     folder = drawer.config.training.output_dir
-    with pytest.raises(LimnerError, match=r"'plms' is not known; take one of ddpm, ddim, "):
+    with pytest.raises(LimnerError, match=r"'plms' is not known; use one of ddpm, ddim, "):
         ImageGenerator(folder, scheduler_type="plms")
     with pytest.raises(LimnerError, match="num_inference_steps is 0; it must be at least 1"):
         drawer.generate("a red circle", num_inference_steps=0)

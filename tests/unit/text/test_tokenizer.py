@@ -114,5 +114,5 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LimnerError, match=r"tokenizer\.json is missing"):
         CaptionTokenizer.load(path, 64)
     path.write_text('{"model": 3}', encoding="utf-8")
-    with pytest.raises(LimnerError, match=r"tokenizer\.json is not a tokenizer"):
+    with pytest.raises(LimnerError, match=r"tokenizer\.json is not a Limner tokenizer"):
         CaptionTokenizer.load(path, 64)

@@ -104,7 +104,7 @@ def test_a_choice_that_cannot_work_is_told_with_both_numbers_and_the_cure(predic
     (note,) = notes(load_config(chosen))
     assert f"scheduler.prediction_type: {predicted}" in note
     assert "768 independent values" in note
-    assert "384 wide" in note
+    assert "model.hidden_size is only 384" in note
     assert "scheduler.prediction_type=sample" in note
     (finding,) = configuration(load_config(chosen))
     assert (finding.verdict, finding.seen) == ("warn", note)
