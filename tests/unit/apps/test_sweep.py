@@ -308,7 +308,7 @@ def checkpoint(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def swept(checkpoint: Path, **changes: Any) -> sweeping.Sweep:
-    return sweeping.sweep(checkpoint, **{"costs": (2, 4), "pictures": 6, "device": "cpu"} | changes)
+    return sweeping.sweep(checkpoint, **{"costs": (2, 4), "images": 6, "device": "cpu"} | changes)
 
 
 def test_the_best_becomes_the_default_and_is_drawn_with(checkpoint: Path) -> None:
