@@ -228,7 +228,7 @@ def test_with_little_shared_memory_pictures_are_decoded_each_time(
             bad = TrainingExamples(data.trained, torch.tensor, 0, 0, 1, 0).bad
         assert len(bad) == len(data.trained.rows)
         assert data.trained.kept is None
-        assert any("not enough shared memory" in line for line in data.said)
+        assert any("not enough shared memory" in line for line in data.notes)
         for _ in range(2):
             assert data.trained.load(0).shape == (16, 16, 3)
 
