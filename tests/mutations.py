@@ -77,7 +77,7 @@ BREAKS = (
         "training/train_step.py",
         "self.balance.weights(levels)).sum() / images",
         "self.balance.weights(levels)).mean()",
-        ("tests/runs/test_contract_training.py", "tests/faults/test_memory.py"),
+        ("tests/unit/training/test_train_step.py",),
     ),
     Break(
         "short writes unnoticed",

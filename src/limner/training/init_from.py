@@ -168,10 +168,8 @@ def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> li
             f"settings ({told}); leave these keys unset to use that model's"
         )
     return [
-        (
-            f"the weights fit, but were trained with other settings ({told}), so much has to be "
-            "learned again"
-        )
+        f"the weights fit, but were trained with other settings ({told}), so much has to be "
+        "learned again"
     ]
 
 

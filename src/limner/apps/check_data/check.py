@@ -84,7 +84,7 @@ def _check(config: Config, output: Path, sample: int | None) -> dict[str, Any]:
         sizes = _Sizes(config, _buckets(dataset, trained, config))
         reader, tokens_by = _reader(config, dataset.rows, trained)
         with Compared(len(which)) as compared:
-            images = _DecodedImages(drawn)
+            images = _ImageStatistics(drawn)
             captions = _Captions(reader)
             for index, row, found in _looked_at(dataset, which, sizes, drawn):
                 _tell(dataset, row, problems, captions.add(row))
@@ -219,7 +219,7 @@ def _tell(dataset: ImageDataset, row: Row, problems: Problems, faults: Sequence[
         problems.add(Finding(fault.kind, row.key, fault.said, str(path) if path else None))
 
 
-class _DecodedImages:
+class _ImageStatistics:
     """Sizes, shapes, formats: counted."""
 
     def __init__(self, drawn: bool) -> None:
