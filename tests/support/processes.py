@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,7 +131,11 @@ def fork_context(*modules: str) -> Any:
         if _imported and not _imported.issuperset(modules):
             # It imports nothing after its start, and what each process imported itself would take
             # seconds of each: diffusers and transformers do.
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+            server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+            if server._forkserver_pid is not None:
+                # It ends once nobody has its pipe, and processes that load pictures may have it.
+                os.kill(server._forkserver_pid, signal.SIGKILL)
+            server._stop()
         _imported.update(IMPORTED, modules)
         context.set_forkserver_preload(sorted(_imported))
     return context

@@ -132,11 +132,11 @@ def test_what_cannot_be_drawn_says_why(generator: Callable[..., ImageGenerator])
         ImageGenerator(folder, scheduler_type="plms")
     with pytest.raises(LimnerError, match="num_inference_steps is 0; it must be at least 1"):
         drawer.generate("a red circle", num_inference_steps=0)
-    with pytest.raises(LimnerError, match=r"--height 18 is not a multiple of 4, .*; take 16"):
+    with pytest.raises(LimnerError, match=r"--height 18 is not a multiple of 4, .*; use 16"):
         drawer.generate("a red circle", height=18)
     with pytest.raises(LimnerError, match="2 prompts need one seed, or one each; got 3"):
         drawer.generate_batch(["a", "b"], seeds=[1, 2, 3])
-    with pytest.raises(LimnerError, match="'int8' is not known; take one of float32, bfloat16, "):
+    with pytest.raises(LimnerError, match="unknown dtype 'int8'; use one of float32, bfloat16, "):
         ImageGenerator(folder, dtype="int8")
     if not torch.cuda.is_available():
         with pytest.raises(LimnerError, match=r"device cuda: torch .* finds none"):
