@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """In order of steps; of steps done again after a resume, the last time counts."""
-    latest = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+    latest = {line["step"]: line for line in lines if is_number(line.get("step"))}
     return [latest[step] for step in sorted(latest)]
 
 

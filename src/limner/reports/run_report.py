@@ -20,7 +20,9 @@ from limner.metrics.interval import wilson
 from limner.redaction import places_of, redacted, redacted_settings
 from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_image
 from limner.reports.line_chart import Points
+from limner.reports.gauges import is_number
 from limner.reports.page import Card, chart, rounded, write_from
+from limner.reports.read_results import number, part, text
 from limner.reports.run_folder import Run, read_run
 
 MAX_PREVIEWS = 8
@@ -46,15 +48,16 @@ def write_report(run_folder: Path) -> Path:
 def values_of(run: Run) -> dict[str, Any]:
     """What the template run.html shows."""
     results, last = run.results, run.train[-1] if run.train else None
-    minutes = results.get("minutes") or (last or {}).get("seconds", 0) / 60
+    minutes = number(results.get("minutes")) or (number((last or {}).get("seconds")) or 0) / 60
     shots, wide = previews(run)
     return {
         "title": title_of(run),
         "results": results,
+        "parameters": number(results.get("parameters")),
         "last": last,
         "seconds": minutes * 60,
         "trained": trained(run),
-        "about": results.get("dataset", {}).get("description", ""),
+        "about": text(part(results, "dataset"), "description"),
         "before": " ".join(before_in_words(run.lineage)) if run.lineage else "",
         "recall": counted(results, "recall"),
         "checker": counted(results, "checker"),
@@ -65,7 +68,7 @@ def values_of(run: Run) -> dict[str, Any]:
         "wide_previews": wide,
         "losses": losses(run),
         "levels": losses_by_level(run),
-        "events": run.events,
+        "events": [event | {"seconds": number(event.get("seconds"))} for event in run.events],
         "settings": settings(run),
         "tables": tables(run),
     }
@@ -84,13 +87,13 @@ def shared(run: Run) -> Run:
 
 
 def title_of(run: Run) -> str:
-    name = (run.config.get("data") or {}).get("dataset_name") or run.folder.resolve().name
+    name = part(run.config, "data").get("dataset_name") or run.folder.resolve().name
     return f"{name}: from words to pictures"
 
 
 def trained(run: Run) -> str:
     """How its training began."""
-    training, lora = run.config.get("training") or {}, run.config.get("lora") or {}
+    training, lora = part(run.config, "training"), part(run.config, "lora")
     base = run.lineage.base if run.lineage else None
     begun = (base.model or base.name) if base else None
     if base is None and not run.lineage:
@@ -103,7 +106,13 @@ def trained(run: Run) -> str:
 
 def counted(results: dict[str, Any], key: str) -> dict[str, Any]:
     """Recall, or what a checker found, of the splits that have any."""
-    return {split: found for split, found in results.get(key, {}).items() if found.get("count")}
+    share = "all_right" if key == "checker" else "at_1"
+    found = {split: part(part(results, key), split) for split in part(results, key)}
+    return {
+        split: about
+        for split, about in found.items()
+        if number(about.get("count")) and number(about.get(share)) is not None
+    }
 
 
 def shares_first(results: dict[str, Any]) -> list[Card]:
@@ -112,12 +121,13 @@ def shares_first(results: dict[str, Any]) -> list[Card]:
     for split, about in counted(results, "recall").items():
         name = f"of {split.replace(' ', '-')} prompts have the true picture nearest"
         note = of_count(about["at_1"], about["count"])
-        if "at_5" in about:
-            note += f"; among the five nearest: {about['at_5']:.0%}"
+        if (at_5 := number(about.get("at_5"))) is not None:
+            note += f"; among the five nearest: {at_5:.0%}"
         found.append((name, f"{about['at_1']:.0%}", note))
     for split, about in counted(results, "checker").items():
         name = f"of {split.replace(' ', '-')} prompts are drawn fully right"
-        parts = [f"{part} {share:.0%}" for part, share in about.get("by_part", {}).items()]
+        shares = {name: number(share) for name, share in part(about, "by_part").items()}
+        parts = [f"{name} {share:.0%}" for name, share in shares.items() if share is not None]
         note = "; ".join([of_count(about["all_right"], about["count"]), ", ".join(parts)])
         found.append((name, f"{about['all_right']:.0%}", note.removesuffix("; ")))
     return found
@@ -125,22 +135,23 @@ def shares_first(results: dict[str, Any]) -> list[Card]:
 
 def figures(run: Run) -> list[Card]:
     """Noise, speed, size, and the held-out loss."""
-    results, found = run.results, []
-    if (speckle := results.get("flat_region_std")) and "drawn" in speckle:
-        note = f"of 255; {speckle['real']:.1f} in the real pictures"
-        if speckle.get("visible"):
+    found = []
+    noise, speed = part(run.results, "flat_region_std"), part(run.results, "speed")
+    drawn, real = number(noise.get("drawn")), number(noise.get("real"))
+    if drawn is not None:
+        note = "of 255" + (f"; {real:.1f} in the real pictures" if real is not None else "")
+        if noise.get("visible"):
             note += ": the pictures still contain noise"
-        found.append(("noise in flat parts", f"{speckle['drawn']:.1f}", note))
-    speed = results.get("speed", {})
-    if speed.get("images_per_second"):
-        found.append(("images per second", f"{speed['images_per_second']:.1f}", "while training"))
-    if speed.get("mfu") is not None:
-        peak = speed.get("matmul_peak_gflops")
+        found.append(("noise in flat parts", f"{drawn:.1f}", note))
+    if rate := number(speed.get("images_per_second")):
+        found.append(("images per second", f"{rate:.1f}", "while training"))
+    if (mfu := number(speed.get("mfu"))) is not None:
+        peak = number(speed.get("matmul_peak_gflops"))
         of = f"share of {peak:,.0f} GFLOP/s, the matmul peak measured here" if peak else ""
-        found.append(("of peak speed (MFU)", f"{speed['mfu']:.0%}", of))
-    if size := results.get("parameters"):
-        found.append(("parameters", rounded(size), f"{size:,}"))
-    losses = [line for line in run.heldout if isinstance(line.get("loss"), int | float)]
+        found.append(("of peak speed (MFU)", f"{mfu:.0%}", of))
+    if size := number(run.results.get("parameters")):
+        found.append(("parameters", rounded(size), f"{size:,.0f}"))
+    losses = [line for line in run.heldout if is_number(line.get("loss"))]
     if losses:
         at = f"at step {losses[-1]['step']:,}"
         found.append(("held-out loss", f"{losses[-1]['loss']:.3f}", at))
@@ -149,14 +160,14 @@ def figures(run: Run) -> list[Card]:
 
 def of_count(share: float, count: int) -> str:
     """0.9, 60 -> 54 of 60 (95% interval 80% to 95%)"""
-    low, high = wilson(share, count)
+    low, high = wilson(min(max(share, 0), 1), count)
     return f"{round(share * count)} of {count} (95% interval {low:.0%} to {high:.0%})"
 
 
 def drawn(run: Run) -> dict[str, Any]:
     """What the finished model drew, split by split, and how."""
     usual = SamplingConfig().model_dump(mode="json", exclude=TOLD)
-    sampling = run.results.get("sampling", {}).items()
+    sampling = part(run.results, "sampling").items()
     how = [f"{key.replace('_', ' ')} {v}" for key, v in sampling if usual.get(key) != v]
     step, last = run.results.get("steps"), (run.train or [{}])[-1].get("step")
     older = isinstance(step, int) and isinstance(last, int) and step < last
@@ -202,7 +213,7 @@ def tables(run: Run) -> dict[str, dict[str, Any]]:
     refused = {str(line.get("key", "?")): line.get("reason", "") for line in run.refused}
     found = {
         f"Sizes of pictures: {len(sizes)}": sizes,
-        "Versions": run.results.get("versions"),
+        "Versions": part(run.results, "versions"),
         f"Rows that could not be used: {len(run.refused)}": refused,
     }
     return {name: values for name, values in found.items() if values}
@@ -226,7 +237,7 @@ def losses(run: Run) -> dict[str, Markup] | None:
 def losses_by_level(run: Run) -> dict[str, Markup] | None:
     levels: dict[str, Points] = {}
     for line in run.heldout:
-        by_level = line.get("loss_by_level") or {}
+        by_level = part(line, "loss_by_level")
         for level in by_level:
             levels.setdefault(f"t = {level}", []).extend(points([line | by_level], level))
     return chart(levels, "Held-out loss by noise level", "pictures seen") if levels else None
@@ -236,7 +247,7 @@ def points(lines: list[dict[str, Any]], key: str) -> Points:
     """(pictures seen, value) of each line; NaN, which a chart leaves out, where it has none."""
     pairs = ((line.get("images"), line.get(key)) for line in lines)
     return [
-        (x, y) if isinstance(y, int | float) else (x, math.nan) for x, y in pairs if x is not None
+        (x, y) if is_number(y) else (x, math.nan) for x, y in pairs if is_number(x)
     ]
 
 

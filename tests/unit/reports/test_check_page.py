@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_values import BROKEN, with_one_broken
 from made_up_run import HOSTILE, noise
 from page_reader import Reader, read
 
@@ -101,24 +102,9 @@ def test_hostile_words_are_text(folder: Path) -> None:
     assert page.words.count(HOSTILE) > 15
 
 
-def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to all values, at any depth."""
-    found = []
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        found.append((*at, key))
-        if isinstance(inner, dict | list):
-            found += leaves(inner, (*at, key))
-    return found
-
-
-@pytest.mark.parametrize("broken", [None, "<b>", [], float("inf")])
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda value: repr(value)[:9])
 def test_any_broken_value_at_any_depth_does_no_harm(folder: Path, broken: Any) -> None:
-    for *way, last in leaves(TOLD):
-        damaged = json.loads(json.dumps(TOLD))
-        place = damaged
-        for key in way:
-            place = place[key]
-        place[last] = broken
+    for damaged in with_one_broken(TOLD, [broken]):
         assert "Limner" in page_of(folder, damaged).words
 
 

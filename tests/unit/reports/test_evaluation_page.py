@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from broken_values import BROKEN, with_one_broken
 from made_up_evaluation import BIDI, HOSTILE, LONG, made_up_evaluation
 from page_reader import read
 
@@ -141,27 +142,14 @@ def test_a_missing_or_broken_key_leaves_out_its_part_only(
     rewrite(tmp_path, {k: v for k, v in told.items() if k != key})
 
 
-def leaves(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths to all values, at any depth."""
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    found = []
-    for key, inner in items:
-        found.append((*at, key))
-        if isinstance(inner, dict | list):
-            found += leaves(inner, (*at, key))
-    return found
-
-
-def test_any_broken_value_at_any_depth_does_no_harm(tmp_path: Path, told: dict[str, Any]) -> None:
+@pytest.mark.parametrize("shift", [0, 3])
+def test_any_broken_value_at_any_depth_does_no_harm(
+    tmp_path: Path, told: dict[str, Any], shift: int
+) -> None:
     for key in ("pictures", "metrics"):  # the rest of them is more of the same
         del told[key][1:]
     del told["memorisation"]["worst"][1:]
-    for k, (*way, last) in enumerate(leaves(told)):
-        damaged = json.loads(json.dumps(told))
-        place = damaged
-        for key in way:
-            place = place[key]
-        place[last] = (None, "<b>", [], {}, float("inf"), -1, True)[k % 7]
+    for damaged in with_one_broken(told, BROKEN[shift:] + BROKEN[:shift]):
         assert "Limner" in rewrite(tmp_path, damaged)
 
 

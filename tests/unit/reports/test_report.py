@@ -9,9 +9,11 @@ import math
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from broken_values import BROKEN, with_one_broken
 from made_up_run import HOSTILE, made_up_run, noise, write_json
 from page_reader import read
 from PIL import Image
@@ -162,6 +164,23 @@ def test_lines_that_are_not_as_a_run_writes_them_are_left_out(
     shown = write_report(run_folder).read_text(encoding="utf-8")
     assert "Learning curves" in shown
     assert "Make it again" in shown
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda value: repr(value)[:9])
+def test_any_broken_value_of_a_file_does_no_harm(run_folder: Path, broken: Any) -> None:
+    for name in ("results.json", "samples.json"):
+        whole = json.loads((run_folder / name).read_text("utf-8"))
+        for damaged in with_one_broken(whole, [broken]):
+            write_json(run_folder / name, damaged)
+            assert "Learning curves" in read(write_report(run_folder)).words
+        write_json(run_folder / name, whole)
+    log = (run_folder / "log.jsonl").read_text("utf-8").splitlines()
+    lines = [json.loads(log[k]) for k in (0, 9, 10, 11)]  # an event, steps, and what was held out
+    assert {line["kind"] for line in lines} == {"event", "train", "heldout"}
+    for damaged in with_one_broken(lines, [broken]):
+        text = "\n".join([json.dumps(line) for line in damaged] + log[20:-1])
+        (run_folder / "log.jsonl").write_text(text, encoding="utf-8")
+        assert "Learning curves" in read(write_report(run_folder)).words
 
 
 def test_large_pictures_are_shrunk(tmp_path: Path) -> None:

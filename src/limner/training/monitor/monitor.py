@@ -359,10 +359,14 @@ class RunMonitor:
             matmul_peak_gflops=round(peak / 1e9, 1),
             training_gflops_per_picture=round(flops / 1e9, 3),
         )
-        log.info(
-            f"{speed:.1f} images/s, {mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} "
-            "matrix product on this machine"
+        # A machine that other programs slow down during this one second shows no peak.
+        share = (
+            f"{mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product on this "
+            "machine"
+            if mfu <= 1
+            else "the machine was too busy to measure its peak"
         )
+        log.info(f"{speed:.1f} images/s, {share}")
 
 
 def _spikes_of(events: Iterable[dict[str, Any]]) -> Spikes:
