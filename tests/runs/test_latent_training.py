@@ -1,6 +1,7 @@
 """Training in latents and on pretrained embeddings: computed once, and then out of the way."""
 
 import errno
+import gc
 import itertools
 import os
 import re
@@ -47,7 +48,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "t5": pretrained.tiny_t5,
         "qwen": pretrained.tiny_qwen,
     }
-    return {name: make(top / name) for name, make in makers.items()}
+    made = {name: make(top / name) for name, make in makers.items()}
+    gc.freeze()  # the libraries that have just been imported
+    return made
 
 
 @pytest.fixture

@@ -21,14 +21,17 @@ class Command:
 
     Args:
         ignored: names of signals that it ignores from the beginning, as under nohup.
+        fault: one of `process_program.FAULTS`.
     """
 
-    def __init__(self, *words: str, ignored: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *words: str, ignored: tuple[str, ...] = (), fault: str | None = None
+    ) -> None:
         descriptor, name = tempfile.mkstemp()
         os.close(descriptor)
         self.said = Path(name)
         self.process = fork_context().Process(
-            target=process_program.alone, args=(list(words), name, ignored)
+            target=process_program.alone, args=(list(words), name, ignored, fault)
         )
         self.process.start()
 
@@ -56,8 +59,9 @@ class Command:
 
 
 def started(config: Config, ignored: tuple[str, ...] = ()) -> Command:
-    """`limner train` of the configuration, once it has taken a step."""
-    command = Command("train", "--config", str(kills.written(config)), ignored=ignored)
+    """`limner train` of the configuration, once it has taken a step; `unhurried`."""
+    words = ("train", "--config", str(kills.written(config)))
+    command = Command(*words, ignored=ignored, fault="unhurried")
     log = Path(config.training.output_dir) / "log.jsonl"
     command.wait_for(lambda: any(e["kind"] == "train" for e in read_log(log)))
     return command

@@ -56,6 +56,12 @@ def dawdling(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tens
     return LOSS(step, batch, timesteps)
 
 
+def unhurried(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
+    """A run does not end before a signal reaches it, however fast the machine."""
+    time.sleep(0.05)
+    return LOSS(step, batch, timesteps)
+
+
 def failing(step: TrainStep, batch: Any, timesteps: torch.Tensor) -> torch.Tensor:
     """Process 1 has an error that nobody expected."""
     if step.state.step == 2 and rank() == 1:
@@ -119,7 +125,7 @@ def no_room_once() -> None:
 
 
 FAULTS: dict[str, Callable[[TrainStep, Any, torch.Tensor], torch.Tensor]] = {
-    f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, failing)
+    f.__name__: f for f in (nan_in_one, short_of_memory, killed_once, dawdling, unhurried, failing)
 }
 
 
@@ -161,8 +167,9 @@ def as_rank(number: int, count: int, port: int, what: str, told: str, said: str)
     {"main": main, "command": command}[what](told)
 
 
-def alone(words: list[str], said: str, ignored: tuple[str, ...]) -> None:
+def alone(words: list[str], said: str, ignored: tuple[str, ...], fault: str | None) -> None:
     """`limner WORDS`; what it says goes to a file."""
+    TrainStep.loss = FAULTS.get(fault or "", LOSS)  # type: ignore[method-assign]
     for name in ignored:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if "fork" in multiprocessing.get_all_start_methods():

@@ -138,7 +138,7 @@ def test_a_machine_that_is_lost_leaves_the_run_to_the_other(
     stays = started(command, **OWN_STORE)
     time.sleep(1)  # so that the other finds it
     goes = started(command, **OWN_STORE)
-    wait_for_the_first_step(folder, stays)
+    wait_for(lambda: checkpoints(folder), stays)
     two = load_config(folder / "config.yaml").training
     for process in [psutil.Process(goes.pid), *psutil.Process(goes.pid).children(recursive=True)]:
         process.kill()
@@ -178,7 +178,7 @@ def test_a_signal_that_reaches_all_of_them_and_the_launcher_saves(
     folder = Path(config.training.output_dir)
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2"]
     launcher = started([*command, *program(Run(config, fault="dawdling"))])
-    wait_for_the_first_step(folder, launcher)
+    wait_for(lambda: events(folder, "train"), launcher)
     for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
         process.send_signal(signal.SIGTERM)
     _, said = launcher.communicate(timeout=60)
@@ -218,9 +218,9 @@ def test_a_program_that_a_process_starts_is_none_of_the_run(
     assert probe(configure("probe"))["peak_bytes"] > 0
 
 
-def wait_for_the_first_step(folder: Path, launcher: subprocess.Popen[str]) -> None:
+def wait_for(there: Callable[[], object], launcher: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 90
-    while not ((folder / "log.jsonl").is_file() and events(folder, "train")):
+    while not there():
         assert launcher.poll() is None, launcher.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
