@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from limner.checkpoint.matching import check_same_model
-from limner.checkpoint.single_file import open_model
+from limner.checkpoint.open_model import open_model
 from limner.config import Config
 from limner.config.types import SEEDS
 from limner.data.buckets import ratio_of, size_for
