@@ -334,21 +334,22 @@ class RunMonitor:
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = throughput.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes
+        # A machine that other programs slow down during this one second shows no peak.
+        hidden = mfu > 1
         precision = str(self.dtype).removeprefix("torch.")
         self.log.write(
             "speed",
             self.state.step,
             images_per_second=round(speed, 2),
-            mfu=round(mfu, 4),
-            matmul_peak_gflops=round(peak / 1e9, 1),
+            mfu=None if hidden else round(mfu, 4),
+            matmul_peak_gflops=None if hidden else round(peak / 1e9, 1),
             training_gflops_per_picture=round(flops / 1e9, 3),
         )
-        # A machine that other programs slow down during this one second shows no peak.
         share = (
-            f"{mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product on this "
-            "machine"
-            if mfu <= 1
-            else "the machine was too busy to measure its peak"
+            "the machine was too busy to measure its peak"
+            if hidden
+            else f"{mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product on "
+            "this machine"
         )
         log.info(f"{speed:.1f} images/s, {share}")
 
