@@ -27,7 +27,7 @@ NAVIGATION = {
     "Your data": ("data", "checking", "streaming"),
     "Train": ("terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
     "Draw": ("sampling",),
-    "Measure": ("evaluation", "runs/emoji", "runs/emoji-256", "runs/emoji-latents", "benchmarks"),
+    "Measure": ("evaluation", "runs/emoji", "runs/emoji-pixels", "runs/emoji-latents", "benchmarks"),
     "Share": ("publishing",),
     "Understand": ("how-it-works", "recipe", "contributing", "changelog"),
     "Reference": ("reference/config", "reference/cli", "reference/api"),
