@@ -313,12 +313,12 @@ def test_networks_that_are_named_are_measured_with(
 def test_few_pictures_are_said_to_be_few(run: Path) -> None:
     results = results_of(run, "evaluation.num_images=5", "evaluation.other_images=0")
     (note,) = metric(results, "Frechet distance")["notes"]
-    assert "5 pictures and 6 features: a covariance is singular" in note
+    assert "5 images and 6 features: the covariance is singular" in note
     assert "compare it at equal ones only" in metric(results, "precision")["notes"][-1]
     results = results_of(run, "evaluation.num_images=2", "evaluation.other_images=0")
     assert any("skipped precision (means) and recall: precision and recall with k = 3"
                in event for event in results["events"])  # fmt: skip
-    assert "too few to tell" in results["memorisation"]["verdict"]
+    assert "too few to judge" in results["memorisation"]["verdict"]
 
 
 def test_the_packaged_network_missing_is_said_and_the_rest_measured(
@@ -350,7 +350,7 @@ def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(
     assert results["held_out_loss"] is None
     assert any("has no held-out pictures" in event for event in results["events"])
     assert set(results["recall"]) == {"trained"}
-    assert "No real pictures were held out" in results["memorisation"]["verdict"]
+    assert "No images were held out" in results["memorisation"]["verdict"]
     # More pictures than captions: the captions again, with other seeds.
     assert metric(results, "kernel distance")["counts"] == [20, 9]
     assert results["protocol"]["drawn.captions"] == 9
@@ -360,7 +360,7 @@ def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(
     floor = metric(results, "kernel distance")["floor"]
     assert sum(floor["counts"]) == 9
     assert "two parts of the reference" in floor["notes"][0]
-    assert "for want of" in floor["notes"][1]
+    assert "instead of" in floor["notes"][1]
 
 
 def test_settings_that_a_sweep_has_chosen_are_said_to_be(run: Path) -> None:

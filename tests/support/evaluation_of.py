@@ -4,7 +4,7 @@ from typing import Any
 
 
 def measured(value: float, low: float, high: float) -> dict[str, Any]:
-    how = "Wilson's interval for a share"
+    how = "Wilson score interval"
     return {
         "value": value,
         "interval": [low, high],

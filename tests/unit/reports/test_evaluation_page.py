@@ -58,7 +58,7 @@ def test_every_section_shows_its_figures(tmp_path: Path, told: dict[str, Any]) -
             "0.0101 to 0.0264",
         ),
         *("thumbs up: dark skin tone", "红苹果", "✓ nearest", "rank 3", "(empty prompt)"),
-        *("1.04×", "0.93 to 1.15", "No sign of copying", "259 drawings of held-out prompts"),
+        *("1.04×", "0.93 to 1.15", "No sign of memorisation", "259 drawings of held-out prompts"),
         *(
             "0.30×",
             "trained: thumbs up",
