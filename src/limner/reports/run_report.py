@@ -99,7 +99,7 @@ def trained(run: Run) -> str:
         begun = training.get("init_from")  # the last path component, or a Hub id
     if base is None and not begun:
         return "trained from scratch"
-    how = f" by LoRA of rank {lora['rank']}" if lora.get("rank") else ""
+    how = f" with LoRA of rank {lora['rank']}" if lora.get("rank") else ""
     return f"fine-tuned{how} from {begun or 'another model'}"
 
 
