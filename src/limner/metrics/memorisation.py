@@ -101,7 +101,7 @@ def nearest_trained(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Memorisation:
-    """Finds the nearest training images of each generated image, and whether they are suspiciously
+    """Find the nearest training images of each generated image, and whether they are suspiciously
     near.
 
     Images are compared by content: with the mean brightness subtracted, averaged to 16 x 16 pixels,
