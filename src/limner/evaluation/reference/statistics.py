@@ -22,7 +22,7 @@ from torch import Tensor
 
 from limner.data.dataset import Refused
 from limner.errors import LimnerError
-from limner.evaluation.networks.networks import FeatureNetwork, Inception, Metric
+from limner.evaluation.networks.networks import FeatureNetwork, Inception
 from limner.evaluation.reference.archives import Archive
 from limner.evaluation.reference.sources import Source
 from limner.files.atomic import replacing
@@ -56,13 +56,6 @@ class Statistics:
     about: dict[str, Any]
     refused: tuple[Refused, ...] = ()
     events: tuple[str, ...] = ()
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """What can be measured against it, if the network has it: without features one thing."""
-        if self.features is None:
-            return ("Frechet distance",)
-        return ("Frechet distance", "kernel distance", "precision", "recall", "CMMD")
 
 
 def statistics_of(
