@@ -21,7 +21,7 @@ def flat_region_std(images: Tensor) -> Tensor:
     """The standard deviation within the flattest parts of each picture, in units of 0 to 255.
 
     Args:
-        pictures: uint8 [N, H, W, 3], each side at least 8 pixels.
+        images: uint8 [N, H, W, 3], each side at least 8 pixels.
 
     Returns:
         float32 [N]: of 8 x 8 blocks the 5th percentile of their standard deviations (root mean

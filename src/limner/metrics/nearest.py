@@ -46,7 +46,7 @@ def nearest_contents(
     the CANDIDATES nearest by a coarse look are kept, 3 kB each, and compared in earnest at the end.
 
     Args:
-        pictures: uint8 [n, H, W, 3] each; N of them in all.
+        images: uint8 [n, H, W, 3] each; N of them in all.
         batches: uint8 [B, H', W', 3] each.
     """
     _, places, features = nearest(

@@ -27,7 +27,7 @@ def ranks(drawn: Tensor, truth: Sequence[int], range_images: Tensor) -> list[int
     Args:
         drawn: uint8 [N, S, S, 3].
         truth: for each, the position of its true picture in the range.
-        range_pictures: uint8 [M, S, S, 3]. Two equal pictures share the better place.
+        range_images: uint8 [M, S, S, 3]. Two equal pictures share the better place.
     """
     return ranks_by(features(drawn), truth, features(range_images))
 

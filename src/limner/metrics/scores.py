@@ -64,7 +64,7 @@ def clip_score(
     they are, without "A photo depicts" before them.
 
     Args:
-        pictures, texts: CLIP embeddings of pictures and of their prompts, [N, d] each, of any
+        images, texts: CLIP embeddings of pictures and of their prompts, [N, d] each, of any
             length; the i-th belong together.
         prompts: [N]; where a prompt was drawn more than once, its pictures are resampled together.
         seed: of the bootstrap.

@@ -55,7 +55,8 @@ def embed_image(
 
 
 def drawn_images(folder: Path, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a model drew, split by split; `file` and `truth`, the real one, are a `Picture`."""
+    """What a model drew, split by split; `file` and `truth`, the real one, are an
+    `EmbeddedImage`."""
     groups = []
     for split in Split:
         shown = [

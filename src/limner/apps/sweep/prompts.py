@@ -80,7 +80,7 @@ def parts_of(data: Data, images: int) -> tuple[Part, Part]:
     """What settings are chosen on, and what is reported on; no row is in both.
 
     Args:
-        pictures: to be drawn of each, at most.
+        images: to be drawn of each, at most.
 
     Raises:
         LimnerError: there are too few pictures for a choice.

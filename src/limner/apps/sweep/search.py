@@ -65,7 +65,7 @@ def search(
         noise_schedule: of its objective.
         start: the setting to begin with.
         costs: network evaluations for one picture, at most.
-        pictures: for the last round of each choice; the first has a quarter of it.
+        images: for the last round of each choice; the first has a quarter of it.
         measure: is asked for few pictures first.
     """
     found: dict[int, SamplingConfig] = {}

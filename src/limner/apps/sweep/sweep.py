@@ -80,7 +80,7 @@ def sweep(
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
         costs: network evaluations for one picture, guided steps counted twice.
-        pictures: drawn of each setting that comes into the last round of a choice.
+        images: drawn of each setting that comes into the last round of a choice.
         minutes: of the search and the comparison, about. What was measured is kept, and the same
             call goes on from there.
         store: make the best setting the checkpoint's default. Not with a guide, which a

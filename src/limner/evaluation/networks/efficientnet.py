@@ -125,7 +125,7 @@ def features(network: EfficientNetLite0, images: Tensor, batch_size: int = 32) -
     """Features of pictures, resized to 224 pixels (bicubic, antialiased).
 
     Args:
-        pictures: uint8 [N, S, S, 3].
+        images: uint8 [N, S, S, 3].
 
     Returns:
         float32 [N, 1280].

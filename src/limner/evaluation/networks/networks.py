@@ -1,4 +1,4 @@
-"""Feature networks with one interface: Inception-v3 and EfficientNet-Lite0.
+"""Feature networks: their interface (`FeatureNetwork`), what they measure (`Metric`), two of them.
 
 What a distance is called depends on the network, its weights, and how pictures are prepared for it:
 `label` gives the published name ("FID") only where all three are those of the published numbers.
@@ -77,7 +77,7 @@ class FeatureNetwork:
         """What the network sees in pictures.
 
         Args:
-            pictures: uint8 [N, H, W, 3], RGB.
+            images: uint8 [N, H, W, 3], RGB.
             batch_size: pictures at a time; fewer where memory does not suffice.
 
         Returns:
@@ -104,7 +104,7 @@ class FeatureNetwork:
         }
 
     def label(self, metric: Metric) -> str:
-        """What `metric` on these features is called, with the hash of weights that nobody knows."""
+        """What `metric` on these features is called, with the hash of unverified weights."""
         if self.verified:
             return self.published.get(metric, f"{metric} ({self.name})")
         return f"{metric} ({self.name}) (unverified weights {self.sha256[:SHOWN]})"

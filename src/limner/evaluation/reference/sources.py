@@ -45,7 +45,7 @@ class DataImages:
     """Some pictures of a data set, as a model learns them: its crop, its size.
 
     Args:
-        pictures: trained or held-out ones of `limner.data.open.Data`.
+        images: trained or held-out ones of `limner.data.open.Data`.
         which: positions among them; None: all.
     """
 
