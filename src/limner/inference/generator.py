@@ -176,6 +176,11 @@ class ImageGenerator:
         Raises:
             LimnerError: an invalid setting, size, or picture, or too few seeds.
         """
+        if self.model.is_flow_map and (negative_prompt or self.guide):
+            raise LimnerError(
+                "a distilled model cannot be guided away from another prompt or model: its "
+                "guidance was fixed when it was made; use the model it was made from"
+            )
         self._check_prompts([*prompts, *([negative_prompt] if negative_prompt else [])])
         size = self.config.data.image_size
         if aspect_ratio is not None:

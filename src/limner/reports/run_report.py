@@ -19,8 +19,8 @@ from limner.errors import LimnerError
 from limner.metrics.interval import wilson
 from limner.redaction import places_of, redacted, redacted_settings
 from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_image
-from limner.reports.line_chart import Points
 from limner.reports.gauges import is_number
+from limner.reports.line_chart import Points
 from limner.reports.page import Card, chart, rounded, write_from
 from limner.reports.read_results import number, part, text
 from limner.reports.run_folder import Run, read_run
@@ -100,6 +100,8 @@ def trained(run: Run) -> str:
         begun = training.get("init_from")  # the last name, or a Hub id
     if base is None and not begun:
         return "trained from scratch"
+    if run.lineage and run.lineage.method == "distilled":
+        return f"distilled from {begun or 'another model'}"
     how = f" by LoRA of rank {lora['rank']}" if lora.get("rank") else ""
     return f"fine-tuned{how} from {begun or 'another model'}"
 
@@ -246,9 +248,7 @@ def losses_by_level(run: Run) -> dict[str, Markup] | None:
 def points(lines: list[dict[str, Any]], key: str) -> Points:
     """(pictures seen, value) of each line; NaN, which a chart leaves out, where it has none."""
     pairs = ((line.get("images"), line.get(key)) for line in lines)
-    return [
-        (x, y) if is_number(y) else (x, math.nan) for x, y in pairs if is_number(x)
-    ]
+    return [(x, y) if is_number(y) else (x, math.nan) for x, y in pairs if is_number(x)]
 
 
 def smoothed(curve: Points) -> Points:

@@ -40,6 +40,7 @@ SAME_RUN = {
     ),
     "vae": ("pretrained_model_name", "use_slicing", "use_tiling"),
     "text_encoder": ("pretrained_model_name",),
+    "distill": ("fingerprint",),
 }
 """Keys that may change and it is still the same run: what is learned does not depend on them (the
 fingerprints say whether pretrained parts are the same ones)."""
