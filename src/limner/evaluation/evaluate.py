@@ -150,10 +150,17 @@ def _evaluate(
         f"{plan.split.hyphened} captions for the distances: {in_words(config.sampling)}, "
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
-    loss = heldout_loss.measure_loss(
-        generator, data, settings.loss_images, progress_lines(log, "losses measured")
-    )
-    if loss is None:
+    loss = None
+    if config.model.flow_map:
+        events.append(
+            "a distilled model predicts where a step ends and not the picture in the noise, so it "
+            "has no held-out loss"
+        )
+    elif not (
+        loss := heldout_loss.measure_loss(
+            generator, data, settings.loss_images, progress_lines(log, "losses measured")
+        )
+    ):
         events.append("no held-out picture can be used, so the held-out loss is not measured")
     draw(generator, plan.every, progress_lines(log, "pictures drawn"))
 

@@ -32,6 +32,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         downsampling: pixels per latent, in each direction.
         objective, prediction_type: how noise was added, and what is predicted; the pipeline turns
             the prediction into what the scheduler wants.
+        flow_map: of a distilled model: it is told the length of each step, too.
         latents_mean, latents_scale: what is denoised is (latents - mean) * scale of the
             autoencoder's latents, one number for all channels or one for each.
     """
@@ -56,6 +57,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         downsampling: int = 1,
         objective: str = "flow_matching",
         prediction_type: str = "velocity",
+        flow_map: bool = False,
         latents_mean: list[float] | None = None,
         latents_scale: list[float] | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             mlp_ratio=mlp_ratio,
             dropout=0.0,
             text_width=text_width,
+            flow_map=flow_map,
         )
 
     def forward(
@@ -80,6 +83,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor | None = None,
         pooled_projections: Tensor | None = None,
         return_dict: bool = True,
+        span: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """One prediction.
 
@@ -88,6 +92,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             timestep: [B], 0 (clean) to the scheduler's `num_train_timesteps` (noise).
             encoder_hidden_states: the text encoder's states [B, L, D], or what `read` made of them.
             encoder_attention_mask, pooled_projections: as `read` takes them; not needed after it.
+            span: of a distilled model: the length of the step in timesteps [B].
 
         Returns:
             [B, C, H, W], as `sample` or in a tuple.
@@ -97,7 +102,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             assert encoder_attention_mask is not None, "encoder_attention_mask, too"
             text = self.read(text, encoder_attention_mask, pooled_projections)
         with self._precision(hidden_states.device):
-            output = self.denoiser(hidden_states, timestep, text)
+            output = self.denoiser(hidden_states, timestep, text, span)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
     @apply_forward_hook
