@@ -42,6 +42,26 @@ def test_there_are_two_of_at_most_eight_files() -> None:
         assert 5 < len({file for file, _, _ in journey}) <= 8
 
 
+BY_ANOTHER_NAME = {
+    "TrainStep.__call__": "the loop",
+    "TextToImage.forward": "model",
+    "ModernDiT.forward": "denoiser",
+    "dpmsolver_pp_2m": "SOLVERS",
+}
+"""How a step is called where it is neither by the name of its function nor of its class."""
+
+
+def test_each_step_is_called_by_one_before_it() -> None:
+    for journey in JOURNEYS.split("A prompt, from words")[:2]:
+        (_, first, calls), *others = ROW.findall(journey)
+        known = {*re.findall(r"`(\w+)`", calls), "the loop"}
+        for _, name, calls in others:
+            owner, _, own = name.rpartition(".")
+            assert known & {own, owner, BY_ANOTHER_NAME.get(name)}, f"who calls {name}?"
+            known |= set(re.findall(r"`(\w+)`", calls))
+        assert first
+
+
 @pytest.mark.parametrize(("file", "name", "calls"), STEPS, ids=[f"{f}:{n}" for f, n, _ in STEPS])
 def test_each_step_calls_the_next(file: str, name: str, calls: str) -> None:
     found = called(function(ROOT / "src" / "limner" / file, name))

@@ -13,9 +13,9 @@ from tiny import TINY
 from limner import ImageGenerator, Trainer
 from limner.apps.publishing.export import export
 from limner.apps.publishing.upload import publish
+from limner.checkpoint.find_model import find_model
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import load_run_config
-from limner.checkpoint.open import find_model
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError

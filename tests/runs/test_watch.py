@@ -110,6 +110,18 @@ def test_the_log_tells_each_step_as_documented(tiny_config: Callable[..., Config
     )
 
 
+def test_a_peak_that_a_busy_machine_hides_is_not_taken_for_one(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("training.max_steps=3")
+    monkeypatch.setattr(throughput, "matmul_peak", lambda device, dtype: 1e3)
+    folder = trained(config).folder
+    (speed,) = events(folder, "speed")
+    assert speed["images_per_second"] > 0
+    assert (speed["mfu"], speed["matmul_peak_gflops"]) == (None, None)
+    assert any("too busy to measure its peak" in message for message in messages(folder))
+
+
 def test_the_work_of_training_is_three_products_of_each_matrix() -> None:
     layer = torch.nn.Linear(8, 16)
     assert throughput.training_flops(layer, (torch.zeros(1, 8),)) == 3 * 2 * 8 * 16

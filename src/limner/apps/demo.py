@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from limner.checkpoint.lineage import FILE as LINEAGE
-from limner.checkpoint.locate import AVERAGED, FILES, ROWS, TOKENIZER
+from limner.checkpoint.locate import PLAIN_FILES
 from limner.checkpoint.manifest import own_files
 from limner.config import Config, load_config
 from limner.console import say
@@ -105,7 +104,6 @@ WRITTEN = frozenset(
 """What a run, its report, and its evaluations leave in its folder, checkpoints apart."""
 
 
-OF_A_CHECKPOINT = {*FILES, AVERAGED, TOKENIZER, ROWS, LINEAGE}
 SWEPT = ("sweep.json", "sweep.png")
 """What limner sweep leaves in a checkpoint."""
 
@@ -160,7 +158,7 @@ def _more_than_a_demo(folder: Path, config: Config | None) -> str | None:
         try:
             names = own_files(checkpoint)
         except OSError:  # a kill came while it was being removed
-            names = sorted({path.name for path in checkpoint.iterdir()} - OF_A_CHECKPOINT)
+            names = sorted({path.name for path in checkpoint.iterdir()} - {*PLAIN_FILES})
         if own := [name for name in names if name not in SWEPT]:
             return f"holds {checkpoint.name}/{own[0]}"
     return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.checkpoint.inherit import load_run_config
-from limner.checkpoint.single_file import open_model
+from limner.checkpoint.open_model import open_model
 from limner.config import Config
 from limner.console import say
 from limner.data.open import Data

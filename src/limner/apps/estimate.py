@@ -53,7 +53,8 @@ class Estimate:
     checkpoints_kept: int | None
     cache: int
     pictures_per_second: float
-    share_of_matmul_peak: float
+    share_of_matmul_peak: float | None
+    """None: the machine was too busy to measure its peak."""
     seconds_to_encode: float
     steps: int | None
     seconds: float
@@ -90,11 +91,16 @@ class Estimate:
             said.append(f"encoding      {format_duration(self.seconds_to_encode)}, once")
         said.append(
             f"time          {format_duration(self.seconds)} of training, {steps}, at "
-            f"{self.pictures_per_second:.1f} pictures/s ({self.share_of_matmul_peak:.0%} of a "
-            f"{self.precision} matrix product on this machine)"
+            f"{self.pictures_per_second:.1f} pictures/s{self._share_of_peak()}"
         )
         said += [f"advice        {sentence}" for sentence in self.advice]
         return [*said, f"(from short runs that took {format_duration(self.probe_seconds)})"]
+
+    def _share_of_peak(self) -> str:
+        if self.share_of_matmul_peak is None:
+            return ""
+        share = f"{self.share_of_matmul_peak:.0%}"
+        return f" ({share} of a {self.precision} matrix product on this machine)"
 
     def _activations(self, mib: Callable[[float], str]) -> str:
         """Of what cannot be told from the rest, no figure is given: one picture at a time leaves

@@ -30,13 +30,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limner.checkpoint.lineage import FILE as LINEAGE
 from limner.checkpoint.lineage import Lineage, lineage_of_config, read_lineage, write_lineage
 from limner.checkpoint.locate import (
     ADAPTER,
     AVERAGED,
-    FILES,
     LORA,
+    PLAIN_FILES,
     ROWS,
     TEXTS,
     TOKENIZER,
@@ -278,8 +277,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()
-    ours = (*FILES, AVERAGED, TOKENIZER, LINEAGE, LORA, ADAPTER, ROWS)
-    replaceable(folder, frozenset(ours))
+    replaceable(folder, frozenset((*PLAIN_FILES, LORA, ADAPTER)))
     with written_whole(folder, needed=contents.bytes()) as staging:
         torch.save(contents.model, staging / "model.pt")
         if contents.averaged is not None:

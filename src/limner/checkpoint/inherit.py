@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limner.checkpoint.open import file_config, find_model
+from limner.checkpoint.find_model import file_config, find_model
 from limner.config.loading import build_config, read_sections
 from limner.config.model import ModelConfig, TextEncoderConfig, VaeConfig
 from limner.errors import LimnerError

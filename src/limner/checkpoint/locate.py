@@ -32,6 +32,10 @@ TEXTS = ("training_state.json", TOKENIZER, LINEAGE, INDEX)
 LORA, ADAPTER = "lora.safetensors", "adapter"
 
 
+PLAIN_FILES = (*FILES, AVERAGED, TOKENIZER, ROWS, LINEAGE)
+"""What a checkpoint of a model without adapters or shards holds."""
+
+
 log = logging.getLogger(__name__)
 
 

@@ -22,10 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import Lineage, learned_from
 from limner.checkpoint.matching import fit_weights
-from limner.checkpoint.open import find_model
 from limner.checkpoint.state import TrainingState
 from limner.config import Config, load_config
 from limner.errors import LimnerError
@@ -107,16 +105,6 @@ class WeightsFile:
     def load_weights(self, model: nn.Module, averaged: bool = True) -> None:
         """Put the weights into the model; there are only those to draw with."""
         fit_weights(model, self.tensors(), self.path)
-
-
-def open_model(path: str | Path) -> Checkpoint | WeightsFile:
-    """A file of weights, a checkpoint folder, the newest checkpoint of a run folder, or the id of a
-    published model (see `find_model`)."""
-    path = find_model(path)
-    in_checkpoint = (path.parent / "training_state.json").is_file()
-    if path.suffix == SUFFIX and path.is_file() and not in_checkpoint:
-        return WeightsFile.open(path)
-    return Checkpoint.open(path)
 
 
 def write_weights_file(

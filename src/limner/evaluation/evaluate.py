@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from limner.checkpoint.folder import Checkpoint
-from limner.checkpoint.single_file import WeightsFile, open_model
+from limner.checkpoint.open_model import open_model
+from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
 from limner.console import progress_lines
 from limner.data.dataset import shown_set

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from limner.checkpoint.single_file import open_model
+from limner.checkpoint.open_model import open_model
 from limner.config import Config
 from limner.device import part_precision
 from limner.diffusion.objective import build_objective

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from limner.checkpoint.matching import check_same_model
-from limner.checkpoint.single_file import open_model
+from limner.checkpoint.open_model import open_model
 from limner.config import Config
 from limner.config.types import SEEDS
 from limner.data.buckets import ratio_of, size_for
@@ -182,32 +182,14 @@ class ImageGenerator:
                 "guidance was fixed when it was made; use the model it was made from"
             )
         self._check_prompts([*prompts, *([negative_prompt] if negative_prompt else [])])
-        size = self.config.data.image_size
-        if aspect_ratio is not None:
-            if height is not None or width is not None:
-                raise LimnerError("--aspect_ratio cannot be combined with --height and --width")
-            height, width = self.size_for(aspect_ratio)
-        height, width = (
-            self._check_size("height", size if height is None else height),
-            self._check_size("width", size if width is None else width),
-        )
-        tokens = height * width // (self.autoencoder.downsampling * self.patch) ** 2
-        if tokens > MOST_TOKENS:
-            raise LimnerError(
-                f"{width} x {height} pixels make {tokens:,} patches, more than the maximum of "
-                f"{MOST_TOKENS:,} (the model was trained at {size} x {size}); use fewer pixels"
-            )
+        height, width = self._size(height, width, aspect_ratio)
         sampling = sampling_settings(
             self.config.model_copy(update={"sampling": self.sampling}),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             **settings,
         )
-        each = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
-        if bad := [seed for seed in each if not 0 <= seed < SEEDS]:
-            raise LimnerError(f"seed {bad[0]} is not between 0 and 2^63 - 1")
-        if len(each) != len(prompts):
-            raise LimnerError(f"{len(prompts)} prompts need one seed, or one each; got {len(each)}")
+        each = _one_each(seeds, len(prompts))
         start = self._start(init_image, strength, height, width)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
         images: list[Image.Image] = []
@@ -257,6 +239,25 @@ class ImageGenerator:
             }
             remember(image, {"prompt": prompts[i], "seed": each[i], "towards": way, **how})
         return images
+
+    def _size(
+        self, height: int | None, width: int | None, aspect_ratio: float | str | None
+    ) -> tuple[int, int]:
+        """(height, width) in pixels of what was asked for. Raises LimnerError if it cannot be."""
+        size = self.config.data.image_size
+        if aspect_ratio is not None:
+            if height is not None or width is not None:
+                raise LimnerError("--aspect_ratio cannot be combined with --height and --width")
+            height, width = self.size_for(aspect_ratio)
+        height = self._check_size("height", size if height is None else height)
+        width = self._check_size("width", size if width is None else width)
+        tokens = height * width // (self.autoencoder.downsampling * self.patch) ** 2
+        if tokens > MOST_TOKENS:
+            raise LimnerError(
+                f"{width} x {height} pixels make {tokens:,} patches, more than the maximum of "
+                f"{MOST_TOKENS:,} (the model was trained at {size} x {size}); use fewer pixels"
+            )
+        return height, width
 
     def size_for(self, aspect_ratio: float | str) -> tuple[int, int]:
         """(height, width) in pixels for width over height, as 1.5 or "3:2"."""
@@ -374,3 +375,13 @@ class ImageGenerator:
                 f"{near}"
             )
         return value
+
+
+def _one_each(seeds: Sequence[int] | int, count: int) -> list[int]:
+    """A seed for each of `count` prompts. Raises LimnerError for a wrong number of them."""
+    each = [seeds] * count if isinstance(seeds, int) else list(seeds)
+    if bad := [seed for seed in each if not 0 <= seed < SEEDS]:
+        raise LimnerError(f"seed {bad[0]} is not between 0 and 2^63 - 1")
+    if len(each) != count:
+        raise LimnerError(f"{count} prompts need one seed, or one each; got {len(each)}")
+    return each

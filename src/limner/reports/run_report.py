@@ -247,8 +247,8 @@ def losses_by_level(run: Run) -> dict[str, Markup] | None:
 
 def points(lines: list[dict[str, Any]], key: str) -> Points:
     """(pictures seen, value) of each line; NaN, which a chart leaves out, where it has none."""
-    pairs = ((line.get("images"), line.get(key)) for line in lines)
-    return [(x, y) if is_number(y) else (x, math.nan) for x, y in pairs if is_number(x)]
+    pairs = ((number(line.get("images")), number(line.get(key))) for line in lines)
+    return [(x, math.nan if y is None else y) for x, y in pairs if x is not None]
 
 
 def smoothed(curve: Points) -> Points:

@@ -13,7 +13,8 @@ from torch import Tensor
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import MEANING
 from limner.checkpoint.lineage import Lineage, learned_from, method_of, named
-from limner.checkpoint.single_file import WeightsFile, open_model
+from limner.checkpoint.open_model import open_model
+from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.models.text_to_image import TextToImage

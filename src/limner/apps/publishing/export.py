@@ -11,10 +11,11 @@ from torch import Tensor
 
 from limner.apps.publishing.diffusers_folder import is_export, write_diffusers_folder
 from limner.apps.publishing.public import public_config
+from limner.checkpoint.find_model import WEIGHTS_FILE
 from limner.checkpoint.lineage import write_lineage
 from limner.checkpoint.manifest import written_whole
-from limner.checkpoint.open import WEIGHTS_FILE
-from limner.checkpoint.single_file import SUFFIX, WeightsFile, open_model, write_weights_file
+from limner.checkpoint.open_model import open_model
+from limner.checkpoint.single_file import SUFFIX, WeightsFile, write_weights_file
 from limner.data.own_folder import keep_out_of_the_data
 from limner.device import part_precision
 from limner.errors import LimnerError

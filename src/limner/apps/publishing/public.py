@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from limner.checkpoint.find_model import WEIGHTS_FILE
 from limner.checkpoint.lineage import A_PRIVATE_SET, LICENSES
-from limner.checkpoint.open import WEIGHTS_FILE
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.redaction import is_hub_id, places_of, redacted, shown_place

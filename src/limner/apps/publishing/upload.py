@@ -23,11 +23,12 @@ from limner.apps.publishing.public import (
     public_name,
 )
 from limner.apps.publishing.run_facts import evaluation_of, kept_samples, run_of
+from limner.checkpoint.find_model import WEIGHTS_FILE
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import Lineage, write_lineage
 from limner.checkpoint.manifest import written_whole
-from limner.checkpoint.open import WEIGHTS_FILE
-from limner.checkpoint.single_file import WeightsFile, open_model, write_weights_file
+from limner.checkpoint.open_model import open_model
+from limner.checkpoint.single_file import WeightsFile, write_weights_file
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.data.own_folder import keep_out_of_the_data

@@ -31,6 +31,7 @@ from limner.training.monitor.memorisation_check import copying
 from limner.training.monitor.previews import preview_prompts, preview_sizes, save_preview
 from limner.training.monitor.progress import Progress
 from limner.training.monitor.run_log import RunLog, read_log
+from limner.training.monitor.step_averages import StepAverages
 from limner.training.run import Run
 from limner.training.train_step import StepResult
 
@@ -60,8 +61,7 @@ class RunMonitor:
         self.bad = {row.key for row in self.set.refused[self.data.refused :]}
         self.heldout_loss: float | None = None
         self.verdict = ""
-        self.loss_sum = self.norm_sum = 0.0
-        self.steps = self.skipped = 0
+        self.averages = StepAverages()
         events = read_log(self.log.path)
         self.best = best_of(measurements(events))
         self.spikes = _spikes_of(events)
@@ -160,25 +160,16 @@ class RunMonitor:
         self.log.forget_after(step)
         events = read_log(self.log.path)
         self.best, self.spikes = best_of(measurements(events)), _spikes_of(events)
-        self.loss_sum = self.norm_sum = 0.0
-        self.steps = self.skipped = 0
+        self.averages.forget()
 
     def step_done(self, updated: StepResult, learning_rate: float) -> None:
         """Call after each update; writes what is due at this step."""
-        if updated.skipped:
-            self.skipped += 1
-            if self.state.skipped_in_a_row == 1:
-                log.info(
-                    f"skipped the update at step {self.state.step}: loss {updated.loss:g}, "
-                    f"gradient norm {updated.norm:g} (training stops after too many of these in a "
-                    "row)"
-                )
-        else:
-            self.loss_sum, self.norm_sum = (
-                self.loss_sum + updated.loss,
-                self.norm_sum + updated.norm,
+        self.averages.add(updated)
+        if updated.skipped and self.state.skipped_in_a_row == 1:
+            log.info(
+                f"skipped the update at step {self.state.step}: loss {updated.loss:g}, gradient "
+                f"norm {updated.norm:g} (training stops after too many of these in a row)"
             )
-            self.steps += 1
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
         # Also where a checkpoint may be: a run resumed there then averages over the same updates.
         every = settings.logging_steps, settings.heldout_steps
@@ -213,16 +204,9 @@ class RunMonitor:
 
     def write_losses(self, learning_rate: float) -> None:
         state, budget = self.state, self.budget
-        sums = torch.tensor(
-            [self.loss_sum, self.norm_sum, self.steps, self.skipped],
-            dtype=torch.float64,
-            device=self.accelerator.device if self.accelerator.device.type == "cuda" else "cpu",
-        )
-        loss_sum, norm_sum, steps, skipped = self.accelerator.reduce(sums, "mean").tolist()
-        loss, norm = (loss_sum / steps, norm_sum / steps) if steps else (math.nan, math.nan)
-        speed = budget.images_per_second(round(steps + skipped))
-        self.loss_sum = self.norm_sum = 0.0
-        self.steps = self.skipped = 0
+        average = self.averages.take(self.accelerator)
+        loss, norm = average.loss, average.norm
+        speed = budget.images_per_second(average.updates)
         spike = self.spikes.see(loss, state.step)
         self.log.write(
             "train",
@@ -233,7 +217,7 @@ class RunMonitor:
             grad_norm=norm if math.isfinite(norm) else None,
             learning_rate=learning_rate,
             images_per_second=round(speed, 2),
-            **({"skipped": round(skipped)} if skipped else {}),
+            **({"skipped": average.skipped} if average.skipped else {}),
             **({"jumped": True} if self.spikes.jumped else {}),
         )
         if spike:
@@ -361,21 +345,22 @@ class RunMonitor:
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = throughput.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes
+        # A machine that other programs slow down during this one second shows no peak.
+        hidden = mfu > 1
         precision = str(self.dtype).removeprefix("torch.")
         self.log.write(
             "speed",
             self.state.step,
             images_per_second=round(speed, 2),
-            mfu=round(mfu, 4),
-            matmul_peak_gflops=round(peak / 1e9, 1),
+            mfu=None if hidden else round(mfu, 4),
+            matmul_peak_gflops=None if hidden else round(peak / 1e9, 1),
             training_gflops_per_picture=round(flops / 1e9, 3),
         )
-        # A machine that other programs slow down during this one second shows no peak.
         share = (
-            f"{mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product on this "
-            "machine"
-            if mfu <= 1
-            else "the machine was too busy to measure its peak"
+            "the machine was too busy to measure its peak"
+            if hidden
+            else f"{mfu:.0%} of the {peak / 1e9:,.0f} GFLOP/s of a {precision} matrix product on "
+            "this machine"
         )
         log.info(f"{speed:.1f} images/s, {share}")
 

@@ -58,10 +58,9 @@ def _downloaded_model(repository: str) -> Path:
 
     folder = get(WEIGHTS_FILE)
     if not (folder / WEIGHTS_FILE).is_file():
-        from limner.checkpoint.folder import LINEAGE
-        from limner.checkpoint.locate import AVERAGED, FILES, ROWS, TOKENIZER
+        from limner.checkpoint.locate import PLAIN_FILES
 
-        folder = get(*FILES, AVERAGED, ROWS, TOKENIZER, LINEAGE)
+        folder = get(*PLAIN_FILES)
         if not (folder / "training_state.json").is_file():
             raise LimnerError(
                 f"{name!r} is on the Hub, but is not a Limner model: it contains neither "
