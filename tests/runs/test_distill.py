@@ -263,7 +263,9 @@ def test_its_run_folder_says_what_it_is(distilled: Path, trained: Path) -> None:
 # Drawing
 
 
-def test_it_draws_in_one_step_or_two_or_more(distilled: Path, tmp_path: Path) -> None:
+def test_it_draws_in_one_step_or_two_or_more(
+    distilled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     generator = ImageGenerator(distilled, device="cpu")
     assert generator.sampling.num_inference_steps == 2
     calls = list[tuple[float, float]]()
@@ -281,6 +283,7 @@ def test_it_draws_in_one_step_or_two_or_more(distilled: Path, tmp_path: Path) ->
         assert len(calls) == steps
         assert sum(span for _, span in calls) == pytest.approx(1000)
         assert calls[0][0] == 1000
+    assert "distilled for 1, 2, 4, or 8 steps" in caplog.text
     output = tmp_path / "a.png"
     words = ["generate", str(distilled), "a red circle", "--num_inference_steps", "1"]
     assert main([*words, "--output", str(output)]) == 0
