@@ -317,6 +317,7 @@ def test_what_it_no_longer_has_is_said(
     [
         ("data.buckets=auto", r"data\.buckets: not supported"),
         ("lora.rank=4", r"lora\.rank: not supported"),
+        ("training.batch_size=auto", r"training\.batch_size: auto is not supported"),
         ("sampling.scheduler_type=heun", r"sampling\.scheduler_type"),
         ("model.num_layers=3", r"model\.num_layers is 3 here and 2 there"),
         ("data.image_size=32", r"data\.image_size is 32 here and 16 there"),

@@ -96,6 +96,8 @@ def _distillation_problems(config: Config) -> Iterator[str]:
         )
     if config.data.buckets is not None:
         yield "data.buckets: not supported with model.flow_map yet; remove it"
+    if config.training.batch_size == "auto":
+        yield "training.batch_size: auto is not supported with model.flow_map yet; set a number"
     if config.lora.rank is not None:
         yield "lora.rank: not supported with model.flow_map, where all weights learn; remove it"
     if config.training.sharding != "none":

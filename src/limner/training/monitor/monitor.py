@@ -258,7 +258,7 @@ class RunMonitor:
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
             log.info(advice)
-            if verdict == "memorising":
+            if verdict == "memorising" and not self.inputs.trajectories:
                 self.try_to(self.look_for_copies, "skipped the search for copies")
         self.verdict = verdict
 
