@@ -286,4 +286,4 @@ def test_a_report_can_be_written_again(
     assert (run / "report.html").is_file()
     printed = capsys.readouterr().out
     assert str(run / "report.html") in printed
-    assert "held out prompts: " in printed
+    assert "held-out prompts: " in printed

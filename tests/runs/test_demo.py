@@ -111,10 +111,10 @@ def test_the_figures_cover_the_range_that_is_promised(run: tuple[Path, str]) -> 
 def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> None:
     folder, said = run
     found = json.loads((folder / "results.json").read_text("utf-8"))["recall"]
-    for split in ("trained", "held out"):
+    for split, shown in (("trained", "training"), ("held out", "held-out")):
         at_1, count = found[split]["at_1"], found[split]["count"]
         right = round(at_1 * count)
-        assert f"{split} prompts: {at_1:.1%} ({right} of {count}) have their true picture" in said
+        assert f"{shown} prompts: recall@1 {at_1:.1%} ({right} of {count}); recall@5 " in said
     assert retrieval.DISTANCE in said
     assert str(folder / "samples.png") in said
     assert str(folder / "report.html") in said
@@ -141,7 +141,7 @@ def test_a_report_of_a_demo_can_be_written_again(
         assert after[key] == before[key]
     prompts = [s["prompt"] for s in json.loads((folder / "samples.json").read_text("utf-8"))]
     assert prompts[-len(demo.FREE_PROMPTS) :] == list(demo.FREE_PROMPTS)
-    assert "held out prompts: " in capsys.readouterr().out
+    assert "held-out prompts: " in capsys.readouterr().out
     assert (folder / "report.html").is_file()
 
 
@@ -342,7 +342,7 @@ def test_a_perfect_model_gets_full_marks_and_a_blank_one_none(
     assert found["trained"]["at_1"] == 1.0
     assert found["held out"]["at_1"] < 0.1
     said = sentences_of_run({"recall": found})
-    assert said[0].startswith(f"trained prompts: 100.0% ({found['trained']['count']} of ")
+    assert said[0].startswith(f"training prompts: recall@1 100.0% ({found['trained']['count']} of ")
     assert len(said) == 2
 
 
@@ -372,7 +372,7 @@ def test_drawing_ends_in_its_time_and_says_what_it_left_out(
         assert found["count"] == n
         assert n / of == pytest.approx(99 / 335, abs=0.03)  # evenly, of both
         assert found["at_1"] == 1
-    assert f"only {drawn['trained'][0]} of 296 trained, " in sentences_of_run(results)[0]
+    assert f"only {drawn['trained'][0]} of 296 training, " in sentences_of_run(results)[0]
     # Also the pictures that are kept come from all over the set.
     kept = json.loads((folder / "samples.json").read_text("utf-8"))
     rows = [row.captions[0] for row in data.trained.rows]
@@ -410,5 +410,6 @@ def test_shapes_are_read_back_by_the_checker(
     count = found["trained"]["count"]
     assert found["trained"]["all_right"] == pytest.approx((count // 2) / count, abs=1e-4)
     sentence = sentences_of_run({"checker": found})[0]
-    assert sentence.startswith(f"trained prompts: {found['trained']['all_right']:.1%} of {count} ")
+    right = found["trained"]["all_right"]
+    assert sentence.startswith(f"training prompts: {right:.1%} of {count} fully correct ")
     assert f"colour {found['trained']['by_part']['colour']:.0%}" in sentence

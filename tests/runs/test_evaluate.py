@@ -101,7 +101,7 @@ def test_one_command_writes_all_that_was_agreed(run: Path, capsys: Any) -> None:
     for record in results["metrics"]:
         assert record["name"] in said
     assert "held-out loss" in said
-    assert "have their true picture as the nearest" in said
+    assert "captions: recall@1 " in said
 
 
 def test_a_checkpoint_that_a_run_deletes_meanwhile_costs_nothing(
@@ -177,7 +177,7 @@ def test_shapes_are_read_back_instead_of_ranked(trained: Path, tmp_path: Path) -
     assert {"colour", "shape"} <= set(found["by_part"])
     # One held-out picture is no set that distances could be to; the rest is measured all the same.
     assert results["metrics"] == []
-    assert any("a reference needs at least two pictures" in event for event in results["events"])
+    assert any("a reference requires at least two images" in event for event in results["events"])
 
 
 # The numbers are what they claim
@@ -213,7 +213,7 @@ def test_real_pictures_in_place_of_drawings_score_the_floor(
     for record in results["metrics"]:
         assert record["floor"]["counts"] == [trained, held_out]
         assert record["value"] == pytest.approx(record["floor"]["value"], rel=1e-6), record["name"]
-        assert "trained pictures in the place of the drawings" in record["floor"]["notes"][0]
+        assert "training images in place of the generated images" in record["floor"]["notes"][0]
     # And what copies trained pictures for new captions is told so.
     assert results["memorisation"]["ratio"]["value"] == pytest.approx(0, abs=1e-2)
     assert results["memorisation"]["worst"][0]["distance"] == pytest.approx(0, abs=1e-2)
@@ -313,12 +313,12 @@ def test_networks_that_are_named_are_measured_with(
 def test_few_pictures_are_said_to_be_few(run: Path) -> None:
     results = results_of(run, "evaluation.num_images=5", "evaluation.other_images=0")
     (note,) = metric(results, "Frechet distance")["notes"]
-    assert "5 pictures and 6 features: a covariance is singular" in note
-    assert "compare it at equal ones only" in metric(results, "precision")["notes"][-1]
+    assert "5 images and 6 features: the covariance is singular" in note
+    assert "compare it only at equal sizes" in metric(results, "precision")["notes"][-1]
     results = results_of(run, "evaluation.num_images=2", "evaluation.other_images=0")
     assert any("skipped precision (means) and recall: precision and recall with k = 3"
                in event for event in results["events"])  # fmt: skip
-    assert "too few to tell" in results["memorisation"]["verdict"]
+    assert "too few to judge" in results["memorisation"]["verdict"]
 
 
 def test_the_packaged_network_missing_is_said_and_the_rest_measured(
@@ -348,9 +348,9 @@ def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(
     assert results["dataset"]["held_out"] == 0
     assert results["protocol"]["drawn.split"] == "trained"
     assert results["held_out_loss"] is None
-    assert any("has no held-out pictures" in event for event in results["events"])
+    assert any("has no held-out images" in event for event in results["events"])
     assert set(results["recall"]) == {"trained"}
-    assert "No real pictures were held out" in results["memorisation"]["verdict"]
+    assert "No images were held out" in results["memorisation"]["verdict"]
     # More pictures than captions: the captions again, with other seeds.
     assert metric(results, "kernel distance")["counts"] == [20, 9]
     assert results["protocol"]["drawn.captions"] == 9
@@ -359,8 +359,8 @@ def test_without_held_out_pictures_trained_ones_are_drawn_and_it_is_said(
     # Real against real is two parts of the reference, and 9 pictures cannot stand for 20.
     floor = metric(results, "kernel distance")["floor"]
     assert sum(floor["counts"]) == 9
-    assert "two parts of the reference" in floor["notes"][0]
-    assert "for want of" in floor["notes"][1]
+    assert "a random split of the reference" in floor["notes"][0]
+    assert "instead of" in floor["notes"][1]
 
 
 def test_settings_that_a_sweep_has_chosen_are_said_to_be(run: Path) -> None:
@@ -381,7 +381,7 @@ def test_captions_of_several_pictures_have_no_recall(tmp_path: Path) -> None:
     (data / "metadata.json").write_text(json.dumps(rows), "utf-8")
     results = results_of(made_up_run(tmp_path, data))
     assert results["recall"] is None
-    assert any("2 of 30 captions belong to several pictures" in e for e in results["events"])
+    assert any("2 of 30 captions belong to several images" in e for e in results["events"])
 
 
 def test_pictures_that_cannot_be_decoded_are_listed_and_left_out(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_left_out(tmp_path: Path)
     )
     keys = {f"images/{prompt.split()[-1]}.png" for prompt in prompts.values()}
     assert {row["key"] for row in results["refused"]} == keys
-    assert any("2 pictures cannot be used" in event for event in results["events"])
+    assert any("skipped 2 images, such as" in event for event in results["events"])
     held_out = whole["dataset"]["held_out"]
     assert metric(results, "kernel distance")["counts"] == [30, held_out - 1]
     assert results["recall"]["held_out"]["count"] == held_out - 1

@@ -207,7 +207,7 @@ def test_the_command_says_what_it_wrote_and_how_to_load_it(
         for path in files:
             assert f"{path.stat().st_size:>14,}  " in sizes
             assert path.name in sizes
-        assert ("bytes in all" in sizes) == (len(files) > 1)
+        assert ("bytes in total" in sizes) == (len(files) > 1)
         exec(snippet, {})
         assert (tmp_path / "output.png").is_file()
         (tmp_path / "output.png").unlink()

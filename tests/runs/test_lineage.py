@@ -99,17 +99,17 @@ def test_from_a_published_model_its_id_licence_and_data_are_named(
     assert front(card)["base_model_relation"] == "finetune"
     assert "license" not in front(card), "nobody has chosen one, and those of before differ"
     link = "[me/shapes](https://huggingface.co/me/shapes)"
-    assert f"fine-tuned with Limner on a private data set; it began from {link}." in card
+    assert f"fine-tuned with Limner from {link} on a private data set." in card
     assert (
         f"It began from {link} (licence: mit), which learned from Limner's built-in shapes "
         "(licence: apache-2.0)." in card
     )
-    assert "no artwork of others is in them" in card, "the attribution of the first data set"
+    assert "contain no third-party artwork" in card, "the attribution of the first data set"
     assert "from scratch" not in card
     assert "training.init_from`" not in card
 
     card = published(trainer.folder, tmp_path, "--data_name", "Colours", "--data_license", "CC0")
-    assert "on Colours; it began from" in card
+    assert "on Colours." in card
     assert "Colours, licence: CC0." in card
 
     # An export takes it along, and what begins from that knows both.
@@ -125,7 +125,7 @@ def test_from_a_published_model_its_id_licence_and_data_are_named(
     assert there == Lineage(data=(SHAPES,), base=replace(wanted, name="colours.safetensors"))
     card = published(again.folder, tmp_path)
     assert front(card)["base_model"] == "me/shapes", "the nearest that is public"
-    assert "it began from a model that is not public." in card
+    assert "from a model that is not public on " in card
     assert "which learned from a private data set." in card
     assert f"That one began from {link} (licence: mit)" in card
     written = (tmp_path / "published" / "lineage.json").read_text("utf-8")
@@ -155,20 +155,20 @@ def test_a_resumed_run_keeps_what_the_first_began_from(
     second.train()
     assert read_lineage(second.folder) == replace(wanted, data=(PRIVATE, SHAPES))
     report = write_report(second.folder).read_text("utf-8")
-    assert f"fine-tuned{' by LoRA of rank 2' if lora else ''} from base" in report
+    assert f"fine-tuned{' with LoRA of rank 2' if lora else ''} from base" in report
 
     card = published(second.folder, tmp_path, "--base_model", "me/base")
-    how = ", by LoRA of rank 2, merged into the weights" if lora else ""
+    how = ", with LoRA of rank 2, merged into the weights" if lora else ""
     sets = "a private data set and its built-in shapes"
     begun = "[me/base](https://huggingface.co/me/base)"
-    assert f"fine-tuned with Limner on {sets}{how}; it began from {begun}." in card
+    assert f"fine-tuned with Limner from {begun} on {sets}{how}." in card
     assert front(card)["base_model"] == "me/base"
-    assert "The publisher has not said where these pictures" in card
+    assert "the source or the licence of the images and captions:" in card
     assert main(["publish", str(second.folder), "--repo", "me/new", "--dry-run",
                  "--base_model", str(base)]) == 2  # fmt: skip
     unsaid = published(second.folder, tmp_path)
     assert "base_model" not in front(unsaid)
-    assert "it began from a model that is not public." in unsaid
+    assert "from a model that is not public on " in unsaid
     for text in (card, unsaid, report):
         assert CLIENT not in text
 
@@ -256,10 +256,10 @@ def test_two_private_sets_are_two_and_one_that_grew_or_was_moved_is_one(
 
     card = published(first.folder, tmp_path)
     assert "on a private data set and another private data set." in card
-    assert card.count("The publisher has not said where these pictures") == 1
+    assert card.count("the source or the licence of the images and captions:") == 1
     card = published(first.folder, tmp_path, "--data_name", "Ours", "--data_license", "CC0")
     assert "on a private data set and Ours." in card
-    assert "The publisher has not said where the pictures and captions of a private" in card
+    assert "the source or the licence of the images and captions of a private" in card
 
 
 def test_of_very_many_models_one_from_the_other_a_hundred_are_named() -> None:

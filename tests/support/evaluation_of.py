@@ -4,7 +4,7 @@ from typing import Any
 
 
 def measured(value: float, low: float, high: float) -> dict[str, Any]:
-    how = "Wilson's interval for a share"
+    how = "Wilson score interval"
     return {
         "value": value,
         "interval": [low, high],
@@ -38,7 +38,7 @@ def evaluation_of(weights_sha256: str, reference: str = "held out") -> dict[str,
         "recall": {
             "held_out": {
                 "count": 39, "at_1": measured(0.95, 0.83, 0.99), "at_5": measured(1.0, 0.91, 1.0),
-                "range": "335 pictures of the data set",
+                "range": "335 images of the data set",
             }
         },
         "checker": {

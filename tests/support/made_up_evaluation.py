@@ -149,8 +149,8 @@ def made_up_evaluation(folder: Path, checker: bool = False) -> dict[str, Any]:
             "split": "held out",
             "count": 259,
             "ratio": asdict(Measured(1.042, (0.93, 1.15), "bootstrap, seed 0")),
-            "verdict": "No sign of copying: drawings are 1.04 times as far from the nearest trained"
-            " picture as real pictures that were not trained on.",
+            "verdict": "No sign of memorisation: generated images are 1.04 times as far from the"
+            " nearest training image as held-out images.",
             "space": "root mean square difference over 16 x 16 places",
             "worst": worst,
         },

@@ -94,7 +94,7 @@ KEPT = {
 """Of models that were really trained."""
 
 
-CHARTS = {"run report": 2, "check of the data": 0}
+CHARTS = {"run report": 2, "data check": 0}
 """Line charts that are seen at a width, where it is not one."""
 
 
@@ -114,7 +114,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     settings = {"dataset_path": str(folder / "data"), "image_size": SIDE}
     check(load_config({"data": settings}), folder / "check")
     return {
-        "check of the data": write_check_page(folder / "check"),
+        "data check": write_check_page(folder / "check"),
         "run report": write_report(folder / "run"),
         "evaluation, recall": write_page(folder / "recall"),
         "evaluation, checker": write_page(folder / "checker"),
@@ -124,7 +124,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     "name",
-    ["run report", "evaluation, recall", "evaluation, checker", "check of the data", *sorted(KEPT)],
+    ["run report", "evaluation, recall", "evaluation, checker", "data check", *sorted(KEPT)],
 )
 def test_a_page_is_seen_whole_at_any_width_and_in_both_themes(
     page: Page, files: dict[str, Path], name: str

@@ -1,1 +1,1 @@
-"""What a model reaches, measured."""
+"""Evaluation of trained models."""

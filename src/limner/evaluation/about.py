@@ -1,4 +1,4 @@
-"""What numbers are about, and what they were made with: weights, run, machine, software."""
+"""Provenance of results: weights, run, machine, and software."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "accelerate", "tokenizers", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:
-    """Of the software that numbers depend on."""
+    """Versions of the software that results depend on."""
     own = {"limner": __version__, "python": platform.python_version()}
     return own | {package: version(package) for package in PACKAGES}
 
@@ -40,14 +40,14 @@ def about_checkpoint(opened: Checkpoint | WeightsFile, generator: ImageGenerator
 
 
 def about_run(run_folder: Path, data: Data, generator: ImageGenerator) -> dict[str, Any]:
-    """How the numbers of results.json were made, so that they can be compared or refused."""
+    """How the numbers in results.json were made, so that runs can be compared."""
     log = read_log(run_folder / "log.jsonl")
     speed = [event for event in log if event["kind"] == "speed"]
     keys = ("images_per_second", "mfu", "matmul_peak_gflops", "training_gflops_per_picture")
     return {
         "dataset": shown_set(data.set),
         "parameters": parameters_of(generator),
-        # Of what drew, which is older than the last line of the log if the run was killed.
+        # Of the checkpoint, which is older than the last line of the log if the run was killed.
         "steps": generator.state.step,
         "images": generator.state.images,
         "minutes": round(generator.state.seconds / 60, 2),

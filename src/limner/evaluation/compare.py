@@ -1,15 +1,14 @@
-"""Two evaluations side by side, number by number, where they were made in the same way.
+"""Comparison of two evaluations, for each number that was measured in the same way.
 
-What must be equal is decided for each number, by the parts of the protocol that it depends on: two
-held-out losses know nothing of the sampler, and FID on other weights of Inception leaves CLIP's
-numbers what they are. What may differ is what is compared: the model, its size, its training, and
-the checkpoint, none of which is in the protocol.
+Which settings have to match depends on the number: a held-out loss does not depend on the sampler,
+and different Inception weights do not affect the CLIP metrics. The model, its size, its training,
+and the checkpoint may differ: they are what is compared, and not part of the protocol.
 
-The guidance, the steps, and all else of the sampler must be equal, although another sampler may be
-the very thing that is asked about: quality bought with ten times the steps is not another model's.
-Who means it says so (`varying`). Versions of torch and of this program are said where they differ
-and refuse nothing: the first change roundings, and where the second change a number, `method` does.
-Nor is the device asked: in float32 it changes roundings, and `drawn.dtype` has the rest.
+Guidance, steps, and all other sampler settings have to match, since more steps alone improve
+quality. To compare samplers, name the keys in `varying`. Different versions of torch or Limner are
+reported but not refused: torch only changes rounding, and if a new Limner measures something
+differently, `method` changes. The device may differ: in float32 it only changes rounding, and
+`drawn.dtype` covers the rest.
 """
 
 from __future__ import annotations
@@ -19,24 +18,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.errors import LimnerError
+from limner.evaluation.splits import adjective
 from limner.metrics.interval import Measured, interval_of_difference
 
 DRAWN = ("method", "drawn.", "sampling.")
 ASKED = ("method", "asked.", "sampling.", "drawn.resolution", "drawn.dtype", "data.")
-"""Of recall, the checker, and copies: their pictures are others than those of the distances, and
-the range and the neighbours are all pictures of the data set."""
+"""For recall, the checker, and memorisation: they use other images than the distances, and compare
+with all images of the data set."""
 LOSS = ("method", "loss.")
 SAID = ("software.",)
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number that two evaluations may have in common.
+    """A number of an evaluation.
 
     Attributes:
-        name: the same in every evaluation; by it numbers find their like.
-        label: what it is called, with the network's name.
-        needs: what of the protocol it depends on: keys, or beginnings of keys that end in a dot.
+        name: identifies the number across evaluations.
+        label: display name, with the name of the feature extractor.
+        needs: the protocol keys that it depends on, or their prefixes, ending in a dot.
         better: "lower", "higher", or "".
     """
 
@@ -49,7 +49,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Pair:
-    """The same number of two evaluations that were made in the same way."""
+    """The same number in two comparable evaluations."""
 
     name: str
     label: str
@@ -59,31 +59,33 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Whether they differ beyond chance."""
+        """Whether the difference is significant."""
         difference = interval_of_difference(self.a, self.b)
         if difference is None:
             return (
-                "the same" if self.a.value == self.b.value else "no interval, so chance is unknown"
+                "equal"
+                if self.a.value == self.b.value
+                else "no confidence interval, so significance is unknown"
             )
         low, high = difference
         if low <= 0 <= high:
-            return "no difference beyond chance"
+            return "no significant difference"
         if not self.better:
-            return "they differ"
+            return "significantly different"
         a_wins = (high < 0) == (self.better == "lower")
         return f"{'A' if a_wins else 'B'} is better"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing.
+    """The result of `compare`.
 
     Attributes:
-        pairs: the numbers that can be compared.
-        refused: of each number that cannot, the keys that differ.
+        pairs: the comparable numbers.
+        refused: the keys that differ, for each number that is not comparable.
         differing: these keys with both values.
-        only: numbers that one of the two has, and which.
-        said: what differs and refuses nothing.
+        only: numbers that only one of the two has, and which.
+        said: differences that do not prevent a comparison.
     """
 
     pairs: tuple[Pair, ...]
@@ -97,7 +99,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
     """Compare two evaluations as `results_folder.read` gives them.
 
     Args:
-        varying: keys of the protocol, or their prefixes, that differ on purpose.
+        varying: protocol keys, or their prefixes, that differ on purpose.
 
     Raises:
         LimnerError: one of them is not an evaluation, or is damaged.
@@ -145,30 +147,30 @@ def compare(a: dict[str, Any], b: dict[str, Any], varying: Sequence[str] = ()) -
 
 
 def matches(key: str, need: str) -> bool:
-    """A key by its name, or by the part before a dot."""
+    """Whether `need` is the key or its prefix before a dot."""
     return key == need or key.startswith(need if need.endswith(".") else f"{need}.")
 
 
 def numbers(results: dict[str, Any]) -> Iterator[Number]:
-    """Every number of an evaluation that can be compared."""
+    """The numbers of an evaluation that can be compared."""
     loss = results.get("held_out_loss")
     if loss:
         yield _by_name("held-out loss", loss["mean"], LOSS, "lower")
     for split, found in (results.get("recall") or {}).items():
         for at in ("at_1", "at_5"):
-            name = f"recall {at.replace('_', ' ')}, {split.replace('_', '-')} captions"
+            name = f"recall{at.replace('at_', '@')}, {adjective(split)} captions"
             yield _by_name(name, found[at], ASKED, "higher")
     for split, found in (results.get("checker") or {}).items():
-        name = f"drawn fully right, {split.replace('_', '-')} captions"
+        name = f"fully correct, {adjective(split)} captions"
         yield _by_name(name, found["all_right"], ASKED, "higher")
     for record in results.get("metrics", []):
         slot = f"{record['slot']}."
         needs = (*DRAWN, slot) if record["reference"] is None else (*DRAWN, slot, "reference.")
-        # By the setting that named the network: other weights are a difference, not another number.
+        # Named by the setting, so that other weights are a difference and not another number.
         name = f"{record['metric']} ({record['slot']})"
         yield Number(name, record["name"], measured(record), needs, record["better"])
     if (copied := results.get("memorisation")) and copied["ratio"]["value"] is not None:
-        name = "distance to the nearest trained picture, over that of real ones"
+        name = "distance to the nearest training image, relative to held-out images"
         yield _by_name(name, copied["ratio"], ASKED, "")
 
 
@@ -183,7 +185,7 @@ def measured(record: dict[str, Any]) -> Measured:
 
 
 def table(found: Comparison) -> list[str]:
-    """The comparison in lines of text."""
+    """The comparison as lines of text."""
     rows = [("", "A", "B", "")]
     rows += [
         (pair.label, in_figures(pair.a), in_figures(pair.b), pair.verdict) for pair in found.pairs
@@ -206,8 +208,8 @@ def in_figures(value: Measured) -> str:
 
 
 def why_refused(found: Comparison) -> str:
-    """Each number that is not compared, and each key that differs, with both values."""
-    lines = ["not compared, because they were made differently:"]
+    """Each number that is not comparable, and each key that differs, with both values."""
+    lines = ["not comparable, because they were measured differently:"]
     lines += [f"  - {name}: {', '.join(keys)}" for name, keys in found.refused.items()]
     lines += ["differences (A, then B):"]
     lines += [f"  - {key}: {a!r}, {b!r}" for key, (a, b) in found.differing.items()]

@@ -1,8 +1,8 @@
 """The evaluation at the end of a run: sample its prompts, measure, write samples and results.
 
-Writes samples/, samples.json, samples.png, and results.json. The built-in data sets
-are measured too: emoji by recall (is the picture that the prompt names the nearest to what was
-drawn?), shapes by a checker that reads the picture back.
+Writes samples/, samples.json, samples.png, and results.json. The built-in data sets are measured
+too: emoji by recall (is the true image the nearest to the generated one?), shapes by a checker that
+parses the image.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES = "samples"
 OURS = re.compile(r"\d{3,}(-truth)?\.png")
-"""What pictures are called in SAMPLES."""
+"""Names of images in SAMPLES."""
 
 
 def evaluate_run(
@@ -66,21 +66,24 @@ def evaluate_run(
     command: str | None = None,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Draw up to `most` trained and `most` held-out captions and the free prompts; measure; report.
+    """Generate images, measure, and write the results.
 
     Args:
-        run_folder: whose newest checkpoint draws, with its own sampling settings.
-        shown: how many of each split are kept as pictures (spread evenly).
-        seconds: that drawing may take: of more prompts than fit an even choice is drawn, and the
-            results say so.
+        run_folder: its newest checkpoint is used, with its own sampling settings.
+        free_prompts: prompts to sample in addition to captions.
+        most: captions of each split, at most.
+        shown: images of each split to save, evenly spaced.
+        command: the command line, to be recorded.
+        seconds: time limit of the sampling. If not all prompts fit, an even selection is sampled,
+            and the results record it.
 
     Returns:
-        What results.json holds.
+        The contents of results.json.
     """
     with FolderLock(run_folder, "write its report afterwards", ".limner-report.lock"):
         generator = open_generator(run_folder, config)
         asked = prompts_of_run(data, free_prompts, most)
-        progress = progress_lines(log, "pictures drawn")
+        progress = progress_lines(log, "images generated")
         draw(generator, asked if seconds is None else _in_turn(asked), progress, seconds)
         drawings = [d for d in asked if d.image is not None]
 
@@ -100,19 +103,19 @@ def evaluate_run(
 
 
 def drawing_time(training_seconds: float) -> float:
-    """Seconds that drawing may take after a run of so many: an eighth, and a minute at least."""
+    """The time limit of sampling after a run: an eighth of its time, at least a minute."""
     return max(60.0, training_seconds / 8)
 
 
 def _in_turn(drawings: Sequence[Drawing]) -> list[Drawing]:
-    """In the order in which they are drawn while there is time."""
+    """The order of sampling under a time limit."""
     free = [d for d in drawings if d.split is Split.FREE]
     known = in_any_number([d for d in drawings if d.split is not Split.FREE])
     return [*known[:FEW], *free, *known[FEW:]]
 
 
 def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
-    """Did each prompt get what it names? Of the built-in sets alone."""
+    """Prompt following; for the built-in data sets only."""
     if data.set.name == "shapes":
         check_shapes(drawings)
         return {"checker": shapes_by_split(drawings)}
@@ -120,7 +123,7 @@ def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
         return {}
     count = rank_drawings(drawings, data)
     return {
-        "range": f"all {count} pictures: {shown_set(data.set)['description']}",
+        "range": f"all {count} images: {shown_set(data.set)['description']}",
         "distance": retrieval.DISTANCE,
         "recall": {
             split: retrieval.summary(ranks) for split, ranks in ranks_by_split(drawings).items()
@@ -132,7 +135,7 @@ def _write(run_folder: Path, results: dict[str, Any], drawings: Sequence[Drawing
     before = run_folder / SAMPLES
     others = foreign_names(before, like=OURS)
     with replacing(before, folder=True, durable=bool(others)) as folder:
-        for name in others:  # what people draw and keep there stays
+        for name in others:  # keep files of the user
             if (before / name).is_dir():
                 shutil.copytree(before / name, folder / name, symlinks=True)
             else:

@@ -1,9 +1,9 @@
-"""How good a model is, in numbers that say how they were made: `limner evaluate`.
+"""`limner evaluate`: metrics of a model, with confidence intervals and how they were measured.
 
 RUN/evaluation/
-  evaluation.json     every number with its interval, its floor, its notes, and the protocol
-  evaluation.html     the same for people
-  pictures/           drawings, the real pictures of their captions, and the nearest trained ones
+  evaluation.json     metrics with confidence intervals, baselines, notes, and the protocol
+  evaluation.html     the same as a page
+  pictures/           generated images, real images of their captions, and nearest training images
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from limner.evaluation.samples import as_tensor, draw, show_truth, some_of_each
 from limner.evaluation.settings import evaluation_config
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.speckle import measure_speckle
-from limner.evaluation.splits import Split
+from limner.evaluation.splits import Split, adjective
 from limner.evaluation.swept import swept_note
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
@@ -61,14 +61,14 @@ from limner.redaction import places_of, redacted
 log = logging.getLogger(__name__)
 
 IN_RANGE = 20_000
-"""Pictures among which the right one is looked for, at most."""
+"""Maximum number of images searched for the true one."""
 SHOWN = 24
-"""Drawings of each split that are kept as pictures."""
+"""Generated images of each split that are saved."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the folder that holds all of it."""
+    """The results of an evaluation, and the folder that contains them."""
 
     folder: Path
     results: dict[str, Any]
@@ -81,7 +81,7 @@ def evaluate(
     device: str | None = None,
     command: str | None = None,
 ) -> Evaluation:
-    """Generate pictures, compute the metrics, and write the results.
+    """Generate images, compute the metrics, and write the results.
 
     Args:
         checkpoint: as for `limner generate`.
@@ -92,8 +92,8 @@ def evaluate(
         command: the command line, to be recorded.
 
     Raises:
-        LimnerError: a setting, the checkpoint, the data set, the reference, or a network cannot be
-            used. Nothing is written then.
+        LimnerError: a setting, the checkpoint, the data set, the reference, or a network is
+            invalid. Nothing is written then.
     """
     opened = open_model(checkpoint)
     config = evaluation_config(opened.config, overrides)
@@ -115,7 +115,7 @@ def _evaluate(
     results_folder.check_replaceable(folder)
     data, cache = open_data(squares(config)), Path(config.cache.folder)
     settings, events = config.evaluation, list[str]()
-    with contextlib.suppress(OSError):  # it keeps what files hold, so that they are read once
+    with contextlib.suppress(OSError):  # it caches hashes, so that files are read once
         if cache_may_begin(config):
             cache.mkdir(parents=True, exist_ok=True)
     if isinstance(opened, Checkpoint) and (swept := swept_note(opened.folder)) is not None:
@@ -124,13 +124,13 @@ def _evaluate(
         events.append(other)
     if config.data.buckets:
         events.append(
-            f"it was trained at {len(config.data.buckets)} sizes; the drawings and the pictures "
-            f"they are compared with are squares of {config.data.image_size} pixels"
+            f"the model was trained at {len(config.data.buckets)} sizes, but generated and "
+            f"reference images are squares of {config.data.image_size} pixels"
         )
     plan = plan_of(config, data, events)
     reference = open_reference(config, data, plan.split)
 
-    # Before minutes of drawing: what is not there is said now.
+    # Before minutes of sampling: fail early if something is missing.
     place = choose_device(device or "auto")
     eyes, missing = open_networks(settings, place)
     events += missing
@@ -144,26 +144,26 @@ def _evaluate(
         text_encoder=config.text_encoder.pretrained_model_name,
     )
     generator.sampling = config.sampling
-    # Now: the run may go on meanwhile, and delete this checkpoint as an older one.
+    # Read now, since the run may still be training and delete this checkpoint.
     about = about_checkpoint(opened, generator)
     log.info(
-        f"{len(plan.every):,} pictures are drawn, {len(plan.measured):,} of them of "
-        f"{plan.split.hyphened} captions for the distances: {in_words(config.sampling)}, "
+        f"generating {len(plan.every):,} images, {len(plan.measured):,} of them from "
+        f"{adjective(plan.split)} captions for the distances: {in_words(config.sampling)}, "
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = None
     if config.model.flow_map:
         events.append(
-            "a distilled model predicts where a step ends and not the picture in the noise, so it "
-            "has no held-out loss"
+            "skipped the held-out loss: a distilled model predicts where a step ends, not the clean "
+            "image"
         )
     elif not (
         loss := heldout_loss.measure_loss(
             generator, data, settings.loss_images, progress_lines(log, "losses measured")
         )
     ):
-        events.append("no held-out picture can be used, so the held-out loss is not measured")
-    draw(generator, plan.every, progress_lines(log, "pictures drawn"))
+        events.append("skipped the held-out loss: there are no readable held-out images")
+    draw(generator, plan.every, progress_lines(log, "images generated"))
 
     answers = ask(plan, data, events)
     speckle = measure_speckle(plan.asked, data)
@@ -192,7 +192,7 @@ def _evaluate(
         refused |= {} if real is None else {row.key: row.reason for row in real.refused}
     if refused:
         first = next(iter(refused.items()))
-        events.append(f"{len(refused):,} pictures cannot be used, such as {first[0]}: {first[1]}")
+        events.append(f"skipped {len(refused):,} images, such as {first[0]}: {first[1]}")
     results = {
         "format": results_folder.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -221,7 +221,7 @@ def _evaluate(
 
 
 def changed_data(opened: Checkpoint, data: Data) -> str | None:
-    """A sentence if the data are not those that the checkpoint learned from."""
+    """A sentence if the data are not those that the checkpoint was trained on."""
     rows = opened.rows()
     if rows is None:
         return None
@@ -229,19 +229,19 @@ def changed_data(opened: Checkpoint, data: Data) -> str | None:
     if changes is None:
         return None
     return (
-        f"the data changed since this checkpoint was saved ({changes}), so trained and held-out "
-        "pictures are not those of the training run"
+        f"the data changed since this checkpoint was saved ({changes}), so the split into training "
+        "and held-out images is not that of the training run"
     )
 
 
 def real_images(
     eye: NamedNetwork, reference: Reference, cache: Path, events: list[str]
 ) -> tuple[Statistics | None, Tensor | None]:
-    """The reference as a network sees it, and other real pictures for the floor.
+    """Statistics of the reference, and features of other real images for the baseline.
 
-    A data set that holds out too little to be a reference is no error; a reference of one's own is.
+    Too few held-out images for a reference are not an error; an invalid `evaluation.reference` is.
     """
-    telling_of = progress_lines(log, f"real pictures seen by {eye.network.name}")
+    telling_of = progress_lines(log, f"real images processed by {eye.network.name}")
     try:
         found = reference.statistics(eye.network, cache, telling_of)
         others = None
@@ -257,8 +257,8 @@ def real_images(
 
 
 def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
-    """`recall` and `checker`: did each prompt get what it names?"""
-    if data.set.name == "shapes":  # many pictures are right, and a program can tell
+    """`recall` and `checker`: prompt following."""
+    if data.set.name == "shapes":  # many images are correct, which only a checker can tell
         check_shapes(plan.asked)
         checked = shapes_by_split(plan.asked)
         for found in checked.values():
@@ -274,7 +274,7 @@ def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
             "count": len(ranks),
             "at_1": asdict(share(sum(rank <= 1 for rank in ranks), len(ranks))),
             "at_5": asdict(share(sum(rank <= 5 for rank in ranks), len(ranks))),
-            "range": f"{count:,} pictures of the data set, trained and held out",
+            "range": f"{count:,} training and held-out images",
             "distance": retrieval.DISTANCE,
         }
         for split, ranks in ranks_by_split(plan.asked).items()
@@ -285,14 +285,14 @@ def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
 def copies(
     plan: Plan, data: Data, seed: int, events: list[str]
 ) -> tuple[dict[str, Any] | None, list[Case]]:
-    """`memorisation`, of held-out captions where there are any."""
+    """`memorisation`, for held-out captions if there are any."""
     split = Split.HELD_OUT if data.held_out.rows else Split.TRAINED
     drawn = [d for d in plan.asked if d.split == split]
     if not drawn:
-        events.append("skipped the search for copies: no held-out caption was drawn")
+        events.append("skipped memorisation: no images were generated from held-out captions")
         return None, []
     try:
-        return look_for_copies(drawn, data, seed, progress_lines(log, "trained pictures compared"))
+        return look_for_copies(drawn, data, seed, progress_lines(log, "training images compared"))
     except LimnerError as error:
-        events.append(f"skipped the search for copies: {error}")
+        events.append(f"skipped memorisation: {error}")
         return None, []

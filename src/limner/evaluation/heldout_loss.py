@@ -1,4 +1,4 @@
-"""The held-out loss of a finished model, by noise level, with what chance there is in it."""
+"""The held-out loss of a trained model by noise level, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ AT_ONCE = 32
 def measure_loss(
     generator: ImageGenerator, data: Data, most: int, progress: Callable[[int, int], None]
 ) -> dict[str, Any] | None:
-    """Loss of held-out and of trained pictures at the levels and noise that training uses, keyed by
-    the share of noise; None where no picture is held out.
+    """Loss on held-out and training images by noise level; None if no images are held out.
 
-    A gap that is above 0 beyond its interval is what the model has learned by heart.
+    A gap whose confidence interval lies above 0 indicates memorisation.
 
     Args:
-        most: pictures of each split, evenly spread.
+        most: images of each split, evenly spaced.
     """
     if not len(data.held_out.rows):
         return None
     splits = {"held_out": data.held_out, "trained": data.trained}
     total = sum(min(most, len(images.rows)) for images in splits.values())
-    found: dict[str, Tensor] = {}  # [pictures, levels]
+    found: dict[str, Tensor] = {}  # [images, levels]
     done = 0
     for name, images in splits.items():
         which = evenly_spaced(len(images.rows), most)
@@ -78,8 +77,7 @@ def protocol(
 ) -> dict[str, Any]:
     """What must be equal for two losses to be comparable.
 
-    The objective decides what the error is of; model, text encoder, steps, and weights may differ,
-    for they are what is compared.
+    The model, the text encoder, the steps, and the weights may differ: they are what is compared.
     """
     which = evenly_spaced(len(data.held_out.rows), config.evaluation.loss_images)
     source = DataImages(data.held_out, which)
@@ -103,7 +101,7 @@ def protocol(
 def _losses(
     generator: ImageGenerator, images: DecodedImages, which: list[int], place: int
 ) -> Tensor:
-    """[pictures, levels] of those that can be decoded."""
+    """[images, levels], for the images that can be decoded."""
     good, captions = [], []
     for position in which:
         try:

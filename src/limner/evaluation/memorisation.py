@@ -1,4 +1,4 @@
-"""Memorisation: the nearest trained image of each sample, and the worst cases."""
+"""Memorisation: the nearest training image of each generated image, and the worst cases."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from limner.evaluation.splits import Split
 from limner.metrics.memorisation import nearest_trained, verdict
 
 MOST_TRAINED, MOST_HELD_OUT = 20_000, 1_000
-"""Pictures that drawings are compared with, evenly spread over all of them."""
+"""Maximum numbers of images to compare with, evenly spaced."""
 MOST_DRAWN = 500
 AT_ONCE = 256
 WORST = 12
-"""Cases that are shown."""
+"""Number of cases shown."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A drawing beside the trained picture nearest to it."""
+    """A generated image and its nearest training image."""
 
     drawing: Drawing
     trained: int
-    """Position of the trained picture."""
+    """Index of the training image."""
     distance: float
     usual: float
     ratio: float
     own: float | None
-    """Distance of the caption's real picture to its nearest trained one, if it has one."""
+    """Distance of the caption's real image to its nearest training image, if known."""
     own_ratio: float | None
 
 
 def look_for_copies(
     drawings: Sequence[Drawing], data: Data, seed: int, progress: Callable[[int, int], None]
 ) -> tuple[dict[str, Any], list[Case]]:
-    """Compare drawings with trained pictures, beside real pictures that were not trained on.
+    """Compare generated images with training images, relative to held-out images.
 
     Args:
-        drawings: drawn ones of one split, best held out: a trained caption may give its picture.
-        seed: of the intervals.
+        drawings: generated images of one split, preferably held out: reproducing the image of a
+            training caption may be correct.
+        seed: of the confidence intervals.
 
     Returns:
-        What evaluation.json holds but for the cases, and the worst of these.
+        The results for evaluation.json, and the worst cases.
 
     Raises:
         LimnerError: there is nothing to compare.
@@ -106,13 +107,13 @@ def look_for_copies(
 
 
 def _with_own(drawings: Sequence[Drawing], count: int) -> list[int]:
-    """Held-out pictures to load: some of all, and those that were drawn."""
+    """Held-out images to load: an even selection, and those of the prompts."""
     own = {d.position for d in drawings if d.split is Split.HELD_OUT and d.position is not None}
     return sorted({*evenly_spaced(count, MOST_HELD_OUT), *own})
 
 
 def _loaded(images: DecodedImages, which: Sequence[int]) -> tuple[Tensor | None, dict[int, int]]:
-    """Those that can be decoded, uint8 [N, S, S, 3] (None: there are none), and where each is."""
+    """The images that can be decoded, uint8 [N, S, S, 3] or None, and the index of each."""
     found: list[Tensor] = []
     places: dict[int, int] = {}
     for position in which:

@@ -1,4 +1,4 @@
-"""Every number that a network's features allow, each with its interval, floor, and notes."""
+"""All metrics on the features of a network, with confidence intervals, baselines, and notes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from limner.metrics.real_vs_real import Floor, floor
 from limner.metrics.scores import clip_score, inception_score
 
 ALL_PAIRS = 25_000
-"""Pictures of both sets up to which a kernel distance is that of all pairs: a minute or so. Of more
-it is the mean over subsets, as tables have it."""
-EQUAL_COUNTS = "it depends on both counts: compare it at equal ones only"
+"""Total number of images up to which a kernel distance uses all pairs, which takes about a minute.
+Beyond that it is the mean over subsets, as in published tables."""
+EQUAL_COUNTS = "depends on the sizes of both sets; compare it only at equal sizes"
 
 Floors = dict[Metric, Floor]
 
 
 @dataclass(frozen=True)
 class NamedNetwork:
-    """A network that looks at the pictures, and the key of `evaluation` that named it."""
+    """A feature extractor, and the key of `evaluation` that selected it."""
 
     key: str
     network: FeatureNetwork
@@ -45,13 +45,13 @@ class NamedNetwork:
 def open_networks(
     settings: EvaluationConfig, device: torch.device
 ) -> tuple[list[NamedNetwork], list[str]]:
-    """The networks that were asked for, and what cannot be measured for want of one.
+    """The configured feature extractors, and notes about metrics that are skipped without one.
 
-    The packaged network is there by default, so that its absence is said; one that was asked for
-    by name must be there.
+    The packaged network is used by default, so if it is missing that is only a note; a network that
+    was named in the configuration is required.
 
     Raises:
-        LimnerError: a network that was named cannot be had, or is another one.
+        LimnerError: a configured network is not available, or is a different model.
     """
     eyes, missing = list[NamedNetwork](), list[str]()
     if settings.efficientnet:
@@ -82,17 +82,16 @@ def measure(
     repeats: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The numbers of one network, as evaluation.json holds them, and what could not be measured.
+    """The metrics of one network for evaluation.json, and notes about skipped ones.
 
     Args:
-        drawn: features of the drawings [N, d].
-        prompts: theirs.
-        reference: what they are compared with; None: there is nothing, and only what needs nothing
-            is measured.
-        others: features of other real pictures of the reference's kind, for the floor, or None.
-        others_are: what they are, in words.
-        repeats: of the floor; 0: none.
-        seed: of everything that is drawn by chance.
+        drawn: features of the generated images [N, d].
+        prompts: their prompts.
+        reference: the reference; None: only metrics without a reference are measured.
+        others: features of other real images, for the baseline, or None.
+        others_are: describes them.
+        repeats: random splits for the baseline; 0: no baseline.
+        seed: of all random choices.
     """
     network, real = eye.network, reference.features if reference is not None else None
     found: dict[Metric, Measured] = {}
@@ -137,7 +136,7 @@ def measure(
                 real, others, others_are, (len(drawn), len(real)), repeats, seed,
             )  # fmt: skip
         except LimnerError as error:
-            said.append(f"no floor for the distances on {network.name}: {error}")
+            said.append(f"skipped the real-vs-real baseline on {network.name}: {error}")
     count = reference.gaussian.count if reference is not None else None
     about = reference.about if reference is not None else None
     records = [
@@ -158,7 +157,7 @@ def measure(
 
 
 def kernel(a: Tensor, b: Tensor, seed: int) -> Measured:
-    """The kernel distance of all pictures, or of subsets where they are too many."""
+    """The kernel distance over all images, or over subsets if there are too many."""
     if len(a) + len(b) <= ALL_PAIRS:
         return measure_kernel_distance(a, b)
     return kernel_distance_over_subsets(a, b, size=min(1000, len(a), len(b)), seed=seed)
@@ -169,9 +168,9 @@ DISTANCES: dict[Metric, Callable[[Tensor, Tensor], Measured]] = {
     "kernel distance": lambda a, b: kernel(a, b, 0),
     "CMMD": cmmd,
 }
-"""Of features in the place of the drawn, and of the reference's; lower is better."""
+"""Functions of the features of generated and of reference images; lower is better."""
 ALONE: tuple[Metric, ...] = ("Inception score", "CLIP score")
-"""What needs no reference."""
+"""Metrics without a reference."""
 
 
 def floors_of(
@@ -183,16 +182,16 @@ def floors_of(
     repeats: int,
     seed: int,
 ) -> Floors:
-    """What real pictures score in the place of drawn ones.
+    """The real-vs-real baselines: the metrics for real images in place of generated ones.
 
     Args:
-        metrics: which numbers.
-        real, others: as `measure` has them.
-        counts: of the comparison that the floors are for.
+        metrics: which metrics.
+        real, others: as for `measure`.
+        counts: the sizes of the sets that the baselines are for.
     """
-    note = "real against real: two parts of the reference, drawn by chance"
+    note = "real vs real: a random split of the reference"
     if others is not None:
-        note = f"real against real: {others_are} in the place of the drawings"
+        note = f"real vs real: {others_are} in place of the generated images"
     found = Floors()
 
     def of(distance: Callable[[Tensor, Tensor], Measured]) -> Floor:
@@ -210,7 +209,7 @@ def floors_of(
             return both[-1].precision
 
         found["precision"] = of(precision)
-        recalls = tuple(pair.recall.value for pair in both)  # of the same pairs: they take long
+        recalls = tuple(pair.recall.value for pair in both)  # reuses the slow distances
         found["recall"] = replace(found["precision"], value=float(np.mean(recalls)), values=recalls)
     return found
 

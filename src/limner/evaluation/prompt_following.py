@@ -20,27 +20,27 @@ from limner.metrics import retrieval
 
 
 def why_no_recall(data: Data) -> str | None:
-    """Recall asks for the one picture that a caption names: why it cannot be asked for, if so."""
+    """Why recall is undefined for this data set, or None: each caption must have one true image."""
     rows = [*data.trained.rows, *data.held_out.rows]
     shared = shared_captions(row.captions[0] for row in rows)
     if not shared:
         return None
     return (
-        f"skipped recall: {shared:,} of {len(rows):,} captions belong to several pictures, so "
-        "recall has no single right answer"
+        f"skipped recall: {shared:,} of {len(rows):,} captions belong to several images, so there "
+        "is no single true image"
     )
 
 
 def shared_captions(captions: Iterable[str]) -> int:
-    """How many of them are not the only one of their kind."""
+    """The number of captions that occur more than once."""
     return sum(count for count in Counter(captions).values() if count > 1)
 
 
 class Gallery:
-    """Real pictures among which a drawing's true one is looked for, as `retrieval.features`.
+    """The real images that recall searches, as `retrieval.features`.
 
     Attributes:
-        places: where the row of a split, by its position, stands among them.
+        places: gallery index by split and row index.
     """
 
     def __init__(self, data: Data) -> None:
@@ -52,7 +52,7 @@ class Gallery:
         return len(self.places)
 
     def add(self, split: Split, positions: Iterable[int]) -> None:
-        """More rows of a split, but for those whose pictures cannot be decoded."""
+        """Add rows of a split; rows whose images cannot be decoded are skipped."""
         images = images_of(self.data, split)
         for position in positions:
             try:
@@ -63,13 +63,13 @@ class Gallery:
             self._features.append(retrieval.features(image[None])[0])
 
     def shared_captions(self) -> int:
-        """See above; of the pictures' main captions."""
+        """`shared_captions` of the main captions in the gallery."""
         return shared_captions(
             images_of(self.data, split).rows[i].captions[0] for split, i in self.places
         )
 
     def rank(self, drawings: Iterable[Drawing]) -> None:
-        """Fill in the rank of each drawing whose true picture is among them."""
+        """Set the rank of each generated image whose true image is in the gallery."""
         places = [
             (drawing, self.places[drawing.split, drawing.position])
             for drawing in drawings
@@ -86,15 +86,15 @@ class Gallery:
 
 
 def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = None) -> int:
-    """Rank each drawing's true picture among the pictures of the data set, trained or not.
+    """Rank the true image of each generated image among all images of the data set.
 
-    Pictures that cannot be decoded are not in the gallery; drawings of theirs get no rank.
+    Images that cannot be decoded are not in the gallery; their prompts get no rank.
 
     Args:
-        most: pictures in the gallery at most, those of the drawings always among them; None: all.
+        most: maximum size of the gallery, which always includes the true images; None: all images.
 
     Returns:
-        How many pictures the gallery has.
+        The size of the gallery.
     """
     gallery = Gallery(data)
     for split in OF_DATA:
@@ -107,7 +107,7 @@ def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = No
 
 
 def ranks_by_split(drawings: Sequence[Drawing]) -> dict[Split, list[int]]:
-    """The ranks of those that have one, of the splits that have any."""
+    """Ranks by split, for the splits that have any."""
     found = {
         split: [d.rank for d in drawings if d.split is split and d.rank is not None]
         for split in OF_DATA
@@ -116,15 +116,15 @@ def ranks_by_split(drawings: Sequence[Drawing]) -> dict[Split, list[int]]:
 
 
 def check_shapes(drawings: Iterable[Drawing]) -> None:
-    """Read each picture of shapes back, and fill in which parts of its caption hold."""
+    """Parse each generated image of shapes, and set which parts of its caption hold."""
     for drawing in drawings:
-        if drawing.split in OF_DATA:  # what people ask for need not be of the grammar
+        if drawing.split in OF_DATA:  # free prompts need not follow the grammar
             drawing.holds = check(drawing.prompt, np.array(drawing.image)).holds
 
 
 def shapes_by_split(drawings: Sequence[Drawing]) -> dict[Split, dict[str, Any]]:
-    """Of the splits that have any: how many are checked, the share that is fully right, and the
-    share in which each part of a caption holds."""
+    """Results of the checker by split: the count, the fraction that is fully correct, and the
+    fraction in which each part of the caption holds."""
     found = {
         split: [d.holds for d in drawings if d.split is split and d.holds is not None]
         for split in OF_DATA

@@ -1,4 +1,4 @@
-"""Which captions an evaluation draws."""
+"""Selection of the prompts of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from limner.evaluation.splits import Split
 
 @dataclass(frozen=True)
 class Plan:
-    """Which prompts are drawn."""
+    """The prompts to sample."""
 
     split: Split
-    """Of the distances: held out or trained."""
+    """The split used for the distances: held out or trained."""
     measured: list[Drawing]
-    """What distances are of: each caption once, and again with other seeds."""
+    """For the distances: each caption once, then again with other seeds."""
     asked: list[Drawing]
-    """Each caption once, of both splits: did it get what it names? A part of `measured` and
-    `others`."""
+    """For prompt following: each caption of both splits once; a subset of `measured` and `others`.
+    """
     others: list[Drawing]
 
     @property
@@ -30,16 +30,16 @@ class Plan:
 
 
 def plan_of(config: Config, data: Data, events: list[str]) -> Plan:
-    """What is drawn, and in `events` what of it could not be as it was asked for."""
+    """Select the prompts; deviations from the configuration are added to `events`."""
     settings = config.evaluation
     split, own, other = Split.HELD_OUT, data.held_out, data.trained
     if settings.prompts == "trained":
         split, own, other = Split.TRAINED, data.trained, data.held_out
     elif not own.rows:
         events.append(
-            "the data set has no held-out pictures, so trained captions are drawn; these numbers "
-            "measure how well the model reproduces its training pictures, and a model that "
-            "memorised them scores best"
+            "the data set has no held-out images, so training captions are used; the metrics "
+            "measure how well the model reproduces its training images, and a model that memorised "
+            "them scores best"
         )
         split, own, other = Split.TRAINED, data.trained, data.held_out
     first = of_captions(own, split, settings.num_images, settings.seed)
@@ -49,7 +49,7 @@ def plan_of(config: Config, data: Data, events: list[str]) -> Plan:
 
 
 def prompts_of_run(data: Data, free_prompts: Sequence[str], most: int) -> list[Drawing]:
-    """At the end of a run: at most `most` captions of each split, and what people asked for."""
+    """For the end of a run: at most `most` captions of each split, and the free prompts."""
     return [
         *of_captions(data.trained, Split.TRAINED, most),
         *of_captions(data.held_out, Split.HELD_OUT, most),

@@ -1,4 +1,4 @@
-"""How the numbers of an evaluation were made: flat keys and plain values, to be compared."""
+"""The evaluation protocol: everything that results depend on, as flat keys and plain values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from limner.files.fingerprints import digest
 from limner.inference.generator import ImageGenerator
 
 METHOD = 1
-"""One more whenever this program measures otherwise, so that its numbers are others."""
+"""Incremented whenever a change of Limner changes results."""
 
 
 def protocol(
@@ -31,7 +31,7 @@ def protocol(
     generator: ImageGenerator,
     cache: Path,
 ) -> dict[str, Any]:
-    """What must be equal for numbers to be compared; the part before the dot says for which
+    """What must be equal for numbers to be comparable; the prefix of a key says for which numbers
     (see `compare`)."""
     drawn = "".join(f"{d.seed} {d.prompt}\n" for d in plan.measured)
     asked = "".join(f"{d.split} {d.seed} {d.prompt}\n" for d in plan.asked)

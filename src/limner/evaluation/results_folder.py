@@ -1,7 +1,7 @@
-"""What `limner evaluate` leaves: evaluation.json and pictures/, whole or not at all, and a page.
+"""The output folder of `limner evaluate`: evaluation.json, pictures/, and a page.
 
-Written beside the folder and moved into its place when all is there, so that an interrupted
-evaluation leaves the one before it.
+Written to a temporary folder and moved into place at the end, so that an interrupted evaluation
+leaves the previous one intact.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from limner.files.output_folders import foreign_names
 from limner.files.small_files import read_json
 
 FORMAT = 1
-"""Of evaluation.json."""
+"""Format version of evaluation.json."""
 RESULTS, PAGE, IMAGES = "evaluation.json", "evaluation.html", "pictures"
 OURS = re.compile(r"\d{4,}(-truth)?\.png|near-\d{4,}\.png")
-"""What pictures are called in PICTURES."""
+"""Names of images in IMAGES."""
 
 
 def places(opened: Checkpoint | WeightsFile) -> list[Path]:
-    """Where an evaluation of these weights may be: beside them by their name, so that two
-    checkpoints of a run do not replace each other's, or `evaluation` in a checkpoint's run."""
+    """Where an evaluation of these weights may be: next to them under their name, so that
+    checkpoints of one run do not overwrite each other, or `evaluation` in the run folder."""
     if isinstance(opened, WeightsFile):
         return [opened.path.with_name(f"{opened.path.stem}-evaluation")]
     folder = opened.folder
@@ -43,8 +43,8 @@ def places(opened: Checkpoint | WeightsFile) -> list[Path]:
 
 
 def place_of(given: Path, opened: Checkpoint | WeightsFile) -> Path:
-    """Where it goes: in the run folder if that was named, else beside what was; of a model from
-    the Hub, whose copy lies in a cache, here."""
+    """The default output folder: inside a run folder, next to a checkpoint or file, or in the
+    current folder for a model from the Hub."""
     if not given.exists():
         return Path(f"{given.name.partition('@')[0]}-evaluation")
     if isinstance(opened, Checkpoint) and given.resolve() == opened.folder.resolve().parent:
@@ -53,10 +53,9 @@ def place_of(given: Path, opened: Checkpoint | WeightsFile) -> Path:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises LimnerError if the folder holds anything that an evaluation does not write: it is
-    replaced as a whole."""
+    """Raises LimnerError if the folder contains other files: it is replaced as a whole."""
     refuse_mounted(folder)
-    # Pictures without results are somebody's own in a folder of that name.
+    # Without results, a folder of that name with images is the user's.
     ours = (RESULTS, PAGE, IMAGES) if (folder / RESULTS).is_file() else ()
     others = foreign_names(folder, ours)
     if not others and ours:
@@ -75,12 +74,12 @@ def write(
     cases: Sequence[Case],
     trained: DecodedImages,
 ) -> None:
-    """Write the pictures, and the results with their names filled in.
+    """Write the images, and the results with the names of their files.
 
     Args:
-        shown: drawings to show, the cases' among them or not.
-        cases: the worst of `look_for_copies`; they become `memorisation.worst`.
-        trained: whose pictures the cases name.
+        shown: generated images to save; those of the cases are saved too.
+        cases: the worst cases of `look_for_copies`; they become `memorisation.worst`.
+        trained: the training images that the cases refer to.
     """
     every = {id(d): d for d in (*shown, *(case.drawing for case in cases))}
     names = {key: f"{number:04d}" for number, key in enumerate(every)}
@@ -112,18 +111,18 @@ def write(
                 )
             results["memorisation"] = results["memorisation"] | {"worst": worst}
         text = json.dumps(plain(results), ensure_ascii=False, indent=1, allow_nan=False)
-        # The data may lie in a folder whose name is no UTF-8.
+        # The name of the data folder may not be valid UTF-8.
         (staging / RESULTS).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_drawing(drawing: Drawing, folder: Path, name: str, under: str) -> dict[str, Any]:
-    """Write NAME.png into a folder, and NAME-truth.png where the real picture is known.
+    """Write NAME.png to a folder, and NAME-truth.png if the real image is known.
 
     Args:
-        under: what the folder is called in the files' names.
+        under: the folder's name in the recorded paths.
 
     Returns:
-        What samples.json and evaluation.json tell of a drawing.
+        The record for samples.json and evaluation.json.
     """
     assert drawing.image is not None
     drawing.image.save(folder / f"{name}.png")
@@ -141,7 +140,7 @@ def save_drawing(drawing: Drawing, folder: Path, name: str, under: str) -> dict[
 
 
 def plain(value: Any) -> Any:
-    """Lists and dictionaries of plain values; JSON has no NaN and no infinity: these are null."""
+    """Convert to plain JSON values; NaN and infinity become null."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -152,7 +151,7 @@ def plain(value: Any) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """An evaluation by its file, its folder, or the run folder that it is in.
+    """Read an evaluation from its file, its folder, or its run folder.
 
     Raises:
         LimnerError: there is none, or it cannot be read.

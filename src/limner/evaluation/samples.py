@@ -1,4 +1,4 @@
-"""Prompts that are drawn to look at a model: captions of the data, with what is true of them."""
+"""Sampling of images for an evaluation: prompts, generated images, and real images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from limner.inference.generator import ImageGenerator
 from limner.memory import in_parts_that_fit
 
 AT_ONCE = 64
-"""Pictures drawn together at most; fewer where memory does not suffice."""
+"""Maximum batch size; reduced if memory runs out."""
 FEW = 16
-"""Pictures that are drawn however short the time is."""
+"""Images that are generated regardless of the time limit."""
 
 
 def images_of(data: Data, split: Split) -> DecodedImages:
@@ -37,35 +37,35 @@ def images_of(data: Data, split: Split) -> DecodedImages:
 
 @dataclass
 class Drawing:
-    """A prompt, what was drawn for it, and what is known of the truth."""
+    """A prompt, the image generated from it, and its real image."""
 
     prompt: str
     seed: int
     split: Split
     position: int | None = None
-    """Of its row among those of its split."""
+    """Index of its row in the split."""
     image: Image.Image | None = None
     truth: np.ndarray | None = None
-    """The row's own picture, uint8 [S, S, 3], of those that are shown; see `show_truth`."""
+    """The real image of the row, uint8 [S, S, 3]; set by `show_truth`."""
     rank: int | None = None
-    """Of the row's own picture among others, by likeness: 1 is the nearest."""
+    """Rank of the real image among all, by distance: 1 is the nearest."""
     holds: dict[str, bool] | None = None
-    """Of shapes: the parts of the caption, and whether the picture has them."""
+    """For shapes: the parts of the caption, and whether each holds in the image."""
 
     @property
     def right(self) -> bool | None:
-        """Whether all of them hold."""
+        """Whether all parts hold."""
         return None if self.holds is None else all(self.holds.values())
 
 
 def of_captions(
     images: DecodedImages, split: Split, most: int, first_seed: int | None = None
 ) -> list[Drawing]:
-    """At most `most` rows of a split, evenly spread, each with its main caption.
+    """At most `most` rows of a split, evenly spaced, each with its main caption.
 
     Args:
-        first_seed: that of the first, and one more for each of the next; None: a row's seed is its
-            position.
+        first_seed: seed of the first, incremented for each of the others; None: the seed of a row
+            is its index.
     """
     return [
         Drawing(
@@ -79,7 +79,7 @@ def of_captions(
 
 
 def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
-    """So many drawings: the same prompts again, in order, with the seeds after the last one's."""
+    """Repeat the prompts in order, with consecutive seeds, until there are `count`."""
     every = list(drawings)
     while drawings and len(every) < count:
         again = drawings[len(every) % len(drawings)]
@@ -89,7 +89,7 @@ def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
 
 
 def some_of_each(splits: Iterable[Split], drawings: Sequence[Drawing], most: int) -> list[Drawing]:
-    """At most so many of each split, evenly spread, split by split."""
+    """At most `most` of each split, evenly spaced, in order of the splits."""
     chosen = list[Drawing]()
     for split in splits:
         own = [d for d in drawings if d.split is split]
@@ -105,7 +105,7 @@ def open_generator(
     text_encoder: str | Path | None = None,
     guide: str | Path | None = None,
 ) -> ImageGenerator:
-    """To draw hundreds of pictures: in the precision of training, as previews are."""
+    """Open a generator in the precision of training, as for previews."""
     place = choose_device(device or "auto")
     dtype = name_of(choose_precision(config.training.mixed_precision, place))
     return ImageGenerator(
@@ -120,13 +120,13 @@ def draw(
     seconds: float | None = None,
     sampling: SamplingConfig | None = None,
 ) -> None:
-    """Fill in the pictures, in smaller parts where memory runs out.
+    """Generate the images, in smaller batches if memory runs out.
 
     Args:
-        progress: is told the pictures done and the pictures there are.
-        seconds: what would not be done by then is left out, and its `picture` stays None; the first
-            `FEW` are drawn in any case. None: all are drawn.
-        sampling: None: as the generator has it.
+        progress: called with the numbers of generated images and of all images.
+        seconds: time limit; images that exceed it stay None, except the first `FEW`. None: no
+            limit.
+        sampling: sampling settings; None: those of the generator.
     """
     settings = {} if sampling is None else sampling.model_dump()
     began, drawn, size = time.monotonic(), 0, AT_ONCE
@@ -147,7 +147,7 @@ def draw(
                 prompts, seeds=seeds, batch_size=at_once, **settings
             )
 
-        # What fitted for one part is where the next one begins.
+        # Start the next part with the batch size that fitted this one.
         size, images = in_parts_that_fit(size, in_parts)
         for drawing, image in zip(some, images, strict=True):
             drawing.image = image
@@ -157,7 +157,7 @@ def draw(
 
 
 def in_any_number(drawings: Sequence[Drawing]) -> list[Drawing]:
-    """In an order of which each beginning is evenly spread over the whole (van der Corput's)."""
+    """In van der Corput order, of which every prefix is evenly spaced."""
     bits = max(1, (len(drawings) - 1).bit_length())
 
     def reversed_bits(place: int) -> int:
@@ -167,13 +167,12 @@ def in_any_number(drawings: Sequence[Drawing]) -> list[Drawing]:
 
 
 def as_tensor(drawings: Sequence[Drawing]) -> Tensor:
-    """What was drawn, uint8 [N, H, W, 3]."""
+    """The generated images, uint8 [N, H, W, 3]."""
     return torch.stack([torch.from_numpy(np.array(d.image)) for d in drawings])
 
 
 def show_truth(drawings: Iterable[Drawing], data: Data) -> None:
-    """Put each one's real picture beside it, if it has one that can be decoded: a caption can be
-    drawn without."""
+    """Load the real image of each prompt that has one, unless it cannot be decoded."""
     for drawing in drawings:
         if drawing.position is not None:
             with contextlib.suppress(ImageError):

@@ -1,4 +1,4 @@
-"""Which settings an evaluation has: the checkpoint's own, with what was asked for changed."""
+"""Settings of an evaluation: those of the checkpoint, with overrides."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CHANGEABLE = (
     *("vae.pretrained_model_name", "vae.use_slicing", "vae.use_tiling"),
     "text_encoder.pretrained_model_name",
 )
-"""Sections and keys. The others say what was trained on what: changed, held-out pictures would be
-others than those that were held out, or the weights would not fit."""
+"""Sections and keys that can be overridden. Changing others would change the held-out split, or the
+weights would not fit."""
 
 
 def evaluation_config(saved: Config, overrides: Sequence[str]) -> Config:
@@ -24,7 +24,7 @@ def evaluation_config(saved: Config, overrides: Sequence[str]) -> Config:
         overrides: `section.key=value`.
 
     Raises:
-        LimnerError: naming each key that is wrong, or that belongs to the training.
+        LimnerError: naming each key that is invalid or belongs to the training.
     """
     config = load_config(saved.model_dump(mode="json"), overrides)
     fixed = [
@@ -37,7 +37,7 @@ def evaluation_config(saved: Config, overrides: Sequence[str]) -> Config:
     ]
     if fixed:
         raise LimnerError(
-            "settings of training cannot be changed for an evaluation:\n"
+            "training settings cannot be changed for an evaluation:\n"
             + "\n".join(f"  - {line}" for line in fixed)
             + "\n"
             "only evaluation.*, sampling.*, cache.*, data.dataset_path, and the paths of vae "

@@ -1,4 +1,4 @@
-"""Residual noise in samples: the flat parts of samples, beside those of real images."""
+"""Residual noise in flat areas of generated images, compared with real images."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from limner.evaluation.samples import Drawing, as_tensor, images_of, in_any_numb
 from limner.metrics.flat_regions import BLOCKS, flat_region_std
 
 MOST = 400
-"""Pictures that are looked at, of drawings and of real ones."""
+"""Maximum number of generated and of real images."""
 VISIBLE = 3.0
-"""Of 255: the standard deviation above that of real pictures from which on noise is seen."""
+"""Excess of the standard deviation over real images, of 255, at which noise becomes visible."""
 
 
 def measure_speckle(drawings: Sequence[Drawing], data: Data) -> dict[str, Any] | None:
-    """`flat_region_std` of drawings and of their own real pictures, as means; None where none of
-    the drawings has a real picture, or they are too small to have flat parts.
+    """Mean `flat_region_std` of generated images and of their real images; None if there are no
+    real images, or images are too small.
 
     Returns:
-        "drawn" and "real" (of 255), "count", and "visible": whether drawings are noisier by more
-        than `VISIBLE`.
+        "drawn" and "real" (of 255), "count", and "visible": whether generated images are noisier by
+        more than `VISIBLE`.
     """
     known, real = list[Drawing](), list[torch.Tensor]()
     for drawing in in_any_number([d for d in drawings if d.position is not None])[:MOST]:
@@ -51,7 +51,7 @@ def measure_speckle(drawings: Sequence[Drawing], data: Data) -> dict[str, Any] |
 def in_words(found: dict[str, Any]) -> str:
     """One sentence."""
     said = (
-        f"flat parts of drawings: standard deviation {found['drawn']:.1f} of 255 "
-        f"({found['real']:.1f} in the real pictures)"
+        f"noise in flat areas: standard deviation {found['drawn']:.1f} of 255 "
+        f"({found['real']:.1f} in real images)"
     )
-    return said + (": the pictures still contain noise" if found["visible"] else "")
+    return said + (": the generated images still contain noise" if found["visible"] else "")

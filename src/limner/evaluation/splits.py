@@ -1,4 +1,4 @@
-"""Where a prompt is from: a trained row, a held-out row, or a person."""
+"""Where a prompt comes from: the training split, the held-out split, or the user."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from enum import StrEnum
 
 
 class Split(StrEnum):
-    """Where a prompt is from. The values are those of `split` in samples.json, results.json, and
-    evaluation.json, in the order in which pictures are shown."""
+    """Where a prompt comes from. The values are those of `split` in samples.json, results.json, and
+    evaluation.json, in the order in which images are shown."""
 
     TRAINED = "trained"
     HELD_OUT = "held out"
@@ -15,27 +15,33 @@ class Split(StrEnum):
 
     @property
     def key(self) -> str:
-        """As a key of evaluation.json: "held_out"."""
+        """The key in evaluation.json: "held_out"."""
         return self.value.replace(" ", "_")
 
     @property
     def hyphened(self) -> str:
-        """Before a noun: "held-out captions"."""
+        """The value with a hyphen: "held-out"."""
         return self.value.replace(" ", "-")
 
     @property
     def heading(self) -> str:
-        return f"{self.hyphened.capitalize()} prompts"
+        return f"{adjective(self).capitalize()} prompts"
 
     @property
     def meaning(self) -> str:
         return MEANINGS[self]
 
 
+def adjective(split: str) -> str:
+    """A split before a noun, "training" or "held-out", from its value or its key."""
+    name = split.replace("_", " ")
+    return "training" if name == Split.TRAINED else name.replace(" ", "-")
+
+
 OF_DATA = (Split.TRAINED, Split.HELD_OUT)
-"""Splits whose prompts are captions, with a real picture each."""
+"""Splits whose prompts are captions, each with a real image."""
 MEANINGS = {
-    Split.TRAINED: "the model was trained on these pictures with these captions",
-    Split.HELD_OUT: "never trained on; the real picture is shown beside each",
-    Split.FREE: "there is no real picture to compare with",
+    Split.TRAINED: "the model was trained on these images with these captions",
+    Split.HELD_OUT: "never trained on; the real image is shown next to each",
+    Split.FREE: "there is no real image to compare with",
 }

@@ -1,45 +1,45 @@
-"""The main numbers in plain sentences: of `limner evaluate`, and of the end of a run."""
+"""Results as sentences, for `limner evaluate` and for the end of a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from limner.evaluation.speckle import in_words as speckle_in_words
+from limner.evaluation.splits import adjective
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
-    """One line each; what of it should be known beside it is in the page and the file."""
+    """The main results, one line each; the page and the file have the details."""
     said = []
     if loss := results["held_out_loss"]:
         said.append(
-            f"held-out loss {figure(loss['mean'])} of {loss['count']:,} pictures; "
-            f"{figure(loss['trained_mean'])} of {loss['trained_count']:,} trained ones"
+            f"held-out loss {figure(loss['mean'])} ({loss['count']:,} images); training loss "
+            f"{figure(loss['trained_mean'])} ({loss['trained_count']:,} images)"
         )
     for split, found in (results["recall"] or {}).items():
         at_1, at_5, count = found["at_1"]["value"], found["at_5"]["value"], found["count"]
         said.append(
-            f"{split.replace('_', '-')} captions: {at_1:.1%}{between(found['at_1'])} of {count:,} "
-            f"have their true picture as the nearest of {found['range']}; {at_5:.1%} among the "
-            "five nearest"
+            f"{adjective(split)} captions: recall@1 {at_1:.1%}{between(found['at_1'])} of "
+            f"{count:,}, among {found['range']}; recall@5 {at_5:.1%}"
         )
     for split, found in (results["checker"] or {}).items():
         right = found["all_right"]
         said.append(
-            f"{split.replace('_', '-')} captions: {right['value']:.1%}{between(right)} of "
-            f"{found['count']:,} drawn fully right ({parts(found)})"
+            f"{adjective(split)} captions: {right['value']:.1%}{between(right)} of "
+            f"{found['count']:,} fully correct ({parts(found)})"
         )
     for record in results["metrics"]:
         drawn, real = record["counts"]
-        counts = f"{drawn:,} drawings" + ("" if real is None else f", {real:,} real pictures")
+        counts = f"{drawn:,} generated" + ("" if real is None else f", {real:,} real") + " images"
         floor = record["floor"]
         beside = ""
         if floor:
-            beside = f"; real against real {floor['value']:.4g}"
+            beside = f"; real-vs-real baseline {floor['value']:.4g}"
             if floor["counts"] != record["counts"]:
-                beside += f" of {floor['counts'][0]:,} and {floor['counts'][1]:,}"
+                beside += f" on {floor['counts'][0]:,} and {floor['counts'][1]:,}"
         said.append(f"{record['name']}: {figure(record)} ({counts}{beside})")
     speckle = results.get("flat_region_std")
-    if speckle and not speckle["visible"]:  # else it is among the events
+    if speckle and not speckle["visible"]:  # otherwise it is one of the events
         said.append(speckle_in_words(speckle))
     if copied := results["memorisation"]:
         said.append(copied["verdict"])
@@ -47,23 +47,24 @@ def sentences(results: dict[str, Any]) -> list[str]:
 
 
 def sentences_of_run(results: dict[str, Any]) -> list[str]:
-    """The figures of results.json, one line each."""
+    """The main results in results.json, one line each."""
     said = []
     if drawn := results.get("drawn"):
-        counts = ", ".join(f"{n} of {of} {split}" for split, (n, of) in drawn.items())
+        counts = ", ".join(f"{n} of {of} {adjective(split)}" for split, (n, of) in drawn.items())
         said.append(
-            f"only {counts} prompts were drawn in the time available; limner report draws them all"
+            f"only {counts} prompts were sampled in the time available; run limner report to "
+            "sample them all"
         )
     for split, found in results.get("recall", {}).items():
         right = round(found["at_1"] * found["count"])
         said.append(
-            f"{split} prompts: {found['at_1']:.1%} ({right} of {found['count']}) have their true "
-            f"picture as the nearest; {found['at_5']:.1%} among the five nearest"
+            f"{adjective(split)} prompts: recall@1 {found['at_1']:.1%} ({right} of "
+            f"{found['count']}); recall@5 {found['at_5']:.1%}"
         )
     for split, found in results.get("checker", {}).items():
         said.append(
-            f"{split} prompts: {found['all_right']:.1%} of {found['count']} drawn fully right "
-            f"({parts(found)})"
+            f"{adjective(split)} prompts: {found['all_right']:.1%} of {found['count']} fully "
+            f"correct ({parts(found)})"
         )
     if speckle := results.get("flat_region_std"):
         said.append(speckle_in_words(speckle))

@@ -1,4 +1,4 @@
-"""What belongs beside the figures of a checkpoint whose sampling settings a sweep chose."""
+"""A note about checkpoints whose sampling settings were chosen by a sweep."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ FILE = "sweep.json"
 
 
 def swept_note(checkpoint: Path) -> str | None:
-    """What belongs beside held-out figures of a checkpoint whose settings a sweep has chosen.
+    """A note to show next to held-out results if a sweep chose the sampling settings.
 
     Args:
-        checkpoint: the checkpoint's own folder.
+        checkpoint: the checkpoint folder.
 
     Returns:
-        A sentence; None: nothing was stored by a sweep.
+        A sentence; None if no sweep stored its settings.
 
     Raises:
-        LimnerError: its sweep.json is damaged.
+        LimnerError: sweep.json is damaged.
     """
     path = checkpoint / FILE
     if not path.exists():

@@ -1,8 +1,8 @@
-"""Residual noise in generated pictures: the standard deviation in flat regions.
+"""Residual noise in generated images: the standard deviation in flat regions.
 
-Recall and kernel distance look at pictures from a distance at which speckle is not seen: a model
-that never loses its noise has 100 % recall at 16 x 16 pixels. A sky, a wall, or an empty background
-shows it, and what real pictures have there says how much is right.
+Recall and kernel distance are blind to speckle: a model that never removes all noise still reaches
+100 % recall at 16 x 16 pixels. Noise shows in a sky, a wall, or an empty background; the same
+regions of real images are the baseline.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 from torch import Tensor
 
 BLOCKS = 8
-"""Blocks along each side, each two patches wide where a picture has 16 x 16 tokens, so that patches
-that do not meet count, too."""
+"""Blocks along each side: two patches wide each if an image has 16 x 16 tokens, so that steps
+between neighbouring patches count too."""
 FLATTEST = 0.05
-"""Share of a picture's blocks that is flatter than the one which is reported: a drawing without any
-flat ground has no say with its texture, nor has a single block by chance."""
+"""Quantile of the block deviations that is reported: low enough that texture does not count, high
+enough that a single block does not decide."""
 
 
 def flat_region_std(images: Tensor) -> Tensor:
-    """The standard deviation within the flattest parts of each picture, in units of 0 to 255.
+    """The standard deviation in the flattest regions of each image, on a scale of 0 to 255.
 
     Args:
-        pictures: uint8 [N, H, W, 3], each side at least 8 pixels.
+        images: uint8 [N, H, W, 3], each side at least 8 pixels.
 
     Returns:
-        float32 [N]: of 8 x 8 blocks the 5th percentile of their standard deviations (root mean
-        square over colours); 0 is flat colour. Pixels beyond whole blocks are left out.
+        float32 [N]: the 5th percentile of the standard deviations of 8 x 8 blocks (root mean
+        square over the colours); 0 is flat colour. Pixels beyond whole blocks are ignored.
     """
     n, height, width, _ = images.shape
     high, wide = height // BLOCKS, width // BLOCKS

@@ -12,12 +12,12 @@ from limner.metrics.interval import Measured
 
 BLOCK = 4096
 NO_INTERVAL = (
-    "none: the distance is biased by the number of pictures, and pictures drawn twice by a "
-    "bootstrap bias it more"
+    "none: the distance is biased at finite sample size, and resampling with replacement biases it "
+    "further"
 )
 ENOUGH = 50_000
-"""Pictures that tables are made with; the bias of fewer depends on the model, too (Chong & Forsyth
-2020, arXiv 1911.07023)."""
+"""Sample size of published tables; with fewer images the bias also depends on the model (Chong &
+Forsyth 2020, arXiv 1911.07023)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Gaussian:
     Attributes:
         mean: float64 [d].
         covariance: float64 [d, d], with N - 1 in the denominator.
-        count: pictures that they were made of; None where a published file does not say.
+        count: number of images; None if a published file does not record it.
     """
 
     mean: Tensor
@@ -36,10 +36,10 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: Tensor) -> Gaussian:
-        """Of features [N, d], N at least two; sums in float64. Raises LimnerError."""
+        """Fit features [N, d], N at least two, in float64. Raises LimnerError."""
         count = len(features)
         if count < 2:
-            raise LimnerError(f"a covariance needs two pictures; got {count}")
+            raise LimnerError(f"a covariance requires at least two images; got {count}")
         mean = sum(part.double().sum(dim=0) for part in features.split(BLOCK)) / count
         assert isinstance(mean, Tensor)
         squares = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
@@ -54,16 +54,17 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> Measured:
 
     Heusel et al. 2017 (arXiv 1706.08500, equation 6), after Dowson & Landau 1982.
 
-    The trace of the root of the product is the sum of the roots of its eigenvalues, which are those
-    of the symmetric C_a^(1/2) C_b C_a^(1/2); so no general matrix root is taken, nothing complex
-    comes up, and nothing is added to the diagonal of a singular matrix.
+    The trace of the square root of the product is the sum of the square roots of its eigenvalues,
+    which equal those of the symmetric C_a^(1/2) C_b C_a^(1/2). This avoids a general matrix square
+    root, complex numbers, and a constant added to the diagonal of a singular matrix.
 
     Raises:
-        LimnerError: the two are of different networks, or hold numbers that are none.
+        LimnerError: the features have different widths, or contain NaN or infinite values.
     """
     if a.mean.shape != b.mean.shape:
         raise LimnerError(
-            f"features of width {len(a.mean)} and {len(b.mean)} are of different networks"
+            f"features of width {len(a.mean)} and {len(b.mean)} come from different feature "
+            "extractors"
         )
     for each in (a, b):
         if not (torch.isfinite(each.mean).all() and torch.isfinite(each.covariance).all()):
@@ -81,25 +82,25 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> Measured:
 
 def frechet_distance_of(a: Tensor, b: Tensor) -> Measured:
     """`frechet_distance` of two sets of features [N, d] and [M, d], with the signature that `floor`
-    calls."""
+    expects."""
     return frechet_distance(Gaussian.of(a), Gaussian.of(b))
 
 
 def _notes(a: Gaussian, b: Gaussian) -> tuple[str, ...]:
-    """What the counts mean for the number."""
+    """What the sample sizes mean for the distance."""
     counts = [each.count for each in (a, b) if each.count is not None]
     if not counts:
         return ()
     fewest, width = min(counts), len(a.mean)
     if fewest <= width:
         return (
-            f"{fewest:,} pictures and {width:,} features: a covariance is singular, and the number "
-            "of pictures makes most of the distance; compare it only with the floor at the same "
-            "number",
+            f"{fewest:,} images and {width:,} features: the covariance is singular, and the "
+            "distance mostly reflects the number of images; compare it only with the real-vs-real "
+            "baseline at the same number",
         )
     if fewest < ENOUGH:
         return (
-            f"made with {fewest:,} pictures: the distance is biased upwards, more so the fewer; "
-            f"not to be compared with figures of {ENOUGH:,}",
+            f"measured on {fewest:,} images: the distance is biased upwards, the more the fewer "
+            f"images; do not compare it with values on {ENOUGH:,}",
         )
     return ()

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 NORMAL_95 = 1.959964
-"""Standard errors to each side that hold 95 % of a normal distribution."""
+"""A normal distribution has 95 % of its mass within this many standard deviations."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One number; plain values only, so that `dataclasses.asdict` of it is JSON.
+    """One measured number. Holds plain values only, so `dataclasses.asdict` gives JSON.
 
     Attributes:
         value: the number.
-        interval: 95 % confidence interval, or None where the metric allows none.
-        interval_by: how the interval was made, or why there is none.
-        std: over subsets or splits, where the metric's convention reports one beside the mean. It
-            is not the uncertainty of the value.
-        notes: sentences that belong beside the number wherever it is shown.
+        interval: 95 % confidence interval, or None if the metric has none.
+        interval_by: how the interval was computed, or why there is none.
+        std: over subsets or splits, if the metric is conventionally reported with one. It is not
+            the uncertainty of the value.
+        notes: caveats to show next to the number.
     """
 
     value: float
@@ -33,16 +33,16 @@ class Measured:
 
 
 def normal_interval(value: float, error: float) -> tuple[float, float]:
-    """95 % of a normal distribution around `value` with the standard error `error`."""
+    """95 % confidence interval of a normally distributed `value` with standard error `error`."""
     return value - NORMAL_95 * error, value + NORMAL_95 * error
 
 
 def interval_of_difference(a: Measured, b: Measured) -> tuple[float, float] | None:
-    """95 % interval of a - b from the intervals of the two, where both have one.
+    """95 % confidence interval of a - b from the intervals of both; None if one has none.
 
-    Zou & Donner 2008 ("Construction of confidence limits about effect measures"), which for shares
-    is Newcombe's tenth method (1998). It takes the two as independent: of the same prompts and
-    seeds they vary together, so it is wide rather than narrow.
+    Zou & Donner 2008 ("Construction of confidence limits about effect measures"), which for
+    proportions is Newcombe's tenth method (1998). It assumes that the two are independent: with the
+    same prompts and seeds they are correlated, so the interval is too wide rather than too narrow.
     """
     if a.interval is None or b.interval is None:
         return None
@@ -57,16 +57,16 @@ def interval_of_difference(a: Measured, b: Measured) -> tuple[float, float] | No
 def share(right: int, count: int, notes: tuple[str, ...] = ()) -> Measured:
     """`right` of `count`, with Wilson's score interval (1927), which also works if all are right.
 
-    A bootstrap of 39 of 39 would say that nothing but 100 % is possible; this says 91 % to 100 %.
+    For 39 of 39, a bootstrap would give 100 % to 100 %; Wilson's interval is 91 % to 100 %.
     """
     if count == 0:
-        return Measured(math.nan, None, "nothing was counted", notes=notes)
+        return Measured(math.nan, None, "none: the sample is empty", notes=notes)
     found = right / count
-    return Measured(found, wilson(found, count), "Wilson's interval for a share", notes=notes)
+    return Measured(found, wilson(found, count), "Wilson score interval", notes=notes)
 
 
 def wilson(found: float, count: int) -> tuple[float, float]:
-    """95 % score interval of a share that was found among `count` (Wilson, JASA 22, 1927)."""
+    """95 % score interval of the proportion `found` of `count` (Wilson, JASA 22, 1927)."""
     z2 = NORMAL_95**2
     scale = 1 + z2 / count
     centre = (found + z2 / (2 * count)) / scale
@@ -81,15 +81,13 @@ def bootstrapped_mean(
     resamples: int = 2000,
     notes: tuple[str, ...] = (),
 ) -> Measured:
-    """The mean, with the interval between the 2.5 % and 97.5 % points of resampled means.
-
-    Efron 1979, percentile method.
+    """The mean, with a 95 % bootstrap confidence interval (Efron 1979, percentile method).
 
     Args:
         values: [N].
-        groups: for each value what it belongs to, such as its prompt. Values of one group are
-            alike, so whole groups are resampled; None: each value is its own group.
-        seed: of the resampling: the same values and seed give the same interval.
+        groups: the group of each value, such as its prompt. Values within a group are correlated,
+            so whole groups are resampled. None: each value is its own group.
+        seed: of the resampling; the same values and seed give the same interval.
     """
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean()) if len(values) else math.nan
@@ -97,7 +95,7 @@ def bootstrapped_mean(
     for group in range(len(values)) if groups is None else groups:
         labels.setdefault(group, len(labels))
     if len(labels) < 2:
-        return Measured(mean, None, "none: it takes two prompts or more", notes=notes)
+        return Measured(mean, None, "none: it requires at least two prompts", notes=notes)
     if groups is None:
         member = np.arange(len(values))
     else:
@@ -109,6 +107,6 @@ def bootstrapped_mean(
         chosen = random.integers(len(sums), size=len(sums))
         means[i] = sums[chosen].sum() / counts[chosen].sum()
     low, high = np.quantile(means, [0.025, 0.975])
-    what = "pictures" if groups is None else f"the {len(sums)} prompts"
+    what = "images" if groups is None else f"the {len(sums)} prompts"
     how = f"bootstrap over {what}, {resamples} resamples, seed {seed}"
     return Measured(mean, (float(low), float(high)), how, notes=notes)

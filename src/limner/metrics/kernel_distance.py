@@ -1,8 +1,8 @@
 """Kernel distances (MMD) between two sets of features: KID and CMMD.
 
 Both are a squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13): the mean of a kernel
-over pairs within each set, less twice the mean over pairs between them. All sums are float64, in
-blocks of bounded memory, on the device that the features are on (not Apple's, which has none).
+over pairs within each set, less twice the mean over pairs across the sets. Sums are in float64, in
+blocks of bounded memory, on the device of the features (not on MPS, which lacks float64).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from limner.errors import LimnerError
 from limner.metrics.interval import Measured, normal_interval
 
 BLOCK_BYTES = 2**25
-"""Of kernel values that are in memory at a time."""
+"""Of kernel values in memory at a time."""
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
-JACKKNIFE = "jackknife over the pictures of both sets (wider than needed where they are alike)"
+JACKKNIFE = "jackknife over the images of both sets (conservative if the sets are alike)"
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,24 +29,24 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 def kernel_distance(a: Tensor, b: Tensor) -> float:
     """Squared maximum mean discrepancy with the cubic kernel (x . y / d + 1)^3, unbiased.
 
-    What the Kernel Inception Distance is for Inception features (Binkowski et al. 2018, arXiv
-    1801.01401, equation 4); about 0, and by chance below it, for two samples of one distribution,
-    whatever their number.
+    On Inception features this is the Kernel Inception Distance (Binkowski et al. 2018, arXiv
+    1801.01401, equation 4). For two samples of one distribution its expectation is 0 at any sample
+    size, so it can be negative.
 
     Args:
         a, b: features [N, d] and [M, d], at least two of each.
 
     Raises:
-        LimnerError: fewer than two of one set, or sets of different networks.
+        LimnerError: a set has fewer than two features, or the widths differ.
     """
     return Discrepancy.of(a, b, cubic).unbiased()
 
 
 def measure_kernel_distance(a: Tensor, b: Tensor) -> Measured:
-    """`kernel_distance` over all pictures, with a 95 % confidence interval.
+    """`kernel_distance` over all images, with a 95 % confidence interval.
 
-    Time grows with the square of the number of pictures: 10,000 of each take seconds, 50,000
-    minutes on a CPU; use `kernel_distance_over_subsets` for those. Raises LimnerError.
+    The cost is quadratic in the number of images: on a CPU, 10,000 of each take seconds, 50,000
+    take minutes; use `kernel_distance_over_subsets` for those. Raises LimnerError.
     """
     found = Discrepancy.of(a, b, cubic)
     return _measured(found.unbiased(), found.interval(biased=False))
@@ -55,24 +55,24 @@ def measure_kernel_distance(a: Tensor, b: Tensor) -> Measured:
 def kernel_distance_over_subsets(
     a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> Measured:
-    """KID as tables report it: mean and standard deviation over random subsets of both sets.
+    """KID as published tables report it: mean and standard deviation over random subsets.
 
-    The mean estimates the same as `kernel_distance` of all pictures, with less precision; the
-    deviation shrinks with the subsets' size, not with the number of pictures, so that it is no
+    The mean estimates the same quantity as `kernel_distance` over all images, less precisely. The
+    standard deviation depends on the subset size, not on the number of images, so it is not the
     uncertainty of the mean.
 
     Args:
         a, b: features [N, d] and [M, d].
-        subsets, size: Binkowski's code takes 100 of 1000 each, drawn without repetition.
-        seed: of the drawing.
+        subsets, size: Binkowski's code uses 100 subsets of 1000, sampled without replacement.
+        seed: of the sampling.
 
     Raises:
-        LimnerError: a set has fewer pictures than a subset.
+        LimnerError: a set has fewer images than a subset.
     """
     if min(len(a), len(b)) < size:
         raise LimnerError(
-            f"subsets of {size} cannot be drawn from sets of {len(a)} and {len(b)} pictures; take "
-            f"subsets of at most {min(len(a), len(b))}, or the distance of all pictures"
+            f"cannot sample subsets of {size} from sets of {len(a)} and {len(b)} images; use "
+            f"subsets of at most {min(len(a), len(b))}, or the distance over all images"
         )
     random = np.random.default_rng(seed)
     values = []
@@ -85,18 +85,20 @@ def kernel_distance_over_subsets(
     return Measured(
         float(np.mean(values)),
         None,
-        "none: the deviation is that of subsets",
+        "none: the standard deviation is over subsets",
         std=float(np.std(values)),
-        notes=(f"mean and deviation over {subsets} subsets of {size} pictures, seed {seed}",),
+        notes=(
+            f"mean and standard deviation over {subsets} subsets of {size} images, seed {seed}",
+        ),
     )
 
 
 def cmmd(a: Tensor, b: Tensor, biased: bool = True) -> Measured:
     """CMMD: 1000 times the squared MMD of CLIP embeddings with a Gaussian kernel.
 
-    Jayasumana et al. 2024 (arXiv 2401.09603, section 4, sigma = 10), whose code also pairs each
-    picture with itself (`biased`): negligible at 30,000 pictures, but not at a few hundred; a note
-    says how much.
+    Jayasumana et al. 2024 (arXiv 2401.09603, section 4, sigma = 10). The published code also pairs
+    each image with itself (`biased`), which is negligible for 30,000 images but not for a few
+    hundred; a note gives the other value.
 
     Args:
         a, b: embeddings of unit norm, [N, d] and [M, d], at least two of each.
@@ -106,13 +108,14 @@ def cmmd(a: Tensor, b: Tensor, biased: bool = True) -> Measured:
     """
     for embeddings in (a, b):
         if len(embeddings) and (embeddings.norm(dim=1) - 1).abs().max() > 1e-2:
-            raise LimnerError("CMMD is defined for embeddings of length 1; these have others")
+            raise LimnerError("CMMD requires embeddings of unit norm; normalise them first")
     found = Discrepancy.of(a, b, gaussian)
     unbiased, published = CMMD_SCALE * found.unbiased(), CMMD_SCALE * found.biased()
     value = published if biased else unbiased
     notes = (
-        f"as published, each picture also paired with itself; without those pairs {unbiased:.4g}",
-        "without the pairs of a picture with itself, which the published code counts: with them "
+        f"as published, with each image also paired with itself; without those pairs "
+        f"{unbiased:.4g}",
+        "without the pairs of an image with itself, which the published code includes; with them "
         f"{published:.4g}",
     )
     interval = found.interval(biased)
@@ -124,7 +127,7 @@ def cmmd(a: Tensor, b: Tensor, biased: bool = True) -> Measured:
 def _measured(
     value: float, interval: tuple[float, float] | None, notes: tuple[str, ...] = ()
 ) -> Measured:
-    how = JACKKNIFE if interval else "none: it takes three pictures of each set"
+    how = JACKKNIFE if interval else "none: it requires at least three images in each set"
     return Measured(value, interval, how, notes=notes)
 
 
@@ -141,10 +144,10 @@ def gaussian(x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """Sums of a kernel, from which estimates and their errors follow without another look.
+    """Kernel sums, from which both estimates and their errors follow.
 
-    Attributes (float64): `within_a` [N], each picture of `a` with all of `a`; `self_a` [N], with
-        itself; `across_a` [N], with all of `b`; and the same for the M of `b`.
+    Attributes (float64): `within_a` [N], each image of `a` with all of `a`; `self_a` [N], with
+        itself; `across_a` [N], with all of `b`; and the same for the M images of `b`.
     """
 
     within_a: Tensor
@@ -158,11 +161,13 @@ class Discrepancy:
     def of(cls, a: Tensor, b: Tensor, kernel: Kernel) -> Discrepancy:
         if len(a) < 2 or len(b) < 2:
             raise LimnerError(
-                f"a kernel distance needs two pictures of each set; got {len(a)}, {len(b)}"
+                f"a kernel distance requires at least two images in each set; got {len(a)} and "
+                f"{len(b)}"
             )
         if a.shape[1] != b.shape[1]:
             raise LimnerError(
-                f"features of width {a.shape[1]} and {b.shape[1]} are of different networks"
+                f"features of width {a.shape[1]} and {b.shape[1]} come from different feature "
+                "extractors"
             )
         a, b = a.double(), b.double()
         within_a, self_a = _row_sums(a, a, kernel)[0], _with_themselves(a, kernel)
@@ -171,7 +176,7 @@ class Discrepancy:
         return cls(within_a, self_a, across_a, within_b, self_b, across_b)
 
     def unbiased(self) -> float:
-        """Gretton et al. 2012, equation 3: pairs of a picture with itself left out."""
+        """Gretton et al. 2012, equation 3: without the pairs of an image with itself."""
         n, m = len(self.within_a), len(self.within_b)
         a = (self.within_a - self.self_a).sum() / (n * (n - 1))
         b = (self.within_b - self.self_b).sum() / (m * (m - 1))
@@ -184,13 +189,12 @@ class Discrepancy:
         return float(within - 2 * self.across_a.sum() / (n * m))
 
     def interval(self, biased: bool) -> tuple[float, float] | None:
-        """95 % around the estimate; its error by leaving out each picture in turn (Arvesen 1969).
+        """95 % confidence interval from the delete-one jackknife (Arvesen 1969).
 
-        A bootstrap would draw pictures twice, and the kernel of a picture with its copy is that
-        with itself, which the unbiased estimate leaves out on purpose. Of two alike sets the
-        jackknife overstates the error (Efron & Stein 1981). Simulated with normal features, it held
-        the truth in 91 to 94 % of draws of 150 pictures, in 87 to 98 % of 30. None for sets of
-        fewer than three.
+        A bootstrap samples images more than once, and the kernel of an image with its copy is that
+        with itself, which the unbiased estimate excludes on purpose. For two alike sets the
+        jackknife overstates the error (Efron & Stein 1981). In simulations with normal features,
+        coverage was 91 to 94 % for 150 images and 87 to 98 % for 30. None for fewer than three.
         """
         variance = 0.0
         for within, own, across in (
@@ -200,7 +204,7 @@ class Discrepancy:
             n, m = len(within), len(self.within_a) + len(self.within_b) - len(within)
             if n < 3:
                 return None
-            # The estimate without picture i, but for what does not depend on i.
+            # The estimate without image i, up to terms that do not depend on i.
             pairs = within.sum() - 2 * within + own
             if biased:
                 inside = pairs / (n - 1) ** 2

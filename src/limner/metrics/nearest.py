@@ -1,4 +1,4 @@
-"""Nearest neighbour search and distances between pictures."""
+"""Nearest neighbour search and distances between images."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SIDE = 16
-"""Pictures are averaged to this many places a side: a line that is a pixel off is forgiven."""
+"""Images are averaged to SIDE x SIDE pixels, which tolerates shifts by one pixel."""
 COARSE_SIDE, CANDIDATES = 8, 8
-"""The nearest by a coarse look, which small shifts change little, are compared in earnest."""
+"""A coarse comparison, which is robust to small shifts, selects candidates for the full one."""
 SHIFTED_SIDE, REACH = 64, 4
-"""In places of 64 x 64, drawings are moved by up to 4 each way: a sixteenth of their side."""
+"""Generated images are shifted by up to 4 of 64 pixels in each direction."""
 CONTRAST = 1.1
-"""Factor by which a copy may have more or less contrast."""
+"""Factor by which the contrast of a copy may be higher or lower."""
 FAINT = 0.02
-"""Content (root mean square, of a range of 1) below which a picture counts as blank: two blank
-pictures are alike, whatever their noise."""
+"""Content (root mean square, on a scale of 0 to 1) below which an image counts as blank: two blank
+images are alike, whatever their noise."""
 ROUNDING = 1e-4
-"""Distances below this are what rounding makes of equal pictures."""
-AT_ONCE = 2_000  # drawings compared with a batch at a time: bounds the memory, not the result
+"""Distances below this are rounding errors between equal images."""
+AT_ONCE = 2_000  # images compared with a batch at a time; bounds the memory
 
 SPACE = (
-    f"root mean square difference over {SIDE} x {SIDE} places after the mean brightness is "
-    "taken out, relative to the content of the two pictures (0: the same, 1: nothing in common); "
-    f"the smallest over the mirror image, contrasts up to {CONTRAST:g} times higher or lower, and "
-    f"shifts by up to {REACH}/{SHIFTED_SIDE} of the side, "
-    f"of the {CANDIDATES} trained pictures that are nearest over {COARSE_SIDE} x {COARSE_SIDE}"
+    f"root mean square difference over {SIDE} x {SIDE} pixels after subtracting the mean "
+    "brightness, relative to the content of the two images (0: identical, 1: nothing in common); "
+    f"the minimum over mirroring, contrasts up to {CONTRAST:g} times higher or lower, and shifts "
+    f"by up to {REACH}/{SHIFTED_SIDE} of the side, among the {CANDIDATES} nearest training images "
+    f"at {COARSE_SIDE} x {COARSE_SIDE} pixels"
 )
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -40,13 +40,13 @@ def nearest_contents(
     most: int,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Distances as in SPACE and positions, [N, most] each, nearest first.
+    """Distances as in SPACE and indices, [N, most] each, nearest first.
 
-    The batches may hold more pictures than there is memory for: of each picture that is asked for
-    the CANDIDATES nearest by a coarse look are kept, 3 kB each, and compared in earnest at the end.
+    The batches need not fit in memory: a coarse comparison keeps the CANDIDATES nearest for each
+    image, 3 kB each, and the full comparison runs on those at the end.
 
     Args:
-        pictures: uint8 [n, H, W, 3] each; N of them in all.
+        images: uint8 [n, H, W, 3] each; N in total.
         batches: uint8 [B, H', W', 3] each.
     """
     _, places, features = nearest(
@@ -65,12 +65,11 @@ def nearest_contents(
 
 
 def relative(asked: Tensor, known: Tensor) -> Tensor:
-    """Difference of contents over their sizes: [..., N, d], [..., K, d] -> [..., N, K], to 1.4.
+    """Relative difference of contents: [..., N, d], [..., K, d] -> [..., N, K], at most 1.4.
 
-    sqrt(|g a - b|^2 / (|g a|^2 + |b|^2)): 1 where they have nothing in common. The gain g brings
-    the contents to one size as far as CONTRAST allows, for a brighter copy on white is one of less
-    contrast. A small figure must be matched as well as a large one, and a faint ghost of a picture
-    is not a copy of it.
+    sqrt(|g a - b|^2 / (|g a|^2 + |b|^2)): 1 if they have nothing in common. The gain g equalises
+    the norms as far as CONTRAST allows, since a brighter copy on white has less contrast. Small
+    figures have to match as closely as large ones, and a faint ghost of an image is not a copy.
     """
     a = (asked**2).sum(-1)[..., :, None]
     b = (known**2).sum(-1)[..., None, :]
@@ -88,11 +87,12 @@ def nearest(
     most: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all batches the nearest: distances [N, most], positions [N, most], features [N, most, f].
+    """The nearest over all batches: distances [N, most], indices [N, most], features [N, most, f].
 
     Args:
-        asked: [N, V, d]: V looks of each picture, of which the nearest counts.
-        batches: of trained pictures what is compared, [B, d], and what is kept of them, [B, f].
+        asked: [N, V, d]: V views of each image, of which the nearest counts.
+        batches: of training images, the vectors to compare, [B, d], and the features to keep,
+            [B, f].
     """
     count, looks, width = asked.shape
     best = asked.new_empty(count, 0)
@@ -124,29 +124,28 @@ def nearest(
 
 
 def _in_earnest(images: Tensor, features: Tensor) -> Tensor:
-    """Distances [N, K] of pictures, uint8 [N, H, W, 3], to K candidates each, [N, K, f]."""
+    """Distances [N, K] of images, uint8 [N, H, W, 3], to K candidates each, [N, K, f]."""
     steps = range(-REACH, REACH + 1)
     features = features.cpu().double()  # not every accelerator has float64
     best = features.new_full(features.shape[:2], torch.inf)
     for look in _moved(images, SIDE, [(y, x) for y in steps for x in steps]):
-        # float64: what is left between equal pictures is then rounding of the means alone.
+        # In float64, equal images differ only by the rounding of the means.
         found = relative(look[:, None].cpu().double(), features)[:, 0]
         best = torch.minimum(best, found)
     return best
 
 
 def _coarse_looks(images: Tensor) -> Tensor:
-    """[N, V, 3 * COARSE_SIDE * COARSE_SIDE]: mirrored or not, in its place and moved aslant."""
+    """[N, V, 3 * COARSE_SIDE * COARSE_SIDE]: mirrored or not, unshifted and shifted diagonally."""
     by = REACH - 1
     places = [(0, 0), (-by, -by), (-by, by), (by, -by), (by, by)]
     return torch.stack(list(_moved(images, COARSE_SIDE, places)), dim=1)
 
 
 def _moved(images: Tensor, side: int, places: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-    """The contents of uint8 [N, H, W, 3], moved to each place, and mirrored: [N, 3 * side * side].
+    """The contents of uint8 [N, H, W, 3] at each shift, and mirrored: [N, 3 * side * side].
 
-    What comes in at an edge repeats the edge. All moves are read from one picture of the means
-    around every place.
+    Edges are replicated. All shifts are slices of one map of local means.
     """
     step = SHIFTED_SIDE // side
     padded = F.pad(_averaged(images, SHIFTED_SIDE), (REACH,) * 4, mode="replicate")
@@ -160,7 +159,7 @@ def _moved(images: Tensor, side: int, places: Sequence[tuple[int, int]]) -> Iter
 
 
 def _levelled(images: Tensor, side: int) -> Tensor:
-    """[N, C, H, W] -> the content of each, [N, C * side * side]: less its mean brightness."""
+    """[N, C, H, W] -> the content of each, [N, C * side * side]: without its mean brightness."""
     return _less_mean(F.adaptive_avg_pool2d(images, side).flatten(1))
 
 
@@ -174,7 +173,7 @@ def _averaged(images: Tensor, side: int) -> Tensor:
 
 
 def _looks(images: Tensor) -> tuple[Tensor, Tensor]:
-    """What is compared of trained pictures first, and in earnest."""
+    """The content of training images for the coarse and for the full comparison."""
     some = _averaged(images, SIDE)
     return _levelled(some, COARSE_SIDE), _levelled(some, SIDE)
 

@@ -1,4 +1,4 @@
-"""Improved precision and recall: fidelity and coverage of generated pictures."""
+"""Improved precision and recall: fidelity and coverage of generated images."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ from limner.errors import LimnerError
 from limner.metrics.interval import Measured, share
 
 BLOCK_BYTES = 2**25
-"""Of distances that are in memory at a time."""
-CONDITION = (
-    "the interval counts the chance of these {which}, not that of the other set's neighbourhoods"
-)
+"""Of distances in memory at a time."""
+CONDITION = "the interval covers the sampling of the {which}, not of the other set's neighbourhoods"
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares in [0, 1]."""
+    """Both in [0, 1]."""
 
     precision: Measured
-    """Of the drawn pictures those within the neighbourhoods of real ones: quality."""
+    """Fidelity: the fraction of generated images within the neighbourhoods of real images."""
     recall: Measured
-    """Of the real pictures those within the neighbourhoods of drawn ones: variety."""
+    """Diversity: the fraction of real images within the neighbourhoods of generated images."""
 
 
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
     """Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2.
 
-    The manifold of a set is the union of balls around its features, with the distance to the k-th
-    nearest other feature of the set as radius. Distances are computed in float64, in blocks of
+    The manifold of a set is the union of balls around its features; the radius is the distance to
+    the k-th nearest neighbour within the set. Distances are computed in float64, in blocks of
     bounded memory, on the device of the features; the published code uses float16 or float32.
 
-    Both numbers depend on the counts of both sets: compare at equal ones.
+    Both numbers depend on the sizes of both sets: compare them only at equal sizes.
 
     Args:
         real, drawn: features [N, d] and [M, d], more than `k` of each.
 
     Raises:
-        LimnerError: too few pictures, or features of different networks.
+        LimnerError: too few images, or features of different widths.
     """
     if min(len(real), len(drawn)) <= k:
         raise LimnerError(
-            f"precision and recall with k = {k} need more than {k} pictures of each set; got "
+            f"precision and recall with k = {k} require more than {k} images in each set; got "
             f"{len(real)} and {len(drawn)}"
         )
     if real.shape[1] != drawn.shape[1]:
         raise LimnerError(
-            f"features of width {real.shape[1]} and {drawn.shape[1]} are of different networks"
+            f"features of width {real.shape[1]} and {drawn.shape[1]} come from different feature "
+            "extractors"
         )
-    centre = real.double().mean(dim=0)  # around it lengths, and with them rounding, are smallest
+    centre = real.double().mean(dim=0)  # centred features have less rounding error
     real, drawn = real.double() - centre, drawn.double() - centre
     radii_real, radii_drawn = neighbourhoods(real, k), neighbourhoods(drawn, k)
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -62,7 +61,7 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
         within.append((squares <= radii_real).any(dim=1))
         covered |= (squares <= radii[:, None]).any(dim=0)
     precise = int(torch.cat(within).sum())
-    condition = [CONDITION.format(which=f"{name} pictures") for name in ("drawn", "real")]
+    condition = [CONDITION.format(which=f"{name} images") for name in ("generated", "real")]
     return PrecisionRecall(
         share(precise, len(drawn), (condition[0],)),
         share(int(covered.sum()), len(real), (condition[1],)),
@@ -70,7 +69,7 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
 
 
 def neighbourhoods(features: Tensor, k: int) -> Tensor:
-    """Squared distance of each feature [N, d] to its k-th nearest other one, float64 [N]."""
+    """Squared distance of each feature [N, d] to its k-th nearest neighbour, float64 [N]."""
     found = []
     for part in features.split(_rows(len(features))):
         squares = _squared_distances(part, features)

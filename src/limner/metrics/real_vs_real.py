@@ -1,4 +1,4 @@
-"""The lower bound of a distance: real against real pictures, with as many samples as generated."""
+"""The real-vs-real baseline of a distance: real images in place of the generated ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Distance = Callable[[Tensor, Tensor], Measured | float]
 
 @dataclass(frozen=True)
 class Floor:
-    """What a perfect generator would score, by chance and by the metric's bias.
+    """The real-vs-real baseline: what a perfect generator is expected to score.
 
     Attributes:
         value: mean of `values`.
-        values: one for each way of drawing the two sets.
-        counts: real pictures in the place of drawn ones, and real ones that they are compared with.
-        notes: sentences that belong beside the number.
+        values: one for each random split.
+        counts: sizes of the two sets of real images, in place of generated and reference images.
+        notes: caveats to show next to the number.
     """
 
     value: float
@@ -40,22 +40,22 @@ def floor(
     repeats: int = 3,
     seed: int = 0,
 ) -> Floor:
-    """The distance between two sets of real pictures.
+    """The real-vs-real baseline: the distance between two sets of real images.
 
     Args:
-        distance: takes features in the place of the drawn, and those of the reference; returns a
-            number, or one that is `Measured`.
+        distance: called with the features in place of the generated images and those of the
+            reference; returns a number or a `Measured`.
         real: features of the reference [N, d].
-        held_out: of other real pictures [M, d], which take the place of drawn ones. None: `real` is
-            cut into two disjoint parts at random.
-        counts: drawn pictures and reference pictures of the comparison that the floor is for. None:
-            all of `held_out` and `real`, or two halves. What `real` cannot give is less, and a note
-            says so.
-        repeats: ways of drawing, where there is more than one.
-        seed: of the drawing.
+        held_out: features of other real images [M, d], in place of the generated ones. None: `real`
+            is split at random into two disjoint sets.
+        counts: numbers of generated and reference images in the comparison that this is the
+            baseline for. None: all of `held_out` and `real`, or two halves. If there are fewer real
+            images, all are used and a note says so.
+        repeats: number of random splits, if more than one is possible.
+        seed: of the splits.
 
     Raises:
-        LimnerError: too few pictures for two sets of two.
+        LimnerError: too few images for two sets of two.
     """
     total = len(real)
     most = (len(held_out), total) if held_out is not None else (total // 2, total - total // 2)
@@ -66,17 +66,17 @@ def floor(
         used = min(first, most[0]), min(second, total - min(first, most[0]))
     if min(used) < 2:
         raise LimnerError(
-            f"a floor needs two real pictures on each side; there are {total}"
+            f"the real-vs-real baseline requires two sets of at least two images; got {total}"
             + (f" and {len(held_out)} held out" if held_out is not None else "")
         )
     notes = []
     if used != (first, second):
         notes.append(
-            f"{used[0]:,} against {used[1]:,} real pictures, for want of {first:,} and {second:,}: "
-            "a distance that is biased at small counts has a higher floor here than there"
+            f"only {used[0]:,} and {used[1]:,} real images instead of {first:,} and {second:,}: "
+            "this baseline is too high for a metric that is biased at small sample sizes"
         )
     if held_out is not None and used == (len(held_out), total):
-        repeats = 1  # there is one way only
+        repeats = 1  # every split would be the same
     random = np.random.default_rng(seed)
     values = []
     for _ in range(repeats):

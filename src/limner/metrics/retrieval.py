@@ -1,4 +1,4 @@
-"""Recall@k: is the true picture of a prompt among those nearest to the generated one?"""
+"""Recall@k: is the true image of a prompt among the k nearest to the generated one?"""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ DISTANCE = f"root mean square over {SIDE} x {SIDE} pixels (area-averaged RGB)"
 
 
 def features(images: Tensor) -> Tensor:
-    """uint8 [N, S, S, 3] -> float32 [N, 3 * SIDE * SIDE]: what is seen from a little further away.
+    """uint8 [N, S, S, 3] -> float32 [N, 3 * SIDE * SIDE]: images averaged to SIDE x SIDE pixels.
 
-    Averaging forgives a line that is one pixel off, which a person would not see either.
+    Averaging tolerates shifts by one pixel, which a person would not notice either.
     """
     x = images.permute(0, 3, 1, 2).float() / 255
     return F.adaptive_avg_pool2d(x, SIDE).flatten(1)
 
 
 def ranks(drawn: Tensor, truth: Sequence[int], range_images: Tensor) -> list[int]:
-    """Rank of the true picture of each generated one among all, by distance: 1 is the nearest.
+    """Rank of each generated image's true image in the gallery, by distance: 1 is the nearest.
 
     Args:
-        drawn: uint8 [N, S, S, 3].
-        truth: for each, the position of its true picture in the range.
-        range_pictures: uint8 [M, S, S, 3]. Two equal pictures share the better place.
+        drawn: generated images, uint8 [N, S, S, 3].
+        truth: for each, the position of its true image in the gallery.
+        range_images: the gallery, uint8 [M, S, S, 3]. Equal images share the better rank.
     """
     return ranks_by(features(drawn), truth, features(range_images))
 
 
 def ranks_by(drawn: Tensor, truth: Sequence[int], range_features: Tensor) -> list[int]:
-    """`ranks` of what `features` has made of the pictures, [N, d] and [M, d]."""
+    """`ranks` from the `features` of the images, [N, d] and [M, d]."""
     distances = torch.cdist(drawn, range_features)
     own = distances[torch.arange(len(truth)), torch.tensor(truth)]
     return (1 + (distances < own[:, None]).sum(dim=1)).tolist()

@@ -15,21 +15,24 @@ from limner.metrics.interval import Measured, bootstrapped_mean
 def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> Measured:
     """exp(E_x KL(p(y | x) || p(y))): Salimans et al. 2016, arXiv 1606.03498, section 4.
 
-    Mean and standard deviation over the splits, as published. How sure a network of ImageNet's
-    classes is, and how many of them it sees: for pictures of other things it means little.
+    Mean and standard deviation over the splits, as published. The score is high if an ImageNet
+    classifier is confident and finds many classes: for other images it means little.
 
     Args:
-        logits: of Inception-v3 without its last layer's bias, [N, 1008].
-        splits: equal parts, each with its own p(y).
-        seed: pictures are shuffled before they are split, for in order of their prompts a part
-            would lack variety; None keeps their order, as ADM's evaluator does.
+        logits: of Inception-v3 without the bias of its last layer, [N, 1008].
+        splits: number of equal splits, each with its own p(y).
+        seed: for shuffling the images before the split, since images in the order of their prompts
+            would lack variety; None keeps the order, as ADM's evaluator does.
 
     Raises:
-        LimnerError: fewer pictures than splits.
+        LimnerError: fewer images than splits.
     """
     count = len(logits)
     if count < splits or count == 0:
-        raise LimnerError(f"an Inception score of {splits} splits needs {splits} pictures: {count}")
+        raise LimnerError(
+            f"an Inception score with {splits} splits requires at least {splits} images; got "
+            f"{count}"
+        )
     logits = logits.double()
     if seed is not None:
         order = np.random.default_rng(seed).permutation(count)
@@ -43,13 +46,13 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> M
     notes = []
     if count // splits < logits.shape[1]:
         notes.append(
-            f"splits of {count // splits} pictures cannot show {logits.shape[1]} classes: the "
-            "score is biased downwards; compare it only at the same number"
+            f"splits of {count // splits} images cannot cover {logits.shape[1]} classes: the score "
+            "is biased downwards; compare it only at the same number of images"
         )
     return Measured(
         float(np.mean(values)),
         None,
-        "none: the deviation is that of the splits",
+        "none: the standard deviation is over the splits",
         std=float(np.std(values)),
         notes=tuple(notes),
     )
@@ -58,15 +61,14 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int | None = 0) -> M
 def clip_score(
     images: Tensor, texts: Tensor, prompts: Sequence[str] | None = None, seed: int = 0
 ) -> Measured:
-    """Mean of max(100 cos(picture, prompt), 0): Hessel et al. 2021, arXiv 2104.08718.
+    """Mean of max(100 cos(image, prompt), 0): Hessel et al. 2021, arXiv 2104.08718.
 
-    Scaled by 100, as is usual for generators; the paper's own scale is 2.5. The prompts stand as
-    they are, without "A photo depicts" before them.
+    Scaled by 100, as is usual for generators; the paper scales by 2.5. Prompts are used as they
+    are, without the prefix "A photo depicts".
 
     Args:
-        pictures, texts: CLIP embeddings of pictures and of their prompts, [N, d] each, of any
-            length; the i-th belong together.
-        prompts: [N]; where a prompt was drawn more than once, its pictures are resampled together.
+        images, texts: CLIP embeddings of images and their prompts, [N, d] each, of any norm.
+        prompts: [N]; images of the same prompt are resampled together.
         seed: of the bootstrap.
 
     Raises:
@@ -74,8 +76,8 @@ def clip_score(
     """
     if images.shape != texts.shape or (prompts is not None and len(prompts) != len(texts)):
         raise LimnerError(
-            f"a CLIP score needs one prompt for each picture; got embeddings {list(images.shape)}"
-            f" and {list(texts.shape)}"
+            f"a CLIP score requires one prompt per image; got embeddings {list(images.shape)} and "
+            f"{list(texts.shape)}"
         )
     similar = torch.nn.functional.cosine_similarity(images.double(), texts.double(), dim=1)
     values = (100 * similar).clamp(min=0).cpu().numpy()

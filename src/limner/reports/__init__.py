@@ -1,1 +1,1 @@
-"""Pages for people: of a run, of an evaluation, of a data check."""
+"""HTML reports: of a run, an evaluation, or a data check."""

@@ -1,6 +1,6 @@
-"""`check.html`: what is wrong with a data set, and what the model will see of it, in one file.
+"""`check.html`: the problems of a data set, and what the model will see of it, in one file.
 
-It is read from `check.json` and the pictures beside it alone; what is not there is left out.
+It is built from `check.json` and the images next to it only; missing parts are left out.
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ from limner.reports.read_results import number, part, rows, text, texts
 from limner.reports.run_folder import read_json
 
 SHOWN = 20
-"""Rows of each kind of finding; all of them are in problems.jsonl."""
-VERDICTS = {"error": "to fix", "warning": "to look at", "note": "only noted"}
+"""Rows shown for each kind of finding; problems.jsonl has all of them."""
+SEVERITIES = ("error", "warning", "note")
 
 
 def write_check_page(folder: Path, places: Iterable[str] = ()) -> Path:
-    """Writes `check.html` into `folder`, all pictures inside it, and returns its path.
+    """Write `check.html` to `folder`, with all images embedded, and return its path.
 
     Args:
-        places: paths of which the page shows the last name alone, whatever their folders are
-            called; of others it does as far as they can be told from words.
+        places: paths to shorten to their last component. Other paths are shortened where they can
+            be recognised in text.
 
-    Raises LimnerError if there is no check.json to show.
+    Raises:
+        LimnerError: there is no valid check.json.
     """
     told = read_json(folder / "check.json")
     if not isinstance(told, dict):
         raise LimnerError(
-            f"{folder / 'check.json'}: there is nothing to show, or it is broken; "
-            "`limner check-data CONFIG` writes it."
+            f"{folder / 'check.json'} is missing or damaged; run `limner check-data CONFIG` to "
+            "write it."
         )
     told = redacted(told, places, but=("caption", "captions"))
     return write_from("check.html", folder / "check.html", values_of(folder, told))
 
 
 def values_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """What the template check.html shows."""
+    """The context of the template check.html."""
     dataset, settings, about = (part(told, key) for key in ("dataset", "settings", "pictures"))
     name, small = text(dataset, "name"), figures(told)
     buckets = text(settings, "data.buckets")
     return {
-        "title": f"{name}: is it fit to be trained on?" if name else "Is it fit to be trained on?",
+        "title": f"{name}: data check" if name else "Data check",
         "day": text(told, "created")[:10],
         "verdict": verdict(told),
         "about": text(dataset, "description"),
@@ -74,17 +75,22 @@ def values_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
 def verdict(told: dict[str, Any]) -> str:
     counts = severities(told)
     if not any(counts.values()):
-        return "Nothing is wrong with any row."
+        return "No problems found."
     said = [
-        f"{count:,} {plural(count, 'finding')} {VERDICTS.get(severity, '')}"
+        f"{count:,} {plural(count, severity_of(severity) or 'other')}"
         for severity, count in counts.items()
         if count
     ]
     return ", ".join(said) + "."
 
 
+def severity_of(severity: str) -> str:
+    """A known severity, or an empty string."""
+    return severity if severity in SEVERITIES else ""
+
+
 def severities(told: dict[str, Any]) -> dict[str, int]:
-    counts = dict.fromkeys(VERDICTS, 0)
+    counts = dict.fromkeys(SEVERITIES, 0)
     for finding in rows(told, "findings"):
         severity = text(finding, "severity")
         counts[severity] = counts.get(severity, 0) + round(number(finding.get("count")) or 0)
@@ -97,16 +103,16 @@ def figures(told: dict[str, Any]) -> list[Card]:
     cards = [
         (name, f"{value:,.0f}", note)
         for name, value, note in (
-            ("rows looked at", number(about.get("looked_at")), _of_used(about)),
-            ("trained", number(about.get("trained")), ""),
+            ("rows checked", number(about.get("looked_at")), _of_used(about)),
+            ("training", number(about.get("trained")), ""),
             ("held out", number(about.get("held_out")), ""),
         )
         if value is not None
     ]
     if cut is not None:
         buckets = text(part(told, "settings"), "data.buckets")
-        crop = "to the nearest of data.buckets" if buckets else "by the square crop"
-        cards.append(("of a picture is cut away", f"{cut:.0%}", f"mean, {crop}"))
+        crop = "for the nearest of data.buckets" if buckets else "for the square crop"
+        cards.append(("of each image is cropped", f"{cut:.0%}", f"mean, {crop}"))
     return cards
 
 
@@ -116,12 +122,12 @@ def _of_used(about: dict[str, Any]) -> str:
 
 
 def finding_of(finding: dict[str, Any]) -> dict[str, Any]:
-    """Errors or warnings of one kind, with the first rows."""
+    """Findings of one kind, with the first rows."""
     count, first = number(finding.get("count")) or 0, rows(finding, "first")[:SHOWN]
     said = [(text(row, "key"), text(row, "said")) for row in first]
     meaning = text(finding, "meaning")
     return {
-        "verdict": VERDICTS.get(text(finding, "severity"), ""),
+        "verdict": severity_of(text(finding, "severity")),
         "kind": text(finding, "kind"),
         "count": count,
         "meaning": f"{meaning[:1].upper()}{meaning[1:]}." if meaning else "",
@@ -132,7 +138,7 @@ def finding_of(finding: dict[str, Any]) -> dict[str, Any]:
 
 
 def alike(folder: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
-    """Pairs: what they have in common, and the picture, key and caption of both."""
+    """Duplicates: the kind, and the image, key, and caption of both rows."""
     shown = []
     for pair in rows(told, "alike"):
         files, keys, words = (texts(pair, key) for key in ("files", "keys", "captions"))
@@ -143,7 +149,7 @@ def alike(folder: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def seen(folder: Path, sample: dict[str, Any]) -> dict[str, Any]:
-    """A row as it is and as it is trained."""
+    """The original image of a row and its training crop."""
     captions = texts(sample, "captions")
     return {
         "whole": embed_image(folder, sample.get("whole")),
@@ -154,28 +160,28 @@ def seen(folder: Path, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def lengths(about: dict[str, Any]) -> dict[str, str]:
-    """How long captions are, and how many there are."""
+    """Caption lengths and counts."""
     found: dict[str, str] = {}
     for key in ("characters", "tokens"):
         if one := part(about, key):
-            found[f"{key}: least, median, 95%, most"] = ", ".join(
+            found[f"{key}: min, median, 95%, max"] = ", ".join(
                 f"{number(one.get(name)) or 0:,.0f}" for name in ("least", "median", "p95", "most")
             )
     for name, key in (
         ("captions", "count"),
         ("rows with several", "rows_with_several"),
-        ("cut by text_encoder.max_length", "cut"),
+        ("truncated by text_encoder.max_length", "cut"),
     ):
         value = number(about.get(key))
         if value is not None:
             found[name] = f"{value:,.0f}"
     if text(about, "tokens_by"):
-        found["tokens by"] = text(about, "tokens_by")
+        found["tokenizer"] = text(about, "tokens_by")
     return found
 
 
 def labelled(histogram: dict[str, Any], unit: str) -> dict[str, float]:
-    """{"below 16 px": 3, "16 to 31 px": 8, ...}, empty ones left out."""
+    """{"below 16 px": 3, "16 to 31 px": 8, ...} without empty bins."""
     edges, counts = histogram.get("edges"), histogram.get("counts")
     if not (isinstance(edges, list) and isinstance(counts, list) and len(counts) == len(edges) + 1):
         return {}

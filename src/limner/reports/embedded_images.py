@@ -1,4 +1,4 @@
-"""The pictures of a page, whose bytes it carries."""
+"""Images embedded in a page as data URLs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 
 from limner.evaluation.splits import Split
 
-MAX_AS_IS = 64_000  # bytes; larger pictures are shrunk, so that the page can be sent by mail
-SAMPLE_SIDE = 256  # pixels, longest side after shrinking
+MAX_AS_IS = 64_000  # bytes; larger images are downscaled, so the page can be sent by e-mail
+SAMPLE_SIDE = 256  # pixels, longest side after downscaling
 
 DRAWN = {"prompt": "", "seed": None, "rank": None, "right": None}
-"""What is said of a drawn picture, where nothing is."""
+"""Defaults for the fields of a sample."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class EmbeddedImage:
     """A data URL."""
     width: int
     height: int
-    """Pixels, as it was before it was shrunk."""
+    """Pixels, before downscaling."""
 
 
 def embed_image(
     folder: Path, name: object, longest_side: int = SAMPLE_SIDE
 ) -> EmbeddedImage | None:
-    """A picture in the folder, or None if there is no such picture in it."""
+    """An image in the folder, or None if it is missing or cannot be read."""
     if not isinstance(name, str | Path) or not name:
         return None
     if Path(name).anchor or ".." in Path(name).parts:
-        return None  # a page that is sent to others shows nothing from elsewhere
+        return None  # a page may be shared: it must not show files from elsewhere
     try:
         data = (folder / name).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
@@ -55,7 +55,7 @@ def embed_image(
 
 
 def drawn_images(folder: Path, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a model drew, split by split; `file` and `truth`, the real one, are a `Picture`."""
+    """Samples grouped by split; `file` and `truth`, the real image, are an `EmbeddedImage`."""
     groups = []
     for split in Split:
         shown = [

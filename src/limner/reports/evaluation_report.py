@@ -1,7 +1,7 @@
-"""`evaluation.html`: one file that says how good a model is, how sure that is, and how to redo it.
+"""`evaluation.html`: metrics, confidence intervals, and how to reproduce them, in one file.
 
-It is read from `evaluation.json` and the pictures beside it alone. Whatever is not there, or is not
-what it should be, is left out: a page can always be made.
+It is built from `evaluation.json` and the images next to it only. Missing or invalid parts are left
+out, so a page can always be written.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.errors import LimnerError
+from limner.evaluation.splits import adjective
 from limner.redaction import redacted
 from limner.reports.embedded_images import drawn_images, embed_image
 from limner.reports.gauges import DistanceGauge, ShareGauge, between, figure, is_number
@@ -31,28 +32,29 @@ from limner.reports.run_folder import read_json
 
 
 def write_page(folder: Path) -> Path:
-    """Writes `evaluation.html` into `folder`, all pictures inside it, and returns its path.
+    """Write `evaluation.html` to `folder`, with all images embedded, and return its path.
 
-    Raises LimnerError if there is no evaluation.json to show.
+    Raises:
+        LimnerError: there is no valid evaluation.json.
     """
     folder = Path(folder)
     told = read_json(folder / "evaluation.json")
     if not isinstance(told, dict):
         raise LimnerError(
-            f"{folder / 'evaluation.json'}: there is no evaluation to show, or it is broken; "
-            "`limner evaluate CHECKPOINT` writes one."
+            f"{folder / 'evaluation.json'} is missing or damaged; run `limner evaluate CHECKPOINT` "
+            "to write it."
         )
     told = redacted(told, but=("prompt", "caption"))
     return write_from("evaluation.html", folder / "evaluation.html", values_of(folder, told))
 
 
 def values_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """What the template evaluation.html shows."""
+    """The context of the template evaluation.html."""
     checkpoint, dataset = part(told, "checkpoint"), part(told, "dataset")
     large, small = shares_first(told), distances_first(told)
     samples, name = rows(told, "pictures"), text(dataset, "name")
     return {
-        "title": f"{name}: how well does it draw?" if name else "How well does it draw?",
+        "title": f"{name}: evaluation" if name else "Evaluation",
         "size": number(checkpoint.get("parameters")),
         "step": number(checkpoint.get("step")),
         "seen": number(checkpoint.get("images")),
@@ -63,7 +65,7 @@ def values_of(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
         "held_out": number(dataset.get("held_out")),
         "large": large[:2],
         "small": small,
-        "thirds": len(small) in (3, 5, 6),  # so that no row is nearly empty
+        "thirds": len(small) in (3, 5, 6),  # avoids a nearly empty row
         "events": texts(told, "events"),
         "distances": distances(told),
         "shares": shares(told),
@@ -82,30 +84,30 @@ def name_of(metric: dict[str, Any]) -> str:
     return str(metric.get("name", "distance"))
 
 
-# ---- the numbers that people ask for first -------------------------------------------------------
+# ---- headline numbers ----------------------------------------------------------------------------
 
 
 def shares_first(told: dict[str, Any]) -> list[Card]:
     found = []
     for key, what, words in (
-        ("recall", "at_1", "have the true picture nearest"),
-        ("checker", "all_right", "are drawn fully right"),
+        ("recall", "at_1", "recall@1"),
+        ("checker", "all_right", "fully correct"),
     ):
         for split, about, value in of_splits(told, key, what):
-            name = f"of {split.replace(' ', '-')} prompts {words}"
+            name = f"{words}, {adjective(split)} prompts"
             found.append((name, f"{value:.0%}", said(about, what)))
     return found
 
 
 def said(about: dict[str, Any], key: str) -> str:
-    """81 of 90; 95% interval 82% to 95%; among the five nearest 97%"""
+    """81 of 90; 95% CI 82% to 95%; recall@5 97%"""
     count, value, five = number(about.get("count")), number(about.get(key)), None
     if key == "at_1":
         five = number(about.get("at_5"))
     pieces = [
         f"{round(value * count)} of {count:,.0f}" if count and value is not None else "",
         between(share_interval(about, key, count), percent=True),
-        f"among the five nearest {five:.0%}" if five is not None else "",
+        f"recall@5 {five:.0%}" if five is not None else "",
     ]
     return "; ".join(filter(None, pieces))
 
@@ -117,22 +119,22 @@ def distances_first(told: dict[str, Any]) -> list[Card]:
         if value is None:
             continue
         notes = [between(interval(metric))]
-        notes.append(f"real against real {figure(floor)}" if floor is not None else "")
+        notes.append(f"real-vs-real {figure(floor)}" if floor is not None else "")
         found.append((name_of(metric), figure(value), "; ".join(filter(None, notes))))
     copying = part(told, "memorisation").get("ratio")
     if (ratio := number(copying)) is not None:
-        note = between(interval(copying)) or "1: as new as held-out pictures; 0: copies"
-        found.append(("distance to the nearest trained picture", f"{ratio:.2f}×", note))
+        note = between(interval(copying)) or "1: as new as held-out images; 0: copies"
+        found.append(("distance to the nearest training image", f"{ratio:.2f}×", note))
     noise = part(told, "flat_region_std")
     if (drawn := number(noise.get("drawn"))) is not None:
         real = number(noise.get("real"))
         note = "standard deviation, of 255" + (f"; real {real:.1f}" if real is not None else "")
-        found.append(("noise in flat parts", f"{drawn:.1f}", note))
+        found.append(("noise in flat areas", f"{drawn:.1f}", note))
     losses = part(told, "held_out_loss")
     if (gap := number(losses.get("gap"))) is not None:
         of = between(interval({"interval": losses.get("gap_interval")}))
-        note = "; ".join(filter(None, ["held-out loss less trained loss", of]))
-        found.append(("gap of the losses", figure(gap), note))
+        note = "; ".join(filter(None, ["held-out loss minus training loss", of]))
+        found.append(("generalisation gap", figure(gap), note))
     return found
 
 
@@ -163,24 +165,25 @@ def distances(told: dict[str, Any]) -> list[DistanceGauge]:
 
 
 def counted(counts: Any) -> str:
-    """[259, 3694] -> "259 against 3,694 pictures"; "" if that is not known."""
+    """[259, 3694] -> "259 vs 3,694 images"; "" if unknown."""
     if not isinstance(counts, list) or len(counts) != 2 or not all(map(is_number, counts)):
         return ""
-    return f"{counts[0]:,.0f} against {counts[1]:,.0f} pictures"
+    return f"{counts[0]:,.0f} vs {counts[1]:,.0f} images"
 
 
 def shares(told: dict[str, Any]) -> dict[str, Any]:
-    """Recall and what the checker read back, with their intervals."""
+    """Recall and the results of the checker, with confidence intervals."""
     bars: list[ShareGauge] = []
     recall = of_splits(told, "recall", "at_1")
     for split, about, _ in recall:
-        for key, what in (("at_1", "nearest"), ("at_5", "among the five nearest")):
-            bars += share_of(about, key, f"{split}: {what}")
+        for key, what in (("at_1", "recall@1"), ("at_5", "recall@5")):
+            bars += share_of(about, key, f"{adjective(split)} prompts: {what}")
     checked = of_splits(told, "checker", "all_right")
     for split, about, _ in checked:
-        bars += share_of(about, "all_right", f"{split}: fully right")
+        prompts = f"{adjective(split)} prompts"
+        bars += share_of(about, "all_right", f"{prompts}: fully correct")
         for name in part(about, "by_part"):
-            bars += share_of(part(about, "by_part"), name, f"{split}: {name}", about.get("count"))
+            bars += share_of(part(about, "by_part"), name, f"{prompts}: {name}", about.get("count"))
     compared_with = text(recall[-1][1], "range").rstrip(".") if recall else ""
     return {"bars": bars, "recall": recall, "checked": checked, "range": compared_with}
 
@@ -209,7 +212,7 @@ def held_out_loss(told: dict[str, Any]) -> dict[str, Any] | None:
         "count": number(losses.get("count")),
         "trained_count": number(losses.get("trained_count")),
         "chart": chart(
-            series, "Loss by noise level", f"time of the noise (0: clean, {noise}: noise)"
+            series, "Loss by noise level", f"noise level t (0: clean, {noise}: pure noise)"
         ),
     }
 
@@ -223,7 +226,7 @@ def as_number(text: str) -> float | None:
 
 
 def memorisation(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
-    """The drawings most like a trained picture, beside it."""
+    """The generated images most similar to a training image, next to it."""
     about = part(told, "memorisation")
     return {
         "verdict": text(about, "verdict"),
@@ -235,12 +238,12 @@ def memorisation(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
 
 
 def pair(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
-    # Where the caption's own real picture has a near twin, its distance is what counts.
+    # If the caption's real image has a near-duplicate, that distance is the one to compare with.
     ratios = [number(case.get(key)) for key in ("ratio", "own_ratio")]
     apart = (
-        ("apart by", number(case.get("distance"))),
-        ("real ones by", number(case.get("usual"))),
-        ("this prompt's real one by", number(case.get("own"))),
+        ("distance", number(case.get("distance"))),
+        ("held-out median", number(case.get("usual"))),
+        ("real image of this prompt", number(case.get("own"))),
     )
     return {
         "drawn": embed_image(folder, case.get("drawn")),
@@ -253,7 +256,7 @@ def pair(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def protocol(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All that must be equal for two numbers to be compared, by what it is about."""
+    """All that must be equal for two numbers to be comparable, by group."""
     groups: dict[str, dict[str, Any]] = {}
     for key, value in part(told, "protocol").items():
         group, dot, name = key.partition(".")
@@ -264,28 +267,28 @@ def protocol(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def about_metric(metric: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     if counted(metric.get("counts")):
-        shown["drawn against reference"] = counted(metric.get("counts"))
+        shown["generated vs reference"] = counted(metric.get("counts"))
     for key in ("interval_by", "std"):
         if metric.get(key) is not None:
             shown[key.replace("_", " ")] = metric[key]
     floor = part(metric, "floor")
     if counted(floor.get("counts")):
         values = in_words(floor.get("values"))
-        shown["floor, real against real"] = f"{counted(floor.get('counts'))}: {values}"
+        shown["real-vs-real baseline"] = f"{counted(floor.get('counts'))}: {values}"
     for key in ("network", "reference"):
         about = metric.get(key)
         for name, value in about.items() if isinstance(about, dict) else ():
-            if not isinstance(value, dict):  # what the cache is found by says it all again
+            if not isinstance(value, dict):  # the cache key would repeat the rest
                 shown[f"{key}: {name}"] = value
     return shown
 
 
 def tables(told: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By the heading of each."""
+    """Tables by heading."""
     refused = {str(row.get("key", "?")): row.get("reason", "") for row in rows(told, "refused")}
     found = {
         "Checkpoint": part(told, "checkpoint"),
         "Versions": part(told, "versions"),
-        f"Rows that could not be used: {len(refused)}": refused,
+        f"Skipped rows: {len(refused)}": refused,
     }
     return {name: values for name, values in found.items() if values}

@@ -1,4 +1,4 @@
-"""Numbers on strips: where they lie, how sure they are, and where the floor is."""
+"""Gauges: values on a scale, with confidence intervals and the real-vs-real baseline."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 
 Interval = tuple[float, float]
 Mark = tuple[str, float, float | None]
-"""Kind, and where it lies in percent of the strip: from and to, or a place and None."""
+"""Kind, and position in percent of the gauge: start and end, or a point and None."""
 
 
 def figure(value: float) -> str:
-    """Four digits at most: 0.01234, 12.34, 12,345"""
+    """Up to four significant digits: 0.01234, 12.34, 12,345"""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def between(interval: Interval | None, percent: bool = False) -> str:
-    """The interval in words; "" if there is none."""
+    """The confidence interval as text; "" if there is none."""
     if interval is None:
         return ""
     low, high = (f"{x:.0%}" if percent else figure(x) for x in interval)
-    return f"95% interval {low} to {high}"
+    return f"95% CI {low} to {high}"
 
 
 def share(value: float) -> str:
-    """What is rounded to nothing or to all, and is neither, is said as such."""
+    """A percentage; "<1%" or ">99%" if rounding would give 0% or 100%."""
     if 0 < value < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
@@ -33,19 +33,19 @@ def share(value: float) -> str:
 
 @dataclass(frozen=True)
 class DistanceGauge:
-    """A distance on a scale from 0, its interval, and what real pictures score in its place."""
+    """A distance on a scale from 0, its confidence interval, and the real-vs-real baseline."""
 
     name: str
     value: float
     interval: Interval | None
     floor: float | None
-    """Of real pictures against real ones; None: not known."""
+    """The real-vs-real baseline; None if unknown."""
     floors: Sequence[float]
-    """The single values that `floor` is the mean of."""
+    """The values that `floor` is the mean of."""
     better: str = "lower"
     notes: Sequence[str] = ()
     counts: str = ""
-    """Of how many pictures, in words."""
+    """Sample sizes, as text."""
     floor_counts: str = ""
 
     @property
@@ -73,7 +73,7 @@ class DistanceGauge:
 
 @dataclass(frozen=True)
 class ShareGauge:
-    """A share of 1 as a bar with its interval."""
+    """A proportion as a bar with its confidence interval."""
 
     name: str
     value: float

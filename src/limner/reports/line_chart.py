@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no JavaScript, no library, readable in light and in dark."""
+"""Line charts as inline SVG: no JavaScript, no library, legible in light and dark mode."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from html import escape
 
 Points = list[tuple[float, float]]
 
-WIDTH, HEIGHT = 480.0, 290.0  # about its size on the page: its text is as large as the page's
-NARROW = 320.0  # for telephones
+WIDTH, HEIGHT = 480.0, 290.0  # about the size on the page, so the font sizes match
+NARROW = 320.0  # for phones
 TOP, BOTTOM, LEFT = 12.0, 48.0, 56.0
 FONT_SIZE = 13.0
-LABEL_HEIGHT = 16.0  # distance between the names at the right end
-CHARACTER = 7.2  # mean width of a character, to leave room for the names
+LABEL_HEIGHT = 16.0  # distance between the series labels at the right
+CHARACTER = 7.2  # mean character width, to reserve space for the labels
 
-# The page can set --chart-0 ...; these defaults can be told apart on white and on black, and by
-# people who do not see red and green (after Okabe and Ito, "Color universal design", 2008).
+# The page can set --chart-0 ...; the defaults are distinguishable on white and on black and with
+# red-green colour blindness (after Okabe and Ito, "Color universal design", 2008).
 COLOURS = ("#2f7ed8", "#e07b00", "#0a9e78", "#cc5f9e", "#8a63d2", "#8d8d3a")
 
 
@@ -27,10 +27,10 @@ def line_chart(
     log_y: bool = False,
     width: float | None = None,
 ) -> str:
-    """One `<svg>` element: a line for each series, its name at its right end.
+    """One `<svg>` element with a line per series, labelled at its right end.
 
-    Points are (x, y) in the order to be joined. What cannot be drawn (NaN, infinite, with `log_y`
-    also y <= 0) leaves a gap in the line. Text is escaped; without any point the chart says so.
+    Points are (x, y), joined in order. NaN and infinite values, and with `log_y` also y <= 0, leave
+    a gap. Text is escaped; a chart without points says so.
     """
     width = width or WIDTH
     pieces = {name: split_at_gaps(points, log_y) for name, points in series.items()}
@@ -88,7 +88,7 @@ def line_chart(
         for run in runs:
             where = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in run)
             out.append(f'<polyline points="{where}" fill="none" stroke-width="2"/>')
-            if len(run) <= 12:  # few measurements: show where they lie
+            if len(run) <= 12:  # with few measurements, mark each
                 out += [
                     f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3"/>' for x, y in run
                 ]
@@ -100,7 +100,7 @@ def line_chart(
 
 
 def split_at_gaps(points: Points, log_y: bool) -> list[Points]:
-    """Runs of neighbouring points that can be drawn."""
+    """Runs of consecutive points that can be plotted."""
     runs: list[Points] = [[]]
     for x, y in points:
         if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y):
@@ -111,7 +111,7 @@ def split_at_gaps(points: Points, log_y: bool) -> list[Points]:
 
 
 def padded(low: float, high: float, share: float) -> tuple[float, float]:
-    """The range with `share` of its length added at both ends; never empty."""
+    """The range, extended by `share` of its length at both ends; never empty."""
     length = (high - low) or abs(low) or 1.0
     if high == low:
         share = max(share, 0.5)
@@ -119,13 +119,13 @@ def padded(low: float, high: float, share: float) -> tuple[float, float]:
 
 
 def log_range(low: float, high: float) -> tuple[float, float]:
-    """The range with 4 % of its (logarithmic) length added at both ends, at least 10 % of y."""
+    """The range, extended by 4 % of its logarithmic length at both ends, at least 10 % of y."""
     factor = max((high / low) ** 0.04, 1.1)
     return low / factor, high * factor
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within [low, high], around `about` of them."""
+    """About `about` multiples of 1, 2, or 5 times a power of ten within [low, high]."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
@@ -134,11 +134,11 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade; below one decade the even steps of a linear axis say more."""
+    """1, 2, and 5 in each decade; linear ticks for less than one decade."""
     if high / low < 8:
         return nice_ticks(low, high)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # Over many decades only the powers of ten, or the numbers run into one another.
+    # Over many decades only powers of ten, or the labels would overlap.
     marks = (1, 2, 5) if len(decades) <= 4 else (1,)
     ticks = [m * 10.0**k for k in decades for m in marks]
     return [tick for tick in ticks if low <= tick <= high]
@@ -153,7 +153,7 @@ def format_tick(value: float) -> str:
 
 
 def spread(wanted: list[float]) -> list[float]:
-    """Heights for the names, as wanted where possible, never nearer than LABEL_HEIGHT."""
+    """Label positions as close as possible to `wanted`, at least LABEL_HEIGHT apart."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed = [0.0] * len(wanted)
     floor = TOP

@@ -1,7 +1,6 @@
-"""Pages from the templates in `templates/`: one file each, nothing from outside.
+"""Pages from the templates in `templates/`: self-contained HTML files.
 
-Whatever a template is given is text and is escaped, but for charts, which are `Markup`; what it
-names and is not given is an error.
+Values are escaped, except for charts, which are `Markup`; an undefined variable is an error.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from limner.console import format_duration
+from limner.evaluation.splits import adjective
 from limner.files.atomic import write_text_whole
 from limner.reports.gauges import between, figure, share
 from limner.reports.line_chart import NARROW, Points, format_tick, line_chart
 
 Card = tuple[str, str, str]
-"""A number that people ask for first: what it is, the number in words, a note."""
+"""A headline number: label, value as text, note."""
 
 
 @cache
@@ -33,6 +33,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
+        "adjective": adjective,
         "between": between,
         "commas": "{:,.0f}".format,
         "duration": format_duration,
@@ -45,13 +46,13 @@ def templates() -> Environment:
 
 
 def write_from(template: str, path: Path, values: dict[str, Any]) -> Path:
-    """The page that a template makes of values, written whole to `path`, which is returned."""
+    """Render a template, write it atomically to `path`, and return `path`."""
     write_text_whole(path, templates().get_template(template).render(values))
     return path
 
 
 def chart(series: dict[str, Points], title: str, x_label: str) -> dict[str, Markup]:
-    """A chart of losses twice, of which the style shows the one that is legible at the width."""
+    """A loss chart at two widths; the style sheet shows the one that fits the screen."""
     return {
         name: Markup(line_chart(series, title, x_label, "loss (log scale)", True, width))
         for name, width in (("wide", None), ("narrow", NARROW))
@@ -64,5 +65,5 @@ def rounded(count: float) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A setting as it is written in YAML."""
+    """A setting as text, as in YAML."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,5 +1,5 @@
-"""What evaluation.json tells, read without trusting it: what is missing or not as it should be is
-nothing, so that a page can leave it out."""
+"""Access to evaluation.json without trusting it: missing or invalid values are empty, so that a
+page can leave them out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from limner.metrics.interval import wilson
 from limner.reports.gauges import Interval, is_number
 
 SPLITS = (Split.HELD_OUT, Split.TRAINED)
-"""In the order of what they say about the model."""
+"""In order of relevance."""
 
 
 def part(told: Any, key: str) -> dict[str, Any]:
-    """The dictionary under `key`, or an empty one."""
+    """The dictionary at `key`, or an empty one."""
     found = told.get(key) if isinstance(told, Mapping) else None
     return found if isinstance(found, dict) else {}
 
 
 def of_split(told: dict[str, Any], split: str) -> dict[str, Any]:
-    """What is told of "held out", which as a key is written "held_out"."""
+    """The dictionary of a split; "held out" may be written "held_out"."""
     return part(told, split.replace(" ", "_")) or part(told, split)
 
 
 def rows(told: Any, key: str) -> list[dict[str, Any]]:
-    """The dictionaries in the list under `key`."""
+    """The dictionaries in the list at `key`."""
     found = told.get(key) if isinstance(told, Mapping) else None
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
 
@@ -42,13 +42,13 @@ def text(told: Mapping[str, Any], key: str) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, plain or as the value of what is `Measured`."""
+    """A finite number, plain or from a `Measured`."""
     value = value.get("value") if isinstance(value, dict) else value
     return float(value) if is_number(value) else None
 
 
 def interval(value: Any) -> Interval | None:
-    """Of what is `Measured` or of a metric."""
+    """The confidence interval of a `Measured` or of a metric."""
     found = value.get("interval") if isinstance(value, dict) else None
     if isinstance(found, list | tuple) and len(found) == 2 and all(map(is_number, found)):
         return float(found[0]), float(found[1])
@@ -56,7 +56,7 @@ def interval(value: Any) -> Interval | None:
 
 
 def share_interval(about: dict[str, Any], key: str, count: float | None) -> Interval | None:
-    """As measured, or Wilson's where it is told of how many the share is."""
+    """The stored interval of a proportion, or Wilson's if the sample size is known."""
     found, value = interval(about.get(key)), number(about.get(key))
     if found is None and value is not None and count and 0 <= value <= 1:
         return wilson(value, round(count))
@@ -64,7 +64,7 @@ def share_interval(about: dict[str, Any], key: str, count: float | None) -> Inte
 
 
 def of_splits(told: dict[str, Any], key: str, what: str) -> list[tuple[str, dict[str, Any], float]]:
-    """For each split that has the number `what`: its name, all that is known of it, the number."""
+    """For each split that has the number `what`: its name, its dictionary, and the number."""
     found = [(split, of_split(part(told, key), split)) for split in SPLITS]
     pairs = [(split, about, number(about.get(what))) for split, about in found]
     return [(split, about, value) for split, about, value in pairs if value is not None]

@@ -1,4 +1,4 @@
-"""A run folder read back: what `report.html` and other readers of a run start from."""
+"""Reading a run folder, for `report.html` and other readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from limner.reports.gauges import is_number
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; empty where a file is missing."""
+    """The contents of a run folder; empty where a file is missing."""
 
     folder: Path
     config: dict[str, Any]
@@ -27,13 +27,13 @@ class Run:
     refused: list[dict[str, Any]]
     previews: list[tuple[int, Path]]
     buckets: list[dict[str, Any]]
-    """Sizes trained at, with how many pictures each has; empty where all are squares."""
+    """Training sizes with the number of images of each; empty if all images are square."""
     lineage: Lineage | None = None
-    """What the model began from; None: the run is from before this was written down."""
+    """What the model was trained from; None if the run predates lineage.json."""
 
 
 def read_run(folder: Path) -> Run:
-    """Reads all files of a run; a missing or half-written one counts as empty."""
+    """Read all files of a run; a missing or partially written one counts as empty."""
     log = read_lines(folder / "log.jsonl")
     try:
         config = small_files.read_yaml(folder / "config.yaml")
@@ -84,12 +84,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects in `path`; a last line cut off by a killed run is skipped."""
+    """The JSON objects in `path`; a last line truncated by a killed run is skipped."""
     return list(small_files.json_lines(path)) if path.exists() else []
 
 
 def by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In order of steps; of steps done again after a resume, the last time counts."""
+    """In order of steps; for steps repeated after a resume, the last one counts."""
     latest = {line["step"]: line for line in lines if is_number(line.get("step"))}
     return [latest[step] for step in sorted(latest)]
 

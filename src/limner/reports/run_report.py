@@ -1,7 +1,7 @@
-"""`report.html`: one file that says what a run learned, how that was measured, and how to redo it.
+"""`report.html`: the results of a run, how they were measured, and how to reproduce them.
 
-It is read from the files in the run folder alone, so it can be written at any moment of a run and
-again later. Whatever is not there yet is left out.
+It is built from the files in the run folder only, so it can be written at any time during a run and
+again later. Missing parts are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from limner.checkpoint.lineage import before_in_words
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
+from limner.evaluation.splits import adjective
 from limner.metrics.interval import wilson
 from limner.redaction import places_of, redacted, redacted_settings
 from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_image
@@ -26,27 +27,28 @@ from limner.reports.read_results import number, part, text
 from limner.reports.run_folder import Run, read_run
 
 MAX_PREVIEWS = 8
-MAX_POINTS = 300  # of a curve: more than the chart has pixels for would only make the file large
-PREVIEW_SIDE = 1000  # pixels, longest side after shrinking
+MAX_POINTS = 300  # per curve; more than the chart has pixels for would only enlarge the file
+PREVIEW_SIDE = 1000  # pixels, longest side after downscaling
 
 TOLD = {"scheduler_type", "num_inference_steps", "guidance_scale"}
-"""Of how it was drawn, what is told in any case; the rest where it is not as usual."""
+"""Sampling settings that are always shown; others only if they differ from the default."""
 
 
 def write_report(run_folder: Path) -> Path:
-    """Writes `report.html` into `run_folder`, all pictures inside it, and returns its path.
+    """Write `report.html` to `run_folder`, with all images embedded, and return its path.
 
-    Raises LimnerError if there is no such folder.
+    Raises:
+        LimnerError: there is no such folder.
     """
     run_folder = Path(run_folder)
     if not run_folder.is_dir():
-        raise LimnerError(f"{run_folder}: there is no such run folder to report on.")
+        raise LimnerError(f"{run_folder} is not a run folder.")
     run = shared(read_run(run_folder))
     return write_from("run.html", run_folder / "report.html", values_of(run))
 
 
 def values_of(run: Run) -> dict[str, Any]:
-    """What the template run.html shows."""
+    """The context of the template run.html."""
     results, last = run.results, run.train[-1] if run.train else None
     minutes = number(results.get("minutes")) or (number((last or {}).get("seconds")) or 0) / 60
     shots, wide = previews(run)
@@ -75,7 +77,7 @@ def values_of(run: Run) -> dict[str, Any]:
 
 
 def shared(run: Run) -> Run:
-    """The same as the page may say it: it is sent to others."""
+    """The run without private paths, since a page may be shared."""
     places = places_of(run.config)
     return replace(
         run,
@@ -88,26 +90,26 @@ def shared(run: Run) -> Run:
 
 def title_of(run: Run) -> str:
     name = part(run.config, "data").get("dataset_name") or run.folder.resolve().name
-    return f"{name}: from words to pictures"
+    return f"{name}: training run"
 
 
 def trained(run: Run) -> str:
-    """How its training began."""
+    """Trained from scratch, or fine-tuned from which model."""
     training, lora = part(run.config, "training"), part(run.config, "lora")
     base = run.lineage.base if run.lineage else None
     begun = (base.model or base.name) if base else None
     if base is None and not run.lineage:
-        begun = training.get("init_from")  # the last name, or a Hub id
+        begun = training.get("init_from")  # the last path component, or a Hub id
     if base is None and not begun:
         return "trained from scratch"
     if run.lineage and run.lineage.method == "distilled":
         return f"distilled from {begun or 'another model'}"
-    how = f" by LoRA of rank {lora['rank']}" if lora.get("rank") else ""
+    how = f" with LoRA of rank {lora['rank']}" if lora.get("rank") else ""
     return f"fine-tuned{how} from {begun or 'another model'}"
 
 
 def counted(results: dict[str, Any], key: str) -> dict[str, Any]:
-    """Recall, or what a checker found, of the splits that have any."""
+    """Recall or checker results of the splits that have any."""
     share = "all_right" if key == "checker" else "at_1"
     found = {split: part(part(results, key), split) for split in part(results, key)}
     return {
@@ -118,16 +120,16 @@ def counted(results: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def shares_first(results: dict[str, Any]) -> list[Card]:
-    """How many prompts got what they name."""
+    """Prompt following: recall@1, or the checker's result, of each split."""
     found = []
     for split, about in counted(results, "recall").items():
-        name = f"of {split.replace(' ', '-')} prompts have the true picture nearest"
+        name = f"recall@1, {adjective(split)} prompts"
         note = of_count(about["at_1"], about["count"])
         if (at_5 := number(about.get("at_5"))) is not None:
-            note += f"; among the five nearest: {at_5:.0%}"
+            note += f"; recall@5 {at_5:.0%}"
         found.append((name, f"{about['at_1']:.0%}", note))
     for split, about in counted(results, "checker").items():
-        name = f"of {split.replace(' ', '-')} prompts are drawn fully right"
+        name = f"fully correct, {adjective(split)} prompts"
         shares = {name: number(share) for name, share in part(about, "by_part").items()}
         parts = [f"{name} {share:.0%}" for name, share in shares.items() if share is not None]
         note = "; ".join([of_count(about["all_right"], about["count"]), ", ".join(parts)])
@@ -141,12 +143,12 @@ def figures(run: Run) -> list[Card]:
     noise, speed = part(run.results, "flat_region_std"), part(run.results, "speed")
     drawn, real = number(noise.get("drawn")), number(noise.get("real"))
     if drawn is not None:
-        note = "of 255" + (f"; {real:.1f} in the real pictures" if real is not None else "")
+        note = "of 255" + (f"; {real:.1f} in the real images" if real is not None else "")
         if noise.get("visible"):
-            note += ": the pictures still contain noise"
-        found.append(("noise in flat parts", f"{drawn:.1f}", note))
+            note += ": the generated images still contain noise"
+        found.append(("noise in flat areas", f"{drawn:.1f}", note))
     if rate := number(speed.get("images_per_second")):
-        found.append(("images per second", f"{rate:.1f}", "while training"))
+        found.append(("images per second", f"{rate:.1f}", "in training"))
     if (mfu := number(speed.get("mfu"))) is not None:
         peak = number(speed.get("matmul_peak_gflops"))
         of = f"share of {peak:,.0f} GFLOP/s, the matmul peak measured here" if peak else ""
@@ -161,13 +163,13 @@ def figures(run: Run) -> list[Card]:
 
 
 def of_count(share: float, count: int) -> str:
-    """0.9, 60 -> 54 of 60 (95% interval 80% to 95%)"""
+    """0.9, 60 -> 54 of 60 (95% CI 80% to 95%)"""
     low, high = wilson(min(max(share, 0), 1), count)
-    return f"{round(share * count)} of {count} (95% interval {low:.0%} to {high:.0%})"
+    return f"{round(share * count)} of {count} (95% CI {low:.0%} to {high:.0%})"
 
 
 def drawn(run: Run) -> dict[str, Any]:
-    """What the finished model drew, split by split, and how."""
+    """Samples of the trained model by split, with their sampling settings."""
     usual = SamplingConfig().model_dump(mode="json", exclude=TOLD)
     sampling = part(run.results, "sampling").items()
     how = [f"{key.replace('_', ' ')} {v}" for key, v in sampling if usual.get(key) != v]
@@ -182,7 +184,7 @@ def drawn(run: Run) -> dict[str, Any]:
 
 
 def previews(run: Run) -> tuple[list[tuple[int, EmbeddedImage, int | None]], bool]:
-    """(step, picture, pictures seen) as the model learned, and whether one of them is wide."""
+    """(step, image, images seen) of the previews, and whether one of them is wide."""
     shots = []
     for step, path in evenly(run.previews, MAX_PREVIEWS):
         if shot := embed_image(run.folder, path.relative_to(run.folder), PREVIEW_SIDE):
@@ -192,31 +194,31 @@ def previews(run: Run) -> tuple[list[tuple[int, EmbeddedImage, int | None]], boo
 
 
 def evenly(items: list[Any], most: int) -> list[Any]:
-    """At most `most` of `items`, evenly spaced, the first and the last among them."""
+    """At most `most` of `items`, evenly spaced, including the first and the last."""
     if len(items) <= most:
         return items
     return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def settings(run: Run) -> dict[str, dict[str, Any]]:
-    """By their section."""
+    """Settings by section."""
     general = {k: v for k, v in run.config.items() if not isinstance(v, dict)}
     sections = {k: v for k, v in run.config.items() if isinstance(v, dict)}
     return ({"general": general} if general else {}) | sections
 
 
 def tables(run: Run) -> dict[str, dict[str, Any]]:
-    """Sizes, versions and refused rows, by the heading of each."""
+    """Sizes, versions, and skipped rows, by heading."""
     sizes = {
-        f"{bucket['width']} × {bucket['height']}": f"{bucket['trained']:,} pictures trained, "
-        f"{bucket['held_out']:,} held out"
+        f"{bucket['width']} × {bucket['height']}": f"{bucket['trained']:,} training, "
+        f"{bucket['held_out']:,} held-out images"
         for bucket in run.buckets
     }
     refused = {str(line.get("key", "?")): line.get("reason", "") for line in run.refused}
     found = {
-        f"Sizes of pictures: {len(sizes)}": sizes,
+        f"Image sizes: {len(sizes)}": sizes,
         "Versions": part(run.results, "versions"),
-        f"Rows that could not be used: {len(run.refused)}": refused,
+        f"Skipped rows: {len(run.refused)}": refused,
     }
     return {name: values for name, values in found.items() if values}
 
@@ -225,7 +227,7 @@ def tables(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def losses(run: Run) -> dict[str, Markup] | None:
-    """Loss over the pictures seen."""
+    """Loss over images seen."""
     if not run.train and not run.heldout:
         return None
     curves: dict[str, Points] = {
@@ -233,7 +235,7 @@ def losses(run: Run) -> dict[str, Markup] | None:
         "held out": points(run.heldout, "loss"),
         "trained": points(run.heldout, "train_loss"),
     }
-    return chart(curves, "Loss over pictures seen", "pictures seen")
+    return chart(curves, "Loss over images seen", "images seen")
 
 
 def losses_by_level(run: Run) -> dict[str, Markup] | None:
@@ -242,7 +244,7 @@ def losses_by_level(run: Run) -> dict[str, Markup] | None:
         by_level = part(line, "loss_by_level")
         for level in by_level:
             levels.setdefault(f"t = {level}", []).extend(points([line | by_level], level))
-    return chart(levels, "Held-out loss by noise level", "pictures seen") if levels else None
+    return chart(levels, "Held-out loss by noise level", "images seen") if levels else None
 
 
 def points(lines: list[dict[str, Any]], key: str) -> Points:
@@ -252,7 +254,7 @@ def points(lines: list[dict[str, Any]], key: str) -> Points:
 
 
 def smoothed(curve: Points) -> Points:
-    """Each y as the mean of its neighbourhood: 1/30 of the curve on either side."""
+    """A moving average over 1/30 of the curve on either side."""
     reach = len(curve) // 30
     means = []
     for i, (x, _) in enumerate(curve):

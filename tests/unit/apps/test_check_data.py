@@ -505,7 +505,7 @@ def test_with_buckets_the_cut_is_that_of_the_bucket(
     told = json.loads((output / "check.json").read_text("utf-8"))
     assert told["pictures"]["mean_share_cut"] == 0
     assert "the nearest size of data.buckets, 0% of a picture" in capsys.readouterr().out
-    assert "to the nearest of data.buckets" in read(output / "check.html").words
+    assert "for the nearest of data.buckets" in read(output / "check.html").words
     seen = {Image.open(path).size for path in (output / "pictures").glob("*-seen.png")}
     assert seen <= {(64, 64), (64, 32), (32, 96)}
     assert len(seen) > 1

@@ -233,7 +233,7 @@ def test_one_draws_on_the_page(browser: Page, server: Server, width: int, dark: 
     browser.ask("$('fresh').checked = false; $('seed').value = 7; $('draw').click()")
     figures, unfinished, error, status = browser.ask(DONE)
     assert (figures, unfinished, error) == (4, 0, "")
-    assert status.startswith("4 pictures in")
+    assert status.startswith("4 images in")
     alts = browser.ask("[...document.images].filter(i => i.naturalWidth).map(i => i.alt)")
     assert alts == ["a red circle", "a red circle", "two squares", "two squares"]
     saved = browser.ask("[...document.querySelectorAll('.actions a')].map(a => a.download)")
@@ -275,7 +275,7 @@ def test_the_page_speaks_chinese_and_remembers_it(browser: Page, server: Server)
     browser.ask(OPENED)
     assert browser.ask("document.documentElement.lang") == "zh-CN"
     assert browser.ask("document.body.innerText") == chinese
-    assert ("Draw" in english, "画" in chinese, "Draw" in chinese) == (True, True, False)
+    assert ("Generate" in english, "画" in chinese, "Generate" in chinese) == (True, True, False)
     known = browser.ask("[Object.keys(WORDS.en), Object.keys(WORDS.zh)].map(k => k.join())")
     assert known[0] == known[1]
     assert browser.ask(OUTSIDE) == []
@@ -382,7 +382,7 @@ def test_it_listens_on_loopback_alone(server: Server, run: Path) -> None:
     [
         ({"prompts": []}, "prompts"),
         ({"prompts": ["x"] * 65}, "prompts"),
-        ({"prompts": ["x", "y"], "num_images": 33}, "are more than 64 pictures"),
+        ({"prompts": ["x", "y"], "num_images": 33}, "exceed the limit of 64 images"),
         ({"prompts": ["x"], "num_images": 0}, "num_images"),
         ({"prompts": ["x"], "seed": -1}, "seed"),
         ({"prompts": ["x"], "strength": 2}, "strength"),

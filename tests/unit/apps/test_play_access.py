@@ -359,7 +359,7 @@ def test_a_picture_that_cannot_be_kept_is_shown_all_the_same(run: Path, tmp_path
     (tmp_path / "kept").write_text("a file is in the way")
     painter = Painter(run, tmp_path / "kept", device="cpu")
     events: list[dict[str, Any]] = []
-    with pytest.raises(LimnerError, match=r"2 of 2 pictures could not be saved in .*kept"):
+    with pytest.raises(LimnerError, match=r"2 of 2 images could not be saved in .*kept"):
         painter.draw(DrawRequest(prompts=("x",), num_images=2), events.append)
     assert [e["kind"] for e in events if e["kind"] == "picture"] == ["picture"] * 2
 
@@ -456,6 +456,6 @@ def test_when_the_command_ends_nobody_begins_to_draw(run: Path) -> None:
     painter = Painter(run, device="cpu")
     assert painter.stop(0.1) is False
     painter.lock.release()
-    with pytest.raises(ConnectionError, match="the command ends"):
+    with pytest.raises(ConnectionError, match="the server is shutting down"):
         painter.draw(DrawRequest(prompts=("x",)), lambda event: None)
     assert not painter.lock.locked()

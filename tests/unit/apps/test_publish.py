@@ -115,7 +115,7 @@ def test_a_run_is_published_whole_and_the_token_stays_unseen(trained: Path, tmp_
             assert done.returncode == 0, done.stderr
         downloaded = {r.split()[1].split("/", 5)[-1] for r in hub.requests if "/resolve/" in r}
         assert downloaded == {"limner.safetensors"}, "nothing else is needed, and no code"
-    here, there = (np.array(Image.open(tmp_path / n)) for n in ("picture.png", "output.png"))
+    here, there = (np.array(Image.open(tmp_path / n)) for n in ("image.png", "output.png"))
     assert np.abs(here.astype(int) - there).max() <= 1
     prompt = words[2]
     own = ImageGenerator(trained / "outputs", device="cpu").generate(prompt, seed=42)
@@ -125,7 +125,7 @@ def test_a_run_is_published_whole_and_the_token_stays_unseen(trained: Path, tmp_
 def test_the_card_is_made_from_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(trained / "outputs"), "--repo", "me/shapes", "--dry-run"]
     assert main(["publish", *words]) == 0
-    listed, _, card = capsys.readouterr().out.partition("  bytes in all\n")
+    listed, _, card = capsys.readouterr().out.partition("  bytes in total\n")
     assert {line.split()[1] for line in listed.splitlines() if len(line.split()) == 2} > PIPELINE
     assert front_matter(card.strip() + "\n") == {
         "license": "apache-2.0",
@@ -137,15 +137,15 @@ def test_the_card_is_made_from_the_run(trained: Path, capsys: pytest.CaptureFixt
     results = json.loads((trained / "outputs" / "results.json").read_text("utf-8"))
     samples = json.loads((trained / "outputs" / "samples.json").read_text("utf-8"))
     assert f"| parameters | {results['parameters']:,}, published in float32 |" in card
-    assert "| updates | 6 |" in card
-    assert "| pictures seen | 24 |" in card
+    assert "| steps | 6 |" in card
+    assert "| images seen | 24 |" in card
     assert f"limner {results['versions']['limner']}" in card
     assert "| `model.hidden_size` | `64` |" in card
     assert "training.output_dir" not in card
     assert str(trained) not in card
     assert f"{samples[0]['prompt']} (trained, {samples[0]['seed']})" in card
-    assert "Drawn with dpmsolver++, 2 steps, guidance 3, in float32." in card
-    assert "trained prompts: 0.0% of 23 drawn fully right" in card
+    assert "Sampled with dpmsolver++, 2 steps, guidance 3, in float32." in card
+    assert "training prompts: 0.0% of 23 fully correct" in card
     assert 'DiffusionPipeline.from_pretrained("me/shapes", trust_remote_code=True)' in card
     assert "limner generate me/shapes " in card
 
@@ -178,17 +178,19 @@ def test_own_data_is_an_honest_blank_unless_said() -> None:
     }
     card = model_card(facts(results=described))
     assert "license" not in front_matter(card)
-    assert "The publisher has not said where these pictures and captions are from" in card
-    assert "No licence was chosen for the model itself." in card
+    assert (
+        "The publisher has not stated the source or the licence of the images and captions" in card
+    )
+    assert "The publisher has not chosen a licence for the model." in card
     assert "/home/me" not in card
     said = {"license": "mit", "data_name": "My cats", "data_license": "CC0-1.0"}
     card = model_card(facts(results=described, **said))
     assert front_matter(card)["license"] == "mit"
     assert "3 pictures with 3 captions from My cats" in card
     assert "My cats, licence: CC0-1.0." in card
-    assert "has not said" not in card
-    assert "Nothing was measured with these weights." in card
-    assert "No pictures were kept" in card
+    assert "has not stated" not in card
+    assert "These weights were not evaluated." in card
+    assert "There are no sample images" in card
 
 
 def test_the_built_in_emoji_are_attributed() -> None:
@@ -252,23 +254,21 @@ def test_an_evaluation_is_shown_with_intervals_floors_and_protocol() -> None:
         f"| {name} (lower is better) | 0.01234 | 0.011 to 0.0135 | 0.002 (39 / 39) | 312 / 39 |",
         "| recall of Kynkäänniemi (higher is better) | – |  | – | 312 / 39 |",
         f"- {name}: few pictures",
-        f"- floor of {name}: by chance",
-        "- held out prompts (39): 95.0% (95 %: 83.0% to 99.0%) have their true picture as the "
-        "nearest, 100.0% (95 %: 91.0% to 100.0%) among the five nearest, of 335 pictures of the "
-        "data set",
-        "- trained prompts (23): 50.0% (95 %: 30.0% to 70.0%) drawn fully right (colour 75%)",
-        "- copies of trained pictures: no sign of copies (root mean square, 16 x 16)",
+        f"- real-vs-real baseline of {name}: by chance",
+        "- held-out prompts (39): recall@1 95.0% (95% CI 83.0% to 99.0%), recall@5 100.0% (95% CI "
+        "91.0% to 100.0%), among 335 images of the data set",
+        "- training prompts (23): 50.0% (95% CI 30.0% to 70.0%) fully correct (colour 75%)",
+        "- memorisation: no sign of copies (root mean square, 16 x 16)",
         "- Inception is not at hand, so no FID &#124; none",
         "| 0.1 | 0.51 | 0.5 |",
         "| 0.9 | 0.25 | – |",
         "| prompts | 39 held-out captions, 8 seeds each |",
         "| guidance&#95;interval | 0, 1 |",
-        f"| interval of {name} | bootstrap over 39 prompts |",
-        f"| network of {name}, SHA-256 | {'ab' * 32} |",
-        f"| SHA-256 of the weights | {'cd' * 32} |",
+        f"| confidence interval of {name} | bootstrap over 39 prompts |",
+        f"| feature extractor of {name}, SHA-256 | {'ab' * 32} |",
+        f"| weights, SHA-256 | {'cd' * 32} |",
         "| software | limner 0.1.0, torch 2.13.0 |",
-        "[The whole evaluation, with pictures](evaluation/evaluation.html): download it to read "
-        "it.",
+        "[The full evaluation with images](evaluation/evaluation.html); download it to view it.",
     ):
         assert line in lines, line
     assert "evaluation.html" not in model_card(facts(evaluation=evaluation))
@@ -283,9 +283,9 @@ def test_the_hub_reads_the_metrics_by_honest_names() -> None:
     found = {(r.metric_type, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert found == {
         ("kernel-distance-efficientnet-lite0",
-         "kernel distance (EfficientNet-Lite0), 312 drawn, 39 real"): 0.01234,
+         "kernel distance (EfficientNet-Lite0), 312 generated, 39 real"): 0.01234,
         ("recall-at-1-held-out",
-         "recall at 1, held out prompts, among 335 pictures of the data set"): 0.95,
+         "recall@1, held-out prompts, among 335 images of the data set"): 0.95,
     }  # fmt: skip
     assert {(r.task_type, r.dataset_type, r.dataset_name) for r in card.data.eval_results} == {
         ("text-to-image", "emoji", "emoji")
@@ -338,7 +338,7 @@ def test_an_evaluation_of_these_weights_goes_along(
     evaluation["checkpoint"]["weights_sha256"] = "0" * 64
     (folder / "evaluation.json").write_text(json.dumps(evaluation), "utf-8")
     found = published()
-    assert b"Nothing was measured with these weights." in found["README.md"]
+    assert b"These weights were not evaluated." in found["README.md"]
     assert not [name for name in found if name.startswith("evaluation/")]
     assert "belongs to other weights" in caplog.text
 
@@ -386,8 +386,8 @@ def test_figures_of_another_checkpoint_are_left_out(
     caplog.set_level("INFO", "limner")
     publish(older, "me/older", dry_run=True, said=Said(prompts=("a circle",)))
     card = caplog.messages[-1]
-    assert "| updates | 3 |" in card
-    assert "Nothing was measured with these weights." in card
+    assert "| steps | 3 |" in card
+    assert "These weights were not evaluated." in card
     assert "a circle (free, 0)" in card
     assert "(trained," not in card
     assert "do not belong to checkpoint-3" in caplog.text
@@ -396,7 +396,7 @@ def test_figures_of_another_checkpoint_are_left_out(
     stale = json.loads((run / "results.json").read_text("utf-8")) | {"steps": 2}
     (run / "results.json").write_text(json.dumps(stale), "utf-8")
     publish(run, "me/stale", dry_run=True)
-    assert "Nothing was measured with these weights." in caplog.messages[-1]
+    assert "These weights were not evaluated." in caplog.messages[-1]
 
 
 # Parts that come along

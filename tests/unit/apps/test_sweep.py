@@ -409,12 +409,12 @@ def test_the_command_shows_progress_and_a_table(
     command = ["sweep", str(checkpoint), "--costs", "2", "4", "--pictures", "4", "--store", "2"]
     assert main([*command, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "  2 evaluations |   4 pictures | distance " in said
-    assert "settings are chosen on" in said
+    assert "  2 evaluations |   4 images | distance " in said
+    assert "settings are selected on" in said
     table = said[said.index("evaluations  distance") :]
     for start in ("before", "<= 2", "<= 4"):
         assert f"\n{start}" in table
-    assert "> the default from now on" in table
+    assert "> the new default" in table
 
 
 def test_another_model_is_measured_anew(checkpoint: Path) -> None:
@@ -478,7 +478,7 @@ def test_without_the_network_captions_decide(
     assert all(row.chosen.match is not None for row in result.rows)
     assert "pip install" in result.said[0]
     monkeypatch.setattr(sweeping, "follow_of", lambda *_: None)
-    with pytest.raises(LimnerError, match="no metric to choose settings by"):
+    with pytest.raises(LimnerError, match="no metric to select settings with"):
         swept(checkpoint)
 
 

@@ -54,14 +54,14 @@ def test_what_was_made_in_the_same_way_is_compared(run: Path, capsys: Any) -> No
     assert main(["evaluate", "--compare", str(run), str(other)]) == 0
     said = capsys.readouterr().out
     lines = {line.split("  ")[0]: line for line in said.splitlines()}
-    names = ("held-out loss", "recall at 1, held-out captions", "Frechet distance (means)")
+    names = ("held-out loss", "recall@1, held-out captions", "Frechet distance (means)")
     assert set(names) <= set(lines)
     files = [folder / "evaluation.json" for folder in (run / "evaluation", other)]
     a, b = (json.loads(file.read_text("utf-8")) for file in files)
     value = f"{metric(a, 'kernel distance')['value']:.4g} ("
     assert value in lines["kernel distance (means)"]
     assert f"{b['held_out_loss']['mean']['value']:.4g} (" in lines["held-out loss"]
-    assert "chance is unknown" in lines["Frechet distance (means)"]
+    assert "significance is unknown" in lines["Frechet distance (means)"]
 
 
 def test_what_was_made_differently_is_refused_with_both_values(run: Path, capsys: Any) -> None:
@@ -69,7 +69,7 @@ def test_what_was_made_differently_is_refused_with_both_values(run: Path, capsys
     results_of(run, "sampling.num_inference_steps=3", output=run / "more")
     said = refused(["evaluate", "--compare", str(run), str(run / "more")], capsys)
     assert "sampling.num_inference_steps: 2, 3" in said
-    for name in ("kernel distance", "recall at 1", "distance to the nearest trained picture"):
+    for name in ("kernel distance", "recall@1", "distance to the nearest training image"):
         assert name in said
     assert "held-out loss" not in said  # it knows nothing of the sampler
     allowed = ["--varying", "sampling.num_inference_steps"]
@@ -143,7 +143,7 @@ def test_the_better_one_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     good = results_of(run)
     verdicts = {pair.name: pair.verdict for pair in compare(good, bad).pairs}
     assert verdicts["kernel distance (efficientnet)"] == "A is better"
-    assert verdicts["recall at 1, held-out captions"] == "A is better"
-    assert verdicts["held-out loss"] == "no difference beyond chance"
+    assert verdicts["recall@1, held-out captions"] == "A is better"
+    assert verdicts["held-out loss"] == "no significant difference"
     verdicts = {pair.name: pair.verdict for pair in compare(bad, good).pairs}
     assert verdicts["kernel distance (efficientnet)"] == "B is better"

@@ -209,7 +209,7 @@ def test_what_can_be_measured_follows_from_what_is_there() -> None:
     assert "kernel distance" in whole.metrics
     assert "recall" in whole.metrics
     assert replace(whole, features=None).metrics == ("Frechet distance",)
-    with pytest.raises(LimnerError, match="needs at least two pictures, but only 1 can be used"):
+    with pytest.raises(LimnerError, match="requires at least two images, but only 1 can be read"):
         statistics_of(Some(drawn(1)), Means(), None)
 
 
@@ -366,7 +366,7 @@ def test_statistics_alone_give_fid_alone(tmp_path: Path) -> None:
     single = {name: value.astype(np.float32) for name, value in published.items()}
     np.savez(path, **single)
     assert archive_statistics(path, Standard(), None).gaussian.mean.dtype == torch.float64
-    with pytest.raises(LimnerError, match="no pictures, so there is nothing that Frechet distance"):
+    with pytest.raises(LimnerError, match="no images, so Frechet distance"):
         archive_statistics(path, Means(), None)
     with pytest.raises(LimnerError, match=r"unverified weights 000000000000"):
         archive_statistics(path, Standard(verified=False), None)
@@ -385,10 +385,10 @@ def test_what_is_no_reference_is_refused_in_words(tmp_path: Path) -> None:
         assert str(path) in str(error.value)
 
     images, known = drawn().numpy(), moments()
-    refused("neither pictures .* found: images", images=images)
-    refused(r"arr_0 should be uint8 pictures .*float64", arr_0=images / 255)
-    refused(r"arr_0 should be uint8 pictures", arr_0=images.transpose(0, 3, 1, 2))
-    refused(r"arr_0 should be uint8 pictures", arr_0=np.asfortranarray(images))
+    refused("neither images .* found: images", images=images)
+    refused(r"arr_0 should be uint8 images .*float64", arr_0=images / 255)
+    refused(r"arr_0 should be uint8 images", arr_0=images.transpose(0, 3, 1, 2))
+    refused(r"arr_0 should be uint8 images", arr_0=np.asfortranarray(images))
     refused("one of mu and sigma", mu=known["mu"])
     refused(r"sigma should be numbers \[width, width\]", mu=known["mu"], sigma=known["mu"])
     refused("not symmetric", mu=known["mu"], sigma=known["sigma"] + np.triu(np.ones((6, 6)), 1))
@@ -420,7 +420,7 @@ def test_a_damaged_archive_is_no_reference(tmp_path: Path) -> None:
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", header.getvalue() + bytes(100))
-    with pytest.raises(LimnerError, match="cut off"):
+    with pytest.raises(LimnerError, match="truncated"):
         archive_statistics(path, Means(), None)
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from limner.evaluation.splits import OF_DATA, Split
+from limner.evaluation.splits import OF_DATA, Split, adjective
 
 
 def test_files_hold_the_plain_words() -> None:
@@ -16,3 +16,9 @@ def test_each_has_a_heading_and_what_it_means() -> None:
     assert Split.HELD_OUT.heading == "Held-out prompts"
     assert Split("free").heading == "Free prompts"
     assert all(split.meaning for split in Split)
+
+
+def test_before_a_noun_a_value_and_a_key_say_the_same() -> None:
+    assert [adjective(split) for split in Split] == ["training", "held-out", "free"]
+    assert adjective("held_out") == adjective("held out")
+    assert Split.TRAINED.heading == "Training prompts"

@@ -37,7 +37,7 @@ def test_the_kernel_distance_is_unbiased_and_grows() -> None:
     spread = np.std([kernel_distance(a, b) for a, b in pairs]) / len(pairs) ** 0.5
     assert abs(alike) < 3 * spread
     assert 0 < apart[0] < apart[1] < apart[2]
-    with pytest.raises(LimnerError, match="two pictures"):
+    with pytest.raises(LimnerError, match="at least two images"):
         kernel_distance(randn(1, 8), randn(5, 8))
 
 

@@ -85,7 +85,7 @@ def test_a_copy_is_found_whatever_small_change_hides_it(change: str, side: int) 
     assert [one.trained[0] for one in found.nearest] == COPIED
     assert max(one.ratio for one in found.nearest) < COPIES
     assert found.nearer_than_5_percent.value == 1
-    assert "Most drawings are copies" in verdict(found)
+    assert "Most generated images are near-copies" in verdict(found)
 
 
 def test_new_pictures_are_as_far_as_held_out_ones() -> None:
@@ -96,7 +96,7 @@ def test_new_pictures_are_as_far_as_held_out_ones() -> None:
     assert low < 1 < high < 1.3
     assert found.nearer_than_5_percent.value < 0.15
     assert found.chance > 0.01
-    assert "No sign of copying" in verdict(found)
+    assert "No sign of memorisation" in verdict(found)
 
 
 def test_a_few_copies_among_new_pictures_stand_first() -> None:
@@ -110,7 +110,7 @@ def test_a_few_copies_among_new_pictures_stand_first() -> None:
     assert found.worst()[7].ratio > COPIES
     assert found.ratio.value > 0.85  # the median does not see them; the count of the near ones does
     assert found.chance < 0.01
-    assert "Some drawings are nearer" in verdict(found)
+    assert "Some generated images are nearer" in verdict(found)
 
 
 def test_sharing_the_background_does_not_make_a_copy() -> None:
@@ -202,27 +202,27 @@ def test_without_held_out_pictures_it_says_so() -> None:
     assert found.nearest[0].distance < 0.01
     assert math.isnan(found.ratio.value)
     assert found.nearest[0].own_ratio is None
-    assert "No real pictures were held out" in verdict(found)
+    assert "No images were held out" in verdict(found)
     assert nearest_trained(TRAINED[:2], batches(TRAINED), HELD_OUT[:0]).held_out == ()
 
 
 def test_held_out_pictures_that_are_trained_ones_tell_nothing() -> None:
     found = nearest_trained(TRAINED[:30], batches(TRAINED), TRAINED[50:80])
     assert found.ratio.value == 1  # and not 0 / 0
-    assert "have a twin" in verdict(found)
+    assert "have a duplicate" in verdict(found)
 
 
 def test_few_pictures_are_no_evidence() -> None:
-    assert "too few to tell" in verdict(nearest_trained(TRAINED[:3], batches(TRAINED), HELD_OUT))
+    assert "too few to judge" in verdict(nearest_trained(TRAINED[:3], batches(TRAINED), HELD_OUT))
     assert "too few" in verdict(nearest_trained(TRAINED[:30], batches(TRAINED), HELD_OUT[:3]))
     one = nearest_trained(TRAINED[:1], batches(TRAINED), HELD_OUT[:1])
     assert one.ratio.interval is None
 
 
 def test_nothing_to_compare_is_an_error() -> None:
-    with pytest.raises(LimnerError, match="no drawings"):
+    with pytest.raises(LimnerError, match="no generated images"):
         nearest_trained(TRAINED[:0], batches(TRAINED), HELD_OUT)
-    with pytest.raises(LimnerError, match="no trained pictures"):
+    with pytest.raises(LimnerError, match="no training images"):
         nearest_trained(TRAINED[:2], iter([]), HELD_OUT)
 
 

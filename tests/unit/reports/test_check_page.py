@@ -69,9 +69,9 @@ def page_of(folder: Path, told: Any) -> Reader:
 def test_every_section_shows_its_figures(folder: Path) -> None:
     page = page_of(folder, TOLD)
     for shown in (
-        *("check of the data · 2026-11-25", "photos: is it fit to be trained on?"),
-        *("3 findings to fix.", "12 pictures with 12 captions.", "of 20", "25%"),
-        *("to fix: truncated, 3", "The file ends too early. Copy it again."),
+        *("data check · 2026-11-25", "photos: data check"),
+        *("3 errors.", "12 pictures with 12 captions.", "of 20", "25%"),
+        *("error: truncated, 3", "The file ends too early. Copy it again."),
         *("30 bytes are missing", "and 2 more in problems.jsonl"),
         *("near-duplicate", "b.png: a dog", "eine Katze", "64 × 64 pixels."),
         *("32 to 63 px 17%", "64 px and more 83%", "1:2 to 5:4 100%", "PNG 100%"),
@@ -110,7 +110,7 @@ def test_any_broken_value_at_any_depth_does_no_harm(folder: Path, broken: Any) -
 
 def test_a_check_of_nothing_has_a_page_and_none_is_an_error(folder: Path) -> None:
     page = page_of(folder, {})
-    assert "Nothing is wrong with any row." in page.words
+    assert "No problems found." in page.words
     assert "h2" not in page.tags
     (folder / "check.json").write_text('{"half', encoding="utf-8")
     with pytest.raises(LimnerError, match="limner check-data"):

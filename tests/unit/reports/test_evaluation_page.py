@@ -39,12 +39,12 @@ def test_every_section_shows_its_figures(tmp_path: Path, told: dict[str, Any]) -
     assert path == tmp_path / "evaluation.html"
     words = read(path).words
     for shown in (
-        *("emoji: how well does it draw?", "7.61M", "120,000 pictures", "step 3,750"),
-        *("CPU, 2 cores", "2026-11-25", "3,694 trained and 259 held out"),
-        *("78%", "201 of 259; 95% interval 72% to 82%; among the five nearest 94%", "98%"),
+        *("emoji: evaluation", "7.61M", "120,000 images", "step 3,750"),
+        *("CPU, 2 cores", "2026-11-25", "3,694 training and 259 held-out images"),
+        *("78%", "201 of 259; 95% CI 72% to 82%; recall@5 94%", "98%"),
         *(
-            "held out: nearest",
-            "trained: among the five nearest",
+            "held-out prompts: recall@1",
+            "training prompts: recall@5",
             "399 of 400",
             "all 3953 pictures",
         ),
@@ -59,15 +59,15 @@ def test_every_section_shows_its_figures(tmp_path: Path, told: dict[str, Any]) -
             "0.0101 to 0.0264",
         ),
         *("thumbs up: dark skin tone", "红苹果", "✓ nearest", "rank 3", "(empty prompt)"),
-        *("1.04×", "0.93 to 1.15", "No sign of copying", "259 drawings of held-out prompts"),
+        *("1.04×", "0.93 to 1.15", "No sign of memorisation", "259 generated images of held"),
         *(
             "0.30×",
-            "trained: thumbs up",
-            "apart by 0.05; real ones by 0.167",
+            "training image: thumbs up",
+            "distance 0.05; held-out median 0.167",
             "over 16 x 16 places",
         ),
         *("guidance_scale", "[0.1, 0.9]", "num_inference_steps", "0 to 258, one for each prompt"),
-        *("259 against 3,694 pictures", "259 against 259 pictures", "0.80×", "bootstrap, seed 0"),
+        *("259 vs 3,694 images", "259 vs 259 images", "0.80×", "bootstrap, seed 0"),
         *("network: sha256", "5ac1e5", "reference: preparation", "weights_sha256", "01234567"),
         *("averaged", "2.13.0", "truncated file", "2 of 259 prompts were cut at 64 tokens."),
         "limner evaluate outputs/emoji --count 259 --reference held-out --seed 0",
@@ -79,13 +79,13 @@ def test_what_a_checker_read_back(tmp_path: Path) -> None:
     made_up_evaluation(tmp_path, checker=True)
     words = read(write_page(tmp_path)).words
     for shown in (
-        "181 of 200; 95% interval",
-        "held_out: place".replace("_", " "),
+        "181 of 200; 95% CI",
+        "held-out prompts: place",
         "93%",
-        "✓ right",
+        "✓ correct",
     ):
         assert shown in words
-    assert "nearest?" not in words
+    assert "Recall@k" not in words
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path, told: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ def test_pictures_outside_of_the_folder_are_not_shown(tmp_path: Path, told: dict
 
 
 def test_an_evaluation_of_nothing_has_a_page_and_none_is_an_error(tmp_path: Path) -> None:
-    assert "How well does it draw?" in rewrite(tmp_path, {})
+    assert "Evaluation" in rewrite(tmp_path, {})
     (tmp_path / "evaluation.json").write_text('{"half', encoding="utf-8")
     with pytest.raises(LimnerError, match=r"evaluation\.json"):
         write_page(tmp_path)
@@ -225,7 +225,7 @@ def test_a_share_is_a_bar_of_its_length() -> None:
     svg = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", html, re.DOTALL)[0])
     widths = {m.attrib["class"]: float(m.attrib["width"]) for m in svg}
     assert widths == {"track": 100, "bar": 25, "whisker": pytest.approx(11)}
-    assert "5 of 20; 95% interval 20% to 31%" in html
+    assert "5 of 20; 95% CI 20% to 31%" in html
 
 
 def test_figures_have_four_digits() -> None:

@@ -35,13 +35,13 @@ def test_every_section_shows_its_figures(run_folder: Path) -> None:
     assert path == run_folder / "report.html"
     words = read(path).words
     for figure in (
-        *("7.61M", "7,612,416", "8m06s", "CPU, 2 cores", "32,000 pictures in 1,000 steps"),
-        *("90%", "54 of 60 (95% interval 80% to 95%); among the five nearest: 95%"),
+        *("7.61M", "7,612,416", "8m06s", "CPU, 2 cores", "32,000 images in 1,000 steps"),
+        *("90%", "54 of 60 (95% CI 80% to 95%); recall@5 95%"),
         *("69%", "25 of 36", "all 306 pictures of hands", "mean squared difference at 32"),
         *("63.1", "38%", "212 GFLOP/s", "0.002"),
         "scheduler type dpmsolver++, num inference steps 16, guidance scale 3.0, shift 2.0, dtype",
         *("thumbs up: dark skin tone", "红苹果", "nearest", "rank 3", "real"),
-        *("step 0", "step 1,000", "32,000 pictures seen"),
+        *("step 0", "step 1,000", "32,000 images seen"),
         *("held out", "t = 100", "t = 900", "torch.compile is off"),
         *("batch_size", "seed", "2.13.0", "broken.jpg", "truncated file"),
         "limner demo --minutes 10",
@@ -55,10 +55,10 @@ def test_pictures_that_a_checker_read_back_show_what_it_found(run_folder: Path) 
     sample = {"prompt": "a red square", "file": "samples/000.png", "split": "held out"}
     write_json(run_folder / "samples.json", [sample | {"right": r} for r in (True, False, False)])
     words = read(write_report(run_folder)).words
-    for figure in ("92%", "46 of 50 (95% interval 81% to 97%); colour 98%, place 94%"):
+    for figure in ("92%", "46 of 50 (95% CI 81% to 97%); colour 98%, place 94%"):
         assert figure in words
-    assert words.count("✓ right") == 1
-    assert words.count("not fully right") == 2
+    assert words.count("✓ correct") == 1
+    assert words.count("not fully correct") == 2
     assert "nearest" not in words
 
 
@@ -78,7 +78,7 @@ def test_hostile_captions_are_text(run_folder: Path) -> None:
     assert page.words.count(HOSTILE) == 2  # the prompt and the event, word for word
     assert "script" not in page.tags
     assert page.handlers == []
-    assert "emoji <b>: from words to pictures" in page.words
+    assert "emoji <b>: training run" in page.words
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_an_older_checkpoint_drew_is_said_to_be(run_folder: Path) -> None:
     for steps, told in ((1000, False), (900, True)):
         path.write_text(json.dumps(results | {"steps": steps}), "utf-8")
         page = write_report(run_folder).read_text("utf-8")
-        assert ("Drawn and measured at step 900, of the 1,000" in page) == told
+        assert ("Sampled and measured at step 900 of 1,000" in page) == told
 
 
 def test_a_resumed_run_is_drawn_once(run_folder: Path) -> None:
@@ -163,7 +163,7 @@ def test_lines_that_are_not_as_a_run_writes_them_are_left_out(
     path.write_text(f"{before}\n{lines}", encoding="utf-8")
     shown = write_report(run_folder).read_text(encoding="utf-8")
     assert "Learning curves" in shown
-    assert "Make it again" in shown
+    assert "Reproduce" in shown
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda value: repr(value)[:9])

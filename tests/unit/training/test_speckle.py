@@ -168,7 +168,7 @@ def test_results_report_and_sentences_show_it(
     assert kept == results["flat_region_std"]
     assert kept["visible"]
     assert kept["drawn"] > 10 > kept["real"]
-    assert any("the pictures still contain noise" in s for s in sentences_of_run(results))
+    assert any("the generated images still contain noise" in s for s in sentences_of_run(results))
     page = write_report(folder).read_text("utf-8")
-    assert "noise in flat parts" in page
-    assert "the pictures still contain noise" in page
+    assert "noise in flat areas" in page
+    assert "the generated images still contain noise" in page

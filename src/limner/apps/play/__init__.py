@@ -1,1 +1,1 @@
-"""`limner play`: drawing on a page in the browser."""
+"""`limner play`: a web page to generate images."""

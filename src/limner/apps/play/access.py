@@ -1,7 +1,7 @@
-"""Who may ask: whoever has the address that was printed, for it holds a secret.
+"""Access control: requests must carry the token from the printed URL.
 
-Everybody who has an account on a machine can connect to what listens on its loopback. So the
-address has a token, as Jupyter's has. A browser gives it once, and from then on as a cookie.
+Any user of the machine can connect to a server on its loopback interface. Therefore the URL
+contains a token, as with Jupyter. The browser sends it once, and then as a cookie.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _OURS = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNOREC
 
 
 def means_us(hosts: list[str]) -> bool:
-    """Whether the Host headers of a request, one of them, name this machine. A name of the web that
-    was pointed here (DNS rebinding) does not."""
+    """Whether there is exactly one Host header and it names this machine, which prevents DNS
+    rebinding."""
     return len(hosts) == 1 and _OURS.fullmatch(hosts[0].strip()) is not None
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Whether no other page than the one at `host` asks, by the Origin header; none has none."""
+    """Whether the Origin header, if any, is that of the page at `host`."""
     if origin is None:
         return True
     scheme, _, place = origin.partition("://")
@@ -29,20 +29,20 @@ def is_own_page(origin: str | None, host: str) -> bool:
 
 
 class Access:
-    """The secret of one server."""
+    """The token of one server."""
 
     def __init__(self) -> None:
         self.token = secrets.token_urlsafe(32)
-        # Cookies do not tell ports apart: two servers would take each other's by one name.
+        # Cookies are shared between ports: with one name, servers would overwrite each other's.
         self.cookie_name = f"limner-{hashlib.sha256(self.token.encode()).hexdigest()[:12]}"
 
     @property
     def cookie(self) -> str:
-        """For Set-Cookie: out of reach of scripts and of other sites' requests."""
+        """The Set-Cookie header: inaccessible to scripts and not sent across sites."""
         return f"{self.cookie_name}={self.token}; Path=/; HttpOnly; SameSite=Strict"
 
     def is_granted(self, query: str, cookies: list[str], authorization: str | None) -> bool:
-        """Whether `?token=`, a Cookie header, or `Authorization: Bearer` holds the secret."""
+        """Whether `?token=`, a Cookie header, or `Authorization: Bearer` contains the token."""
         return any(map(self._is_it, self._given(query, cookies, authorization)))
 
     def _given(self, query: str, cookies: list[str], authorization: str | None) -> list[str]:
@@ -60,9 +60,9 @@ class Access:
     def in_query(self, query: str) -> list[str]:
         try:
             return parse_qs(query, max_num_fields=16).get("token", [])
-        except ValueError:  # more fields than that
+        except ValueError:  # too many fields
             return []
 
     def _is_it(self, given: str) -> bool:
-        # As bytes: text that is not ASCII is not compared in constant time, but raises.
+        # As bytes, since `compare_digest` raises for text that is not ASCII.
         return secrets.compare_digest(given.encode("utf-8", "replace"), self.token.encode())

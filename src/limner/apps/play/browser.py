@@ -1,4 +1,4 @@
-"""A browser is opened without telling the address, which holds a secret, to all users."""
+"""Opening a browser without exposing the URL, which contains a token, to other users."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PAGE = """<!doctype html>
 
 @contextmanager
 def browser_opened(address: str) -> Iterator[None]:
-    """Open the address in a browser, if there is one.
+    """Open the URL in a browser, if there is one.
 
-    What a program is started with can be read by every user of the machine. So the browser gets a
-    file that only this user may read, and that leads there; it is deleted in the end.
+    Command lines are visible to every user of the machine. Therefore the browser opens a file that
+    is readable only by this user and redirects to the URL; it is deleted at the end.
     """
-    # Browsers that Ubuntu installs as snaps see no other folder than the home.
+    # Browsers installed as snaps on Ubuntu can only read the home folder.
     folder = Path.home() if Path("/snap").is_dir() else None
     try:
         number, name = tempfile.mkstemp(prefix="limner-play-", suffix=".html", dir=folder)
-    except OSError:  # no space: the address stands in the terminal
+    except OSError:  # no space; the URL is printed in the terminal
         yield
         return
     try:

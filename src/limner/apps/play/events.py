@@ -1,4 +1,4 @@
-"""What is told of a drawing on its way to the page. Who reads slowly holds up nobody's drawing."""
+"""Progress events for the page. A slow reader does not block the sampling."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_PROGRESS = 32
-"""Events of progress that wait for a reader; of more, the oldest are left out."""
+"""Maximum number of queued progress events; beyond that the oldest is dropped."""
 MOST_WAITING = 256 * 2**20
-"""Bytes that wait for a reader; who lets more wait is taken to have left."""
+"""Maximum number of queued bytes; beyond that the reader is considered disconnected."""
 
 
 class Events:
     """Args:
-    write: sends bytes, and raises OSError when they are not taken.
+    write: sends bytes; raises OSError if that fails.
 
-    A thread of its own calls `write`, so that the one that draws never waits for a connection.
+    `write` runs in a separate thread, so that sampling never waits for a connection.
     """
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
@@ -30,11 +30,11 @@ class Events:
         self._thread.start()
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Returns at once. Raises ConnectionError if nobody listens any more."""
+        """Queue an event without blocking. Raises ConnectionError if the client disconnected."""
         line = json.dumps(event).encode() + b"\n"
         with self._changed:
             if self._left:
-                raise ConnectionAbortedError("nobody listens any more")
+                raise ConnectionAbortedError("the client has disconnected")
             self._waiting.append((event["kind"], line))
             progress = [entry for entry in self._waiting if entry[0] == "progress"]
             if len(progress) > MOST_PROGRESS:
@@ -44,7 +44,7 @@ class Events:
             self._changed.notify()
 
     def finish(self) -> None:
-        """Wait until all is sent, or nobody listens."""
+        """Wait until all events are sent, or the client disconnects."""
         with self._changed:
             self._finished = True
             self._changed.notify()
@@ -63,7 +63,7 @@ class Events:
                 _, line = self._waiting.popleft()
             try:
                 self._write(line)
-            except OSError:  # closed, or not read from for too long
+            except OSError:  # closed or timed out
                 with self._changed:
                     self._leave()
                 return

@@ -1,4 +1,4 @@
-"""A model that is opened once and draws for whoever asks, one request at a time."""
+"""A loaded model that serves requests one at a time."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from limner.pretrained.autoencoder import IdentityAutoencoder
 from limner.reports.run_folder import read_run
 
 Tell = Callable[[dict[str, Any]], None]
-"""Takes events as they come; what it raises ends the drawing."""
+"""Called with each event; an exception stops the sampling."""
 EXAMPLES = 8
 AT_ONCE = 16
 
 
 class Painter:
     """Args:
-    checkpoint: as `ImageGenerator` takes it. Of a run folder, newer checkpoints are noticed.
-    keep_in: a folder that every drawing is saved in, too.
-    options: of `ImageGenerator`, by name.
+    checkpoint: as for `ImageGenerator`. In a run folder, newer checkpoints are detected.
+    keep_in: a folder to save every image in.
+    options: keyword arguments of `ImageGenerator`.
 
     Raises:
         LimnerError: the model cannot be opened.
@@ -53,7 +53,7 @@ class Painter:
             keep_out_of_the_data(keep_in, self.generator.config, "--output", checkpoint)
 
     def about(self) -> dict[str, Any]:
-        """What the page shows of the model, and what it fills its fields with."""
+        """Information about the model, and default values for the page."""
         generator = self.generator
         config, sampling = generator.config, generator.sampling
         return {
@@ -73,14 +73,14 @@ class Painter:
         }
 
     def shapes(self) -> list[tuple[int, int]]:
-        """(height, width) of the sizes it was trained at, in pixels."""
+        """(height, width) of the training sizes, in pixels."""
         data = self.generator.config.data
         if isinstance(data.buckets, tuple):
             return [(int(height), int(width)) for height, width in data.buckets]
         return [(data.image_size, data.image_size)]
 
     def examples(self) -> list[str]:
-        """Some prompts that the run drew: what it may be asked for."""
+        """Example prompts, from the samples of the run."""
         prompts = list(self.generator.config.training.preview_prompts or ())
         if not prompts and (folder := self.run_folder()) is not None:
             drawn = read_run(folder).samples
@@ -89,55 +89,55 @@ class Painter:
         return [prompt for prompt in dict.fromkeys(prompts) if prompt][:EXAMPLES]
 
     def run_folder(self) -> Path | None:
-        """Where checkpoints come in, if that was named."""
+        """The run folder, if the checkpoint was given as one."""
         folder = Path(self.checkpoint)
         return folder if folder.is_dir() and any(folder.glob("checkpoint-*")) else None
 
     def newer(self) -> int | None:
-        """The step of a checkpoint that the run has written since, if there is one."""
+        """The step of a newer checkpoint of the run, if there is one."""
         folder = self.run_folder()
         finished = checkpoints(folder) if folder else []
         newest = int(finished[-1].name.rpartition("-")[2]) if finished else 0
         return newest if newest > self.generator.step else None
 
     def take_newest(self) -> None:
-        """Draw from the run's newest checkpoint from now on. Raises LimnerError."""
+        """Load the newest checkpoint of the run. Raises LimnerError."""
         self.lock.acquire()
         with self._working():
             self.generator = ImageGenerator(self.checkpoint, **self.options)
 
     def stop(self, within: float) -> bool:
-        """End the drawing that goes on, at its next step, and draw no more. Returns whether there
-        was one; after `within` seconds it is not waited for any longer."""
+        """Stop a running request at its next step, and refuse new ones. Returns whether there was
+        one; waits for at most `within` seconds."""
         self.stopping = True
-        if self.lock.acquire(blocking=False):  # and kept: who waits for it is not to draw
+        if self.lock.acquire(blocking=False):  # never released, so waiting requests do not start
             return False
         self.lock.acquire(timeout=within)
         return True
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """With the lock, which was acquired."""
+        """Release the acquired lock at the end."""
         try:
             if self.stopping:
-                raise ConnectionAbortedError("the command ends")
+                raise ConnectionAbortedError("the server is shutting down")
             yield
         finally:
             self.lock.release()
 
     def draw(self, asked: DrawRequest, tell: Tell) -> None:
-        """Draw all that is asked for, and tell of each step and each picture.
+        """Generate the requested images, and report each step and each image.
 
         Events, by `kind`:
-            waiting   somebody else's drawing goes first
-            progress  `first` and `count` of the pictures that are being drawn, `step` of `steps`,
-                      and in pixel space `previews`: each as the model sees it now, JPEG in base64
-            picture   `number`, `png` in base64, and `how` it was drawn
+            waiting   another request is running
+            progress  `first` and `count` of the current batch, `step` of `steps`, and in pixel
+                      space `previews`: the current estimates, JPEG in base64
+            picture   `number`, `png` in base64, and `how`: the sampling settings
 
         Raises:
-            LimnerError: a setting, size, or start picture cannot be used; or, when all is drawn
-                and told of, a drawing could not be kept.
-            ConnectionError: `tell` raised it, or the command ends.
+            LimnerError: a setting, size, or initial image is invalid; or, after all images were
+                sent, some could not be saved.
+            ConnectionError: raised by `tell`, or the server is shutting down.
         """
         settings = asked.settings()
         if not self.lock.acquire(blocking=False):
@@ -156,7 +156,7 @@ class Painter:
 
             def progress(step: int, steps: int, x0: Tensor, first: int = first) -> None:
                 if self.stopping:
-                    raise ConnectionAbortedError("the command ends")
+                    raise ConnectionAbortedError("the server is shutting down")
                 event: dict[str, Any] = {"first": first, "count": len(x0)}
                 event |= {"step": step, "steps": steps}
                 if isinstance(generator.autoencoder, IdentityAutoencoder):
@@ -181,13 +181,13 @@ class Painter:
                 tell({**event, "png": _encoded(image, "PNG")})
         if unkept:
             raise LimnerError(
-                f"{len(unkept)} of {len(every)} pictures could not be saved in {self.keep_in} "
+                f"{len(unkept)} of {len(every)} images could not be saved in {self.keep_in} "
                 f"({unkept[0]}); save them from this page"
             )
 
 
 def keep(image: Image.Image, folder: Path) -> Path:
-    """Save a drawing by its prompt and seed; one by that name that is there already stays."""
+    """Save an image under its prompt and seed, without overwriting an existing file."""
     how = how_drawn(image)
     words = re.sub(r"[^\w-]+", "-", str(how["prompt"])).strip("-")[:60].strip("-") or "empty"
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def keep(image: Image.Image, folder: Path) -> Path:
     for number in itertools.count(1):
         path = folder / f"{words}-{how['seed']}{f'-{number}' if number > 1 else ''}.png"
         try:
-            with path.open("xb") as file:  # not through a link that somebody put there
+            with path.open("xb") as file:  # does not follow an existing link
                 file.write(data.getvalue())
         except FileExistsError:
             continue

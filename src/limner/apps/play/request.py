@@ -1,4 +1,4 @@
-"""What the page may ask for: typed, and checked before a model hears of it."""
+"""Requests from the page, validated before they reach the model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from limner.messages import shorten_name
 
 MOST_IMAGES = 64
 MOST_CHARACTERS = 10_000
-"""Of a prompt, as of a caption."""
+"""Maximum length of a prompt, as of a caption."""
 MOST_ERRORS = 8
 MOST_PIXELS = 4096
-"""Of a side."""
+"""Maximum height and width."""
 
 
 Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
@@ -25,10 +25,10 @@ Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 class DrawRequest(Section):
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1, max_length=MOST_IMAGES)]
-    """One or several; each is drawn `num_images` times."""
+    """One or more prompts; `num_images` images are generated for each."""
     num_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] = 1
     seed: Seed = 0
-    """Of the first picture of a prompt; the next has the next."""
+    """Seed of the first image of each prompt, incremented for the others."""
     negative_prompt: Prompt | None = None
     num_inference_steps: Annotated[PositiveInt, Field(le=1000)] | None = None
     guidance_scale: NonNegative | None = None
@@ -36,12 +36,12 @@ class DrawRequest(Section):
     height: Annotated[PositiveInt, Field(le=MOST_PIXELS)] | None = None
     width: Annotated[PositiveInt, Field(le=MOST_PIXELS)] | None = None
     init_image: str | None = None
-    """A picture to start from: its file, base64."""
+    """Initial image: an image file in base64."""
     strength: Share | None = None
 
     @classmethod
     def read(cls, values: Any) -> DrawRequest:
-        """Raises LimnerError, naming what cannot be used."""
+        """Validate a request. Raises LimnerError, naming the invalid fields."""
         try:
             asked = cls.model_validate(values)
         except ValidationError as error:
@@ -51,21 +51,21 @@ class DrawRequest(Section):
             raise LimnerError("invalid request: " + "; ".join(lines)) from None
         if len(asked.prompts) * asked.num_images > MOST_IMAGES:
             raise LimnerError(
-                f"{len(asked.prompts)} prompts, each {asked.num_images} times, are more than "
-                f"{MOST_IMAGES} pictures; request fewer"
+                f"{len(asked.prompts)} prompts with {asked.num_images} images each exceed the "
+                f"limit of {MOST_IMAGES} images; request fewer"
             )
         return asked
 
     def images(self) -> list[tuple[str, int]]:
-        """Prompt and seed of each picture."""
+        """Prompt and seed of each image."""
         seeds = [(self.seed + i) % SEEDS for i in range(self.num_images)]
         return [(prompt, seed) for prompt in self.prompts for seed in seeds]
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of `ImageGenerator.generate_batch` by the same names.
+        """Keyword arguments for `ImageGenerator.generate_batch`.
 
         Raises:
-            LimnerError: `init_image` is no base64.
+            LimnerError: `init_image` is not valid base64.
         """
         names = ("num_inference_steps", "guidance_scale", "scheduler_type", "height", "width")
         found = {name: getattr(self, name) for name in (*names, "negative_prompt", "strength")}

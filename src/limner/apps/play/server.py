@@ -1,15 +1,14 @@
-"""The page to draw with, served to this machine and to who has its address.
+"""The HTTP server of the page.
 
     GET  /        the page
-    GET  /model   what is drawn from, as JSON
-    POST /draw    `DrawRequest` as JSON; the answer: a line of JSON for each event of `Painter.draw`
-    POST /newest  draw from the run's newest checkpoint from now on
+    GET  /model   information about the model, as JSON
+    POST /draw    `DrawRequest` as JSON; responds with one line of JSON per event of `Painter.draw`
+    POST /newest  load the newest checkpoint of the run
 
-It listens on loopback, and answers who gives the token of its address (limner.apps.play.access) and
-asks for it by that name, so that neither another user of the machine nor a page of the web reaches
-it: a name that was pointed here (DNS rebinding) is refused by Host, another page's requests by
-Origin and by their content type. Who closes the connection ends the drawing; who says nothing, or
-does not read, holds up nobody.
+The server listens on loopback and requires the token of its URL (limner.apps.play.access), so that
+other users of the machine have no access. DNS rebinding is prevented by checking the Host header,
+cross-site requests by the Origin header and the content type. Closing the connection stops the
+sampling; idle and slow clients do not block others.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from limner.errors import LimnerError
 
 LOOPBACK = "127.0.0.1"
 MOST_BYTES = 64 * 2**20
-"""Of a request: a start picture is in it."""
+"""Maximum size of a request, which may contain an initial image."""
 MOST_CONNECTIONS = 64
 PATIENCE = 30.0
-"""Seconds in which a connection takes or gives something."""
+"""Socket timeout in seconds."""
 HEAD_WITHIN = 15.0
-"""Seconds in which a request has said what it wants."""
+"""Time limit for receiving the request headers, in seconds."""
 STOP_WITHIN = 20.0
-"""Seconds that a drawing has to stop when the command ends."""
+"""Time limit for stopping a running request at shutdown, in seconds."""
 PIECE = 2**16
 POLICY = (
     "default-src 'none'; img-src data: blob:; connect-src 'self'; base-uri 'none'; "
@@ -53,22 +52,22 @@ POLICY = (
     "style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
 )
 NO_TOKEN = (
-    "this needs the whole address that `limner play` printed in its terminal, with ?token=...; "
-    "each start of the command has a new one"
+    "invalid or missing token; open the full URL that `limner play` printed in the terminal, with "
+    "?token=... (each start creates a new one)"
 )
 log = logging.getLogger(__name__)
 
 
 class Server(ThreadingHTTPServer):
     """Args:
-    port: to listen at; 0: any that is free.
+    port: the port to listen on; 0: any free port.
 
     Raises:
-        LimnerError: the port is taken, or may not be had.
+        LimnerError: the port is in use or not permitted.
     """
 
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # there it would share the port with another program
+    allow_reuse_address = os.name != "nt"  # on Windows it would share the port
     request_queue_size = 32
 
     def __init__(self, painter: Painter, port: int) -> None:
@@ -83,29 +82,29 @@ class Server(ThreadingHTTPServer):
             raise LimnerError(f"--port {port} {why}; use another, or 0 for any free port") from None
 
     def server_bind(self) -> None:
-        """Without the look-up of a name, which takes seconds where a resolver does not answer."""
+        """Skip the reverse DNS lookup, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
 
     @property
     def address(self) -> str:
-        """With the token: who knows it may draw."""
+        """The URL with the token."""
         return f"http://{LOOPBACK}:{self.server_port}/?token={self.access.token}"
 
     def exit_code(self) -> int:
-        """End what is being drawn; 130 if something was, else 0."""
+        """Stop a running request; 130 if there was one, otherwise 0."""
         return 130 if self.painter.stop(STOP_WITHIN) else 0
 
     # ---- connections -----------------------------------------------------------------------
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether there is a thread left for it; else it is closed."""
+        """Whether a thread is available; otherwise the connection is closed."""
         return self.free.acquire(blocking=False)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be started, which would have given it back
+        except BaseException:  # the thread, which would have released it, was not started
             self.free.release()
             raise
 
@@ -116,14 +115,14 @@ class Server(ThreadingHTTPServer):
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """In one line; the base class prints a traceback for each client that leaves early."""
+        """Log one line; the base class prints a traceback whenever a client disconnects."""
         error = sys.exception()
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
-        log.log(level, "a request ended with %s: %s", type(error).__name__, error)
+        log.log(level, "a request failed with %s: %s", type(error).__name__, error)
 
 
 class Refusal(Exception):
-    """A request that is not answered as it wishes: status and reason."""
+    """An error response: status and reason."""
 
     def __init__(self, status: int, why: str) -> None:
         self.status, self.why = status, why
@@ -136,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # A byte now and then is in time for each read: the whole head has a time, too.
+        # The socket timeout alone would allow a client to send one byte at a time forever.
         self.waiting = threading.Timer(HEAD_WITHIN, self.hear_no_more)
         self.waiting.daemon = True
         self.waiting.start()
@@ -162,54 +161,52 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.check_who_asks(query)
             if path not in answers:
-                raise Refusal(404, "there is no such page")
+                raise Refusal(404, "page not found")
             answers[path]()
         except Refusal as refusal:
             self.refuse(refusal.status, refusal.why)
         except LimnerError as error:
             self.refuse(409, str(error))
         except OSError:
-            raise  # of the connection
-        except Exception as error:  # go on serving
+            raise  # a connection error
+        except Exception as error:  # keep serving
             log.error("%s failed with %s: %s", path, type(error).__name__, error)
-            log.debug("where it failed", exc_info=True)
+            log.debug("traceback:", exc_info=True)
             self.refuse(500, f"{type(error).__name__}: {error}")
 
-    # ---- who may ask -----------------------------------------------------------------------
+    # ---- access control --------------------------------------------------------------------
 
     def check_who_asks(self, query: str) -> None:
-        """Raises Refusal unless the browser means this server, for itself, and has the token."""
+        """Raises Refusal unless the Host, the Origin, and the token are valid."""
         hosts = self.headers.get_all("Host", [])
         if not means_us(hosts):
-            shown = ", ".join(map(repr, hosts))[:200] or "no name"
-            raise Refusal(403, f"asked for as {shown}; it answers to localhost alone")
+            shown = ", ".join(map(repr, hosts))[:200] or "none"
+            raise Refusal(403, f"invalid Host header: {shown}; open the page as localhost")
         if not is_own_page(self.headers.get("Origin"), hosts[0]):
-            raise Refusal(403, "asked by another page")
+            raise Refusal(403, "cross-origin requests are not allowed")
         given = self.headers.get_all("Cookie", []), self.headers.get("Authorization")
         if not self.server.access.is_granted(query, *given):
             raise Refusal(403, NO_TOKEN)
 
     def body(self) -> Any:
-        """The JSON that came. Raises Refusal."""
+        """The JSON body of the request. Raises Refusal."""
         if self.headers.get_content_type() != "application/json":
-            raise Refusal(415, "a request must be application/json")
+            raise Refusal(415, "the content type must be application/json")
         lengths = self.headers.get_all("Content-Length", [])
         one = len(lengths) == 1 and re.fullmatch("[0-9]{1,12}", lengths[0].strip())
         if not one or int(lengths[0]) > MOST_BYTES:
-            raise Refusal(
-                413, f"a request must have a Content-Length of at most {MOST_BYTES:,} bytes"
-            )
+            raise Refusal(413, f"the Content-Length must be given and at most {MOST_BYTES:,} bytes")
         data = self.rfile.read(int(lengths[0]))
         if len(data) < int(lengths[0]):
-            raise Refusal(400, "the request was cut off")
+            raise Refusal(400, "the request is truncated")
         try:
             return json.loads(data)
         except RecursionError:
             raise Refusal(400, "not valid JSON: it is nested too deeply") from None
-        except ValueError as error:  # of JSON, of UTF-8, or of a number that is too long
+        except ValueError as error:  # invalid JSON or UTF-8, or a number with too many digits
             raise Refusal(400, f"not valid JSON: {error}") from None
 
-    # ---- answers ---------------------------------------------------------------------------
+    # ---- responses -------------------------------------------------------------------------
 
     def page(self) -> None:
         nonce = secrets.token_urlsafe(16)
@@ -235,26 +232,26 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         events = Events(self.write)
-        with contextlib.suppress(ConnectionError):  # the page was closed, or asked to stop
+        with contextlib.suppress(ConnectionError):  # the page was closed, or stopped it
             events.tell(self.drawn(values, events))
         events.finish()
 
     def drawn(self, values: Any, events: Events) -> dict[str, Any]:
-        """Draw; returns the last event. Raises ConnectionError."""
+        """Generate the images; returns the last event. Raises ConnectionError."""
         try:
             self.server.painter.draw(DrawRequest.read(values), events.tell)
         except ConnectionError:
             raise
         except LimnerError as error:
             return {"kind": "error", "message": str(error)}
-        except Exception as error:  # a kernel that fails, memory that runs out: go on serving
-            log.exception("a drawing failed")
+        except Exception as error:  # a device error, out of memory: keep serving
+            log.exception("generation failed")
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
             return {"kind": "error", "message": f"{type(error).__name__}: {reason}"}
         return {"kind": "done"}
 
     def write(self, data: bytes) -> None:
-        """Raises OSError if it is not taken: a piece at a time, as each has `PATIENCE`."""
+        """Send in chunks, since the timeout applies to each. Raises OSError."""
         for begin in range(0, len(data), PIECE):
             self.wfile.write(data[begin : begin + PIECE])
 
@@ -262,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(json.dumps(values).encode(), "application/json")
 
     def refuse(self, status: int, why: str) -> None:
-        if self.command == "GET" and self.path.partition("?")[0] == "/":  # a person reads this
+        if self.command == "GET" and self.path.partition("?")[0] == "/":  # shown in the browser
             self.answer(f"Limner: {why}\n".encode(), "text/plain; charset=utf-8", status=status)
         else:
             body = json.dumps({"message": why}).encode()

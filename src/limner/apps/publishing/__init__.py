@@ -1,1 +1,1 @@
-"""`limner export` and `limner publish`: a model for others."""
+"""`limner export` and `limner publish`."""

@@ -1,6 +1,6 @@
-"""The model card: what a stranger needs to judge and use a model, made from its run alone.
+"""The model card, generated from the run.
 
-Nothing is claimed that the run does not hold; what nobody said is said to be missing.
+It claims nothing that the run does not contain, and names what is unknown.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ from limner.redaction import is_hub_id
 TWEMOJI = Markdown(
     "The artwork is [Twemoji](https://github.com/jdecked/twemoji), copyright 2020 Twitter, Inc and "
     "other contributors, later versions copyright jdecked/twemoji contributors, licensed under "
-    "[CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/). Changes made: drawn in pixels on "
-    "white. What the model draws imitates it: give the same attribution when you share pictures. "
+    "[CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/). Changes made: rasterised on white. "
+    "Generated images imitate it: give the same attribution when you share them. "
     "The names come from Unicode CLDR (Unicode License v3) through the Python package `emoji`."
 )
-SHAPES = plain(
-    "They are drawn by a program of Limner's (Apache-2.0); no artwork of others is in them."
-)
+SHAPES = plain("The images are rendered by Limner (Apache-2.0) and contain no third-party artwork.")
 BUILT_IN = {"emoji": TWEMOJI, "shapes": SHAPES}
-"""The data sets that come with Limner: where they are from."""
+"""Attribution of the built-in data sets."""
 HUB = "https://huggingface.co"
 NOT_THE_RECIPE = frozenset(
     (
@@ -58,26 +56,26 @@ NOT_THE_RECIPE = frozenset(
         "text_encoder.fingerprint",
     )
 )
-"""Settings that say where things were, or how they were watched, and nothing about the model."""
+"""Settings about paths and monitoring, which do not affect the model."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of the card."""
+    """A sample image on the card."""
 
     file: str
     """Path in the repository."""
     prompt: str
     seed: int
     split: str
-    """"trained", "held out", or "free": where the prompt is from."""
+    """"trained", "held out", or "free": where the prompt comes from."""
     drawn: dict[str, Any]
-    """With which solver, steps, guidance, and precision."""
+    """Sampling settings and precision."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card is made from."""
+    """The inputs of the card."""
 
     repo: str
     """Id of the repository, `owner/name`."""
@@ -87,23 +85,23 @@ class Facts:
     images: int
     seconds: float
     dtype: str
-    """Of the weights."""
+    """Dtype of the weights."""
     samples: Sequence[Sample]
     results: dict[str, Any]
-    """results.json of the run, if it is about these weights."""
+    """results.json of the run, if it belongs to these weights."""
     evaluation: dict[str, Any]
-    """evaluation.json, likewise."""
+    """evaluation.json, if it belongs to these weights."""
     page: str | None
-    """Where in the repository the page of that evaluation is."""
+    """Path of the evaluation page in the repository."""
     license: str | None
     data_name: str | None
     data_license: str | None
     lineage: Lineage | None = None
-    """What the model began from; None: what the configuration says."""
+    """What the model was trained from; None: taken from the configuration."""
 
 
 def model_card(facts: Facts) -> str:
-    """README.md of the repository, with the metadata that the Hub reads."""
+    """The README.md of the repository, with the metadata for the Hub."""
     name = public_name(facts.config, facts.data_name)
     lineage = facts.lineage or lineage_of_config(facts.config)
     facts = replace(
@@ -115,12 +113,12 @@ def model_card(facts: Facts) -> str:
 
 
 def _values_of(facts: Facts) -> dict[str, Any]:
-    """What the template model_card.md shows."""
+    """The context of the template model_card.md."""
     config, results = facts.config, facts.results
     sets = [data.name for data in _lineage(facts).data if _is_on_the_hub(data, facts)]
     bases = [before.model for before in _lineage(facts).models_before() if before.model]
     measured_on = (facts.evaluation.get("dataset") or {}).get("name")
-    # Every shell and Python take letters, spaces, and commas as they are.
+    # Letters, spaces, and commas need no escaping in any shell or in Python.
     simple = (
         s.prompt for s in facts.samples if s.prompt.replace(" ", "a").replace(",", "a").isalpha()
     )
@@ -153,8 +151,8 @@ def _values_of(facts: Facts) -> dict[str, Any]:
 
 
 def license_that_fits(lineage: Lineage) -> str | None:
-    """The licence of a model if its publisher chooses none: that of the built-in data set, if all
-    that it and the models before it learned from are under one and the same."""
+    """The default licence of a model: that of the built-in data sets, if it and its base models
+    were trained on built-in data sets with the same licence only."""
     models = (lineage, *lineage.models_before())
     sets = [data for one in models for data in one.data]
     if not all(one.complete and one.data for one in models):
@@ -172,7 +170,7 @@ def _trained(facts: Facts) -> Markdown:
         for data in lineage.data
     )
     if facts.data_name and all(data.name != facts.data_name for data in lineage.data):
-        sets = plain(facts.data_name)  # another name for what has one
+        sets = plain(facts.data_name)  # the publisher's name replaces the known one
     if lineage.base is None:
         return Markdown(f"trained from scratch with Limner on {sets}")
     base = lineage.base.model
@@ -183,12 +181,12 @@ def _trained(facts: Facts) -> Markdown:
         )
     rank, how = facts.config.lora.rank, ""
     if rank or lineage.method == "lora":
-        how = f", by LoRA{f' of rank {rank}' if rank else ''}, merged into the weights"
-    return Markdown(f"fine-tuned with Limner on {sets}{how}; it began from {begun}")
+        how = f", with LoRA{f' of rank {rank}' if rank else ''}, merged into the weights"
+    return Markdown(f"fine-tuned with Limner from {begun} on {sets}{how}")
 
 
 def _sizes(facts: Facts) -> str:
-    """Width × height of what it was trained at."""
+    """The training sizes, width × height."""
     side, buckets = facts.config.data.image_size, facts.config.data.buckets
     if not isinstance(buckets, tuple):
         return f"{side} × {side}"
@@ -201,7 +199,7 @@ def _lineage(facts: Facts) -> Lineage:
 
 
 def _license(facts: Facts) -> str | None:
-    """What the publisher chose, or what fits."""
+    """The publisher's choice, or the default."""
     return facts.license or license_that_fits(_lineage(facts))
 
 
@@ -210,7 +208,7 @@ def _is_on_the_hub(data: LearnedFrom, facts: Facts) -> bool:
 
 
 def _shown_set(data: LearnedFrom, facts: Facts) -> str:
-    """A data set's public name, with a link if it is on the Hub."""
+    """The public name of a data set, with a link if it is on the Hub."""
     if data.name is None:
         return A_PRIVATE_SET
     if data.name in BUILT_IN:
@@ -229,14 +227,15 @@ def _recipe(facts: Facts) -> list[tuple[str, str]]:
     versions = results.get("versions", {})
     rows = [
         ("parameters", f"{facts.parameters:,}, published in {facts.dtype}"),
-        ("updates", f"{facts.step:,}"),
-        ("pictures seen", f"{facts.images:,}"),
+        ("steps", f"{facts.step:,}"),
+        ("images seen", f"{facts.images:,}"),
         ("training time", f"{format_duration(facts.seconds)}{where}"),
         ("software", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("autoencoder", _part(config.vae.pretrained_model_name, "vae")),
         (
             "text encoder",
-            _part(config.text_encoder.pretrained_model_name, "text_encoder") or "trained along",
+            _part(config.text_encoder.pretrained_model_name, "text_encoder")
+            or "trained with the model",
         ),
     ]
     rows += [(Markdown(f"`{key}`"), Markdown(f"`{v}`")) for key, v in changed_settings(config)]
@@ -244,7 +243,7 @@ def _recipe(facts: Facts) -> list[tuple[str, str]]:
 
 
 def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
-    """The settings that are not as Limner chooses them by itself, as (section.key, value)."""
+    """The settings that differ from Limner's defaults, as (section.key, value)."""
     default = load_config(None)
     private = () if is_public_set(config) else [f"data.{key}" for key in NAMES_OF_A_SET]
     for section in Config.model_fields:
@@ -262,14 +261,14 @@ def changed_settings(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _part(name: str | None, folder: str) -> str:
-    """A pretrained part by its Hub id; one from a folder on somebody's machine lies here, too."""
+    """A pretrained component by its Hub id, or the folder in this repository that contains it."""
     if not name:
         return ""
     return name if is_hub_id(name) else Markdown(f"in `{folder}/`")
 
 
 def _data(facts: Facts) -> list[Markdown]:
-    """Paragraphs: what it learned from, and under which licences that and the model are."""
+    """Paragraphs about the training data and the licences."""
     lineage = _lineage(facts)
     about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
     known = about.get("description", "")
@@ -281,24 +280,24 @@ def _data(facts: Facts) -> list[Markdown]:
         elif data.license:
             said.append(f"{shown[:1].upper()}{shown[1:]}, licence: {plain(data.license)}.")
         elif _is_on_the_hub(data, facts):
-            said.append(f"The pictures and captions are those of {shown}; their licence is there.")
+            said.append(f"The images and captions are those of {shown}; see there for the licence.")
         else:
-            which = "these pictures and captions"
+            which = "the images and captions"
             if sum(one.name not in BUILT_IN for one in set(lineage.data)) > 1:
-                which = f"the pictures and captions of {shown}"
+                which = f"the images and captions of {shown}"
             said.append(
-                f"The publisher has not said where {which} are from, or under "
-                "which licence they are: ask before you use the model for more than trying it."
+                f"The publisher has not stated the source or the licence of {which}: ask before "
+                "you use the model beyond testing it."
             )
     said = list(dict.fromkeys(said))
     said += _before(facts)
     if _license(facts) is None:
-        said.append("No licence was chosen for the model itself.")
+        said.append("The publisher has not chosen a licence for the model.")
     return [Markdown(paragraph) for paragraph in said]
 
 
 def _before(facts: Facts) -> list[str]:
-    """Of the models before this one: which they are, and to whom the same credit is due."""
+    """The base models, and the attribution that they require."""
 
     def shown(data: LearnedFrom) -> str:
         name = _shown_set(data, facts)

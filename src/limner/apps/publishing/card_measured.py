@@ -1,4 +1,4 @@
-"""What was measured of a model, as its card shows it: no number without how it was made."""
+"""Results for the model card, each with how it was measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from limner.apps.publishing.markdown import short
 from limner.config import SamplingConfig
-from limner.evaluation.splits import Split
+from limner.evaluation.splits import Split, adjective
 from limner.reports.gauges import is_number
 
 BETTER = {"lower": "lower is better", "higher": "higher is better"}
 
 
 def measured_at_the_end(results: dict[str, Any]) -> list[str]:
-    """Sentences about what a run measured at its end.
+    """Sentences about the results at the end of a run.
 
     Args:
         results: results.json; {} if there is none.
@@ -23,12 +23,12 @@ def measured_at_the_end(results: dict[str, Any]) -> list[str]:
 
     said = sentences_of_run(results)
     if results.get("distance"):
-        said.append(f"Nearest by {results['distance']}, among {results['range']}")
+        said.append(f"Recall by {results['distance']}, among {results['range']}")
     return said
 
 
 def evaluated(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of evaluation.json, which `limner evaluate` wrote."""
+    """The results in evaluation.json, for the template."""
     return {
         "day": str(evaluation.get("created", ""))[:10],
         "metrics": [_row(metric) for metric in evaluation.get("metrics", [])],
@@ -39,9 +39,9 @@ def evaluated(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def how_drawn(sampling: dict[str, Any]) -> str:
-    """A sentence about the settings that pictures were drawn with, and their precision."""
+    """A sentence about the sampling settings and the precision."""
     low, high = sampling.get("guidance_interval", (0.0, 1.0))
-    within = "" if (low, high) == (0.0, 1.0) else f" between {low:g} and {high:g} of the noise"
+    within = "" if (low, high) == (0.0, 1.0) else f" at noise levels from {low:g} to {high:g}"
     said = ("scheduler_type", "num_inference_steps", "guidance_scale", "guidance_interval")
     others = "".join(
         f", {key} {short(sampling[key])}"
@@ -49,7 +49,7 @@ def how_drawn(sampling: dict[str, Any]) -> str:
         if key not in said and key in sampling and sampling[key] != field.default
     )
     return (
-        f"Drawn with {sampling['scheduler_type']}, {sampling['num_inference_steps']} steps, "
+        f"Sampled with {sampling['scheduler_type']}, {sampling['num_inference_steps']} steps, "
         f"guidance {sampling['guidance_scale']:g}{within}{others}, in "
         f"{sampling.get('dtype', 'float32')}."
     )
@@ -70,33 +70,33 @@ def _counts(measured: dict[str, Any]) -> str:
 
 
 def _answers(evaluation: dict[str, Any]) -> Iterator[str]:
-    """Did prompts get what they name?"""
+    """Prompt following."""
     for split, found in splits(evaluation.get("recall")):
         yield (
-            f"{split} prompts ({found['count']:,}): {_share(found['at_1'])} have their true "
-            f"picture as the nearest, {_share(found['at_5'])} among the five nearest, of "
-            f"{found['range']}"
+            f"{adjective(split)} prompts ({found['count']:,}): recall@1 {_share(found['at_1'])}, "
+            f"recall@5 {_share(found['at_5'])}, among {found['range']}"
         )
     for split, found in splits(evaluation.get("checker")):
         parts = ", ".join(f"{name} {value:.0%}" for name, value in found.get("by_part", {}).items())
         yield (
-            f"{split} prompts ({found['count']:,}): {_share(found['all_right'])} drawn fully right"
-            + (f" ({parts})" if parts else "")
+            f"{adjective(split)} prompts ({found['count']:,}): {_share(found['all_right'])} fully "
+            "correct" + (f" ({parts})" if parts else "")
         )
 
 
 def _copies(evaluation: dict[str, Any]) -> Iterator[str]:
     found = evaluation.get("memorisation")
     if found:
-        yield f"copies of trained pictures: {found['verdict']} ({found['space']})"
+        yield f"memorisation: {found['verdict']} ({found['space']})"
 
 
 def _notes(evaluation: dict[str, Any]) -> Iterator[str]:
-    """What must be known beside the numbers; what is true of several is said once."""
+    """Notes on the results; a note that applies to several metrics appears once."""
     about: dict[tuple[str, str], list[str]] = {}
     for metric in evaluation.get("metrics", ()):
         floor = metric.get("floor") or {}
-        for what, notes in (("", metric.get("notes", ())), ("floor of ", floor.get("notes", ()))):
+        of_floor = "real-vs-real baseline of ", floor.get("notes", ())
+        for what, notes in (("", metric.get("notes", ())), of_floor):
             for note in notes:
                 about.setdefault((what, note), []).append(metric["name"])
     for (what, note), names in about.items():
@@ -116,11 +116,11 @@ def _protocol(evaluation: dict[str, Any]) -> dict[str, str]:
     known = {key: short(v) for key, v in evaluation["protocol"].items() if v not in (None, "")}
     for metric in evaluation.get("metrics", ()):
         if metric.get("interval_by"):
-            known[f"interval of {metric['name']}"] = metric["interval_by"]
+            known[f"confidence interval of {metric['name']}"] = metric["interval_by"]
         digest = (metric.get("network") or {}).get("weights_sha256")
         if digest and digest not in known.values():
-            known[f"network of {metric['name']}, SHA-256"] = digest
-    known["SHA-256 of the weights"] = evaluation["checkpoint"]["weights_sha256"]
+            known[f"feature extractor of {metric['name']}, SHA-256"] = digest
+    known["weights, SHA-256"] = evaluation["checkpoint"]["weights_sha256"]
     versions = evaluation.get("versions", {})
     known["software"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     known["device"] = str(evaluation.get("device", ""))
@@ -146,9 +146,9 @@ def _interval(measured: dict[str, Any]) -> str:
 
 
 def _share(measured: dict[str, Any]) -> str:
-    """A share with its interval, in percent."""
+    """A proportion with its confidence interval, in percent."""
     if not is_number(measured.get("value")):
         return "–"
     interval = measured.get("interval")
-    both = f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+    both = f" (95% CI {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
     return f"{measured['value']:.1%}{both}"

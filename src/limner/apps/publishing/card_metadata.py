@@ -1,4 +1,4 @@
-"""The metadata of a model card, which the Hub reads."""
+"""The metadata of a model card, for the Hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from limner.apps.publishing.card_measured import splits
 from limner.config import Config
+from limner.evaluation.splits import adjective
 from limner.reports.gauges import is_number
 
 
@@ -23,13 +24,13 @@ def metadata(
     evaluation: dict[str, Any],
     data_name: str,
 ) -> str:
-    """YAML of what the Hub finds a model by, and shows beside it.
+    """The YAML front matter that the Hub indexes and displays.
 
     Args:
-        base_model: id of the model on the Hub that it began from.
-        datasets: ids of those on the Hub that it learned from.
+        base_model: Hub id of the base model.
+        datasets: Hub ids of the training data sets.
         evaluation: evaluation.json; {} if there is none.
-        data_name: what the data set of the evaluation is called in public.
+        data_name: public name of the data set of the evaluation.
     """
     languages = {"emoji": list(config.data.languages), "shapes": ["en"]}
     tags = ["text-to-image", "diffusers", "diffusion-transformer", "limner"]
@@ -46,14 +47,14 @@ def metadata(
         model_name=repo.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
-    # Not `to_yaml`, which folds long lines, in which names that are private would not be found.
+    # Not `to_yaml`, which folds long lines: the search for private names would miss them.
     return yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def eval_results(evaluation: dict[str, Any], data_name: str) -> Iterator[EvalResult]:
-    """For the Hub's widgets.
+    """Results for the Hub's widgets.
 
-    A metric's type is its own name: "fid" is for the one with the standard Inception network.
+    The type of a metric is its own name: "fid" is reserved for the standard Inception network.
     """
 
     def measured(kind: str, name: str, value: float) -> EvalResult:
@@ -70,11 +71,11 @@ def eval_results(evaluation: dict[str, Any], data_name: str) -> Iterator[EvalRes
     for metric in evaluation.get("metrics", ()):
         if is_number(value := metric.get("value")):
             drawn, real = (f"{count:,}" for count in metric["counts"])
-            name = f"{metric['name']}, {drawn} drawn, {real} real"
+            name = f"{metric['name']}, {drawn} generated, {real} real"
             yield measured(_slug(metric["name"]), name, value)
     for split, found in splits(evaluation.get("recall")):
         if is_number(value := found["at_1"].get("value")):
-            name = f"recall at 1, {split} prompts, among {found['range']}"
+            name = f"recall@1, {adjective(split)} prompts, among {found['range']}"
             yield measured(f"recall-at-1-{split.hyphened}", name, value)
 
 

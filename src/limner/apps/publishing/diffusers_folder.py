@@ -1,16 +1,16 @@
-"""A model as a folder that diffusers loads by itself.
+"""A model as a folder in diffusers format.
 
-    model_index.json     what is where, and the sampling defaults
-    pipeline.py          prompts to pictures
+    model_index.json     the components, and the sampling defaults
+    pipeline.py          the pipeline
     transformer/         the denoiser: modeling_limner_<architecture>.py, config.json, weights
-    text_encoder/        the one trained along (modeling_limner_text.py), or the pretrained one
-    tokenizer/           of either
+    text_encoder/        trained with the model (modeling_limner_text.py), or pretrained
+    tokenizer/           its tokenizer
     scheduler/           scheduling_limner.py, scheduler_config.json
-    vae/                 the autoencoder, if the model works in its latents
-    lineage.json         what the model began from and learned from (see limner.checkpoint.lineage)
-    manifest.json        size and checksum of each of these
+    vae/                 the autoencoder, for latent models
+    lineage.json         base models and training data (see limner.checkpoint.lineage)
+    manifest.json        sizes and checksums of these files
 
-The modules of code are put together from Limner's own sources (see `standalone`).
+The Python modules are generated from Limner's own source code (see `standalone`).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ def write_diffusers_folder(
     weights: dict[str, Tensor],
     part_dtype: torch.dtype,
 ) -> None:
-    """Write the folder's files (all but the lineage and the manifest).
+    """Write the files of the folder, except lineage.json and manifest.json.
 
     Args:
         weights: of the whole model, by their names in a checkpoint.
-        part_dtype: what a pretrained text encoder is written in. The autoencoder's files are
-            copied as they are.
+        part_dtype: dtype of a pretrained text encoder. The files of the autoencoder are copied
+            unchanged.
     """
     config, reader = parts.config, parts.text_encoder
     name = TRANSFORMERS[config.model.architecture]
@@ -70,7 +70,7 @@ def write_diffusers_folder(
         "vae": [None, None],
     }
     _write(folder / "pipeline.py", standalone(f"{TEMPLATES}.pipeline", "LimnerPipeline"))
-    own = "denoiser." if reader is None else ""  # else also what adapts to the pretrained encoder
+    own = "denoiser." if reader is None else ""  # otherwise also the adapter to the text encoder
     _write_network(
         folder / "transformer" / f"{module}.py",
         standalone(f"{TEMPLATES}.transformer", name),
@@ -103,8 +103,8 @@ def write_diffusers_folder(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether all that a folder holds is listed in its own manifest, and as it was written (a card
-    that somebody edited is theirs), and it is such a folder."""
+    """Whether a folder is an unmodified export: its manifest lists all files, and their checksums
+    match, so that an edited card is not overwritten."""
     try:
         listed = set(read_json(folder / MANIFEST)["files"])
         is_pipeline = (folder / INDEX).is_file()
@@ -119,7 +119,7 @@ def is_export(folder: Path) -> bool:
     return is_pipeline and found <= listed | {MANIFEST} and damage(folder, texts) is None
 
 
-# ---- what each part must know of itself --------------------------------------------------------
+# ---- configuration of the components -----------------------------------------------------------
 
 
 def _transformer_settings(parts: Parts) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _text_settings(config: Config, tokenizer: CaptionTokenizer) -> dict[str, Any
 
 
 def scheduler_settings(config: Config) -> dict[str, Any]:
-    """Of LimnerScheduler, in names that diffusers' own schedulers know too."""
+    """The configuration of LimnerScheduler, compatible with the schedulers of diffusers."""
     scheduler, sampling = config.scheduler, config.sampling
     settings: dict[str, Any] = {
         "objective": scheduler.objective,
@@ -178,7 +178,7 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
         "beta_schedule": scheduler.beta_schedule,
         "prediction_type": scheduler.prediction_type,
         "use_flow_sigmas": False,
-        # What is not written down would become the other scheduler's default.
+        # Missing keys would be replaced by the defaults of the other scheduler.
         "timestep_spacing": "trailing",
         "clip_sample": False,
         "set_alpha_to_one": True,
@@ -187,7 +187,7 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
 
 def _pipeline_settings(config: Config, reader: PretrainedTextEncoder | None) -> dict[str, Any]:
     sampling = config.sampling
-    start, end = sampling.guidance_interval  # a list would be taken for a part of the pipeline
+    start, end = sampling.guidance_interval  # diffusers would take a list for a component
     return {
         "max_length": reader.max_length if reader else config.text_encoder.max_length,
         "text_summary": reader.summary if reader else None,
@@ -216,7 +216,7 @@ def _write_network(
 
 
 def _write_tokenizer(folder: Path, tokenizer: CaptionTokenizer) -> None:
-    """The built-in tokenizer as one of transformers: <start>, then tokens, then padding."""
+    """The built-in tokenizer in transformers format: <start>, tokens, padding."""
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -231,8 +231,8 @@ def _write_tokenizer(folder: Path, tokenizer: CaptionTokenizer) -> None:
         model_max_length=tokenizer.max_length,
         padding_side="right",
         truncation_side="right",
-        split_special_tokens=True,  # a "<pad>" that somebody writes is text
-        add_prefix_space=True,  # transformers 4 would take it out of the tokenizer
+        split_special_tokens=True,  # "<pad>" in a prompt is text
+        add_prefix_space=True,  # transformers 4 would remove it from the tokenizer
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
     _name_fast_tokenizer(folder)
@@ -241,7 +241,7 @@ def _write_tokenizer(folder: Path, tokenizer: CaptionTokenizer) -> None:
 def _copy_text_encoder(
     folder: Path, reader: PretrainedTextEncoder, dtype: torch.dtype
 ) -> dict[str, list[str]]:
-    """What is used of a pretrained text encoder (of CLIP the text half, of T5 the encoder)."""
+    """The part of a pretrained text encoder that is used (CLIP's text model, T5's encoder)."""
     reader.load(torch.device("cpu"), dtype)
     reader.model.save_pretrained(folder / "text_encoder")
     if reader.tower:
@@ -257,8 +257,8 @@ def _copy_text_encoder(
 
 
 def _name_tower(path: Path) -> None:
-    """The names of the weights of CLIP's text half that transformers 4 and 5 both know: by those
-    that 5 writes, 4 finds none, and draws from a text encoder of random weights."""
+    """Rename the weights of CLIP's text model so that transformers 4 and 5 both load them: with the
+    names that 5 writes, 4 would silently use random weights."""
     weights = load_file(path)
     inner = "text_model."
     named = {inner + name.removeprefix(inner): tensor for name, tensor in weights.items()}
@@ -266,14 +266,14 @@ def _name_tower(path: Path) -> None:
 
 
 def _name_fast_tokenizer(folder: Path) -> None:
-    """By the name that transformers 4 and 5 both know; 5 writes one of its own."""
+    """Use a class name that transformers 4 and 5 both know; 5 writes a new one."""
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     _write_json(path, settings | {"tokenizer_class": FAST_TOKENIZER})
 
 
 def _copy_autoencoder(folder: Path, space: PretrainedAutoencoder | IdentityAutoencoder) -> None:
-    """Its files, byte by byte, so that its fingerprint stays; .bin weights become safetensors."""
+    """Copy its files unchanged, to keep the fingerprint; convert .bin weights to safetensors."""
     assert isinstance(space, PretrainedAutoencoder)
     files = weight_files(space.folder)
     folder.mkdir(parents=True)
@@ -290,7 +290,7 @@ def _copy_autoencoder(folder: Path, space: PretrainedAutoencoder | IdentityAutoe
 
 
 def _forget_place(path: Path) -> None:
-    """Of what diffusers wrote of where it had read the part from, a folder's last name stays."""
+    """Reduce the path in `_name_or_path`, which diffusers records, to its last component."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     place = settings.get("_name_or_path")
     if isinstance(place, str) and (shown := shown_place(place)) != place:
@@ -307,14 +307,14 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """What it is made with, in the manner of diffusers. Raises LimnerError if that is not there."""
+    """Library versions, as diffusers records them. Raises LimnerError if a library is missing."""
     try:
         import diffusers
         import transformers
     except ImportError:
         raise LimnerError(
-            "a diffusers folder requires the packages diffusers and transformers; run pip install "
-            '"limner[pretrained]"'
+            "the diffusers format requires the packages diffusers and transformers; run pip "
+            'install "limner[pretrained]"'
         ) from None
     return {
         "_diffusers_version": diffusers.__version__,

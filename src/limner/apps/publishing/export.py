@@ -1,4 +1,4 @@
-"""A checkpoint to take elsewhere: one file of weights, or a folder that diffusers loads."""
+"""Export of a checkpoint as a single weights file or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def export(
     text_encoder: str | Path | None = None,
     averaged: bool = True,
 ) -> Path:
-    """Write the weights to draw with, whole or not at all.
+    """Export a checkpoint for inference. The output is written atomically.
 
     Args:
-        checkpoint: a checkpoint folder, a run folder, or an exported file of weights.
-        output: the folder to write; for `safetensors` also the file, by a name that ends so.
-        dtype: of the model's weights. Pretrained parts never become float16, in which the
-            activations of some are too large for a number.
-        vae, text_encoder: where the pretrained parts are now, if not where they were in training.
-        averaged: the averaged weights, which draw better, and not those of the last update. A run
-            without an average has only the latter.
+        checkpoint: a checkpoint folder, a run folder, or an exported weights file.
+        output: the output folder; for `safetensors` also a file name with this suffix.
+        dtype: of the model weights. Pretrained components are never converted to float16, in which
+            the activations of some overflow.
+        vae, text_encoder: current paths of the pretrained components, if they moved after training.
+        averaged: use the EMA weights, which give better images, instead of the raw weights. A run
+            without EMA has only the latter.
 
     Returns:
         The file or the folder that was written.
 
     Raises:
-        LimnerError: no good checkpoint, parts that cannot be had, a format or dtype that is not
-            known, or something else than an earlier export is where this one should go.
-        OSError: it could not be written.
+        LimnerError: there is no valid checkpoint, a component is missing, the format or dtype is
+            unknown, or the output contains something other than an earlier export.
+        OSError: the output could not be written.
     """
     output = Path(output)
     _check("format", format, get_args(Format))
@@ -76,8 +76,8 @@ def _export(
     opened = open_model(checkpoint)
     if not averaged and isinstance(opened, WeightsFile):
         raise LimnerError(
-            f"{checkpoint} contains only one set of weights; the others are in the checkpoint it "
-            "was exported from"
+            f"{checkpoint} contains only one set of weights; export from the original checkpoint "
+            "instead"
         )
     keep_out_of_the_data(output, opened.config, "--output", checkpoint)
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
@@ -101,7 +101,7 @@ def _export(
 
 
 def in_precision(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Raises LimnerError for a dtype that is not known, and numbers that it does not have."""
+    """Cast the weights. Raises LimnerError if the dtype is unknown or cannot represent them."""
     _check("dtype", dtype, DTYPES)
     cast = {n: t.to(DTYPES[dtype]) if t.is_floating_point() else t for n, t in weights.items()}
     if lost := [n for n, t in cast.items() if not torch.isfinite(t).all()]:
@@ -113,12 +113,12 @@ def in_precision(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def sizes(written: Path) -> list[str]:
-    """A line for each file that was written, and for a folder one for all of them; bytes."""
+    """A line with the size of each file in bytes, and for a folder the total."""
     if written.is_file():
         return [f"{written.stat().st_size:>14,}  {written}"]
     found = {p.relative_to(written).as_posix(): p.stat().st_size for p in _files(written)}
     lines = [f"{size:>14,}  {name}" for name, size in found.items()]
-    return [*lines, f"{sum(found.values()):>14,}  bytes in all"]
+    return [*lines, f"{sum(found.values()):>14,}  bytes in total"]
 
 
 def _check(what: str, asked: str, known: Iterable[str]) -> None:
@@ -131,12 +131,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def part_dtype(dtype: str) -> torch.dtype:
-    """Of a pretrained text encoder beside a model in that precision."""
+    """The dtype of a pretrained text encoder for a model of `dtype`."""
     return part_precision(DTYPES[dtype])
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raises LimnerError if `folder` is there and holds something else than an export."""
+    """Raises LimnerError if `folder` exists and is not an unmodified export."""
     refuse_mounted(folder)
     if not folder.exists() or is_export(folder):
         return

@@ -1,8 +1,8 @@
-"""The last look at what is uploaded: does anything in it name this machine, or open a door to it?
+"""The final check before an upload: does it contain secrets, or names of this machine?
 
-Everything is searched, in all the ways in which text is written down: paths and addresses of the
-run, passwords and signatures in them, tokens of the environment, names of folders and of the user.
-What is found is not sent.
+Every file is searched, in all common encodings, for paths and URLs of the run, passwords and
+signatures in them, tokens in the environment, and names of folders and of the user. If something is
+found, nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ from limner.errors import LimnerError
 from limner.redaction import is_hub_id
 
 LEAST, LEAST_ANYWHERE = 3, 8
-"""Characters of a name that is looked for as a word, and of a secret looked for in any bytes:
-shorter ones are everywhere by chance."""
+"""Minimum length of a name searched as a word, and of a secret searched in all bytes: shorter ones
+would match by chance."""
 AT_ONCE = 2**26  # bytes of a large file
-WHOLE = 2**28  # bytes of a file that is read as text, too
-DEEPEST = 3  # archives in archives
+WHOLE = 2**28  # maximum size of a file that is also read as text, in bytes
+DEEPEST = 3  # maximum nesting of archives
 MOST_TOLD = 10
 NOT_OF_THE_RUN = frozenset(("tokenizer", "text_encoder", "vae", "transformer", "scheduler"))
-"""Folders that say nothing of where a run was, but hold vocabularies: no single word is looked for
-in them."""
+"""Folders with vocabularies and nothing from the run: not searched for single words."""
 EVERYWHERE = frozenset(
     ("home", "users", "mnt", "tmp", "var", "srv", "opt", "media", "volumes", "workspace")
 )
-"""Folders of many machines, which tell nothing of one."""
+"""Common folder names, which reveal nothing."""
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL|PRIVATE_?KEY", re.I)
 _FOLD = re.compile(r"[ \t]*\\?\r?\n[ \t]*")
 _DATA_URI = re.compile(r"data:[\w/+.-]*;base64,([A-Za-z0-9+/=]+)")
@@ -55,20 +54,20 @@ _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})|\\(.)")
 
 @dataclass(frozen=True)
 class Private:
-    """A text that is not for the public."""
+    """A text that must not be published."""
 
     text: str
     what: str
-    """For people: `the password in data.dataset_path`."""
+    """A description, such as `the password in data.dataset_path`."""
     anywhere: bool
-    """Whether it is looked for in all bytes; else as a word, in what tells of the run."""
+    """Whether it is searched in all bytes, or only as a word in files about the run."""
     secret: bool = False
-    """Whether not even the message shows it."""
+    """Whether it is omitted from messages."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Where it was found."""
+    """A private text, and where it was found."""
 
     file: str
     line: int | None
@@ -81,15 +80,15 @@ class Leak:
 
 
 def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] = ()) -> None:
-    """Search all files below a folder, and their names.
+    """Search all files in a folder, and their names.
 
     Args:
-        private: what must not be there (see `private_of`).
-        public: texts that are meant to be seen: prompts, and what the publisher said. A word in
-            them is no leak; a path, an address, or a secret always is.
+        private: what must not be published (see `private_of`).
+        public: texts that are meant to be published: prompts, and the publisher's options. A word
+            in them is not a leak; a path, a URL, or a secret always is.
 
     Raises:
-        LimnerError: something was found; it says where, and shows no secret.
+        LimnerError: something was found; the message says where, without secrets.
     """
     if not (found := find_leaks(folder, private, public)):
         return
@@ -97,13 +96,13 @@ def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str]
     more = f"\n  ... and {len(found) - MOST_TOLD:,} more" if len(found) > MOST_TOLD else ""
     raise LimnerError(
         f"nothing was published, because it would reveal private information:{listed}{more}\n"
-        "remove it from the run's files, or rename what it refers to; a word that may be known "
-        "counts as public if it is in --data_name or --repo"
+        "remove it from the files of the run, or rename what it refers to; words in --data_name "
+        "and --repo count as public"
     )
 
 
 def find_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] = ()) -> list[Leak]:
-    """As `refuse_leaks`: what was found, each once for each place, whole paths before words."""
+    """The leaks that `refuse_leaks` reports, without duplicates, paths before words."""
     search = _Search(private, public)
     leaks: list[Leak] = []
     for path in sorted(folder.rglob("*")):
@@ -120,11 +119,11 @@ def find_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] =
 def private_of(
     places: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None
 ) -> list[Private]:
-    """What must not be published of a run.
+    """The private texts of a run.
 
     Args:
-        places: what people call it -> paths, URLs, and Hub ids: `{"data.dataset_path": [...]}`.
-        environment: variables; None: those of this process.
+        places: maps a description to paths, URLs, and Hub ids: `{"data.dataset_path": [...]}`.
+        environment: environment variables; None: those of this process.
     """
     environment = os.environ if environment is None else environment
     found: list[Private] = []
@@ -144,7 +143,7 @@ def private_of(
         from huggingface_hub import get_token
 
         if token := get_token():
-            found.append(Private(token, "the token of the Hub", True, True))
+            found.append(Private(token, "the Hub token", True, True))
     return list({one.text: one for one in reversed(found)}.values())[::-1]
 
 
@@ -186,7 +185,7 @@ def _secrets_of_url(url: str, what: str) -> Iterator[Private]:
             yield Private(spelled, f"the user in {what}", False)
     for part in (split.query, split.fragment):
         if len(part) >= LEAST_ANYWHERE:
-            yield Private(part, f"what follows the path in {what}", True, True)
+            yield Private(part, f"the query of {what}", True, True)
         for key, value in parse_qsl(part):
             if _is_rare(value):
                 yield Private(value, f"{key} in {what}", True, True)
@@ -213,7 +212,7 @@ def _words(names: Iterable[str], what: str) -> Iterator[Private]:
 
 
 def _is_rare(secret: str) -> bool:
-    """Whether it can be looked for in all bytes; a vocabulary has every word of a language."""
+    """Whether it can be searched in all bytes; plain words would match in a vocabulary."""
     return len(secret) >= LEAST_ANYWHERE and not secret.isalpha()
 
 
@@ -228,11 +227,11 @@ def _own_text() -> str:
 
 
 def _is_ordinary(word: str) -> bool:
-    """Whether Limner's own text has the word: outputs, pictures, data, ... tell nothing."""
+    """Whether Limner's own source contains the word: outputs, data, ... reveal nothing."""
     return re.search(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", _own_text()) is not None
 
 
-# ---- where it is looked for --------------------------------------------------------------------
+# ---- search ------------------------------------------------------------------------------------
 
 
 class _Search:
@@ -275,7 +274,7 @@ class _Search:
                 yield Leak(name, None, one)
 
     def data(self, name: str, data: bytes, tells: bool, depth: int = 0) -> Iterator[Leak]:
-        """A file's bytes: as they are, as text, and what is packed in them."""
+        """Search bytes: raw, as text, and inside archives and images."""
         text = _text_of(data)
         if text is None:
             yield from self.raw(name, data)
@@ -295,7 +294,7 @@ class _Search:
         found: dict[Private, Leak] = {}
         for view in dict.fromkeys(_views(text)):
             self.look(name, view, tells, found)
-            if "\n" in view and " " in view:  # YAML and the like fold long lines at spaces
+            if "\n" in view and " " in view:  # YAML and others fold long lines at spaces
                 folded = dict[Private, Leak]()
                 self.look(name, _FOLD.sub(" ", view), tells, folded)
                 for one in folded:
@@ -321,7 +320,7 @@ class _Search:
 
 
 def _spellings(text: str) -> set[str]:
-    """As it is written in JSON, HTML, and URLs."""
+    """Its encodings in JSON, HTML, and URLs."""
     return {
         text,
         json.dumps(text)[1:-1],
@@ -334,7 +333,7 @@ def _spellings(text: str) -> set[str]:
 
 
 def _views(text: str) -> Iterator[str]:
-    """The text, and what it is when entities, escapes, and percent signs are read."""
+    """The text, and its versions with HTML entities, escapes, and percent-encoding decoded."""
     yield text
     every = text
     for read in (html.unescape, _unescaped, unquote):
@@ -345,7 +344,7 @@ def _views(text: str) -> Iterator[str]:
 
 
 def _unescaped(text: str) -> str:
-    r"""As JSON reads `\/`, `\\`, and `\u00e9`; line feeds stay where they are."""
+    r"""Decode the JSON escapes `\/`, `\\`, and `\u00e9`; line breaks are preserved."""
     if "\\" not in text:
         return text
 
@@ -381,7 +380,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _packed(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of what a picture says besides its pixels, and of an archive's members."""
+    """(name, content) of the metadata of an image, or of the members of an archive."""
     if data[:4] in (b"PK\3\4", b"PK\5\6"):
         damaged = zipfile.BadZipFile, RuntimeError, OSError, NotImplementedError
         with suppress(*damaged), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -402,10 +401,10 @@ def _packed(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _beside_pixels(data: bytes) -> Iterator[tuple[str, bytes]]:
-    with suppress(Exception), warnings.catch_warnings():  # a damaged picture has many errors
+    with suppress(Exception), warnings.catch_warnings():  # damaged images can raise anything
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as image:
-            image.load()  # texts may follow the pixels
+            image.load()  # text chunks may follow the pixels
             known = {**image.info, **getattr(image, "text", {})}
             for key, value in known.items():
                 content = (

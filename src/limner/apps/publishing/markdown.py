@@ -1,4 +1,4 @@
-"""Text for a model card, which Markdown and HTML show as it is."""
+"""Escaping of text for a model card."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Markdown", "plain", "short", "templates"]
 
 
 def plain(text: str) -> Markdown:
-    """Text that Markdown and HTML show as it is, on one line."""
+    """Escape text for Markdown and HTML, on one line."""
     special = '\\`*_{}[]<>&|"#~$'
     shown = "".join(f"&#{ord(c)};" if c in special else c for c in " ".join(text.split()))
     return Markdown(shown)
 
 
 def short(value: Any) -> str:
-    """A setting in few letters."""
+    """A setting in short form."""
     if isinstance(value, tuple | list):
         return ", ".join(map(short, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -27,10 +27,10 @@ def short(value: Any) -> str:
 
 @cache
 def templates() -> Environment:
-    """Whatever a template is given is text and is shown as `plain` has it, but for `Markdown`."""
+    """Templates escape all values with `plain`, except for `Markdown`."""
     return Environment(
         loader=PackageLoader("limner.apps.publishing"),
-        # What `finalize` returns is marked, so that it is not escaped again.
+        # `finalize` returns markup, so that it is not escaped again.
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markdown) else plain(str(value)),
         undefined=StrictUndefined,

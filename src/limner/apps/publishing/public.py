@@ -1,6 +1,6 @@
-"""What of a run may be public: copies of what it wrote, without folders, files, and private names.
+"""Public copies of the files of a run, without paths, file names, and private names.
 
-The run's own files stay as they are.
+The original files are not modified.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from limner.config.defaults import changed
 from limner.redaction import is_hub_id, places_of, redacted, shown_place
 
 QUOTED = ("prompt", "caption")
-"""Keys of results whose values are captions, which stay as they are."""
+"""Keys of results whose values are captions, which are not redacted."""
 NAMES_OF_A_SET = ("dataset_name", "dataset_config", "dataset_split")
-"""Keys of `data` that say nothing about a set to whom it is private."""
+"""Keys of `data` that are removed for a private data set."""
 _COUNTS = re.compile(r"[\d,]+ pictures with [\d,]+ captions")
 _RULE = re.compile(r"Held out .*?\.(?=\s|$)")
 
@@ -30,22 +30,22 @@ def is_public_set(config: Config) -> bool:
 
 
 def public_name(config: Config, said: str | None = None) -> str:
-    """What the data set is called in public: as the publisher says, or by its public name."""
+    """The public name of the data set: the publisher's, or its own if it is public."""
     if said:
         return said
     return str(config.data.dataset_name) if is_public_set(config) else A_PRIVATE_SET
 
 
 def public_config(config: Config) -> Config:
-    """Without where things were on the machine, and how they were named there.
+    """The configuration without local paths and names.
 
-    A pretrained part is named by its Hub id; one in a folder, `./` and the folder's own name: it is
-    looked for beside the file.
+    A pretrained component keeps its Hub id; one in a folder becomes `./` and the name of the
+    folder, which is searched for next to the file.
     """
     plain = Config()
     data = {"dataset_path": plain.data.dataset_path, "allowed_paths": None, "image_column": None}
     training = {"output_dir": plain.training.output_dir, "init_from": None, "run_name": None}
-    if not is_public_set(config):  # splits are named after projects, previews are captions of it
+    if not is_public_set(config):  # split names may be private, and previews are its captions
         data |= {key: getattr(plain.data, key) for key in NAMES_OF_A_SET}
         training |= {"preview_prompts": None}
     training |= {"resume": plain.training.resume, "tracker_project": plain.training.tracker_project}
@@ -56,7 +56,7 @@ def public_config(config: Config) -> Config:
             "training": changed(config.training, **training),
             "vae": _public_part(config.vae),
             "text_encoder": _public_part(config.text_encoder),
-            "lora": plain.lora,  # merged: nothing of it is left to say
+            "lora": plain.lora,  # merged into the weights
             "cache": changed(config.cache, folder=plain.cache.folder),
             "evaluation": changed(config.evaluation, **networks),
         }
@@ -64,10 +64,10 @@ def public_config(config: Config) -> Config:
 
 
 def public_results(results: dict[str, Any], config: Config, name: str) -> dict[str, Any]:
-    """What a run or an evaluation measured, as it may be public.
+    """Public results of a run or an evaluation.
 
     Args:
-        name: of the data set, as `public_name` has it.
+        name: of the data set, from `public_name`.
     """
     dataset = results.get("dataset") or {}
     places = [*places_of(config.model_dump()), str(dataset.get("name") or "")]
@@ -92,21 +92,21 @@ def public_results(results: dict[str, Any], config: Config, name: str) -> dict[s
 def public_evaluation(
     found: dict[str, Any], config: Config, name: str, repo: str
 ) -> dict[str, Any]:
-    """evaluation.json as it may be public: whoever reads it has the file published in `repo`."""
+    """A public evaluation.json, with the command for the model in `repo`."""
     found = public_results(found, config, name)
     found["checkpoint"] = found["checkpoint"] | {"path": WEIGHTS_FILE}
     found["command"] = f"limner evaluate {repo}" if found.get("command") else None
-    if not is_public_set(config):  # names of files
+    if not is_public_set(config):  # remove file names
         found["events"] = [str(event).partition(", such as ")[0] for event in found["events"]]
         found["refused"] = [
-            {"key": str(number), "reason": "a picture that cannot be used"}
+            {"key": str(number), "reason": "an unreadable image"}
             for number, _ in enumerate(found.get("refused", ()), start=1)
         ]
     return found
 
 
 def public_description(description: str, name: str) -> str:
-    """Of a private data set: how many pictures, and by what rule they are held out."""
+    """The description of a private data set: its size and the rule of the held-out split."""
     counts, rule = _COUNTS.match(description), _RULE.search(description)
     said = [f"{counts[0]} from {name}." if counts else "", rule[0] if rule else ""]
     return " ".join(filter(None, said))

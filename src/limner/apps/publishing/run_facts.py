@@ -1,4 +1,4 @@
-"""What a run, and an evaluation of it, say about the weights that are published."""
+"""Results of a run and of an evaluation that belong to the published weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from limner.reports.evaluation_report import write_page
 from limner.reports.run_folder import Run, read_json, read_run
 
 MOST_OF_EACH = 8
-"""Pictures of trained prompts, of held-out ones, and of others."""
+"""Maximum number of images for each of training, held-out, and free prompts."""
 log = logging.getLogger("limner")
 
 
 def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
-    """The run that these weights are from, if what it drew and measured is about them."""
+    """The run of these weights, if its samples and results belong to them."""
     if isinstance(opened, WeightsFile):
         return None
     run = read_run(opened.folder.parent)
@@ -36,15 +36,15 @@ def run_of(opened: Checkpoint | WeightsFile) -> Run | None:
     if newest == opened.folder and 0 <= since < opened.config.training.logging_steps:
         return run
     log.warning(
-        "the measurements and drawings in %s do not belong to %s and are left out of the card "
-        "(limner report %s repeats them for the newest checkpoint)",
+        "the results and samples in %s do not belong to %s and are left out of the card (run "
+        "limner report %s to update them for the newest checkpoint)",
         *(run.folder, opened.folder.name, run.folder),
     )
     return None
 
 
 def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
-    """Pictures that the run drew at its end, some of each kind."""
+    """Samples from the end of the run, some of each split."""
     if run is None:
         return []
     (folder / "samples").mkdir(exist_ok=True)
@@ -65,17 +65,18 @@ def kept_samples(folder: Path, run: Run | None) -> list[Sample]:
 def evaluation_of(
     folder: Path, opened: Checkpoint | WeightsFile, name: str, repo: str, with_page: bool
 ) -> tuple[dict[str, Any], str | None]:
-    """What `limner evaluate` wrote about these weights, as it may be public.
+    """The public results of `limner evaluate` for these weights.
 
-    evaluation.json goes into `folder` as well, and of a data set that comes with Limner, or if
-    asked for, the page: it shows trained pictures, which somebody's own may not be public.
+    Writes evaluation.json to `folder`. The page is also written if requested or if the data set is
+    built in: it shows training images, which may be private.
 
     Args:
-        name: of the data set, in public.
-        repo: where they are published.
+        name: public name of the data set.
+        repo: id of the repository.
+        with_page: write the page.
 
     Returns:
-        evaluation.json ({}: there is none), and where in `folder` the page is.
+        evaluation.json, or {} if there is none, and the path of the page in `folder`.
     """
     for place in places(opened):
         found = read_json(place / RESULTS)
@@ -89,16 +90,16 @@ def evaluation_of(
     found = public_evaluation(found, opened.config, name, repo)
     (folder / "evaluation").mkdir()
     text = json.dumps(found, ensure_ascii=False, indent=1)
-    data = text.encode("utf-8", errors="backslashreplace")  # as it was read: see results_folder
+    data = text.encode("utf-8", errors="backslashreplace")  # see results_folder
     (folder / "evaluation" / RESULTS).write_bytes(data)
     if not (place / PAGE).is_file():
         return found, None
     if not with_page and opened.config.data.dataset_name not in BUILT_IN:
         log.warning(
-            "%s shows trained pictures and is not uploaded; use --page to upload it", place / PAGE
+            "%s shows training images and is not uploaded; use --page to upload it", place / PAGE
         )
         return found, None
-    # Made anew, of what is public, with the pictures that lie there.
+    # Written again from the public results, with the images of the original.
     images = folder / "evaluation" / IMAGES
     if (place / IMAGES).is_dir():
         shutil.copytree(place / IMAGES, images)

@@ -1,5 +1,4 @@
-"""A model to the Hub: the folder that diffusers loads, the file that Limner draws from, pictures,
-and a card that says what it is."""
+"""Upload of a model to the Hub: diffusers folder, weights file, samples, and model card."""
 
 from __future__ import annotations
 
@@ -47,18 +46,18 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Said:
-    """What only the publisher can say."""
+    """Information from the publisher."""
 
     license: str | None = None
-    """Of the model, by its id on the Hub, such as apache-2.0."""
+    """Licence of the model, by its id on the Hub, such as apache-2.0."""
     data_name: str | None = None
     data_license: str | None = None
     base_model: str | None = None
-    """Id on the Hub of the model that it began from, where the run does not know it."""
+    """Hub id of the base model, if the run does not record it."""
     prompts: tuple[str, ...] = ()
-    """To draw for the card, besides what the run has drawn."""
+    """Additional prompts to sample for the card."""
     page: bool = False
-    """Upload the page of `limner evaluate`, too: it shows pictures that the model learned from."""
+    """Also upload the page of `limner evaluate`, which shows training images."""
 
 
 def publish(
@@ -72,27 +71,30 @@ def publish(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
 ) -> str | None:
-    """Put everything together and upload it in one commit.
+    """Export a model and upload it in one commit.
 
     Args:
-        checkpoint: a run folder, one of its checkpoints, or an exported file of weights.
-        repo: id of the repository, `owner/name`, or a name alone for one's own.
-        private: of a repository that is not there yet.
-        dry_run: say what would go, and send nothing.
-        output: a folder to keep what is uploaded in; None: it is deleted afterwards.
+        checkpoint: a run folder, one of its checkpoints, or an exported weights file.
+        repo: id of the repository, `owner/name`, or `name` for your own account.
+        private: make a new repository private.
+        dry_run: only list what would be uploaded.
+        said: information from the publisher.
+        dtype: of the weights.
+        output: keep the uploaded files in this folder; None: they are deleted afterwards.
+        vae, text_encoder: current paths of the pretrained components.
 
     Returns:
-        The address of the commit; None after a dry run.
+        The URL of the commit; None after a dry run.
 
     Raises:
-        LimnerError: the export fails, or the Hub refuses; no message holds a token.
+        LimnerError: the export or the upload fails; messages never contain the token.
     """
     if output is not None:
         refuse_foreign(output)
         keep_out_of_the_data(output, open_model(checkpoint).config, "--output", checkpoint)
     repo = full_name(repo, dry_run)
     if said and said.base_model and not is_hub_id(said.base_model):
-        raise LimnerError(f"--base_model {said.base_model}: must be its Hub id, owner/name")
+        raise LimnerError(f"--base_model {said.base_model} must be a Hub id, owner/name")
     with (
         FolderLock(output, "choose another --output") if output else contextlib.nullcontext(),
         tempfile.TemporaryDirectory(prefix="limner-publish-") as temporary,
@@ -118,10 +120,10 @@ def prepare(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
 ) -> str:
-    """Write all that is uploaded into a folder; returns the card.
+    """Write all files of the upload to a folder; returns the card.
 
     Raises:
-        LimnerError: the export fails, or something private would be in what is uploaded.
+        LimnerError: the export fails, or the files contain private information.
     """
     opened = open_model(checkpoint)
     parts = open_parts(moved(opened.config, vae=vae, text_encoder=text_encoder))
@@ -163,7 +165,7 @@ def prepare(
 
 
 def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
-    """With what the publisher says of the model, of its private data, and of its base."""
+    """The public lineage, with the information from the publisher."""
     if said.base_model:
         base = lineage.base or Lineage(complete=False)
         lineage = replace(lineage, base=replace(base, model=said.base_model))
@@ -180,7 +182,7 @@ def _refuse_private(
     facts: Facts,
     said: Said,
 ) -> None:
-    """Raises LimnerError if what is to be uploaded names this machine or opens a door to it."""
+    """Raises LimnerError if the files contain secrets or names of this machine."""
     places: dict[str, list[str]] = {}
     for found in (opened.config, config):
         for key, place in named_places(found.model_dump()):
@@ -190,10 +192,10 @@ def _refuse_private(
                 names = re.findall(r"[\w-]+", str(getattr(found.data, key) or ""))
                 places.setdefault(f"data.{key}", []).extend(names)
     places["the model"] = [str(checkpoint)]
-    places["the folder that was written"] = [str(folder)]
+    places["the output folder"] = [str(folder)]
     places["the current folder"] = [str(Path.cwd())]
     before = [one.name.partition("/")[0] for one in opened.lineage.models_before() if one.name]
-    places["the model that it began from"] = [f"./{name}" for name in before]
+    places["the base model"] = [f"./{name}" for name in before]
     evaluation = facts.evaluation
     cases = (evaluation.get("memorisation") or {}).get("worst", ())
     shown = [
@@ -217,7 +219,7 @@ def _refuse_private(
 
 
 def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
-    """Pictures for the card, by the weights that are published."""
+    """Generate images for the card with the published weights."""
     if not prompts:
         return []
     generator = ImageGenerator(folder / WEIGHTS_FILE)
@@ -233,7 +235,7 @@ def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
 
 
 def _with_parts_beside(folder: Path, config: Config) -> Config:
-    """The configuration of a file that lies beside the pretrained parts it needs."""
+    """The configuration of a weights file next to its pretrained components."""
     names = [n for n in ("vae", "text_encoder") if getattr(config, n).pretrained_model_name]
     places = {name: folder / name for name in names}
     loose = {n: changed(getattr(config, n), fingerprint=None) for n in names}
@@ -245,10 +247,10 @@ def _with_parts_beside(folder: Path, config: Config) -> Config:
 
 
 def full_name(repo: str, dry_run: bool) -> str:
-    """`owner/name` of a repository, the owner being who is logged in unless named.
+    """`owner/name` of a repository; the owner defaults to the logged-in user.
 
     Raises:
-        LimnerError: no legal id, or nobody is logged in.
+        LimnerError: the id is invalid, or nobody is logged in.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -267,9 +269,10 @@ def full_name(repo: str, dry_run: bool) -> str:
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:
-    """A folder's files to a repository in one commit; returns the commit's address.
+    """Upload a folder in one commit; returns the URL of the commit.
 
-    Tokens and addresses are huggingface_hub's own: `hf auth login`, HF_TOKEN, HF_ENDPOINT.
+    Authentication and endpoint are those of huggingface_hub: `hf auth login`, HF_TOKEN,
+    HF_ENDPOINT.
     """
     from huggingface_hub import HfApi
 
@@ -283,7 +286,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
 
 @contextlib.contextmanager
 def _told(repo: str) -> Iterator[None]:
-    """What the Hub or the way to it refuses, in words and without the token."""
+    """Convert errors of the Hub to LimnerError, without the token."""
     from huggingface_hub import constants, errors, get_token
 
     try:
@@ -293,8 +296,8 @@ def _told(repo: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
             reason = (
-                "you are not logged in, or your token has no write access; run `hf auth login` "
-                "with one that has, or set HF_TOKEN"
+                "you are not logged in, or your token has no write access; run `hf auth login` or "
+                "set HF_TOKEN with a token that has"
             )
         if token := get_token():
             reason = reason.replace(token, "***")

@@ -1,1 +1,1 @@
-"""`limner sweep`: the best way to draw at each cost."""
+"""`limner sweep`: the best sampling settings at each cost."""

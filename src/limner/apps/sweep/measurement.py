@@ -1,10 +1,8 @@
-"""How good pictures of one setting are, and whether another setting's are better by more than
-chance.
+"""Measurements of sampling settings, and whether differences between them are significant.
 
-All settings draw the same prompts from the same noise (common random numbers), so that most of what
-is chance in a distance is the same chance for all of them and falls out of their difference. How
-much is left is estimated by leaving out groups of prompts (the delete-a-group jackknife, Kott 2001)
-of both at once.
+All settings use the same prompts and the same noise (common random numbers), so most of the
+randomness cancels in differences. The rest is estimated by the delete-a-group jackknife (Kott 2001)
+over groups of prompts, applied to both settings at once.
 """
 
 from __future__ import annotations
@@ -17,24 +15,24 @@ import numpy as np
 from limner.config import SamplingConfig
 
 CLEARLY = 2.0
-"""Standard errors by which a setting must follow the captions worse than another to be left out."""
+"""A setting whose prompt following is worse by more standard errors than this is excluded."""
 WITHIN = 1.0
-"""Standard errors within which the cheaper of two is taken: the one-standard-error rule (Breiman et
-al. 1984, section 3.4.3)."""
+"""Within this many standard errors the cheaper setting wins: the one-standard-error rule (Breiman
+et al. 1984, section 3.4.3)."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found for one setting.
+    """The measurement of one setting.
 
     Attributes:
         sampling: the setting.
-        cost: network evaluations for one picture; a guided step counts twice.
-        count: pictures drawn.
-        distance: kernel distance of the drawn pictures from the real ones of their captions, lower
-            is better; None without the network that it takes.
-        match: how well pictures follow their captions, 0 to 1; None where nothing can tell.
-        right: the share that follows fully (recall at 1); None likewise.
+        cost: function evaluations per image; a guided step counts twice.
+        count: number of generated images.
+        distance: kernel distance between generated images and the real images of their captions,
+            lower is better; None without a feature extractor.
+        match: prompt following, 0 to 1; None if it cannot be measured.
+        right: the fraction that is fully correct (recall@1); None likewise.
         distance_without, match_without: the same without each group of prompts in turn.
     """
 
@@ -49,7 +47,7 @@ class Measurement:
 
 
 def jackknife_error(a: Sequence[float], b: Sequence[float]) -> float:
-    """Standard error of the difference of two estimates, from both without each of the groups."""
+    """Standard error of the difference of two estimates, from their leave-one-group-out values."""
     difference = np.subtract(a, b)
     groups = len(difference)
     if groups < 2:
@@ -59,9 +57,9 @@ def jackknife_error(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def following(found: Sequence[Measurement]) -> list[Measurement]:
-    """Those that do not clearly follow the captions worse than the one that follows them best.
+    """Settings whose prompt following is not significantly worse than the best.
 
-    A set of pictures can be at no distance from the real ones although each belongs to another
+    A set of images can match the distribution of real images although each belongs to another
     caption, so the distance alone would choose weak guidance too often.
     """
     told = [m for m in found if m.match is not None]
@@ -79,9 +77,9 @@ def following(found: Sequence[Measurement]) -> list[Measurement]:
 
 
 def by_quality(found: Sequence[Measurement]) -> list[Measurement]:
-    """Best first: those that follow the captions by distance, then the others. All of one count.
+    """Best first: those in `following` by distance, then the others. All must have the same count.
 
-    Where there is no distance, by how well they follow. The cheaper first where all is equal.
+    Without a distance, by prompt following. If all is equal, the cheaper first.
     """
     keep = following(found)
 
@@ -93,8 +91,7 @@ def by_quality(found: Sequence[Measurement]) -> list[Measurement]:
 
 
 def within_noise(found: Sequence[Measurement], errors: float = WITHIN) -> list[Measurement]:
-    """The best, and those that follow the captions and are no more than so many standard errors
-    worse than it."""
+    """The best, and those in `following` that are at most `errors` standard errors worse."""
     best = by_quality(found)[0]
     keep = [best]
     for m in following(found):
@@ -112,5 +109,5 @@ def within_noise(found: Sequence[Measurement], errors: float = WITHIN) -> list[M
 
 
 def cheapest(found: Sequence[Measurement]) -> Measurement:
-    """The cheapest of those within noise of the best; of equal costs, the better."""
+    """The cheapest within noise of the best; at equal cost, the better one."""
     return min(by_quality(within_noise(found)), key=lambda m: m.cost)

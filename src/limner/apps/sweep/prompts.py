@@ -1,14 +1,12 @@
-"""Which captions settings are chosen on, and which others the choice is reported on.
+"""The captions that settings are selected on, and those that the selection is reported on.
 
-Prompts that people type are not those of the training pictures, so the choice is made on captions
-that were never trained: those of one half of the held-out rows, by a hash of each key. The other
-half says how good the choice is, with noise of other seeds; no setting was chosen by it. Where that
-first half is smaller than what is to be drawn, trained captions fill up, for a choice by a handful
-of captions fits that handful.
+Settings are selected on captions that were not trained on: one half of the held-out rows, by a hash
+of each key. The selection is reported on the other half, with other seeds, so the report is
+unbiased. If the first half is too small, it is filled up with training captions, since a selection
+on a handful of captions would overfit them.
 
-Whoever reports on all held-out pictures of a checkpoint that was swept reports on some that a
-choice among a hundred settings was made by (no weight was trained on them): `swept_note` is the
-sentence about it that belongs beside such numbers.
+An evaluation of a swept checkpoint on all held-out images includes some that the settings were
+selected on, although no weight was trained on them: `swept_note` is the caveat for such results.
 """
 
 from __future__ import annotations
@@ -30,23 +28,22 @@ from limner.evaluation.samples import Drawing, images_of, show_truth
 from limner.evaluation.splits import Split
 
 RANGE = 1000
-"""Pictures among which a drawing's true one is looked for, at most, those of its part included."""
+"""Maximum size of the gallery for recall, including the images of the part."""
 FEWEST = 8
-"""Captions that a report needs; with fewer held out, trained ones that nothing was chosen on fill
-up."""
+"""Minimum number of captions for the report; filled up with unused training captions."""
 REPORTED_SEEDS = 1_000_000
-"""The first seed of what is reported."""
+"""The first seed of the reported part."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Captions to draw, in an order that any first few of are a fair sample, and their pictures.
+    """Captions with their real images, in random order, so that every prefix is a fair sample.
 
     Attributes:
         name: "chosen" or "reported".
         keys: of the rows.
-        asked: each caption once, with its real picture.
-        first_seed: drawing i has seed first_seed + i, and caption i modulo N.
+        asked: each caption once, with its real image.
+        first_seed: image i has seed first_seed + i and caption i modulo N.
     """
 
     name: str
@@ -60,7 +57,7 @@ class Part:
 
     @property
     def held_out(self) -> int:
-        """How many of them were held out."""
+        """The number of held-out captions."""
         return sum(d.split is Split.HELD_OUT for d in self.asked)
 
     @property
@@ -69,7 +66,7 @@ class Part:
         return torch.from_numpy(np.stack([d.truth for d in self.asked if d.truth is not None]))
 
     def drawings(self, first: int, last: int) -> list[Drawing]:
-        """Number `first` to `last` - 1, to be drawn."""
+        """The prompts of images `first` to `last` - 1."""
         return [
             replace(self.asked[i % len(self.asked)], seed=self.first_seed + i)
             for i in range(first, last)
@@ -77,13 +74,13 @@ class Part:
 
 
 def parts_of(data: Data, images: int) -> tuple[Part, Part]:
-    """What settings are chosen on, and what is reported on; no row is in both.
+    """The parts to select settings on and to report on; they have no row in common.
 
     Args:
-        pictures: to be drawn of each, at most.
+        images: maximum number of images per setting.
 
     Raises:
-        LimnerError: there are too few pictures for a choice.
+        LimnerError: there are too few images.
     """
     halves: list[list[tuple[Split, int]]] = [[], []]
     for i, row in enumerate(data.held_out.rows):
@@ -107,20 +104,20 @@ def _part(name: str, data: Data, members: Sequence[tuple[Split, int]], first_see
         row = images_of(data, split).rows[i]
         asked[row.key] = Drawing(row.captions[0], first_seed, split, i)
     show_truth(asked.values(), data)
-    # Of what cannot be decoded training has told, and its row is in refused.jsonl.
+    # Training has already reported undecodable images, and listed them in refused.jsonl.
     good = sorted((key for key, d in asked.items() if d.truth is not None), key=sampling_rank)
     if len(good) < 2:
         raise LimnerError(
-            f"settings are {name} by real pictures, but {data.set.name} has only {len(good)} for "
-            "that; a sweep needs at least 2, preferably 64"
+            f"{data.set.name} has only {len(good)} readable images for the {name} part; a sweep "
+            "requires at least 2, preferably 64"
         )
     return Part(name, tuple(good), tuple(asked[key] for key in good), first_seed)
 
 
 def gallery_of(data: Data, part: Part) -> Gallery | None:
-    """All pictures among which a drawing's true one is looked for, those of the part first.
+    """The gallery for recall, which includes the images of the part.
 
-    None where two of them have the same caption, so that no one of them is the true one.
+    None if several images have the same caption, so that there is no single true image.
     """
     gallery = Gallery(data)
     for d in part.asked:
@@ -134,5 +131,5 @@ def gallery_of(data: Data, part: Part) -> Gallery | None:
 
 
 def _shuffled(rows: Sequence[Row]) -> list[int]:
-    """Positions in an order that depends on keys alone."""
+    """Indices in an order that depends only on the keys."""
     return sorted(range(len(rows)), key=lambda i: sampling_rank(rows[i].key))

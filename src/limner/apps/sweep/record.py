@@ -1,14 +1,14 @@
-"""sweep.json: all that was measured, so that nothing is measured twice and nothing is forgotten.
+"""sweep.json: all measurements so far, so that none is repeated.
 
     {"format": 1,
-     "protocols": {id: what must be equal for two measurements to be compared},
+     "protocols": {id: what must be equal for two measurements to be comparable},
      "measured": [{"protocol": id, "part": "chosen" | "reported", "sampling": ..., "cost": ...,
                    "count": ..., "distance": ..., ...}],
-     "before": the sampling section that was there before the first sweep,
+     "before": the sampling section before the first sweep,
      "stored": {"sampling": ..., "cost": ..., "date": ..., "about": ...} | null,
      "table": the last comparison}
 
-It is written anew, whole, after each measurement.
+It is rewritten atomically after each measurement.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ NUMBERS = ("distance", "match", "right")
 
 
 class Record:
-    """What a sweep of one checkpoint has found so far.
+    """The measurements of the sweeps of one checkpoint.
 
     Args:
-        path: its file; it need not be there yet.
+        path: the file, which need not exist.
 
     Raises:
-        LimnerError: the file is damaged, or of another version of Limner.
+        LimnerError: the file is damaged, or has another format version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,11 +58,11 @@ class Record:
     def find(
         self, protocol: dict[str, Any], part: str, sampling: SamplingConfig, count: int
     ) -> Measurement | None:
-        """What was measured under the same protocol, if it was."""
+        """A measurement with the same protocol, or None."""
         return self._known.get((identity(protocol), part, sampling, count))
 
     def add(self, protocol: dict[str, Any], part: str, found: Measurement) -> None:
-        """Keep a measurement, on the disk at once."""
+        """Add a measurement and write it to disk."""
         name = identity(protocol)
         self.values["protocols"][name] = protocol
         self._known[name, part, found.sampling, found.count] = found
@@ -74,7 +74,7 @@ class Record:
         write_text_whole(self.path, json.dumps(self.values, ensure_ascii=False, indent=1))
 
     def setting(self, key: str) -> SamplingConfig | None:
-        """The sampling section under "before" or "stored"."""
+        """The sampling section at "before" or "stored"."""
         found = self.values[key]
         if key == "stored" and found is not None:
             found = found["sampling"]
@@ -93,7 +93,7 @@ class Record:
                 found = _measurement(line)
                 part, protocol = str(line["part"]), line["protocol"]
                 if protocol not in self.values["protocols"]:
-                    raise ValueError(f"a measurement of an unknown protocol {protocol!r}")
+                    raise ValueError(f"a measurement refers to an unknown protocol {protocol!r}")
                 self._known[protocol, part, found.sampling, found.count] = found
             for name in ("before", "stored"):
                 self.setting(name)
@@ -105,7 +105,7 @@ class Record:
 
 
 def identity(protocol: dict[str, Any]) -> str:
-    """A short name; equal protocols have equal ones."""
+    """A short id of a protocol; equal protocols have equal ids."""
     return digest(json.dumps(protocol, sort_keys=True, ensure_ascii=False)).hex()[:12]
 
 

@@ -1,4 +1,4 @@
-"""Draw with a setting, and measure what was drawn."""
+"""Generation of images with a setting, and their metrics."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from limner.inference.sampling_settings import function_evaluations
 from limner.metrics.kernel_distance import cubic
 
 GROUPS = 24
-"""Groups of captions that are left out in turn, at most."""
+"""Maximum number of groups for the jackknife."""
 
 Follow = Callable[[Sequence[Drawing]], list[float]]
-"""How well each drawing follows its caption, 0 to 1; 1 is fully."""
+"""Prompt following of each image, 0 to 1; 1 is fully correct."""
 
 
 @dataclass
 class Drawn:
-    """What is known of a setting's pictures so far; more are added to it."""
+    """Features and scores of the images generated with a setting so far."""
 
     features: list[Tensor] = field(default_factory=list)
     follow: list[float] = field(default_factory=list)
@@ -39,10 +39,10 @@ class Quality:
     """Measures settings on the captions of one part, always with the same noise.
 
     Args:
-        generator: draws, in its precision.
-        part: captions, real pictures, seeds.
-        network: for kernel distances; None: without.
-        follow: tells how well pictures follow their captions; None: nothing can.
+        generator: the model.
+        part: captions, real images, and seeds.
+        network: feature extractor for kernel distances; None: no distances.
+        follow: measures prompt following; None: it cannot be measured.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Quality:
         self.drawn: dict[SamplingConfig, Drawn] = {}
 
     def measure(self, sampling: SamplingConfig, count: int) -> Measurement:
-        """Draw what is missing of `count` pictures, and measure them all."""
+        """Generate the missing ones of `count` images, and measure all of them."""
         drawn = self.drawn.setdefault(sampling, Drawn())
         if drawn.count < count:
             self._draw(sampling, drawn, count)
@@ -79,7 +79,7 @@ class Quality:
         return Measurement(sampling, cost, count, distance, match, right, distances, matches)
 
     def drawings(self, sampling: SamplingConfig, first: int, last: int) -> list[Drawing]:
-        """Number `first` to `last` - 1 of the part, drawn."""
+        """Generate images `first` to `last` - 1 of the part."""
         drawings = self.part.drawings(first, last)
         draw(self.generator, drawings, sampling=sampling)
         return drawings
@@ -94,9 +94,8 @@ class Quality:
 
 
 def nearest_is_its_own(gallery: Gallery) -> Follow:
-    """1 / rank of a drawing's true picture among all by distance (metrics/retrieval.py): 1 where it
-    is the nearest. The mean is the mean reciprocal rank, which tells more than recall at 1 where
-    that is nearly 1."""
+    """Reciprocal rank of the true image by distance (metrics/retrieval.py): 1 if it is the nearest.
+    The mean reciprocal rank is more informative than recall@1 when that is close to 1."""
 
     def follow(drawings: Sequence[Drawing]) -> list[float]:
         gallery.rank(drawings)
@@ -106,19 +105,19 @@ def nearest_is_its_own(gallery: Gallery) -> Follow:
 
 
 def checked(drawings: Sequence[Drawing]) -> list[float]:
-    """Of `shapes`: the share of a caption's parts that hold in the picture."""
+    """For `shapes`: the fraction of the parts of the caption that hold in the image."""
     check_shapes(drawings)
     return [float(np.mean(list(d.holds.values()))) for d in drawings if d.holds is not None]
 
 
 def groups_of(captions: Sequence[int]) -> np.ndarray:
-    """The group of each drawing: whole captions stay together."""
+    """The jackknife group of each image; images of the same caption are in the same group."""
     members = np.asarray(captions)
     return members % min(GROUPS, int(members.max()) + 1)
 
 
 def mean_without(values: np.ndarray, captions: Sequence[int]) -> tuple[float, ...]:
-    """The mean without each group in turn."""
+    """Leave-one-group-out means."""
     groups = groups_of(captions)
     if groups.max() == 0:
         return ()
@@ -128,12 +127,12 @@ def mean_without(values: np.ndarray, captions: Sequence[int]) -> tuple[float, ..
 def distance_and_without(
     drawn: Tensor, captions: Sequence[int], real: Tensor
 ) -> tuple[float, tuple[float, ...]]:
-    """`kernel_distance(drawn, real)`, and the same without each group of captions on both sides.
+    """`kernel_distance(drawn, real)`, and its leave-one-group-out values.
 
     Args:
-        drawn: features [N, d].
-        captions: for each, the position of its caption's picture in `real`.
-        real: features [M, d].
+        drawn: features of the generated images [N, d].
+        captions: for each, the index of its caption's image in `real`.
+        real: features of the real images [M, d].
     """
     a, b = drawn.double(), real.double()
     aa, bb, ab = cubic(a, a).numpy(), cubic(b, b).numpy(), cubic(a, b).numpy()
@@ -148,6 +147,6 @@ def distance_and_without(
         return float(within - 2 * ab[np.ix_(i, j)].mean())
 
     every = distance(np.ones(len(a), bool), np.ones(len(b), bool))
-    if own.max() < 2:  # without one of two groups a single picture may be left
+    if own.max() < 2:  # without one of two groups a single image may be left
         return every, ()
     return every, tuple(distance(own != g, theirs != g) for g in range(own.max() + 1))

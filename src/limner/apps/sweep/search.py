@@ -1,10 +1,10 @@
-"""Which settings to try: one thing at a time, few pictures for many, more for the best.
+"""The search: coordinate descent over sampling settings, with successive halving.
 
-A grid of all settings would be thousands. Each setting is a handful of choices, of which each is
-settled in turn with the others as they are (coordinate descent); within a choice, half of the
-values go after each round and the rest are measured on twice the pictures (successive halving,
-Jamieson & Talwalkar 2016, arXiv 1502.07943). At one cost, a setting has as many steps as that cost
-buys: guidance on half of the noise levels leaves evaluations for a third more steps.
+A full grid would have thousands of settings. Parameters are optimised one at a time with the others
+fixed (coordinate descent). For each parameter, half of the values are dropped after each round, and
+the others are measured on twice as many images (successive halving, Jamieson & Talwalkar 2016,
+arXiv 1502.07943). A setting uses as many steps as its cost allows: guidance at half of the noise
+levels leaves evaluations for a third more steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.inference.sampling_settings import function_evaluations
 
 Measure = Callable[[SamplingConfig, int], Measurement]
-"""(setting, pictures) -> what was found. Raises TimeIsUp."""
+"""(setting, number of images) -> measurement. Raises TimeIsUp."""
 Candidates = Callable[[SamplingConfig], list[SamplingConfig]]
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -35,19 +35,19 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "timestep_power": (0.7, 0.85, 1.0, 1.2, 1.5),
     "guidance_type": ("cfg", "cfg_zero_star", "apg"),
 }
-"""In the order in which they are settled: what changes most first."""
+"""In the order of the search: the most important parameters first."""
 IN_ORDER = ("guidance_scale", "shift", "timestep_power")
-"""Choices with neighbours: where a setting is known to be good at a cost nearby, only those are
-tried."""
+"""Ordered parameters: if a good setting at a similar cost is known, only adjacent values are tried.
+"""
 FINER = (0.8, 1.25)
-"""Of the guidance scale, once the rest is settled."""
+"""Factors of the guidance scale for the final refinement."""
 MIDDLE = (0.2, 0.8)
-"""Noise levels in which guidance does most good (Kynkäänniemi et al. 2024, arXiv 2404.07724)."""
+"""Noise levels where guidance helps most (Kynkäänniemi et al. 2024, arXiv 2404.07724)."""
 FIRST_COST = 16
 
 
 class TimeIsUp(Exception):
-    """No more is measured in this search; what was found so far counts."""
+    """The time limit of the search is reached; the results so far are used."""
 
 
 def search(
@@ -58,15 +58,15 @@ def search(
     images: int,
     measure: Measure,
 ) -> tuple[dict[int, SamplingConfig], bool]:
-    """The best setting found at each cost, and whether the search came to its end.
+    """The best setting found at each cost, and whether the search was completed.
 
     Args:
-        config: the model's, which says what fits it.
+        config: configuration of the model, which determines the valid settings.
         noise_schedule: of its objective.
-        start: the setting to begin with.
-        costs: network evaluations for one picture, at most.
-        pictures: for the last round of each choice; the first has a quarter of it.
-        measure: is asked for few pictures first.
+        start: the initial setting.
+        costs: maximum function evaluations per image.
+        images: number of images in the last round of each parameter; the first has a quarter.
+        measure: measures a setting.
     """
     found: dict[int, SamplingConfig] = {}
     finished = True
@@ -74,7 +74,7 @@ def search(
     for cost in sorted(costs, key=lambda c: (abs(math.log2(c / FIRST_COST)), c)):
         near = min(found, key=lambda c: abs(math.log2(c / cost)), default=None)
         best = at_cost(start if near is None else found[near], noise_schedule, cost)
-        if best is None:  # not even one step of it: the same without guidance, if that has one
+        if best is None:  # not even one step fits: try without guidance
             best = at_cost(start.model_copy(update={"guidance_scale": 1.0}), noise_schedule, cost)
         if best is None:
             continue
@@ -89,24 +89,24 @@ def search(
 
 
 def rounds_of(images: int) -> tuple[int, ...]:
-    """Pictures in each round of a choice, ascending."""
+    """Number of images in each round, ascending."""
     return tuple(sorted({max(2, images // part) for part in (4, 2, 1)}))
 
 
 def stages(
     config: Config, noise_schedule: NoiseSchedule, cost: int, near: bool
 ) -> Iterator[Candidates]:
-    """For each choice what to try, given the best so far (which comes first).
+    """For each parameter, the candidates given the best setting so far, which comes first.
 
     Args:
-        near: only neighbours of the values that are good at a cost nearby.
+        near: only try values adjacent to those that are good at a similar cost.
     """
 
     def settle(key: str, values: Callable[[SamplingConfig], Sequence[Any]]) -> Candidates:
         def candidates(best: SamplingConfig) -> list[SamplingConfig]:
             tried = [best]
             if best.guidance_scale == 1 and key in ("guidance_interval", "guidance_type"):
-                return tried  # they change nothing
+                return tried  # no effect without guidance
             for value in values(best):
                 for changed in _with(best, key, value):
                     if not _fits(config, changed):
@@ -134,11 +134,11 @@ def stages(
 
 
 def _with(best: SamplingConfig, key: str, value: Any) -> Iterator[SamplingConfig]:
-    """The setting with one thing changed. A scale is tried at all noise levels and in the middle,
-    for what is too much at all of them may be best there."""
+    """The setting with one parameter changed. A guidance scale is tried at the current and at the
+    middle noise levels, since a scale that is too high for all levels may be best there."""
     if key != "guidance_scale":
         yield best.model_copy(update={key: value})
-    elif value == 1:  # in one form, for no interval or formula makes a difference to it
+    elif value == 1:  # canonical form: interval and type have no effect
         plain = {"guidance_scale": 1.0, "guidance_interval": (0.0, 1.0), "guidance_type": "cfg"}
         yield best.model_copy(update=plain)
     elif value > 1:
@@ -152,8 +152,8 @@ def halving(
     """The best of the candidates.
 
     Args:
-        rounds: pictures, ascending. After each round the better half stays, and of that only what
-            is not clearly worse than the best.
+        rounds: numbers of images, ascending. After each round only the better half remains, without
+            those that are significantly worse than the best.
     """
     left = list(candidates)
     for count in rounds:
@@ -170,7 +170,7 @@ def halving(
 def at_cost(
     sampling: SamplingConfig, noise_schedule: NoiseSchedule, cost: int
 ) -> SamplingConfig | None:
-    """The setting with as many steps as fit into so many evaluations; None if not one does."""
+    """The setting with the most steps that `cost` evaluations allow; None if not even one fits."""
 
     def evaluations(steps: int) -> int:
         return function_evaluations(
@@ -181,7 +181,7 @@ def at_cost(
     most = min(cost + free, getattr(noise_schedule, "num_train_timesteps", cost))
     if most <= free:
         return None
-    # Evaluations grow nearly in proportion to steps: begin a little above where they would fit.
+    # Evaluations are nearly proportional to steps: start slightly above the estimate.
     steps = min(most, free + math.ceil((most - free) * cost / max(1, evaluations(most))) + 2)
     while steps > free and evaluations(steps) > cost:
         steps -= 1

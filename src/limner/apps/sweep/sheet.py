@@ -1,4 +1,4 @@
-"""A sweep for people: the line of a measurement, the table, and the same prompts at each cost."""
+"""Output of a sweep: progress lines, the table, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 def numbers(found: Measurement | None) -> tuple[str, str]:
-    """Kernel distance and share that is right, as they stand in tables."""
+    """Kernel distance and the fraction that is correct, formatted for tables."""
     distance = found.distance if found is not None else None
     right = found.right if found is not None else None
     return (
@@ -28,17 +28,17 @@ def numbers(found: Measurement | None) -> tuple[str, str]:
 
 
 def progress(found: Measurement, seconds: float | None) -> str:
-    """The line of one measurement; `seconds` None: it was known."""
+    """The line of one measurement; `seconds` is None if it was already known."""
     distance, right = numbers(found)
     took = "known" if seconds is None else f"{seconds:.1f} s"
     return (
-        f"{found.cost:3d} evaluations | {found.count:3d} pictures | distance {distance} | "
-        f"right {right} | {took} | {in_words(found.sampling)}"
+        f"{found.cost:3d} evaluations | {found.count:3d} images | distance {distance} | "
+        f"correct {right} | {took} | {in_words(found.sampling)}"
     )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side; the first row is the head. Numbers stand right, words left."""
+    """A text table with the first row as header; numbers are right-aligned, text left-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -54,9 +54,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def save_sheet(
     path: Path, quality: Quality, settings: Sequence[tuple[str, SamplingConfig]], title: str
 ) -> None:
-    """The first prompts of a part, from the same noise, at each of the named settings.
+    """Save a contact sheet of the first prompts of a part with each setting, from the same noise.
 
-    The real pictures stand on top.
+    The first row shows the real images.
     """
     asked = quality.part.asked[:SHOWN]
     count = len(asked)

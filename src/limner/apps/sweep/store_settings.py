@@ -1,4 +1,4 @@
-"""A setting becomes the default of a checkpoint: its `sampling` section is written anew."""
+"""Storing a setting as the default of a checkpoint, in its `sampling` section."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from limner.training.folder import keep_edited
 
 
 def store_sampling(checkpoint: Path, sampling: SamplingConfig) -> str | None:
-    """Make `sampling` what `limner generate` draws with where nothing else is asked for.
+    """Make `sampling` the default of `limner generate` for this checkpoint.
 
-    Only config.yaml changes, whole or not at all. It is the one file of a checkpoint that people
-    may edit, so the manifest has no checksum of it to be kept; and a run that resumes from here is
-    the same run, for training does not depend on this section (`resume.UNRELATED`).
+    Only config.yaml is rewritten, atomically. It is the one file of a checkpoint that users may
+    edit, so the manifest has no checksum of it. Resuming is not affected, since training does not
+    depend on this section (`resume.UNRELATED`).
 
     Args:
-        checkpoint: the checkpoint's own folder.
+        checkpoint: the checkpoint folder.
 
     Returns:
-        Where a configuration with somebody's comments is kept, as a sentence.
+        A sentence about the backup of a configuration with comments, if there is one.
 
     Raises:
-        LimnerError: the setting does not fit the model.
+        LimnerError: the setting is invalid for the model.
     """
     path = checkpoint / "config.yaml"
     config = load_config(path)

@@ -1,4 +1,4 @@
-"""`limner sweep`: the best setting to draw with at each cost, for one trained model."""
+"""`limner sweep`: find the best sampling settings at each cost for a trained model."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ IMAGES = 64
 MINUTES = 30.0
 SHEET = "sweep.png"
 SEARCH_SHARE = 0.7
-"""Of the minutes; the rest is for comparing what was found."""
+"""Fraction of the time for the search; the rest is for the comparison."""
 
 log = logging.getLogger(__name__)
 
 
 class Measuring:
-    """Measures on two parts, remembers in sweep.json, says a line for each, keeps the time."""
+    """Measures on both parts, records in sweep.json, logs progress, and enforces the time limit."""
 
     def __init__(
         self, record: Record, qualities: dict[str, Quality], protocol: dict[str, Any]
@@ -75,21 +75,21 @@ def sweep(
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
 ) -> Sweep:
-    """Search, compare, store.
+    """Search for the best settings, compare them, and store the best one.
 
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
-        costs: network evaluations for one picture, guided steps counted twice.
-        pictures: drawn of each setting that comes into the last round of a choice.
-        minutes: of the search and the comparison, about. What was measured is kept, and the same
-            call goes on from there.
-        store: make the best setting the checkpoint's default. Not with a guide, which a
-            configuration cannot name.
-        store_cost: the best at this cost; None: the cheapest within noise of the best.
-        guide: a weaker checkpoint to move away from (autoguidance).
+        costs: function evaluations per image; a guided step counts twice.
+        images: number of images per setting in the last round of a parameter.
+        minutes: approximate time limit. Measurements are kept, so another call continues.
+        store: make the best setting the default of the checkpoint. Ignored with a guide, which a
+            configuration cannot record.
+        store_cost: store the best at this cost; None: the cheapest within noise of the best.
+        guide: a weaker checkpoint to guide away from (autoguidance).
 
     Raises:
-        LimnerError: no such checkpoint, no pictures, nothing to measure by, a damaged sweep.json.
+        LimnerError: the checkpoint or sweep.json is invalid, there are too few images, or no metric
+            is available.
     """
     began = time.monotonic()
     opened = Checkpoint.open(checkpoint)
@@ -125,7 +125,8 @@ def _sweep(
         )
     if guide is not None and store_cost is not None:
         raise LimnerError(
-            "--guide is only compared, since a checkpoint cannot record its guide; remove --store"
+            "--store cannot be used with --guide, since a checkpoint cannot record its guide; "
+            "remove one of them"
         )
     record = Record(opened.folder / FILE)
     generator = open_generator(opened.folder, opened.config, device, vae, text_encoder, guide)
@@ -143,7 +144,7 @@ def _sweep(
     config = opened.config
     before = record.setting("before")
     if before is None or record.setting("stored") != config.sampling:
-        before = config.sampling  # nothing was stored yet, or somebody changed it since
+        before = config.sampling  # nothing was stored yet, or it was changed since
     record.values["before"] = before.model_dump(mode="json")
     for sentence in said:
         log.info(sentence)
@@ -154,9 +155,9 @@ def _sweep(
     found, finished = search(config, path, before, costs, images, measure)
     if not found:
         raise LimnerError(
-            f"no setting needs as few as {max(costs)} evaluations; use higher --costs"
+            f"every setting requires more than {max(costs)} evaluations; use higher --costs"
         )
-    measure.until = float("inf")  # what was found must be compared at one number of pictures
+    measure.until = float("inf")  # all must be measured on the same number of images
     named = [("before", before), *((str(cost), found[cost]) for cost in sorted(found))]
     for_all = [(name, sampling, measure(sampling, images)) for name, sampling in named]
     measure.until = began + 60 * minutes
@@ -181,7 +182,7 @@ def _sweep(
             "limner": __version__,
             "about": about(chosen, reported),
         }
-    record.write()  # first: a default whose origin is not told would be worse than the reverse
+    record.write()  # before storing, so that a stored setting always has a record
     if storing and (kept := store_sampling(opened.folder, best.sampling)):
         log.info(kept)
     title = f"{opened.folder.name}: the same prompts and noise at each cost"
@@ -191,7 +192,7 @@ def _sweep(
 
 
 def feature_network(generator: ImageGenerator) -> tuple[FeatureNetwork | None, str]:
-    """The network for kernel distances, or why there is none."""
+    """The feature extractor for kernel distances, or the reason why there is none."""
     try:
         return EfficientNet(generator.device), ""
     except LimnerError as error:
@@ -199,7 +200,7 @@ def feature_network(generator: ImageGenerator) -> tuple[FeatureNetwork | None, s
 
 
 def follow_of(data: Data, part: Part) -> Follow | None:
-    """What tells how well a picture follows its caption, if this data set has something."""
+    """The measure of prompt following for this data set, if there is one."""
     if data.set.name == "shapes":
         return checked
     gallery = gallery_of(data, part)
@@ -207,18 +208,18 @@ def follow_of(data: Data, part: Part) -> Follow | None:
 
 
 def check_measures(quality: Quality, missing: str) -> list[str]:
-    """What is not measured here, in words. Raises LimnerError where that is everything."""
+    """Notes about metrics that are not available. Raises LimnerError if none is."""
     if quality.network is None and quality.follow is None:
         raise LimnerError(
-            f"no metric to choose settings by: {missing}; and several pictures have the same "
-            "caption, so recall has no single right answer"
+            f"no metric to select settings with: {missing}; and several images have the same "
+            "caption, so recall has no single true image"
         )
     if quality.network is None:
-        return [f"by recall alone: {missing} (pip install 'limner[evaluation]')"]
+        return [f"selecting by recall only: {missing} (pip install 'limner[evaluation]')"]
     if quality.follow is None:
         return [
-            "by kernel distance alone, which sees pictures and not captions: several pictures have "
-            "the same caption, so recall has no single right answer"
+            "selecting by kernel distance only, which ignores captions: several images have the "
+            "same caption, so recall has no single true image"
         ]
     return []
 
@@ -231,7 +232,7 @@ def protocol_of(
     network: FeatureNetwork | None,
     guide: str | Path | None,
 ) -> dict[str, Any]:
-    """All that two measurements must share to be compared, the setting apart."""
+    """What must be equal for two measurements to be comparable, apart from the setting."""
     return {
         "checkpoint": weights_of(opened.folder),
         "guide": None if guide is None else weights_of(Checkpoint.open(guide).folder),
@@ -256,18 +257,18 @@ def protocol_of(
 
 
 def weights_of(folder: Path) -> str:
-    """A hash of a checkpoint's weights: of what its manifest has written down about them."""
+    """A hash of the weights of a checkpoint, from its manifest."""
     lines = (folder / MANIFEST).read_text(encoding="utf-8")
     return digest(lines).hex()
 
 
 def about(chosen: Part, reported: Part) -> str:
-    """One sentence: what was chosen on what."""
+    """A sentence about the captions that settings are selected and reported on."""
     own = len(chosen.asked) - chosen.held_out
-    more = f" and {own} trained ones" if own else ""
+    more = f" and {own} training captions" if own else ""
     theirs = len(reported.asked) - reported.held_out
-    fill = f" and {theirs} other trained ones" if theirs else ""
+    fill = f" and {theirs} other training captions" if theirs else ""
     return (
-        f"settings are chosen on {chosen.held_out} held-out captions{more}, and reported on "
-        f"{reported.held_out} other held-out captions{fill}, from other noise"
+        f"settings are selected on {chosen.held_out} held-out captions{more}, and reported on "
+        f"{reported.held_out} other held-out captions{fill}, with other seeds"
     )

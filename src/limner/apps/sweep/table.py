@@ -1,4 +1,4 @@
-"""What a sweep compares in the end, which of it becomes the default, and the table of it."""
+"""The final comparison of a sweep, and the selection of the new default."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from limner.inference.sampling_settings import in_words
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison.
+    """One row of the comparison.
 
     Attributes:
-        name: "before", or the cost that it was searched for.
+        name: "before", or the cost of the search.
         sampling: the setting.
-        chosen: on the captions that the choice was made by.
-        reported: on others; None: time was up before.
+        chosen: measured on the captions used for the selection.
+        reported: measured on other captions; None if there was no time.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        rows: the setting from before, and the best at each cost, cheapest first.
-        best: the row whose setting is to be the default.
-        stored: whether it is.
-        finished: whether all was tried; if not, the same call goes on.
-        checkpoint: folder.
-        said: sentences to know beside the numbers.
+        rows: the previous setting, and the best at each cost, cheapest first.
+        best: the row with the new default.
+        stored: whether it was stored.
+        finished: whether the search was completed; if not, another call continues.
+        checkpoint: the checkpoint folder.
+        said: notes on the results.
     """
 
     rows: list[Row]
@@ -53,11 +53,13 @@ class Sweep:
 
 
 def choose(rows: Sequence[Row], cost: int | None = None) -> Row:
-    """The row to store: of that cost, or the cheapest within noise of the best."""
+    """The row to store: the one at `cost`, or the cheapest within noise of the best."""
     if cost is not None:
         asked = [row for row in rows if row.name == str(cost)]
         if not asked:
-            raise LimnerError(f"--store {cost}: no setting needs so few evaluations")
+            raise LimnerError(
+                f"--store {cost}: every setting requires more evaluations; use a higher cost"
+            )
         return asked[0]
     best = cheapest([row.chosen for row in rows])
     return next(row for row in rows if row.chosen is best)
@@ -78,7 +80,7 @@ def label_of(row: Row) -> str:
 
 def comparison(result: Sweep) -> str:
     """The table for the terminal."""
-    rows = [["", "evaluations", "distance", "right", "distance*", "right*", "setting"]]
+    rows = [["", "evaluations", "distance", "correct", "distance*", "correct*", "setting"]]
     good = within_noise([row.chosen for row in result.rows])
     for row in result.rows:
         mark = "before" if row.name == "before" else f"<= {row.name}"
@@ -88,6 +90,6 @@ def comparison(result: Sweep) -> str:
         rows.append([mark, str(row.chosen.cost), *own, *theirs, in_words(row.sampling)])
     return (
         sheet.table(rows)
-        + "\n* on captions that nothing was chosen by; = within noise of the best; > the default "
-        + ("from now on" if result.stored else "to choose (nothing was stored)")
+        + "\n* on captions not used for the selection; = within noise of the best; > "
+        + ("the new default" if result.stored else "the suggested default (not stored)")
     )

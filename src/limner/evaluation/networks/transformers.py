@@ -1,4 +1,4 @@
-"""Vision transformers as feature networks: DINOv2 for FD-DINOv2, CLIP for CMMD and CLIP score."""
+"""Vision transformers as feature extractors: DINOv2 for FD-DINOv2, CLIP for CMMD and CLIP score."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class DINOv2(FeatureNetwork):
     2306.04675): the class token after the last normalisation.
 
     Args:
-        name: a local folder as save_pretrained writes it, or a Hub id.
-        key: what the caller calls this setting, for messages.
+        name: a local folder written by save_pretrained, or a Hub id.
+        key: name of the setting, for messages.
 
     Raises:
-        LimnerError: it cannot be had, or is another network.
+        LimnerError: the model is not available, or is a different network.
     """
 
     published: ClassVar[dict[Metric, str]] = {
@@ -86,15 +86,15 @@ class DINOv2(FeatureNetwork):
 
 
 class CLIP(FeatureNetwork):
-    """CLIP (Radford et al. 2021, arXiv 2103.00020): projected embeddings of pictures and of texts,
-    brought to length 1.
+    """CLIP (Radford et al. 2021, arXiv 2103.00020): projected embeddings of images and texts,
+    normalised to unit length.
 
     Args:
-        name: a local folder as save_pretrained writes it, or a Hub id.
-        key: what the caller calls this setting, for messages.
+        name: a local folder written by save_pretrained, or a Hub id.
+        key: name of the setting, for messages.
 
     Raises:
-        LimnerError: it cannot be had, or is another network.
+        LimnerError: the model is not available, or is a different network.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ("CMMD", "CLIP score")
@@ -105,7 +105,7 @@ class CLIP(FeatureNetwork):
         transformers = transformers_for(key)
         self.settings = read_pretrained(transformers.CLIPConfig, self.folder, key)
         for half in (self.settings.vision_config, self.settings.text_config):
-            half.projection_dim = self.settings.projection_dim  # what counts for the whole model
+            half.projection_dim = self.settings.projection_dim  # that of the whole model counts
         family = transformers.CLIPVisionModelWithProjection
         model = _load(family, self.folder, key, self.settings.vision_config)
         self.side = int(model.config.image_size)
@@ -131,8 +131,8 @@ class CLIP(FeatureNetwork):
         return super().label(metric)
 
     def text_features(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Embeddings of texts, cut to the tokens that CLIP reads: float32 [N, width] on the
-        processor. Raises LimnerError where the folder holds no text half."""
+        """Embeddings of texts, truncated to CLIP's maximum length: float32 [N, width] on the CPU.
+        Raises LimnerError if the folder contains no text model."""
         self._open_text()
 
         def all_of_them(size: int) -> Tensor:
@@ -144,7 +144,7 @@ class CLIP(FeatureNetwork):
             return in_parts_that_fit(batch_size, all_of_them)
 
     def too_long(self, texts: Sequence[str]) -> list[int]:
-        """Positions of the texts that are cut, for they have more tokens than CLIP reads."""
+        """Indices of the texts that exceed CLIP's maximum length and are truncated."""
         self._open_text()
         read = self.tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
         return [i for i, ids in enumerate(read) if len(ids) > self._most_tokens()]
@@ -188,8 +188,8 @@ def _preparation(side: int, whose: str) -> str:
 
 
 def _prepared(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, side, side], resized by Pillow as published code does:
-    other libraries' filters of the same name differ from it."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, side, side], resized with Pillow, as in published code:
+    filters of the same name in other libraries differ."""
     size = (side, side)
     resized = np.stack(
         [
@@ -202,10 +202,10 @@ def _prepared(images: Tensor, side: int, mean: tuple[float, ...], std: tuple[flo
 
 
 def _place_positions(model: Any, side: int) -> None:
-    """Bring the positions, learned for 37 x 37 patches, to side x side as the original code does.
+    """Interpolate the position embeddings, trained for 37 x 37 patches, to side x side.
 
-    It adds 0.1 to the size before it computes the scale, and the scale is what its interpolation
-    goes by; that of transformers goes by the size, and its features differ a little.
+    The original code adds 0.1 to the size and interpolates by the resulting scale factor;
+    transformers interpolates by size, which gives slightly different features.
     """
     positions = model.embeddings.position_embeddings.detach()
     first, others = positions[:, :1], positions[:, 1:]
@@ -220,7 +220,7 @@ def _place_positions(model: Any, side: int) -> None:
 
 
 def _config(folder: Path, kind: str, key: str) -> str:
-    """The hash of config.json, which must be of the model type `kind`."""
+    """The hash of config.json, whose model type must be `kind`."""
     found = read_config(folder).get("model_type")
     if found != kind:
         raise LimnerError(f"{key}: {folder} contains a model of type {found!r}; expected {kind!r}")
@@ -235,15 +235,15 @@ def _load(family: Any, folder: Path, key: str, config: Any = None) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise LimnerError(
             f"{key}: {folder} lacks {len(missing)} weights of a {family.__name__}, such as "
-            f"{missing[0]}; it is incomplete, or another kind of model"
+            f"{missing[0]}; it is incomplete, or a different kind of model"
         )
     return model
 
 
 def _weights(folder: Path) -> tuple[str, str | None]:
-    """The hash of the weights, and what they are where that is known.
+    """The hash of the weights, and their name if they are known.
 
-    Of several files it is the hash of their names and hashes, in order.
+    For several files it is the hash of their names and hashes, in order.
     """
     files = [path for path in weight_files(folder) if path.suffix in WEIGHTS]
     usual = [f for f in files if f.name in ("model.safetensors", "pytorch_model.bin")]

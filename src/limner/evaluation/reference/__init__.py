@@ -1,1 +1,1 @@
-"""The real pictures that drawn ones are compared with, as statistics."""
+"""Statistics of the real images that generated images are compared with."""

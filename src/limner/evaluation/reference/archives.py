@@ -1,10 +1,9 @@
-"""Published `.npz` files of pictures and statistics: ADM's reference batches, pytorch-fid's.
+"""Published `.npz` files of images and statistics: ADM's reference batches and pytorch-fid.
 
 ADM (Dhariwal & Nichol 2021, openai/guided-diffusion): `arr_0` uint8 [N, H, W, 3], and in references
-also `mu`, `sigma` of a whole data set's Inception-v3 features (and `mu_s`, `sigma_s`, of spatial
-ones, which are not used here). pytorch-fid: `mu`, `sigma`. An `.npz` is a zip file; pictures are
-read from it in pieces, so that two gigabytes of them need not be in memory, and nothing in it is
-executed.
+also `mu` and `sigma` of the Inception-v3 features of a whole data set (and `mu_s` and `sigma_s` of
+spatial features, which are not used here). pytorch-fid: `mu`, `sigma`. Images are read in batches,
+so gigabytes of them need not fit in memory, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from limner.metrics.frechet import Gaussian
 
 IMAGES, MEAN, COVARIANCE = "arr_0", "mu", "sigma"
 WIDEST = 2**14
-"""Features that a published mean may have; a header that claims more is damaged."""
+"""Maximum number of features; a header that claims more is damaged."""
 
 
 class Archive:
-    """An archive, opened and checked; a `Source` of its pictures where it holds any.
+    """An archive, opened and validated; a `Source` if it contains images.
 
     Attributes:
-        count: its pictures, or None.
+        count: number of images, or None.
 
     Raises:
-        LimnerError: it is no such file, or is damaged.
+        LimnerError: the file is not such an archive, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +55,7 @@ class Archive:
         if IMAGES not in self.shapes and MEAN not in self.shapes:
             there = ", ".join(sorted(names)) or "nothing"
             raise self._error(
-                f"it contains neither pictures ({IMAGES}) nor statistics ({MEAN}, {COVARIANCE}); "
+                f"it contains neither images ({IMAGES}) nor statistics ({MEAN}, {COVARIANCE}); "
                 f"found: {there}"
             )
         if (MEAN in self.shapes) != (COVARIANCE in self.shapes):
@@ -66,7 +65,7 @@ class Archive:
         self.preparation = f"{shape[2]} x {shape[1]} pixels, as published" if shape else ""
 
     def contents(self, cache: Path) -> bytes:
-        """The hash of the whole file, remembered in `cache`."""
+        """The hash of the whole file, cached in `cache`."""
         known = Fingerprints(cache / "contents.npy")
         (found,) = known.of_files([self.path])
         if not found.any():
@@ -76,7 +75,7 @@ class Archive:
         return digest(found.tobytes())
 
     def gaussian(self) -> Gaussian | None:
-        """Published mean and covariance, if there are any; of how many pictures is not said."""
+        """The published mean and covariance, if any; the number of images is unknown."""
         if MEAN not in self.shapes:
             return None
         mean, covariance = (
@@ -103,7 +102,7 @@ class Archive:
             raise self._error(f"it is damaged: {error}") from None
 
     def _check(self, archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-        """The shape of an array, from its header, which must fit what is expected of it."""
+        """The shape of an array, after validating its header."""
         try:
             with _opened(archive, name) as file:
                 shape, by_columns, dtype = _header(file)
@@ -112,7 +111,7 @@ class Archive:
             raise self._error(f"the header of {name} is damaged: {error}") from None
         if name == IMAGES:
             fits = len(shape) == 4 and shape[-1] == 3 and dtype == np.uint8 and not by_columns
-            wanted = "uint8 pictures [N, H, W, 3]"
+            wanted = "uint8 images [N, H, W, 3]"
         else:
             width = shape[0] if shape else 0
             wanted_shape = (width,) if name == MEAN else (width, width)
@@ -123,7 +122,7 @@ class Archive:
         whole = archive.getinfo(f"{name}.npy").file_size
         if whole != start + math.prod(shape) * dtype.itemsize:
             raise self._error(
-                f"{name} is cut off: {whole:,} bytes are not {list(shape)} of {dtype}"
+                f"{name} is truncated: {whole:,} bytes are not {list(shape)} of {dtype}"
             )
         return shape
 
@@ -143,7 +142,7 @@ def _opened(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether by columns, and dtype; the file is then at the first value."""
+    """Shape, whether in Fortran order, and dtype; leaves the file at the first value."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):

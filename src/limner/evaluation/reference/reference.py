@@ -1,4 +1,4 @@
-"""What drawings are compared with: the data set's own pictures, a folder of them, or an archive."""
+"""The reference images: those of the data set, a folder, or an archive."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from limner.evaluation.reference.statistics import (
     archive_statistics,
     statistics_of,
 )
-from limner.evaluation.splits import Split
+from limner.evaluation.splits import Split, adjective
 
 KEY = "evaluation.reference"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures, as a source that every network looks at once.
+    """The real images to compare with.
 
     Attributes:
-        source: the pictures; of a published archive perhaps none, but their moments.
-        others: other real pictures of the same kind, for the floor; None: there are none, and the
-            floor is that between two parts of `source`.
-        others_are: what they are, in words.
+        source: the images; a published archive may contain only their mean and covariance.
+        others: other real images from the same distribution, for the real-vs-real baseline; None:
+            `source` is split in two instead.
+        others_are: describes them.
     """
 
     source: Source
@@ -41,14 +41,13 @@ class Reference:
     def statistics(
         self, network: FeatureNetwork, cache: Path, progress: Progress | None = None
     ) -> Statistics:
-        """As a network sees it, from the cache if it is there."""
+        """Statistics of a network's features, from the cache if available."""
         if isinstance(self.source, Archive):
             return archive_statistics(self.source.path, network, cache, progress=progress)
         return statistics_of(self.source, network, cache, progress=progress)
 
     def protocol(self, cache: Path) -> dict[str, str | int | None]:
-        """What decides it: the pictures' contents in their order, and how they came to their
-        size."""
+        """Protocol keys: the contents of the images in order, and how they were resized."""
         return {
             "reference.contents": self.source.contents(cache).hex(),
             "reference.pictures": self.source.count,
@@ -60,12 +59,11 @@ def open_reference(config: Config, data: Data, split: Split) -> Reference:
     """The reference of a configuration.
 
     Args:
-        split: held out or trained, that of the prompts that are drawn: without a reference of
-            one's own the real pictures of the same captions are it, so that only how they are
-            drawn differs, and not what is asked for.
+        split: the split of the prompts. Without `evaluation.reference`, the reference is the real
+            images of that split, so that both sets have the same captions.
 
     Raises:
-        LimnerError: it is not there, or is none.
+        LimnerError: the reference does not exist or is invalid.
     """
     wanted = config.evaluation.reference
     if wanted is not None:
@@ -74,7 +72,7 @@ def open_reference(config: Config, data: Data, split: Split) -> Reference:
             return Reference(Archive(path), None, "")
         if not path.is_dir():
             raise LimnerError(
-                f"{KEY}: {path.absolute()} is neither a folder of pictures nor an .npz file"
+                f"{KEY}: {path.absolute()} is neither a folder of images nor an .npz file"
             )
         return Reference(ImageFolder(path, config.data.image_size), None, "")
     own, other = data.trained, data.held_out
@@ -82,11 +80,11 @@ def open_reference(config: Config, data: Data, split: Split) -> Reference:
         own, other = other, own
     most = config.evaluation.reference_images
     source = DataImages(own, evenly_spaced(len(own.rows), most))
-    # Where the split is by hash the other pictures are of the same kind. Where the data set has a
-    # rule of its own for what it holds out (combinations never trained, ...) they are of another.
+    # A split by hash gives both parts the same distribution. If the data set has its own rule for
+    # what it holds out (unseen combinations, ...), the distributions differ.
     rows = [*own.rows, *other.rows]
     if len(other.rows) < 2 or any(row.held_out is not None for row in rows):
         return Reference(source, None, "")
     others = DataImages(other, evenly_spaced(len(other.rows), config.evaluation.num_images))
     which = Split.TRAINED if split is Split.HELD_OUT else Split.HELD_OUT
-    return Reference(source, others, f"{which.hyphened} pictures")
+    return Reference(source, others, f"{adjective(which)} images")

@@ -1,4 +1,4 @@
-"""Where the pictures of a reference come from: anything that can be gone through once in order."""
+"""Sources of reference images: anything that yields images in a fixed order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from limner.files.fingerprints import Fingerprints, digest
 
 
 class Source(Protocol):
-    """Pictures in an order.
+    """Images in a fixed order.
 
     Attributes:
-        name: for people.
-        count: pictures that there are, those that will be refused included; None: it holds none.
-        preparation: how they came to their size, in words; part of the key of what is cached.
-        refused: pictures that `batches` could not decode; filled as it goes.
+        name: display name.
+        count: number of images, including unreadable ones; None if there are no images.
+        preparation: a description of the resizing; part of the cache key.
+        refused: images that `batches` could not decode; filled during iteration.
     """
 
     name: str
@@ -33,28 +33,28 @@ class Source(Protocol):
     refused: list[Refused]
 
     def contents(self, cache: Path) -> bytes:
-        """A hash of all pictures in their order; `cache` remembers hashes of files."""
+        """A hash of all images in order; `cache` holds the hashes of files."""
         ...
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 [B, S, S, 3], B at most `size`. Goes from the first to the last."""
+        """Yield uint8 [B, S, S, 3] in order, B at most `size`."""
         ...
 
 
 class DataImages:
-    """Some pictures of a data set, as a model learns them: its crop, its size.
+    """Images of a data set, cropped and resized as for training.
 
     Args:
-        pictures: trained or held-out ones of `limner.data.open.Data`.
-        which: positions among them; None: all.
+        images: the training or held-out images of `limner.data.open.Data`.
+        which: their indices; None: all.
     """
 
     def __init__(self, images: DecodedImages, which: Sequence[int] | None = None) -> None:
         self.images = images
         self.which = list(range(len(images.rows)) if which is None else which)
-        self.name = f"{len(self.which):,} pictures of the data set"  # not what a folder is called
+        self.name = f"{len(self.which):,} images of the data set"  # not the name of a folder
         self.count: int | None = len(self.which)
-        # Files are cropped and scaled (data/images.py); the built-in sets draw at any size.
+        # Files are cropped and resized (data/images.py); built-in data sets render at any size.
         crop = getattr(images.set, "crop", None)
         how = f"{crop} crop, scaled (Lanczos, Pillow), in sRGB" if crop else "drawn at that size"
         self.preparation = f"{images.image_size} x {images.image_size} pixels, {how}"
@@ -82,13 +82,13 @@ class DataImages:
 
 
 class ImageFolder:
-    """All pictures in a folder and those within it, by their names; captions are not asked for.
+    """All images in a folder and its subfolders, sorted by name; captions are not needed.
 
     Args:
-        image_size: they are cropped and scaled to squares of it, as pictures to train on are.
+        image_size: side of the squares that images are cropped and resized to, as for training.
 
     Raises:
-        LimnerError: it is no folder, or holds no picture.
+        LimnerError: the folder does not exist, or contains no images.
     """
 
     def __init__(self, folder: Path, image_size: int) -> None:
@@ -100,7 +100,7 @@ class ImageFolder:
             if Path(name).suffix.lower() in files.EXTENSIONS
         )
         if not self.files:
-            what = "contains no pictures" if folder.is_dir() else "is no folder"
+            what = "contains no images" if folder.is_dir() else "is not a folder"
             raise LimnerError(f"{folder} {what}")
         self.count: int | None = len(self.files)
         self.preparation = (
@@ -109,7 +109,7 @@ class ImageFolder:
         self.refused: list[Refused] = []
 
     def contents(self, cache: Path) -> bytes:
-        """Of the files; one that cannot be read counts as one of zeros, and is refused later."""
+        """Hash of the files; an unreadable file counts as zeros and is refused later."""
         known = Fingerprints(cache / "contents.npy")
         found = known.of_files(self.files)
         if cache.is_dir():

@@ -1,10 +1,9 @@
-"""Features of a reference set: computed once, kept on the disk, or read from a published archive.
+"""Features of a reference set: computed once and cached, or read from a published archive.
 
-    cache/reference-3fa1b2c4d5e6.safetensors     features [N, width], mean, covariance; what of
+    cache/reference-3fa1b2c4d5e6.safetensors     features [N, width], mean, covariance, key
 
-What the file is of (network, weights, preparation, pictures, size, count) is in its name as a hash
-and in its header in full. It is written whole or not at all, carries a checksum, and one that is
-damaged is made again.
+The key (network, weights, preprocessing, images, size, count) is hashed in the file name and
+complete in the header. Files are written atomically with a checksum; a damaged one is recomputed.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from limner.version import __version__
 FORMAT = 1
 AS_PUBLISHED = "mean and covariance as published, of the whole data set"
 READ_AT_ONCE = 256
-"""Pictures that are in memory at a time."""
+"""Images in memory at a time."""
 
 Key = dict[str, str | int]
 Progress = Callable[[int, int], None]
@@ -41,14 +40,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What pictures are compared with, as one network sees it.
+    """Statistics of a reference on the features of one network.
 
     Attributes:
         gaussian: mean and covariance of the features.
-        features: float32 [N, width], or None where a published file holds none.
-        about: what they are of and how they were made; plain values, for results and reports.
-        refused: pictures that could not be decoded, and are not among the features.
-        events: what people should know: a damaged file made again, a cache that cannot be written.
+        features: float32 [N, width], or None if a published file does not contain them.
+        about: provenance as plain values, for results and reports.
+        refused: images that could not be decoded and are excluded.
+        events: notes for the user, such as a damaged cache file or a cache that is not writable.
     """
 
     gaussian: Gaussian
@@ -59,7 +58,7 @@ class Statistics:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What can be measured against it, if the network has it: without features one thing."""
+        """Metrics that can be measured against it; without features only the Frechet distance."""
         if self.features is None:
             return ("Frechet distance",)
         return ("Frechet distance", "kernel distance", "precision", "recall", "CMMD")
@@ -72,16 +71,16 @@ def statistics_of(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Features of all pictures of a source, from the cache if they are there.
+    """Features of all images of a source, from the cache if available.
 
     Args:
-        source: where the pictures come from.
-        cache: the folder where they are kept (`cache.folder`), or None: nowhere.
-        batch_size: pictures that the network is given at a time.
-        progress: is told the pictures done and the pictures there are.
+        source: where the images come from.
+        cache: the cache folder (`cache.folder`); None: no cache.
+        batch_size: images per forward pass.
+        progress: called with the numbers of processed images and of all images.
 
     Raises:
-        LimnerError: fewer than two pictures can be used, or a file cannot be read.
+        LimnerError: fewer than two images are readable, or a cache file cannot be read.
     """
     if cache is None:
         return _compute(source, network, {}, batch_size, progress)
@@ -92,7 +91,7 @@ def statistics_of(
     if isinstance(found, Statistics):
         return found
     if found is not None:
-        events = (f"{path} cannot be used ({found}); computed again",)
+        events = (f"{path} is damaged ({found}) and was computed again",)
     made = _compute(source, network, key, batch_size, progress)
     if (problem := _write(path, made)) is not None:
         events += (problem,)
@@ -106,14 +105,14 @@ def archive_statistics(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Statistics:
-    """A published `.npz`: of ADM's evaluator, or of pytorch-fid.
+    """Statistics from a published `.npz` of ADM's evaluator or pytorch-fid.
 
-    Mean and covariance that it holds are Inception-v3's, of a whole data set, and count for FID;
-    pictures that it holds are fewer, and give what else is measured. (So ADM's evaluator does: FID
-    against all of ImageNet, precision and recall against the 10,000 pictures of the archive.)
+    Its mean and covariance are those of Inception-v3 on a whole data set, and are used for FID; its
+    images, if any, are a subset, and are used for the other metrics. ADM's evaluator does the same:
+    FID against all of ImageNet, precision and recall against the 10,000 images of the archive.
 
     Raises:
-        LimnerError: it is no such archive, is damaged, or holds nothing for this network.
+        LimnerError: the file is not such an archive, is damaged, or lacks data for this network.
     """
     archive = Archive(path)
     published = archive.gaussian()
@@ -127,14 +126,13 @@ def archive_statistics(
         assert published is not None
         if not counts:
             raise LimnerError(
-                f"{path} contains mean and covariance of Inception-v3 features but no pictures, so "
-                f"there is nothing that {network.label('Frechet distance')} could be measured "
-                "against"
+                f"{path} contains mean and covariance of Inception-v3 features but no images, so "
+                f"{network.label('Frechet distance')} cannot be measured against it"
             )
         about = network.identity() | {"pictures": archive.name, "moments": AS_PUBLISHED}
         said = (
-            f"{path} does not record how many pictures it was made from, nor how they were "
-            "resized; pytorch-fid resizes differently from the original code and Limner"
+            f"{path} does not record the number of images or how they were resized; pytorch-fid "
+            "resizes differently from the original code and Limner"
         )
         return Statistics(published, None, about, events=(said,))
     seen = statistics_of(archive, network, cache, batch_size, progress)
@@ -143,14 +141,14 @@ def archive_statistics(
     if counts:
         return replace(seen, gaussian=published, about=seen.about | {"moments": AS_PUBLISHED})
     said = (
-        f"{path} contains Inception-v3's mean and covariance of its whole data set; they are not "
-        f"used for {network.label('Frechet distance')}, which uses its {archive.count:,} pictures"
+        f"{path} contains mean and covariance of Inception-v3 features; they are not used for "
+        f"{network.label('Frechet distance')}, which uses its {archive.count:,} images instead"
     )
     return replace(seen, events=(*seen.events, said))
 
 
 def key_of(source: Source, network: FeatureNetwork, cache: Path) -> Key:
-    """What decides the features: equal keys, equal features."""
+    """Everything that determines the features; equal keys mean equal features."""
     return {
         "format": FORMAT,
         **network.identity(),
@@ -177,8 +175,8 @@ def _compute(
     if len(features) < 2:
         why = f"; the first: {source.refused[0].reason}" if source.refused else ""
         raise LimnerError(
-            f"{source.name}: a reference needs at least two pictures, but only {len(features)} can "
-            f"be used{why}"
+            f"{source.name}: a reference requires at least two images, but only {len(features)} "
+            f"can be read{why}"
         )
     about: dict[str, Any] = {
         "key": key,
@@ -194,7 +192,7 @@ def _compute(
 
 
 def _write(path: Path, made: Statistics) -> str | None:
-    """Keep it, whole or not at all; what went wrong, in a sentence: the features are there."""
+    """Write the cache file atomically; returns a message if that fails, since that is no error."""
     assert made.features is not None
     tensors = {
         "features": made.features,
@@ -210,7 +208,7 @@ def _write(path: Path, made: Statistics) -> str | None:
             staging.write_bytes(data)
     except OSError as error:
         return (
-            f"the features could not be kept in {path} ({error.strerror or error}); the next "
+            f"the features could not be cached in {path} ({error.strerror or error}); the next "
             "evaluation computes them again. Free some disk space, or set cache.folder to another "
             "disk"
         )
@@ -218,12 +216,12 @@ def _write(path: Path, made: Statistics) -> str | None:
 
 
 def _read(path: Path, key: Key) -> Statistics | str | None:
-    """What the cache holds, or why it cannot be used, or None where there is nothing."""
+    """The cached statistics, the reason why they are unusable, or None if there are none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except OSError as error:  # not the file's fault: permissions, a network
+    except OSError as error:  # permissions or a network error, not a damaged file
         raise LimnerError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
         tensors = safetensors.torch.load(content)
@@ -237,7 +235,7 @@ def _read(path: Path, key: Key) -> Statistics | str | None:
         features = tensors["features"]
         gaussian = Gaussian(tensors["mean"], tensors["covariance"], len(features))
         refused = tuple(Refused(*row) for row in about.pop("refused rows"))
-    except Exception as error:  # whatever damaged bytes lead to
+    except Exception as error:  # damaged bytes can raise anything
         lines = str(error).strip().splitlines()
         return lines[0] if lines else type(error).__name__
     return Statistics(gaussian, features, about, refused)

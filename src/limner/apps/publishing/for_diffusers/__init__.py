@@ -1,4 +1,4 @@
-"""A trained model as diffusers takes it: its network, text encoder, scheduler, and pipeline.
+"""Diffusers components of a trained model: transformer, text encoder, scheduler, and pipeline.
 
-`limner export` writes each of these modules out as one file that runs without Limner.
+`limner export` writes each module as a standalone file that does not require Limner.
 """

@@ -1,4 +1,4 @@
-"""A pipeline of diffusers that draws what `limner generate` draws, without Limner."""
+"""A diffusers pipeline that generates the same images as `limner generate`, without Limner."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from limner.text.tokenizer import encodable
 
 
 class LimnerPipeline(DiffusionPipeline):
-    """Text to image with a model that Limner trained.
+    """Pipeline for text-to-image generation with a model trained by Limner.
 
     Args:
         transformer: the denoiser.
-        text_encoder, tokenizer: those trained along with it, or a pretrained pair of transformers.
-        scheduler: LimnerScheduler, or one of diffusers' own made from its configuration.
-        vae: the autoencoder in whose latents the denoiser works; None: in pixels.
-        max_length: tokens read of a prompt.
-        text_summary: what stands for a whole prompt read by a pretrained encoder ("pooler", "last",
-            "mean"); None: the encoder was trained along.
-        num_inference_steps, guidance_scale, guidance_type, guidance_rescale: used unless the call
-            says otherwise.
-        guidance_start, guidance_end: likewise, the two ends of `guidance_interval`.
-        apg_eta, apg_threshold, apg_momentum: of the guidance type "apg".
+        text_encoder, tokenizer: trained with the denoiser, or pretrained from transformers.
+        scheduler: LimnerScheduler, or a diffusers scheduler created from its configuration.
+        vae: the autoencoder of a latent model; None: the model works in pixel space.
+        max_length: maximum number of prompt tokens.
+        text_summary: pooling of a pretrained text encoder ("pooler", "last", "mean"); None: the
+            text encoder was trained with the model.
+        num_inference_steps, guidance_scale, guidance_type, guidance_rescale: defaults for
+            `__call__`.
+        guidance_start, guidance_end: default of `guidance_interval`.
+        apg_eta, apg_threshold, apg_momentum: parameters of the guidance type "apg".
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["vae"]
 
-    # Without types: diffusers 0.35 wants classes there, finds text (annotations are put off), and
-    # cannot load the folder.
+    # Without annotations: diffusers 0.35 expects classes, but postponed annotations are strings, so
+    # it could not load the folder.
     def __init__(  # type: ignore[no-untyped-def]
         self,
         transformer,
@@ -105,44 +105,48 @@ class LimnerPipeline(DiffusionPipeline):
         guidance_type: str | None = None,
         guidance_rescale: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw. What is None is as the model's configuration has it.
+        """Generate images. Arguments that are None default to the model's configuration.
 
         Args:
-            prompt: one, or several for as many pictures.
-            height, width: pixels; None: the size trained at.
-            num_inference_steps: of the solver.
-            guidance_scale: 1: none; 2 to 5 follow the prompt more closely.
-            negative_prompt: what guidance leads away from, one or one for each prompt; None: the
-                empty prompt.
-            num_images_per_prompt: pictures of each prompt.
-            generator: `torch.Generator().manual_seed(42)` draws what `--seed 42` draws in Limner; a
-                list has one for each picture.
-            latents: noise [B, C, h, w] to begin with, instead of the generator's.
+            prompt: the prompt or prompts.
+            height, width: in pixels; None: the training size.
+            num_inference_steps: number of denoising steps.
+            guidance_scale: 1: no guidance; 2 to 5 follow the prompt more closely.
+            negative_prompt: the prompt or prompts to guide away from; None: the empty prompt.
+            num_images_per_prompt: number of images per prompt.
+            generator: `torch.Generator().manual_seed(42)` gives the same image as `--seed 42` in
+                Limner; a list has one generator per image.
+            latents: initial noise [B, C, h, w], instead of sampling it from the generator.
             output_type: "pil", "pt" ([B, 3, H, W] in [0, 1]), "np" ([B, H, W, 3]), or "latent".
-            callback_on_step_end: called with (pipeline, step, timestep, {"latents": the clean
-                picture so far}), to show and not to change it; None or that dictionary is returned.
-            guidance_interval: shares of the noise between which guidance acts, as (0.1, 0.9).
+            callback_on_step_end: called with (pipeline, step, timestep, {"latents": the current
+                estimate of the clean image}); it must return None or that dictionary unchanged.
+            guidance_interval: noise levels between which guidance is applied, such as (0.1, 0.9).
             guidance_type: "cfg", "cfg_zero_star", or "apg".
-            guidance_rescale: how far to draw the contrast back to that of an unguided picture.
+            guidance_rescale: how far to rescale the contrast to that of an unguided image.
 
         Returns:
-            The pictures, as `images` or in a tuple.
+            The images, as `images` or in a tuple.
 
         Raises:
-            ValueError: what was asked for does not go together.
+            ValueError: an argument is invalid, or the arguments are inconsistent.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negative = negative_prompt or ""
         negatives = [negative] if isinstance(negative, str) else list(negative)
         count = len(prompts) * num_images_per_prompt
         if not count:
-            raise ValueError("a prompt and one picture of it at least, please")
+            raise ValueError("prompt is empty, or num_images_per_prompt is 0")
         if len(negatives) not in (1, len(prompts)):
-            raise ValueError(f"{len(prompts)} prompts, but {len(negatives)} negative ones")
+            raise ValueError(
+                "negative_prompt must be one prompt or one per prompt; got "
+                f"{len(negatives)} for {len(prompts)}"
+            )
         if isinstance(generator, list) and len(generator) not in (1, count):
-            raise ValueError(f"{count} pictures, but {len(generator)} generators")
+            raise ValueError(
+                f"generator must have one entry per image; got {len(generator)} for {count}"
+            )
         if output_type not in ("pil", "pt", "np", "latent"):
-            raise ValueError(f"output_type {output_type!r}: take pil, pt, np, or latent")
+            raise ValueError(f"unknown output_type {output_type!r}; use pil, pt, np, or latent")
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         if len(negatives) > 1:
             negatives = [p for p in negatives for _ in range(num_images_per_prompt)]
@@ -150,10 +154,12 @@ class LimnerPipeline(DiffusionPipeline):
         steps = steps if num_inference_steps is None else num_inference_steps
         skipped = self.scheduler.config.get("zero_init_steps", 0)
         if steps <= skipped:
-            raise ValueError(f"num_inference_steps {steps}: the first {skipped} are not taken")
+            raise ValueError(
+                f"num_inference_steps must be greater than {skipped} (zero_init_steps); got {steps}"
+            )
         shape = (count, *self._shape(height, width))
         if latents is not None and latents.shape != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}, and {shape} is wanted")
+            raise ValueError(f"expected latents of shape {shape}; got {tuple(latents.shape)}")
         device = self._execution_device
 
         encoded = self.encode_prompt([*prompts, *negatives])
@@ -191,7 +197,7 @@ class LimnerPipeline(DiffusionPipeline):
                     timestep = float(self.scheduler.timesteps[i])
                     said = callback_on_step_end(self, i, timestep, {"latents": x0}) or {}
                     if said.get("latents", x0) is not x0:
-                        raise ValueError("callback_on_step_end cannot replace the latents here")
+                        raise ValueError("callback_on_step_end must not replace the latents")
 
             if hasattr(self.scheduler, "solve"):
                 drawn = self.scheduler.solve(denoise, noise, steps, start, told)
@@ -202,7 +208,7 @@ class LimnerPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def encode_prompt(self, prompts: list[str]) -> TextConditioning:
-        """B prompts as the transformer takes them, with what it computes once for all steps."""
+        """Encode B prompts for the transformer, including what it computes once for all steps."""
         device = self._execution_device
         if self.config.text_summary is None:
             ids = self.tokenizer(
@@ -235,7 +241,7 @@ class LimnerPipeline(DiffusionPipeline):
         kind: str | None,
         rescale: float | None,
     ) -> Any:
-        """As configured where None."""
+        """Guidance settings; None defaults to the configuration."""
         own = self.config
         low, high = (own.guidance_start, own.guidance_end) if interval is None else interval
         settings = SimpleNamespace(
@@ -250,13 +256,19 @@ class LimnerPipeline(DiffusionPipeline):
         is_flow = isinstance(self._objective.noise_schedule, FlowMatchingSchedule)
         known = ("cfg", "cfg_zero_star", "apg") if is_flow else ("cfg", "apg")
         if settings.guidance_type not in known:
-            raise ValueError(f"guidance_type {settings.guidance_type!r}: take {', '.join(known)}")
+            raise ValueError(
+                f"unknown guidance_type {settings.guidance_type!r}; use {', '.join(known)}"
+            )
         if not settings.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale {settings.guidance_scale} is below 0")
+            raise ValueError(f"guidance_scale must be at least 0; got {settings.guidance_scale}")
         if not 0 <= low < high <= 1:
-            raise ValueError(f"guidance_interval {low}, {high}: from 0 to 1, the lower one first")
+            raise ValueError(
+                f"guidance_interval must be increasing and within [0, 1]; got ({low}, {high})"
+            )
         if not 0 <= settings.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale {settings.guidance_rescale} is not from 0 to 1")
+            raise ValueError(
+                f"guidance_rescale must be between 0 and 1; got {settings.guidance_rescale}"
+            )
         return settings
 
     @property
@@ -280,12 +292,12 @@ class LimnerPipeline(DiffusionPipeline):
         generator: Any,
         told: Callable[[int, Tensor], None],
     ) -> Tensor:
-        """With a scheduler of diffusers, which is given what its own prediction type asks for."""
+        """Sample with a diffusers scheduler, converting predictions to its prediction type."""
         noise_schedule, scheduler = self._objective.noise_schedule, self.scheduler
         is_flow = isinstance(noise_schedule, FlowMatchingSchedule)
         if is_flow and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-            # As in Limner, before the scheduler's own shift; by itself it would end one training
-            # step before the clean picture.
+            # As in Limner, before the scheduler applies its shift; its own timesteps would end one
+            # training step before the clean image.
             settings = scheduler.config
             times = noise_schedule.inference_timesteps(
                 steps, power=settings.get("timestep_power", 1.0)
@@ -302,7 +314,7 @@ class LimnerPipeline(DiffusionPipeline):
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
         for i, t in enumerate(scheduler.timesteps):
             seen = scheduler.scale_model_input(x, t) if not is_flow else x
-            # At 0 itself a flow's velocity does not follow from the picture.
+            # At exactly 0 the velocity of a flow is undefined.
             timestep = max(float(t), 0.1) if is_flow else float(t)
             x0 = denoise(seen, timestep)
             at = torch.tensor(timestep, dtype=torch.float64)
@@ -314,7 +326,7 @@ class LimnerPipeline(DiffusionPipeline):
         return x
 
     def _shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """Of what is denoised: channels, height, width."""
+        """The shape of the latents: channels, height, width."""
         network = self.transformer.config
         factor = network.downsampling
         sides = []
@@ -322,7 +334,7 @@ class LimnerPipeline(DiffusionPipeline):
             side = network.sample_size * factor if side is None else side
             whole = network.patch_size * factor
             if side < whole or side % whole:
-                raise ValueError(f"{name} {side} is not a multiple of {whole}")
+                raise ValueError(f"{name} must be a multiple of {whole}; got {side}")
             sides.append(side // factor)
         return network.in_channels, sides[0], sides[1]
 
@@ -347,7 +359,7 @@ class LimnerPipeline(DiffusionPipeline):
 
 
 def _prediction(kind: str, x: Tensor, x0: Tensor, alpha: float, sigma: float) -> Tensor:
-    """What a network of that kind would have put out if it saw x and meant x0."""
+    """Convert x0 to the given prediction type, for a noisy x."""
     if kind == "sample":
         return x0
     if kind == "velocity":

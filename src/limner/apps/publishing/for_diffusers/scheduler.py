@@ -1,4 +1,4 @@
-"""How noise is added, and the solvers that take it out again, as a scheduler of diffusers."""
+"""The noise schedule and the solvers, as a diffusers scheduler."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from limner.diffusion.solvers import SOLVERS, Callback, Denoiser, Noise
 
 
 class LimnerScheduler(SchedulerMixin, ConfigMixin):
-    """The solvers of Limner: they call the denoiser themselves, as often as they need.
+    """Limner's solvers, which call the denoiser themselves, as often as they need.
 
-    The configuration has the names of diffusers' own schedulers, so that one of those takes its
-    place by `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`:
+    The configuration is compatible with diffusers schedulers, so they can be swapped in with
+    `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`:
     FlowMatchEulerDiscreteScheduler and those with `use_flow_sigmas` for flow matching, DDIM, DDPM,
-    and the like for a schedule of betas.
+    and others for the diffusion objective.
 
     Args:
-        objective: "flow_matching" or "diffusion", the classic one with a schedule of betas.
+        objective: "flow_matching", or "diffusion" with a beta schedule.
         num_train_timesteps: the timestep of pure noise (flow matching), or the number of betas.
         solver: "ddpm", "ddim", "euler", "heun", "dpmsolver++", or "unipc".
-        shift: above 1, more of the steps at high noise; flow matching only, as the next two are.
-        timestep_power: above 1, more of the steps at both ends, near noise and near the picture.
-        zero_init_steps: so many of the first steps stay at the noise, and cost nothing (CFG-Zero*).
-        beta_start, beta_end, beta_schedule: of the diffusion objective.
+        shift: above 1, more steps at high noise; flow matching only, like the next two.
+        timestep_power: above 1, more steps at both ends, near the noise and near the image.
+        zero_init_steps: number of initial steps to skip, which cost nothing (CFG-Zero*).
+        beta_start, beta_end, beta_schedule: for the diffusion objective.
         prediction_type, use_flow_sigmas, flow_shift, timestep_spacing, clip_sample,
-            set_alpha_to_one: what diffusers' schedulers must know to draw with this model.
+            set_alpha_to_one: settings for diffusers schedulers.
     """
 
     order = 1
@@ -52,7 +52,7 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
         set_alpha_to_one: bool = True,
     ) -> None:
         if solver not in SOLVERS:
-            raise ValueError(f"solver {solver!r} is not known; take one of {', '.join(SOLVERS)}")
+            raise ValueError(f"unknown solver {solver!r}; use one of {', '.join(SOLVERS)}")
         self.noise_schedule: NoiseSchedule = FlowMatchingSchedule(num_train_timesteps)
         if objective == "diffusion":
             self.noise_schedule = VPSchedule(
@@ -75,13 +75,13 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
         start: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """From noise to a picture.
+        """Denoise from pure noise to an image.
 
         Args:
-            denoise: (x [B, C, H, W], timestep) -> the clean picture that x would become.
-            noise: i -> normal noise float32 [B, C, H, W]; -1 is asked for first.
-            start: the noise to begin with, instead of noise(-1).
-            callback: told (i, clean picture so far) at each step.
+            denoise: maps (x [B, C, H, W], timestep) to an estimate of the clean image.
+            noise: maps i to Gaussian noise, float32 [B, C, H, W]; noise(-1) is the initial noise.
+            start: initial noise, instead of noise(-1).
+            callback: called with (i, current estimate of the clean image) at each step.
 
         Returns:
             float32 [B, C, H, W].

@@ -1,4 +1,4 @@
-"""The text encoder that Limner trained along with a model, as a model of diffusers."""
+"""The text encoder trained with the model, as a diffusers model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limner.models.text_encoder import TextEncoder
 class LimnerTextEncoder(ModelMixin, ConfigMixin):
     """A small bidirectional transformer over the tokens of a prompt.
 
-    Names of the weights are those of the checkpoint: `text_encoder.*`.
+    Parameter names are those of the checkpoint: `text_encoder.*`.
     """
 
     _keep_in_fp32_modules: ClassVar[list[str]] = ["text_encoder"]
@@ -27,7 +27,7 @@ class LimnerTextEncoder(ModelMixin, ConfigMixin):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] (padding = 0) -> states [B, L, D], and a mask [B, L], false at padding.
 
-        It is small and read once for each prompt: it computes in float32.
+        Computed in float32, since it is small and runs once per prompt.
         """
         encoded = self.text_encoder(input_ids)
         return encoded.tokens, encoded.mask

@@ -1,4 +1,4 @@
-"""The denoiser of a model that Limner trained, as a model of diffusers."""
+"""The denoiser, as a diffusers model."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from limner.text.conditioning import TextConditioning
 
 
 class LimnerTransformer(ModelMixin, ConfigMixin):
-    """The network that takes noise out of a picture, told in words what the picture shows.
+    """A text-conditioned denoising transformer.
 
-    Names of the weights are those of the checkpoint: `denoiser.*`, and `text_encoder.*` of what
-    fits the states of a pretrained text encoder to the network.
+    Parameter names are those of the checkpoint: `denoiser.*`, and `text_encoder.*` for the adapter
+    to a pretrained text encoder.
 
     Args:
-        in_channels: of what is denoised: 3 for pixels, else those of the latents.
-        text_width: of the text that the denoiser sees.
-        states_width: of a pretrained text encoder's states; None: the encoder was trained along.
-        sample_size: side of what it was trained on, in pixels or latents.
-        downsampling: pixels per latent, in each direction.
-        objective, prediction_type: how noise was added, and what is predicted; the pipeline turns
-            the prediction into what the scheduler wants.
-        flow_map: of a distilled model: it is told the length of each step, too.
-        latents_mean, latents_scale: what is denoised is (latents - mean) * scale of the
-            autoencoder's latents, one number for all channels or one for each.
+        in_channels: 3 for pixels, or the channels of the latents.
+        text_width: width of the text conditioning.
+        states_width: width of a pretrained text encoder; None: the text encoder was trained with
+            the model.
+        sample_size: training size, in pixels or latents.
+        downsampling: pixels per latent in each direction.
+        objective, prediction_type: the training objective; the pipeline converts predictions for
+            the scheduler.
+        flow_map: whether this is a distilled model, which is given the length of each step, too.
+        latents_mean, latents_scale: the model denoises (latents - mean) * scale; one number for all
+            channels or one for each.
     """
 
     Denoiser: ClassVar[Any]
-    """`DiT` or `ModernDiT`: a file holds one of them, so this class names neither."""
-    # Norms compute in float32 whatever the precision of the rest.
+    """`DiT` or `ModernDiT`; set by the subclass, since an exported file contains only one."""
+    # Norms always compute in float32.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["norm_q", "norm_k", "norm_states", "norm_vector"]
 
     @register_to_config
@@ -85,21 +86,20 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         span: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """One prediction.
+        """Predict the model output for one timestep.
 
         Args:
-            hidden_states: noisy pictures or latents [B, C, H, W].
+            hidden_states: noisy images or latents [B, C, H, W].
             timestep: [B], 0 (clean) to the scheduler's `num_train_timesteps` (noise).
-            encoder_hidden_states: the text encoder's states [B, L, D], or what `read` made of them.
-            encoder_attention_mask, pooled_projections: as `read` takes them; not needed after it.
-            span: of a distilled model: the length of the step in timesteps [B].
+            encoder_hidden_states: states of the text encoder [B, L, D], or the result of `read`.
+            encoder_attention_mask, pooled_projections: as for `read`; unused with its result.
 
         Returns:
             [B, C, H, W], as `sample` or in a tuple.
         """
         text = encoder_hidden_states
         if isinstance(text, Tensor):
-            assert encoder_attention_mask is not None, "encoder_attention_mask, too"
+            assert encoder_attention_mask is not None, "encoder_attention_mask is required"
             text = self.read(text, encoder_attention_mask, pooled_projections)
         with self._precision(hidden_states.device):
             output = self.denoiser(hidden_states, timestep, text, span)
@@ -112,24 +112,24 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor,
         pooled_projections: Tensor | None = None,
     ) -> TextConditioning:
-        """All that depends on the text alone: computed once for all steps.
+        """Compute everything that depends only on the text, once for all steps.
 
         Args:
-            encoder_hidden_states: the text encoder's states [B, L, D].
+            encoder_hidden_states: states of the text encoder [B, L, D].
             encoder_attention_mask: [B, L], false or 0 at padding.
-            pooled_projections: a pretrained encoder's one vector for each text, [B, D].
+            pooled_projections: pooled output of a pretrained text encoder, [B, D].
         """
         text = TextConditioning(
             encoder_hidden_states, encoder_attention_mask.bool(), pooled_projections
         )
         with self._precision(encoder_hidden_states.device):
             if self.text_encoder is not None:
-                assert text.vector is not None, "pooled_projections, too, of a pretrained encoder"
+                assert text.vector is not None, "pooled_projections is required"
                 text = self.text_encoder(TextEmbeddings(text.tokens, text.mask, text.vector))
             return self.denoiser.prepare(text)
 
     def _precision(self, device: torch.device) -> torch.autocast:
-        """Weights may be half as precise as what is added up along the network."""
+        """Autocast for half-precision weights; the residual stream stays in float32."""
         half = self.dtype != torch.float32
         return torch.autocast(device.type, self.dtype if half else torch.bfloat16, enabled=half)
 
