@@ -154,8 +154,8 @@ def _evaluate(
     loss = None
     if config.model.flow_map:
         events.append(
-            "skipped the held-out loss: a distilled model predicts where a step ends, not the clean "
-            "image"
+            "skipped the held-out loss: a distilled model predicts where a step ends, not the "
+            "clean image"
         )
     elif not (
         loss := heldout_loss.measure_loss(
