@@ -99,8 +99,7 @@ def test_the_figures_cover_the_range_that_is_promised(run: tuple[Path, str]) -> 
     assert found["trained"]["count"] + found["held out"]["count"] >= 300
     assert found["held out"]["count"] == len(held_out_rows()) >= 30
     assert (
-        f"all {found['trained']['count'] + found['held out']['count']} pictures"
-        in (results["range"])
+        f"all {found['trained']['count'] + found['held out']['count']} images" in (results["range"])
     )
     assert results["distance"] == retrieval.DISTANCE
     assert results["speed"]["matmul_peak_gflops"] == 1000.0

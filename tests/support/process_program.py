@@ -169,6 +169,10 @@ def as_rank(number: int, count: int, port: int, what: str, told: str, said: str)
 
 def alone(words: list[str], said: str, ignored: tuple[str, ...], fault: str | None) -> None:
     """`limner WORDS`; what it says goes to a file."""
+    # What it was forked from may ignore them, as everything does under nohup.
+    for name, handler in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
     TrainStep.loss = FAULTS.get(fault or "", LOSS)  # type: ignore[method-assign]
     for name in ignored:
         signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -199,7 +199,7 @@ def advise(
     """What to change if the run needs more memory than there is.
 
     Args:
-        fixed, per_picture: bytes of the peak, and what each picture of the micro-batch adds.
+        fixed, per_image: bytes of the peak, and what each picture of the micro-batch adds.
         checkpointed: the same two with gradient checkpointing, if that was measured.
     """
     batch, accumulation = (

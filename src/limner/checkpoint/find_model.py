@@ -11,7 +11,7 @@ from limner.files.small_files import MOST_YAML_BYTES, parse_json
 from limner.pretrained.hub import snapshot
 
 WEIGHTS_FILE = "limner.safetensors"
-"""Of a published model: what Limner draws from."""
+"""The file of a published model that Limner samples from."""
 _MODEL = re.compile(r"([\w.-]+)/[\w.-]+(?<!\.safetensors)(?<!\.pt)(@[\w./-]+)?")
 _WAYS = (
     "A model is a run folder (outputs/demo), one of its checkpoints, a file written by limner "
@@ -25,16 +25,15 @@ def find_model(name: str | Path) -> Path:
 
     Args:
         name: a file or folder, or `owner/name` on the Hub, of which `@revision` may choose a
-            branch, tag, or commit. What is neither there nor such an id is returned as it is, and
-            so is a path into a folder that is there: `outputs/demo` is no repository beside a
-            folder `outputs`.
+            branch, tag, or commit. Anything else is returned unchanged, and so is a path into an
+            existing folder: with a folder `outputs`, `outputs/demo` is not a repository.
 
     Returns:
-        Of a folder that holds `limner.safetensors`, that file, with the pretrained parts that came
-        along beside it.
+        The path. For a folder that holds `limner.safetensors`, that file; its pretrained parts are
+        beside it.
 
     Raises:
-        LimnerError: it looks like the id of a repository, and cannot be had.
+        LimnerError: it looks like a Hub id, but cannot be downloaded.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -45,12 +44,12 @@ def find_model(name: str | Path) -> Path:
         path = _downloaded_model(repository)
     if not (path / WEIGHTS_FILE).is_file() or (path / "training_state.json").is_file():
         return path
-    # In the folder of a run it is a file among others, and maybe older than the checkpoints.
+    # In a run folder it is just another file, perhaps older than the checkpoints.
     return path if any(path.glob("checkpoint-*")) else path / WEIGHTS_FILE
 
 
 def _downloaded_model(repository: str) -> Path:
-    """Its weights, and of its other files only what they need; none of its code."""
+    """Download the weights and the files they need, but no code."""
     name, _, revision = repository.partition("@")
 
     def get(*patterns: str) -> Path:
@@ -78,7 +77,7 @@ def file_config(path: Path) -> dict[str, dict[str, Any]]:
     """The configuration in the header of a file of weights that Limner wrote, as sections of keys.
 
     Raises:
-        LimnerError: it is another file, or damaged.
+        LimnerError: it is not such a file, or is damaged.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -9,13 +9,13 @@
       tokenizer.json        the words the built-in text encoder knows
       rows.npy              which rows it learned from, to notice others (data/row_fingerprints.py)
       lineage.json          what the model began from and learned from (see lineage.py)
-      lora.safetensors      of a run with `lora.rank`: what it needs to go on
+      lora.safetensors      of a run with `lora.rank`: what it needs to resume
       adapter/              and its adapters in peft's format (see training/lora.py)
       manifest.json         size and checksum of each of these, written last
 
-A model in shards may be saved in shards instead of the first three (`limner.checkpoint.sharded`).
-How it reaches the disk is in `limner.checkpoint.manifest`; what does not verify is not opened.
-Everything is read with `weights_only=True`, safetensors, or as plain text: nothing in it can run.
+A sharded model may be saved in shards instead of the first three (`limner.checkpoint.sharded`). How
+a checkpoint is written is in `limner.checkpoint.manifest`; one that does not verify is not opened.
+Everything is read with `weights_only=True`, safetensors, or as plain text, so no code can run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from limner.text.tokenizer import CaptionTokenizer
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint folder; weights are read when asked for."""
+    """An opened checkpoint folder; weights are read on demand."""
 
     folder: Path
     config: Config
@@ -69,8 +69,8 @@ class Checkpoint:
         """Open a checkpoint folder, or the newest one of a run folder.
 
         Raises:
-            LimnerError: there is none, or what it says in words is not what was written; weights
-                are verified when they are read.
+            LimnerError: there is none, or its text files are damaged; weights are verified when
+                they are read.
         """
         folder = find_checkpoint(path)
         config = load_config(folder / "config.yaml")
@@ -88,8 +88,8 @@ class Checkpoint:
         return cls(folder, config, tokenizer, state)
 
     def rows(self) -> np.ndarray | None:
-        """Which rows it learned from (`limner.data.row_fingerprints`); None: an earlier version did
-        not write that down. Raises LimnerError if the file is damaged."""
+        """Fingerprints of the rows it learned from (`limner.data.row_fingerprints`); None: an
+        earlier version did not save them. Raises LimnerError if the file is damaged."""
         path = self.folder / ROWS
         if not path.is_file():
             return None
@@ -105,7 +105,7 @@ class Checkpoint:
         return read_lineage(self.folder) or lineage_of_config(self.config)
 
     def images_per_update(self) -> int:
-        """As the run was when it was saved (0 before its first step)."""
+        """Pictures per update when it was saved (0 before the first step)."""
         return self.state.images // max(1, self.state.step)
 
     def load_weights(self, model: Weighted, averaged: bool) -> None:
@@ -140,7 +140,7 @@ class Checkpoint:
         return path if averaged and path.is_file() else self.folder / "model.pt"
 
     def verify(self, *names: str) -> None:
-        """Raises LimnerError if these files are not what was written."""
+        """Raises LimnerError if these files are not as they were written."""
         if not self.folder.is_dir():
             raise LimnerError(
                 f"{self.folder} no longer exists. A run deletes its older checkpoints "
@@ -150,8 +150,7 @@ class Checkpoint:
             raise LimnerError(f"the checkpoint is damaged: {self.folder / problem}")
 
     def load_optimizers(self, optimizers: dict[str, Any]) -> None:
-        """Put the state of each optimizer (and of what else remembers something from update to
-        update) back where it came from."""
+        """Restore the state of each optimizer, and of whatever else keeps state between updates."""
         path = self.folder / (INDEX if self.in_shards else "optimizer.pt")
         if self.in_shards:
             self.verify(INDEX, *shard_files(self.folder))
@@ -161,7 +160,7 @@ class Checkpoint:
             saved = load_tensors(path)
         for name, optimizer in optimizers.items():
             if name in ("scaler", "balance") and name not in saved:
-                continue  # of a run without it; it finds its numbers in a few updates
+                continue  # saved without it; its state is rebuilt in a few updates
             groups = getattr(optimizer, "param_groups", [])
             settings = [{k: v for k, v in g.items() if k != "params"} for g in groups]
             try:
@@ -173,19 +172,19 @@ class Checkpoint:
                     f"{path} does not fit the {name} optimizer of this configuration, or is "
                     f"damaged; optimizer.type is {self.config.optimizer.type!r} in the checkpoint"
                 ) from None
-            # torch takes betas, weight decay, ... from the file too; what is asked for now counts.
+            # torch also takes betas, weight decay, ... from the file; the current settings win.
             for group, asked in zip(getattr(optimizer, "param_groups", []), settings, strict=True):
                 group.update(asked)
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Of a run with `lora.rank`, whose model is saved with them merged."""
+    """The adapters of a run with `lora.rank`, whose model is saved with them merged."""
 
     kept: dict[str, Tensor]
-    """Adapted weights without adapters, and the adapters as trained."""
+    """The adapted weights without their adapters, and the adapters as trained."""
     shown: dict[str, Tensor]
-    """The (averaged) adapters, named as peft does."""
+    """The (averaged) adapters, with peft's names."""
     description: dict[str, Any]
     """peft's configuration."""
 
@@ -203,7 +202,7 @@ class Contents:
     copied_already: bool = False
     adapters: Adapters | None = None
     rows: np.ndarray | None = None
-    """`limner.data.row_fingerprints` of the rows that it learns from."""
+    """Fingerprints of the training rows (`limner.data.row_fingerprints`)."""
     lineage: Lineage | None = None
 
     @classmethod
@@ -232,7 +231,7 @@ class Contents:
         return _bytes(tensors + ([adapters.kept, adapters.shown] if adapters else []))
 
     def copied(self) -> Contents:
-        """The same in memory of its own, on the host."""
+        """A copy in host memory."""
         if self.copied_already:
             return self
         tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
@@ -243,10 +242,10 @@ class Contents:
         return replace(self, **copies, adapters=adapters)
 
     def whole(self, keep: bool) -> Contents:
-        """The same of a sharded run, made whole in the host's memory. Every process calls it.
+        """The contents of a sharded run, gathered in host memory. Every process must call this.
 
         Args:
-            keep: whether to have it, or only to give one's parts.
+            keep: whether this process gets the result; the others only send their shards.
         """
         tensors = {"model": self.model, "averaged": self.averaged, "optimizers": self.optimizers}
         whole = {name: gathered(value, keep) for name, value in tensors.items()}
@@ -270,10 +269,10 @@ def _copied(value: Any) -> Any:
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
-    """Write a checkpoint atomically and durably; on failure, the old one stays.
+    """Write a checkpoint atomically and durably; if that fails, an existing one stays.
 
     Raises:
-        LimnerError: the folder is there and is something else than a checkpoint.
+        LimnerError: the folder exists and is not a checkpoint.
         OSError, RuntimeError: it could not be written.
     """
     folder = folder.resolve()

@@ -1,6 +1,6 @@
 """Inherit the settings of the model that a run starts from (`training.init_from`).
 
-Only configurations are read here, as text; the weights are `training/init_from.py`'s.
+Only configurations are read here; weights are read by `training/init_from.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MEANING = (
     *("objective", "num_train_timesteps", "prediction_type"),
     *("beta_start", "beta_end", "beta_schedule"),
 )
-"""Keys of `scheduler` that decide what the network's output is."""
+"""Keys of `scheduler` that decide what the network predicts."""
 OF_IMAGES = ("patch_size", "in_channels", "out_channels")
 MOST_ORIGINS = 16
-"""Models that start one from another whose configurations do not say what they inherited."""
+"""The longest chain of models that start one from another without saying what they inherited."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -63,22 +63,22 @@ def _load(
 
 
 def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Config]) -> None:
-    """Fill the keys of a configuration that were not set and describe the model from the model
-    that the run starts from. Where all are set (a checkpoint's own), that model is not needed.
+    """Fill in unset keys that describe the model, from the model that the run starts from. If all
+    are set (as in a checkpoint), that model is not read.
 
     Args:
         values: sections of keys, as read; changed in place.
-        load: makes a configuration of a YAML file or of its sections.
+        load: loads a configuration from a YAML file or from its sections.
 
     Raises:
-        LimnerError: it is needed, and not there.
+        LimnerError: it is needed but missing.
     """
     training = values["training"]
     read: list[Config] = []
 
     def origin() -> Config:
         if not read:
-            # A run that has begun holds what it inherited, and needs the first model no more.
+            # A run that has begun has what it inherited, and no longer needs the first model.
             own = _newest(Path(training.get("output_dir") or "./outputs"))
             found = load(own / "config.yaml") if own else None
             begun = str(training["init_from"])
@@ -98,8 +98,8 @@ def inherit(values: dict[str, Any], load: Callable[[Path | dict[str, Any]], Conf
 
 
 def _newest(folder: Path) -> Path | None:
-    """The checkpoint of the most steps in a run's folder. Whether it is whole is for those to see
-    who read its weights: all of a run's checkpoints have one configuration."""
+    """The latest checkpoint in a run's folder. It is not verified here, because all checkpoints of
+    a run have the same configuration; whoever reads its weights does that."""
     found = [
         (int(number[1]), path)
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -155,13 +155,13 @@ def _fill(
 
 
 def _same_part(values: dict[str, Any], section: str, origin: Callable[[], Config]) -> bool:
-    """Whether a pretrained part is the one that the model learned with."""
+    """Whether a pretrained part is the one that the model was trained with."""
     if section not in ("vae", "text_encoder"):
         return True
     missing = set(_keys()[section]) - set(values[section])
     if section == "vae":
         missing |= set(OF_IMAGES) - set(values["model"])
     if not missing:
-        return False  # nothing is open, so nothing has to be known
+        return False  # nothing is unset, so the origin is not needed
     there = getattr(origin(), section).pretrained_model_name
     return is_same_place(values[section]["pretrained_model_name"], there)

@@ -1,7 +1,7 @@
 """lineage.json: the data a model learned from, its base model, and so on back.
 
-It is written at the start of a run as lineage.json, into each of its checkpoints, and into the
-header of an exported file, so that a model card can name whoever must be named:
+It is written at the start of a run, into each of its checkpoints, and into the header of an
+exported file, so that a model card can give credit where it is due:
 
     {"format": 1,
      "model": "owner/name" on the Hub, or null,
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 FILE = "lineage.json"
 FORMAT = 1
 LICENSES = {"emoji": "cc-by-4.0", "shapes": "apache-2.0"}
-"""Of the data sets that come with Limner."""
+"""Licences of the built-in data sets."""
 A_PRIVATE_SET = "a private data set"
-DEEPEST = 100  # models, one from the other
+DEEPEST = 100  # models, each started from the next
 Method = Literal["full", "lora", "distilled"]
 
 
@@ -52,7 +52,7 @@ class LearnedFrom:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Of one model; see the top of this file."""
+    """The lineage of one model; see the top of this file."""
 
     model: str | None = None
     name: str | None = None
@@ -63,29 +63,29 @@ class Lineage:
     base: Lineage | None = None
 
     def models_before(self) -> Iterator[Lineage]:
-        """The model that it began from, the one that this began from, ..."""
+        """The model that it began from, the one before that, and so on."""
         before = self.base
         while before is not None:
             yield before
             before = before.base
 
     def public(self) -> Lineage:
-        """The same without what folders and files were called."""
+        """The same without names of local folders and files."""
         return replace(self, name=None, base=self.base and self.base.public())
 
     def and_from(self, data: LearnedFrom, another: bool) -> Lineage:
-        """The same model, which goes on with (other) data.
+        """The same model after further training on `data`.
 
         Args:
-            another: whether it is another set than the one before, which private ones do not say.
+            another: whether the data set differs from the last one, which cannot be told of private
+                sets.
         """
         if data in self.data and not (another and data.name is None):
             return self
         return replace(self, data=(*self.data, data))
 
     def said(self, name: str | None, license: str | None) -> Lineage:
-        """With the name and the licence that its owner gives the private data: where there are
-        several of them, the last."""
+        """The same with a name and a licence for its private data set; of several, the last."""
         own = LearnedFrom(name, license)
         private = [i for i, one in enumerate(self.data) if one.name is None]
         if own in self.data or not private:
@@ -93,8 +93,8 @@ class Lineage:
         return replace(self, data=(*self.data[: private[-1]], own, *self.data[private[-1] + 1 :]))
 
     def within(self, depth: int) -> Lineage:
-        """The same with at most so many models before it. What the last of them began from is not
-        said; what that learned from counts as its own."""
+        """The same with at most `depth` models before it. The last of them takes over the data sets
+        of those that are cut off."""
         if self.base is None:
             return self
         if depth:
@@ -110,7 +110,7 @@ class Lineage:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path) -> Lineage:
-        """Raises LimnerError if it is anything else than what `to_json` wrote."""
+        """Parse what `to_json` wrote. Raises LimnerError for anything else."""
         try:
             return _read(parse_json(text, "its lineage"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -118,7 +118,7 @@ class Lineage:
 
 
 def lineage_of_config(config: Config) -> Lineage:
-    """Of a model that has no lineage with it: what its configuration says."""
+    """The lineage of a model that was saved without one, from its configuration."""
     data, begun = (learned_from(config),), config.training.init_from
     method = method_of(config)
     if begun is None:
@@ -142,7 +142,7 @@ def learned_from(config: Config) -> LearnedFrom:
 
 
 def named(lineage: Lineage, place: str) -> Lineage:
-    """With the id on the Hub, or what the folder or file here is called, by which it was opened."""
+    """The same with the Hub id, or the name of the folder or file, by which it was opened."""
     if is_hub_id(place):
         return replace(lineage, model=place.partition("@")[0])
     parts = place.replace("\\", "/").rstrip("/").split("/")
@@ -159,9 +159,9 @@ def before_in_words(
     """A sentence for each model before this one: which it is, and what it learned from.
 
     Args:
-        model: shows an id on the Hub or a name.
-        data: shows a data set.
-        license: shows the licence of a model.
+        model: formats a Hub id or a name.
+        data: formats a data set.
+        license: formats the licence of a model.
     """
     said, it = [], "It"
     for before in lineage.models_before():
@@ -180,7 +180,7 @@ def before_in_words(
 
 
 def sets_in_words(sets: Iterable[str]) -> str:
-    """Data sets, as they are called; several may be private."""
+    """The names of data sets as text; several may be private."""
     said = list[str]()
     for one in sets:
         said.append(one.replace("a private", "another private", 1) if one in said else one)
@@ -188,7 +188,7 @@ def sets_in_words(sets: Iterable[str]) -> str:
 
 
 def read_lineage(folder: Path) -> Lineage | None:
-    """Of a run or a checkpoint; None: it is from before there was such a file.
+    """The lineage of a run or a checkpoint; None: it was written before there was such a file.
 
     Raises:
         LimnerError: it is damaged.

@@ -64,8 +64,8 @@ def newest_good(
     """The newest intact checkpoint of a run, and why newer ones were skipped.
 
     Args:
-        names: files whose checksums are compared; None: all. (See `damage`.)
-        before: only of earlier steps than this one.
+        names: files whose checksums are verified; None: all (see `damage`).
+        before: consider only checkpoints before this step.
     """
     passed_over: list[str] = []
     for path in reversed(_numbered(run_folder)):
@@ -86,7 +86,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _why_not_opened(path: Path) -> str | None:
-    """What cannot be read of a checkpoint whose checksums are right, but for its tensors."""
+    """Why a checkpoint whose checksums match cannot be opened (its tensors aside); None: it can."""
     try:
         load_config(path / "config.yaml")
         TrainingState.read(path / "training_state.json")

@@ -1,9 +1,9 @@
 """Write a checkpoint atomically: to a temporary folder, synced, with checksums, then renamed.
 
-The order is that of every file system's guarantees (Pillai et al. 2014, "All File Systems Are Not
-Created Equal"): the data first, then its list with sizes and checksums, then the name, each synced
-before the next. Whatever moment the power goes, what bears a checkpoint's name verifies, or the
-name is not there.
+The order relies only on what every file system guarantees (Pillai et al. 2014, "All File Systems
+Are Not Created Equal"): first the data, then the manifest with sizes and checksums, then the name,
+each synced before the next. Whenever the power fails, a folder with a checkpoint's name is
+complete, or there is none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 """Written last: {"files": {name: {"bytes": ..., "sha256": ...}}}."""
 NAME = re.compile(r"checkpoint-(\d+)")
 EDITABLE = "config.yaml"
-"""What people may change in a finished checkpoint; its own reader checks it."""
+"""The file that may be edited in a finished checkpoint; it is validated when it is read."""
 
 
 @contextlib.contextmanager
@@ -44,17 +44,17 @@ def written_whole(
     """Context manager with a staging folder, which becomes `folder` (synced and verified) on
     success.
 
-    A folder that is already there gives way last, and comes back if that fails.
+    An existing folder is replaced only at the end, and is restored if that fails.
 
     Args:
-        sealed: with a manifest of checksums, as checkpoints have it.
-        needed: bytes that it will take, if they are known.
-        check: raises LimnerError if the folder that is there by then is not to be replaced.
+        sealed: whether to write a manifest of checksums, as checkpoints have.
+        needed: bytes that it will take, if known.
+        check: raises LimnerError if the existing folder must not be replaced.
 
     Raises:
         LimnerError: see `replacing`.
-        OSError: from the block, or for what did not arrive on the disk as it was written; DiskFull
-            if there was no room for it.
+        OSError: from the block, or because the data on disk differ from what was written; DiskFull
+            if there was no room.
     """
     with replacing(folder, folder=True, needed=needed, check=check) as staging:
         yield staging
@@ -82,7 +82,8 @@ def seal(staging: Path) -> None:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether a file ends where its format says; a checksum alone would only seal a short one."""
+    """Whether a file ends where its format says: a checksum alone would not notice a truncated
+    one."""
     try:
         if path.suffix == ".pt":
             return zipfile.is_zipfile(path)
@@ -103,8 +104,7 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     """Describe the damage of a checkpoint folder by its manifest; None if intact.
 
     Args:
-        names: files to compare byte by byte (by their checksum); None: all. Of the others only
-            the sizes are compared.
+        names: files whose checksums are compared; None: all. Of the others, only the sizes are.
     """
     try:
         files = read_json(folder / MANIFEST)["files"]
@@ -116,7 +116,7 @@ def damage(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         return f"{MANIFEST} is damaged ({error or type(error).__name__})"
     for name, (size, sha256) in listed.items():
-        parts = name.split("/")  # a folder of a folder, never out of it
+        parts = name.split("/")  # at most one subfolder, never outside
         plain = name.isprintable() and not {"\\", ":"} & set(name)
         if not plain or len(parts) > 2 or {"", ".", ".."} & set(parts):
             return f"{MANIFEST} names {shorten(name)}, which is not a file of a checkpoint"
@@ -137,7 +137,7 @@ def own_files(folder: Path) -> list[str]:
     """Names of files in a checkpoint that users added, sorted.
 
     Raises:
-        OSError: its manifest cannot be read, by which they are told from the others.
+        OSError: the manifest, which lists the other files, cannot be read.
     """
     try:
         listed = {str(name) for name in read_json(folder / MANIFEST)["files"]} | {MANIFEST}
@@ -156,7 +156,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def remove_written(folder: Path) -> list[str]:
-    """Delete a checkpoint, or of one into which people put files the files that it is made of.
+    """Delete a checkpoint, but keep files that users added to it.
 
     Returns:
         The names of what stayed, sorted.
@@ -168,7 +168,7 @@ def remove_written(folder: Path) -> list[str]:
     if not theirs:
         remove(folder)
         return []
-    # By renames first, as a kill among slow deletions would leave a checkpoint with a part of it.
+    # Rename first: a kill during slow deletions would leave an incomplete checkpoint.
     with doomed(folder) as place:
         place.mkdir()
         ours = _files(folder).keys() - set(theirs)
@@ -186,7 +186,7 @@ def finish_interrupted(run_folder: Path) -> None:
     for folder in (run_folder, run_folder / "previews"):
         recover_in(folder)
     for path in list(run_folder.iterdir()) if run_folder.is_dir() else ():
-        # As earlier versions named them. Others are somebody else's, such as a .git.old.
+        # Names of earlier versions only. Others, such as .git.old, are not ours.
         name, dot, state = path.name.removeprefix(".").rpartition(".")
         if not (path.name.startswith(".") and dot and path.is_dir() and NAME.fullmatch(name)):
             continue
@@ -197,7 +197,7 @@ def finish_interrupted(run_folder: Path) -> None:
 
 
 def replaceable(folder: Path, known: frozenset[str]) -> None:
-    """Raises LimnerError if `folder` is there and holds something else than a checkpoint."""
+    """Raises LimnerError if `folder` exists and is not a checkpoint."""
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else None

@@ -16,7 +16,7 @@ from limner.messages import shorten_name
 
 
 class Weighted(Protocol):
-    """A module, or what keeps weights by name as one does."""
+    """A module, or something else with a state dict of weights."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -24,15 +24,15 @@ class Weighted(Protocol):
 
 
 MAY_DIFFER = ("dropout", "use_slicing", "use_tiling")
-"""What changes no weight's meaning."""
+"""Keys that do not change what a weight means."""
 
 
 OPEN = ("fingerprint", "patch_size", "in_channels", "out_channels", "max_length")
-"""What a configuration may leave to the pretrained parts."""
+"""Keys that a configuration may leave to the pretrained parts."""
 
 
 def _differs(key: str, there: Any, here: Any) -> bool:
-    if key == "pretrained_model_name":  # where a part is may change, whether there is one may not
+    if key == "pretrained_model_name":  # a part may move, but not come or go
         return (there is None) != (here is None)
     return there != here and key not in MAY_DIFFER and not (key in OPEN and here is None)
 
@@ -56,7 +56,7 @@ def check_same_model(saved: Config, asked: Config) -> None:
 
 
 def fit_weights(model: Weighted, weights: dict[str, Tensor], path: Path) -> None:
-    """Put weights into a model. Raises LimnerError naming what does not fit."""
+    """Load weights into a model. Raises LimnerError naming what does not fit."""
     wanted = model.state_dict()
     problems = [
         f"{name}: {_shown(weights[name])} in the file, {tuple(tensor.shape)} in the model"
@@ -79,8 +79,8 @@ def fit_weights(model: Weighted, weights: dict[str, Tensor], path: Path) -> None
 
 
 def check_optimizer(saved: Any, groups: list[dict[str, Any]]) -> None:
-    """Raises ValueError if a state is of another weight's shape, or of numbers that are none; torch
-    notices that at the next update or never."""
+    """Raises ValueError if a state has the wrong shape or is not finite, which torch would notice
+    at the next update or never."""
     weights = [weight for group in groups for weight in group["params"]]
     for place, state in saved["state"].items() if groups else ():
         for value in state.values():

@@ -1,4 +1,4 @@
-"""Save a sharded model: each process writes its shard, and all of them make the checkpoint."""
+"""Save a sharded model: each process writes its shard of the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def save_in_shards(folder: Path, contents: Contents, number: int, count: int) ->
     """Write a sharded checkpoint atomically and durably. Every process calls it.
 
     Training waits for it. The first process makes the staging folder, all write into it, and the
-    first one seals it with the checksums of all.
+    first one writes the manifest.
 
     Args:
-        contents: parts, as this process holds them.
+        contents: the shards of this process.
         number: of this process among `count`.
 
     Returns:

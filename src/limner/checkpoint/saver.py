@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 class Saver:
     """Context manager around a run; waits for pending writes on exit.
 
-    At most one checkpoint is on its way: on a disk slower than the run, saving holds the run back
-    rather than fill the memory.
+    At most one checkpoint is being written: if the disk is too slow, the run waits rather than
+    filling memory.
 
     Args:
-        keep: of the numbered checkpoints, as many of the newest; None: all. Older ones go only
-            after a new one is durable.
-        best: the step of a checkpoint that stays whatever its age, or None.
-        stop_on_error: raise when a checkpoint could not be written; else say so and go on, which
-            leaves the run with its last good checkpoint.
+        keep: how many of the newest numbered checkpoints to keep; None: all. Older ones are deleted
+            only once a new one is durable.
+        best: returns the step of a checkpoint to keep whatever its age, or None.
+        stop_on_error: raise if a checkpoint could not be written; else log it and go on with the
+            last good checkpoint.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Saver:
         self.threads = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: tuple[Path, Future[list[str]]] | None = None
         self.failed: str | None = None
-        """Why the newest checkpoint is not there, if it is not."""
+        """Why the newest checkpoint could not be written; None: it was."""
         self.told: set[str] = set()
 
     def __enter__(self) -> Saver:
@@ -68,18 +68,19 @@ class Saver:
             if not is_out_of_memory(error):
                 raise
             copy = None
-        # Without room for a copy the weights themselves are written, and training waits for that.
+        # If a copy does not fit, the live weights are written while training waits.
         self.pending = folder, self.threads.submit(self._write, folder, copy or contents)
         if copy is None:
             self.wait()
 
     def poll(self) -> None:
-        """Look at the result of what has been written by now. Raises LimnerError (see the class)"""
+        """Handle the result of a write that has finished. Raises LimnerError (see
+        `stop_on_error`)."""
         if self.pending is not None and self.pending[1].done():
             self.wait()
 
     def wait(self) -> None:
-        """The same, having waited for it."""
+        """Wait for the pending write, then handle its result as `poll` does."""
         if self.pending is None:
             return
         (folder, future), self.pending = self.pending, None
@@ -93,7 +94,7 @@ class Saver:
         self.not_written(folder, " ".join(str(error).split())[:300] or type(error).__name__)
 
     def not_written(self, folder: Path, reason: str) -> None:
-        """Say so, or raise LimnerError (see the class)."""
+        """Log that a write failed, or raise LimnerError (see `stop_on_error`)."""
         try:
             good = checkpoints(folder.parent)
             last = f"the last good one is {good[-1].name}" if good else "there is none yet"
@@ -114,28 +115,28 @@ class Saver:
         """Delete older checkpoints once a newer one is durable; files that users added stay.
 
         Returns:
-            What could not be deleted, for `tell`: this runs beside the training.
+            What could not be deleted, for `tell` to log, because this runs in another thread.
         """
         notes: list[str] = []
         if not self.keep:
             return notes
         best = f"checkpoint-{self.best()}"
         for old in checkpoints(run_folder)[: -self.keep]:
-            if old.name == best or is_in_use(old):  # by limner sweep; the next time, then
+            if old.name == best or is_in_use(old):  # by limner sweep; deleted next time
                 continue
             what = ""
             try:
                 if kept := remove_written(old):
                     more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
                     what = f"was deleted except for your own files: {kept[0]}{more}"
-            except OSError as error:  # one that a program has open, on Windows
+            except OSError as error:  # such as a file that is open, on Windows
                 what = f"could not be deleted ({error.strerror or error})"
             if what:
                 notes.append(f"{old}, older than the checkpoints to keep, {what}")
         return notes
 
     def tell(self, notes: list[str]) -> None:
-        """Say what pruning found, once."""
+        """Log what pruning could not delete, each once."""
         for note in notes:
             if note not in self.told:
                 self.told.add(note)

@@ -5,9 +5,9 @@
       shard-00001-of-00004.safetensors     this process's parts, {"model.*", "averaged.*", ...}
       training_state.json, config.yaml, tokenizer.json, lineage.json, manifest.json    as in any
 
-Parts are joined along the first dimension, as they were split; what is no part (counters) is in
-the first file. It is read by any number of processes. torch.distributed.checkpoint is not used: it
-reads its index with pickle, and nothing in a checkpoint may be able to run code.
+Shards are joined along the first dimension; what is not sharded (counters) is in the first file.
+Any number of processes can read it. torch.distributed.checkpoint is not used, because it reads its
+index with pickle, and nothing in a checkpoint may be able to run code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from limner.files.small_files import read_json
 INDEX = "shards.json"
 MOST_INDEX_BYTES = 2**26
 TENSOR = "tensor"
-"""Stands for a tensor, in a dict of its own, among the plain values: {"tensor": its name}."""
+"""Key of the dict that stands for a tensor among the plain values: {"tensor": its name}."""
 
 
 def shard_file(number: int, count: int) -> str:
@@ -39,8 +39,8 @@ def shard_file(number: int, count: int) -> str:
 
 
 def write_shard(folder: Path, number: int, count: int, parts: dict[str, Any]) -> None:
-    """Write what this process holds of `parts`, nested dicts of tensors; the first one also writes
-    what is whole everywhere, and the index.
+    """Write this process's shards of `parts`, nested dicts of tensors; the first process also
+    writes what is not sharded, and the index.
 
     Raises:
         OSError: it could not be written.
@@ -63,7 +63,7 @@ def write_shard(folder: Path, number: int, count: int, parts: dict[str, Any]) ->
 
 
 def read_shards(folder: Path, part: str) -> Any:
-    """One of the `parts`, whole: its nested dicts with their tensors on the CPU.
+    """Gather one of the `parts`: its nested dicts with whole tensors, on the CPU.
 
     Raises:
         LimnerError: it is damaged.
@@ -76,7 +76,7 @@ def read_shards(folder: Path, part: str) -> Any:
         opened = [safe_open(path, "pt") for path in files]
         both = [(file, set(file.keys())) for file in opened]
 
-        @functools.cache  # the index may name one a thousand times
+        @functools.cache  # the index may repeat a name a thousand times
         def whole(name: str) -> Tensor:
             pieces = [file.get_tensor(name) for file, names in both if name in names]
             return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
@@ -97,7 +97,7 @@ def shard_files(folder: Path) -> tuple[str, ...]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Raises LimnerError if it is no such index."""
+    """Read the index. Raises LimnerError if it is not one."""
     path = folder / INDEX
     try:
         index = read_json(path, MOST_INDEX_BYTES)
@@ -112,7 +112,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The same with its tensors put into `tensors`. JSON has text for keys: dicts become pairs."""
+    """Replace tensors by their names, collecting them in `tensors`. Dicts become lists of pairs,
+    because JSON keys are strings."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {TENSOR: name}

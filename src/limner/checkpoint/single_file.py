@@ -38,12 +38,12 @@ from limner.version import __version__
 
 SUFFIX = ".safetensors"
 PROGRESS = ("step", "images", "seconds")
-"""What of the training state is kept."""
+"""The fields of the training state that are kept."""
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """An opened file of weights; the weights themselves are read when asked for."""
+    """An opened file of weights; the weights themselves are read on demand."""
 
     path: Path
     config: Config
@@ -56,7 +56,7 @@ class WeightsFile:
 
     @classmethod
     def open(cls, path: str | Path) -> WeightsFile:
-        """Read all but the weights. Raises LimnerError for any other file."""
+        """Read everything but the weights. Raises LimnerError if it is not such a file."""
         path = Path(path)
         metadata = _metadata(path)
         if "config" not in metadata or "limner_version" not in metadata:
@@ -103,7 +103,7 @@ class WeightsFile:
         return weights
 
     def load_weights(self, model: nn.Module, averaged: bool = True) -> None:
-        """Put the weights into the model; there are only those to draw with."""
+        """Load the weights into the model; the file has only the averaged ones."""
         fit_weights(model, self.tensors(), self.path)
 
 
@@ -118,12 +118,12 @@ def write_weights_file(
     """Write the file atomically and durably.
 
     Raises:
-        LimnerError: something else than such a file is there.
+        LimnerError: the path exists and is not such a file.
         OSError: it could not be written.
     """
     if path.exists():
         try:
-            WeightsFile.open(path).tensors()  # who merges weights keeps the header
+            WeightsFile.open(path).tensors()  # tools that merge weights keep the header
         except LimnerError:
             raise LimnerError(
                 f"{path} already exists and is not an earlier export, or was changed since, so it "
@@ -157,13 +157,13 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _sha256_of_texts(metadata: dict[str, str]) -> str:
-    """Of what the header says, but for this checksum: a caption's words depend on it, too."""
+    """SHA-256 of the header without this entry: how captions are read depends on it, too."""
     texts = {key: text for key, text in metadata.items() if key != "header_sha256"}
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(weights: dict[str, Tensor]) -> str:
-    """Of tensors by name, in the order of their names."""
+    """SHA-256 of the tensors, in the order of their names."""
     hasher = hashlib.sha256()
     for name in sorted(weights):
         hasher.update(name.encode())
@@ -172,7 +172,8 @@ def sha256_of(weights: dict[str, Tensor]) -> str:
 
 
 def _beside(config: Config, folder: Path) -> Config:
-    """Pretrained parts that came along in folders beside the file, ./vae and ./text_encoder."""
+    """Use the pretrained parts in folders beside the file, ./vae and ./text_encoder, if there are
+    any."""
     places = {
         section: folder / name
         for section in ("vae", "text_encoder")

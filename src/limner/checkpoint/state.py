@@ -1,4 +1,4 @@
-"""TrainingState: how far a run is, as training_state.json keeps it."""
+"""TrainingState: the progress of a run, saved as training_state.json."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ class TrainingState:
     total_steps: int | None = None
     """None while a run bounded by minutes has not fixed it yet."""
     decay_start: int | None = None
-    """Where the line on which the rate falls begins; before the run (below 0) for one that slowed
+    """Step at which the line of the decay begins; below 0 (before the run) if the run slowed
     down."""
     pieces: int = 1
-    """Parts that each micro-batch is cut into since memory ran out (see training/train_step.py)."""
+    """Parts into which each micro-batch is split since memory ran out (see
+    training/train_step.py)."""
     skipped: int = 0
-    """Updates left out because their loss or gradient was not finite."""
+    """Updates skipped because their loss or gradient was not finite."""
     skipped_in_a_row: int = 0
     rolled_back_at: int | None = None
-    """Step at which the weights last went back to a checkpoint, too many being skipped in a row."""
+    """Step at which the weights were last rolled back, after too many skipped updates in a row."""
 
     def advance(self, images: int, seconds: float) -> None:
-        """Count an update with this many pictures, at this time of the run in seconds."""
+        """Count an update of this many pictures, which ended after `seconds` of the run."""
         self.step += 1
         self.images += images
         self.seconds = seconds
 
     def count_skipped(self, skipped: bool) -> None:
-        """Whether the update that is under way leaves the weights as they are."""
+        """Record whether the current update was skipped."""
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
     def split_micro_batches(self, pieces: int) -> None:
-        """From here on each goes through the model in at least so many parts."""
+        """From now on, split each micro-batch into at least `pieces` parts."""
         self.pieces = max(self.pieces, pieces)
 
     def join_micro_batches(self) -> None:
-        """Another batch size: what did not fit may fit now."""
+        """Undo the splitting, because another batch size may fit."""
         self.pieces = 1
 
     def end_at(self, total_steps: int, decay_start: int) -> None:
         self.total_steps, self.decay_start = total_steps, decay_start
 
     def rewind(self, before: TrainingState) -> None:
-        """Back to an earlier step, whose updates are done again. The time that passed has passed,
-        and memory is as short as it is."""
+        """Go back to an earlier step, to repeat its updates. The time spent and the number of
+        pieces stay."""
         for name in ("step", "images", "skipped", "skipped_in_a_row", "rolled_back_at"):
             setattr(self, name, getattr(before, name))
 
@@ -69,12 +70,12 @@ class TrainingState:
 
     @classmethod
     def read(cls, path: Path) -> TrainingState:
-        """Raises LimnerError if it is anything else than such a state."""
+        """Read training_state.json. Raises LimnerError if it is not valid."""
         return cls.of(read_json(path), path)
 
     @classmethod
     def of(cls, values: Any, path: Path) -> TrainingState:
-        """Of what was read from a file. Raises LimnerError if it is anything else."""
+        """Build it from the parsed file. Raises LimnerError if that is not valid."""
         if not isinstance(values, dict):
             raise LimnerError(f"{path}: {shorten(values)} is not a training state")
         whole = {f.name for f in fields(cls)} - {"seconds"}

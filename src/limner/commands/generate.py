@@ -210,8 +210,8 @@ def sheet_beside(path: Path) -> Path:
 
 
 def of_earlier_commands(path: Path, count: int, sheet: bool) -> list[Path]:
-    """Drawings that look as if they were of this command, which drew `count` of them, with a sheet
-    or without: an earlier one had the same --output and drew more."""
+    """Pictures left by an earlier command with the same --output that drew more than `count`, and
+    its sheet if this one has none."""
     from limner.inference.saving import is_drawing
 
     found = []

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from limner.choices import TYPES
 from limner.commands.common import Commands, Parent, flag
 from limner.console import say
 
-TYPES = (
-    *("auto", "custom", "folder", "classes", "table", "coco", "cub", "datasets", "webdataset"),
-    "parquet",
-)
 LAYOUTS = ("metadata", "imagefolder", "pairs", "webdataset", "parquet")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from limner.choices import Format
 from limner.config.types import Count, Number, PositiveInt, PositiveShare, Section, Share, Side
 
 
@@ -32,11 +33,6 @@ def _encoding(value: str | None) -> str | None:
     raise PydanticCustomError(
         "encoding", "the name of an encoding, such as utf-8, gb18030, big5, cp932, or cp1252"
     )
-
-
-Format = Literal[
-    "auto", "folder", "classes", "table", "coco", "cub", "datasets", "webdataset", "parquet"
-]
 
 
 class DataConfig(Section):

@@ -2,7 +2,7 @@
 
 Instead of one square there are some sizes of other shapes and about as many pixels (NovelAI 2022,
 "aspect ratio bucketing"). A picture goes to the size of the nearest shape, is scaled to cover it,
-and what stands over is cut off. How sizes are told from the pictures' headers: `measured`.
+and is cropped. `limner.data.image_sizes` reads the sizes from the pictures' headers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import numpy as np
 from limner.errors import LimnerError
 
 STEP = 2**0.2
-"""From one shape to the next: no picture is further than 7 % from one, and 4:3, 3:2, and 16:9 are
-within 2 % of one."""
+"""Ratio between neighbouring shapes: no picture is further than 7 % from one, and 4:3, 3:2, and
+16:9 are within 2 % of one."""
 FEWEST, FEWEST_SHARE = 8, 0.01
-"""Pictures of a bucket, and their share of all; those of a smaller one go to the next."""
+"""The fewest pictures of a bucket, and their least share of all; those of smaller ones go to the
+next bucket."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Sizes, and which of them each row has.
+    """The bucket sizes, and the bucket of each row.
 
     Attributes:
         sizes: (height, width) of each bucket, pixels.
@@ -46,12 +47,12 @@ class Buckets:
         return [np.flatnonzero(self.of_row == bucket) for bucket in range(len(self.sizes))]
 
     def only(self, positions: Sequence[int] | np.ndarray) -> Buckets:
-        """The same sizes, of some of the rows."""
+        """The same sizes for some of the rows."""
         return Buckets(self.sizes, self.of_row[np.asarray(positions, dtype=np.int64)])
 
 
 def sizes_around(image_size: int, unit: int, max_ratio: float) -> tuple[tuple[int, int], ...]:
-    """The sizes (height, width) that `auto` chooses among, the widest last.
+    """The sizes (height, width) that `auto` chooses from, the widest last.
 
     Shapes are STEP apart, from tall to wide; sides are whole units. Each has at most
     `image_size` squared pixels, so that none needs more memory than the square does.
@@ -87,7 +88,8 @@ def nearest(shapes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def visible(shapes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The share of each picture that is left when it covers its size, float64 [N].
+    """The share of each picture that is left after scaling and cropping it to its size, float64
+    [N].
 
     Args:
         shapes, sizes: [N, 2], height and width; or one size [2] for all.
@@ -97,12 +99,12 @@ def visible(shapes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def with_enough(shapes: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those of the sizes that hold enough pictures; the smallest is taken out until all do."""
+    """The sizes that have enough pictures: the smallest bucket is removed until all do."""
     left = list(sizes)
     fewest = max(FEWEST, FEWEST_SHARE * len(shapes))
     while len(left) > 1:
         counts = np.bincount(nearest(shapes, left), minlength=len(left))
-        # Of equally small ones the more extreme shape goes.
+        # Of equally small ones, the more extreme shape is removed.
         smallest = min(
             range(len(left)), key=lambda i: (counts[i], -abs(math.log(left[i][1] / left[i][0])))
         )
@@ -129,12 +131,12 @@ def ratio_of(text: float | str) -> float:
 def size_for(
     ratio: float, trained: Sequence[tuple[int, int]], image_size: int, unit: int
 ) -> tuple[int, int]:
-    """The size (height, width) to draw a picture of this shape in: the nearest of those trained at;
-    of a model that knows squares only, of about as many pixels.
+    """The size (height, width) to sample at for this shape: the nearest trained one; for a model
+    that only knows squares, one with about as many pixels.
 
     Args:
         ratio: width over height.
-        trained: none for squares only.
+        trained: the trained sizes; none: squares only.
     """
     if trained:
         return trained[int(nearest(np.array([[1.0, ratio]]), trained)[0])]
@@ -143,7 +145,8 @@ def size_for(
 
 
 def told(buckets: Buckets, shapes: np.ndarray, image_size: int) -> list[str]:
-    """For people: the sizes with their counts, and what is cut off with them and without."""
+    """Sentences about the sizes with their counts, and how much is cropped with and without
+    them."""
     each = ", ".join(
         f"{width} x {height}: {count:,}"
         for (height, width), count in zip(buckets.sizes, buckets.counts(), strict=True)

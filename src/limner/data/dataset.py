@@ -81,7 +81,8 @@ class ImageDataset(Protocol):
 
     @property
     def rows(self) -> Sequence[Row]:
-        """A list, or what makes a row when it is asked for: a million rows are no objects."""
+        """A list, or a sequence that makes rows on demand, so that a million rows are not a million
+        objects."""
         ...
 
     def load(self, row: Row, image_size: int | tuple[int, int]) -> np.ndarray:
@@ -90,7 +91,7 @@ class ImageDataset(Protocol):
         ...
 
     def path(self, row: Row) -> Path | None:
-        """The file that the row's picture is read from, if it is of the user's own making."""
+        """The user's file that the row's picture is read from; None: there is no such file."""
         ...
 
     def image(self, row: Row) -> bytes | Path:
@@ -99,28 +100,29 @@ class ImageDataset(Protocol):
         ...
 
     def contents(self, rows: Sequence[Row], known: Fingerprints) -> np.ndarray:
-        """What each row's picture is made from, hashed: uint8 [N, 16], other if that changes."""
+        """Hash of what each row's picture is made from, uint8 [N, 16]; differs if that changes."""
         ...
 
 
 def shown_set(dataset: ImageDataset) -> dict[str, str]:
-    """A data set's name and description as they may be shared: of where it is the last name."""
+    """A data set's name and description as they may be shared: only the last component of its
+    path."""
     name = dataset.name
     return {"name": shown_place(name), "description": redact(dataset.description, [name])}
 
 
 @runtime_checkable
 class PackedImages(Protocol):
-    """Of a ImageDataset whose pictures lie inside larger files: tables, archives."""
+    """An ImageDataset whose pictures lie inside larger files, such as tables or archives."""
 
     def signature(self, row: Row) -> bytes:
-        """What stands for that picture, without reading it: other if its file changes."""
+        """Identifies the picture without reading it; differs if its file changes."""
         ...
 
 
 @runtime_checkable
 class Streamed(Protocol):
-    """Of a ImageDataset whose pictures come in pieces, such as what is fetched from far away."""
+    """An ImageDataset whose pictures come in pieces, such as one read over the network."""
 
     windowed: bool
     """Whether pictures are shuffled within windows of pieces, and not all together."""
@@ -130,7 +132,7 @@ class Streamed(Protocol):
         ...
 
     def fetch_ahead(self, current: list[int], following: list[int]) -> None:
-        """The pieces that are needed now, and those that are needed next."""
+        """Fetch the pieces that are needed now, and those that are needed next."""
         ...
 
 

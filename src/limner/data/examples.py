@@ -1,7 +1,7 @@
 """Training examples, as a function of the image count: which picture, caption, noise, and timestep.
 
-The picture, its caption, its noise, and its place in the distribution of noise levels are made
-here, in the loader's workers, each from (seed, count). The training loop adds nothing random.
+The picture, its caption, its noise, and its place in the distribution of noise levels are made in
+the loader's workers from (seed, count). The training loop adds no randomness.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from limner.text.words import some, stack
 
 UNSEEN, KEPT = 0, 1
 SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux has it; containers often give 64 MiB."""
+"""Shared memory on Linux; containers often have only 64 MiB."""
 
 
 class Source(Protocol):
@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 class Captions(Protocol):
-    """What turns one caption into what the model's text encoder reads."""
+    """Turns a caption into input of the model's text encoder."""
 
     def __call__(self, caption: str) -> Tensor | TextEmbeddings:
         """Token ids [L], or the states of a pretrained encoder. Raises ImageError."""
@@ -115,18 +115,18 @@ class Batch:
 
 
 class DecodedImages:
-    """Decoded pictures of some rows, kept in shared memory if they fit.
+    """The decoded pictures of some rows, kept in shared memory if they fit.
 
-    Each is decoded when first asked for, by whichever worker is asked.
+    Each is decoded on first use, by whichever worker needs it.
 
     Args:
-        image_size: side of the squares that they are, without buckets.
-        buckets: which size each row has.
+        image_size: side of the square pictures, without buckets.
+        buckets: the size of each row.
 
     Attributes:
-        refused: the rows that this process found undecodable, by their position.
-        kept: all of them in shared memory; None where they would be too many.
-        crowded: they would be few enough, if there were more shared memory.
+        refused: the rows that this process could not decode, by position.
+        kept: all pictures in shared memory; None if they do not fit.
+        crowded: whether they would fit `memory_mb`, but shared memory is too small.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class DecodedImages:
             self.crowded = self.kept is None
 
     def size(self, position: int) -> Size:
-        """Of the row's picture: a side, or (height, width)."""
+        """Size of the row's picture: a side, or (height, width)."""
         if self.buckets is None:
             return self.image_size
         height, width = self.buckets.size(position)
@@ -190,8 +190,8 @@ class DecodedImages:
 
 
 def shared(tensor: Tensor) -> Tensor:
-    """The same in memory that the loader's workers share, or as it is where none is left: what one
-    of them notes there is then not known to the others."""
+    """The tensor in memory that the loader's workers share, or unchanged if there is none left:
+    then a worker does not see what others write to it."""
     try:
         return tensor.share_memory_()
     except RuntimeError:
@@ -199,12 +199,12 @@ def shared(tensor: Tensor) -> Tensor:
 
 
 def shared_zeros(shape: tuple[int, ...]) -> Tensor | None:
-    """uint8 in shared memory; None where that would leave too little of it for the batches that
-    the loader's workers hand over."""
+    """Zeros, uint8, in shared memory; None if that would leave too little of it for the batches
+    that the loader's workers send."""
     try:
         if shutil.disk_usage(SHARED_MEMORY).free < 2 * math.prod(shape):
             return None
-    except OSError:  # systems that have it elsewhere
+    except OSError:  # systems that have shared memory elsewhere
         pass
     try:
         return torch.zeros(shape, dtype=torch.uint8).share_memory_()
@@ -213,10 +213,10 @@ def shared_zeros(shape: tuple[int, ...]) -> Tensor | None:
 
 
 class TrainingExamples(Dataset[Example]):
-    """Examples by image count: `examples[count]`, the same whoever asks and whenever.
+    """Examples by image count: `examples[count]` is the same in every process and at any time.
 
-    A row that cannot be used is remembered, and the next good one in the list stands in, so that
-    the others keep their places; with buckets the next of the same size does.
+    An unusable row is remembered and replaced by the next good one in the list (with buckets, of
+    the same size), so that the others keep their places.
     """
 
     def __init__(
@@ -239,8 +239,8 @@ class TrainingExamples(Dataset[Example]):
         self.bad = shared(torch.zeros(len(images.rows), dtype=torch.bool))
 
     def __getitem__(self, count: int) -> Example:
-        # A fixed number of draws in a fixed order: a setting that is off still takes its number, so
-        # that turning one on changes nothing else.
+        # A fixed number of draws in a fixed order: a setting that is off still draws its number, so
+        # that turning it on changes nothing else.
         generator = seeded_generator(self.seed, "example", count)
         drop, caption, flip = torch.rand(3, generator=generator).unbind()
         u = torch.tensor(spread_evenly(count, self.seed), dtype=torch.float32)
@@ -256,7 +256,8 @@ class TrainingExamples(Dataset[Example]):
     def load_or_next(
         self, position: int, flipped: bool, caption: float | None
     ) -> tuple[Tensor, Tensor | TextEmbeddings, tuple[Refused, ...]]:
-        """Picture and text of a row, or of the first good one after it, and what was refused."""
+        """Picture and text of a row, or of the first good one after it, and the rows refused on the
+        way."""
         refused: list[Refused] = []
         rows = self.images.rows
         for offset in range(len(rows)):
@@ -286,7 +287,7 @@ class TrainingExamples(Dataset[Example]):
 
 
 class CutsCaptions(Protocol):
-    """A tokenizer that reads at most so many tokens of a caption."""
+    """A tokenizer that reads a limited number of tokens of a caption."""
 
     max_length: int
 
@@ -294,7 +295,7 @@ class CutsCaptions(Protocol):
 
 
 def warn_of_long_captions(rows: Sequence[Row], tokenizer: CutsCaptions) -> str | None:
-    """A sentence about main captions that are cut, if there are any (a sample of 2,000 rows)."""
+    """A sentence about main captions that are truncated, if any (in a sample of 2,000 rows)."""
     sample = rows[:: max(1, len(rows) // 2000)]
     cut = sum(tokenizer.length(row.captions[0]) > tokenizer.max_length for row in sample)
     if not cut:

@@ -46,8 +46,8 @@ EXTENSIONS = frozenset(
 """File names that are looked at as pictures, in lower case."""
 
 DECODING = 2
-"""Another number when the same file becomes other pixels: what was computed from the old ones, and
-is kept, is then computed anew. 2: colour profiles are applied."""
+"""Version of the decoding, raised when the same file gives other pixels: what was computed from the
+old ones is then computed anew. 2: colour profiles are applied."""
 
 DRAWN_SIDE = 128
 """Pixels of the PNG that stands for a picture of a built-in set, which can be drawn at any size."""

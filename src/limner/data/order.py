@@ -1,7 +1,7 @@
 """The data order: a pure function of the seed and the image count.
 
 Nothing here is stateful, so a run resumed at image count 12,800 sees what it would have seen, with
-any number of workers, processes, or pictures per micro-batch (EDM2, Karras et al. 2024, does so).
+any number of workers, processes, or pictures per micro-batch (as in EDM2, Karras et al. 2024).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 
 
 def seeded_generator(seed: int, *names: int | str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the names only, such as ("noise", 1234)."""
+    """A CPU generator that depends only on the seed and the names, such as ("noise", 1234)."""
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -35,7 +35,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class FullShuffle:
-    """Every pass over the rows is shuffled anew, as a whole."""
+    """Every pass over the rows is one new shuffle of them all."""
 
     num_rows: int
     seed: int
@@ -45,13 +45,13 @@ class FullShuffle:
 
 
 class OneShapePerUpdate:
-    """Pictures of several shapes, those of one update all of one shape.
+    """Pictures of several shapes, with one shape per update.
 
-    Counts come in groups of as many as an update takes, so that neither micro-batches nor processes
-    change who is in a group. Groups come in rounds of about one pass over the rows: in round r a
-    bucket of n rows has floor((r + 1) n / G) - floor(r n / G) groups of G, in an order that is
-    shuffled anew; the k-th of them takes the places k G ... k G + G - 1 in the bucket's own endless
-    shuffle. So every row of every bucket is seen equally often and no picture is left over.
+    Counts are grouped by update, so that the groups depend neither on micro-batches nor on
+    processes. Groups come in rounds of about one pass over the rows: in round r a bucket of n rows
+    has floor((r + 1) n / G) - floor(r n / G) groups of G, in a newly shuffled order; the k-th of
+    them takes the places k G ... k G + G - 1 in the bucket's own endless shuffle. So every row of
+    every bucket is seen equally often and no picture is left over.
 
     Args:
         buckets: the positions of each bucket's rows; one may be empty.
@@ -66,7 +66,7 @@ class OneShapePerUpdate:
             int(torch.randint(2**62, (), generator=seeded_generator(seed, "bucket", bucket)))
             for bucket in range(len(self.buckets))
         ]
-        self.passes: dict[int, tuple[int, Tensor]] = {}  # of each bucket, the last one asked for
+        self.passes: dict[int, tuple[int, Tensor]] = {}  # the last one used of each bucket
         self.round: tuple[int, list[tuple[int, int]]] | None = None
 
     def position(self, count: int) -> int:
@@ -81,9 +81,10 @@ class OneShapePerUpdate:
         return int(rows[int(known[1][at])])
 
     def whose_turn(self, number: int) -> tuple[int, int]:
-        """Of the run's group of this number: its bucket, and how many of that came before."""
+        """For a group of the run by number: its bucket, and how many groups of that bucket came
+        before."""
         low, high = 0, (number + 1 + len(self.buckets)) * self.group // self.rows() + 1
-        while high - low > 1:  # the last round that begins at this group or before
+        while high - low > 1:  # the last round that begins at or before this group
             middle = (low + high) // 2
             low, high = (middle, high) if self.groups_before(middle) <= number else (low, middle)
         if self.round is None or self.round[0] != low:
@@ -93,7 +94,7 @@ class OneShapePerUpdate:
             generator = seeded_generator(self.seed, "round", low)
             shuffled = list[tuple[int, int]]()
             for i in torch.randperm(len(turns), generator=generator).tolist():
-                shuffled.append((turns[i], nth[turns[i]]))  # a bucket's own come in their order
+                shuffled.append((turns[i], nth[turns[i]]))  # groups of one bucket stay in order
                 nth[turns[i]] += 1
             self.round = low, shuffled
         return self.round[1][number - self.groups_before(low)]
@@ -121,11 +122,11 @@ def _permutation(epoch: int, num_rows: int, seed: int) -> Tensor:
 
 
 def spread_evenly(count: int, seed: int) -> float:
-    """A number in [0, 1) for the `count`-th picture; any run of counts fills the interval evenly.
+    """A number in [0, 1) for the `count`-th picture; consecutive counts fill the interval evenly.
 
-    Multiples of the golden ratio, from a start that the seed gives. Times of noise drawn so make a
-    batch's gradient less noisy than independent ones do (Kingma et al. 2021, arXiv 2107.00630,
-    spread them within a batch; here they are spread whatever the batch is).
+    Multiples of the golden ratio, from a start given by the seed. Timesteps drawn this way make a
+    batch's gradient less noisy than independent ones (Kingma et al. 2021, arXiv 2107.00630, spread
+    them within a batch; here the spread does not depend on the batches).
     """
     return ((_start(seed) + count * GOLDEN) % 2**64) / 2**64
 

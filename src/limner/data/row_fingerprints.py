@@ -27,10 +27,10 @@ BINS = 2**16
 
 @runtime_checkable
 class Indexed(Protocol):
-    """Of a ImageDataset that knows this of its rows without making them."""
+    """An ImageDataset that knows the fingerprints of its rows without making the rows."""
 
     def row_fingerprints(self, positions: np.ndarray) -> np.ndarray:
-        """Of the rows at `positions`: ROW [N]."""
+        """Fingerprints of the rows at `positions`: ROW [N]."""
         ...
 
 

@@ -15,10 +15,10 @@ from limner.distributed.processes import meeting, wait_for_others
 
 
 def open_accelerator(config: Config) -> Accelerator:
-    """The processes of this run, and the device of this one. Raises LimnerError if they do not find
-    each other, or if there is no such device."""
-    # Accelerate keeps one state per program and refuses another device; a notebook that trains
-    # first on the GPU and then on the processor is nothing to refuse.
+    """The processes of this run, and this one's device. Raises LimnerError if they cannot connect,
+    or if the device does not exist."""
+    # Accelerate keeps one state per program and refuses another device; but a notebook may well
+    # train first on the GPU and then on the CPU.
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state(reset_partial_state=True)
     device = devices.choose_device(config.training.device)
@@ -33,7 +33,7 @@ def open_accelerator(config: Config) -> Accelerator:
 
 
 def _leave() -> None:
-    """Close the process group before Python unloads it: its threads, still running then, abort the
-    process (SIGABRT, "terminate called without an active exception") whatever its exit code is."""
+    """Close the process group before Python exits: else its running threads abort the process
+    (SIGABRT, "terminate called without an active exception") whatever its exit code."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

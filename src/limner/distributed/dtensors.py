@@ -1,6 +1,6 @@
 """Gather, slice, and match DTensors: tensors of which each process holds a shard (FSDP2).
 
-The parts are torch's DTensors, split along the first dimension as fully_shard splits weights.
+They are split along the first dimension, as fully_shard splits weights.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def shard_like(reference: Tensor, whole: Tensor) -> Tensor:
-    """This process's part of a whole tensor, in memory of its own, as `reference` is a part; the
-    whole itself if `reference` is whole. Nothing is sent: each process has the whole."""
+    """A copy of this process's shard of a whole tensor, sharded as `reference` is; the tensor
+    itself if `reference` is not sharded. Nothing is sent, because each process has the whole."""
     if not is_shard(reference):
         return whole
     mesh = reference.device_mesh  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def shard_like(reference: Tensor, whole: Tensor) -> Tensor:
 
 
 def with_local(reference: Tensor, mine: Tensor) -> Tensor:
-    """The tensor of `reference`'s shape whose part in this process is `mine`."""
+    """The tensor of `reference`'s shape whose shard in this process is `mine`."""
     if not is_shard(reference):
         return mine
     from torch.distributed.tensor import DTensor
@@ -55,10 +55,10 @@ def with_local(reference: Tensor, mine: Tensor) -> Tensor:
 
 
 def gathered(value: Any, keep: bool) -> Any:
-    """Tensors in dicts and lists, each whole and in the host's memory, one at a time.
+    """Gather the tensors in nested dicts and lists into host memory, one at a time.
 
     Args:
-        keep: False in a process that only gives its parts: None stands for its tensors.
+        keep: False in a process that only sends its shards, and gets None for each tensor.
     """
     if isinstance(value, Tensor):
         whole = full(value.detach())
@@ -69,8 +69,8 @@ def gathered(value: Any, keep: bool) -> Any:
 
 
 def sharded_state(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's saved state, of which each tensor of a shared weight's shape is this
-    process's part. Other values stay."""
+    """An optimizer's saved state, with each tensor of a sharded weight's shape replaced by this
+    process's shard. Other values stay."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not any(map(is_shard, parameters)):
         return saved

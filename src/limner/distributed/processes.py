@@ -1,8 +1,8 @@
 """Communication between the processes of one run: gradients, and whether all went well.
 
-Gradients are averaged after the backward pass, by us, and not during it by DistributedDataParallel:
-only then can a process whose memory ran out say so, and all repeat the step in smaller parts. (It
-costs the overlap of communication with the backward pass.)
+Gradients are averaged here after the backward pass, not during it by DistributedDataParallel: only
+then can a process tell the others that it ran out of memory, so that all repeat the step in smaller
+parts. (The price: communication does not overlap with the backward pass.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from limner.errors import LimnerError
 
 T = TypeVar("T")
 BUCKET = 2**24
-"""Numbers that are sent together, 64 MiB."""
+"""Numbers that are sent together: 64 MiB."""
 
 
 RESTARTED = (
@@ -34,7 +34,7 @@ RESTARTED = (
 
 @contextlib.contextmanager
 def meeting() -> Iterator[None]:
-    """Say in words that the processes of a run do not find each other.
+    """Turn the error of processes that cannot connect into a LimnerError.
 
     Raises:
         LimnerError: for such an error; others go through.
@@ -54,14 +54,14 @@ def meeting() -> Iterator[None]:
 
 
 def alone() -> dict[str, str]:
-    """The environment of a program that this process starts, and that is not one of the run's."""
+    """The environment for a program that this process starts and that is not part of the run."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     starts = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_", "ROLE_", "FSDP_")
     return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(starts)}
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over the processes; those in shards are that already."""
+    """Replace each gradient by its mean over the processes; sharded ones already are."""
     if not _several():
         return
     gradients = [p.grad for p in parameters if p.grad is not None and not is_shard(p)]
@@ -117,7 +117,7 @@ def _all_reduce(tensor: Tensor, **how: Any) -> None:
 
 @contextlib.contextmanager
 def others_may_end() -> Iterator[None]:
-    """Say in words that another process of the run is gone, where torch says that a connection is.
+    """Turn torch's error of a lost connection into a LimnerError that another process has ended.
 
     Raises:
         LimnerError: for such an error; others go through.
@@ -136,13 +136,13 @@ def others_may_end() -> Iterator[None]:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    # NCCL's and the store's have a type; gloo's name its source files.
+    # Errors of NCCL and of the store have a type; those of gloo name its source files.
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 @lru_cache(maxsize=1)
 def _on_hosts() -> dist.ProcessGroup | None:
-    """A way to talk that waits for no GPU."""
+    """A process group on the CPU, which does not wait for the GPU; None: the default one is."""
     if dist.get_backend() == "gloo":
         return None
     return dist.new_group(backend="gloo", timeout=timedelta(seconds=_patience))
@@ -152,13 +152,13 @@ def done_by_one(here: bool, do: Callable[[], T]) -> T | None:
     """Run the block in one process while the others wait; every process must call this.
 
     Args:
-        here: whether it is this one.
+        here: whether this process runs it.
 
     Returns:
         What it returned; None in the others.
 
     Raises:
-        LimnerError, OSError: what it raised; in the others a LimnerError of the same words.
+        LimnerError, OSError: what it raised; in the others a LimnerError with the same message.
     """
     failed: Exception | None = None
     result = None
@@ -181,7 +181,7 @@ _patience = 1800.0
 
 
 def wait_for_others(seconds: float) -> timedelta:
-    """From here on a process waits so long for what another one is to say."""
+    """Set how long processes wait for each other from now on; returns it as a timedelta."""
     global _patience
     _patience = seconds
     return timedelta(seconds=seconds)

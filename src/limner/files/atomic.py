@@ -1,14 +1,14 @@
 """Atomic writes: a file or folder is replaced as a whole, or left unchanged (`replacing`).
 
-What is being written is in a hidden folder beside its place, which names its owner:
+Data is first written to a hidden folder beside its target, whose name says which process owns it:
 
     .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-0.writing/  being written by process 4711 of this machine
-    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-1.old/      what gives way, for the moment of two renames
-    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-2.deleted/  what gave way
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-1.old/      the old folder, between the two renames
+    .vae.1f3a9c02-4711-5d0e26bb7a90c3f1-2.deleted/  the old folder, being deleted
 
 A file is replaced by one rename. A folder cannot be: the old one is renamed aside, the new one
-takes its name, and a kill between the two is put right by `recover`, at the next start of the same
-command. There also goes whatever else a kill left; what belongs to a living process is left alone.
+takes its name, and `recover` repairs a kill between the two at the next start of the same command.
+It also deletes whatever else a kill left, except what belongs to a running process.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _STAGED = re.compile(
     r"(-(?P<boot>[0-9a-f]{8})(?P<start>[0-9a-f]{8}))?-\d+\.(?P<state>writing|old|deleted)"
 )
 _LONGEST = 150
-"""Bytes of a name that are part of a staging name; file systems end at 255."""
+"""The most bytes of a name that go into a staging name; file systems allow 255."""
 _HASHED = "hash-"
 _FOREIGN = {"writing": 24 * 3600, "old": 60, "deleted": 60}
-"""Seconds after which what another machine began, on a shared disk, counts as left behind."""
+"""Seconds after which staging folders of another machine, on a shared disk, count as abandoned."""
 
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Of a folder: this file system (shared folders of virtual machines, some of FUSE) cannot sync the
-names in it. Its files are synced all the same."""
+"""Errors of a file system that cannot sync folders (shared folders of virtual machines, some of
+FUSE). The files in them are synced all the same."""
 
 _numbers = itertools.count()
 _mine: set[str] = set()
-"""What this process is at; it may have the number of one that is gone."""
+"""Staging paths of this process, whose id may be that of an earlier one."""
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +63,23 @@ def replacing(
 ) -> Iterator[Path]:
     """Context manager with a temporary path; on success, the file is moved to `path`.
 
-    It has the mode that the umask gives. Its parent folders are made.
+    It gets the mode that the umask gives. Parent folders are created.
 
     Args:
-        folder: it is a folder, which is there already, and empty.
-        durable: it has reached the disk before it takes its name, and that too when this returns.
-        tidy: first do away with what a killed process left of the same (`recover`). Where a folder
-            has many such files `recover_in`, once, is quicker.
-        needed: bytes that it will take, to say so when the disk is full.
-        check: of a folder, raises LimnerError if what is there by then is not to be replaced: files
-            may have come since the command began. Then they stay, and what was written goes to a
-            free name beside them.
+        folder: the temporary path is an existing, empty folder; else it is a file to be created.
+        durable: the data is on disk before the rename, and so is the rename when this returns.
+        tidy: first clean up what a killed process left of the same path (`recover`). For many files
+            in one folder, a single `recover_in` is quicker.
+        needed: bytes that it will take, for the message if the disk is full.
+        check: raises LimnerError if the existing folder must not be replaced, because files may
+            have appeared since the command began. Then it stays, and what was written goes to a
+            free name beside it.
 
     Raises:
-        LimnerError: `check` refused, and where what was written is instead; or `path` is a folder
-            that cannot be replaced (`refuse_mounted`).
+        LimnerError: `check` refused, and the message says where the new data is; or `path` is a
+            folder that cannot be replaced (`refuse_mounted`).
         DiskFull: there is no room; `path` is as it was.
-        OSError: from the block, or for another reason why it could not be written.
+        OSError: from the block, or because it could not be written for another reason.
     """
     path = Path(os.path.realpath(path))
     if folder:
@@ -110,9 +110,9 @@ def replacing(
 
 
 def write_text_whole(path: Path, text: str, durable: bool = True, tidy: bool = True) -> None:
-    """Write a small UTF-8 file, whole, with line ends as they are in the text. Raises OSError.
+    """Write a small UTF-8 file atomically, keeping the line ends of the text. Raises OSError.
 
-    Lone surrogates (names of files that are no UTF-8 hold them) are written as JSON escapes them.
+    Lone surrogates (as in names of files that are not UTF-8) are written as JSON escapes.
     """
     with replacing(path, durable=durable, tidy=tidy) as staging:
         staging.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -125,10 +125,10 @@ def recover(path: Path) -> None:
 
 
 def recover_in(folder: Path, path: Path | None = None) -> None:
-    """The same for all that is written into a folder.
+    """Clean up after kills while anything in a folder was being replaced.
 
     Args:
-        path: only what is written there.
+        path: only what belongs to this path.
     """
     folder = Path(os.path.realpath(folder))
     for entry in _staged_in(folder):
@@ -138,7 +138,7 @@ def recover_in(folder: Path, path: Path | None = None) -> None:
         place = path or folder / staged["name"]
         if place.name.startswith(_HASHED) or _is_alive(entry, staged):
             continue
-        with contextlib.suppress(OSError):  # another process is at it, or it may not be touched
+        with contextlib.suppress(OSError):  # another process does it, or we may not
             if staged["state"] == "old" and not place.exists():
                 os.replace(entry, place)
                 log.warning("restored %s, which was being replaced when a run was killed", place)
@@ -149,27 +149,27 @@ def recover_in(folder: Path, path: Path | None = None) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; a kill in the middle leaves nothing that bears its name. Raises OSError."""
+    """Delete a folder; a kill halfway leaves nothing under its name. Raises OSError."""
     with doomed(folder) as place:
         os.replace(folder, place)
         shutil.rmtree(place, ignore_errors=True)
 
 
 def doomed(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """A hidden place beside `path`, not made yet, for what is to be deleted: if a kill comes first,
-    `recover` does it."""
+    """A hidden path beside `path` that does not exist yet, for what is to be deleted: after a kill,
+    `recover` deletes it."""
     return _owned(Path(os.path.realpath(path)), "deleted")
 
 
 def is_staging(name: str) -> bool:
-    """Whether a file's or folder's name is that of something half-written."""
+    """Whether a name is that of a staging file or folder."""
     return _STAGED.fullmatch(name) is not None
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     if os.name == "nt":
-        if path.is_file():  # Windows syncs only what is open for writing, and no folders
+        if path.is_file():  # Windows syncs only files open for writing
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
         return
@@ -189,8 +189,8 @@ def sync(path: Path) -> None:
 
 
 def refuse_mounted(folder: Path) -> None:
-    """Raises LimnerError for a folder that is to be replaced as a whole and cannot be renamed, as
-    it is a disk or a volume of its own: to be asked before the work, and not after it."""
+    """Raises LimnerError for a folder that cannot be replaced because it is a mount point. To be
+    called before the work, not after it."""
     if os.path.ismount(folder):
         raise LimnerError(
             f"{folder} is a mount point, which cannot be replaced as a whole; use a folder in it, "
@@ -199,7 +199,7 @@ def refuse_mounted(folder: Path) -> None:
 
 
 def _put(written: Path, path: Path, check: Callable[[Path], object] | None) -> None:
-    """A rename; of a folder that is there already, two."""
+    """Rename `written` to `path`; an existing folder is renamed aside first."""
     if not (written.is_dir() and path.is_dir()):
         os.replace(written, path)
         return
@@ -230,22 +230,23 @@ def _free_name(path: Path) -> Path:
 
 
 def _give_modes(staging: Path) -> None:
-    """Some libraries write files that nobody else may read (0600), as if they were temporary. The
-    umask (or what else rules in this folder) shows in the folder that was just made."""
+    """Give files the mode that the umask would, because some libraries write them readable by the
+    owner only (0600). The umask (or the folder's own rule) shows in the new staging folder."""
     if os.name == "nt":
         return
     folders = staging.stat().st_mode & 0o777
     for path in staging.rglob("*"):
         mode = folders if path.is_dir() else folders & 0o666
         if not path.is_symlink() and path.stat().st_mode & 0o777 != mode:
-            # Network drives let people write what they do not own, and not change its mode.
+            # On network drives one may write files that one does not own, but not change their
+            # mode.
             with contextlib.suppress(OSError):
                 path.chmod(mode)
 
 
 @contextlib.contextmanager
 def _owned(path: Path, state: str) -> Iterator[Path]:
-    staged = _STAGED.fullmatch(path.name)  # what gave way goes under the name of what it was
+    staged = _STAGED.fullmatch(path.name)  # a staged name keeps its original stem
     stem = staged["name"] if staged else _stem(path.name)
     name = f".{stem}.{_host()}-{_process()}-{next(_numbers)}.{state}"
     place = path.with_name(name)
@@ -257,7 +258,7 @@ def _owned(path: Path, state: str) -> Iterator[Path]:
 
 
 def _stem(name: str) -> str:
-    """A name, or its hash where it is so long that more would not fit."""
+    """A name, or its hash if it is too long for a staging name."""
     data = os.fsencode(name)
     if len(data) <= _LONGEST:
         return name
@@ -274,7 +275,7 @@ def _staged_in(folder: Path) -> list[Path]:
 
 
 def _is_alive(entry: Path, staged: re.Match[str]) -> bool:
-    """Whether the process is still there that began it."""
+    """Whether the process that owns this entry is still running."""
     import psutil
 
     try:
@@ -288,7 +289,7 @@ def _is_alive(entry: Path, staged: re.Match[str]) -> bool:
     if pid == os.getpid():
         return str(entry) in _mine
     if staged["boot"] and staged["boot"] != _hash(boot()):
-        # Of this machine before it was started anew, or of another one that has its name.
+        # From before this machine was rebooted, or from another one with its name.
         recent = time.time() - changed < _FOREIGN[staged["state"]]
         return recent and changed > psutil.boot_time()
     try:
@@ -297,7 +298,7 @@ def _is_alive(entry: Path, staged: re.Match[str]) -> bool:
             return False
         if staged["start"]:
             return staged["start"] == _hash(str(started(pid)))
-        return owner.create_time() < changed + 2  # else another has its number by now
+        return owner.create_time() < changed + 2  # else its id was reused
     except psutil.NoSuchProcess:
         return is_hidden(pid)
     except psutil.Error:
@@ -305,13 +306,13 @@ def _is_alive(entry: Path, staged: re.Match[str]) -> bool:
 
 
 def _process() -> str:
-    """This one: its number, and what tells it from others that had or will have that."""
+    """This process: its id, and what tells it from others with the same id."""
     return f"{os.getpid()}-{_hash(boot())}{_hash(str(started(os.getpid())))}"
 
 
 @functools.cache
 def _host() -> str:
-    """Of this machine, or container: within it a process has its number alone."""
+    """Identifies this machine or container, within which process ids are unique."""
     try:
         numbers = os.readlink("/proc/self/ns/pid")
     except OSError:

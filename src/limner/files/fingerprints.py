@@ -20,18 +20,18 @@ from limner.errors import LimnerError
 from limner.files.atomic import replacing
 
 DIGEST = 16
-"""Bytes of a content's hash (BLAKE2b)."""
+"""Bytes of the hash of a file's content (BLAKE2b)."""
 ENTRY = np.dtype(
     [("path", f"V{DIGEST}"), ("size", "<i8"), ("mtime_ns", "<i8"), ("content", f"V{DIGEST}")]
 )
 RACY_NS = 2_000_000_000
-"""A file changed so shortly before it was read may have changed again within the same tick of the
-file system's clock (git calls it racily clean): it is not remembered."""
+"""A file that changed this shortly before it was read may change again within the same tick of the
+file system's clock (git calls it racily clean): its hash is not remembered."""
 AT_ONCE = 1024
-SAVE_EVERY = 60.0  # seconds: what was read for hours is not lost with a process
+SAVE_EVERY = 60.0  # seconds, so that a kill does not lose hours of reading
 MAY_PASS = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, getattr(errno, "ESTALE", -1))
-"""Errors of reading that another try may not meet, as on a network drive."""
-RETRY_AFTER = 0.4  # seconds before the last try, half of it before the one before
+"""Read errors that may be temporary, as on a network drive."""
+RETRY_AFTER = 0.4  # seconds before the last try; half of it before the first retry
 
 T = TypeVar("T")
 
@@ -47,9 +47,10 @@ def digest(*parts: bytes | str) -> bytes:
 
 
 class Fingerprints:
-    """Hashes of files' contents, kept in one file; size and time of change say when to read again.
+    """Hashes of files' contents, kept in one file; a changed size or modification time makes a file
+    be read again.
 
-    As git's index does. A missing or damaged file of hashes is one that knows nothing yet.
+    As in git's index. A missing or damaged file of hashes counts as empty.
 
     Args:
         path: where the hashes are kept.
@@ -87,17 +88,17 @@ class Fingerprints:
                 if (calm & readable).any():
                     self.new.append(entries[some[calm & readable]])
                 if time.monotonic() - saved >= SAVE_EVERY and self.path.parent.is_dir():
-                    with contextlib.suppress(OSError):  # it is tried again at the end
+                    with contextlib.suppress(OSError):  # tried again at the end
                         self.save()
                     saved = time.monotonic()
         return _as_bytes(entries["content"])
 
     def save(self) -> None:
-        """Keep what was read for the next time; what another process kept meanwhile stays. Where it
-        cannot be written (a full disk, a cache of somebody else's) it is read again then."""
+        """Save the new hashes, merged with those that another process saved meanwhile. If that
+        fails (a full disk, a cache of another user), the files are read again next time."""
         if not self.new:
             return
-        # Newest last: of a path that was read twice the last entry counts.
+        # Newest last: for a path that was read twice, the last entry counts.
         merged = np.concatenate([_load(self.path), *self.new])
         _, last = np.unique(_keys(merged["path"][::-1]), return_index=True)
         merged = merged[::-1][last]
@@ -106,7 +107,7 @@ class Fingerprints:
             self.known, self.new = _load(self.path), []
 
     def _recall(self, entries: np.ndarray) -> np.ndarray:
-        """Fill in the contents that are known; which those are."""
+        """Fill in the known hashes; returns which entries those are."""
         recalled = np.zeros(len(entries), dtype=bool)
         if not len(self.known):
             return recalled
@@ -132,7 +133,7 @@ def _content(file: Path) -> bytes:
 
 
 def _patiently(read: Callable[[], T], retries: int = 2) -> T | None:
-    """What `read` gives; tried again where that may help; None where it cannot be read."""
+    """The result of `read`, which is retried after temporary errors; None if it fails."""
     try:
         return read()
     except OSError as error:
@@ -153,10 +154,10 @@ def _load(path: Path) -> np.ndarray:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """An array as a .npy file with a checksum behind it, whole or not at all.
+    """Write an array atomically as a .npy file with a checksum appended.
 
     Raises:
-        LimnerError: somebody else's array is there.
+        LimnerError: the path holds an array that was not written by `save_array`.
         OSError: it could not be written.
     """
     if _is_foreign(path):
@@ -171,7 +172,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_array(path: Path) -> np.ndarray | None:
-    """What `save_array` wrote; None where there is no such file, or it is damaged."""
+    """Read what `save_array` wrote; None if the file is missing or damaged."""
     try:
         data = path.read_bytes()
         if digest(data[:-DIGEST]) != data[-DIGEST:]:
@@ -182,7 +183,7 @@ def load_array(path: Path) -> np.ndarray | None:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a whole .npy file is there without a checksum behind it."""
+    """Whether the path is a complete .npy file without a checksum."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_array(file, allow_pickle=False)

@@ -1,7 +1,7 @@
 """Folder locks: one process at a time writes into a folder; a lock file says which one.
 
-The file, and not a lock of the operating system's: those are inherited by worker processes, which
-outlive a killed run for seconds, and not every network drive has them.
+Locks of the operating system are not used: worker processes, which outlive a killed run for
+seconds, inherit them, and not every network drive supports them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from limner.errors import LimnerError
 from limner.files.process_identity import boot, is_hidden, started
 
 TRAINING = ".limner-train.lock"
-"""Of a run. Where it lies, a run of Limner's began, however early it was killed."""
+"""Lock file of a run. It also marks the folder as a run, however early that was killed."""
 BEAT = 15.0
-"""Seconds after which a holder touches its file again."""
+"""Seconds between the times that a holder touches its file."""
 PATIENCE = 90.0
-"""Seconds for which a file of another machine is watched; untouched for so long it is left over."""
+"""Seconds without a touch after which a file of another machine counts as abandoned."""
 SETTLE = 0.1
-"""Seconds after which of two processes that took over one file at once only one is in it."""
+"""Seconds after which, of two processes that took over a file at once, only one is left in it."""
 SAME_START = 5.0
-"""Seconds by which two answers to when a process began may differ."""
+"""Seconds by which two readings of a process's start time may differ."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Holder:
     host: str
     pid: int
     space: str
-    """Within which the number means something: two containers may be called by one host name, and
-    so may two machines. In a second line the file that it holds, of which there may be a copy.
-    (Not a field of its own: an earlier version would take the file for nobody's.)"""
+    """Where the process id is valid: two containers, or two machines, may share a host name. A
+    second line has the path of the lock file, to recognise copies. (It has no field of its own,
+    because earlier versions would take the file for nobody's.)"""
     began: float
-    """When the process began, as `started` says it: numbers of processes are given out again."""
+    """When the process began, according to `started`, because process ids are reused."""
     since: float
     """When it took the folder, Unix time."""
 
@@ -57,12 +57,13 @@ class Holder:
         return cls(socket.gethostname(), os.getpid(), space, began, time.time())
 
     def is_of_this_machine(self) -> bool:
-        """And since it was started."""
+        """Whether the holder is of this machine, and since its last boot."""
         space, _, _ = self.space.partition("\n")
         return (self.host, space) == (socket.gethostname(), _space())
 
     def holds(self, path: Path) -> bool:
-        """Whether this file is the one that it wrote. Of this machine."""
+        """Whether this is the file that the holder wrote, not a copy. Only for holders of this
+        machine."""
         original = self.space.partition("\n")[2]
         try:
             return not original or os.path.samefile(original, path)
@@ -70,10 +71,11 @@ class Holder:
             return True  # it may have been moved
 
     def is_running(self) -> bool | None:
-        """Of this machine; None: that cannot be seen."""
+        """Whether it is still running; None: this cannot be seen. Only for holders of this
+        machine."""
         import psutil
 
-        if self.pid == os.getpid():  # which would know: a process before it had the same number
+        if self.pid == os.getpid():  # an earlier process with the same id
             return False
         try:
             if psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE:
@@ -86,18 +88,18 @@ class Holder:
 
 
 class FolderLock:
-    """Context manager: within it no other process writes there. A process may hold several of one
-    place.
+    """Context manager that keeps other processes from writing to a folder. A process may hold it
+    several times.
 
-    What a process left behind that was killed, or whose machine lost its power, is taken over:
-    at once if it ran on this machine, else after PATIENCE seconds without a sign of life. That may
-    be wrong of a machine that sleeps: `check` tells it so when it wakes.
+    The lock of a process that was killed, or whose machine lost power, is taken over: at once if it
+    ran on this machine, else after PATIENCE seconds without a sign of life. A sleeping machine may
+    lose its lock that way: `check` notices when it wakes.
 
     Args:
-        place: the folder (or file) that is written.
+        place: the folder (or file) to write.
         otherwise: what else to do, such as "name another training.output_dir".
-        name: of the lock's file in the folder. None: it lies beside `place`, which is replaced as
-            a whole.
+        name: name of the lock file in the folder. None: it lies beside `place`, which is replaced
+            as a whole.
 
     Raises:
         LimnerError: on entering, if another process writes there.
@@ -108,7 +110,7 @@ class FolderLock:
         self.place, self.otherwise = place, otherwise
         whole = Path(os.path.abspath(place.expanduser()))
         if name is None:
-            # A link is replaced, a folder by several names is one.
+            # A link itself is replaced, but a folder with several names is one.
             self.path = whole.parent.resolve() / f".{_short(whole.name)}.limner.lock"
         else:
             self.path = whole.resolve() / name
@@ -127,7 +129,7 @@ class FolderLock:
         self.release()
 
     def acquire(self) -> None:
-        """Enter; nothing if that was done already."""
+        """Take the lock, unless this object already has it."""
         if self.held:
             return
         with _guard:
@@ -138,8 +140,8 @@ class FolderLock:
         self.held = True
 
     def check(self) -> None:
-        """Raises LimnerError if another process took the folder over meanwhile. Costs nothing
-        unless a while has passed."""
+        """Raises LimnerError if another process has taken the lock over. Cheap: it looks only every
+        BEAT seconds."""
         taken = _taken.get((os.getpid(), str(self.path)))
         if self.held and taken is not None and (other := taken.look()) is not None:
             raise LimnerError(
@@ -149,12 +151,12 @@ class FolderLock:
             )
 
     def release(self) -> None:
-        """Leave; nothing if that was done already."""
+        """Release the lock, if this object has it."""
         if not self.held:
             return
         self.held = False
         with _guard:
-            # A forked process has a copy of this object, and does not hold anything.
+            # A forked process has a copy of this object, but holds no lock.
             key = os.getpid(), str(self.path)
             if (taken := _taken.get(key)) is None:
                 return
@@ -165,7 +167,7 @@ class FolderLock:
 
 
 class _Taken:
-    """The file of a folder that this process holds, touched by a thread of its own."""
+    """A lock file that this process holds; a thread touches it."""
 
     def __init__(self, lock: FolderLock) -> None:
         self.path, self.count = lock.path, 0
@@ -179,7 +181,7 @@ class _Taken:
         threading.Thread(target=self._beat, daemon=True, name="folder lock").start()
 
     def leave(self) -> None:
-        """Remove the file, and folders that were made for it and stayed empty."""
+        """Remove the file, and the folders that were created for it if they are empty."""
         self.ended.set()
         with contextlib.suppress(OSError):
             if _read(self.path) == self.holder:
@@ -226,11 +228,11 @@ class _Taken:
         return json.dumps(asdict(self.holder)).encode()
 
     def look(self) -> Holder | None:
-        """Who took the file over, if it is no longer this process's."""
-        # By the clock on the wall, which goes on while a machine sleeps.
+        """Who has taken the file over, or None."""
+        # Wall-clock time, which goes on while the machine sleeps.
         if self.lost is None and abs(time.time() - self.looked) >= BEAT:
             found = _read(self.path)
-            if found is None:  # somebody deleted it, or the drive is away
+            if found is None:  # it was deleted, or the drive is gone
                 with contextlib.suppress(OSError):
                     self._create()
             elif found != self.holder:
@@ -276,7 +278,7 @@ def is_lock(name: str) -> bool:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a lock in this folder was touched lately. Asks nobody, and waits for nothing."""
+    """Whether a lock in this folder was touched recently. Does not wait."""
     touched = [_touched(path) for path in folder.iterdir() if is_lock(path.name)]
     return any(at is not None and time.time() - at / 1e9 < PATIENCE for at in touched)
 
@@ -290,7 +292,7 @@ def _is_alive(path: Path, holder: Holder) -> bool:
             return running
         where = f"on {holder.host}, which hides other users' processes"
     elif holder.host == socket.gethostname() and _is_untouched(path):
-        return False  # of this machine before it was started anew, or of another one of its name
+        return False  # from before a reboot, or another machine of this name
     else:
         where = f"on {holder.host}, another machine"
     say(
@@ -307,7 +309,7 @@ def _is_alive(path: Path, holder: Holder) -> bool:
 
 
 def _is_untouched(path: Path) -> bool:
-    """Whether that is so for PATIENCE seconds already, by the clock of the drive."""
+    """Whether the file was last touched over PATIENCE seconds ago, by the clock of its drive."""
     now = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         now.write_bytes(b"")
@@ -321,7 +323,7 @@ def _is_untouched(path: Path) -> bool:
 
 
 def _touched(path: Path) -> int | None:
-    """When the file was last touched; opened, so that a network drive's cache does not answer."""
+    """When the file was last touched; it is opened to bypass the cache of a network drive."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -330,7 +332,7 @@ def _touched(path: Path) -> int | None:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who is in the file; None: nobody, also after the second that writing it may take."""
+    """Who is in the file; None: nobody, even after waiting in case it is being written."""
     for _ in range(10):
         try:
             found = Holder(**json.loads(path.read_bytes()))
@@ -354,7 +356,7 @@ def _unlink(path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    """A name, or its hash where it is so long that no more would fit."""
+    """A name, or its hash if it is too long for the name of a lock file."""
     data = os.fsencode(name)
     return name if len(data) <= 150 else hashlib.blake2b(data, digest_size=16).hexdigest()
 

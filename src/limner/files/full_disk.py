@@ -1,7 +1,7 @@
 """Recognise full-disk errors of any library, and report the space needed and free.
 
 torch says "unexpected pos 26048 vs 25940", safetensors "I/O error", Pillow "encoder error -2".
-Where an error does not tell, the system is asked by writing on: what it answers is the reason.
+If an error does not tell, more is written to see which error the system gives.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
 _PROBE = 2**20
-"""Bytes that are written to see whether more can be; they are where they will be deleted."""
+"""Bytes that are written to see whether there is room, in a folder that is deleted anyway."""
 _HIDING = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos|os error|encoder error")
-"""What errors of libraries say of a file that could not be written, whatever the reason."""
+"""Messages of libraries for a file that could not be written, whatever the reason."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""Rust's, and so those of safetensors and tokenizers."""
+"""Error messages of Rust, and so of safetensors and tokenizers."""
 
 
 class DiskFull(OSError):
-    """There was no room for a file or folder (`filename`), which was not written.
+    """There was no room for a file or folder (`filename`), so it was not written.
 
     `errno` is ENOSPC (the disk is full), EDQUOT (the quota is used up), or EFBIG (files may not be
     so large here); `str()` says how much was needed, where, and how much is free.
@@ -50,14 +50,14 @@ class DiskFull(OSError):
 def as_os_error(
     error: BaseException, staging: Path | None, path: Path, needed: int | None = None
 ) -> OSError | None:
-    """The system's error behind another one, DiskFull for that of a full disk; None: there is none,
-    or `error` says it already.
+    """The system error behind another error, as DiskFull for a full disk; None: there is none, or
+    it is `error` itself.
 
     Args:
-        staging: the folder with what was written so far, which will be deleted. None: it stays, and
-            nothing more may be written there.
-        path: what was to be written in the end.
-        needed: bytes of it, if they are known.
+        staging: the folder with what was written so far, which will be deleted. None: nothing is
+            deleted, and nothing may be written to find out.
+        path: the final path of what was being written.
+        needed: its size in bytes, if known.
     """
     if isinstance(error, DiskFull) or not isinstance(error, Exception):
         return None
@@ -99,7 +99,7 @@ def _files(staging: Path) -> list[Path]:
 
 
 def size_of(folder: Path) -> int:
-    """Of all files in a folder, bytes."""
+    """Total size of the files in a folder, in bytes."""
     total = 0
     for file in _files(folder):
         try:

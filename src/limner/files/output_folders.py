@@ -1,7 +1,7 @@
 """Recognise folders that Limner wrote by the names of their files.
 
-They hold pictures (previews, samples, pairs that are alike) that must not come back as data. They
-alone are written into again: what is somebody else's stays.
+They hold pictures (previews, samples, similar pairs) that must not be taken for data. Only such
+folders are overwritten, never those of anybody else.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an evaluation", ("evaluation.json", "pictures")),
     ("an evaluation", ("evaluation.json", "evaluation.html")),
     ("a data check", ("check.json", "problems.jsonl")),
-    ("a data check", ("problems.jsonl", "pictures")),  # one that was killed
+    ("a data check", ("problems.jsonl", "pictures")),  # left by a kill
     ("an exported model", ("model_index.json", "transformer")),
     ("an exported model", ("limner.safetensors",)),
     ("an autoencoder", ("config.json", "diffusion_pytorch_model.safetensors")),
     ("a store of latents or embeddings", ("key.json", "shard-*.safetensors")),
 )
-"""What a folder is -> names (or patterns) all of which are in it."""
+"""Kind of folder -> names (or patterns) that are all in it."""
 
 
 def kind_of_output(folder: Path, names: Collection[str] | None = None) -> str | None:
-    """What a folder is that Limner wrote, for people ("a training run"); None: something else.
+    """The kind of a folder that Limner wrote, in words ("a training run"); None: another folder.
 
     Args:
-        names: of what is in it, where they are known already.
+        names: the names in it, if already known.
     """
     if names is None:
         try:
@@ -52,8 +52,8 @@ def kind_of_output(folder: Path, names: Collection[str] | None = None) -> str | 
 
 
 def visible_names(folder: Path) -> list[str]:
-    """Of what is in a folder, sorted, without hidden files and those of systems (`.DS_Store`,
-    `.gitkeep`, `Thumbs.db`): a folder without any counts as empty. [] where there is no folder."""
+    """The names in a folder, sorted, without hidden and system files (`.DS_Store`, `.gitkeep`,
+    `Thumbs.db`): if there are none, it counts as empty. [] if there is no folder."""
     try:
         return sorted(name for name in os.listdir(folder) if not is_system_name(name))
     except FileNotFoundError:
@@ -63,9 +63,8 @@ def visible_names(folder: Path) -> list[str]:
 def foreign_names(
     folder: Path, ours: Collection[str] = (), like: re.Pattern[str] | None = None
 ) -> list[str]:
-    """Of what is in a folder that is about to be replaced as a whole, sorted: what would be missed,
-    hidden or not, is none of `ours`, and no file whose name is like ours. The name of a file, if
-    that is there instead."""
+    """Names in a folder about to be replaced that would be missed, sorted: hidden or not, but
+    neither in `ours` nor files that match `like`. If it is a file, its name."""
     if folder.is_file():
         return [folder.name]
     names = os.listdir(folder) if folder.exists() else ()
@@ -77,8 +76,8 @@ def foreign_names(
 
 
 def is_training_run(folder: Path) -> bool:
-    """Whether a run of Limner's wrote this folder. Other programs write a config.yaml and a
-    log.jsonl, too, so that these are looked into."""
+    """Whether a run of Limner wrote this folder. Other programs also write a config.yaml and a
+    log.jsonl, so their content is checked."""
     try:
         numbered = [n for n in os.listdir(folder) if fnmatch.fnmatch(n, "checkpoint-*")]
         if any((folder / n / "training_state.json").is_file() for n in numbered):
@@ -102,12 +101,12 @@ OURS = (
     *("checkpoint-*", "set-aside", "set-aside-*"),
     *("tensorboard", "transformer", "vae", "text_encoder"),
 )
-"""Folders that Limner makes in its own."""
+"""Subfolders that Limner makes in its output folders."""
 
 
 def output_around(folder: Path) -> tuple[str, Path] | None:
-    """(what it is, where) of the output of Limner's that a folder is, or that it was made in, as
-    the previews of a run. A folder of people's own inside a run is none."""
+    """(kind, path) of the output of Limner that a folder is, or is a part of, such as the previews
+    of a run. A folder that users made inside a run is not a part of it."""
     below, place = "", Path(os.path.realpath(folder))
     while True:
         may_be_ours = not below or any(fnmatch.fnmatch(below, name) for name in OURS)

@@ -1,5 +1,5 @@
 """Identify a process beyond its id, which may be reused, even if the clock was changed; end a
-process with the one that started it."""
+process together with its parent."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pathlib import Path
 
 @functools.cache
 def boot() -> str:
-    """Of this machine since it was started. Machines may share a name (images that were copied,
-    localhost), and on Linux all have one number for the space of their processes."""
+    """Identifies this machine and its boot. Machines may share a name (copied images, localhost),
+    and on Linux all have the same number for their process namespace."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
-        node = uuid.getnode()  # a network card's, or a random number with this bit set
+        node = uuid.getnode()  # from a network card, or random with this bit set
         return "" if node >> 40 & 1 else f"{node:012x}"
 
 
 def started(pid: int) -> float:
-    """When a process began, in seconds that stay the same when the clock is set: since the boot on
-    Linux, elsewhere as the system wrote it down.
+    """When a process began, in seconds that do not change when the clock is set: since boot on
+    Linux, elsewhere as the system recorded it.
 
     Raises:
-        psutil.Error: there is none, or it may not be looked at.
+        psutil.Error: there is no such process, or access is denied.
     """
     import psutil
 
     process = psutil.Process(pid)
     try:
-        # psutil adds the boot, which Linux counts back from the clock of now.
+        # psutil adds the boot time, which Linux derives from the current clock.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         return int(fields.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -41,9 +41,9 @@ def started(pid: int) -> float:
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether there is such a process of another user, which this system does not show (hidepid,
-    as on clusters)."""
-    if os.name == "nt":  # there the same call would end it
+    """Whether another user has a process of this id that this system hides (hidepid, as on
+    clusters)."""
+    if os.name == "nt":  # there the same call would kill it
         return False
     try:
         os.kill(pid, 0)
@@ -55,14 +55,14 @@ def is_hidden(pid: int) -> bool:
 
 
 def end_with_the_parent(every: float = 1.0) -> None:
-    """Let this process end, at most so many seconds later, once the one that started it is gone:
-    killed, it could not end its children."""
+    """End this process within `every` seconds of its parent's end: a killed parent cannot end its
+    children."""
     parent = os.getppid()
 
     def watch() -> None:
         import psutil
 
-        # Windows goes on naming a parent that is gone.
+        # Windows still names a parent that is gone.
         while os.getppid() == parent and psutil.pid_exists(parent):
             time.sleep(every)
         os._exit(1)

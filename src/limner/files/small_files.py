@@ -1,7 +1,7 @@
 """Read JSON and YAML from untrusted files, with limits.
 
-Read whole only up to a size; nesting, numbers, and repetition by reference that would take all
-memory, or end in a traceback, are a LimnerError that names the file.
+Files are read only up to a size. Nesting, numbers, or references that would fill memory or end in a
+traceback raise a LimnerError that names the file.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from limner.errors import LimnerError
 from limner.messages import shorten_name
 
 MOST_BYTES = 2**24
-"""Of a file that is read as a whole, such as a manifest."""
+"""Largest file that is read as a whole, such as a manifest."""
 MOST_YAML_BYTES = 2**20
-"""Of a configuration: its reader takes seconds for a megabyte."""
+"""Largest configuration: parsing takes seconds per megabyte."""
 MOST_NODES = 100_000
-"""Values in a configuration, those that stand behind references (`*name`) counted each time."""
+"""The most values in a configuration, counting those behind references (`*name`) each time."""
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """A regular file in UTF-8 of at most `most` bytes.
+    """Read a regular UTF-8 file of at most `most` bytes.
 
     Raises:
-        LimnerError: it is something else, larger, or cannot be read.
+        LimnerError: it is another kind of file, too large, or cannot be read.
         FileNotFoundError: it is not there.
     """
     shown = shorten_name(str(path))
@@ -70,18 +70,18 @@ def parse_json(text: str, where: str, most: int = MOST_BYTES) -> Any:
         return json.loads(text)
     except RecursionError:
         raise LimnerError(f"{where} is not valid JSON: it is nested too deeply") from None
-    except ValueError as error:  # of the syntax, or a number of more digits than Python reads
+    except ValueError as error:  # syntax, or a number with more digits than Python reads
         raise LimnerError(f"{where} is not valid JSON: {error}") from None
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file that has one a line, as long as it may be. What is none is passed over:
+    """The JSON objects of a file of any length with one per line. Other lines are skipped, such as
     a last line that a crash cut short, or one of more than `MOST_BYTES` characters.
 
     Raises:
         OSError: it cannot be read.
     """
-    # Lines end at line feeds alone: text inside of JSON may hold what else ends a line.
+    # Only line feeds end lines: text in JSON may contain other line separators.
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         while line := file.readline(MOST_BYTES):
             try:
@@ -102,7 +102,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        # Before anything is built of it: merging (`<<`) copies what stands behind references.
+        # Before anything is built from it: merging (`<<`) copies what references point to.
         if _size(node) > MOST_NODES:
             raise LimnerError(
                 f"{where} contains more than {MOST_NODES:,} values, counting each use of an alias "
@@ -114,12 +114,12 @@ def parse_yaml(text: str, where: str) -> Any:
     except RecursionError:
         raise LimnerError(f"{where} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # Others than YAMLError: the 99th of a month, !!bool maybe, numbers of 5,000 digits, ...
+        # Not only YAMLError: the 99th of a month, !!bool maybe, numbers with 5,000 digits, ...
         raise LimnerError(f"{where} is not valid YAML: {error}") from None
 
 
 def _size(node: yaml.Node | None) -> float:
-    """How many values there are when each reference is followed; infinite for a circle of them."""
+    """The number of values when each reference is followed; infinite if they form a cycle."""
     sizes: dict[int, float] = {}
     waiting: list[tuple[Any, bool]] = [(node, False)]
     while waiting:
@@ -128,7 +128,7 @@ def _size(node: yaml.Node | None) -> float:
         if is_counted:
             sizes[id(one)] = 1 + sum(sizes.get(id(n), 1.0) for n in inner)
         elif id(one) not in sizes and inner:
-            sizes[id(one)] = float("inf")  # until it is counted: who meets it then is in it
+            sizes[id(one)] = float("inf")  # until it is counted: meeting it before that is a cycle
             waiting.append((one, True))
             waiting += [(n, False) for n in inner]
     return sizes.get(id(node), 1.0)

@@ -9,22 +9,22 @@ SYSTEM_FOLDERS = frozenset(
         *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology, QNAP
     }
 )
-"""Folders of operating systems, network drives and notebooks, in lower case. All whose name begins
-with a dot (`.Trash-1000`, `.thumbnails`) are passed over besides."""
+"""Folders of operating systems, network drives and notebooks, in lower case. Names that begin with
+a dot (`.Trash-1000`, `.thumbnails`) are also ignored."""
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 LEFT_BY_ITSELF = SYSTEM_FILES | {".ds_store", ".localized", ".directory", ".gitkeep"}
-"""Files that hold nothing of anybody's, and may go with the folder in which they lie."""
+"""Files without user data, which may be deleted with their folder."""
 
 
 def is_left_by_itself(name: str) -> bool:
-    """Whether a file is none that anybody would miss, unlike a `.git` or an `.env`."""
+    """Whether nobody would miss this file, unlike a `.git` or an `.env`."""
     return name.lower() in LEFT_BY_ITSELF or name.startswith("._")
 
 
 def is_system_name(name: str) -> bool:
-    """Whether a file or folder belongs to the system, and not to the data: hidden ones, too, such
-    as the `._apple.jpg` that macOS puts beside apple.jpg."""
+    """Whether a file or folder belongs to the system, not to the data. This includes hidden ones,
+    such as the `._apple.jpg` that macOS puts beside apple.jpg."""
     lower = name.lower()
     return name.startswith(".") or lower in SYSTEM_FOLDERS or lower in SYSTEM_FILES
 

@@ -18,11 +18,11 @@ from limner.errors import LimnerError
 from limner.messages import shorten_name
 
 SHARED = 4
-"""How often the bytes of a file may be in its tensors: tied weights are one storage twice."""
+"""How many times the size of the file its tensors may have: tied weights share storage."""
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """A .pt file, tensors and plain values only: a pickle that would run anything is refused."""
+    """Load a .pt file of tensors and plain values only: a pickle that would run code is refused."""
     try:
         _check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -30,10 +30,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise LimnerError(f"{path} is missing; the checkpoint is incomplete") from None
     except LimnerError:
         raise
-    except Exception as error:  # whatever damaged or made-up bytes lead to
+    except Exception as error:  # whatever damaged or malicious bytes cause
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it contains other objects"  # torch's words advise to load it all the same
+            reason = "it contains other objects"  # torch's message advises to load it anyway
         raise LimnerError(
             f"{path} is damaged, or was rejected because it contains more than weights: {reason}"
         ) from None
@@ -56,8 +56,8 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_plain(values: Any, path: Path) -> None:
-    """Raises LimnerError for a tensor, however deep in `values`, that is more than numbers in
-    memory: sparse, quantised, complex, on no device, or one that says it is larger than it is."""
+    """Raises LimnerError for a tensor, however deep in `values`, that is not plain numbers in
+    memory: sparse, quantised, complex, without a device, or larger than its storage."""
     whole = 0
     for name, tensor in _tensors(values):
         if why := _why_not_plain(tensor):
@@ -71,7 +71,8 @@ def check_plain(values: Any, path: Path) -> None:
 
 
 def why_not_weights(tensor: Any, wanted: Tensor) -> str | None:
-    """Why this is no weight for the place of `wanted`, of whose shape it is; None: it is one."""
+    """Why this tensor, of the same shape as `wanted`, cannot replace it as a weight; None: it
+    can."""
     if tensor.is_floating_point() != wanted.is_floating_point():
         return f"{_name(tensor.dtype)} instead of {_name(wanted.dtype)}"
     if not tensor.is_floating_point():
@@ -82,9 +83,10 @@ def why_not_weights(tensor: Any, wanted: Tensor) -> str | None:
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores tensors as they are: what is packed more tightly unpacks to any size."""
+    """Refuse compressed archives: torch stores tensors as they are, and compressed data may unpack
+    to any size."""
     if not zipfile.is_zipfile(path):
-        return  # of torch before 1.6, or no such file at all: torch says which
+        return  # from torch before 1.6, or no .pt file: torch says which
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -95,7 +97,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _tensors(values: Any) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor once, with its place; containers that are referred to many times, once."""
+    """Each tensor once, with its place; containers with several references are visited once."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:

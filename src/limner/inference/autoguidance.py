@@ -23,7 +23,7 @@ SAME_SPACE = {
     "vae": ("fingerprint",),
     "scheduler": ("objective", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"),
 }
-"""What the two must share for a noisy picture to mean the same to both."""
+"""Settings that both models must share, so that a noisy picture means the same to both."""
 
 
 def open_guide(
@@ -33,11 +33,13 @@ def open_guide(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Guide, Config]:
-    """The guide of a model with this (complete) configuration, and the guide's own configuration.
+    """Open the guide of a model with this (complete) configuration; returns it and its own
+    configuration.
 
     Args:
         path: the guide, as `limner generate` takes a model.
-        words: of the model; the guide shares a pretrained text encoder that is the same.
+        words: those of the model; the guide shares its pretrained text encoder if both use the
+            same.
 
     Raises:
         LimnerError: there is no such checkpoint, or it was trained in another space.
@@ -64,7 +66,7 @@ def open_guide(
     if opened.tokenizer is not None:
         words = opened.tokenizer
     elif theirs.text_encoder.fingerprint != config.text_encoder.fingerprint:
-        # The autoencoder is the model's, wherever that is now.
+        # The guide uses the model's autoencoder, which may have been moved.
         reader = open_parts(theirs.model_copy(update={"vae": config.vae})).text_encoder
         assert reader is not None
         reader.load(device, part_precision(dtype))

@@ -34,7 +34,7 @@ def contact_sheet(
     truths: Sequence[Image.Image | None] | None = None,
     groups: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draws `pictures` in rows on white, each with its label underneath; returns an RGB picture.
+    """Draw `images` in rows on white, each with its label underneath; returns an RGB picture.
 
     `scale_to` is the side in pixels at which each picture is shown. `truths[i]`, where given, is
     the real picture for `labels[i]`, drawn at half that size to the right and marked "real".
@@ -96,7 +96,7 @@ def contact_sheet(
 
 
 def save_contact_sheet(sheet: Image.Image, path: Path, labels: Sequence[str]) -> None:
-    """Saves as PNG with the prompts, whatever their script, in its text metadata ("prompts")."""
+    """Save as PNG with the prompts, in any script, in its text metadata ("prompts")."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "Limner")
     info.add_itxt("prompts", json.dumps(list(labels), ensure_ascii=False))
@@ -116,10 +116,10 @@ def paste_framed(
     corner: tuple[int, int],
     size: int,
 ) -> None:
-    """Fits `picture` into a square of `size` at `corner`, with a hairline frame around it.
+    """Fit `image` into a square of `size` at `corner`, with a hairline frame around it.
 
-    The frame lies outside the picture and shows where it ends: a background that came out
-    slightly grey, or a white picture on the white sheet, would otherwise not be seen.
+    The frame lies outside the picture and marks its edge, which a white or slightly grey background
+    would hide on the white sheet.
     """
     shown = fit(image, size)
     x, y = corner[0] + (size - shown.width) // 2, corner[1] + (size - shown.height) // 2
@@ -128,7 +128,7 @@ def paste_framed(
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """`picture` as RGB with its longer side `size`; transparency over white."""
+    """`image` as RGB with its longer side `size`; transparency over white."""
     if image.mode in ("RGBA", "LA", "P", "PA"):
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -136,11 +136,11 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     image = image.convert("RGB")
     longer = max(image.size)
     width, height = (max(1, round(side * size / longer)) for side in image.size)
-    # Smooth: at three times its size a 32-pixel picture reads as a drawing, not as squares.
+    # Smooth, so that a 32-pixel picture at three times its size does not look like squares.
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-# ---- words -------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------
 
 
 def label_text(label: str, number: int, size: int, width: int) -> tuple[list[str], Font]:

@@ -12,14 +12,14 @@ from PIL import ImageFont, features
 
 from limner.messages import plural
 
-# Pillow's own font has the letters of English only. These are looked for by name, the widest
-# coverage last, where Pillow looks: on Linux in `fonts` of XDG_DATA_HOME and XDG_DATA_DIRS
-# (~/.local/share, /usr/local/share, /usr/share), on macOS in /Library, /System/Library, and
-# ~/Library, on Windows in the system's and the user's folder of fonts; with all that is below.
+# Pillow's own font has the letters of English only. These are looked up by name, the widest
+# coverage last, where Pillow looks, subfolders included: on Linux in `fonts` of XDG_DATA_HOME and
+# XDG_DATA_DIRS (~/.local/share, /usr/local/share, /usr/share), on macOS in /Library,
+# /System/Library, and ~/Library, on Windows in the font folders of the system and the user.
 SYSTEM_FONTS = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf"),
     *("segoeui.ttf", "arial.ttf", "Arial.ttf"),
-    # Chinese, Japanese, and Korean. Of any system, where people install them:
+    # Chinese, Japanese, and Korean. On any system, if installed:
     *("NotoSansCJK-Regular.ttc", "NotoSansCJK-VF.ttc", "NotoSansCJK-VF.otf.ttc"),
     *("NotoSansCJKsc-Regular.otf", "NotoSansCJKtc-Regular.otf", "NotoSansCJKjp-Regular.otf"),
     *("NotoSansCJKkr-Regular.otf", "NotoSansSC-Regular.otf", "NotoSansTC-Regular.otf"),
@@ -47,7 +47,7 @@ CJK = {
     "Darwin": "brew install --cask font-noto-sans-cjk",
     "Windows": "add the supplemental fonts of the language in Settings, Optional features",
 }
-"""What brings letters of Chinese, Japanese, and Korean, by system."""
+"""How to install fonts for Chinese, Japanese, and Korean, by system."""
 SHAPING = "install a Pillow with libraqm and FriBiDi, which set scripts whose letters join"
 OTHER = "install a font with its letters, such as the one of Noto Sans for its script"
 log = logging.getLogger("limner")
@@ -55,8 +55,8 @@ _said: set[str] = set()
 
 
 def say_once_what_is_missing(labels: Sequence[str], size: int) -> None:
-    """Warn of labels that no font of this machine can draw, and of what to install for them; once
-    in a process for each remedy."""
+    """Warn about labels that no font of this machine can draw, and say what to install; once per
+    process and remedy."""
     numbers: dict[str, list[int]] = {}
     for number, label in enumerate(labels):
         text = " ".join(label.split())
@@ -79,7 +79,7 @@ def say_once_what_is_missing(labels: Sequence[str], size: int) -> None:
 
 
 def remedy(text: str) -> str:
-    """What to do that a text which no font has can be drawn."""
+    """What to install to draw a text that no font covers."""
     names = [unicodedata.name(character, "") for character in text]
     if any(name.startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL")) for name in names):
         return CJK.get(platform.system(), CJK["Linux"])
@@ -92,9 +92,9 @@ def can_shape() -> bool:
 
 @lru_cache(maxsize=4096)
 def font_for(text: str, size: int) -> Font | None:
-    """The first font that has every character of `text` and can set them in order, or None."""
+    """The first font that has every character of `text` and can lay them out, or None."""
     if needs_shaping(text) and not can_shape():
-        return None  # Arabic letters side by side, from left to right, are not Arabic
+        return None  # unshaped Arabic letters, left to right, are not Arabic
     for name in (None, *SYSTEM_FONTS):
         font = open_font(name, size)
         if font is not None and covers(font, text):
@@ -114,7 +114,7 @@ def open_font(name: str | None, size: int) -> Font | None:
 
 def covers(font: Font, text: str) -> bool:
     """Whether `font` has a glyph of its own for each character of `text`."""
-    # A noncharacter is drawn as the font's box for "missing"; what looks like that is missing.
+    # A noncharacter is drawn as the font's "missing" box; glyphs that look like it are missing.
     missing = bytes(font.getmask("\uffff"))
     return all(
         bytes(font.getmask(character)) != missing

@@ -42,7 +42,7 @@ from limner.text.tokenizer import CaptionTokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 USUAL_STRENGTH = 0.6
 MOST_TOKENS = 2**16
-"""Patches of a picture, at most: 256 x 256 of them, where models are trained on about 16 x 16."""
+"""The most patches of a picture, 256 x 256; models are trained on about 16 x 16."""
 
 log = logging.getLogger(__name__)
 
@@ -332,7 +332,8 @@ class ImageGenerator:
         )
 
     def _check_prompts(self, prompts: Sequence[str]) -> None:
-        """Before anything is drawn. Raises LimnerError for what is no text; says what is cut."""
+        """Check prompts before sampling: raises LimnerError if one is not text, logs if one is
+        cut."""
         for prompt in prompts:
             if not isinstance(prompt, str):
                 several = isinstance(prompt, list | tuple)
@@ -373,9 +374,8 @@ class ImageGenerator:
         return InitImage(x0, strength)
 
     def at_once(self, most: int, height: int, width: int) -> int:
-        """How many pictures of a size are generated in a batch. On a CPU only as many as its caches
-        hold from layer to layer: about 2,048 tokens, those for the second text of guidance
-        included."""
+        """How many pictures of a size to generate in a batch. On a CPU only as many as fit its
+        caches between layers: about 2,048 tokens, including those of guidance's second text."""
         if self.device.type != "cpu":
             return most
         patch = self.autoencoder.downsampling * (self.config.model.patch_size or 1)

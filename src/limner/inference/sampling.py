@@ -61,16 +61,16 @@ def draw(
     in the batch.
 
     Args:
-        words: turns the prompts into what the model's text encoder reads.
+        words: turns prompts into inputs of the model's text encoder.
         height, width: of what is denoised: pixels, or latents.
-        dtype: float32, or bfloat16 to compute the network in under autocast (faster, and not
-            promised to be the same to 1/255 whatever the batch).
-        negative_prompt: what guidance moves away from; None: the empty text, or what the guide
-            makes of the prompt itself.
-        guide: guidance moves away from what this model says instead.
+        dtype: float32, or bfloat16 for autocast, which is faster, but the result may depend on the
+            batch by more than 1/255.
+        negative_prompt: what guidance moves away from; None: the empty text, or the guide's
+            prediction for the prompt itself.
+        guide: guidance moves away from this model's prediction instead.
         start: the picture to start from instead of pure noise.
-        towards: other prompts and seeds, to draw what lies between.
-        progress: told of every step; what it raises ends the drawing.
+        towards: prompts and seeds to interpolate to.
+        progress: called after every step; an exception from it ends sampling.
 
     Returns:
         [B, C, height, width] float32, about [-1, 1], on the model's device.
@@ -94,7 +94,7 @@ def draw(
     else:
         denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
     x = noise(0)
-    if start is not None and strength < 1:  # at 1 nothing is left of the picture, on any schedule
+    if start is not None and strength < 1:  # at 1 nothing is left of the picture
         x = objective.add_noise(start.x0.to(device), x, timesteps[:1].to(device))
 
     def told(i: int, x0: Tensor) -> None:

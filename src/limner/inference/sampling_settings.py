@@ -17,14 +17,14 @@ from limner.errors import LimnerError
 
 
 def sampling_settings(config: Config, **changes: Any) -> SamplingConfig:
-    """The sampling settings of a configuration with what is not None changed.
+    """The sampling settings of a configuration, with those changes that are not None.
 
     Args:
         changes: keys of the `sampling` section.
 
     Raises:
-        LimnerError: naming each key that is not known, is out of its range, or does not fit the
-            others or the model.
+        LimnerError: names each key that is unknown, out of range, or does not fit the others or the
+            model.
     """
     given = {key: value for key, value in changes.items() if value is not None}
     if str(given.get("scheduler_type", "ddim")).lower() not in SOLVERS:
@@ -55,8 +55,8 @@ def inference_timesteps(
     """The timesteps of the solver: see `noise_schedule.inference_timesteps`.
 
     The first `zero_init_steps` have a velocity of zero in CFG-Zero* (Fan et al. 2025, arXiv
-    2503.18886), so x stays the noise that it is until the time after them: the solver starts there.
-    A drawing that starts from a picture has no such steps.
+    2503.18886), so x stays pure noise until the time after them, and the solver starts there.
+    Image-to-image has no such steps.
     """
     steps, shift, power = sampling.num_inference_steps, sampling.shift, sampling.timestep_power
     times = noise_schedule.inference_timesteps(steps, shift, power, strength)
@@ -68,10 +68,10 @@ def function_evaluations(
 ) -> int:
     """How often the network is evaluated for one picture; a guided step counts twice.
 
-    Counted by running the solver over a network that does nothing else.
+    Counted by running the solver with a dummy network.
 
     Args:
-        strength: below 1: of a drawing that starts from a picture (see `variations.Start`).
+        strength: below 1 for image-to-image (see `variations.InitImage`).
     """
     count = 0
 

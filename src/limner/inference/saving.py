@@ -20,23 +20,24 @@ from limner.files.atomic import replacing
 from limner.version import __version__
 
 KEY = "limner"
-"""Of `picture.info`, and of the text in a PNG: prompt, seed, and settings as JSON."""
+"""Key of the prompt, seed, and settings (JSON) in `Image.info` and in the text of a PNG."""
 
 PROGRAM, SOFTWARE = "Limner", 0x0131
-"""What the EXIF of a drawing says, and in which of its tags."""
+"""The EXIF entry of a generated picture: its value and its tag."""
 WITH_EXIF = ("JPEG", "MPO", "WEBP", "TIFF", "AVIF")
-"""Formats of Pillow's, PNG apart, whose files say that Limner drew them."""
+"""Pillow's formats, besides PNG, whose files can be marked as drawn by Limner."""
 
 
 def remember(image: Image.Image, how: dict[str, Any]) -> Image.Image:
-    """The picture, with what is not None of `how` in its `info`."""
+    """Store the settings in `how` that are not None in the picture's `info`; returns the
+    picture."""
     known = {key: value for key, value in how.items() if value is not None}
     image.info[KEY] = json.dumps({"limner_version": __version__, **known}, ensure_ascii=False)
     return image
 
 
 def how_drawn(image: Image.Image) -> dict[str, Any]:
-    """The sampling settings stored in a picture or its PNG file; {}: none."""
+    """The sampling settings stored in a picture or its PNG file; {} if there are none."""
     try:
         found = json.loads(image.info.get(KEY, "{}"))
     except (ValueError, TypeError, RecursionError):
@@ -48,13 +49,13 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
     """Check before sampling that pictures can be written under this name.
 
     Args:
-        height, width: pixels, where they are known.
+        height, width: pixels, if known.
 
     Raises:
-        LimnerError: no file of this name, in this place, or of this kind and size can be written.
+        LimnerError: a file of this name, in this place, or of this kind and size cannot be written.
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
-    is_folder = os.path.isdir(path)  # also of names that no file could have
+    is_folder = os.path.isdir(path)  # also for names that no file could have
     if is_folder or kind is None or kind not in Image.SAVE:
         if is_folder:
             why = "is a folder"
@@ -66,7 +67,7 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
             why = "has no extension such as .png"
         raise LimnerError(f"--output {path} {why}; use a file such as apple.png")
     try:
-        # What kinds of files limit is a side; a size that is none is told by the generator.
+        # File formats limit the sides; invalid sizes are reported by the generator.
         for size in ((max(1, width or 1), 1), (1, max(1, height or 1))):
             save_image(Image.new("RGB", size), BytesIO(), kind)
     except (OSError, ValueError, KeyError, MemoryError, struct.error) as error:
@@ -88,8 +89,8 @@ def check_savable(path: Path, height: int | None = None, width: int | None = Non
 
 
 def check_not_foreign(paths: Iterable[Path]) -> None:
-    """Before anything is drawn: whether the files that are there already are drawings of Limner's,
-    or empty. Raises LimnerError naming one that is not."""
+    """Before sampling, check that existing files are empty or were drawn by Limner. Raises
+    LimnerError naming one that is not."""
     for path in paths:
         if os.path.lexists(path) and not is_drawing(path):
             raise LimnerError(
@@ -99,8 +100,8 @@ def check_not_foreign(paths: Iterable[Path]) -> None:
 
 
 def is_drawing(path: Path) -> bool:
-    """Whether a file says of itself that Limner drew it, or holds nothing. Kinds that have no place
-    to say so (BMP, GIF, PPM, ...) never do."""
+    """Whether a file is marked as drawn by Limner, or empty. Formats without room for the mark
+    (BMP, GIF, PPM, ...) never are."""
     try:
         if path.stat().st_size == 0:
             return True
@@ -108,22 +109,23 @@ def is_drawing(path: Path) -> bool:
             warnings.simplefilter("ignore")  # nothing is decoded
             said = image.info.get("Software"), image.getexif().get(SOFTWARE)
             return KEY in image.info or PROGRAM in said
-    except Exception:  # whatever a file that is no picture makes Pillow raise
+    except Exception:  # whatever Pillow raises for a file that is no picture
         return False
 
 
 def save_all(images: Sequence[Image.Image], paths: Sequence[Path]) -> Iterator[Path]:
-    """Write each, and give its path. What is drawn is not lost where a name cannot be written, be
-    it that a disk is full by now: it goes as PNG to the system's folder for temporary files.
+    """Write each picture and yield its path. If one cannot be written there, such as on a full
+    disk, it is saved as PNG in the system's temporary folder instead.
 
     Raises:
-        LimnerError: at the end, naming what could not be written, why, and where it is instead.
+        LimnerError: at the end, naming what could not be written, why, and where it was saved
+            instead.
     """
     failed: list[str] = []
     refuge: Path | None = None
     for image, path in zip(images, paths, strict=True):
         try:
-            if os.path.lexists(path) and not is_drawing(path):  # it came while this was drawn
+            if os.path.lexists(path) and not is_drawing(path):  # it appeared during sampling
                 raise FileExistsError(
                     errno.EEXIST, "another file was created there in the meantime", path
                 )
@@ -145,11 +147,11 @@ def _reason(error: Exception) -> str:
 
 
 def save_image(image: Image.Image, to: Path | BytesIO, format: str | None = None) -> None:
-    """Write it, whole or not at all; a PNG holds in its text (iTXt `limner`) how it was drawn.
+    """Write a picture atomically; a PNG also stores its settings in its text (iTXt `limner`).
     Raises OSError.
 
     Args:
-        format: of Pillow's, such as "PNG"; None: that of the file's name.
+        format: one of Pillow's, such as "PNG"; None: from the file's name.
     """
     info = PngImagePlugin.PngInfo()
     if KEY in image.info:

@@ -24,14 +24,14 @@ ImageSource = str | Path | bytes | Image.Image
 class InitImage:
     """A picture to start from, and the strength of the change.
 
-    SDEdit (Meng et al. 2021, arXiv 2108.01073): the picture is noised to the timestep that the
-    strength names and solved from there. What is coarser than that noise stays.
+    SDEdit (Meng et al. 2021, arXiv 2108.01073): noise is added to the picture up to the timestep
+    that the strength gives, and the solver starts there. Structure coarser than that noise stays.
     """
 
     x0: Tensor
     """[1 or B, C, h, w] float32: pixels or latents."""
     strength: float
-    """Share of the whole noise, 0 (nothing changes) to 1 (nothing is left of the picture)."""
+    """Share of the noise schedule, 0 (nothing changes) to 1 (nothing is left of the picture)."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Interpolation:
     prompts: Sequence[str]
     seeds: Sequence[int]
     weights: Sequence[float]
-    """0: at its own prompt and seed; 1: at the other's."""
+    """0: its own prompt and seed; 1: the other prompt and seed."""
 
     def rows(self, which: slice) -> Interpolation:
-        """Of some of the pictures."""
+        """The same for some of the pictures."""
         return Interpolation(self.prompts[which], self.seeds[which], self.weights[which])
 
     def with_more(self, count: int) -> Interpolation:
-        """And of so many more, which go nowhere."""
+        """The same with `count` more pictures of weight 0, to pad a batch."""
         more = [""] * count, [0] * count, [0.0] * count
         return Interpolation(
             [*self.prompts, *more[0]], [*self.seeds, *more[1]], [*self.weights, *more[2]]
@@ -58,26 +58,26 @@ class Interpolation:
 
 def fitted(source: ImageSource, height: int, width: int) -> Tensor:
     """Any picture as the model was trained to see it, [1, 3, height, width] float32 in [-1, 1]:
-    scaled until it covers the size, and its middle cut out (as `data.pictures.decode`).
+    scaled to cover the size, and center-cropped (as `data.images.decode`).
 
     Raises:
-        LimnerError: there is no such picture, or it cannot be decoded.
+        LimnerError: the picture does not exist or cannot be decoded.
     """
     try:
         if isinstance(source, Image.Image):
             image = as_rgb(upright(source))
         else:
             image = open_rgb(source, shorter_side=max(height, width))
-    except ImageError as error:  # it has no row that could be taken out
+    except ImageError as error:  # here there is no row to remove
         raise LimnerError(str(error).replace(", or remove its row", "")) from None
     return to_tensor(np.array(fit(image, height, width)))[None]
 
 
 def slerp(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """From one noise to another on the arc between them (Shoemake 1985), so that what lies between
-    is as long as noise is; on the straight line it would be shorter, and drawn as grey.
+    """Spherical interpolation between two noises (Shoemake 1985), which keeps the norm of noise;
+    linear interpolation would shrink it, and the picture would turn grey.
 
-    Weight 0 gives `first` and 1 gives `second` to the bit.
+    Weight 0 gives exactly `first`, and 1 exactly `second`.
     """
     a, b = first.double(), second.double()
     cosine = float((a * b).sum() / (a.norm() * b.norm()))
@@ -93,9 +93,9 @@ def between(
 ) -> TextConditioning:
     """Interpolate between two texts, with B weights.
 
-    The state of a token lies on the line between the states at its place in the two texts. Where
-    only one of them has a token, it keeps its state, and counts (1 - weight) or weight times in the
-    attention and in the mean: texts of different lengths pass into each other without a jump.
+    Token states are interpolated linearly, position by position. Where only one text has a token,
+    its state is kept, and it counts (1 - weight) or weight times in the attention and in the mean:
+    so texts of different lengths blend without a jump.
     """
     weight = torch.tensor(weights, dtype=torch.float32, device=first.tokens.device)[:, None]
     only_first, only_second = first.mask & ~second.mask, second.mask & ~first.mask

@@ -21,8 +21,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     """Softmax attention: q [B, heads, N, D], k and v [B, heads, M, D] -> [B, heads, N, D].
 
     Args:
-        mask: broadcastable to [B, heads, N, M]; bool, False is not attended to, or float, added
-            to the scores. Each query has at least one key that it may attend to.
+        mask: broadcastable to [B, heads, N, M]; bool (False: not attended to), or float, added to
+            the scores. Each query must have at least one key to attend to.
     """
     plain = torch.is_grad_enabled() and (mask is None or mask.dtype == torch.bool)
     if not plain or q.device.type != "cpu" or k.shape[2] > SHORT:
@@ -33,11 +33,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 class ShortAttention(torch.autograd.Function):
     """Attention by plain matrix products, with the memory-saving backward pass of flash attention.
 
-    With the CPU's flash kernel a training step at 64 tokens takes 1.29 times as long, for its
-    slow backward (benchmarks/step_cost.py): products this short fit the cache. Of Dao et al. 2022
-    (arXiv 2205.14135, algorithm 4) two things remain: the softmax's sum divides the D numbers of an
-    output and not the M of a row, and the backward pass needs the sum of (gradient x output) over D
-    instead of one over M, so that a single sweep over the scores is left, without an exponential.
+    With the CPU's flash kernel a training step at 64 tokens takes 1.29 times as long, because of
+    its slow backward (benchmarks/step_cost.py): products this short fit the cache. Two ideas are
+    from Dao et al. 2022 (arXiv 2205.14135, algorithm 4): the softmax's sum divides the D numbers of
+    an output instead of the M of a row, and the backward pass needs the sum of (gradient x output)
+    over D instead of one over M, which leaves a single sweep over the scores, without an
+    exponential.
     """
 
     @staticmethod
@@ -47,7 +48,7 @@ class ShortAttention(torch.autograd.Function):
             scores = scores.masked_fill(~mask, -math.inf)
         largest = scores.amax(dim=-1, keepdim=True)
         scaled = (scores.float() - largest.float()) / math.sqrt(q.shape[-1])
-        weights = scaled.exp().to(v.dtype)  # before they are divided by their sum
+        weights = scaled.exp().to(v.dtype)  # not yet divided by their sum
         total = weights.float().sum(dim=-1, keepdim=True)
         out = ((weights @ v).float() / total).to(v.dtype)
         ctx.save_for_backward(q, k, v, weights, total, out)

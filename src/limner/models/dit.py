@@ -1,7 +1,7 @@
 """The Diffusion Transformer (DiT) as published by Peebles & Xie 2022, as a baseline.
 
-adaLN-Zero blocks, LayerNorm, GELU, fixed sin-cos positions. Its class embedding becomes a vector
-of the text, which is all it sees of the words. Parameters carry the published names.
+adaLN-Zero blocks, LayerNorm, GELU, fixed sin-cos positions. Its class embedding is replaced by the
+pooled text, the only text input. Parameters have the published names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form (Hendrycks & Gimpel 2016), as published: 0.5 x (1 + tanh(u)).
 
-    Compiled it is x sigmoid(2u): the same, and a CPU computes it in half the time.
+    When compiled, it is the equal x sigmoid(2u), which a CPU computes in half the time.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
@@ -152,7 +152,7 @@ class DiT(nn.Module):
         return self.span_embedder is not None
 
     def predict(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [B, C, H, W], what it is conditioned on [B, D] -> [B, out channels, H, W]."""
+        """x [B, C, H, W], condition c [B, D] -> [B, out channels, H, W]."""
         tokens = self.x_embedder(x) + self.positions(x.shape[-2], x.shape[-1], x.device)
         tokens = run_blocks(self.blocks, tokens, c, recompute=self.gradient_checkpointing)
         tokens = self.final_layer(tokens, c)

@@ -1,8 +1,8 @@
 """Dropout with a mask per picture that does not depend on the batch.
 
-A mask from the program's stream of random numbers depends on everything drawn before: on the size
-of the batch, the number of processes, the device. Here it is a hash of (the picture's seed, place
-in the network, place in the tensor), so that the same run in other batches is the same run.
+A mask from the global random number generator depends on everything drawn before: on the batch
+size, the number of processes, the device. Here it is a hash of (the picture's seed, place in the
+network, place in the tensor), so a run does not change with its batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ImageDropout(nn.Module):
         self.register_buffer("seeds", torch.zeros(0, dtype=torch.int32), persistent=False)
 
     def forward(self, x: Tensor, salt: int = 0) -> Tensor:
-        """salt: tells apart the uses within one block."""
+        """salt: distinguishes uses within one block."""
         if not self.training or self.p == 0:
             return x
         seeds = self.seeds

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: bool) -> Tensor:
     """Run x through the blocks, passing the other arguments to each.
 
-    With `recompute` only what goes into a block is kept for the backward pass, which computes the
-    rest again (Chen et al. 2016, arXiv 1604.06174).
+    With `recompute`, only the inputs of each block are kept for the backward pass, which recomputes
+    the rest (Chen et al. 2016, arXiv 1604.06174).
     """
     recompute = recompute and torch.is_grad_enabled()
     for block in blocks:
@@ -24,7 +24,7 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, *others: Tensor, recompute: boo
 class StackedLinear(nn.Linear):
     """Several bias-free projections of one input in a single product, such as query, key, value.
 
-    `parts` tells Muon to orthogonalise each of them alone, as if they were separate matrices.
+    `parts` tells Muon to orthogonalise each of them separately.
     """
 
     def __init__(self, in_features: int, out_features: int, parts: int) -> None:
@@ -33,13 +33,13 @@ class StackedLinear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square normalisation (Zhang & Sennrich 2019), in float32 whatever comes in."""
+    """Root mean square normalisation (Zhang & Sennrich 2019), computed in float32 for any input."""
 
     def __init__(self, width: int, affine: bool = True) -> None:
         super().__init__(width, eps=1e-6, elementwise_affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Of a sharded model the weight arrives in the precision of the blocks.
+        # In a sharded model the weight arrives in the precision of the blocks.
         weight = None if self.weight is None else self.weight.float()
         normed = nn.functional.rms_norm(x.float(), self.normalized_shape, weight, self.eps)
         return normed.to(x.dtype)
@@ -100,8 +100,8 @@ def sinusoids(values: Tensor, width: int, max_period: float = 10_000.0) -> Tenso
 def grid_positions(height: int, width: int, extent: float = 16.0) -> tuple[Tensor, Tensor]:
     """Row and column of every patch, row by row, each [height * width].
 
-    In units in which the longer side is `extent` wherever the picture was made, so that a model
-    asked for another size sees the same composition and not a larger canvas.
+    The longer side is `extent` units at any size, so that a model asked for another size sees the
+    same composition and not a larger canvas.
     """
     unit = extent / max(height, width)
     rows = (torch.arange(height, dtype=torch.float32) + 0.5) * unit
@@ -110,7 +110,7 @@ def grid_positions(height: int, width: int, extent: float = 16.0) -> tuple[Tenso
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] -> [B, (H/p)(W/p), C p p], channels outermost as a convolution's weight has."""
+    """[B, C, H, W] -> [B, (H/p)(W/p), C p p], channels outermost, as in a convolution's weight."""
     b, c, h, w = x.shape
     p = patch_size
     x = x.reshape(b, c, h // p, p, w // p, p)
@@ -118,7 +118,7 @@ def patchify(x: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch_size: int, height: int, width: int) -> Tensor:
-    """[B, (H/p)(W/p), p p C], channels innermost (as DiT's last layer has them) -> [B, C, H, W]."""
+    """[B, (H/p)(W/p), p p C], channels innermost, as in DiT's last layer -> [B, C, H, W]."""
     b, p = tokens.shape[0], patch_size
     x = tokens.reshape(b, height // p, width // p, p, p, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, height, width)

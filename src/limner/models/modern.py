@@ -86,7 +86,7 @@ class ModernBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens [B, N, D] and what they are conditioned on [B, D] -> patches [B, N, p p C]."""
+    """Tokens [B, N, D] and their condition [B, D] -> patches [B, N, p p C]."""
 
     def __init__(self, width: int, patch_width: int) -> None:
         super().__init__()
@@ -155,8 +155,8 @@ class ModernDiT(nn.Module):
         )
         self.final_layer = FinalLayer(hidden_size, patch_width)
         self.tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
-        # Every block starts as the identity and the whole as zero (adaLN-Zero): early training
-        # is then a plain regression onto the mean, which no learning rate upsets.
+        # Every block starts as the identity and the whole as zero (adaLN-Zero): early training is
+        # then a plain regression onto the mean, stable at any learning rate.
         for layer in (self.modulation, self.final_layer.modulation, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -215,8 +215,8 @@ class ModernDiT(nn.Module):
 
 
 def attention_mask(y: TextConditioning, count: int) -> Tensor:
-    """What `count` picture tokens attend to, [B, 1, 1, L + count]: bool, or what is added to the
-    scores where some words count less than others."""
+    """Mask of what `count` picture tokens attend to, [B, 1, 1, L + count]: bool, or float to add to
+    the scores if text tokens have weights."""
     mask = F.pad(y.mask, (0, count), value=True)[:, None, None]
     if y.log_weight is None:
         return mask
@@ -224,7 +224,7 @@ def attention_mask(y: TextConditioning, count: int) -> Tensor:
 
 
 def sincos_positions(height: int, width: int, hidden_size: int) -> Tensor:
-    """Fixed sin-cos positions in two dimensions, [H*W, D] (as ViT and DiT have them)."""
+    """Fixed sin-cos positions in two dimensions, [H*W, D], as in ViT and DiT."""
     rows, columns = grid_positions(height, width)
     quarter = hidden_size // 4
     speeds = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float32) / quarter)

@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 
 def log_shapes(model: nn.Module) -> None:
-    """Log the inputs, outputs, and time in milliseconds of each module at every forward pass,
-    without the overhead of logging. The computation is unchanged."""
+    """Log the inputs, outputs, and time in milliseconds (that of logging excluded) of each module
+    at every forward pass. The computation is unchanged."""
     clock = Clock()
     for name, module in model.named_modules():
         if name.count(".") <= 2 and not isinstance(module, nn.ModuleList):
@@ -42,7 +42,7 @@ class Told:
 
     def __init__(self, name: str, clock: Clock) -> None:
         self.name, self.clock = name, clock
-        self.started: list[float] = []  # of calls that have not ended: checkpointing calls again
+        self.started: list[float] = []  # of calls in progress: checkpointing calls a module again
 
     def watch(self, module: nn.Module) -> None:
         module.register_forward_pre_hook(self.before)

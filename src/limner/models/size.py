@@ -8,14 +8,14 @@ from limner.memory import whole_memory
 from limner.models.layers import swiglu_width
 
 BYTES = 4
-"""Of a weight as models are built: float32."""
+"""Bytes of a weight in a newly built model: float32."""
 
 
 def least_parameters(config: Config, text_size: int | None = None) -> int:
     """A lower bound on the number of parameters: the matrices of the blocks and the vocabulary.
 
     Args:
-        text_size: tokens that the built-in text encoder knows; None: not known, none counted.
+        text_size: vocabulary size of the built-in text encoder; None: unknown, so not counted.
     """
     model, text = config.model, config.text_encoder
     found = model.num_layers * _block(model.hidden_size, model.mlp_ratio)
@@ -26,13 +26,13 @@ def least_parameters(config: Config, text_size: int | None = None) -> int:
 
 
 def _block(width: int, mlp_ratio: float) -> int:
-    """Attention: queries, keys, values, and what comes out; feed-forward: three matrices (SwiGLU),
-    or two that are no smaller together."""
+    """Attention: queries, keys, values, output; feed-forward: three matrices (SwiGLU), or two of at
+    least the same total size."""
     return width * (4 * width + min(3 * swiglu_width(width, mlp_ratio), int(2 * mlp_ratio * width)))
 
 
 def check_memory(config: Config, text_size: int) -> None:
-    """Raises LimnerError if the weights alone are more than this machine's memory."""
+    """Raises LimnerError if the weights alone exceed this machine's memory."""
     count = least_parameters(config, text_size)
     memory = whole_memory()
     if count * BYTES > memory:
@@ -47,7 +47,7 @@ def check_memory(config: Config, text_size: int) -> None:
 def check_stored(config: Config, size: int, path: object) -> None:
     """Raises LimnerError if a file of `size` bytes cannot hold the weights of such a model, before
     the model is built."""
-    if (count := least_parameters(config)) > size:  # a byte a weight is the least there is
+    if (count := least_parameters(config)) > size:  # a weight has at least one byte
         raise LimnerError(
             f"{path} has {size:,} bytes, and its configuration (model.hidden_size "
             f"{config.model.hidden_size:,}, model.num_layers {config.model.num_layers:,}, ...) "

@@ -10,10 +10,10 @@ from limner.text.conditioning import TextConditioning
 
 
 class TextAdapter(nn.Module):
-    """Projects frozen encoder states: FrozenText -> EncodedText of the model's text width.
+    """Projects frozen encoder states: TextEmbeddings -> TextConditioning of the model's text width.
 
-    Each state is normalised first, for language models have tokens hundreds of times as long as
-    others (Sun et al. 2024, "Massive activations", arXiv 2402.17762).
+    Each state is normalised first, because in language models the norms of some tokens are hundreds
+    of times those of others (Sun et al. 2024, "Massive activations", arXiv 2402.17762).
     """
 
     def __init__(self, states_width: int, width: int) -> None:

@@ -1,7 +1,7 @@
 """The built-in text encoder: a small bidirectional transformer, trained together with the model.
 
-It needs no download and reads any language, for its tokens are bytes and the pairs that the
-captions taught (see `limner.text.tokenizer`).
+It needs no download and reads any language, because its tokens are bytes and merges learned from
+the captions (see `limner.text.tokenizer`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from limner.models.layers import RMSNorm, StackedLinear, SwiGLU, swiglu_width
 from limner.text.conditioning import TextConditioning
 
 PAD = 0
-"""Token id of padding; every caption starts with another token, so none is empty."""
+"""Token id of padding; every caption starts with <start>, so none is all padding."""
 
 
 class TextBlock(nn.Module):
@@ -41,7 +41,7 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids [B, L] (padding = 0) -> EncodedText with states [B, L, width]."""
+    """Token ids [B, L] (padding = 0) -> TextConditioning with tokens [B, L, width]."""
 
     def __init__(self, vocab_size: int, max_length: int, width: int, num_layers: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ ARCHITECTURES: dict[str, type[ModernDiT] | type[DiT]] = {"modern": ModernDiT, "d
 
 
 class TextToImage(nn.Module):
-    """Text encoder and denoiser in one module: one state dict, one forward for data-parallel."""
+    """Text encoder and denoiser in one module, with one state dict and one forward pass."""
 
     def __init__(self, text_encoder: TextEncoder | TextAdapter, denoiser: ModernDiT | DiT) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class TextToImage(nn.Module):
         Args:
             x: noisy pictures or latents [B, C, H, W], float.
             t: timesteps [B], 0 (clean) to 1000 (noise).
-            y: text inputs: token ids [B, L] int64, or the output of a pretrained encoder; or text
-                that is already encoded (sampling encodes once).
+            y: text inputs: token ids [B, L] int64, the output of a pretrained encoder, or text that
+                is already encoded (sampling encodes only once).
             span: of a flow map: the length of each step in timesteps [B]; None: 0.
 
         Returns:

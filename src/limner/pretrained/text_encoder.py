@@ -106,7 +106,7 @@ class PretrainedTextEncoder:
         return len(self.tokenizer(encodable(caption), verbose=False)["input_ids"])
 
     def encode(self, captions: Sequence[str]) -> TextEmbeddings:
-        """B captions, padded to the longest of them: a FrozenText in float32 on the device."""
+        """B captions, padded to the longest of them: TextEmbeddings in float32 on the device."""
         rows = self.rows(captions)
         assert self.loaded
         return TextEmbeddings.stack(rows, max(len(states) for states, _ in rows)).to(self.loaded[0])

@@ -30,7 +30,7 @@ class TextEmbeddings(NamedTuple):
         """Captions of different lengths, padded to one.
 
         Args:
-            rows: of each caption its states [l, D], l at most `length`, and its vector [D].
+            rows: for each caption its states [l, D], l at most `length`, and its vector [D].
         """
         states = torch.zeros(len(rows), length, rows[0][0].shape[-1], dtype=rows[0][0].dtype)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)

@@ -39,7 +39,7 @@ class TextConditioning(NamedTuple):
         return TextConditioning._make(None if part is None else part[which] for part in self)
 
     def followed_by(self, other: TextConditioning) -> TextConditioning:
-        """These captions, then as many times another one (or as many others)."""
+        """These captions, followed by another one repeated as often (or by as many others)."""
         return TextConditioning._make(
             None if own is None or its is None else torch.cat([own, its.expand_as(own)])
             for own, its in zip(self, other, strict=True)

@@ -17,7 +17,7 @@ from limner.messages import shorten
 
 PAD, START = "<pad>", "<start>"
 MOST_BYTES = 2**25
-"""Of a tokenizer.json."""
+"""The largest tokenizer.json that is read."""
 PARTS: dict[str, frozenset[str]] = {
     "normalizer": frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents"}),
     "pre_tokenizer": frozenset({"ByteLevel", "Whitespace", "WhitespaceSplit", "Digits"}),
@@ -26,16 +26,16 @@ PARTS: dict[str, frozenset[str]] = {
     "truncation": frozenset(),
     "padding": frozenset(),
 }
-"""What of a tokenizer.json may stand there, by its type: nothing that makes a text much longer."""
+"""Allowed parts of a tokenizer.json, by type: none that make a text much longer."""
 MOST_PARTS = 16
-"""In a sequence of normalizers or pre-tokenizers."""
+"""The most parts in a sequence of normalizers or pre-tokenizers."""
 
 
 class CaptionTokenizer:
     """Captions to ids [L]: <start>, then tokens, padded with 0 to `max_length`.
 
-    Bytes are the base alphabet, so no text is unknown; case and Unicode forms are folded, so that
-    "Red Apple" and "red apple" are one prompt. The empty prompt is <start> alone, and is what the
+    Bytes are the base alphabet, so every text can be encoded; case and Unicode forms are folded, so
+    "Red Apple" and "red apple" are the same prompt. The empty prompt is <start> alone, which the
     model learns as "no caption" for classifier-free guidance.
     """
 
@@ -69,8 +69,8 @@ class CaptionTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(map(encodable, captions), trainer)
-        # Left as added tokens they would be found inside captions, and a "<pad>" that somebody
-        # wrote would hide a word.
+        # As added tokens they would be recognised inside captions, and a literal "<pad>" would hide
+        # a word.
         plain = json.loads(tokenizer.to_str()) | {"added_tokens": []}
         return cls(Tokenizer.from_str(json.dumps(plain)), max_length)
 
@@ -80,7 +80,7 @@ class CaptionTokenizer:
         return torch.tensor(ids + [0] * (self.max_length - len(ids)))
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """int64 [B, max_length]: several captions, as the model takes them."""
+        """int64 [B, max_length]: B captions, as the model takes them."""
         return torch.stack([self(caption) for caption in captions])
 
     def length(self, caption: str) -> int:
@@ -100,11 +100,11 @@ class CaptionTokenizer:
 
     @classmethod
     def from_text(cls, text: str, max_length: int, path: Path) -> CaptionTokenizer:
-        """What `save` writes; `path` is where it was found, for messages.
+        """Parse what `save` writes; `path` is only used in messages.
 
         Raises:
-            LimnerError: it is something else, such as a tokenizer whose parts could make more of
-                a caption than fits into memory.
+            LimnerError: it is not such a tokenizer, for example if its parts could expand a caption
+                beyond memory.
         """
         check_parts(parse_json(text, f"{path} is not a tokenizer: it", MOST_BYTES), path)
         try:
@@ -122,9 +122,9 @@ class CaptionTokenizer:
 
 
 def check_parts(values: Any, path: Path) -> None:
-    """Raises LimnerError if a tokenizer.json has other parts than those that Limner writes, or ones
-    as harmless: a `Replace` may double a text forty times, `padding` fill all memory, and a `Split`
-    take forever."""
+    """Raises LimnerError if a tokenizer.json has parts other than those Limner writes or similarly
+    harmless ones: a `Replace` may double a text forty times, `padding` fill all memory, and a
+    `Split` take forever."""
     if not isinstance(values, dict):
         raise LimnerError(f"{path} is not a tokenizer: {shorten(values)}")
     for key, known in PARTS.items():
@@ -147,5 +147,5 @@ def _listed(value: Any) -> list[Any]:
 
 
 def encodable(text: str) -> str:
-    """Half of a surrogate pair, which JSON and command lines can bring in, is no character: "?"."""
+    """Replace lone surrogates, which JSON and command lines may contain, by "?"."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

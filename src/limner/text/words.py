@@ -15,12 +15,12 @@ class Words(Protocol):
     """A source of text inputs: a tokenizer, a pretrained encoder, or stored embeddings."""
 
     def encode(self, captions: Sequence[str]) -> Tensor | TextEmbeddings:
-        """B captions as the model takes them: ids [B, L], or a FrozenText of B."""
+        """B captions as the model takes them: ids [B, L], or TextEmbeddings."""
         ...
 
 
 def stack(texts: Sequence[Tensor] | Sequence[TextEmbeddings]) -> Tensor | TextEmbeddings:
-    """Single captions of one padded length to a batch of them."""
+    """Stack single captions of the same padded length into a batch."""
     if isinstance(texts[0], TextEmbeddings):
         return TextEmbeddings(*(torch.stack(parts) for parts in zip(*texts, strict=True)))
     return torch.stack(list(texts))  # type: ignore[arg-type]

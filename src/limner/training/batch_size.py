@@ -11,9 +11,9 @@ from limner.memory import free_memory
 from limner.training.memory_probe import MARGIN, images_in_memory, line, probe_sizes
 
 MOST = 256
-"""Pictures per update of `auto` where nothing else bounds them: more learn less per picture."""
+"""The most pictures per update that `auto` chooses: larger batches learn less per picture."""
 SMALL, LARGE = 4, 8
-"""Micro-batches whose memory is measured: it is a line in their size."""
+"""The two micro-batch sizes whose memory is measured: it grows linearly with the size."""
 
 
 def settle_batch(
@@ -22,7 +22,7 @@ def settle_batch(
     """Resolve the micro-batch size and the gradient accumulation of a configuration.
 
     Args:
-        fits: how many pictures fit into memory at once; measured if asked for.
+        fits: returns how many pictures fit into memory at once; None: measure it.
 
     Raises:
         LimnerError: the effective batch cannot be divided as asked.

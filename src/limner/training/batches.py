@@ -40,14 +40,14 @@ class Batches:
         self.loaded = iter(())  # ends the workers
 
     def restart(self) -> None:
-        """Go on with the pictures that follow those which the run has counted."""
+        """Start loading anew from the run's image count."""
         self.loaded = load_batches(self.run)
 
     def of_next_update(self) -> list[Batch]:
-        """Its micro-batches; the same again if a worker dies over them.
+        """The micro-batches of the next update; if a worker dies, they are loaded again.
 
         Raises:
-            LimnerError: workers die over them again and again.
+            LimnerError: workers died `MOST_WORKER_DEATHS` times in a row.
         """
         for _ in range(MOST_WORKER_DEATHS):
             try:
@@ -66,7 +66,7 @@ class Batches:
 
 
 def load_batches(run: Run) -> Iterator[Batch]:
-    """The micro-batches from here on, without end."""
+    """Endless micro-batches from the run's current position."""
     settings, data, processes = run.config.training, run.config.data, run.accelerator.num_processes
     examples: Dataset[Example]
     if run.inputs.trajectories:

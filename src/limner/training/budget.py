@@ -16,23 +16,23 @@ from limner.training.lr_schedule import checkpoint_due, decay_progress
 clock = time.perf_counter
 """Seconds; benchmarks count CPU time instead."""
 LATE = 1.05
-"""A run that was promised minutes stops at this share of them even if steps are left: only where
-one step takes so long that the end could not be fixed in time."""
+"""A run with `max_minutes` stops at this multiple of them even if steps are left, which happens
+only if one step takes so long that the end could not be fixed in time."""
 COMPILING = 3
-"""Updates at the start whose time says nothing about that of the others."""
+"""Updates at the start that are too slow to predict the time of the others."""
 DRIFT = 0.01
-"""Share of the promised time by which the end may be off before it is fixed anew."""
+"""Share of `max_minutes` by which the predicted end may be off before it is fixed anew."""
 
 
 class Budget:
     """Keeps the time of a run and fixes its number of updates.
 
     With `max_steps` or `num_epochs` the number is known from the start. With `max_minutes` alone it
-    is fixed from the speed so far when the learning rate's decay is due. Whenever the time that is
-    left no longer suffices for the steps that are left (a machine that slows down, or that others
-    use, too), and where it would suffice for more, the number is fixed again: the rate goes on
-    falling from where it is, and ends in time. The number is part of the training state, so that a
-    resumed run decays as the first one would have.
+    is fixed from the speed so far when the learning rate's decay is due. It is fixed again whenever
+    the remaining time no longer suffices for the remaining steps (the machine slows down, or others
+    use it too) or would suffice for more: the rate then falls from its current value to the new
+    end. The number is part of the training state, so that a resumed run decays as the first one
+    would have.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Budget:
         )
         self.begin = clock() - state.seconds
         self.step_seconds: list[float] = []
-        """Of each update by itself, in this process's life."""
+        """Duration of each update since this process began."""
         self.times = [state.seconds]
-        """Seconds of the run after each update of this process's life, and before the first."""
+        """Seconds of the run before the first update of this process, and after each."""
         steps = settings.max_steps
         if steps is None and (settings.num_epochs or not self.seconds):
             steps = math.ceil((settings.num_epochs or 100) * num_rows / self.images_per_step)
         self.most_steps = steps
-        """Updates that the settings ask for, if they do."""
+        """Number of updates that the settings ask for; None: only `max_minutes` bounds the run."""
         if steps is not None:
             decay = round(steps * self.schedule.decay_share)
             state.end_at(steps, steps - decay)
@@ -67,7 +67,7 @@ class Budget:
         return clock() - self.begin
 
     def step_done(self, seconds: float) -> None:
-        """Count one update that took so long."""
+        """Count one update, which took `seconds`."""
         elapsed = self.elapsed()
         if self.seconds and self.accelerator.num_processes > 1:
             # One clock for all: they have to agree on when the run ends.
@@ -92,8 +92,8 @@ class Budget:
         return abs(off) > max(DRIFT * self.seconds, self.seconds_per_step())
 
     def seconds_per_step(self) -> float:
-        """Of late, with everything between the steps: held-out loss and previews will cost their
-        share again."""
+        """The recent average, including what happens between steps, such as the held-out loss and
+        previews."""
         steps = len(self.times) - 1
         some = max(1, min(steps - COMPILING, max(10, steps // 4)))
         return max((self.times[-1] - self.times[-1 - some]) / some, 1e-9)
@@ -107,7 +107,7 @@ class Budget:
             total = min(total, max(self.most_steps, state.step + 1))
         down = self._fallen(state.step)
         if down > 0 or state.total_steps is None:
-            # The line to the new end through where the rate is now; it may begin before the run.
+            # A line through the current rate to the new end; it may begin before the run.
             begin = round((state.step - down * total) / (1 - down))
         else:
             begin = max(state.step, total - round(total * self.schedule.decay_share))
@@ -129,7 +129,7 @@ class Budget:
         return late or (state.total_steps is not None and state.step >= state.total_steps)
 
     def seconds_left(self) -> float | None:
-        """About how long it will still take; None before the first step."""
+        """Estimated seconds left; None if not known yet."""
         state, promised = self.state, None
         if self.seconds is not None:
             promised = max(0.0, self.seconds - state.seconds)

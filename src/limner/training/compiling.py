@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def compile_model(run: Run) -> None:
     """Compile the blocks and the last layer of the run's model, or say why not."""
     if log.isEnabledFor(logging.DEBUG):
-        log_shapes(run.model)  # compiled code has no place for its hooks
+        log_shapes(run.model)  # compiled code does not call its hooks
         return
     if not run.config.training.compile_model:
         return
@@ -27,7 +27,7 @@ def compile_model(run: Run) -> None:
         devices.allow_shapes(len(run.config.data.buckets))
     for part in (run.model.denoiser, run.model.text_encoder):
         for block in getattr(part, "blocks", []):
-            if run.sharded:  # bringing the weights together stays outside
+            if run.sharded:  # gathering the weights stays outside
                 block.forward = torch.compile(block.forward)
             else:
                 block.compile()

@@ -14,16 +14,16 @@ from limner.models.text_to_image import TextToImage
 
 
 class EMA:
-    """The average, and a whole model of it to look at: `model`.
+    """The average of the weights, and `model`, which has it as its weights.
 
-    Drawing and the held-out loss use that model, which is never compiled: their batches have other
-    shapes, each of which would be compiled anew.
+    Sampling and the held-out loss use `model`. It is never compiled, because each of their batch
+    shapes would be compiled anew.
 
-    Of a model in shards the average is kept in the same shards. `model` then has memory in the main
-    process only, in that of the host, and `collect` brings it up to date.
+    The average of a sharded model is sharded the same way. `model` then exists only in the main
+    process, in host memory, and `collect` brings it up to date.
 
     Args:
-        model: as it is before any of it is sharded.
+        model: the model, before it is sharded.
     """
 
     def __init__(self, model: TextToImage) -> None:
@@ -32,10 +32,10 @@ class EMA:
         self.main = True
 
     def shard(self, model: TextToImage, main: bool) -> None:
-        """Keep it as `model`, in shards by now, keeps its weights.
+        """Shard the average as `model` is sharded.
 
         Args:
-            main: whether this process is the one that looks.
+            main: whether this is the main process.
         """
         self.model.to("cpu" if main else "meta")
         self.main = main
@@ -45,7 +45,7 @@ class EMA:
     def update(self, model: TextToImage, decay: float) -> None:
         """ema = decay * ema + (1 - decay) * weights."""
         average = self.shards.values() if self.shards else self.model.parameters()
-        # What does not learn, beside adapters, is its own average.
+        # Weights that are frozen beside adapters are their own average.
         learning = [
             pair for pair in zip(average, model.parameters(), strict=True) if pair[1].requires_grad
         ]
@@ -54,7 +54,7 @@ class EMA:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Bring `model` up to date. Every process calls it."""
+        """Bring `model` up to date. Every process must call this."""
         weights = self.model.state_dict() if self.shards and self.main else {}
         for name, part in self.shards.items():
             whole = full(part)
@@ -63,7 +63,7 @@ class EMA:
 
     @contextlib.contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
-        """Have `model` on the device for as long as it is looked at; in the main process."""
+        """Context manager: `model` is on the device meanwhile. Only in the main process."""
         if not self.shards:
             yield
             return
@@ -78,7 +78,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Weights by name, each in parts as it is here."""
+        """Load weights by name, each sharded as the average is."""
         if not self.shards:
             self.model.load_state_dict(weights)
         for name, part in self.shards.items():

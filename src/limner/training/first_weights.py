@@ -20,14 +20,14 @@ def first_model(
     origin: Checkpoint | WeightsFile | None,
     device: torch.device,
 ) -> tuple[TextToImage, list[str]]:
-    """The same in every process of a run.
+    """Build the model of a run, the same in every process.
 
     Args:
         text_size: words in the tokenizer, or the width of a pretrained text encoder.
-        origin: the model that the run starts from (`training.init_from`), if it does.
+        origin: the model that the run starts from (`training.init_from`), or None.
 
     Returns:
-        The model, on the device, and what is to be said about it.
+        The model, on the device, and notes about it.
     """
     torch.manual_seed(config.training.seed)
     model = build_model(config, text_size).to(device)

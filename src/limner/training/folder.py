@@ -1,4 +1,4 @@
-"""The output folder of a run: is it ours, and the lock on it."""
+"""The output folder of a run: whether it may be written to, and its lock."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 OURS = ("refused.jsonl", "problems.jsonl")
-"""All that a run leaves which found no data to train on, and a data check that was killed."""
+"""All that is left by a run that found no usable data, and by a data check that was killed."""
 SET_ASIDE = "set-aside"
-"""Of a run that went back: what it had saved after that step."""
+"""Where a run that resumes from an earlier step puts what it had saved after that step."""
 DEEP = 4
-"""Levels of folders of runs within folders."""
+"""How many levels deep folders of runs may be nested."""
 
 
 def run_lock(folder: Path) -> FolderLock:
@@ -31,8 +31,8 @@ def run_lock(folder: Path) -> FolderLock:
 
 
 def check_run_folder(folder: Path) -> None:
-    """Raises LimnerError unless a run may write here: there is nothing yet, what is there is an
-    earlier run, or (as outputs/demo in outputs/) folders that Limner wrote."""
+    """Raises LimnerError unless a run may write here: the folder is missing or empty, is an earlier
+    run, or holds only folders that Limner wrote (such as outputs/demo in outputs/)."""
     if folder.exists() and not folder.is_dir():
         raise LimnerError(f"training.output_dir: {folder} is a file; use a folder")
     if is_training_run(folder) or (folder / TRAINING).exists():
@@ -56,7 +56,8 @@ def _harmless(path: Path, level: int = 1) -> bool:
 
 
 def _is_as_written(path: Path) -> bool:
-    """Whether a configuration is word for word what Limner writes: nothing is lost with it."""
+    """Whether a configuration is exactly what Limner writes, so that nothing is lost if it is
+    replaced."""
     try:
         return load_config(path).to_yaml() == path.read_text(encoding="utf-8")
     except (LimnerError, OSError, ValueError):
@@ -64,7 +65,8 @@ def _is_as_written(path: Path) -> bool:
 
 
 def check_resumed_here(folder: Path, checkpoint: Path) -> None:
-    """Raises LimnerError where a run would go on from elsewhere over another one's checkpoints."""
+    """Raises LimnerError if a run resumed from elsewhere would overwrite another run's
+    checkpoints."""
     if checkpoint.resolve().parent == folder.resolve():
         return
     if earlier := checkpoints(folder):
@@ -75,11 +77,11 @@ def check_resumed_here(folder: Path, checkpoint: Path) -> None:
 
 
 def set_aside_later(folder: Path, step: int) -> None:
-    """Move checkpoints of later steps than the one that a run goes on from, and the previews of
-    these steps, into a folder `set-aside` of its own, and say so.
+    """Move checkpoints and previews of later steps than the one a run resumes from into a new
+    folder `set-aside`, and log it.
 
-    They are of a way that the run does not go, or damaged. By their numbers they would pass for
-    newer than all that is written from here on, which would be deleted in their favour.
+    They are damaged, or from a course that the run no longer takes. By their numbers they would
+    count as newer than whatever is written from here on, and pruning would delete that instead.
 
     Raises:
         LimnerError: they cannot be moved.
@@ -87,7 +89,7 @@ def set_aside_later(folder: Path, step: int) -> None:
     later = [p for p in folder.glob("checkpoint-*") if NAME.fullmatch(p.name) and step_of(p) > step]
     if not later:
         return
-    later.sort(key=step_of, reverse=True)  # a kill leaves the older ones, as if they were all
+    later.sort(key=step_of, reverse=True)  # a kill leaves the older ones, a complete run
     previews = [
         path
         for path in folder.glob("previews/step-*.png")
@@ -116,8 +118,8 @@ def set_aside_later(folder: Path, step: int) -> None:
 
 
 def write_config(folder: Path, config: Config) -> None:
-    """Write config.yaml. One with comments is somebody's own: it is kept by another name, and that
-    is said."""
+    """Write config.yaml. An existing one with comments was edited by hand: it is kept under another
+    name, and that is logged."""
     path, text = folder / CONFIG, config.to_yaml()
     if kept := keep_edited(path):
         log.info(kept)
@@ -125,7 +127,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 def keep_edited(path: Path) -> str | None:
-    """Copy a configuration that people have commented; what was done, as a sentence."""
+    """Copy a configuration that contains comments. Returns a sentence that says so, or None."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):

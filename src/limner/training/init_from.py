@@ -1,8 +1,8 @@
 """Fine-tuning: a new run that starts with the weights of another model (`training.init_from`).
 
-What fits by name and shape is taken, what does not is new, and each is said. The words that the
-built-in text encoder knows are kept, so that they mean what they meant; being bytes at the base,
-they can spell any language.
+Weights that fit by name and shape are taken, the others are initialised anew, and both are
+reported. The vocabulary of the built-in text encoder is kept, so that its tokens mean what they
+meant; built on bytes, it can spell any language.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EMBEDDING, POSITIONS = "text_encoder.embedding.weight", "text_encoder.positions"
 
 
 def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
-    """The model that the run starts from; None: it starts from nothing. Raises LimnerError."""
+    """The model that the run starts from; None: it starts from scratch. Raises LimnerError."""
     name = config.training.init_from
     if name is None:
         return None
@@ -50,8 +50,8 @@ def lineage_of(
 
     Args:
         origin: the model whose weights it starts with.
-        checkpoint: of the run that it goes on with, perhaps on other data.
-        changed: whether the rows are others than those it learned from.
+        checkpoint: the checkpoint that it resumes from, perhaps with other data.
+        changed: whether the rows differ from those the checkpoint learned from.
     """
     data = (learned_from(config),)
     if checkpoint is not None:
@@ -69,7 +69,8 @@ def lineage_of(
 
 
 def words_of(origin: Checkpoint | WeightsFile | None, config: Config) -> CaptionTokenizer | None:
-    """Its tokenizer, unless it has none or another vocabulary is asked for."""
+    """The tokenizer of `origin`; None if it has none or the configuration asks for another
+    vocabulary size."""
     text = config.text_encoder
     if origin is None or origin.tokenizer is None or text.pretrained_model_name is not None:
         return None
@@ -85,10 +86,11 @@ def start_from(
     origin: Checkpoint | WeightsFile | None,
     frozen: bool = False,
 ) -> list[str]:
-    """Put the (averaged) weights that fit into a freshly initialised model; say what did not.
+    """Load the (averaged) weights that fit into a newly initialised model; returns notes about
+    those that do not.
 
     Args:
-        frozen: they will not learn, so that all of them must fit.
+        frozen: the weights will not be trained, so all of them must fit.
 
     Raises:
         LimnerError: nothing fits (or not all, if frozen), or the weights are damaged.
@@ -96,7 +98,7 @@ def start_from(
     if origin is None:
         return []
     there, here = origin.tensors(), model.state_dict()
-    # Half a layer is worth nothing: where a weight does not fit, its bias starts anew, too.
+    # Half a layer is useless: where a weight does not fit, its bias is initialised anew, too.
     unfit = {
         _layer(name)
         for name, tensor in here.items()
@@ -149,15 +151,16 @@ def start_from(
 
 
 def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> list[str]:
-    """What fits by its shape and does not mean what it meant: a sentence, if there is any.
+    """A sentence about weights that fit by shape but no longer mean the same, if there are any.
 
     Raises:
-        LimnerError: adapters are asked for, and would be beside weights that mean something else.
+        LimnerError: adapters are asked for, but the frozen weights beside them would mean something
+            else.
     """
     if origin is None:
         return []
     keys = [("model", "num_heads"), *(("scheduler", key) for key in MEANING)]
-    keys.append(("vae", "fingerprint"))  # latents of as many channels, made by other weights
+    keys.append(("vae", "fingerprint"))  # latents with as many channels, from other weights
     differ = [
         f"{section}.{key}: {there} in that model, {here} in this run"
         for section, key in keys
@@ -192,7 +195,7 @@ def _same_width(a: Tensor, b: Tensor) -> bool:
 def _take_words(
     into: Tensor, rows: Tensor, tokenizer: CaptionTokenizer, earlier: CaptionTokenizer
 ) -> int:
-    """The rows of tokens that both spell alike; how many."""
+    """Copy the rows of the tokens that both spell alike; returns how many."""
     known = earlier.tokenizer.get_vocab()
     pairs = [(i, known[w]) for w, i in tokenizer.tokenizer.get_vocab().items() if w in known]
     for here, there in pairs:
@@ -209,7 +212,7 @@ def _size(tensor: Tensor) -> str:
 
 
 def _groups(names: dict[str, str]) -> list[str]:
-    """Tensors by the part they belong to, with the reason of the first."""
+    """Describe tensors by the part they belong to, with the reason for the first."""
     groups: dict[str, list[str]] = {}
     for name, reason in sorted(names.items(), key=lambda item: item[1] == "its layer is new"):
         parts = name.split(".")

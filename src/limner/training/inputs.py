@@ -1,8 +1,8 @@
 """Inputs of the training loop: images or latents, token ids or text embeddings.
 
 In pixel space with the built-in text encoder there is nothing to compute. Otherwise latents and
-text embeddings are looked up in a store by what they were made from, and what is not there yet is
-made and kept; then the encoders leave memory.
+text embeddings are looked up in a store by what they were made from, and missing ones are computed
+and stored; then the encoders are unloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from limner.training.precompute import check_cache_folder, stored_captions, stor
 
 @dataclass(frozen=True)
 class Inputs:
-    """What examples are made of."""
+    """What training examples are made from."""
 
     trained: Source
     held_out: Source
@@ -44,12 +44,12 @@ def open_inputs(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Inputs:
-    """Everything the loop reads; what was never computed before is computed now.
+    """Open everything the loop reads; what is not stored yet is computed now.
 
     Args:
-        config: completed by the parts.
+        config: completed by the pretrained parts.
         tokenizer: of the built-in text encoder, if that is used.
-        dtype: of training; the encoders compute in bfloat16 if it is that, else in float32.
+        dtype: of training; the encoders compute in bfloat16 if it is bfloat16, else in float32.
     """
     check_cache_folder(config)
     words: CaptionTokenizer | StoredCaptions

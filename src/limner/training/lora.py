@@ -1,9 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): freeze the denoiser and train low-rank adapters.
 
-The text encoder, which is small, learns as a whole (`lora.train_text_encoder`). The layers are
-peft's. A checkpoint holds the corrections added to the weights, so that whatever draws needs no
-peft; besides, what the run needs to go on to the bit, and the corrections alone in peft's own
-format:
+The text encoder, which is small, is trained whole (`lora.train_text_encoder`). The layers are
+peft's. A checkpoint holds the weights with the adapters merged, so that sampling needs no peft. It
+also holds what the run needs to resume exactly, and the adapters alone in peft's own format:
 
     checkpoint-1000/
       lora.safetensors      adapted weights as they were, and A and B as trained
@@ -29,7 +28,7 @@ from limner.models.dropout import ImageDropout
 from limner.models.text_to_image import TextToImage
 
 NAME = "default"
-"""Of the one adapter, as peft calls it."""
+"""peft's name of the only adapter."""
 
 
 def check_installed(config: Config) -> None:
@@ -43,13 +42,13 @@ def check_installed(config: Config) -> None:
 
 
 def add_adapters(model: TextToImage, config: Config) -> list[str]:
-    """Put adapters beside the denoiser's matrices and freeze what does not learn; the sentence
+    """Add adapters to the denoiser's matrices and freeze the other weights; returns a sentence
     about it.
 
-    A is random (a function of the seed) and B zero: the model draws as before.
+    A is random (a function of the seed) and B zero, so the model computes the same as before.
 
     Raises:
-        LimnerError: `lora.target_modules` names what is not there.
+        LimnerError: `lora.target_modules` names a module that does not exist.
     """
     if config.lora.rank is None:
         return []
@@ -60,7 +59,7 @@ def add_adapters(model: TextToImage, config: Config) -> list[str]:
     torch.manual_seed(config.training.seed)
     inject_adapter_in_model(_peft_config(config, model.denoiser), model.denoiser, NAME)
     for _, layer in _adapted(model):
-        # peft's would depend on the batch and on what was drawn before.
+        # peft's would depend on the batch and on earlier random numbers.
         layer.lora_dropout[NAME] = ImageDropout(config.lora.dropout)
     learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters()) - learn
@@ -120,7 +119,7 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
 
 
 def adapters_of(model: TextToImage, averaged: TextToImage | None) -> Adapters:
-    """What a checkpoint holds of them besides the merged weights."""
+    """What a checkpoint holds of the adapters besides the merged weights."""
     kept = {n: t for n, t in model.state_dict().items() if ".lora_" in n}
     kept |= {f"{n}.base_layer.weight": layer.base_layer.weight for n, layer in _adapted(model)}
     shown = (averaged or model).denoiser
@@ -137,7 +136,7 @@ def _peft_name(name: str) -> str:
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: TextToImage, averaged: TextToImage) -> None:
-    """Put model and average back as they were saved, to the bit.
+    """Restore the model and the average exactly as they were saved.
 
     Raises:
         LimnerError: something is missing, damaged, or of other adapters.

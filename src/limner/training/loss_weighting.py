@@ -1,9 +1,9 @@
 """Loss weights by noise level, from the average loss at each.
 
-Where there is almost no noise, what noise there is cannot be guessed: the error there stays many
-times that of other levels, and most of it is chance. EDM2 (Karras et al. 2024, arXiv 2312.02696,
-equation 21; Kendall et al. 2018) divides the loss of each level by what it is on average, which a
-small network beside the model learns. Here a table keeps it, and a power says how far to go.
+Where there is almost no noise, it cannot be predicted: the error stays many times that of other
+levels, and most of it is chance. EDM2 (Karras et al. 2024, arXiv 2312.02696, equation 21; Kendall
+et al. 2018) divides the loss of each level by its average, which a small network beside the model
+learns. Here a table holds the averages, and an exponent sets how strongly they count.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from limner.distributed.processes import sum_over_processes
 
 BINS = 32
-"""Levels told apart, alike in width."""
+"""Number of noise levels that are told apart, all of equal width."""
 KEPT = 0.95
-"""Of a level's average at each picture that is seen there."""
+"""Decay of a level's average loss for each picture seen at that level."""
 
 
 class LevelBalance:
-    """What the loss is at each level of noise, and how much a picture there counts.
+    """The average loss at each noise level, and the weight of a picture there.
 
     Args:
-        power: 0, all count alike; 1, all levels have the same loss; 0.5, half of the way (in the
-            logarithm).
+        power: 0: all levels have the same weight; 1: all have the same weighted loss; 0.5: halfway
+            between (in the logarithm).
         device: where the losses are.
     """
 
@@ -37,19 +37,19 @@ class LevelBalance:
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def weights(self, levels: Tensor) -> Tensor:
-        """(mean loss of all levels / loss of the picture's level)^power, 1 as long as neither is
-        known; levels [B] in 0 (clean) to 1 (noise) -> [B]."""
+        """(mean loss of all levels / loss of the picture's level)^power, or 1 while neither is
+        known; levels [B] from 0 (clean) to 1 (noise) -> [B]."""
         total = self.sums.sum() / self.counts.sum()
         known = torch.where(self.counts > 0, self.sums / self.counts, total)
         return ((total / known) ** self.power).nan_to_num(1.0, posinf=1.0)[_bins(levels)]
 
     def see(self, levels: Tensor, losses: Tensor) -> None:
-        """Losses [B] of the update under way; they count when it is done."""
+        """Record losses [B] of the current update; `learn` adds them to the averages."""
         if self.power:
             self.seen.append((_bins(levels), losses.detach().float()))
 
     def learn(self) -> None:
-        """The update is done: its losses are part of the averages. All processes call it."""
+        """Add the losses of a completed update to the averages. Every process must call this."""
         if not self.power:
             return
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
@@ -59,18 +59,18 @@ class LevelBalance:
             sums += losses @ place
         self.forget()
         sum_over_processes(counts, sums)
-        # As if each picture had been taken into the average in turn, with the mean of them all.
+        # As if the pictures had entered the average one by one, each with their mean loss.
         kept = KEPT**counts
         added = (1 - kept) / (1 - KEPT)
         self.counts = self.counts * kept + added
         self.sums = self.sums * kept + added * sums / counts.clamp(min=1)
 
     def forget(self) -> None:
-        """The update is left out, or taken again."""
+        """Drop the recorded losses: the update was skipped or is repeated."""
         self.seen.clear()
 
     def reset(self) -> None:
-        """As at the start of a run."""
+        """Return to the state at the start of a run."""
         self.forget()
         self.sums.zero_()
         self.counts.zero_()

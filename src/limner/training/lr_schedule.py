@@ -23,8 +23,8 @@ def learning_rate_share(
 def decay_progress(
     settings: LrSchedulerConfig, step: int, total_steps: int | None, decay_start: int | None
 ) -> float:
-    """How far the learning rate has come down from its peak, 0 to 1. A run that is so short that it
-    must fall before it has risen does both."""
+    """How far the learning rate has come down from its peak, 0 to 1. In a run too short for both,
+    warm-up and decay overlap."""
     if total_steps is None or settings.type == "constant":
         return 0.0
     if settings.type == "wsd":
@@ -42,9 +42,9 @@ def checkpoint_due(
     """Whether `save_steps` or `save_every_n_epochs` wants a checkpoint after update `step`.
 
     Args:
-        images: seen so far, by this update, too.
+        images: pictures seen so far, those of this update included.
         images_per_step: pictures of an update.
-        rows: pictures of an epoch. It ends within the update that takes its last one.
+        rows: pictures of an epoch, which ends within the update that takes its last one.
     """
     if settings.save_steps is not None and step % settings.save_steps == 0:
         return True
@@ -55,11 +55,11 @@ def checkpoint_due(
 
 
 def ema_decay(images: int, batch_size: int, longest: float, ramp: float) -> float:
-    """How much of the average stays at an update after `images` pictures.
+    """The weight of the old average at an update after `images` pictures.
 
     Its half-life grows with the run, up to `ramp` of the pictures seen (EDM, Karras et al. 2022,
-    `ema_rampup_ratio`), and ends at the decay per update `longest`: a short run is not averaged
-    with its own beginnings.
+    `ema_rampup_ratio`), until the decay per update reaches `longest`: so a short run is not
+    averaged with its early weights.
     """
     half_life = max(images * ramp, 1e-8)
     return min(longest, 0.5 ** (batch_size / half_life))

@@ -12,14 +12,14 @@ from limner.distributed.processes import alone
 from limner.errors import LimnerError
 
 MARGIN = 0.9
-"""Share of the free memory that a run may be advised to take."""
+"""Share of the free memory that a run may use."""
 
 
 GIB = 2**30
 
 
 def line(small: dict[str, Any], large: dict[str, Any], name: str) -> tuple[float, float]:
-    """What does not depend on the batch and what each picture adds, from two measurements."""
+    """Fit a line to two measurements: the part that is fixed, and what each picture adds."""
     images = large["batch_size"] - small["batch_size"]
     slope = max(0.0, (large[name] - small[name]) / images) if images else 0.0
     return large[name] - slope * large["batch_size"], slope
@@ -28,16 +28,18 @@ def line(small: dict[str, Any], large: dict[str, Any], name: str) -> tuple[float
 def probe_sizes(
     config: Config, sizes: tuple[int, int], free: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measurements at the smaller and the larger of two micro-batches, or where they do not fit."""
+    """Measurements at the smaller and the larger of two micro-batch sizes, or at smaller ones if
+    those do not fit."""
     changed = {"batch_size": max(sizes), "effective_batch_size": None}
     return probe_twice(with_training(config, **changed), free)
 
 
 def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measurements at half of the batch and at all of it; at smaller ones where memory is short.
+    """Measurements at half the batch and the whole batch, or at smaller ones if memory is short.
 
     Args:
-        free: bytes; the whole batch is only tried if twice the half's memory fits well into them.
+        free: bytes; the whole batch is only tried if twice the memory of the half is well below
+            this.
     """
     batch = config.training.micro_batch_size
     size = max(1, batch // 2)
@@ -61,7 +63,7 @@ def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, 
 
 
 def probe(config: Config) -> dict[str, Any]:
-    """One short run in a process of its own. Raises MemoryError, or LimnerError with its words."""
+    """One short run in a subprocess. Raises MemoryError, or LimnerError with its error message."""
     done = subprocess.run(
         [sys.executable, "-m", "limner.training.probe"],
         env=alone(),

@@ -87,8 +87,8 @@ class Muon(torch.optim.Optimizer):
     def _is_due(self, p: Tensor, number: int, period: int) -> bool:
         """Whether a matrix is orthogonalised now; counts the updates until the next time.
 
-        The first wait is another for each matrix, so that every update turns to some of them and
-        all updates take as long.
+        The first wait differs from matrix to matrix, so that each update orthogonalises some of
+        them and all updates take equally long.
         """
         state = self.state[p]
         if "direction" not in state:
@@ -100,7 +100,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _by_shape(tensors: list[Tensor]) -> dict[tuple[int, int], list[int]]:
-    """Which tensors are matrices of one shape; a convolution's is [out, in x height x width]."""
+    """Indices of the tensors by matrix shape; a convolution is [out, in x height x width]."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, tensor in enumerate(tensors):
         groups[tensor.shape[0], tensor.shape[1:].numel()].append(i)

@@ -1,10 +1,10 @@
 """From a configuration to a run that is ready to train, in named stages.
 
-The order is a contract. The pretrained parts complete the configuration, and a checkpoint may have
-chosen what it leaves open (`auto`), so both come before anything is sized by it; the folder is ours
-before anything is written into it; the data come before the words that are learned from captions,
-and the words before the model whose embedding they size; the average is taken of the whole model,
-before it is sharded; the optimizers are made after, from what each process holds.
+The order matters. The pretrained parts complete the configuration, and a checkpoint may have chosen
+what it leaves open (`auto`), so both come before anything is sized by it. The folder is locked
+before anything is written into it. The data come before the tokenizer, which is learned from
+captions, and the tokenizer before the model, whose embedding it sizes. The average is taken of the
+whole model, before it is sharded; the optimizers are made afterwards, from what each process holds.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _open(
     lock: FolderLock,
     resume: str | Path | None,
 ) -> Run:
-    # ---- where the run goes on, and what its configuration says in full
+    # ---- where the run resumes, and its complete configuration
     wanted = str(parts.config.training.resume if resume is None else resume)
     checkpoint = find_resume(resume, parts.config)
     state = checkpoint.state if checkpoint else TrainingState()
@@ -120,7 +120,7 @@ def _open(
         accelerator.is_main_process, lambda: check_trained(data, checkpoint, wanted == "auto")
     ) or (None, False)
 
-    # ---- words, model, average
+    # ---- tokenizer, model, average
     origin = None if checkpoint else open_origin(config)
     if checkpoint:
         tokenizer = checkpoint.tokenizer
@@ -138,7 +138,7 @@ def _open(
         ema.shard(model, accelerator.is_main_process)
         recall_pieces(state, folder, config)
 
-    # ---- optimizers, and all of it as the checkpoint has it
+    # ---- optimizers, and the state of the checkpoint
     run = Run(
         config=config,
         folder=folder,
@@ -172,13 +172,13 @@ def _open(
 
 
 def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
-    """With `./owner/name` for models in folders here, which are no ids on the Hub when this is read
-    from elsewhere."""
+    """Write models in local folders as `./owner/name`, so that they are not taken for ids on the
+    Hub when the configuration is read from another folder."""
 
     def said(section: str, key: str) -> str | None:
         name: str | None = getattr(getattr(config, section), key)
         before = getattr(getattr(checkpoint.config, section), key) if checkpoint else None
-        # It may be gone by now.
+        # The folder may no longer exist.
         return before if is_same_place(name, before) else name and as_path(name)
 
     model = "pretrained_model_name"
@@ -207,7 +207,7 @@ def with_teacher(config: Config, checkpoint: Checkpoint | None) -> Config:
 
 
 def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:
-    """Lock the run folder, and repair what an interruption left behind."""
+    """Lock the run folder, and clean up after an interruption."""
     if not is_training_run(folder):
         keep_apart(folder, config, "training.output_dir")
     check_run_folder(folder)
@@ -253,7 +253,7 @@ def check_data(folder: Path, data: Data, config: Config, main: bool) -> None:
     """Raises LimnerError if the run would write into its data, or too many rows cannot be used."""
     if not is_training_run(folder):
         keep_out_of_links(folder, data.set, "training.output_dir")
-    if main:  # before their number may end the run
+    if main:  # first, because their number may end the run
         list_refused(folder, data.set.refused)
     check_share_refused(data.refused, data.refused + len(data.set.rows), config)
 
@@ -262,14 +262,14 @@ def check_trained(data: Data, checkpoint: Checkpoint | None, auto: bool) -> tupl
     """The fingerprints of the training rows, and whether they differ from the checkpoint's.
 
     Raises:
-        LimnerError: they are, and the run does not go on of itself with others.
+        LimnerError: they differ, and nobody asked for this checkpoint by name.
     """
     fingerprints = fingerprints_of(data.set, data.trained.rows)
     if checkpoint is None:
         return fingerprints, False
     check_rows(checkpoint, fingerprints, auto)
     before = checkpoint.rows()
-    # Of a checkpoint of an earlier version it is not known.
+    # Checkpoints of earlier versions do not say.
     return fingerprints, before is None or compare(before, fingerprints) is not None
 
 

@@ -17,8 +17,9 @@ from limner.models.layers import StackedLinear
 from limner.training.muon import Muon
 
 TEXT_SHARE = 0.1
-"""Of the rate, for a text encoder that learns beside adapters: their default is ten times AdamW's,
-and its whole weights learn at AdamW's. No other share was tried."""
+"""Share of the learning rate for a text encoder trained beside adapters: the default rate for
+adapters is ten times AdamW's, and the text encoder's own weights train at AdamW's. No other share
+was tried."""
 
 
 def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.Optimizer]:
@@ -29,7 +30,7 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
     if settings.type == "muon":
         for name, module in model.named_modules():
             # The blocks' matrices only: embeddings, modulation, first and last layers are tables or
-            # maps between unlike spaces, for which AdamW is the better (Jordan et al.).
+            # maps between unlike spaces, for which AdamW is better (Jordan et al.).
             learns = isinstance(module, nn.Linear) and module.weight.requires_grad
             if learns and "blocks." in name and "adaLN" not in name:
                 parts = module.parts if isinstance(module, StackedLinear) else 1
@@ -42,7 +43,7 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
         for decayed in (True, False):
             params = [rest[name] for name in names if (rest[name].ndim >= 2) == decayed]
             decay = settings.weight_decay if decayed else 0.0
-            # `rate_share` is what the trainer multiplies the rate of each update with.
+            # The trainer multiplies each update's rate by `rate_share`.
             groups.append({"params": params, "weight_decay": decay, "rate_share": its_share})
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
@@ -62,7 +63,7 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
 
 
 def _by_rate(names: Iterable[str], share: float, adapted: bool) -> list[tuple[list[str], float]]:
-    """Names of parameters by the share of the learning rate that they have."""
+    """Group names of parameters by their share of the learning rate."""
     if not adapted:
         return [(list(names), share)]
     text = [name for name in names if name.startswith("text_encoder.")]

@@ -37,21 +37,21 @@ from limner.pretrained.text_encoder import PretrainedTextEncoder
 from limner.training.monitor.previews import preview_prompts
 
 AT_ONCE = 8
-"""Pictures that go through the autoencoder together; one by one where memory is short."""
+"""Pictures per autoencoder batch; one at a time if memory is short."""
 
 
 CAPTIONS_AT_ONCE = 32
 
 
 MOST_ROWS, MOST_BYTES = 4096, 2**28
-"""Of a shard, which is in memory as a whole when it is written."""
+"""Upper bounds on a shard, which is held in memory while it is written."""
 
 
 ROW_OVERHEAD = 24  # bytes of a row's id and place
 
 
 log = logging.getLogger("limner.precompute")
-"""Not of `limner.training`, of which a run keeps what is told: this is of a cache."""
+"""Outside `limner.training`, whose messages a run keeps in its log: these concern a cache."""
 
 
 def precompute(config: Config) -> None:
@@ -116,7 +116,7 @@ def _latents_of_size(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[StoredLatents, StoredLatents]:
-    """Those of trained and held-out rows whose pictures are of one size."""
+    """The latents of the trained and held-out rows whose pictures are of one size."""
     folder, (trained, held_out) = Path(config.cache.folder), rows
     height, width = height_and_width(size)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
@@ -129,7 +129,7 @@ def _latents_of_size(
         "computed_in": name_of(dtype),
         "dtype": config.cache.dtype,
     }
-    # Beside the store of one size those of the other sizes are no news.
+    # With buckets, stores of the other sizes are expected: they are not reported.
     store = _open(folder, "latents", key, others=data.trained.buckets is None)
     known = Fingerprints(folder / "contents.npy")
     trained_ids, held_out_ids = (
@@ -232,8 +232,8 @@ def stored_captions(
 
 
 def check_cache_folder(config: Config) -> None:
-    """Raises LimnerError where the cache would begin inside the data. (One that is there holds no
-    pictures, and goes on.)"""
+    """Raises LimnerError if a new cache would lie inside the data. (An existing one there is used:
+    it holds no pictures.)"""
     parts = (config.vae.fingerprint, config.text_encoder.fingerprint)
     if any(parts):
         check_new_cache(config)
@@ -255,7 +255,7 @@ def _complete(
     row_bytes: int,
     what: str,
 ) -> None:
-    """Fill the store with what is missing of `ids`, having said what it will take."""
+    """Compute and store what is missing of `ids`, after logging how much that takes."""
     missing = len(store.missing(ids))
     if not missing:
         return

@@ -2,9 +2,9 @@
 
     python -m limner.training.probe < request.json
 
-It is a process of its own, so that its memory is its own and running out of it harms nobody. It
-does what training does, with compiling, the held-out loss, a preview, and a checkpoint; pictures
-and captions that would have to be encoded first are made up.
+It runs in its own process, so that its memory is measured alone and running out of it harms nothing
+else. It does what training does, with compiling, the held-out loss, a preview, and a checkpoint;
+latents and text embeddings that would have to be computed first are random.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from limner.training.trainer import Trainer
 
 STEPS = 10
 SAMPLE = 200
-"""Captions that are looked at for the longest."""
+"""Number of captions among which the longest is sought."""
 
 
 class MadeUpLatents:
-    """A `Source` of noise."""
+    """A `Source` of random latents."""
 
     def __init__(self, rows: Sequence[Row], shape: tuple[int, ...]) -> None:
         self.rows = rows
@@ -50,7 +50,7 @@ class MadeUpLatents:
 
 
 class MadeUpCaptions(StoredCaptions):
-    """Captions as long as the longest, read by nobody."""
+    """Random text embeddings, each as long as the longest caption."""
 
     def __init__(self, length: int, width: int, dtype: torch.dtype) -> None:
         self.length = length
@@ -154,7 +154,7 @@ def made_up_inputs(trainer: Trainer) -> Inputs:
 
 
 def encoding(trainer: Trainer) -> dict[str, float]:
-    """Seconds that a picture and a caption take to encode once, and the bytes they are kept in."""
+    """Seconds to encode a picture and a caption, and the bytes that each takes in the store."""
     config, parts = trainer.config, trainer.run.parts
     device, dtype = trainer.run.device, part_precision(trainer.run.dtype)
     stored: torch.dtype = getattr(torch, config.cache.dtype)
@@ -200,7 +200,7 @@ def peak_resident() -> int:
 
 
 def main() -> None:
-    end_with_the_parent()  # it may be at it for minutes
+    end_with_the_parent()  # it may run for minutes
     found = measure(load_config(json.load(sys.stdin)))
     say(json.dumps(found))
 

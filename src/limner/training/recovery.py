@@ -24,9 +24,9 @@ from limner.training.run import Run
 log = logging.getLogger(__name__)
 
 MOST_SKIPPED = 10
-"""Updates in a row without a finite number before the weights go back to a checkpoint."""
+"""Consecutive non-finite updates before the weights are rolled back to a checkpoint."""
 PEACE = 1000
-"""Updates after which they may go back once more."""
+"""Updates after which they may be rolled back again."""
 
 
 class Recovery:
@@ -35,14 +35,14 @@ class Recovery:
     def __init__(self, run: Run, batches: Batches, saver: Saver, monitor: RunMonitor) -> None:
         self.run, self.batches, self.saver, self.monitor = run, batches, saver, monitor
         self.half_done_at: int | None = None
-        """The step whose update ran out of memory in its midst, the last time that one did."""
+        """The last step that ran out of memory during its optimizer update."""
 
     def repeat(self) -> None:
         """After an out-of-memory error during the optimizer step: restore a checkpoint and repeat
         the steps.
 
         Raises:
-            LimnerError: it ran out in the same step before.
+            LimnerError: memory already ran out in the same step before.
         """
         state = self.run.state
         if self.half_done_at is not None and state.step <= self.half_done_at:
@@ -67,14 +67,15 @@ class Recovery:
         """After too many non-finite updates: restore older weights once, then stop with a
         diagnosis.
 
-        The pictures that led there are not taken again, as Chowdhery et al. 2022 (PaLM, section
-        5.1) did with the batches around a spike: the image count goes on from where it is.
+        The image count is not rolled back, so the pictures that led there are skipped, as in
+        Chowdhery et al. 2022 (PaLM, section 5.1), who skipped the batches around a loss spike.
 
         Args:
-            bad: of the last update that was left out.
+            bad: a batch of the last skipped update.
 
         Raises:
-            LimnerError: it went back less than `PEACE` updates ago; with what is wrong.
+            LimnerError: the last roll-back was less than `PEACE` updates ago; the message has a
+                diagnosis.
         """
         run, state = self.run, self.run.state
         if state.rolled_back_at is not None and state.step - state.rolled_back_at < PEACE:

@@ -42,14 +42,14 @@ def restore(run: Run, checkpoint: Checkpoint | None) -> None:
 
 
 def restore_newest(run: Run, checkpoint: Checkpoint, named: bool) -> None:
-    """Restore a checkpoint or, where it cannot be used though its checksums are right, an older
-    one, with its `state`.
+    """Restore a checkpoint and its `state`, or those of an older one if this one is unusable
+    although its checksums match.
 
     Args:
-        named: somebody asked for this one, and for no other.
+        named: this checkpoint was asked for by name, so no other will do.
 
     Raises:
-        LimnerError: none can be used. The run does not begin anew over them.
+        LimnerError: none can be used. The run does not start over in their place.
     """
     while True:
         try:

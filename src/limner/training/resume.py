@@ -1,4 +1,4 @@
-"""Find the checkpoint that a run resumes from, and check that it is of the same run."""
+"""Find the checkpoint that a run resumes from, and check that it belongs to the same run."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ SAME_RUN = {
     "text_encoder": ("pretrained_model_name",),
     "distill": ("fingerprint",),
 }
-"""Keys that may change and it is still the same run: what is learned does not depend on them (the
-fingerprints say whether pretrained parts are the same ones)."""
+"""Keys that may change within a run, because what is learned does not depend on them (fingerprints
+tell whether pretrained parts are the same)."""
 UNRELATED = ("sampling", "cache", "autoencoder", "evaluation")
 """Sections that training does not depend on."""
 
@@ -53,10 +53,10 @@ def find_resume(resume: str | Path | None, config: Config) -> Checkpoint | None:
 
     Args:
         resume: a checkpoint folder, "latest", "auto", "no", or None: what the configuration says.
-        config: complete; its output_dir is looked into.
+        config: complete; its output_dir is searched.
 
     Raises:
-        LimnerError: it is not there, does not verify, is of another model, or of another run.
+        LimnerError: it is missing, damaged, of another model, or of another run.
     """
     folder = Path(config.training.output_dir)
     wanted = str(config.training.resume if resume is None else resume)
@@ -84,14 +84,14 @@ def find_resume(resume: str | Path | None, config: Config) -> Checkpoint | None:
 
 
 def check_rows(checkpoint: Checkpoint, rows: np.ndarray, auto: bool) -> None:
-    """Log if the rows that a checkpoint resumes with are not those it was trained on.
+    """Log if the training rows differ from those the checkpoint was trained on.
 
     Args:
-        rows: `limner.data.row_fingerprints` of those that are trained now.
-        auto: nobody asked for this checkpoint by name.
+        rows: fingerprints of the current training rows (`limner.data.row_fingerprints`).
+        auto: whether the checkpoint was found automatically, not asked for.
 
     Raises:
-        LimnerError: they are others, and nobody asked for that.
+        LimnerError: they differ, and the checkpoint was found automatically.
     """
     before, name = checkpoint.rows(), checkpoint.folder.name
     if before is None:
@@ -150,7 +150,7 @@ def differences(saved: Config, asked: Config) -> list[str]:
         if there != here
         and not (key == "init_from" and is_same_place(there, here))
         and key not in SAME_RUN.get(section, ())
-        and not (key == "buckets" and here == "auto")  # what it found is there
+        and not (key == "buckets" and here == "auto")  # the checkpoint has the sizes that it found
     ]
 
 
@@ -160,14 +160,14 @@ def resume_config(
     """The configuration to resume with if none is given: the checkpoint's own, with overrides.
 
     Raises:
-        LimnerError: it is not there, or lies elsewhere than its configuration says, and nobody
-            said where this run is to write.
+        LimnerError: it is missing, or it is not where its configuration says and no output folder
+            is given.
     """
     if resume in (None, "auto", "no") or config_file is not None:
         return None
     if str(resume) == "latest":
         run = Path(load_config(None, overrides).training.output_dir)
-        # Where it is and not where it was when it began: it may have been moved.
+        # Where the run is now, not where it began: it may have been moved.
         overrides = [*overrides, f"training.output_dir={json.dumps(str(run), ensure_ascii=False)}"]
         return load_run_config(newest_checkpoint(run) / "config.yaml", overrides)
     folder = find_checkpoint(str(resume))

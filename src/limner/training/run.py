@@ -35,14 +35,14 @@ class Run:
     during training."""
 
     config: Config
-    """Settled: no value is left to be chosen."""
+    """Resolved: no value is left open."""
     folder: Path
     lock: FolderLock
-    """Held from the moment the run is opened until it ends."""
+    """Held from when the run is opened until it ends."""
     accelerator: Accelerator
     device: torch.device
     dtype: torch.dtype
-    """Of the forward pass; the weights are float32."""
+    """Precision of the forward pass; the weights are float32."""
     parts: Parts
     data: Data
     rows: np.ndarray | None
@@ -56,7 +56,7 @@ class Run:
     train_step: TrainStep
     state: TrainingState
     events: RunEvents = field(default_factory=RunEvents)
-    """What was told while it was opened, for the beginning of its log."""
+    """Messages logged while the run was opened, kept for the start of its log."""
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.lock.release)
@@ -95,8 +95,8 @@ class Run:
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """Pictures or latents, words or states; those of pretrained parts are computed when first
-        asked for, and kept (see `limner.training.inputs`)."""
+        """Pictures or latents, token ids or text embeddings; what pretrained parts compute is
+        computed at first access and stored (see `limner.training.inputs`)."""
         return open_inputs(
             self.config, self.data, self.parts, self.tokenizer, self.device, self.dtype
         )
@@ -124,7 +124,7 @@ class Run:
         return rate
 
     def update_ema(self) -> None:
-        """After the weights of this step, which is not counted yet, have changed."""
+        """Call after the weights have changed and before the step is counted."""
         settings, decay = self.config.training, 0.0
         if settings.use_ema:
             per_step = self.images_per_step

@@ -15,13 +15,14 @@ from limner.training.train_step import stateful
 
 
 def contents_of(run: Run) -> Contents:
-    """The contents of a checkpoint now. With sharding, every process contributes its shard."""
+    """The contents of a checkpoint of the current state. With sharding, every process contributes
+    its shard."""
     contents = contents_here(run)
     return contents.whole(run.is_main) if run.sharded else contents
 
 
 def contents_here(run: Run) -> Contents:
-    """The same, as this process has it."""
+    """The same, as this process holds it."""
     averaged = run.ema if run.config.training.use_ema else None
     parts = run.model, averaged, stateful(run.train_step)
     contents = Contents.of(*parts, run.tokenizer, run.config, run.state)
@@ -37,7 +38,7 @@ def contents_here(run: Run) -> Contents:
 
 
 def save_to(run: Run, folder: Path) -> None:
-    """Write a checkpoint to a folder, whole or not at all, and wait for it."""
+    """Write a checkpoint to a folder atomically, and wait for it."""
     contents = contents_of(run)
     if run.is_main:
         save_checkpoint(folder, contents)
@@ -45,7 +46,7 @@ def save_to(run: Run, folder: Path) -> None:
 
 
 def save_numbered(run: Run, saver: Saver) -> None:
-    """Begin to write `checkpoint-STEP` in the run's folder."""
+    """Start writing `checkpoint-STEP` in the run's folder."""
     folder = run.folder / f"checkpoint-{run.state.step}"
     if run.is_main:
         forget_notes(run.folder)

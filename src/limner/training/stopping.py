@@ -14,14 +14,14 @@ from typing import Any
 from limner.errors import LimnerError
 
 ECHO = 10.0
-"""Seconds."""
+"""Seconds within which a second signal counts as a copy of the first (see `StopOnSignal`)."""
 
 
 class Stopped(LimnerError):
     """Raised when the run was stopped by a signal, after saving."""
 
     exit_code = 75
-    """BSD's EX_TEMPFAIL: try again later, and the run goes on."""
+    """BSD's EX_TEMPFAIL: try again later, which resumes the run."""
 
 
 class StopOnSignal:
@@ -30,25 +30,26 @@ class StopOnSignal:
     These are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed, the SSH connection was
     lost; on Windows SIGBREAK). Where SIGHUP is ignored, as under nohup, it stays ignored.
 
-    A second one ends the process at once: the system's own handling is back in place after the
-    first, so that it works even where the program is stuck. Checkpoints are written whole or not
-    at all, so that nothing is harmed. A second SIGHUP is no impatience: the shell passes on its
-    own, and the system sends another one when the shell has ended.
+    A second signal ends the process at once: the default handling is restored after the first, so
+    this works even if the program is stuck. Checkpoints are written atomically, so nothing is
+    harmed. A second SIGHUP is ignored: the shell forwards its own, and the system sends another
+    when the shell has ended.
 
-    Of several processes each hears a Ctrl-C, or a Slurm step's end, twice: by itself and from
-    torchrun, which passes on what it got. There what comes within `ECHO` of the first is that.
+    With several processes, each gets a Ctrl-C, or the signal at the end of a Slurm step, twice:
+    directly, and forwarded by torchrun. A second signal within `ECHO` of the first is taken for
+    that copy.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        """Of the signal that came, such as "SIGTERM"."""
+        """The signal received, such as "SIGTERM"; None: none yet."""
         self.before: dict[signal.Signals, Any] = {}
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.launched = several or "TORCHELASTIC_RUN_ID" in os.environ
         self.since = 0.0
 
     def __enter__(self) -> StopOnSignal:
-        if threading.current_thread() is threading.main_thread():  # only there it is allowed
+        if threading.current_thread() is threading.main_thread():  # allowed only there
             for number in _asking():
                 self.before[number] = signal.signal(number, self._asked)
         return self
@@ -73,20 +74,21 @@ class StopOnSignal:
         for every in self.before:
             hangs_up = every == getattr(signal, "SIGHUP", None)
             signal.signal(every, signal.SIG_IGN if hangs_up else signal.SIG_DFL)
-        if self.launched:  # and this is a second one
+        if self.launched:  # and this is a second signal
             signal.raise_signal(number)
 
 
 def _asking() -> list[signal.Signals]:
-    """The signals that ask a run to stop, on this system and as it was started."""
+    """The signals that stop a run, given the system and how the run was started."""
     names = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"
     found = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [n for n in found if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """For the loader's workers: Ctrl-C and a terminal that is closed reach all processes of the
-    terminal, and one decides. (SIGTERM is how the loader itself ends them.)"""
+    """In the loader's workers, ignore Ctrl-C and a closing terminal, which reach all processes of
+    the terminal: only the main process handles them. (The loader itself ends workers with
+    SIGTERM.)"""
     for name in ("SIGINT", "SIGHUP", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -95,8 +97,8 @@ def leave_signals_to_the_main_process(worker: int) -> None:
 
 @contextlib.contextmanager
 def quiet_about_workers() -> Iterator[None]:
-    """torch would raise in the midst of whatever runs when one of the loader's workers dies; asked
-    for its next batch the loader says so too, and there it can be helped."""
+    """Keep torch from raising in the middle of any code when a worker of the loader dies: the
+    loader also raises when asked for its next batch, where it can be handled."""
     number = getattr(signal, "SIGCHLD", None)  # not on Windows
     if number is None or threading.current_thread() is not threading.main_thread():
         yield

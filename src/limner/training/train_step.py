@@ -1,8 +1,7 @@
 """One training step: forward, loss, backward, optimizer; out-of-memory and non-finite losses.
 
-If memory runs out, the same pictures are taken again in smaller parts: the gradient is a sum over
-pictures, so that only rounding changes. If the loss or the gradient is no finite number, the
-weights stay as they are.
+If memory runs out, the batch is repeated in smaller parts: the gradient is a sum over pictures, so
+only rounding changes. If the loss or the gradient is not finite, the weights stay as they are.
 """
 
 from __future__ import annotations
@@ -39,16 +38,17 @@ class StepResult:
     norm: float
     """L2 norm of the whole gradient, before clipping."""
     skipped: bool
-    """The weights are as they were: the loss or the gradient was not finite."""
+    """Whether the weights are unchanged because the loss or the gradient was not finite."""
 
 
 class ShortOfMemory(LimnerError):
-    """Memory ran out in this process while others wait for its part of a weight: they cannot be
-    told, so that all have to start again."""
+    """Memory ran out in this process while others wait for its shard of a weight: they cannot be
+    notified, so all processes have to start again."""
 
 
 class PartialOptimizerStep(Exception):
-    """Memory ran out while the weights were being changed: they must come from a checkpoint."""
+    """Memory ran out while the weights were being updated: they must be restored from a
+    checkpoint."""
 
 
 class TrainStep:
@@ -57,8 +57,8 @@ class TrainStep:
     Args:
         model: computes in `dtype` under autocast; its parameters are float32.
         optimizers: step one after the other.
-        scaler: of float16's gradients, or None.
-        state: its `pieces` says in how many parts each batch goes through the model.
+        scaler: scales the gradients of float16; else None.
+        state: its `pieces` is the number of parts that each micro-batch is split into.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class TrainStep:
         """One update from these micro-batches.
 
         Args:
-            progress: how far the training times have moved to those of the end, 0 to 1.
+            progress: how far the timestep distribution has shifted towards its final one, 0 to 1.
 
         Raises:
             LimnerError: not even one picture fits into memory.
-            HalfDone, ShortOfMemory: see there.
+            PartialOptimizerStep, ShortOfMemory: see these classes.
         """
         loss = self.gradients_within_memory(batches, progress)
         average_gradients(self.model.parameters())
@@ -106,19 +106,19 @@ class TrainStep:
         else:
             self.change_weights()
             self.balance.learn()
-        if self.scaler:  # which learns from updates that were left out, too
+        if self.scaler:  # it learns from skipped updates, too
             self.scaler.update()
         self.forget_gradients()
         self.state.count_skipped(skipped)
         return StepResult(loss, norm, skipped)
 
     def is_good(self, loss: float, norm: float) -> bool:
-        # In float16 gradients overflow until the scaler has found its scale: nothing is wrong.
+        # float16 gradients overflow until the scaler has found its scale: this is normal.
         searching = self.scaler is not None and self.scaler.get_scale() > 1
         return math.isfinite(loss) and (math.isfinite(norm) or searching)
 
     def gradients_within_memory(self, batches: Sequence[Batch], progress: float) -> float:
-        """Fill the parameters' gradients; the mean loss. In smaller parts if memory runs out."""
+        """Compute the gradients, in smaller parts if memory runs out; returns the mean loss."""
         while True:
             loss, reason = math.nan, ""
             try:
@@ -127,7 +127,7 @@ class TrainStep:
                 if not is_out_of_memory(error):
                     raise
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
-            # Outside of the handler, which keeps all that the failed pass had computed.
+            # Outside the handler, which would keep alive all that the failed pass computed.
             if not (bool(reason) if self.sharded else any_process(bool(reason))):
                 return loss
             self.forget_gradients()

@@ -1,7 +1,7 @@
 """The training loop.
 
-`Trainer(config).train()` is the whole. What happens at a step depends on the configuration, the
-weights, and the image count, and on nothing else, which is what makes a resumed run the same run.
+`Trainer(config).train()` is all there is to it. What happens at a step depends only on the
+configuration, the weights, and the image count, so a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Trainer:
             newest if it belongs to the same run), or "no". None: use `training.resume`.
 
     Attributes:
-        run: the state of the run (see `limner.training.run`); the properties are its own.
+        run: the state of the run (see `limner.training.run`), which the properties read.
 
     Raises:
         LimnerError: invalid data, a checkpoint that is missing or of another run, or settings that
@@ -61,7 +61,7 @@ class Trainer:
             LimnerError: the run cannot continue; the message says why.
         """
         if self.run.is_main:
-            self.run.lock.acquire()  # again, where this is not the first call
+            self.run.lock.acquire()  # again, if this is not the first call
         try:
             with self.run.events.listening():
                 return self._train()
@@ -109,7 +109,7 @@ class Trainer:
                 # Only the main process knows which is the best.
                 best = settings.keep_best and monitor.best_step() == state.step
                 due = any_process(due or best)
-                # While updates are left out older checkpoints are what helps: none is pruned.
+                # While updates are skipped, older checkpoints are needed: none is pruned.
                 if (due and not state.skipped_in_a_row) or budget.finished() or stopping:
                     save_numbered(run, saver)
                     due = False

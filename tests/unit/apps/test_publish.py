@@ -355,8 +355,8 @@ def test_what_evaluate_writes_is_in_the_card_of_its_own_weights(
         publish(checkpoint, "me/model", dry_run=True, output=output)
         return (output / "README.md").read_text("utf-8")
 
-    assert "SHA-256 of the weights" in card_of(run / "checkpoint-6")
-    assert "SHA-256 of the weights" not in card_of(run / "checkpoint-3")
+    assert "weights, SHA-256" in card_of(run / "checkpoint-6")
+    assert "weights, SHA-256" not in card_of(run / "checkpoint-3")
 
 
 def test_the_recipe_is_what_differs_from_the_defaults() -> None:

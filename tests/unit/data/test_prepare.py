@@ -3,6 +3,7 @@
 import json
 import tarfile
 from pathlib import Path
+from typing import get_args
 
 import datasets
 import fsspec
@@ -15,7 +16,8 @@ import limner.files.atomic
 from limner.cli import main
 from limner.commands import prepare as commands
 from limner.config import load_config
-from limner.data.convert.convert import KINDS, prepare
+from limner.config.data import DataConfig
+from limner.data.convert.convert import prepare
 from limner.data.convert.writers import LAYOUTS, WRITERS, EncodedImage, Layout, MetadataWriter
 from limner.data.dataset import ImageDataset
 from limner.data.formats.folders import FolderImages
@@ -412,7 +414,8 @@ def test_shards_are_taken_by_url_and_by_pattern(tmp_path: Path):
 
 
 def test_the_words_of_the_command_are_those_of_the_program():
-    assert commands.TYPES == KINDS
+    formats = get_args(DataConfig.model_fields["format"].annotation)
+    assert set(commands.TYPES) == {"custom", *formats}
     assert commands.LAYOUTS == LAYOUTS
     assert set(WRITERS) == set(LAYOUTS)
 

@@ -53,8 +53,8 @@ def test_every_section_shows_its_figures(tmp_path: Path, told: dict[str, Any]) -
         *(
             "Loss by noise level",
             "held out",
-            "0: clean, 1000: noise",
-            "256 pictures",
+            "0: clean, 1000: pure noise",
+            "256 images",
             "0.0183",
             "0.0101 to 0.0264",
         ),

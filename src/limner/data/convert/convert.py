@@ -6,10 +6,9 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
+from limner.choices import TYPES
 from limner.config import load_config
-from limner.config.data import Format
 from limner.data.convert.writers import (
     SHARD_SIZE,
     WRITERS,
@@ -27,9 +26,6 @@ from limner.errors import LimnerError
 from limner.files.atomic import refuse_mounted, replacing
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names
-
-KINDS = ("auto", "custom", *get_args(Format)[1:])
-"""What the input may be; "custom", of scripts that people have, is another word for "auto"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ def prepare(
     """Convert a data set: write every valid picture with all its captions in one of the layouts.
 
     Args:
-        kind: format of the source, one of KINDS; "auto" detects it.
+        kind: format of the source, one of TYPES; "auto" detects it.
         source: a folder or file, or a pattern or URL of shards (as text: a `Path` would make one
             slash of two); with kind "datasets" it may be a Hub id.
         num_samples: maximum number of valid pictures, chosen and numbered by a hash of their keys,
@@ -144,8 +140,8 @@ def _refuse_filled(output: Path) -> None:
 
 
 def _open(kind: str, source: str, overrides: Sequence[str]) -> ImageDataset:
-    if kind not in KINDS:
-        raise LimnerError(f"--type is {kind!r}: it must be {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    if kind not in TYPES:
+        raise LimnerError(f"--type is {kind!r}: it must be {', '.join(TYPES[:-1])} or {TYPES[-1]}.")
     data = {"dataset_path": source, "format": "auto" if kind == "custom" else kind}
     if kind == "datasets" and not Path(source).expanduser().exists():
         data["dataset_name"] = source

@@ -41,7 +41,7 @@ _CACHED = re.compile(r".*/(?:snapshots|extracted)/[0-9a-f]{16,}/(.+)")
 
 
 class DatasetImages:
-    """Rows of an Arrow table; a ImageDataset, and Contained.
+    """Rows of an Arrow table; an ImageDataset, and PackedImages.
 
     A row's key is the path that the picture has in the data set, where all rows have one of their
     own, else the row's number.

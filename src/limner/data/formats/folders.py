@@ -30,7 +30,7 @@ __all__ = ["MOST_CHARACTERS", "READERS", "Entry", "FolderImages", "collect", "re
 
 
 class FolderImages:
-    """Picture files, in any of the formats of READERS; a ImageDataset.
+    """Picture files, in any of the formats of READERS; an ImageDataset.
 
     A row is one picture file: its key is the path within the folder, with forward slashes, and
     all its captions, from however many rows, columns, or lists, are merged into it. Captions lose

@@ -1,4 +1,4 @@
-"""Feature extractors with a common interface: Inception-v3 and EfficientNet-Lite0.
+"""Feature networks: their interface (`FeatureNetwork`), what they measure (`Metric`), two of them.
 
 The name of a metric depends on the network, its weights, and the preprocessing: `label` uses the
 published name ("FID") only if all three match the published metric.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from limner.data.dataset import Refused
 from limner.errors import LimnerError
-from limner.evaluation.networks.networks import FeatureNetwork, Inception, Metric
+from limner.evaluation.networks.networks import FeatureNetwork, Inception
 from limner.evaluation.reference.archives import Archive
 from limner.evaluation.reference.sources import Source
 from limner.files.atomic import replacing
@@ -55,13 +55,6 @@ class Statistics:
     about: dict[str, Any]
     refused: tuple[Refused, ...] = ()
     events: tuple[str, ...] = ()
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Metrics that can be measured against it; without features only the Frechet distance."""
-        if self.features is None:
-            return ("Frechet distance",)
-        return ("Frechet distance", "kernel distance", "precision", "recall", "CMMD")
 
 
 def statistics_of(

@@ -1,8 +1,8 @@
 """The held-out loss, on fixed noise levels with fixed noise, so that values are comparable.
 
-The training loss hardly moves, for it averages over random noise levels; this one is measured at
-the same pictures, levels, and noise every time, and for as many trained pictures beside it, so that
-the gap says when the model starts to memorise.
+The training loss hardly moves, for it averages over random noise levels; this one is measured on
+the same pictures, levels, and noise every time, and on as many trained pictures, so that the gap
+shows when the model starts to memorise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class FixedGrid:
-    """Some pictures with their captions, to be looked at at every level."""
+    """Some pictures with their captions, to be evaluated at every level."""
 
     images: Tensor | list[Tensor]  # float32 [N, C, h, w]; N of [C, h, w] where sizes differ
     texts: Tensor | TextEmbeddings  # of N captions
@@ -81,8 +81,8 @@ def losses_by_level(
     """The loss of each picture at each level, float32 [N] on the CPU, keyed by its timestep.
 
     Args:
-        place: of the grid's first picture among all that are looked at; a picture's noise is that
-            of its place.
+        place: position of the grid's first picture among all that are evaluated; it decides the
+            noise of each picture.
     """
     losses: dict[str, Tensor] = {}
     for level in LEVELS:

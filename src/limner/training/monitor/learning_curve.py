@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 WINDOW = 50
 """Logged losses that a new one is compared with."""
 TINY = 1e-12
-"""A loss below it counts as that, so that it has a logarithm."""
+"""Smaller losses are raised to this value, so that they have a logarithm."""
 PATIENCE = 3
-"""Measurements in a row that must agree before a run is called anything."""
+"""Consecutive measurements that must agree before there is a warning."""
 
 
 class Measurement(NamedTuple):
@@ -51,8 +51,8 @@ def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | No
 
     Args:
         history: all measurements so far, oldest first.
-        noise_floor: what the loss cannot fall below for noise that does not pass through the width
-            of the model (`limner.config.defaults.noise_floor`).
+        noise_floor: the loss that remains because the noise does not fit through the width of the
+            model (`limner.config.defaults.noise_floor`).
     """
     if len(history) <= PATIENCE:
         return None
@@ -84,7 +84,7 @@ def advise(history: Sequence[Measurement], noise_floor: float = 0.0) -> str | No
 
 
 def _where(best: Measurement, now: Measurement) -> str:
-    """At which noise it got worse, unless everywhere."""
+    """At which noise levels the loss got worse; empty if at all of them."""
     worse = [t for t, loss in now.by_level.items() if loss > 1.02 * best.by_level.get(t, math.inf)]
     if not worse or len(worse) == len(now.by_level):
         return ""
@@ -96,18 +96,19 @@ class Spikes:
 
     A jump is a loss that is a quarter above the highest of the last n <= `WINDOW`, and above their
     median by 6 + 20 / n times their spread (the median absolute deviation, as if normal). Median
-    and spread are those of the logarithms, as losses scatter by factors, and more is asked of few
-    losses, whose spread is uncertain. The loss of a short fine-tuning begins low, scatters, and
-    rises within few steps as training moves to less noise; none of that is a jump.
+    and spread are taken of logarithms, because losses scatter by factors, and the threshold is
+    higher for few losses, whose spread is uncertain. In a short fine-tuning the loss begins low,
+    scatters, and rises within a few steps as training moves to less noise; none of that is a jump.
 
     Args:
-        earlier: the losses that were logged before, so that a resumed run sees as the whole one.
+        earlier: the losses that were logged before, so that a resumed run behaves like an
+            uninterrupted one.
     """
 
     def __init__(self, earlier: Iterable[float] = ()) -> None:
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.up = self.jumped = False
-        """Whether the last loss was above, and whether it was the first to be."""
+        """Whether the last loss was above the threshold, and whether it was the first to be."""
         self.count = 0
         for loss in earlier:
             self.see(loss, 0)

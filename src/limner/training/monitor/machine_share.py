@@ -10,30 +10,31 @@ import psutil
 import torch
 
 GETS_LESS = 0.85
-"""Of its threads' CPU time, below which a run is slowed down, if others use the machine."""
+"""Share of its threads' CPU time below which a run counts as slowed down, if others use the
+machine."""
 OTHERS_USE = 0.15
-"""Of the machine's CPU time, from which on others use it."""
+"""Share of the machine's CPU time from which on others count as using it."""
 
 
 class CpuTimes(NamedTuple):
-    """Seconds, each counted from some moment on."""
+    """CPU times in seconds, each counted from an arbitrary start."""
 
     wall: float
     own: float
-    """Of this process, all of its threads."""
+    """CPU time of this process, all threads."""
     helpers: float
-    """Of the processes that it has started."""
+    """CPU time of the processes that it started."""
     busy: float
-    """Of all processes of the machine."""
+    """CPU time of all processes on the machine."""
 
 
 class Shared(NamedTuple):
     """The share of a shared machine that a run gets, from 0 to 1."""
 
     gets: float
-    """Of the time that its threads could have computed."""
+    """Its share of the time that its threads could have computed."""
     others: float
-    """What others use of the machine."""
+    """The share of the machine that others use."""
     threads: int
 
     def in_words(self) -> str:
@@ -60,8 +61,8 @@ def cpu_times() -> CpuTimes:
 class MachineShare:
     """Measures CPU use between two calls of `look`.
 
-    A thread that waits for data or for a disk gets less, too: the machine is called shared only
-    where others use it.
+    A thread that waits for data or a disk gets less, too, so the machine only counts as shared if
+    others use it.
     """
 
     def __init__(self, times: Callable[[], CpuTimes] = cpu_times) -> None:
@@ -74,7 +75,7 @@ class MachineShare:
             now - then for now, then in zip(self.before, before, strict=True)
         )
         cores, threads = psutil.cpu_count() or 1, torch.get_num_threads()
-        if wall < 0.5:  # the system counts in hundredths
+        if wall < 0.5:  # the system counts in hundredths of a second
             return None
         gets = own / (wall * min(threads, cores))
         others = max(0.0, busy - own - max(0.0, helpers)) / (wall * cores)

@@ -19,7 +19,7 @@ from limner.models.text_to_image import TextToImage
 from limner.training.inputs import Inputs
 
 DRAWN, HELD_OUT, TRAINED = 16, 256, 4096
-"""How many are drawn, and how many pictures they are compared with at most."""
+"""Pictures drawn, and the most held-out and trained pictures they are compared with."""
 
 
 def copying(
@@ -29,8 +29,8 @@ def copying(
     sampling: SamplingConfig,
     dtype: torch.dtype,
 ) -> float | None:
-    """`nearest_ratio` of drawings of held-out captions, in the space that is trained in; None where
-    no held-out picture is of the size of a trained one."""
+    """`nearest_ratio` of samples of held-out captions, in the space of training; None if no
+    held-out picture has the size of a trained one."""
     held_out, trained = some(inputs.held_out, HELD_OUT), some(inputs.trained, TRAINED)
     shape = common_shape(held_out, trained)
     if shape is None:
@@ -50,13 +50,13 @@ def some(images: Source, most: int) -> list[Tensor]:
     for position in evenly_spaced(len(images.rows), most):
         try:
             found.append(images.tensor(position))
-        except ImageError:  # it is listed elsewhere
+        except ImageError:  # reported elsewhere
             continue
     return found
 
 
 def common_shape(held_out: Sequence[Tensor], trained: Sequence[Tensor]) -> tuple[int, ...] | None:
-    """That of most held-out pictures: with buckets, what is compared is of one of them."""
+    """The shape of most held-out pictures: with buckets, only pictures of one size are compared."""
     there = {tuple(image.shape) for image in trained}
     shapes = Counter(shape for p in held_out if (shape := tuple(p.shape)) in there)
     return shapes.most_common(1)[0][0] if shapes else None

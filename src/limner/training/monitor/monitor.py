@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class RunMonitor:
     """Context manager around the training loop. Evaluates the EMA weights; changes nothing.
 
-    Only the main process says, draws, or writes anything.
+    Only the main process prints, draws, or writes.
     """
 
     def __init__(self, run: Run, budget: Budget) -> None:
@@ -57,7 +57,8 @@ class RunMonitor:
         places = places_of(config.model_dump())
         self.log = RunLog(self.folder, accelerator, self.state.step, places)
         self.progress = Progress(enabled=self.main)
-        # Rows of the set that proved bad after it was opened: those that gave no latents first.
+        # Rows that proved unusable after the set was opened, starting with those that could not be
+        # encoded.
         self.bad = {row.key for row in self.set.refused[self.data.refused :]}
         self.heldout_loss: float | None = None
         self.verdict = ""
@@ -100,7 +101,7 @@ class RunMonitor:
         trace: TracebackType | None,
     ) -> None:
         self.progress.__exit__(kind, error, trace)
-        # Not end_training, which also ends the processes' talk: save_checkpoint needs it later.
+        # Not end_training, which also closes the process group: save_checkpoint needs it later.
         self.log.finish()
 
     def hello(self) -> None:
@@ -145,7 +146,7 @@ class RunMonitor:
             self.check_refused()
 
     def check_refused(self) -> None:
-        """Raises LimnerError where too many of all rows cannot be used, or of those in use."""
+        """Raises LimnerError if too many of all rows, or of those in use, are unusable."""
         bad, early = len(self.bad), self.data.refused
         check_share_refused(early + bad, early + len(self.set.rows), self.config)
         used = len(self.data.trained.rows) + len(self.data.held_out.rows)
@@ -171,7 +172,8 @@ class RunMonitor:
                 f"norm {updated.norm:g} (training stops after too many of these in a row)"
             )
         settings, step, last = self.config.training, self.state.step, self.budget.finished()
-        # Also where a checkpoint may be: a run resumed there then averages over the same updates.
+        # Also where a checkpoint is due, so that a run resumed there averages over the same
+        # updates.
         every = settings.logging_steps, settings.heldout_steps
         if last or self.budget.checkpoint_due() or any(step % steps == 0 for steps in every):
             self.write_losses(learning_rate)
@@ -263,13 +265,13 @@ class RunMonitor:
         self.verdict = verdict
 
     def finish(self) -> None:
-        """What is said at the end of a run."""
+        """Report at the end of a run."""
         self.count_jumps()
         self.point_to_the_best()
         self.write_speed()
 
     def count_jumps(self) -> None:
-        """At the end: how often the loss jumped, if more than the once that was said."""
+        """At the end: report how often the loss jumped, if more than the once that was reported."""
         if self.spikes.count > 1:
             log.info(f"the loss jumped {self.spikes.count} times in total (`jumped` in log.jsonl)")
 
@@ -287,7 +289,7 @@ class RunMonitor:
             )
 
     def look_for_copies(self) -> None:
-        """Say how near drawings of held-out captions are to trained pictures."""
+        """Report how close samples of held-out captions are to trained pictures."""
         ratio = copying(
             self.averaged, self.objective, self.inputs, self.config.sampling, self.dtype
         )
@@ -327,7 +329,7 @@ class RunMonitor:
         self.log.preview(path, self.state.step)
 
     def write_speed(self) -> None:
-        """At the end: images/s, and the share of what a matrix product reaches on this device."""
+        """At the end: report images/s and the share of this device's peak for matrix products."""
         if not self.main:
             return
         if not self.budget.step_seconds:
@@ -341,7 +343,7 @@ class RunMonitor:
         with self.ema.on(device):
             flops = throughput.training_flops(self.averaged, inputs)
         if self.config.lora.rank is not None:
-            flops *= 2 / 3  # a matrix that does not learn has no gradient of its own to compute
+            flops *= 2 / 3  # frozen matrices need no weight gradients
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = throughput.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes
@@ -366,6 +368,6 @@ class RunMonitor:
 
 
 def _spikes_of(events: Iterable[dict[str, Any]]) -> Spikes:
-    """As they stand after these events of the log."""
+    """The spike detector after these events of the log."""
     logged = [e["loss"] for e in events if e["kind"] == "train"]
     return Spikes([loss for loss in logged if loss is not None])

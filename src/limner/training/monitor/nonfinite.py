@@ -15,15 +15,15 @@ from limner.device import name_of
 def diagnose(
     model: nn.Module, loss_of: Callable[[Batch], Tensor], batch: Batch, dtype: torch.dtype
 ) -> str:
-    """Sentences for people: the first tensor that is not finite, and what to try.
+    """Describe the first tensor that is not finite, and what to try.
 
     Looks at weights, then at the batch, then at each layer's output in the order of computation,
     then at each gradient in the order of the backward pass. Leaves no gradients behind.
 
     Args:
         model: the network, not compiled or compiled block by block.
-        loss_of: losses [B] of a batch, through `model`.
-        batch: one that went wrong, on the model's device.
+        loss_of: computes the losses [B] of a batch with `model`.
+        batch: a batch that failed, on the model's device.
     """
     where = _first(model, loss_of, batch)
     for parameter in model.parameters():

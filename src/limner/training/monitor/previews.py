@@ -36,9 +36,9 @@ def preview_prompts(config: Config, trained: Sequence[Row], held_out: Sequence[R
 def preview_sizes(
     config: Config, trained: DecodedImages, held_out: DecodedImages
 ) -> list[tuple[int, int]]:
-    """(height, width) in pixels of each preview: of the picture whose caption is drawn.
+    """(height, width) in pixels of each preview: those of the picture whose caption is drawn.
 
-    Prompts that were given take the sizes in turn, those of many pictures first."""
+    Configured prompts take the sizes in turn, the most frequent first."""
     side, buckets = config.data.image_size, trained.buckets
     prompts = preview_prompts(config, trained.rows, held_out.rows)
     if buckets is None:
@@ -110,8 +110,8 @@ def decode_within_memory(
 ) -> Tensor:
     """Decode latents, loading the autoencoder only for that time.
 
-    One at a time, and on the CPU if the device has no room even for one, so that no preview
-    needs more memory than training did.
+    One picture at a time, and on the CPU if even one does not fit on the device, so that a preview
+    never needs more memory than training.
     """
 
     def decode(device: torch.device) -> Tensor:

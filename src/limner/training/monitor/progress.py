@@ -16,7 +16,7 @@ from rich.table import Table
 from limner.console import format_duration, printable, rich_console
 
 ROOMY_WIDTH = 104  # columns from which the line has room for units and a bar beside all figures
-REFRESH_EVERY = 0.2  # seconds; drawing more often than people read only takes time from training
+REFRESH_EVERY = 0.2  # seconds; redrawing more often only takes time from training
 
 
 class Progress:
@@ -37,7 +37,7 @@ class Progress:
     ) -> None:
         self.enabled = enabled
         self.plain_every = plain_every
-        # Soft: what others print above the live line is not broken into lines.
+        # Soft wrap: text printed above the live line is not broken into lines.
         self.console = console or rich_console(soft_wrap=True)
         self.clock = clock
         self.notebook = NotebookLine() if enabled and self.console.is_jupyter else None
@@ -85,8 +85,8 @@ class Progress:
         """Show the progress. Values that are not known yet are None and left out.
 
         `total_steps` is None when time and not steps bounds the run; the bar then shows the share
-        of the time that has passed. `cpu_share` is what the run gets of its threads' CPU time, on a
-        machine that others use, too.
+        of the time that has passed. `cpu_share` is the share of its threads' CPU time that the run
+        gets on a shared machine.
         """
         if not self.enabled:
             return
@@ -167,7 +167,7 @@ def figures_in_words(
     cpu_share: float | None = None,
     short: bool = False,
 ) -> list[str]:
-    """Each figure with its name; the ones that are not known are left out."""
+    """Each figure with its name; unknown ones are left out."""
     words = [f"{images:,} {'img' if short else 'images'}"]
     if images_per_second is not None:
         words.append(f"{images_per_second:.1f}{'/s' if short else ' images/s'}")
@@ -195,7 +195,7 @@ def live_line(
     *,
     width: int,
 ) -> Table:
-    """The bar, which takes what room is left, between the step and the other figures."""
+    """The bar, which fills the remaining width, between the step and the other figures."""
     short = width < ROOMY_WIDTH
     where = f"step {step}" if total_steps is None else f"step {step}/{total_steps}"
     known = images, images_per_second, loss, heldout_loss, seconds_left, cpu_share

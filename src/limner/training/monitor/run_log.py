@@ -1,10 +1,9 @@
 """Logging of a run: log.jsonl, trackers, and refused.jsonl.
 
-What people are told is logged as everywhere, by `logging.getLogger(__name__).info(...)`; of
-`limner.training` and `limner.checkpoint` a run keeps it in log.jsonl, too.
+Messages are logged with `logging.getLogger(__name__).info(...)`, as everywhere; those of
+`limner.training` and `limner.checkpoint` are also kept in log.jsonl.
 
-A disk that is full does not end a run for the sake of its log: lines wait in memory until they can
-be written.
+A full disk does not end a run because of its log: lines wait in memory until they can be written.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from limner.redaction import redact_urls, redacted
 from limner.training.monitor.trackers import Trackers
 
 log = logging.getLogger("limner.run_log")
-"""Not of `limner.training`: that the log cannot be written is not written into it."""
+"""Outside `limner.training`, because a failure to write the log cannot go into the log."""
 MOST_WAITING = 10_000
-"""Lines that wait for a disk; the oldest are given up beyond that."""
+"""The most lines that wait for a full disk; beyond that the oldest are dropped."""
 
 
 class RunEvents(logging.Handler):
-    """Hands what is told while a run is opened and trained to its log.
+    """Passes messages to the log of a run while it is opened and trained.
 
-    What the thread of another run tells, where two are trained at once, is that run's alone.
+    If two runs are trained at once, messages from the thread of one go to that run only.
 
     Attributes:
-        write: takes a sentence; None: it waits until `write_waiting`.
+        write: takes a message; None: messages wait until `write_waiting`.
     """
 
     OF = ("limner.training", "limner.checkpoint")
     threads: ClassVar[set[int]] = set()
-    """In which a run is opened or trained now."""
+    """Threads in which a run is being opened or trained."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -73,7 +72,7 @@ class RunEvents(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if os.getpid() != self.process:
-            return  # a process that loads pictures, forked from that of the run
+            return  # a loader worker, forked from the process of the run
         if (thread := threading.get_ident()) != self.thread and thread in self.threads:
             return
         if self.write is None:
@@ -91,12 +90,12 @@ class RunEvents(logging.Handler):
 class RunLog:
     """Appends one JSON object per event, and sends metrics to the trackers.
 
-    A run resumed at step N forgets what was logged after N, so that the log of a resumed run is
-    that of an uninterrupted one.
+    A run resumed at step N drops what was logged after N, so that its log is that of an
+    uninterrupted run.
 
     Args:
-        places: paths that what is logged may name; the log may be shared, and says of each the
-            last name alone. (refused.jsonl, by which rows are mended, has them whole.)
+        places: paths that messages may contain. The log may be shared, so it has only the last
+            component of each. (refused.jsonl, which is used to repair rows, has whole paths.)
     """
 
     def __init__(
@@ -159,12 +158,12 @@ class RunLog:
         lines = [*self.waiting.pop(path, []), *objects]
         end: int | None = None
         try:
-            end = path.stat().st_size if path.exists() else 0  # raises, too, if the drive is away
+            end = path.stat().st_size if path.exists() else 0  # also raises if the drive is gone
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(_lines(lines))
         except OSError as error:
             if end is not None:
-                with contextlib.suppress(OSError):  # what did fit would be there twice, or in half
+                with contextlib.suppress(OSError):  # else what was written would be there twice
                     os.truncate(path, end)
             if not waited:
                 log.warning(
@@ -175,7 +174,7 @@ class RunLog:
 
 
 def list_refused(folder: Path, rows: Iterable[Refused]) -> None:
-    """Write refused.jsonl if there is anything to list."""
+    """Write refused.jsonl if any row was refused."""
     if rows := list(rows):
         folder.mkdir(parents=True, exist_ok=True)
         _rewrite(folder / "refused.jsonl", [_listed(row) for row in rows])
@@ -200,7 +199,7 @@ def _flat(values: dict[str, Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _rewrite(path: Path, objects: Iterable[Any]) -> None:
-    """Whole or not at all, as a kill in the middle would lose what was logged."""
+    """Atomically, because a kill halfway would lose the log."""
     write_text_whole(path, "".join(_lines(objects)))
 
 

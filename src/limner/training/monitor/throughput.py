@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """The measured peak of a square matrix multiplication on this device, in FLOP/s.
 
-    Small products first; larger ones, which reach more, as long as there is time for six of them.
+    Sizes grow, as larger products reach more, while there is time for six of them.
 
     Args:
-        seconds: it takes about so long at most, on any device and in any precision.
+        seconds: the approximate upper bound on the time this takes, on any device and in any
+            precision.
     """
     largest = 8192 if device.type == "cuda" else 2048
     began, best, side = time.perf_counter(), 0.0, 128
@@ -44,12 +45,13 @@ def synchronised(device: torch.device) -> Iterator[None]:
 
 
 def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """FLOPs of training on one picture: a forward pass counted, times three for the backward.
+    """FLOPs of training on one picture: those of a forward pass, times three to include the
+    backward.
 
     Args:
         inputs: of one picture, as the model takes them.
     """
-    # The one fused attention that torch has a formula for and does not count.
+    # The only fused attention that torch has a formula for but does not count.
     on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     formula = {on_processors: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     counter = FlopCounterMode(display=False, custom_mapping=formula)

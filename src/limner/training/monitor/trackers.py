@@ -1,7 +1,7 @@
 """Experiment trackers: tensorboard, wandb, trackio, comet_ml, mlflow.
 
-They are accelerate's. tensorboard, wandb, trackio, comet_ml, and mlflow need no account: without a
-login they write to this machine. One that fails is left out with a sentence; the others go on.
+They are accelerate's. None needs an account: without a login they write to this machine. If one
+fails, this is logged and the others go on.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from limner.files.small_files import read_json
 from limner.redaction import redact_urls, redacted_settings, shown_command
 
 log = logging.getLogger("limner.trackers")
-"""Not of `limner.training`, of which a run keeps what is told: another start may have others."""
+"""Outside `limner.training`, whose messages a run keeps in its log: another start may use other
+trackers."""
 PACKAGES = {"comet_ml": "comet-ml"}
-"""What pip calls those that it calls otherwise than accelerate does."""
+"""Names of packages for pip, where they differ from accelerate's."""
 IDS = "trackers.json"
-"""In the run's folder: what each tracker calls this run, so that it goes on there."""
+"""File in the run's folder with each tracker's id of this run, so that a resumed run continues
+there."""
 
 
 def check_trackers(config: Config) -> None:
-    """Raises LimnerError if one is asked for that is not installed or that accelerate lacks."""
+    """Raises LimnerError if a requested tracker is not installed or unknown to accelerate."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     for name in _asked(config):
@@ -57,10 +59,10 @@ def _asked(config: Config) -> list[str]:
 
 
 class Trackers:
-    """Those of a run; of its main process only.
+    """The trackers of a run, in its main process only.
 
     Args:
-        resumed_at: step at which the run goes on, 0: it begins.
+        resumed_at: step from which the run resumes; 0: it is new.
     """
 
     def __init__(self, config: Config, resumed_at: int) -> None:
@@ -94,7 +96,7 @@ class Trackers:
     def _try(self, name: str, do: Callable[[], object]) -> None:
         try:
             do()
-        except Exception as error:  # each tracker has errors of its own
+        except Exception as error:  # each tracker has its own errors
             self.running.pop(name, None)
             reason = redact_urls(" ".join(str(error).split()))[:300] or type(error).__name__
             log.warning(f"the tracker {name} failed and is disabled: {reason}")
@@ -109,19 +111,19 @@ class Trackers:
         self.running[name] = tracker
         if name == "mlflow":
             self.ids[name] = tracker.tracker.info.run_id
-        if name == "tensorboard":  # whose own way starts another run for it
+        if name == "tensorboard":  # its own method would start another run
             text = yaml.safe_dump(self._shown(), sort_keys=False, allow_unicode=True)
             text = f"```yaml\n{text}```"
             tracker.tracker.add_text("config", text.replace("\n", "\n\t"), self.resumed_at)
-        elif not self.resumed_at:  # mlflow takes a value once
+        elif not self.resumed_at:  # mlflow accepts each value only once
             tracker.store_init_configuration(_flat(self._shown()))
 
     def _shown(self) -> dict[str, Any]:
-        """The configuration as it may leave this machine."""
+        """The configuration, redacted so that it may leave this machine."""
         return redacted_settings(self.config.model_dump(mode="json"))
 
     def _how(self, name: str) -> dict[str, Any]:
-        """What each takes: the run's name, its place, and how to go on with it."""
+        """Arguments of each tracker: the run's name, its folder, and how to resume it."""
         if name == "tensorboard":
             later = {"purge_step": self.resumed_at + 1} if self.resumed_at else {}
             return {"logging_dir": str(self.folder), **later}
@@ -134,12 +136,12 @@ class Trackers:
                 "id": self._id(name),
                 "resume": "allow",
                 "dir": str(self.folder),
-                # It would put itself between the program and the terminal.
+                # It would capture the program's output.
                 "settings": {"console": "off"},
                 **({"mode": "offline"} if offline else {}),
             }
         if name == "trackio":
-            # Its runs go on by their name, which therefore is no other run's.
+            # Its runs are resumed by name, so the name must be unique.
             begun = self.ids.setdefault(name, f"{self.name}-{uuid.uuid4().hex[:6]}")
             return {"name": begun, "resume": "allow", "embed": False}
         if name == "comet_ml":
@@ -186,7 +188,8 @@ def _log_image(name: str, tracker: Any, path: Path, step: int) -> None:
 
 
 def _wandb_login() -> bool:
-    """Whether wandb would find a key by itself: in its variable, or where `wandb login` puts it."""
+    """Whether wandb would find a key: in its environment variable, or where `wandb login` stores
+    it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
@@ -210,7 +213,7 @@ def _read_ids(path: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _redacted_command_line() -> Iterator[None]:
-    """Some trackers send along what was typed, with data.dataset_path=... and such in it."""
+    """Redact sys.argv, which some trackers send along, with data.dataset_path=... in it."""
     typed = sys.argv
     sys.argv = shown_command(typed)
     try:
@@ -220,7 +223,7 @@ def _redacted_command_line() -> Iterator[None]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """`section.key`: a plain value, or its text."""
+    """Map each `section.key` to a plain value, or to its text."""
     return {
         f"{section}.{key}": v if v is None or isinstance(v, bool | int | float | str) else str(v)
         for section, values in settings.items()
