@@ -87,7 +87,7 @@ def main() -> None:
         distance = measure_kernel_distance(features, real_features)
         own = drawn if own is None else own
         apart = (drawn.double() - own.double()).square().mean(dim=(1, 2, 3)).sqrt().mean()
-        line = {
+        line: dict[str, Any] = {
             "way": name,
             "sampling": in_words(sampling),
             "evaluations": function_evaluations(sampling, generator.objective.noise_schedule),

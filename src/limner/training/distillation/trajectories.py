@@ -110,7 +110,7 @@ def stored_trajectories(
     assert channels
     assert config.model.patch_size
     trained, held_out = trained_drawings(config, data.trained.rows), held_out_drawings(config, data)
-    key = {
+    key: dict[str, str | int | float | bool | None] = {
         "format": 1,
         "teacher": teacher.fingerprint,
         "image_size": config.data.image_size,
