@@ -26,7 +26,7 @@ NAVIGATION = {
     "Start": ("index", "tutorial", "faq"),
     "Your data": ("data", "checking", "streaming"),
     "Train": ("terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
-    "Draw": ("sampling",),
+    "Draw": ("sampling", "distill"),
     "Measure": (
         "evaluation",
         "runs/emoji",

@@ -16,6 +16,7 @@ from limner.commands import (
     check_data,
     completion,
     demo,
+    distill,
     doctor,
     estimate,
     evaluate,
@@ -148,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add(commands, every)
     generate.add(commands, every)
     play.add(commands, every)
+    distill.add(commands, every)
     precompute.add(commands, every, config)
     estimate.add(commands, every, config)
     train_autoencoder.add(commands, every, config)

@@ -107,7 +107,7 @@ def test_every_shown_command_is_understood() -> None:
                 o for o in as_overrides(rest) if not o.startswith(("training.init_from", "lora"))
             ]
             load_run_config(configuration and ROOT / configuration, own)
-        elif words[0] in ("evaluate", "prepare", "check-data"):
+        elif words[0] in ("evaluate", "prepare", "check-data", "distill"):
             load_run_config(None, as_overrides(rest))
         else:
             assert rest == [], words

@@ -119,10 +119,11 @@ def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> 
     assert str(folder / "report.html") in said
     assert f"{STEPS} steps are too few to learn this" in said
     commands = [line.strip() for line in said.splitlines() if line.startswith("  limner ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     assert f'limner generate {folder} "a red apple" --seed 42' in commands
     assert commands[2].startswith(f"limner play {folder} ")
-    assert "limner train --config configs/train_config.yaml" in commands[3]
+    assert commands[3].startswith(f"limner distill {folder} --output {folder}-fast ")
+    assert "limner train --config configs/train_config.yaml" in commands[4]
 
 
 def test_a_report_of_a_demo_can_be_written_again(

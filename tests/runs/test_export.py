@@ -167,6 +167,13 @@ def test_the_folder_draws_the_same_pictures_where_limner_is_not(tmp_path: Path) 
             "scheduler.prediction_type=v_prediction",
             "sampling.scheduler_type=ddpm",
         ],
+        "few-steps": [
+            "model.flow_map=true",
+            "training.init_from=its teacher",
+            "sampling.guidance_scale=1",
+            "sampling.scheduler_type=ddim",
+            "sampling.shift=2.0",
+        ],
         "latents": [
             "model.architecture=dit",
             *text(tiny_t5(tmp_path / "parts" / "t5")),

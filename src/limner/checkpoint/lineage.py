@@ -7,7 +7,7 @@ exported file, so that a model card can give credit where it is due:
      "model": "owner/name" on the Hub, or null,
      "name": what its folder or file was called here; null in what is published,
      "license": "cc-by-4.0", or null where nobody said,
-     "method": "full" | "lora",
+     "method": "full" | "lora" | "distilled",
      "data": [{"name": "emoji", "license": "cc-by-4.0"}, ...]; a private set's name is null,
      "complete": whether `base` is known; false of a model from before this file was written,
      "base": the same of the model that it began from; null: none}
@@ -34,6 +34,7 @@ LICENSES = {"emoji": "cc-by-4.0", "shapes": "apache-2.0"}
 """Licences of the built-in data sets."""
 A_PRIVATE_SET = "a private data set"
 DEEPEST = 100  # models, each started from the next
+Method = Literal["full", "lora", "distilled"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Lineage:
     model: str | None = None
     name: str | None = None
     license: str | None = None
-    method: Literal["full", "lora"] = "full"
+    method: Method = "full"
     data: tuple[LearnedFrom, ...] = ()
     complete: bool = True
     base: Lineage | None = None
@@ -119,10 +120,17 @@ class Lineage:
 def lineage_of_config(config: Config) -> Lineage:
     """The lineage of a model that was saved without one, from its configuration."""
     data, begun = (learned_from(config),), config.training.init_from
-    method: Literal["full", "lora"] = "full" if config.lora.rank is None else "lora"
+    method = method_of(config)
     if begun is None:
         return Lineage(data=data, method=method)
     return Lineage(data=data, method=method, base=named(Lineage(complete=False), begun))
+
+
+def method_of(config: Config) -> Method:
+    """How a run of this configuration learns."""
+    if config.model.flow_map:
+        return "distilled"
+    return "full" if config.lora.rank is None else "lora"
 
 
 def learned_from(config: Config) -> LearnedFrom:
@@ -206,7 +214,7 @@ def _read(values: Any, depth: int = 0) -> Lineage:
         model=_text(values, "model"),
         name=_text(values, "name"),
         license=_text(values, "license"),
-        method="lora" if values.get("method") == "lora" else "full",
+        method=found if (found := values.get("method")) in ("lora", "distilled") else "full",
         data=data,
         complete=values.get("complete") is not False,
         base=None if base is None else _read(base, depth + 1),

@@ -22,6 +22,10 @@ EXAMPLES = {
         'limner generate outputs/demo "an apple" "a pear" --interpolate 6',
     ],
     "play": ["limner play outputs/demo", "limner play outputs/demo --output drawn --port 0"],
+    "distill": [
+        "limner distill outputs/demo --output outputs/demo-fast",
+        "limner distill outputs/demo --output outputs/demo-fast --minutes 10",
+    ],
     "precompute": [
         "limner precompute my.yaml",
         "limner precompute data.dataset_path=my_pictures",

@@ -45,6 +45,7 @@ def problems(config: Config) -> Iterator[str]:
             "neither"
         )
     yield from _adapter_problems(config)
+    yield from _distillation_problems(config)
     counted = training.max_steps or training.num_epochs
     if training.max_minutes and not counted and config.lr_scheduler.type in ("linear", "cosine"):
         yield (
@@ -77,6 +78,30 @@ def _adapter_problems(config: Config) -> Iterator[str]:
             "AdamW; remove this key and training.learning_rate (whose default depends on it), or "
             "set adamw"
         )
+
+
+def _distillation_problems(config: Config) -> Iterator[str]:
+    if not config.model.flow_map:
+        for key in sorted(config.distill.model_fields_set):
+            if getattr(config.distill, key) != type(config.distill).model_fields[key].default:
+                yield (
+                    f"distill.{key}: has no effect without model.flow_map; use limner distill, or "
+                    "remove this key"
+                )
+        return
+    if config.training.init_from is None:
+        yield (
+            "model.flow_map: a model that draws in few steps is made from one that needs many; set "
+            "training.init_from to that model, or use limner distill"
+        )
+    if config.data.buckets is not None:
+        yield "data.buckets: not supported with model.flow_map yet; remove it"
+    if config.training.batch_size == "auto":
+        yield "training.batch_size: auto is not supported with model.flow_map yet; set a number"
+    if config.lora.rank is not None:
+        yield "lora.rank: not supported with model.flow_map, where all weights learn; remove it"
+    if config.training.sharding != "none":
+        yield "training.sharding: not supported with model.flow_map yet; set it to none"
 
 
 def _model_problems(config: Config) -> Iterator[str]:
@@ -219,6 +244,20 @@ def _scheduler_problems(config: Config) -> Iterator[str]:
 def sampling_problems(config: Config) -> Iterator[str]:
     """Those of the `sampling` section, which can be changed after training."""
     scheduler, sampling = config.scheduler, config.sampling
+    if config.model.flow_map:
+        if sampling.scheduler_type not in ("ddim", "euler"):
+            yield (
+                f"sampling.scheduler_type: {sampling.scheduler_type}, but a distilled model takes "
+                "steps of its own; use ddim, or the model it was made from"
+            )
+        if sampling.guidance_scale != 1:
+            yield (
+                f"sampling.guidance_scale: {sampling.guidance_scale:g}, but the guidance of a "
+                "distilled model was fixed when it was made; leave it at 1, or use the model it "
+                "was made from"
+            )
+        if sampling.zero_init_steps:
+            yield "sampling.zero_init_steps: not supported by a distilled model; leave it at 0"
     if sampling.guidance_interval[0] >= sampling.guidance_interval[1]:
         yield "sampling.guidance_interval: the first must be below the second, as in [0.1, 0.9]"
     if sampling.zero_init_steps >= sampling.num_inference_steps:

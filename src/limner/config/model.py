@@ -52,6 +52,9 @@ class ModelConfig(Section):
     cost)."""
     dropout: BelowOne = 0.0
     """Dropout after attention and feed-forward layers; helps with few pictures and many epochs."""
+    flow_map: bool = False
+    """The network is told how long a step is, so that it can draw in one or two: what `limner
+    distill` makes of the model in `training.init_from`."""
     activation_fn: ActivationFunction | None = None
     """Accepted for compatibility; a note is shown if the architecture uses another one: `modern`
     uses `swiglu`, `dit` uses `gelu-approximate`."""

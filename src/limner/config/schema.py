@@ -6,6 +6,7 @@ import yaml
 
 from limner.config.data import CacheConfig, DataConfig
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
+from limner.config.distill import DistillConfig
 from limner.config.evaluation import EvaluationConfig
 from limner.config.lora import LoraConfig
 from limner.config.model import AutoencoderConfig, ModelConfig, TextEncoderConfig, VaeConfig
@@ -23,6 +24,7 @@ class Config(Section):
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     training: TrainingConfig = TrainingConfig()
     lora: LoraConfig = LoraConfig()
+    distill: DistillConfig = DistillConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_scheduler: LrSchedulerConfig = LrSchedulerConfig()

@@ -146,7 +146,7 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     type: Annotated[Literal["muon", "adamw"], BeforeValidator(lower)] = "muon"
     """`muon` for the matrices of the blocks with AdamW for all other parameters, or `adamw` for
-    all."""
+    all, which is the default of `limner distill` and of adapters."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay of matrices and embeddings."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.99)

@@ -151,10 +151,17 @@ def _evaluate(
         f"{adjective(plan.split)} captions for the distances: {in_words(config.sampling)}, "
         f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
-    loss = heldout_loss.measure_loss(
-        generator, data, settings.loss_images, progress_lines(log, "losses measured")
-    )
-    if loss is None:
+    loss = None
+    if config.model.flow_map:
+        events.append(
+            "skipped the held-out loss: a distilled model predicts where a step ends, not the "
+            "clean image"
+        )
+    elif not (
+        loss := heldout_loss.measure_loss(
+            generator, data, settings.loss_images, progress_lines(log, "losses measured")
+        )
+    ):
         events.append("skipped the held-out loss: there are no readable held-out images")
     draw(generator, plan.every, progress_lines(log, "images generated"))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from limner.checkpoint.matching import check_same_model
 from limner.checkpoint.open_model import open_model
-from limner.config import Config
+from limner.config import Config, SamplingConfig
 from limner.config.types import SEEDS
 from limner.data.buckets import ratio_of, size_for
 from limner.data.images import to_pil
@@ -184,6 +184,8 @@ class ImageGenerator:
             guidance_scale=guidance_scale,
             **settings,
         )
+        if self.model.is_flow_map:
+            self._check_few_steps(sampling, negative_prompt)
         each = _one_each(seeds, len(prompts))
         start = self._start(init_image, strength, height, width)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
@@ -234,6 +236,24 @@ class ImageGenerator:
             }
             remember(image, {"prompt": prompts[i], "seed": each[i], "towards": way, **how})
         return images
+
+    def _check_few_steps(self, sampling: SamplingConfig, negative_prompt: str | None) -> None:
+        """Of a distilled model. Raises LimnerError for guidance; says which steps it knows."""
+        if negative_prompt or self.guide:
+            raise LimnerError(
+                "a distilled model cannot be guided away from another prompt or model: its "
+                "guidance was fixed when it was made; use the model it was made from"
+            )
+        known, own = self.config.distill.num_inference_steps, self.config.sampling
+        times = (sampling.shift, sampling.timestep_power)
+        if known % sampling.num_inference_steps or times != (own.shift, own.timestep_power):
+            steps = [str(n) for n in range(1, known + 1) if known % n == 0]
+            log.warning(
+                "this model was distilled for %s, or %s steps at its own shift; other steps look "
+                "worse",
+                ", ".join(steps[:-1]),
+                steps[-1],
+            )
 
     def _size(
         self, height: int | None, width: int | None, aspect_ratio: float | str | None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.config import SamplingConfig
+from limner.diffusion.flow_map import flow_map_denoiser
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS, Denoiser, Noise
@@ -84,12 +85,14 @@ def draw(
         texts = read(guide.model, guide.words, asked, "", there, dtype)
         alone = sampling.model_copy(update={"guidance_scale": 1.0})
         weaker = guided_denoiser(guide.model, guide.objective, *texts, alone, dtype)
-    denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
-
     device, noise_schedule = next(model.parameters()).device, objective.noise_schedule
     noise = noise_of((model.denoiser.in_channels, height, width), seeds, towards, device)
     strength = 1.0 if start is None else start.strength
     timesteps = inference_timesteps(sampling, noise_schedule, strength)
+    if model.is_flow_map:
+        denoise = flow_map_denoiser(model, objective, text, timesteps, dtype)
+    else:
+        denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
     x = noise(0)
     if start is not None and strength < 1:  # at 1 nothing is left of the picture
         x = objective.add_noise(start.x0.to(device), x, timesteps[:1].to(device))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from limner.models.attention import attend
 from limner.models.dropout import ImageDropout
-from limner.models.layers import TimestepEmbedder, run_blocks, unpatchify
+from limner.models.layers import TimestepEmbedder, run_blocks, span_embedder, unpatchify
 from limner.text.conditioning import TextConditioning
 
 
@@ -102,7 +102,11 @@ class PatchEmbed(nn.Module):
 
 
 class DiT(nn.Module):
-    """The DiT denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts."""
+    """The DiT denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts.
+
+    Args:
+        flow_map: it is told the length of its step, too (see `limner.diffusion.flow_map`).
+    """
 
     def __init__(
         self,
@@ -115,6 +119,7 @@ class DiT(nn.Module):
         dropout: float,
         text_width: int,
         out_channels: int | None = None,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -130,11 +135,21 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size, out_channels or in_channels)
         self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
         self.initialise()
+        self.span_embedder = span_embedder(hidden_size) if flow_map else None
 
-    def forward(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
-        """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
-        -> [B, C, H, W], the prediction."""
-        return self.predict(x, self.t_embedder(t) + self.y_embedder(y.pooled()))
+    def forward(
+        self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
+    ) -> Tensor:
+        """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts,
+        of a flow map span [B], the length of the step (None: 0) -> [B, C, H, W], the prediction."""
+        time = self.t_embedder(t)
+        if self.span_embedder is not None:
+            time = time + self.span_embedder(torch.zeros_like(t) if span is None else span)
+        return self.predict(x, time + self.y_embedder(y.pooled()))
+
+    @property
+    def is_flow_map(self) -> bool:
+        return self.span_embedder is not None
 
     def predict(self, x: Tensor, c: Tensor) -> Tensor:
         """x [B, C, H, W], condition c [B, D] -> [B, out channels, H, W]."""

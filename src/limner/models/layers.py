@@ -80,6 +80,15 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(sinusoids(timesteps, self.frequencies))
 
 
+def span_embedder(width: int) -> TimestepEmbedder:
+    """Of a flow map: how long the step is that the network is to take, in timesteps. Zero at first,
+    so that the network predicts what it did without."""
+    embedder = TimestepEmbedder(width)
+    nn.init.zeros_(embedder.mlp[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(embedder.mlp[-1].bias)  # type: ignore[arg-type]
+    return embedder
+
+
 def sinusoids(values: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Cosines, then sines, of geometrically spaced frequencies: [...] -> [..., width] float32."""
     half = width // 2

@@ -26,6 +26,7 @@ from limner.models.layers import (
     grid_positions,
     patchify,
     run_blocks,
+    span_embedder,
     swiglu_width,
     unpatchify,
 )
@@ -119,7 +120,11 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class ModernDiT(nn.Module):
-    """The default denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts."""
+    """The default denoiser: `model(x, t, y)` with noisy pictures, timesteps, and texts.
+
+    Args:
+        flow_map: it is told the length of its step, too (see `limner.diffusion.flow_map`).
+    """
 
     def __init__(
         self,
@@ -131,6 +136,7 @@ class ModernDiT(nn.Module):
         mlp_ratio: float,
         dropout: float,
         text_width: int,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -154,15 +160,21 @@ class ModernDiT(nn.Module):
         for layer in (self.modulation, self.final_layer.modulation, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.span_embedding = span_embedder(hidden_size) if flow_map else None
 
-    def forward(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
-        """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts
-        -> [B, C, H, W], the prediction."""
+    def forward(
+        self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
+    ) -> Tensor:
+        """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts,
+        of a flow map span [B], the length of the step (None: 0) -> [B, C, H, W], the prediction."""
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
         positions, rotation = self.positions(height, width, x.device)
         tokens = self.patch_embedding(patchify(x, self.patch_size)) + positions
         text = self.text_vector(y.pooled()) if y.condition is None else y.condition
-        condition = F.silu(self.time_embedding(t) + text)
+        time = self.time_embedding(t)
+        if self.span_embedding is not None:
+            time = time + self.span_embedding(torch.zeros_like(t) if span is None else span)
+        condition = F.silu(time + text)
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         mask = attention_mask(y, height * width)
         if y.keys_values is None:
@@ -176,6 +188,10 @@ class ModernDiT(nn.Module):
                 tokens = block(tokens, modulation, text, mask, rotation)
         tokens = self.final_layer(tokens, condition)
         return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+
+    @property
+    def is_flow_map(self) -> bool:
+        return self.span_embedding is not None
 
     def prepare(self, y: TextConditioning) -> TextConditioning:
         """Precompute everything that depends only on the texts, once for all steps of a solver.

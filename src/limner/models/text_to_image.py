@@ -24,8 +24,17 @@ class TextToImage(nn.Module):
         self.text_encoder = text_encoder
         self.denoiser = denoiser
 
+    @property
+    def is_flow_map(self) -> bool:
+        """Whether it is told the length of its steps (see `limner.diffusion.flow_map`)."""
+        return self.denoiser.is_flow_map
+
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | TextEmbeddings | TextConditioning
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | TextEmbeddings | TextConditioning,
+        span: Tensor | None = None,
     ) -> Tensor:
         """Predict from noisy pictures (see `scheduler.prediction_type`).
 
@@ -34,11 +43,13 @@ class TextToImage(nn.Module):
             t: timesteps [B], 0 (clean) to 1000 (noise).
             y: text inputs: token ids [B, L] int64, the output of a pretrained encoder, or text that
                 is already encoded (sampling encodes only once).
+            span: of a flow map: the length of each step in timesteps [B]; None: 0.
 
         Returns:
             [B, C, H, W]: the prediction (of the objective's prediction type), with the shape of x.
         """
-        return self.denoiser(x, t, y if isinstance(y, TextConditioning) else self.text_encoder(y))
+        text = y if isinstance(y, TextConditioning) else self.text_encoder(y)
+        return self.denoiser(x, t, text, span)
 
 
 def build_model(config: Config, text_size: int) -> TextToImage:
@@ -64,6 +75,7 @@ def build_model(config: Config, text_size: int) -> TextToImage:
         mlp_ratio=model.mlp_ratio,
         dropout=model.dropout,
         text_width=text.hidden_size,
+        flow_map=model.flow_map,
     )
     denoiser.gradient_checkpointing = config.training.gradient_checkpointing
     encoder: TextEncoder | TextAdapter

@@ -102,6 +102,8 @@ def trained(run: Run) -> str:
         begun = training.get("init_from")  # the last path component, or a Hub id
     if base is None and not begun:
         return "trained from scratch"
+    if run.lineage and run.lineage.method == "distilled":
+        return f"distilled from {begun or 'another model'}"
     how = f" with LoRA of rank {lora['rank']}" if lora.get("rank") else ""
     return f"fine-tuned{how} from {begun or 'another model'}"
 
@@ -246,7 +248,7 @@ def losses_by_level(run: Run) -> dict[str, Markup] | None:
 
 
 def points(lines: list[dict[str, Any]], key: str) -> Points:
-    """(images seen, value) of each line; NaN, which leaves a gap in the chart, if it has none."""
+    """(pictures seen, value) of each line; NaN, which a chart leaves out, where it has none."""
     pairs = ((number(line.get("images")), number(line.get(key))) for line in lines)
     return [(x, math.nan if y is None else y) for x, y in pairs if x is not None]
 

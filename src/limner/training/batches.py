@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from limner.data.examples import Batch, TrainingExamples
+from limner.data.examples import Batch, Example, TrainingExamples
 from limner.data.open import training_order
 from limner.data.order import ImageCountSampler
 from limner.errors import LimnerError
+from limner.training.distillation.pairs import TrajectoryPairs
 from limner.training.run import Run
 from limner.training.stopping import leave_signals_to_the_main_process, quiet_about_workers
 
@@ -67,16 +68,20 @@ class Batches:
 def load_batches(run: Run) -> Iterator[Batch]:
     """Endless micro-batches from the run's current position."""
     settings, data, processes = run.config.training, run.config.data, run.accelerator.num_processes
-    examples = TrainingExamples(
-        run.inputs.trained,
-        run.inputs.words,
-        settings.seed,
-        settings.caption_dropout,
-        data.main_caption_share,
-        data.horizontal_flip,
-        training_order(run.data, run.config, processes, run.state.images),
-        run.data.trained.buckets,
-    )
+    examples: Dataset[Example]
+    if run.inputs.trajectories:
+        examples = TrajectoryPairs(run.inputs.trajectories[0], run.inputs.words, run.config)
+    else:
+        examples = TrainingExamples(
+            run.inputs.trained,
+            run.inputs.words,
+            settings.seed,
+            settings.caption_dropout,
+            data.main_caption_share,
+            data.horizontal_flip,
+            training_order(run.data, run.config, processes, run.state.images),
+            run.data.trained.buckets,
+        )
     counts = ImageCountSampler(
         run.state.images, settings.micro_batch_size, processes, run.accelerator.process_index
     )

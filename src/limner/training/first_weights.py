@@ -33,4 +33,6 @@ def first_model(
     model = build_model(config, text_size).to(device)
     notes = other_meaning(origin, config)
     notes += start_from(model, tokenizer, origin, config.lora.rank is not None)
+    if config.model.flow_map:
+        model.text_encoder.requires_grad_(False)  # what captions mean stays what the teacher knows
     return model, notes + add_adapters(model, config)

@@ -7,14 +7,12 @@ meant; built on bytes, it can spell any language.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import MEANING
-from limner.checkpoint.lineage import Lineage, learned_from, named
+from limner.checkpoint.lineage import Lineage, learned_from, method_of, named
 from limner.checkpoint.open_model import open_model
 from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
@@ -31,9 +29,15 @@ def open_origin(config: Config) -> Checkpoint | WeightsFile | None:
     if name is None:
         return None
     try:
-        return open_model(name)
+        opened = open_model(name)
     except LimnerError as error:
         raise LimnerError(f"training.init_from: {error}") from None
+    if opened.config.model.flow_map:
+        raise LimnerError(
+            f"training.init_from: {name} is a distilled model, which cannot be trained further; "
+            "fine-tune the model it was made from, and distill the result"
+        )
+    return opened
 
 
 def lineage_of(
@@ -57,7 +61,7 @@ def lineage_of(
             now.dataset_path,
         )
         return checkpoint.lineage.and_from(data[0], another=changed and elsewhere)
-    method: Literal["full", "lora"] = "full" if config.lora.rank is None else "lora"
+    method = method_of(config)
     if origin is None:
         return Lineage(data=data, method=method)
     begun = named(origin.lineage, str(config.training.init_from))

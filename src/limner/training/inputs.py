@@ -21,6 +21,7 @@ from limner.device import part_precision
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import Parts
 from limner.text.tokenizer import CaptionTokenizer
+from limner.training.distillation.trajectories import Trajectories, stored_trajectories
 from limner.training.precompute import check_cache_folder, stored_captions, stored_latents
 
 
@@ -31,6 +32,8 @@ class Inputs:
     trained: Source
     held_out: Source
     words: CaptionTokenizer | StoredCaptions
+    trajectories: tuple[Trajectories, Trajectories] | None = None
+    """Of a flow map: what it learns from, and what it is measured with."""
 
 
 def open_inputs(
@@ -55,6 +58,12 @@ def open_inputs(
     else:
         assert tokenizer is not None
         words = tokenizer
+    if config.model.flow_map:
+        reader = parts.text_encoder or tokenizer
+        assert reader is not None
+        size, downsampling = reader.text_size, parts.autoencoder.downsampling
+        drawn = stored_trajectories(config, data, words, size, downsampling, device, dtype)
+        return Inputs(data.trained, data.held_out, words, drawn)
     if not isinstance(parts.autoencoder, PretrainedAutoencoder):
         return Inputs(data.trained, data.held_out, words)
     both = stored_latents(config, data, parts.autoencoder, device, part_precision(dtype))

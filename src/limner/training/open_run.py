@@ -40,6 +40,8 @@ from limner.pretrained.components import Parts, open_parts
 from limner.redaction import as_path, is_same_place
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import images_that_fit, settle_batch
+from limner.training.distillation.flow_map_step import FlowMapStep
+from limner.training.distillation.teacher import open_teacher
 from limner.training.ema import EMA
 from limner.training.first_weights import first_model
 from limner.training.folder import check_run_folder, run_lock
@@ -111,6 +113,7 @@ def _open(
     # ---- data
     data = open_data(config, parts.unit)
     config = with_buckets(config, data)
+    config = with_teacher(config, checkpoint)
     tell(data.notes)
     check_data(folder, data, config, accelerator.is_main_process)
     fingerprints, rows_changed = done_by_one(
@@ -151,7 +154,7 @@ def _open(
         objective=(objective := build_objective(config)),
         model=model,
         ema=ema,
-        train_step=TrainStep(
+        train_step=(FlowMapStep if config.model.flow_map else TrainStep)(
             model,
             objective,
             build_optimizers(model, config),
@@ -186,6 +189,21 @@ def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
             "text_encoder": changed(config.text_encoder, **{model: said("text_encoder", model)}),
         }
     )
+
+
+def with_teacher(config: Config, checkpoint: Checkpoint | None) -> Config:
+    """With the fingerprint of the teacher that a flow map is made from.
+
+    Raises:
+        LimnerError: the teacher cannot be used, or is another one than the checkpoint's.
+    """
+    if not config.model.flow_map:
+        return config
+    distill = config.distill
+    if checkpoint is not None:
+        distill = changed(distill, fingerprint=checkpoint.config.distill.fingerprint)
+    teacher = open_teacher(changed(config, distill=distill))
+    return changed(config, distill=changed(distill, fingerprint=teacher.fingerprint))
 
 
 def take_folder(folder: Path, lock: FolderLock, config: Config) -> None:

@@ -31,7 +31,8 @@ def build_optimizers(model: nn.Module, config: Config) -> dict[str, torch.optim.
         for name, module in model.named_modules():
             # The blocks' matrices only: embeddings, modulation, first and last layers are tables or
             # maps between unlike spaces, for which AdamW is better (Jordan et al.).
-            if isinstance(module, nn.Linear) and "blocks." in name and "adaLN" not in name:
+            learns = isinstance(module, nn.Linear) and module.weight.requires_grad
+            if learns and "blocks." in name and "adaLN" not in name:
                 parts = module.parts if isinstance(module, StackedLinear) else 1
                 matrices[parts].append(module.weight)
     taken = {id(p) for group in matrices.values() for p in group}

@@ -40,6 +40,7 @@ SAME_RUN = {
     ),
     "vae": ("pretrained_model_name", "use_slicing", "use_tiling"),
     "text_encoder": ("pretrained_model_name",),
+    "distill": ("fingerprint",),
 }
 """Keys that may change within a run, because what is learned does not depend on them (fingerprints
 tell whether pretrained parts are the same)."""

@@ -175,6 +175,10 @@ def _trained(facts: Facts) -> Markdown:
         return Markdown(f"trained from scratch with Limner on {sets}")
     base = lineage.base.model
     begun = _shown_model(base) if base else "a model that is not public"
+    if lineage.method == "distilled":
+        return Markdown(
+            f"distilled with Limner from {begun}, to draw in few steps, with captions of {sets}"
+        )
     rank, how = facts.config.lora.rank, ""
     if rank or lineage.method == "lora":
         how = f", with LoRA{f' of rank {rank}' if rank else ''}, merged into the weights"

@@ -137,6 +137,7 @@ def _transformer_settings(parts: Parts) -> dict[str, Any]:
         "downsampling": parts.autoencoder.downsampling,
         "objective": scheduler.objective,
         "prediction_type": scheduler.prediction_type,
+        "flow_map": model.flow_map,
     }
     if isinstance(parts.autoencoder, PretrainedAutoencoder):
         mean, scale = parts.autoencoder.normalisation(torch.device("cpu"))

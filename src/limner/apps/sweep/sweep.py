@@ -93,6 +93,12 @@ def sweep(
     """
     began = time.monotonic()
     opened = Checkpoint.open(checkpoint)
+    if opened.config.model.flow_map:
+        raise LimnerError(
+            f"{checkpoint} is a distilled model: it draws with ddim and the guidance of its "
+            "teacher, so only the number of steps is left to choose; comparison.json beside it has "
+            "1, 2, and 4"
+        )
     with FolderLock(opened.folder, "sweep another checkpoint", ".limner-sweep.lock"):
         return _sweep(
             opened, costs, images, minutes, store, store_cost, guide, device, vae, text_encoder,

@@ -21,6 +21,7 @@ from limner.messages import plural
 from limner.metrics.memorisation import COPIES, FEW
 from limner.redaction import places_of
 from limner.training.budget import COMPILING, Budget
+from limner.training.distillation.heldout import STEPS, TeacherDrawings
 from limner.training.folder import write_config
 from limner.training.monitor import throughput
 from limner.training.monitor.heldout import FixedGrid, loss_by_level, mean
@@ -78,10 +79,16 @@ class RunMonitor:
         self.hello()
         if self.main:
             inputs, count = self.inputs, self.config.training.heldout_pictures
-            self.grids: dict[str, FixedGrid | None] = {}
-            for prefix, images in (("", inputs.held_out), ("train_", inputs.trained)):
-                self.grids[prefix], refused = FixedGrid.of(images, inputs.words, count)
-                self.refused(refused)
+            self.grids: dict[str, FixedGrid | TeacherDrawings | None] = {}
+            if inputs.trajectories:
+                trained_drawings, held_out_drawings = inputs.trajectories
+                for prefix, drawn in (("", held_out_drawings), ("train_", trained_drawings)):
+                    self.grids[prefix], refused = TeacherDrawings.of(drawn, inputs.words, count)
+                    self.refused(refused)
+            else:
+                for prefix, images in (("", inputs.held_out), ("train_", inputs.trained)):
+                    self.grids[prefix], refused = FixedGrid.of(images, inputs.words, count)
+                    self.refused(refused)
             trained, held_out = inputs.trained.rows, inputs.held_out.rows
             self.prompts = preview_prompts(self.config, trained, held_out)
             self.sizes = preview_sizes(self.config, self.data.trained, self.data.held_out)
@@ -253,7 +260,7 @@ class RunMonitor:
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
             log.info(advice)
-            if verdict == "memorising":
+            if verdict == "memorising" and not self.inputs.trajectories:
                 self.try_to(self.look_for_copies, "skipped the search for copies")
         self.verdict = verdict
 
@@ -297,13 +304,16 @@ class RunMonitor:
             f"picture as held-out pictures are: {told}"
         )
 
-    def losses_of(self, grid: FixedGrid, batch_size: int) -> dict[str, float]:
+    def losses_of(self, grid: FixedGrid | TeacherDrawings, batch_size: int) -> dict[str, float]:
         device = self.accelerator.device
+        if isinstance(grid, TeacherDrawings):
+            return grid.loss_by_level(self.averaged, self.objective, batch_size, device, self.dtype)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             return loss_by_level(self.averaged, self.objective, grid, batch_size, device)
 
     def write_preview(self) -> None:
         path = self.folder / "previews" / f"step-{self.state.step:06d}.png"
+        steps = STEPS if self.averaged.is_flow_map else (None,)
         save_preview(
             path,
             self.averaged,
@@ -314,6 +324,7 @@ class RunMonitor:
             self.config,
             self.dtype,
             self.sizes,
+            steps,
         )
         self.log.preview(path, self.state.step)
 

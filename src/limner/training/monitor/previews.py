@@ -63,13 +63,25 @@ def save_preview(
     config: Config,
     dtype: torch.dtype,
     sizes: Sequence[tuple[int, int]] | None = None,
+    steps: Sequence[int | None] = (None,),
 ) -> None:
     """Draw the prompts with seeds 0, 1, 2, ... as a sheet, in training's precision and batches,
-    or in smaller ones if memory is short. `sizes`, (height, width) in pixels, are those of each."""
+    or in smaller ones if memory is short.
+
+    Args:
+        sizes: (height, width) in pixels of each.
+        steps: in how many steps each is drawn, one after the other; None: as configured.
+    """
     side, smaller = config.data.image_size, space.downsampling
     each = list(sizes or [(side, side)] * len(prompts))
 
     def images_of(at_once: int) -> list[Image.Image]:
+        return [image for count in steps for image in in_steps(count, at_once)]
+
+    def in_steps(count: int | None, at_once: int) -> list[Image.Image]:
+        sampling = config.sampling
+        if count is not None:
+            sampling = sampling.model_copy(update={"num_inference_steps": count})
         images: dict[int, Image.Image] = {}
         for size in dict.fromkeys(each):
             alike = [i for i, other in enumerate(each) if other == size]
@@ -77,15 +89,20 @@ def save_preview(
             for first in range(0, len(alike), at_once):
                 seeds = alike[first : first + at_once]
                 some = [prompts[i] for i in seeds]
-                settings = config.sampling, height, width, dtype
+                settings = sampling, height, width, dtype
                 drawn = draw(model, objective, words, some, seeds, *settings)
                 decoded = decode_within_memory(space, drawn, part_precision(dtype))
                 images |= zip(seeds, to_pil(decoded), strict=True)
         return [images[i] for i in range(len(prompts))]
 
     images = in_parts_that_fit(config.training.micro_batch_size, images_of)
+    headings = [
+        "" if count is None else f"{count} step{'s' * (count > 1)}"
+        for count in steps
+        for _ in prompts
+    ]
     with replacing(path, durable=False) as staging:
-        contact_sheet(images, prompts).save(staging)
+        contact_sheet(images, [*prompts] * len(steps), groups=headings).save(staging)
 
 
 def decode_within_memory(

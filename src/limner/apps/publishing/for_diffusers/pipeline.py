@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from limner.data.images import to_pil
+from limner.diffusion.flow_map import flow_map_denoiser
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.diffusion.objective import Objective
@@ -162,14 +163,27 @@ class LimnerPipeline(DiffusionPipeline):
         device = self._execution_device
 
         encoded = self.encode_prompt([*prompts, *negatives])
-        denoise = guided_denoiser(
-            self._network,
-            self._objective,
-            encoded.rows(slice(None, count)),
-            encoded.rows(slice(count, None)),
-            self._guidance(guidance_scale, guidance_interval, guidance_type, guidance_rescale),
-            torch.float32,
+        text, null = encoded.rows(slice(None, count)), encoded.rows(slice(count, None))
+        guidance = self._guidance(
+            guidance_scale, guidance_interval, guidance_type, guidance_rescale
         )
+        if self.transformer.config.flow_map:
+            if guidance.guidance_scale != 1 or any(negatives):
+                raise ValueError(
+                    "the guidance of a distilled model was fixed when it was made: leave "
+                    "guidance_scale at 1, and negative_prompt away"
+                )
+            if not hasattr(self.scheduler, "solve") or self.scheduler.config.solver not in (
+                "ddim",
+                "euler",
+            ):
+                raise ValueError("a distilled model draws with LimnerScheduler and solver ddim")
+            times = self.scheduler.inference_timesteps(steps)
+            denoise = flow_map_denoiser(self._network, self._objective, text, times, torch.float32)
+        else:
+            denoise = guided_denoiser(
+                self._network, self._objective, text, null, guidance, torch.float32
+            )
 
         def noise(_: int) -> Tensor:
             return randn_tensor(shape, generator, device, torch.float32)
@@ -215,8 +229,10 @@ class LimnerPipeline(DiffusionPipeline):
         longest = max(len(states) for states, _ in rows)
         return self.transformer.read(*TextEmbeddings.stack(rows, longest).to(device))
 
-    def _network(self, x: Tensor, t: Tensor, y: TextConditioning) -> Tensor:
-        return self.transformer(x, t, y, return_dict=False)[0]
+    def _network(
+        self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
+    ) -> Tensor:
+        return self.transformer(x, t, y, return_dict=False, span=span)[0]
 
     def _guidance(
         self,

@@ -59,6 +59,14 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
                 num_train_timesteps, beta_start, beta_end, beta_schedule
             )
 
+    def inference_timesteps(self, num_inference_steps: int) -> Tensor:
+        """The times of a solver's steps and of the end, float64 [n + 1], descending."""
+        settings = self.config
+        times = self.noise_schedule.inference_timesteps(
+            num_inference_steps, settings.shift, settings.timestep_power
+        )
+        return times[settings.zero_init_steps :]
+
     def solve(
         self,
         denoise: Denoiser,
@@ -78,11 +86,7 @@ class LimnerScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             float32 [B, C, H, W].
         """
-        settings = self.config
-        times = self.noise_schedule.inference_timesteps(
-            num_inference_steps, settings.shift, settings.timestep_power
-        )
-        self.timesteps = times[settings.zero_init_steps :]
+        self.timesteps = self.inference_timesteps(num_inference_steps)
         x = noise(-1) if start is None else start
-        solver = SOLVERS[settings.solver]
+        solver = SOLVERS[self.config.solver]
         return solver(denoise, x, self.timesteps, self.noise_schedule, noise, callback)

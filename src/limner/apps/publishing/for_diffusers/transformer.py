@@ -33,6 +33,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         downsampling: pixels per latent in each direction.
         objective, prediction_type: the training objective; the pipeline converts predictions for
             the scheduler.
+        flow_map: whether this is a distilled model, which is given the length of each step, too.
         latents_mean, latents_scale: the model denoises (latents - mean) * scale; one number for all
             channels or one for each.
     """
@@ -57,6 +58,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         downsampling: int = 1,
         objective: str = "flow_matching",
         prediction_type: str = "velocity",
+        flow_map: bool = False,
         latents_mean: list[float] | None = None,
         latents_scale: list[float] | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             mlp_ratio=mlp_ratio,
             dropout=0.0,
             text_width=text_width,
+            flow_map=flow_map,
         )
 
     def forward(
@@ -81,6 +84,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         encoder_attention_mask: Tensor | None = None,
         pooled_projections: Tensor | None = None,
         return_dict: bool = True,
+        span: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the model output for one timestep.
 
@@ -98,7 +102,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             assert encoder_attention_mask is not None, "encoder_attention_mask is required"
             text = self.read(text, encoder_attention_mask, pooled_projections)
         with self._precision(hidden_states.device):
-            output = self.denoiser(hidden_states, timestep, text)
+            output = self.denoiser(hidden_states, timestep, text, span)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
     @apply_forward_hook

@@ -1,0 +1,185 @@
+"""`limner distill`: from a finished model to one that draws in one or two steps.
+
+A run of `Trainer` with `model.flow_map`, whose configuration follows from the teacher's (see
+`limner.training.distillation`), and at its end teacher and student side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.checkpoint.inherit import load_run_config
+from limner.checkpoint.open_model import open_model
+from limner.config import Config
+from limner.console import say
+from limner.data.open import Data
+from limner.errors import LimnerError
+from limner.evaluation.end_of_run import evaluate_run
+from limner.evaluation.prompt_following import (
+    check_shapes,
+    rank_drawings,
+    ranks_by_split,
+    shapes_by_split,
+)
+from limner.evaluation.prompts import prompts_of_run
+from limner.evaluation.samples import Drawing, draw, in_any_number, open_generator
+from limner.evaluation.splits import Split
+from limner.files.atomic import write_text_whole
+from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
+from limner.inference.generator import ImageGenerator
+from limner.inference.sampling_settings import function_evaluations, in_words
+from limner.metrics import retrieval
+from limner.reports.run_report import write_report
+from limner.training.trainer import Trainer
+
+SHARE_OF_TEACHER, MOST_MINUTES, LEAST_MINUTES = 1 / 3, 60.0, 1.0
+"""Of the minutes that the teacher trained, by default."""
+COMPARED, SHOWN = 128, 8
+"""Prompts that each way of drawing is measured with, and shown with."""
+COMPARISON = "comparison.json", "comparison.png"
+
+
+@dataclass
+class Way:
+    """A way of drawing, and what was measured of it."""
+
+    name: str
+    evaluations: int
+    images_per_second: float
+    drawings: list[Drawing]
+    right: dict[str, float]
+    """Of each split, the share of prompts that got what they name; empty where nobody knows."""
+
+
+def distill_config(
+    teacher: str, output: str, minutes: float | None, overrides: Sequence[str]
+) -> Config:
+    """The configuration of a student: its teacher's, but for what drawing in few steps needs."""
+    opened = open_model(teacher)
+    own = opened.config.model_dump(mode="json")
+    if minutes is None:
+        minutes = opened.state.seconds / 60 * SHARE_OF_TEACHER
+        minutes = min(MOST_MINUTES, max(LEAST_MINUTES, minutes))
+    left_open = ("learning_rate", "max_steps", "num_epochs", "save_every_n_epochs", "run_name")
+    training = {key: value for key, value in own["training"].items() if key not in left_open}
+    training |= {
+        "init_from": teacher,
+        "output_dir": output,
+        "max_minutes": round(minutes, 3),
+        "resume": "auto",
+    }
+    times = {key: own["sampling"][key] for key in ("shift", "timestep_power")}
+    meaning = {k: v for k, v in own["scheduler"].items() if k != "level_balance"}
+    sections = own | {
+        "model": own["model"] | {"flow_map": True},
+        "data": own["data"] | {"horizontal_flip": 0.0},
+        "training": training,
+        "scheduler": meaning,
+        "optimizer": {},
+        "lr_scheduler": {},
+        "lora": {},
+        "distill": {},
+        "sampling": times,
+    }
+    return load_run_config(sections, overrides)
+
+
+def distill(
+    teacher: str, output: str, minutes: float | None = None, overrides: Sequence[str] = ()
+) -> Path:
+    """Distill a model into `output`, or go on; then draw, measure, and compare."""
+    config = distill_config(teacher, output, minutes, overrides)
+    if Path(output).resolve() == Path(teacher).resolve():
+        raise LimnerError(f"--output {output} is the teacher's own folder; choose another one")
+    trainer = Trainer(config)
+    trainer.train()
+    folder = trainer.folder
+    seconds = max(60.0, trainer.state.seconds / 8)
+    evaluate_run(folder, config, trainer.data, seconds=seconds)
+    write_report(folder)
+    ways = compare(teacher, folder, trainer.config, trainer.data)
+    _write(folder, ways)
+    say()
+    for way in ways:
+        say(_in_words(way))
+    say(f"\nLook at {folder / COMPARISON[1]} and {folder / 'report.html'}, and try")
+    say(f'  limner generate {output} "a red apple"   # in 2 steps; --num_inference_steps 1 or 4')
+    return folder
+
+
+def compare(teacher: str, student: Path, config: Config, data: Data) -> list[Way]:
+    """The same prompts and seeds drawn by the teacher as it usually does and in 4 steps, and by
+    the student in 1, 2, and 4."""
+    ways = []
+    there = open_generator(teacher, config)
+    ways.append(_drawn("teacher", there, data, {}))
+    ways.append(_drawn("teacher", there, data, {"num_inference_steps": 4}))
+    here = open_generator(student, config)
+    ways += [_drawn("student", here, data, {"num_inference_steps": n}) for n in (1, 2, 4)]
+    return ways
+
+
+def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, Any]) -> Way:
+    drawings = in_any_number(prompts_of_run(data, (), COMPARED // 2))
+    sampling = generator.sampling.model_copy(update=changes)
+    generator.generate_batch([drawings[0].prompt], seeds=[0], **sampling.model_dump())
+    began = time.perf_counter()
+    draw(generator, drawings, sampling=sampling)
+    seconds = time.perf_counter() - began
+    right: dict[str, float] = {}
+    if data.set.name == "shapes":
+        check_shapes(drawings)
+        right = {split: about["all_right"] for split, about in shapes_by_split(drawings).items()}
+    elif data.set.name == "emoji":
+        rank_drawings(drawings, data)
+        found = ranks_by_split(drawings).items()
+        right = {split: retrieval.summary(ranks)["at_1"] for split, ranks in found}
+    evaluations = function_evaluations(sampling, generator.objective.noise_schedule)
+    name = f"{who}, {in_words(sampling)}"
+    if who == "student":
+        steps = sampling.num_inference_steps
+        name = f"student, {steps} step{'s' * (steps > 1)}"
+    return Way(name, evaluations, len(drawings) / seconds, drawings, right)
+
+
+def _in_words(way: Way) -> str:
+    right = ", ".join(f"{split} {share:.0%}" for split, share in way.right.items())
+    network = f"{way.evaluations} evaluation{'s' * (way.evaluations > 1)} of the network"
+    return f"{way.name}: {network}, {way.images_per_second:.1f} images/s" + (
+        f"; right: {right}" if right else ""
+    )
+
+
+def _write(folder: Path, ways: Sequence[Way]) -> None:
+    written = [
+        {
+            "name": way.name,
+            "evaluations": way.evaluations,
+            "images_per_second": round(way.images_per_second, 2),
+            "right": way.right,
+        }
+        for way in ways
+    ]
+    write_text_whole(folder / COMPARISON[0], json.dumps(written, ensure_ascii=False, indent=1))
+    chosen = [
+        [d for d in way.drawings if d.split is split][: SHOWN // 2]
+        for way in ways
+        for split in (Split.TRAINED, Split.HELD_OUT)
+    ]
+    shown = [d for some in chosen for d in some]
+    groups = [
+        way.name
+        for number, way in enumerate(ways)
+        for some in chosen[2 * number : 2 * number + 2]
+        for _ in some
+    ]
+    prompts = [d.prompt for d in shown]
+    sheet = contact_sheet(
+        [d.image for d in shown if d.image], prompts, columns=SHOWN, groups=groups
+    )
+    save_contact_sheet(sheet, folder / COMPARISON[1], prompts)

@@ -1,0 +1,31 @@
+"""Settings of `limner distill`: a model of few steps, made from one that needs many."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from limner.config.types import NonNegative, PositiveInt, Section, Share
+
+
+class DistillConfig(Section):
+    """Of a run with `model.flow_map`. Its teacher is the model in `training.init_from`."""
+
+    num_trajectories: Annotated[PositiveInt, Field(le=10_000_000)] | None = None
+    """Number of pictures that the teacher draws, of which every step is kept to learn from. None: 4
+    for each training picture, but at least 1,024 and at most 16,384."""
+    num_inference_steps: Annotated[PositiveInt, Field(le=1_000)] = 8
+    """Steps in which the teacher draws them. The student can draw in this many, in 1, and in every
+    number between that divides it."""
+    guidance_scale: NonNegative | None = None
+    """Guidance scale of the teacher, which becomes part of the student. None: as in the teacher's
+    own configuration."""
+    one_step_share: Share = 0.3
+    """Share of the pairs of states that lie one step of the teacher apart; the rest are any two."""
+    first_state_share: Share = 0.15
+    """Share of the pairs that begin at pure noise, two thirds of which end at the picture: the
+    steps of a drawing in one step."""
+    fingerprint: str | None = None
+    """Hash of the teacher's weights and of its sampling settings, saved in checkpoints. Another
+    teacher is rejected."""

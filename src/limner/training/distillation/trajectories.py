@@ -1,0 +1,227 @@
+"""Trajectories: every state of drawings that a teacher made of trained captions, kept in a store.
+
+Each drawing has its own caption and its own noise, which follow from the run's seed and the
+drawing's number. Held-out captions are drawn only to measure with. A store is for one teacher with
+one way of drawing; drawing that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.config import Config, SamplingConfig
+from limner.console import format_duration, progress_lines
+from limner.data.dataset import ImageError, Row
+from limner.data.open import Data
+from limner.data.order import evenly_spaced, seeded_generator
+from limner.data.precomputed.fill import check_space, fill
+from limner.data.precomputed.store import Store
+from limner.device import name_of
+from limner.diffusion.guidance import guided_denoiser
+from limner.diffusion.objective import Objective, build_objective
+from limner.diffusion.solvers import SOLVERS
+from limner.files.fingerprints import digest
+from limner.inference.sampling import read
+from limner.inference.sampling_settings import inference_timesteps
+from limner.models.text_to_image import TextToImage
+from limner.text.words import Words
+from limner.training.distillation.teacher import open_teacher
+
+log = logging.getLogger(__name__)
+
+STORED = torch.float16
+"""Neighbouring states differ by little, of which bfloat16 would keep too few digits."""
+PER_IMAGE, LEAST, MOST = 4, 1024, 16_384
+"""Trajectories for each training image; at least, at most."""
+AT_ONCE, TOKENS_AT_ONCE = 64, 1024
+"""Drawings that are made together; on a CPU as many patches as its caches hold."""
+MOST_ROWS, MOST_BYTES = 1024, 2**28
+"""Of a shard, which is in memory as a whole when it is written."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the teacher is to draw."""
+
+    caption: str
+    seed: int
+    """Of its noise."""
+
+    @property
+    def id(self) -> bytes:
+        return digest(self.caption, str(self.seed))
+
+
+class Trajectories:
+    """Stored trajectories, each of `steps + 1` states from pure noise to the picture.
+
+    Attributes:
+        drawings: what each shows.
+        timesteps: float64 [steps + 1], the time of each state, descending.
+    """
+
+    def __init__(self, store: Store, drawings: Sequence[Drawing], timesteps: Tensor) -> None:
+        self.store, self.drawings, self.timesteps = store, drawings, timesteps
+        self.positions = store.find(ids_of(drawings))
+
+    def __len__(self) -> int:
+        return len(self.drawings)
+
+    def states(self, number: int) -> Tensor:
+        """float32 [steps + 1, C, h, w]. Raises ImageError if they are damaged."""
+        position = int(self.positions[number])
+        if position < 0:
+            reason = self.store.reason(self.drawings[number].id)
+            raise ImageError(f"trajectory {number}: {reason or 'it is not in the store'}")
+        return self.store.read(position).float()
+
+
+def stored_trajectories(
+    config: Config,
+    data: Data,
+    words: Words,
+    text_size: int,
+    downsampling: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Trajectories, Trajectories]:
+    """Those of trained captions, to learn from, and of held-out ones, to measure with; what is not
+    in the store yet is drawn now.
+
+    Args:
+        config: of the student, complete.
+        words: what reads captions, for the student and for its teacher.
+        text_size: see `limner.models.text_to_image.build_model`.
+        downsampling: of the autoencoder; 1 in pixel space.
+
+    Raises:
+        LimnerError: the teacher cannot be used (see `open_teacher`), or the disk is full.
+    """
+    teacher = open_teacher(config)
+    side, channels = config.data.image_size // downsampling, config.model.in_channels
+    assert channels
+    assert config.model.patch_size
+    trained, held_out = trained_drawings(config, data.trained.rows), held_out_drawings(config, data)
+    key: dict[str, str | int | float | bool | None] = {
+        "format": 1,
+        "teacher": teacher.fingerprint,
+        "image_size": config.data.image_size,
+        "computed_in": name_of(dtype),
+    }
+    store = Store.open(Path(config.cache.folder), "trajectories", key)
+    everything = [*trained, *held_out]
+    missing, steps = len(store.missing(ids_of(everything))), teacher.sampling.num_inference_steps
+    if missing:
+        row_bytes = (steps + 1) * channels * side**2 * STORED.itemsize
+        log.info(
+            f"{missing:,} trajectories of {steps} steps to draw once, into {store.folder} "
+            f"({missing * row_bytes / 2**20:,.1f} MiB)"
+        )
+        check_space(store.folder, missing * row_bytes)
+        model, objective = (
+            teacher.model(text_size, device, dtype),
+            build_objective(teacher.opened.config),
+        )
+        at_once = AT_ONCE
+        if device.type == "cpu":
+            tokens = (side // config.model.patch_size) ** 2
+            at_once = max(1, min(AT_ONCE, TOKENS_AT_ONCE // tokens))
+        shape = (channels, side, side)
+
+        def make(indices: list[int]) -> list[Tensor | str]:
+            some = [everything[i] for i in indices]
+            states = draw_trajectories(
+                model, objective, words, some, teacher.sampling, shape, dtype
+            )
+            return list(states.to(STORED).cpu())
+
+        began, progress = time.monotonic(), progress_lines(log, "trajectories drawn")
+        per_shard = max(at_once, min(MOST_ROWS, MOST_BYTES // row_bytes) // at_once * at_once)
+        fill(store, ids_of(everything), make, per_shard, at_once, progress)
+        log.info(f"trajectories drawn in {format_duration(time.monotonic() - began)}")
+    sampling = teacher.sampling
+    timesteps = build_objective(config).noise_schedule.inference_timesteps(
+        steps, sampling.shift, sampling.timestep_power
+    )
+    return Trajectories(store, trained, timesteps), Trajectories(store, held_out, timesteps)
+
+
+def trained_drawings(config: Config, rows: Sequence[Row]) -> list[Drawing]:
+    """What the student learns from: captions in turn, some of them paraphrases, some empty, as in
+    training."""
+    training = config.training
+    count = config.distill.num_trajectories or min(MOST, max(LEAST, PER_IMAGE * len(rows)))
+    drawings = []
+    for number in range(count):
+        generator = seeded_generator(training.seed, "trajectory", number)
+        drop, other, which = torch.rand(3, generator=generator).tolist()
+        captions = rows[number % len(rows)].captions
+        caption = captions[0]
+        if len(captions) > 1 and other >= config.data.main_caption_share:
+            caption = captions[1 + int(which * (len(captions) - 1))]
+        caption = "" if drop < training.caption_dropout else caption
+        drawings.append(Drawing(caption, _noise_seed(generator)))
+    return drawings
+
+
+def held_out_drawings(config: Config, data: Data) -> list[Drawing]:
+    """What the student is measured with."""
+    rows = data.held_out.rows
+    chosen = evenly_spaced(len(rows), config.training.heldout_pictures)
+    return [
+        Drawing(
+            rows[i].captions[0],
+            _noise_seed(seeded_generator(config.training.seed, "held-out trajectory", i)),
+        )
+        for i in chosen
+    ]
+
+
+def _noise_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+def ids_of(drawings: Sequence[Drawing]) -> np.ndarray:
+    """uint8 [N, 16]"""
+    return np.frombuffer(b"".join(d.id for d in drawings), dtype=np.uint8).reshape(-1, 16)
+
+
+@torch.no_grad()
+def draw_trajectories(
+    model: TextToImage,
+    objective: Objective,
+    words: Words,
+    drawings: Sequence[Drawing],
+    sampling: SamplingConfig,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Draw, and keep every state: float32 [B, steps + 1, C, h, w], on the model's device.
+
+    Args:
+        shape: (C, h, w) of what is denoised.
+    """
+    device = next(model.parameters()).device
+    text, null = read(model, words, [d.caption for d in drawings], "", None, dtype)
+    denoise = guided_denoiser(model, objective, text, null, sampling, dtype)
+    streams = [torch.Generator().manual_seed(d.seed) for d in drawings]
+    x = torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
+    timesteps = inference_timesteps(sampling, objective.noise_schedule)
+    states: dict[float, Tensor] = {}
+
+    def seen(x: Tensor, timestep: float) -> Tensor:
+        states.setdefault(timestep, x)  # Heun's method looks twice at most times
+        return denoise(x, timestep)
+
+    last = SOLVERS[sampling.scheduler_type](seen, x, timesteps, objective.noise_schedule)
+    # While a solver waits (zero_init_steps) the noise stays what it is.
+    waited = [x] * sampling.zero_init_steps
+    return torch.stack([*waited, *(states[t] for t in timesteps[:-1].tolist()), last], dim=1)

@@ -1,0 +1,408 @@
+"""Distillation: the student of a teacher, from its trajectories to its pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import events, messages
+
+from limner.apps.distill import distill_config
+from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.lineage import read_lineage
+from limner.cli import main
+from limner.config import Config, load_config
+from limner.data.dataset import ImageError
+from limner.data.open import open_data
+from limner.diffusion.objective import build_objective
+from limner.errors import LimnerError
+from limner.inference.generator import ImageGenerator
+from limner.training.distillation import trajectories
+from limner.training.distillation.pairs import TrajectoryPairs
+from limner.training.distillation.teacher import open_teacher
+from limner.training.distillation.trajectories import (
+    Trajectories,
+    draw_trajectories,
+    held_out_drawings,
+    trained_drawings,
+)
+from limner.training.trainer import Trainer
+
+Build = Callable[..., Config]
+COUNT = 24
+
+
+@pytest.fixture
+def build(trained: Path, tmp_path: Path, quick_end: None) -> Build:
+    """The configuration of a student of the tiny run."""
+
+    def build(*overrides: str, name: str = "student") -> Config:
+        return distill_config(
+            str(trained / "outputs"),
+            str(tmp_path / name),
+            None,
+            [
+                f"cache.folder='{tmp_path / 'cache'}'",
+                f"distill.num_trajectories={COUNT}",
+                "training.max_steps=6",
+                *overrides,
+            ],
+        )
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def distilled(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of a student in it; only to be read."""
+    folder = tmp_path_factory.mktemp("distilled")
+    words = [f"cache.folder='{folder / 'cache'}'", f"distill.num_trajectories={COUNT}"]
+    words += ["training.max_steps=6", "training.preview_steps=6"]
+    config = distill_config(str(trained / "outputs"), str(folder / "run"), None, words)
+    Trainer(config).train()
+    return folder / "run"
+
+
+def weights(folder: Path, name: str = "model.pt") -> dict[str, torch.Tensor]:
+    return load_tensors(folder / name)
+
+
+# What it learns from
+
+
+def test_held_out_captions_are_never_among_what_it_learns_from(build: Build) -> None:
+    config = build(
+        "data.dataset_name=emoji",
+        "data.subset=demo",
+        "data.num_samples=null",
+        "distill.num_trajectories=1000",
+        "training.heldout_pictures=100",
+    )
+    data = open_data(config)
+    held_out = {caption for row in data.held_out.rows for caption in row.captions}
+    learned = [drawing.caption for drawing in trained_drawings(config, data.trained.rows)]
+    measured = [drawing.caption for drawing in held_out_drawings(config, data)]
+    assert len(held_out) > 30
+    assert held_out.isdisjoint(learned)
+    assert set(measured) == {row.captions[0] for row in data.held_out.rows}
+    assert 50 < learned.count("") < 150  # training.caption_dropout is 0.1
+    others = {caption for row in data.trained.rows for caption in row.captions[1:]}
+    assert len(others & set(learned)) > 50  # paraphrases, too
+    everything = trained_drawings(config, data.trained.rows) + held_out_drawings(config, data)
+    assert len({drawing.seed for drawing in everything}) == len(everything)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmsolver++", "unipc"])
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_trajectory_begins_at_its_noise_and_ends_at_the_picture(
+    solver: str, zero: int, trained: Path
+) -> None:
+    generator = ImageGenerator(trained / "outputs", device="cpu")
+    sampling = generator.sampling.model_copy(
+        update={"scheduler_type": solver, "num_inference_steps": 4, "zero_init_steps": zero}
+    )
+    drawings = [trajectories.Drawing("a red circle", 7), trajectories.Drawing("", 8)]
+    states = draw_trajectories(
+        generator.model, generator.objective, generator.words, drawings, sampling, (3, 16, 16),
+        torch.float32,
+    )  # fmt: skip
+    assert states.shape == (2, 5, 3, 16, 16)
+    noise = torch.randn((3, 16, 16), generator=torch.Generator().manual_seed(7))
+    for waiting in range(zero + 1):
+        assert torch.equal(states[0, waiting], noise)
+    drawn = generator.generate_batch(["a red circle", ""], seeds=[7, 8], **sampling.model_dump())
+    for state, image in zip(states[:, -1], drawn, strict=True):
+        pixels = (state.permute(1, 2, 0) + 1) * 127.5
+        shown = torch.from_numpy(np.array(image)).float()
+        assert (pixels.clamp(0, 255) - shown).abs().max() <= 1
+    assert (states[:, 1 + zero] - states[:, zero]).abs().max() > 0.01
+
+
+def test_every_pair_is_of_an_earlier_and_a_later_state(build: Build) -> None:
+    run = Trainer(build()).run
+    assert run.inputs.trajectories is not None
+    own = run.inputs.trajectories[0]
+    pairs = TrajectoryPairs(own, run.inputs.words, run.config)
+    seen, times = set(), own.timesteps.float()
+    for count in range(300):
+        example = pairs[count]
+        s, r = example.u.tolist()
+        i, j = times.tolist().index(s), times.tolist().index(r)
+        assert 0 <= i < j <= 8
+        seen.add((i, j))
+        number = pairs.order.position(count)
+        assert torch.equal(example.noise, own.states(number)[i])
+        assert torch.equal(example.image, own.states(number)[j])
+    assert (0, 8) in seen
+    assert {(k, k + 1) for k in range(8)} <= seen
+    assert len(seen) > 25  # of 36
+    again = pairs[17]
+    assert torch.equal(again.image, pairs[17].image)
+    edge = 1 - 2**-24
+    for kind in (0.0, 0.5, edge):
+        for first in (0.0, edge):
+            for last in (0.0, edge):
+                for end in (0.0, edge):
+                    i, j = pairs.pair(kind, first, last, end)
+                    assert 0 <= i < j <= 8
+
+
+# Training
+
+
+def test_what_was_drawn_before_a_kill_is_kept_and_the_run_is_the_same(
+    build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = build(f"cache.folder='{tmp_path / 'other'}'", name="whole")
+    Trainer(whole).train()
+
+    monkeypatch.setattr(trajectories, "AT_ONCE", 4)
+    draw, drawn = trajectories.draw_trajectories, list[int]()
+
+    def killed(*arguments: object) -> torch.Tensor:
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        found = draw(*arguments)  # type: ignore[arg-type]
+        drawn.append(len(found))
+        return found
+
+    monkeypatch.setattr(trajectories, "draw_trajectories", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(build()).train()
+    assert drawn == [4, 4, 4]
+    monkeypatch.setattr(
+        trajectories,
+        "draw_trajectories",
+        lambda *arguments: (drawn.append(1), draw(*arguments))[1],  # type: ignore[arg-type]
+    )
+    config = build()
+    Trainer(config).train()
+    assert len(drawn) == 3 + 4  # 25 drawings, of which 12 were there
+    folder = Path(config.training.output_dir)
+    for name in ("checkpoint-3", "checkpoint-6"):
+        one, other = weights(folder / name), weights(Path(whole.training.output_dir) / name)
+        assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_a_resumed_run_is_the_same_run(build: Build, tmp_path: Path) -> None:
+    whole = Path(build(name="whole").training.output_dir)
+    Trainer(build(name="whole")).train()
+    Trainer(build(name="again"), resume=whole / "checkpoint-3").train()
+    for file in ("model.pt", "ema.safetensors"):
+        one = _tensors(whole / "checkpoint-6" / file)
+        other = _tensors(tmp_path / "again" / "checkpoint-6" / file)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+
+
+def test_the_student_comes_nearer_to_its_teacher_and_the_words_stay(
+    build: Build, trained: Path
+) -> None:
+    config = build("training.max_steps=150", "training.heldout_steps=50", "optimizer.type=adamw")
+    Trainer(config).train()
+    folder = Path(config.training.output_dir)
+    losses = [event["loss_by_level"] for event in events(folder, "heldout")]
+    assert set(losses[0]) == {"1", "2", "4"}
+    assert losses[-1]["1"] < 0.8 * losses[0]["1"]
+    student = weights(folder / "checkpoint-150")
+    teacher = _tensors(trained / "outputs" / "checkpoint-6" / "ema.safetensors")
+    for name, tensor in teacher.items():
+        if name.startswith("text_encoder."):
+            assert torch.equal(student[name], tensor), name
+    assert student["denoiser.span_embedding.mlp.2.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["sample", "velocity", "epsilon"])
+@pytest.mark.parametrize("architecture", ["modern", "dit"])
+def test_at_first_it_draws_as_its_teacher_does_without_guidance(
+    kind: str, architecture: str, tiny_config: Build, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        f"model.architecture={architecture}", f"scheduler.prediction_type={kind}",
+        "scheduler.objective=flow_matching", "training.max_steps=1",
+    )  # fmt: skip
+    Trainer(config).train()
+    folder = config.training.output_dir
+    words = [f"cache.folder='{tmp_path / 'cache'}'", "distill.num_trajectories=4"]
+    words.append("training.max_steps=1")
+    student = distill_config(
+        folder, str(tmp_path / "s"), None, [*words, "training.learning_rate=1e-30"]
+    )
+    Trainer(student).train()
+    assert events(tmp_path / "s", "train")
+    usual = {"scheduler_type": "ddim", "num_inference_steps": 4}
+    teacher = ImageGenerator(folder, device="cpu")
+    one = teacher.generate("a red circle", guidance_scale=1.0, **usual)
+    other = ImageGenerator(tmp_path / "s", device="cpu").generate("a red circle", **usual)
+    difference = np.asarray(one, dtype=int) - np.asarray(other, dtype=int)
+    assert abs(difference).max() <= 1
+
+
+def test_its_run_folder_says_what_it_is(distilled: Path, trained: Path) -> None:
+    lineage = read_lineage(distilled)
+    assert lineage is not None
+    assert lineage.method == "distilled"
+    assert lineage.base is not None
+    said = messages(distilled)
+    assert any(f"{COUNT + 1} trajectories of 8 steps to draw once" in line for line in said)
+    with Image.open(distilled / "previews" / "step-000006.png") as sheet:
+        assert sheet.height > 3 * 96  # in 1, 2, and 4 steps
+    config = load_config(distilled / "checkpoint-6" / "config.yaml")
+    assert config.distill.fingerprint == open_teacher(config).fingerprint
+
+
+# Drawing
+
+
+def test_it_draws_in_one_step_or_two_or_more(
+    distilled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = ImageGenerator(distilled, device="cpu")
+    assert generator.sampling.num_inference_steps == 2
+    calls = list[tuple[float, float]]()
+    forward = generator.model.denoiser.forward
+
+    def counted(x: torch.Tensor, t: torch.Tensor, y: object, span: torch.Tensor) -> torch.Tensor:
+        calls.append((float(t[0]), float(span[0])))
+        return forward(x, t, y, span)  # type: ignore[arg-type]
+
+    generator.model.denoiser.forward = counted  # type: ignore[method-assign, assignment]
+    for steps in (1, 2, 4, 3):
+        calls.clear()
+        image = generator.generate("a red circle", num_inference_steps=steps, seed=3)
+        assert image.size == (16, 16)
+        assert len(calls) == steps
+        assert sum(span for _, span in calls) == pytest.approx(1000)
+        assert calls[0][0] == 1000
+    assert "distilled for 1, 2, 4, or 8 steps" in caplog.text
+    output = tmp_path / "a.png"
+    words = ["generate", str(distilled), "a red circle", "--num_inference_steps", "1"]
+    assert main([*words, "--output", str(output)]) == 0
+    assert output.is_file()
+    generator.interpolate("a red circle", "a blue square", count=3)
+    generator.generate("a red circle", init_image=output, strength=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"guidance_scale": 3.0}, "guidance of a distilled model was fixed"),
+        ({"scheduler_type": "unipc"}, "use ddim"),
+        ({"zero_init_steps": 1}, "zero_init_steps"),
+        ({"negative_prompt": "a dog"}, "cannot be guided away"),
+    ],
+)
+def test_what_it_no_longer_has_is_said(
+    settings: dict[str, object], said: str, distilled: Path
+) -> None:
+    generator = ImageGenerator(distilled, device="cpu")
+    with pytest.raises(LimnerError, match=said):
+        generator.generate("a red circle", **settings)  # type: ignore[arg-type]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.buckets=auto", r"data\.buckets: not supported"),
+        ("lora.rank=4", r"lora\.rank: not supported"),
+        ("training.batch_size=auto", r"training\.batch_size: auto is not supported"),
+        ("sampling.scheduler_type=heun", r"sampling\.scheduler_type"),
+        ("model.num_layers=3", r"model\.num_layers is 3 here and 2 there"),
+        ("data.image_size=32", r"data\.image_size is 32 here and 16 there"),
+        ("distill.num_inference_steps=0", r"distill\.num_inference_steps"),
+    ],
+)
+def test_settings_that_cannot_be(word: str, said: str, build: Build) -> None:
+    with pytest.raises(LimnerError, match=said):
+        Trainer(build(word))
+
+
+def test_a_student_has_no_students_and_is_not_tuned(
+    distilled: Path, build: Build, tiny_config: Build
+) -> None:
+    with pytest.raises(LimnerError, match="cannot be trained further; fine-tune the model it was"):
+        Trainer(build(f"training.init_from='{distilled}'"))
+    with pytest.raises(LimnerError, match="cannot be trained further"):
+        Trainer(tiny_config(f"training.init_from='{distilled}'", "model.flow_map=false"))
+    with pytest.raises(LimnerError, match=r"model\.flow_map: .*set training\.init_from"):
+        load_config(None, ["model.flow_map=true"])
+    with pytest.raises(LimnerError, match=r"distill\.guidance_scale: has no effect without"):
+        load_config(None, ["distill.guidance_scale=2"])
+
+
+def test_another_teacher_does_not_take_over(
+    distilled: Path, trained: Path, build: Build, tmp_path: Path
+) -> None:
+    config = load_config(distilled / "checkpoint-6" / "config.yaml")
+    told = [f"distill.fingerprint={'0' * 32}", f"training.output_dir='{tmp_path / 'x'}'"]
+    other = load_config(config.model_dump(mode="json"), told)
+    with pytest.raises(LimnerError, match="is not the teacher that this run began with"):
+        open_teacher(other)
+    assert open_teacher(config).sampling.guidance_scale == 3.0
+    stronger = build("distill.guidance_scale=5")
+    assert open_teacher(stronger).sampling.guidance_scale == 5.0
+    assert open_teacher(stronger).fingerprint != config.distill.fingerprint
+
+
+def test_a_damaged_trajectory_is_listed_and_the_next_one_stands_in(build: Build) -> None:
+    run = Trainer(build()).run
+    assert run.inputs.trajectories is not None
+    own = run.inputs.trajectories[0]
+    pairs = TrajectoryPairs(own, run.inputs.words, run.config)
+    number = pairs.order.position(5)
+    states = own.states
+
+    class Damaged(Trajectories):
+        def states(self, which: int) -> torch.Tensor:
+            if which == number:
+                raise ImageError("damaged")
+            return states(which)
+
+    damaged = Damaged(own.store, own.drawings, own.timesteps)
+    example = TrajectoryPairs(damaged, run.inputs.words, run.config)[5]
+    assert [refused.key for refused in example.refused] == [f"trajectory {number}"]
+    assert torch.isfinite(example.image).all()
+
+
+# The command
+
+
+def test_it_ends_with_teacher_and_student_side_by_side(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_end: None
+) -> None:
+    words = ["distill", str(trained / "outputs"), "--output", str(tmp_path / "s"), "--minutes", "1"]
+    words += [f"cache.folder={tmp_path / 'cache'}", f"distill.num_trajectories={COUNT}"]
+    assert main([*words, "training.max_steps=4"]) == 0
+    said = capsys.readouterr().out
+    assert "teacher, dpmsolver++, 2 steps, guidance 3: 4 evaluations" in said
+    for line in ("student, 1 step: 1 evaluation of", "student, 2 steps: 2 evaluations of"):
+        assert line in said
+    written = json.loads((tmp_path / "s" / "comparison.json").read_text("utf-8"))
+    assert [way["evaluations"] for way in written] == [4, 8, 1, 2, 4]
+    with Image.open(tmp_path / "s" / "comparison.png") as sheet:
+        assert sheet.width > 300
+    assert "distilled from" in (tmp_path / "s" / "report.html").read_text("utf-8")
+    assert main(["distill", str(tmp_path / "s"), "--output", str(tmp_path / "t")]) != 0
+    outputs = str(trained / "outputs")
+    assert main(["distill", outputs, "--output", outputs]) != 0
+    assert "the teacher's own folder" in capsys.readouterr().err
+
+
+def test_objective_of_the_student_is_its_teachers(build: Build, trained: Path) -> None:
+    config = build()
+    teacher = load_config(trained / "outputs" / "checkpoint-6" / "config.yaml")
+    assert build_objective(config) == build_objective(teacher)
+    assert config.scheduler.level_balance == 0
+    assert config.sampling.shift == teacher.sampling.shift
