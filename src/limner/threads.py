@@ -13,8 +13,8 @@ OPENMP = {
 By default it spins so long that, while a program of somebody else's has a core, all threads of a
 run spin in wait for the one that is not running, and two runs on one machine nearly stand still.
 A count is another time on every processor: beside the best setting of the same round, 1000 cost a
-run that is alone 13 % on one and 32 % on another, 3000 cost 17 % and 8 %, and both keep more than
-half of a fair share in company. Results are the same to the bit. Measured:
+run that is alone 13, 32, and 1 % on three of them, 3000 cost 17, 8, and 1 %, and both keep more
+than half of a fair share in company. Results are the same to the bit. Measured:
 benchmarks/shared_machine.py, docs/reliability.md.
 """
 
