@@ -138,14 +138,14 @@ BREAKS = (
         '    if origin is None:\n        return True\n    scheme, _, place = origin.partition("://")\n'
         '    return scheme in ("http", "https") and place.lower() == host.strip().lower()',
         '    return origin not in ("null", "http://evil.example")',
-        ("tests/unit/apps/test_play_access.py", "tests/unit/apps/test_play.py"),
+        ("tests/system/test_play_access.py", "tests/system/test_play.py"),
     ),
     Break(
         "a kept picture written over",
         "apps/play/painter.py",
         'path.open("xb")',
         'path.open("wb")',
-        ("tests/unit/apps/test_play.py", "tests/unit/apps/test_play_access.py"),
+        ("tests/system/test_play.py", "tests/system/test_play_access.py"),
     ),
     Break(
         "log lines dropped",

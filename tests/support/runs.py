@@ -29,7 +29,7 @@ def trained(config: Config) -> Trainer:
 
 def measure_here(patch: pytest.MonkeyPatch) -> None:
     """`limner estimate` measures in this process, which has imported all that it needs; that a
-    process of its own does it is tests/unit/training/test_estimate.py's."""
+    process of its own does it is tests/runs/test_estimate.py's."""
 
     def measured(config: Config) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()):
