@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from runs import events, messages
 
-from limner.apps.distill import distill_config
+from limner.apps.distill import Way, distill_config, shortfalls
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.lineage import read_lineage
 from limner.cli import main
@@ -398,6 +398,20 @@ def test_it_ends_with_teacher_and_student_side_by_side(
     outputs = str(trained / "outputs")
     assert main(["distill", outputs, "--output", outputs]) != 0
     assert "the teacher's own folder" in capsys.readouterr().err
+
+
+def test_it_says_where_the_student_falls_short() -> None:
+    def way(name: str, trained: float, held_out: float) -> Way:
+        return Way(name, 1, 1.0, [], {"trained": trained, "held out": held_out})
+
+    teacher = way("teacher", 0.97, 0.95)
+    students = [way("student, 1 step", 0.96, 0.6), way("student, 2 steps", 0.98, 0.93)]
+    (said,) = shortfalls(teacher, students)
+    assert said.startswith(
+        "student, 1 step: 35% of the held out prompts are right with the teacher"
+    )
+    assert "--minutes" in said
+    assert shortfalls(Way("teacher", 1, 1.0, [], {}), students) == []  # nobody knows what is right
 
 
 def test_objective_of_the_student_is_its_teachers(build: Build, trained: Path) -> None:

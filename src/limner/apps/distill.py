@@ -41,6 +41,8 @@ SHARE_OF_TEACHER, MOST_MINUTES, LEAST_MINUTES = 1 / 3, 60.0, 1.0
 """Of the minutes that the teacher trained, by default."""
 COMPARED, SHOWN = 128, 8
 """Prompts that each way of drawing is measured with, and shown with."""
+NOTICED = 0.03
+"""Share of prompts by which a student may fall short without a word."""
 COMPARISON = "comparison.json", "comparison.png"
 
 
@@ -107,6 +109,8 @@ def distill(
     say()
     for way in ways:
         say(_in_words(way))
+    for sentence in shortfalls(ways[0], ways[2:]):
+        say(sentence)
     say(f"\nLook at {folder / COMPARISON[1]} and {folder / 'report.html'}, and try")
     say(f'  limner generate {output} "a red apple"   # in 2 steps; --num_inference_steps 1 or 4')
     return folder
@@ -122,6 +126,24 @@ def compare(teacher: str, student: Path, config: Config, data: Data) -> list[Way
     here = open_generator(student, config)
     ways += [_drawn("student", here, data, {"num_inference_steps": n}) for n in (1, 2, 4)]
     return ways
+
+
+def shortfalls(teacher: Way, students: Sequence[Way]) -> list[str]:
+    """Where a student follows fewer prompts than its teacher, and what would help."""
+    found = []
+    for student in students:
+        lost = {
+            split: share - student.right[split]
+            for split, share in teacher.right.items()
+            if share - student.right.get(split, 0.0) > NOTICED
+        }
+        if lost:
+            by = ", ".join(f"{share:.0%} of the {split} prompts" for split, share in lost.items())
+            found.append(
+                f"{student.name}: {by} are right with the teacher and not here; more --minutes or a "
+                "larger distill.num_trajectories would help"
+            )
+    return found
 
 
 def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, Any]) -> Way:
