@@ -140,8 +140,8 @@ def shortfalls(teacher: Way, students: Sequence[Way]) -> list[str]:
         if lost:
             by = ", ".join(f"{share:.0%} of the {split} prompts" for split, share in lost.items())
             found.append(
-                f"{student.name}: {by} are right with the teacher and not here; more --minutes or a "
-                "larger distill.num_trajectories would help"
+                f"{student.name}: {by} are right with the teacher and not here; more --minutes or "
+                "a larger distill.num_trajectories would help"
             )
     return found
 
