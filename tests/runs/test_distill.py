@@ -11,6 +11,7 @@ from PIL import Image
 from runs import events, messages
 
 from limner.apps.distill import Way, distill_config, shortfalls
+from limner.apps.play.painter import Painter
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.lineage import read_lineage
 from limner.cli import main
@@ -307,6 +308,10 @@ def test_what_it_no_longer_has_is_said(
     generator = ImageGenerator(distilled, device="cpu")
     with pytest.raises(LimnerError, match=said):
         generator.generate("a red circle", **settings)  # type: ignore[arg-type]
+
+
+def test_the_page_in_the_browser_is_told(distilled: Path) -> None:
+    assert Painter(distilled, device="cpu").about()["distilled"] is True
 
 
 # What is refused

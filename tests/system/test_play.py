@@ -167,6 +167,7 @@ def test_it_says_what_it_draws_from(ask: Ask, server: Server) -> None:
     assert status == 200
     assert (about["name"], about["step"], about["newer"]) == ("shapes", 3, None)
     assert (about["size"], about["unit"], about["shapes"]) == (16, 4, [[16, 16]])
+    assert about["distilled"] is False
     assert about["examples"] == ["a red circle"]
     assert about["sampling"]["num_inference_steps"] == 2
     assert about["keeps"] == str(server.painter.keep_in)

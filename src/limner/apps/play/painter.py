@@ -67,6 +67,7 @@ class Painter:
             "unit": generator.patch * generator.autoencoder.downsampling,
             "shapes": self.shapes(),
             "solvers": list(SOLVERS),
+            "distilled": self.generator.model.is_flow_map,
             "sampling": sampling.model_dump(mode="json"),
             "examples": self.examples(),
             "keeps": None if self.keep_in is None else str(self.keep_in),
