@@ -293,6 +293,22 @@ def test_it_draws_in_one_step_or_two_or_more(
     generator.generate("a red circle", init_image=output, strength=0.5)
 
 
+def test_it_draws_the_same_from_one_file(distilled: Path, tmp_path: Path) -> None:
+    """Whose configuration does not say any more where the teacher was."""
+    file = tmp_path / "one.safetensors"
+    assert main(["export", str(distilled), "--output", str(file)]) == 0
+    for steps in (1, 2):
+        one, other = (
+            np.asarray(
+                ImageGenerator(model, device="cpu").generate(
+                    "a red circle", num_inference_steps=steps
+                )
+            )
+            for model in (distilled, file)
+        )
+        assert np.array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -342,7 +358,7 @@ def test_a_student_has_no_students_and_is_not_tuned(
     with pytest.raises(LimnerError, match="cannot be trained further"):
         Trainer(tiny_config(f"training.init_from='{distilled}'", "model.flow_map=false"))
     with pytest.raises(LimnerError, match=r"model\.flow_map: .*set training\.init_from"):
-        load_config(None, ["model.flow_map=true"])
+        Trainer(tiny_config("model.flow_map=true"))
     with pytest.raises(LimnerError, match=r"distill\.guidance_scale: has no effect without"):
         load_config(None, ["distill.guidance_scale=2"])
 

@@ -89,11 +89,6 @@ def _distillation_problems(config: Config) -> Iterator[str]:
                     "remove this key"
                 )
         return
-    if config.training.init_from is None:
-        yield (
-            "model.flow_map: a model that draws in few steps is made from one that needs many; set "
-            "training.init_from to that model, or use limner distill"
-        )
     if config.data.buckets is not None:
         yield "data.buckets: not supported with model.flow_map yet; remove it"
     if config.training.batch_size == "auto":

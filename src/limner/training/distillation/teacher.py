@@ -48,7 +48,11 @@ def open_teacher(config: Config) -> Teacher:
     """
     name = config.training.init_from
     opened = open_origin(config)
-    assert opened is not None, "load_config refuses that"
+    if opened is None:
+        raise LimnerError(
+            "model.flow_map: a model that draws in few steps is made from one that needs many; set "
+            "training.init_from to that model, or use limner distill"
+        )
     if found := _differences(opened.config, config):
         raise LimnerError(
             f"training.init_from: a student has the shape of its teacher, but {found[0]}; remove "
