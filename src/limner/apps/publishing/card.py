@@ -133,6 +133,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
             facts.data_name or measured_on or public_name(config),
         ),
         "repo": facts.repo,
+        "distilled": config.model.flow_map,
         "name": facts.repo.rpartition("/")[2],
         "parameters": f"{facts.parameters:,}",
         "side": config.data.image_size,
