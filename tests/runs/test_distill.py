@@ -429,7 +429,7 @@ def test_it_says_where_the_student_falls_short() -> None:
     students = [way("student, 1 step", 0.96, 0.6), way("student, 2 steps", 0.98, 0.93)]
     (said,) = shortfalls(teacher, students)
     assert said.startswith(
-        "student, 1 step: 35% of the held out prompts are right with the teacher"
+        "student, 1 step: 35% of the held-out prompts are right with the teacher"
     )
     assert "--minutes" in said
     assert shortfalls(Way("teacher", 1, 1.0, [], {}), students) == []  # nobody knows what is right

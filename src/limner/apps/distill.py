@@ -19,7 +19,7 @@ from limner.config import Config
 from limner.console import say
 from limner.data.open import Data
 from limner.errors import LimnerError
-from limner.evaluation.end_of_run import evaluate_run
+from limner.evaluation.end_of_run import drawing_time, evaluate_run
 from limner.evaluation.prompt_following import (
     check_shapes,
     rank_drawings,
@@ -28,7 +28,7 @@ from limner.evaluation.prompt_following import (
 )
 from limner.evaluation.prompts import prompts_of_run
 from limner.evaluation.samples import Drawing, draw, in_any_number, open_generator
-from limner.evaluation.splits import Split
+from limner.evaluation.splits import Split, adjective
 from limner.files.atomic import write_text_whole
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
@@ -101,8 +101,9 @@ def distill(
     trainer = Trainer(config)
     trainer.train()
     folder = trainer.folder
-    seconds = max(60.0, trainer.state.seconds / 8)
-    evaluate_run(folder, config, trainer.data, seconds=seconds)
+    if not trainer.run.is_main:
+        return folder
+    evaluate_run(folder, config, trainer.data, seconds=drawing_time(trainer.state.seconds))
     write_report(folder)
     ways = compare(teacher, folder, trainer.config, trainer.data)
     _write(folder, ways)
@@ -138,7 +139,9 @@ def shortfalls(teacher: Way, students: Sequence[Way]) -> list[str]:
             if share - student.right.get(split, 0.0) > NOTICED
         }
         if lost:
-            by = ", ".join(f"{share:.0%} of the {split} prompts" for split, share in lost.items())
+            by = ", ".join(
+                f"{share:.0%} of the {adjective(split)} prompts" for split, share in lost.items()
+            )
             found.append(
                 f"{student.name}: {by} are right with the teacher and not here; more --minutes or "
                 "a larger distill.num_trajectories would help"
@@ -170,7 +173,7 @@ def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, A
 
 
 def _in_words(way: Way) -> str:
-    right = ", ".join(f"{split} {share:.0%}" for split, share in way.right.items())
+    right = ", ".join(f"{share:.0%} of {adjective(s)} prompts" for s, share in way.right.items())
     network = f"{way.evaluations} evaluation{'s' * (way.evaluations > 1)} of the network"
     return f"{way.name}: {network}, {way.images_per_second:.1f} images/s" + (
         f"; right: {right}" if right else ""

@@ -239,6 +239,8 @@ def losses(run: Run) -> dict[str, Markup] | None:
 
 
 def losses_by_level(run: Run) -> dict[str, Markup] | None:
+    if part(run.config, "model").get("flow_map"):
+        return None  # it is measured by numbers of steps, and not by noise levels
     levels: dict[str, Points] = {}
     for line in run.heldout:
         by_level = part(line, "loss_by_level")

@@ -256,11 +256,13 @@ class RunMonitor:
         )
         measured = measurements(read_log(self.log.path))
         self.best = best_of(measured)
-        advice = advise(measured, noise_floor(self.config))
+        # What it knows of is learning from images, by noise level.
+        learns_images = not self.inputs.trajectories
+        advice = advise(measured, noise_floor(self.config)) if learns_images else None
         verdict = advice.partition(":")[0] if advice else ""
         if advice and verdict != self.verdict:
             log.info(advice)
-            if verdict == "memorising" and not self.inputs.trajectories:
+            if verdict == "memorising":
                 self.try_to(self.look_for_copies, "skipped the search for copies")
         self.verdict = verdict
 
