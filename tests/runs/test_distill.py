@@ -414,7 +414,10 @@ def test_it_ends_with_teacher_and_student_side_by_side(
     assert [way["evaluations"] for way in written] == [4, 8, 1, 2, 4]
     with Image.open(tmp_path / "s" / "comparison.png") as sheet:
         assert sheet.width > 300
-    assert "distilled from" in (tmp_path / "s" / "report.html").read_text("utf-8")
+    page = (tmp_path / "s" / "report.html").read_text("utf-8")
+    assert "distilled from" in page
+    assert "difference from the teacher's images" in page
+    assert "by noise level" not in page
     assert main(["distill", str(tmp_path / "s"), "--output", str(tmp_path / "t")]) != 0
     outputs = str(trained / "outputs")
     assert main(["distill", outputs, "--output", outputs]) != 0

@@ -68,6 +68,7 @@ def values_of(run: Run) -> dict[str, Any]:
         "drawn": drawn(run),
         "previews": shots,
         "wide_previews": wide,
+        "distilled": is_distilled(run),
         "losses": losses(run),
         "levels": losses_by_level(run),
         "events": [event | {"seconds": number(event.get("seconds"))} for event in run.events],
@@ -91,6 +92,10 @@ def shared(run: Run) -> Run:
 def title_of(run: Run) -> str:
     name = part(run.config, "data").get("dataset_name") or run.folder.resolve().name
     return f"{name}: training run"
+
+
+def is_distilled(run: Run) -> bool:
+    return bool(part(run.config, "model").get("flow_map"))
 
 
 def trained(run: Run) -> str:
@@ -239,7 +244,7 @@ def losses(run: Run) -> dict[str, Markup] | None:
 
 
 def losses_by_level(run: Run) -> dict[str, Markup] | None:
-    if part(run.config, "model").get("flow_map"):
+    if is_distilled(run):
         return None  # it is measured by numbers of steps, and not by noise levels
     levels: dict[str, Points] = {}
     for line in run.heldout:
