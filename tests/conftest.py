@@ -1,6 +1,7 @@
 """What several test files share: a configuration of the smallest run that has every part."""
 
 import gc
+import logging
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -43,6 +44,18 @@ def what_is_imported_is_no_garbage() -> None:
     that the tests have imported: 0.3 s each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def log_levels_are_put_back() -> Iterator[None]:
+    """Commands set them for the whole process: after `--log-level debug`, all that follows would be
+    run as in debugging, which compiles nothing and prints tracebacks."""
+    loggers = [logging.getLogger(name) for name in ("", "limner")]
+    before = [each.level for each in loggers], console._voice.level
+    yield
+    for each, level in zip(loggers, before[0], strict=True):
+        each.setLevel(level)
+    console._voice.setLevel(before[1])
 
 
 @pytest.fixture

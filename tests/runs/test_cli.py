@@ -3,14 +3,12 @@
 import contextlib
 import io
 import json
-import logging
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -222,22 +220,12 @@ def test_resume_latest_with_and_without_a_configuration(
     assert names == ["checkpoint-4", "checkpoint-5", "checkpoint-6"]  # three are kept
 
 
-@pytest.fixture
-def levels() -> Iterator[None]:
-    """`--log-level` sets these for the whole process."""
-    before = {name: logging.getLogger(name).level for name in ("", "limner")}
-    yield
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
-
-
 def debugged(caplog: pytest.LogCaptureFixture) -> list[str]:
     said = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
     caplog.clear()
     return said
 
 
-@pytest.mark.usefixtures("levels")
 def test_debug_shows_shapes_and_ranges_through_the_model(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from half_written import dead, hidden, left_behind
 from small_autoencoder import SMALL
 
 from limner.apps.autoencoder.losses import kl_divergence, psnr, reconstruction_loss, ssim
@@ -139,8 +140,10 @@ def test_a_model_trains_in_its_latents(fitted: Path, tiny_config: Build, tmp_pat
 
 def test_the_same_seed_gives_the_same_autoencoder(tiny_config: Build, tmp_path: Path) -> None:
     config = tiny_config(*SMALL, "autoencoder.max_steps=3")
+    left_behind(tmp_path / "b-unfinished", "deleted", dead())  # by a killed one, at its very end
     for name in ("a", "b"):
         train_autoencoder(config, tmp_path / name)
+    assert hidden(tmp_path) == []
     file = "diffusion_pytorch_model.safetensors"
     a, b = (diffusers.AutoencoderKL.from_pretrained(tmp_path / name).state_dict() for name in "ab")
     assert (tmp_path / "a" / file).is_file()

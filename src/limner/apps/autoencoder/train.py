@@ -99,6 +99,7 @@ def _no_checkpoints(folder: Path) -> list[str]:
 def _train_autoencoder(config: Config, output: Path, lock: FolderLock) -> dict[str, Any]:
     settings = config.autoencoder
     recover(output)  # an earlier one
+    recover(fitting_folder(output))
     check_replaceable(output)
     check_checkpoints_folder(fitting_folder(output))
     if config.data.image_size % settings.downsampling:
