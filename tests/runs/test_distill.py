@@ -14,6 +14,7 @@ from limner.apps.distill import Way, distill_config, shortfalls
 from limner.apps.play.painter import Painter
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.lineage import read_lineage
+from limner.checkpoint.open_model import open_model
 from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.dataset import ImageError
@@ -307,6 +308,27 @@ def test_it_draws_the_same_from_one_file(distilled: Path, tmp_path: Path) -> Non
             for model in (distilled, file)
         )
         assert np.array_equal(one, other)
+
+
+def test_it_is_published_with_the_model_that_it_was_made_from(
+    distilled: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ["publish", str(distilled), "--repo", "me/fast", "--dry-run", "--output"]
+    assert main([*words, str(tmp_path / "both")]) == 0
+    teacher = tmp_path / "both" / "teacher.safetensors"
+    how = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1}
+    one, other = (
+        np.asarray(ImageGenerator(model, device="cpu").generate(**how))  # type: ignore[arg-type]
+        for model in (trained / "outputs", teacher)
+    )
+    assert np.array_equal(one, other)
+    card = (tmp_path / "both" / "README.md").read_text("utf-8")
+    assert "limner train training.init_from=fast/teacher.safetensors" in card
+    assert open_model(teacher).lineage.method == "full"
+
+    assert main([*words, str(tmp_path / "alone"), "--without_teacher"]) == 0
+    assert not (tmp_path / "alone" / "teacher.safetensors").exists()
+    assert "teacher" not in (tmp_path / "alone" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

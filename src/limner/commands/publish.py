@@ -41,6 +41,8 @@ def add(commands: Commands, common: Parent) -> None:
         "--page", action="store_true",
         help="also upload the page of limner evaluate, which shows training pictures",
     )  # fmt: skip
+    flag(publish, "--without_teacher", action="store_true",
+         help="do not upload the model that a distilled one was made from")  # fmt: skip
     publish.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="precision of the weights (default float32)",
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
             options.base_model,
             tuple(options.prompt),
             options.page,
+            not options.without_teacher,
         ),
         dtype=options.dtype,
         output=options.output,

@@ -14,7 +14,13 @@ from torch.nn import functional as F
 
 from limner.models.attention import attend
 from limner.models.dropout import ImageDropout
-from limner.models.layers import TimestepEmbedder, run_blocks, span_embedder, unpatchify
+from limner.models.layers import (
+    InputShare,
+    TimestepEmbedder,
+    run_blocks,
+    span_embedder,
+    unpatchify,
+)
 from limner.text.conditioning import TextConditioning
 
 
@@ -136,6 +142,7 @@ class DiT(nn.Module):
         self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
         self.initialise()
         self.span_embedder = span_embedder(hidden_size) if flow_map else None
+        self.input_share = InputShare(hidden_size, in_channels) if flow_map else None
 
     def forward(
         self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
@@ -145,7 +152,8 @@ class DiT(nn.Module):
         time = self.t_embedder(t)
         if self.span_embedder is not None:
             time = time + self.span_embedder(torch.zeros_like(t) if span is None else span)
-        return self.predict(x, time + self.y_embedder(y.pooled()))
+        output = self.predict(x, time + self.y_embedder(y.pooled()))
+        return output if self.input_share is None else output + self.input_share(x, time)
 
     @property
     def is_flow_map(self) -> bool:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from limner.models.attention import attend
 from limner.models.dropout import ImageDropout
 from limner.models.layers import (
+    InputShare,
     RMSNorm,
     StackedLinear,
     SwiGLU,
@@ -161,6 +162,7 @@ class ModernDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.span_embedding = span_embedder(hidden_size) if flow_map else None
+        self.input_share = InputShare(hidden_size, in_channels) if flow_map else None
 
     def forward(
         self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
@@ -187,7 +189,8 @@ class ModernDiT(nn.Module):
             for block, text in zip(self.blocks, y.keys_values.unbind(1), strict=True):
                 tokens = block(tokens, modulation, text, mask, rotation)
         tokens = self.final_layer(tokens, condition)
-        return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+        output = unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+        return output if self.input_share is None else output + self.input_share(x, time)
 
     @property
     def is_flow_map(self) -> bool:

@@ -98,6 +98,8 @@ class Facts:
     data_license: str | None
     lineage: Lineage | None = None
     """What the model was trained from; None: taken from the configuration."""
+    teacher: str | None = None
+    """Path in the repository of the model that a distilled one was made from."""
 
 
 def model_card(facts: Facts) -> str:
@@ -134,6 +136,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
         ),
         "repo": facts.repo,
         "distilled": config.model.flow_map,
+        "teacher": facts.teacher,
         "name": facts.repo.rpartition("/")[2],
         "parameters": f"{facts.parameters:,}",
         "side": config.data.image_size,

@@ -37,11 +37,12 @@ from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.pretrained.components import moved, open_parts
 from limner.redaction import is_hub_id, named_places, redact_urls
+from limner.training.distillation.teacher import open_teacher
 from limner.version import __version__
 
 log = logging.getLogger(__name__)
 
-CARD = "README.md"
+CARD, TEACHER_FILE = "README.md", "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Said:
     """Additional prompts to sample for the card."""
     page: bool = False
     """Also upload the page of `limner evaluate`, which shows training images."""
+    teacher: bool = True
+    """Also upload the model that a distilled one was made from, which can be fine-tuned."""
 
 
 def publish(
@@ -135,6 +138,9 @@ def prepare(
         folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state, lineage
     )
     write_lineage(folder, lineage)
+    teacher = _teacher_of(opened, lineage) if said.teacher else None
+    if teacher is not None:
+        _write_teacher(folder, teacher, beside, said, dtype)
     run = run_of(opened)
     name = public_name(opened.config, said.data_name)
     evaluation, page = evaluation_of(folder, opened, name, repo, said.page)
@@ -157,11 +163,42 @@ def prepare(
         lineage=lineage,
         data_name=said.data_name,
         data_license=said.data_license,
+        teacher=TEACHER_FILE if teacher else None,
     )
     card = model_card(facts)
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
-    _refuse_private(folder, checkpoint, opened, parts.config, facts, said)
+    configs = [opened.config, parts.config, *([teacher.config] if teacher else [])]
+    _refuse_private(folder, checkpoint, opened.lineage, configs, facts, said)
     return card
+
+
+def _teacher_of(
+    opened: Checkpoint | WeightsFile, lineage: Lineage
+) -> Checkpoint | WeightsFile | None:
+    """The model that a distilled one was made from, if it is here and is not published itself."""
+    config = opened.config
+    published = lineage.base is not None and lineage.base.model is not None
+    if not config.model.flow_map or config.training.init_from is None or published:
+        return None
+    try:
+        return open_teacher(config).opened
+    except LimnerError as error:
+        log.warning("the teacher is not published with it: %s", error)
+        return None
+
+
+def _write_teacher(
+    folder: Path, teacher: Checkpoint | WeightsFile, student: Config, said: Said, dtype: str
+) -> None:
+    config = public_config(teacher.config)
+    # It has the student's pretrained components, which are beside it, too.
+    config = changed(config, vae=student.vae, text_encoder=student.text_encoder)
+    lineage = teacher.lineage.said(said.data_name, said.data_license).public()
+    lineage = replace(lineage, license=said.license or license_that_fits(lineage))
+    weights = in_precision(teacher.tensors(), dtype)
+    write_weights_file(
+        folder / TEACHER_FILE, weights, config, teacher.tokenizer, teacher.state, lineage
+    )
 
 
 def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
@@ -177,14 +214,18 @@ def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
 def _refuse_private(
     folder: Path,
     checkpoint: str | Path,
-    opened: Checkpoint | WeightsFile,
-    config: Config,
+    lineage: Lineage,
+    configs: Sequence[Config],
     facts: Facts,
     said: Said,
 ) -> None:
-    """Raises LimnerError if the files contain secrets or names of this machine."""
+    """Raises LimnerError if the files contain secrets or names of this machine.
+
+    Args:
+        lineage, configs: with the private names.
+    """
     places: dict[str, list[str]] = {}
-    for found in (opened.config, config):
+    for found in configs:
         for key, place in named_places(found.model_dump()):
             places.setdefault(key, []).append(place)
         if not is_public_set(found):
@@ -194,7 +235,7 @@ def _refuse_private(
     places["the model"] = [str(checkpoint)]
     places["the output folder"] = [str(folder)]
     places["the current folder"] = [str(Path.cwd())]
-    before = [one.name.partition("/")[0] for one in opened.lineage.models_before() if one.name]
+    before = [one.name.partition("/")[0] for one in lineage.models_before() if one.name]
     places["the base model"] = [f"./{name}" for name in before]
     evaluation = facts.evaluation
     cases = (evaluation.get("memorisation") or {}).get("worst", ())

@@ -23,4 +23,6 @@ class FlowMapStep(TrainStep):
         s, r = batch.u.unbind(1)
         with self.autocast():
             output = self.model(batch.noise, s, batch.text, s - r)
-        return flow_map_loss(self.objective, output, batch.noise, batch.image, s, r)
+        import os
+        w = ((s - r) / 1000) ** float(os.environ.get("POWER", "0"))
+        return w * flow_map_loss(self.objective, output, batch.noise, batch.image, s, r)

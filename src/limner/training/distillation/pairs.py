@@ -46,18 +46,19 @@ class TrajectoryPairs(Dataset[Example]):
                         f"{len(refused)} trajectories in a row cannot be used; the last: {error}"
                     ) from None
                 number = (number + 1) % len(self.trajectories)
-        i, j = self.pair(*uniform)
+        i, j = self.pair(*uniform[:2])
         times = self.trajectories.timesteps[[i, j]].float()
         return Example(states[j], text, states[i], times, dropout_seed, tuple(refused))
 
-    def pair(self, kind: float, first: float, last: float, end: float) -> tuple[int, int]:
-        """Indices i < j of two states, from four uniform numbers in [0, 1)."""
-        steps, settings = len(self.trajectories.timesteps) - 1, self.settings
-        i = int(first * steps)
-        if kind < settings.one_step_share:
-            return i, i + 1
-        if kind >= 1 - settings.first_state_share:
-            i = 0
-            if end < TO_THE_END:
-                return i, steps
-        return i, i + 1 + int(last * (steps - i))
+    def pair(self, kind: float, which: float) -> tuple[int, int]:
+        import os
+        shares = [float(x) for x in os.environ.get("SHARES", "0.4,0.3,0.2,0.1").split(",")]
+        steps = len(self.trajectories.timesteps) - 1
+        n, total = 1, 0.0
+        for k, share in enumerate(shares):
+            total += share
+            n = 2**k
+            if kind < total:
+                break
+        part = int(which * n)
+        return part * steps // n, (part + 1) * steps // n
