@@ -22,6 +22,7 @@ from limner.data.open import open_data
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
+from limner.training.batches import load_batches
 from limner.training.distillation import trajectories
 from limner.training.distillation.pairs import TrajectoryPairs
 from limner.training.distillation.teacher import open_teacher
@@ -123,33 +124,51 @@ def test_a_trajectory_begins_at_its_noise_and_ends_at_the_picture(
     assert (states[:, 1 + zero] - states[:, zero]).abs().max() > 0.01
 
 
-def test_every_pair_is_of_an_earlier_and_a_later_state(build: Build) -> None:
+def test_every_pair_is_a_step_of_a_drawing_in_1_2_4_or_8_steps(build: Build) -> None:
     run = Trainer(build()).run
     assert run.inputs.trajectories is not None
     own = run.inputs.trajectories[0]
     pairs = TrajectoryPairs(own, run.inputs.words, run.config)
-    seen, times = set(), own.timesteps.float()
-    for count in range(300):
+    times, spans = own.timesteps.float(), list[int]()
+    for count in range(400):
         example = pairs[count]
         s, r = example.u.tolist()
         i, j = times.tolist().index(s), times.tolist().index(r)
-        assert 0 <= i < j <= 8
-        seen.add((i, j))
+        spans.append(j - i)
+        assert i % (j - i) == 0
         number = pairs.order.position(count)
         assert torch.equal(example.noise, own.states(number)[i])
         assert torch.equal(example.image, own.states(number)[j])
-    assert (0, 8) in seen
-    assert {(k, k + 1) for k in range(8)} <= seen
-    assert len(seen) > 25  # of 36
-    again = pairs[17]
-    assert torch.equal(again.image, pairs[17].image)
+    shares = [spans.count(span) / len(spans) for span in (8, 4, 2, 1)]
+    assert shares == pytest.approx([0.3, 0.3, 0.3, 0.1], abs=0.06)
+    assert torch.equal(pairs[17].image, pairs[17].image)
     edge = 1 - 2**-24
-    for kind in (0.0, 0.5, edge):
-        for first in (0.0, edge):
-            for last in (0.0, edge):
-                for end in (0.0, edge):
-                    i, j = pairs.pair(kind, first, last, end)
-                    assert 0 <= i < j <= 8
+    found = {pairs.pair(kind, which) for kind in (0.0, 0.5, edge) for which in (0.0, 0.6, edge)}
+    assert found <= {(n * k, n * (k + 1)) for n in (1, 2, 4, 8) for k in range(8 // n)}
+    assert {(0, 8), (7, 8)} <= found
+
+
+def test_pairs_of_a_trajectory_of_another_number_of_steps(build: Build) -> None:
+    run = Trainer(build("distill.num_inference_steps=6")).run
+    assert run.inputs.trajectories is not None
+    pairs = TrajectoryPairs(run.inputs.trajectories[0], run.inputs.words, run.config)
+    found = {pairs.pair(k / 40, w / 40) for k in range(40) for w in range(40)}
+    assert found == {(n * k, n * (k + 1)) for n in (1, 2, 3, 6) for k in range(6 // n)}
+
+
+def test_drawings_in_any_number_of_steps_count_the_same(build: Build) -> None:
+    """Of n steps each is chosen with 1/n, and where it ends is wrong by its span times the error of
+    its velocity: so weighted by the span, the squares add up to those of the whole drawing."""
+    run = Trainer(build()).run
+    batch = next(load_batches(run))
+
+    def wrong_by_a_half(x: torch.Tensor, s: torch.Tensor, *_: object) -> torch.Tensor:
+        spans = ((s - batch.u[:, 1]) / 1000)[:, None, None, None]
+        return (batch.noise - batch.image) / spans + 0.5
+
+    run.train_step.model = wrong_by_a_half  # type: ignore[assignment]
+    found = run.train_step.loss(batch, batch.u[:, 0])
+    assert torch.allclose(found, 0.25 * (batch.u[:, 0] - batch.u[:, 1]) / 1000, rtol=1e-4)
 
 
 # Training

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from limner.config.diffusion import SamplingConfig, SchedulerConfig
 from limner.config.model import ModelConfig
+from limner.config.training import LrSchedulerConfig
 
 if TYPE_CHECKING:
     from limner.config.schema import Config
@@ -59,8 +60,7 @@ def resolve(config: Config) -> Config:
     training, optimizer = config.training, config.optimizer
     if training.save_steps is None and training.save_every_n_epochs is None:
         training = changed(training, save_steps=1000)
-    # A flow map by AdamW was nearer to its teacher, and more so on held-out captions, than by Muon
-    # in the same minutes (docs/distill.md).
+    # Flow maps: docs/distill.md has what was measured.
     by_adamw = config.lora.rank is not None or model.flow_map
     if by_adamw and "type" not in optimizer.model_fields_set:
         optimizer = changed(optimizer, type="adamw")
@@ -68,10 +68,16 @@ def resolve(config: Config) -> Config:
         peak = 4e-3 if optimizer.type == "muon" else 1e-3
         if config.lora.rank is not None:  # measured: benchmarks/fine_tuning.py
             peak = 1e-2 * min(1.0, 16 / config.lora.rank) ** 0.5
+        elif model.flow_map and optimizer.type == "adamw":
+            peak = 2.5e-3  # measured: docs/distill.md
         rate = peak * min(1.0, 256 / model.hidden_size) ** 0.5
         training = changed(training, learning_rate=float(f"{rate:.2g}"))
     if model.flow_map:
-        config = changed(config, sampling=of_few_steps(config.sampling))
+        config = changed(
+            config,
+            sampling=of_few_steps(config.sampling),
+            lr_scheduler=of_a_short_run(config.lr_scheduler),
+        )
     config = config.model_copy(
         update={
             **{"text_encoder": text, "scheduler": scheduler},
@@ -121,6 +127,13 @@ def fit_times(scheduler: SchedulerConfig, side: int) -> SchedulerConfig:
     if start is None:
         start = round(-1.0 - larger, 2)
     return changed(scheduler, logit_mean=start, logit_mean_end=end)
+
+
+def of_a_short_run(schedule: LrSchedulerConfig) -> LrSchedulerConfig:
+    """How the learning rate of a student falls: from nearly the start, since it begins with weights
+    that are good already, whose accuracy a high rate costs."""
+    usual = {"warmup_steps": 20, "decay_share": 1.0}
+    return changed(schedule, **{k: v for k, v in usual.items() if k not in schedule.model_fields_set})
 
 
 def of_few_steps(sampling: SamplingConfig) -> SamplingConfig:

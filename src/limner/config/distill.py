@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from limner.config.types import NonNegative, PositiveInt, Section, Share
+from limner.config.types import NonNegative, PositiveInt, Section
 
 
 class DistillConfig(Section):
@@ -21,11 +21,12 @@ class DistillConfig(Section):
     guidance_scale: NonNegative | None = None
     """Guidance scale of the teacher, which becomes part of the student. None: as in the teacher's
     own configuration."""
-    one_step_share: Share = 0.3
-    """Share of the pairs of states that lie one step of the teacher apart; the rest are any two."""
-    first_state_share: Share = 0.15
-    """Share of the pairs that begin at pure noise, two thirds of which end at the picture: the
-    steps of a drawing in one step."""
     fingerprint: str | None = None
     """Hash of the teacher's weights and of its sampling settings, saved in checkpoints. Another
     teacher is rejected."""
+
+    @property
+    def numbers_of_steps(self) -> list[int]:
+        """In how many steps the student learns to draw, ascending."""
+        most = self.num_inference_steps
+        return [n for n in range(1, most + 1) if most % n == 0]

@@ -244,10 +244,11 @@ class ImageGenerator:
                 "a distilled model cannot be guided away from another prompt or model: its "
                 "guidance was fixed when it was made; use the model it was made from"
             )
-        known, own = self.config.distill.num_inference_steps, self.config.sampling
+        known, own = self.config.distill.numbers_of_steps, self.config.sampling
         times = (sampling.shift, sampling.timestep_power)
-        if known % sampling.num_inference_steps or times != (own.shift, own.timestep_power):
-            steps = [str(n) for n in range(1, known + 1) if known % n == 0]
+        same_times = times == (own.shift, own.timestep_power)
+        if sampling.num_inference_steps not in known or not same_times:
+            steps = list(map(str, known))
             log.warning(
                 "this model was distilled for %s, or %s steps at its own shift; other steps look "
                 "worse",

@@ -105,7 +105,7 @@ class InputShare(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, C, H, W], embedded time and span [B, D] -> [B, C, H, W]."""
-        return 10 * self.linear(nn.functional.silu(time))[..., None, None] * x
+        return self.linear(nn.functional.silu(time))[..., None, None] * x
 
 
 def sinusoids(values: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:

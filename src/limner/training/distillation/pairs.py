@@ -1,4 +1,8 @@
-"""What a student learns from: pairs of states of one trajectory."""
+"""What a student learns from: pairs of states of one trajectory.
+
+They are the steps of drawings in the numbers of steps that the student is for, and no others: where
+any two states made a pair, few of them were of use (docs/distill.md).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from limner.data.order import FullShuffle, seeded_generator
 from limner.errors import LimnerError
 from limner.training.distillation.trajectories import Trajectories
 
-TO_THE_END = 2 / 3
-"""Share of the pairs that begin at pure noise which end at the picture."""
+FINEST = 1 / 3
+"""How often pairs are a step of the teacher, compared with those for any other number of steps:
+hardly anybody draws in so many."""
 MOST_DAMAGED = 100
 
 
@@ -26,12 +31,13 @@ class TrajectoryPairs(Dataset[Example]):
 
     def __init__(self, trajectories: Trajectories, captions: Captions, config: Config) -> None:
         self.trajectories, self.captions = trajectories, captions
-        self.seed, self.settings = config.training.seed, config.distill
+        self.seed = config.training.seed
+        self.numbers = config.distill.numbers_of_steps
         self.order = FullShuffle(len(trajectories), self.seed)
 
     def __getitem__(self, count: int) -> Example:
         generator = seeded_generator(self.seed, "pair", count)
-        uniform = torch.rand(4, generator=generator).tolist()
+        uniform = torch.rand(2, generator=generator).tolist()
         dropout_seed = torch.randint(-(2**31), 2**31, (), generator=generator).to(torch.int32)
         number, refused = self.order.position(count), []
         while True:
@@ -46,19 +52,13 @@ class TrajectoryPairs(Dataset[Example]):
                         f"{len(refused)} trajectories in a row cannot be used; the last: {error}"
                     ) from None
                 number = (number + 1) % len(self.trajectories)
-        i, j = self.pair(*uniform[:2])
+        i, j = self.pair(*uniform)
         times = self.trajectories.timesteps[[i, j]].float()
         return Example(states[j], text, states[i], times, dropout_seed, tuple(refused))
 
     def pair(self, kind: float, which: float) -> tuple[int, int]:
-        import os
-        shares = [float(x) for x in os.environ.get("SHARES", "0.4,0.3,0.2,0.1").split(",")]
-        steps = len(self.trajectories.timesteps) - 1
-        n, total = 1, 0.0
-        for k, share in enumerate(shares):
-            total += share
-            n = 2**k
-            if kind < total:
-                break
-        part = int(which * n)
-        return part * steps // n, (part + 1) * steps // n
+        """Indices i < j of two states, from two uniform numbers in [0, 1)."""
+        place = kind * (len(self.numbers) - 1 + FINEST)
+        steps = self.numbers[min(int(place), len(self.numbers) - 1)]
+        whole, part = self.numbers[-1], int(which * steps)
+        return part * whole // steps, (part + 1) * whole // steps
