@@ -284,6 +284,11 @@ def test_its_run_folder_says_what_it_is(distilled: Path, trained: Path) -> None:
 # Drawing
 
 
+def open_student_times(generator: ImageGenerator) -> list[float]:
+    own, schedule = generator.sampling, generator.objective.noise_schedule
+    return schedule.inference_timesteps(8, own.shift, own.timestep_power).tolist()
+
+
 def test_it_draws_in_one_step_or_two_or_more(
     distilled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -310,7 +315,19 @@ def test_it_draws_in_one_step_or_two_or_more(
     assert main([*words, "--output", str(output)]) == 0
     assert output.is_file()
     generator.interpolate("a red circle", "a blue square", count=3)
-    generator.generate("a red circle", init_image=output, strength=0.5)
+
+    known = open_student_times(generator)
+    for strength, steps in ((0.5, 2), (0.7, 1), (0.2, 4)):
+        calls.clear()
+        generator.generate(
+            "a red circle", init_image=output, strength=strength, num_inference_steps=steps
+        )
+        for time, span in calls:
+            i, j = (min(range(9), key=lambda k: abs(known[k] - t)) for t in (time, time - span))
+            assert (known[i], known[i] - known[j]) == pytest.approx((time, span))
+            assert i % (j - i) == 0, "a step that it has learned"
+    unchanged = generator.generate("a red circle", init_image=output, strength=0.0)
+    assert np.array_equal(np.asarray(unchanged), np.asarray(Image.open(output)))
 
 
 def test_it_draws_the_same_from_one_file(distilled: Path, tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def of_a_short_run(schedule: LrSchedulerConfig) -> LrSchedulerConfig:
     """How the learning rate of a student falls: from nearly the start, since it begins with weights
     that are good already, whose accuracy a high rate costs."""
     usual = {"warmup_steps": 20, "decay_share": 1.0}
-    return changed(schedule, **{k: v for k, v in usual.items() if k not in schedule.model_fields_set})
+    return changed(
+        schedule, **{k: v for k, v in usual.items() if k not in schedule.model_fields_set}
+    )
 
 
 def of_few_steps(sampling: SamplingConfig) -> SamplingConfig:

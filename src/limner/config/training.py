@@ -50,8 +50,8 @@ class TrainingConfig(Section):
     `gradient_accumulation_steps`, so that a run trains the same way on any machine."""
     learning_rate: Positive | None = None
     """Peak learning rate. Muon's update is scaled to the size of AdamW's. None: 4e-3 with Muon,
-    1e-3 with AdamW, 1e-2 for adapters (times sqrt(16 / rank) above that rank); times sqrt(256 /
-    hidden_size) in wider models."""
+    1e-3 with AdamW, 1e-2 for adapters (times sqrt(16 / rank) above that rank), 2.5e-3 with AdamW
+    for a distilled model; times sqrt(256 / hidden_size) in wider models."""
     num_epochs: Positive | None = None
     """Passes over the training pictures."""
     max_steps: PositiveInt | None = None
@@ -167,6 +167,8 @@ class LrSchedulerConfig(Section):
     type: Annotated[Literal["wsd", "constant", "linear", "cosine"], BeforeValidator(lower)] = "wsd"
     """`wsd`: warm up, stay, and decay linearly to zero; the others as in diffusers."""
     warmup_steps: Count = 50
-    """Updates over which the learning rate warms up to its peak."""
+    """Updates over which the learning rate warms up to its peak; 20 is the default of `limner
+    distill`."""
     decay_share: Share = 0.6
-    """For `wsd`: last fraction of the run, in which the learning rate decays to zero."""
+    """For `wsd`: last fraction of the run, in which the learning rate decays to zero; 1.0 is the
+    default of `limner distill`."""

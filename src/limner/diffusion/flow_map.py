@@ -48,6 +48,30 @@ def flow_map_denoiser(
     return denoise
 
 
+def timesteps_from(strength: float, known: Tensor, num_inference_steps: int) -> Tensor:
+    """Of image-to-image: only steps that the flow map has learned, from the known time that is
+    nearest to the strength.
+
+    Args:
+        strength: share of the noise to begin at, 0 to 1.
+        known: float64 [n + 1], the times of the trajectories that it learned from. It has learned
+            their parts of each length that divides n, one behind the other.
+        num_inference_steps: of a drawing from noise; no step is longer than there.
+
+    Returns:
+        float64 [k + 1], some of the known times; k is 0 only where the strength is.
+    """
+    whole = len(known) - 1
+    longest = max(1, whole // num_inference_steps)
+    place = whole if strength == 0 else int((known[:-1] - strength * known[0]).abs().argmin())
+    places = [place]
+    while place < whole:
+        lengths = (n for n in range(1, longest + 1) if whole % n == 0 and place % n == 0)
+        place += max(lengths)
+        places.append(place)
+    return known[places]
+
+
 def picture_ahead(
     x_s: Tensor, x_r: Tensor, s: Tensor, r: Tensor, noise_schedule: NoiseSchedule
 ) -> Tensor:

@@ -25,11 +25,12 @@ from limner.device import (
     usable_precision,
     why_not_compile,
 )
+from limner.diffusion.flow_map import timesteps_from
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.inference.autoguidance import open_guide
 from limner.inference.sampling import Guide, Progress, draw, ready
-from limner.inference.sampling_settings import sampling_settings
+from limner.inference.sampling_settings import inference_timesteps, sampling_settings
 from limner.inference.saving import remember
 from limner.inference.variations import ImageSource, InitImage, Interpolation, fitted
 from limner.memory import is_out_of_memory
@@ -187,7 +188,7 @@ class ImageGenerator:
         if self.model.is_flow_map:
             self._check_few_steps(sampling, negative_prompt)
         each = _one_each(seeds, len(prompts))
-        start = self._start(init_image, strength, height, width)
+        start = self._start(init_image, strength, height, width, sampling)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
         images: list[Image.Image] = []
         wanted = len(prompts)
@@ -358,7 +359,12 @@ class ImageGenerator:
                 )
 
     def _start(
-        self, image: ImageSource | None, strength: float | None, height: int, width: int
+        self,
+        image: ImageSource | None,
+        strength: float | None,
+        height: int,
+        width: int,
+        sampling: SamplingConfig,
     ) -> InitImage | None:
         if image is None:
             if strength is not None:
@@ -372,7 +378,15 @@ class ImageGenerator:
                 "it)"
             )
         x0 = self.autoencoder.encode(fitted(image, height, width).to(self.device))
-        return InitImage(x0, strength)
+        timesteps = None
+        if self.model.is_flow_map and strength < 1:
+            steps = self.config.distill.num_inference_steps
+            known = inference_timesteps(
+                sampling.model_copy(update={"num_inference_steps": steps}),
+                self.objective.noise_schedule,
+            )
+            timesteps = timesteps_from(strength, known, sampling.num_inference_steps)
+        return InitImage(x0, strength, timesteps)
 
     def at_once(self, most: int, height: int, width: int) -> int:
         """How many pictures of a size to generate in a batch. On a CPU only as many as fit its

@@ -75,7 +75,8 @@ def draw(
     Returns:
         [B, C, height, width] float32, about [-1, 1], on the model's device.
     """
-    text, null = read(model, words, prompts, negative_prompt or "", towards, dtype)
+    other = None if model.is_flow_map else negative_prompt or ""
+    text, null = read(model, words, prompts, other, towards, dtype)
     weaker: Denoiser | None = None
     if guide is not None:
         if negative_prompt is None:
@@ -88,7 +89,10 @@ def draw(
     device, noise_schedule = next(model.parameters()).device, objective.noise_schedule
     noise = noise_of((model.denoiser.in_channels, height, width), seeds, towards, device)
     strength = 1.0 if start is None else start.strength
-    timesteps = inference_timesteps(sampling, noise_schedule, strength)
+    if start is not None and start.timesteps is not None:
+        timesteps = start.timesteps
+    else:
+        timesteps = inference_timesteps(sampling, noise_schedule, strength)
     if model.is_flow_map:
         denoise = flow_map_denoiser(model, objective, text, timesteps, dtype)
     else:
@@ -108,20 +112,31 @@ def read(
     model: TextToImage,
     words: Words,
     prompts: Sequence[str],
-    other: str,
+    other: str | None,
     towards: Interpolation | None,
     dtype: torch.dtype,
 ) -> tuple[TextConditioning, TextConditioning]:
-    """Encode B prompts and the null text, with everything that is computed once per text."""
+    """Encode B prompts and the null text, with everything that is computed once per text.
+
+    Args:
+        other: the null text. None: there is no guidance, and the second of what is returned is the
+            first.
+    """
     device, ends = next(model.parameters()).device, list(towards.prompts) if towards else []
-    y = words.encode([*prompts, *ends, other]).to(device)
+    count, null_texts = len(prompts), [] if other is None else [other]
+    y = words.encode([*prompts, *ends, *null_texts]).to(device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         encoded = model.text_encoder(y)
-        text, null = encoded.rows(slice(None, len(prompts))), encoded.rows(slice(-1, None))
+        text = encoded.rows(slice(None, count))
         if towards is not None:
-            text = between(text, encoded.rows(slice(len(prompts), -1)), towards.weights)
+            text = between(text, encoded.rows(slice(count, 2 * count)), towards.weights)
+        text = model.denoiser.prepare(text)
+        if other is None:
+            return text, text
+        null = encoded.rows(slice(-1, None))
+        if towards is not None:
             null = between(null, null, [0.0])  # so that both have weights
-        return model.denoiser.prepare(text), model.denoiser.prepare(null)
+        return text, model.denoiser.prepare(null)
 
 
 def noise_of(

@@ -32,6 +32,8 @@ class InitImage:
     """[1 or B, C, h, w] float32: pixels or latents."""
     strength: float
     """Share of the noise schedule, 0 (nothing changes) to 1 (nothing is left of the picture)."""
+    timesteps: Tensor | None = None
+    """float64 [steps + 1]; None: they follow from the sampling settings."""
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,9 @@ def span_embedder(width: int) -> TimestepEmbedder:
 class InputShare(nn.Module):
     """Of a flow map: how much of its input is part of its output, by the time and the span.
 
-    Where nearly all is noise, the velocity and the noise contain it number by number, and not all of
-    it passes through the tokens beside what the blocks compute; what is missing remains in a drawing
-    of one step as grain. Zero at first, so that the network predicts what it did without.
+    Velocity and noise contain the noise of the input number by number, and not all of it passes
+    through the tokens beside what the blocks compute: what is missing remains in a drawing of one
+    step as grain. Zero at first, so that the network predicts what it did without.
     """
 
     def __init__(self, width: int, channels: int) -> None:

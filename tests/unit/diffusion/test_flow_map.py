@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limner.diffusion.flow_map import flow_map_denoiser, flow_map_loss, picture_ahead
+from limner.diffusion.flow_map import (
+    flow_map_denoiser,
+    flow_map_loss,
+    picture_ahead,
+    timesteps_from,
+)
 from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import ddim
@@ -115,6 +120,28 @@ def test_a_step_of_ddim_towards_the_picture_ahead_ends_at_the_other_state() -> N
         ahead = picture_ahead(x, there, times[[0]], times[[1]], schedule)
         ended = ddim(lambda *_, ahead=ahead: ahead, x, times, schedule)
         assert torch.allclose(ended.float(), there.float(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "places"),
+    [
+        (0.6, 2, [3, 4, 8]),
+        (0.6, 1, [3, 4, 8]),
+        (0.5, 1, [4, 8]),
+        (0.5, 4, [4, 6, 8]),
+        (0.9, 1, [1, 2, 4, 8]),
+        (0.99, 1, [0, 8]),
+        (0.01, 2, [7, 8]),
+        (0.0, 2, [8]),
+        (0.4, 3, [5, 6, 8]),
+        (0.9, 16, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_image_to_image_takes_steps_that_were_learned(
+    strength: float, steps: int, places: list[int]
+) -> None:
+    known = torch.tensor([1000.0, 900, 800, 650, 500, 350, 200, 100, 0], dtype=torch.float64)
+    assert torch.equal(timesteps_from(strength, known, steps), known[places])
 
 
 class Student(nn.Module):

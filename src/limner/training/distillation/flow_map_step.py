@@ -24,6 +24,6 @@ class FlowMapStep(TrainStep):
         with self.autocast():
             output = self.model(batch.noise, s, batch.text, s - r)
         losses = flow_map_loss(self.objective, output, batch.noise, batch.image, s, r)
-        # A step misses its end by the span times the error of the velocity, and a drawing in n steps
-        # has n of them, of 1/n each: so weighted, drawings in any number of steps count the same.
+        # A step misses its end by the span times the error of the velocity, and of the n steps of
+        # a drawing each is chosen with 1/n: so weighted, drawings in any number count the same.
         return losses * (s - r) / self.objective.noise_schedule.num_train_timesteps
