@@ -1,6 +1,7 @@
 """Distillation: the student of a teacher, from its trajectories to its pictures."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from runs import events, messages
 
 from limner.apps.distill import Way, distill_config, shortfalls
 from limner.apps.play.painter import Painter
+from limner.apps.sweep import sweep as sweeping
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.lineage import read_lineage
 from limner.checkpoint.open_model import open_model
@@ -328,6 +330,25 @@ def test_it_draws_in_one_step_or_two_or_more(
             assert i % (j - i) == 0, "a step that it has learned"
     unchanged = generator.generate("a red circle", init_image=output, strength=0.0)
     assert np.array_equal(np.asarray(unchanged), np.asarray(Image.open(output)))
+
+
+def test_a_sweep_compares_its_numbers_of_steps(
+    distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "checkpoint-6"
+    shutil.copytree(distilled / "checkpoint-6", checkpoint)
+
+    def no_network(device: object) -> None:
+        raise LimnerError("no network of features")  # what prompts name decides
+
+    monkeypatch.setattr(sweeping, "EfficientNet", no_network)
+    result = sweeping.sweep(checkpoint, images=4, device="cpu", store_cost=4)
+    assert [row.name for row in result.rows] == ["before", "1", "2", "4", "8"]
+    assert [row.sampling.num_inference_steps for row in result.rows] == [2, 1, 2, 4, 8]
+    assert result.finished
+    assert ImageGenerator(checkpoint, device="cpu").sampling.num_inference_steps == 4
+    asked = sweeping.sweep(checkpoint, costs=[3, 5], images=4, device="cpu", store=False)
+    assert [row.sampling.num_inference_steps for row in asked.rows] == [2, 2, 4]
 
 
 def test_it_draws_the_same_from_one_file(distilled: Path, tmp_path: Path) -> None:

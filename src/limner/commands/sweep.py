@@ -21,7 +21,7 @@ def add(commands: Commands, common: Parent) -> None:
     sweep.add_argument(
         "--costs", type=int, nargs="+", default=None, metavar="N",
         help="costs to optimise for: network evaluations per picture, guided steps count twice "
-            "(default 4 8 16 32 64)",
+            "(default 4 8 16 32 64, of a distilled model the numbers of steps it has learned)",
     )  # fmt: skip
     sweep.add_argument(
         "--pictures", type=int, default=None, metavar="N",
@@ -54,11 +54,11 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.apps.sweep.sweep import COSTS, IMAGES, MINUTES, SHEET, sweep
+    from limner.apps.sweep.sweep import IMAGES, MINUTES, SHEET, sweep
     from limner.apps.sweep.table import comparison
 
-    costs = sorted(set(options.costs or COSTS))
-    if costs[0] < 1:
+    costs = sorted(set(options.costs)) if options.costs else None
+    if costs and costs[0] < 1:
         raise LimnerError(f"--costs {costs[0]}: must be at least 1")
     images = IMAGES if options.pictures is None else options.pictures
     if images < 2:

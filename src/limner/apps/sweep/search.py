@@ -88,6 +88,20 @@ def search(
     return found, finished
 
 
+def few_steps(
+    known: Sequence[int], start: SamplingConfig, costs: Sequence[int]
+) -> dict[int, SamplingConfig]:
+    """Of a distilled model, whose solver and guidance are fixed: the most steps at each cost.
+
+    Args:
+        known: numbers of steps that it has learned.
+    """
+    most = {cost: max((n for n in known if n <= cost), default=None) for cost in costs}
+    return {
+        cost: start.model_copy(update={"num_inference_steps": n}) for cost, n in most.items() if n
+    }
+
+
 def rounds_of(images: int) -> tuple[int, ...]:
     """Number of images in each round, ascending."""
     return tuple(sorted({max(2, images // part) for part in (4, 2, 1)}))

@@ -14,7 +14,7 @@ from limner.apps.sweep.measurement import Measurement
 from limner.apps.sweep.prompts import Part, gallery_of, parts_of
 from limner.apps.sweep.record import Record
 from limner.apps.sweep.score import Follow, Quality, checked, nearest_is_its_own
-from limner.apps.sweep.search import TimeIsUp, search
+from limner.apps.sweep.search import TimeIsUp, few_steps, search
 from limner.apps.sweep.store_settings import store_sampling
 from limner.apps.sweep.table import Row, Sweep, as_line, choose, label_of
 from limner.checkpoint.folder import Checkpoint
@@ -65,7 +65,7 @@ class Measuring:
 
 def sweep(
     checkpoint: str | Path,
-    costs: Sequence[int] = COSTS,
+    costs: Sequence[int] | None = None,
     images: int = IMAGES,
     minutes: float = MINUTES,
     store: bool = True,
@@ -79,7 +79,8 @@ def sweep(
 
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
-        costs: function evaluations per image; a guided step counts twice.
+        costs: function evaluations per image; a guided step counts twice. None: `COSTS`, or of a
+            distilled model, of which only the number of steps is left to choose, all of those.
         images: number of images per setting in the last round of a parameter.
         minutes: approximate time limit. Measurements are kept, so another call continues.
         store: make the best setting the default of the checkpoint. Ignored with a guide, which a
@@ -93,12 +94,9 @@ def sweep(
     """
     began = time.monotonic()
     opened = Checkpoint.open(checkpoint)
-    if opened.config.model.flow_map:
-        raise LimnerError(
-            f"{checkpoint} is a distilled model: it draws with ddim and the guidance of its "
-            "teacher, so only the number of steps is left to choose; comparison.json beside it has "
-            "1, 2, and 4"
-        )
+    if costs is None:
+        student = opened.config.model.flow_map
+        costs = opened.config.distill.numbers_of_steps if student else COSTS
     with FolderLock(opened.folder, "sweep another checkpoint", ".limner-sweep.lock"):
         return _sweep(
             opened, costs, images, minutes, store, store_cost, guide, device, vae, text_encoder,
@@ -152,7 +150,10 @@ def _sweep(
 
     measure.until = began + 60 * minutes * SEARCH_SHARE
     path = generator.objective.noise_schedule
-    found, finished = search(config, path, before, costs, images, measure)
+    if config.model.flow_map:
+        found, finished = few_steps(config.distill.numbers_of_steps, before, costs), True
+    else:
+        found, finished = search(config, path, before, costs, images, measure)
     if not found:
         raise LimnerError(
             f"every setting requires more than {max(costs)} evaluations; use higher --costs"
