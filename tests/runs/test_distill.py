@@ -100,6 +100,40 @@ def test_held_out_captions_are_never_among_what_it_learns_from(build: Build) -> 
     assert len({drawing.seed for drawing in everything}) == len(everything)
 
 
+def test_few_trajectories_are_of_all_kinds_of_captions(build: Build) -> None:
+    """The rows of emoji are sorted by group: the first of them are faces and hands."""
+    config = build(
+        "data.dataset_name=emoji",
+        "data.subset=all",
+        "data.num_samples=null",
+        "distill.num_trajectories=300",
+    )
+    rows = open_data(config).trained.rows
+    chosen = {d.caption for d in trained_drawings(config, rows) if d.caption}
+    places = [i for i, row in enumerate(rows) if chosen & set(row.captions)]
+    share = sum(place < len(rows) / 3 for place in places) / len(places)
+    assert 0.25 < share < 0.42
+    of_everything = config.model_copy(
+        update={"distill": config.distill.model_copy(update={"num_trajectories": len(rows)})}
+    )
+    assert len({d.seed for d in trained_drawings(of_everything, rows)}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("images", "minutes", "count"),
+    [
+        (300, 3.0, 1200),  # 4 for each image
+        (3500, 3.0, 1536),  # 512 for each minute
+        (3500, 0.5, 1024),
+        (10, 3.0, 1024),
+        (3500, None, 14_000),
+        (1_000_000, 600.0, 16_384),
+    ],
+)
+def test_how_many_trajectories_are_drawn(images: int, minutes: float | None, count: int) -> None:
+    assert trajectories.usual_count(images, minutes) == count
+
+
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpmsolver++", "unipc"])
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_trajectory_begins_at_its_noise_and_ends_at_the_picture(

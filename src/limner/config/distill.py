@@ -14,7 +14,8 @@ class DistillConfig(Section):
 
     num_trajectories: Annotated[PositiveInt, Field(le=10_000_000)] | None = None
     """Number of pictures that the teacher draws, of which every step is kept to learn from. None: 4
-    for each training picture, but at least 1,024 and at most 16,384."""
+    for each training picture, but at most 512 for each of `training.max_minutes` and 16,384, and at
+    least 1,024."""
     num_inference_steps: Annotated[PositiveInt, Field(le=1_000)] = 8
     """Steps in which the teacher draws them. The student can draw in this many, in 1, and in every
     number between that divides it."""

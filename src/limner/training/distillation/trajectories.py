@@ -21,7 +21,7 @@ from limner.config import Config, SamplingConfig
 from limner.console import format_duration, progress_lines
 from limner.data.dataset import ImageError, Row
 from limner.data.open import Data
-from limner.data.order import evenly_spaced, seeded_generator
+from limner.data.order import FullShuffle, evenly_spaced, seeded_generator
 from limner.data.precomputed.fill import check_space, fill
 from limner.data.precomputed.store import Store
 from limner.device import name_of
@@ -39,8 +39,9 @@ log = logging.getLogger(__name__)
 
 STORED = torch.float16
 """Neighbouring states differ by little, of which bfloat16 would keep too few digits."""
-PER_IMAGE, LEAST, MOST = 4, 1024, 16_384
-"""Trajectories for each training image; at least, at most."""
+PER_IMAGE, PER_MINUTE, LEAST, MOST = 4, 512, 1024, 16_384
+"""Trajectories for each training image; at most for each minute of training, which a student of
+these minutes would hardly see twice; at least, at most."""
 AT_ONCE, TOKENS_AT_ONCE = 64, 1024
 """Drawings that are made together; on a CPU as many patches as its caches hold."""
 MOST_ROWS, MOST_BYTES = 1024, 2**28
@@ -155,21 +156,28 @@ def stored_trajectories(
 
 
 def trained_drawings(config: Config, rows: Sequence[Row]) -> list[Drawing]:
-    """What the student learns from: captions in turn, some of them paraphrases, some empty, as in
-    training."""
+    """What the student learns from: captions in shuffled turns, some of them paraphrases, some
+    empty, as in training."""
     training = config.training
-    count = config.distill.num_trajectories or min(MOST, max(LEAST, PER_IMAGE * len(rows)))
-    drawings = []
+    count = config.distill.num_trajectories or usual_count(len(rows), training.max_minutes)
+    # Shuffled, for there may be fewer drawings than images, which may be sorted by what they show.
+    drawings, order = [], FullShuffle(len(rows), training.seed)
     for number in range(count):
         generator = seeded_generator(training.seed, "trajectory", number)
         drop, other, which = torch.rand(3, generator=generator).tolist()
-        captions = rows[number % len(rows)].captions
+        captions = rows[order.position(number)].captions
         caption = captions[0]
         if len(captions) > 1 and other >= config.data.main_caption_share:
             caption = captions[1 + int(which * (len(captions) - 1))]
         caption = "" if drop < training.caption_dropout else caption
         drawings.append(Drawing(caption, _noise_seed(generator)))
     return drawings
+
+
+def usual_count(images: int, minutes: float | None) -> int:
+    """How many trajectories are drawn for so many training images and minutes of training."""
+    most = MOST if minutes is None else min(MOST, int(PER_MINUTE * minutes))
+    return max(LEAST, min(most, PER_IMAGE * images))
 
 
 def held_out_drawings(config: Config, data: Data) -> list[Drawing]:
