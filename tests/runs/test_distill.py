@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from runs import events, messages
 
-from limner.apps.distill import Way, distill_config, shortfalls
+from limner.apps.distill import Way, distill, distill_config, shortfalls
 from limner.apps.play.painter import Painter
 from limner.apps.sweep import sweep as sweeping
+from limner.apps.sweep.store_settings import store_sampling
 from limner.checkpoint.folder import load_tensors
 from limner.checkpoint.lineage import read_lineage
 from limner.checkpoint.open_model import open_model
@@ -21,9 +22,14 @@ from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.dataset import ImageError
 from limner.data.open import open_data
+from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import build_objective
+from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
+from limner.inference.sampling import read
+from limner.inference.sampling_settings import inference_timesteps
+from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batches import load_batches
 from limner.training.distillation import trajectories
 from limner.training.distillation.pairs import TrajectoryPairs
@@ -160,6 +166,50 @@ def test_a_trajectory_begins_at_its_noise_and_ends_at_the_picture(
     assert (states[:, 1 + zero] - states[:, zero]).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+def test_every_state_is_one_step_after_the_one_before(solver: str, build: Build) -> None:
+    """Also where a solver evaluates the network at guesses which it then corrects."""
+    config = build()
+    run = Trainer(config).run
+    teacher = open_teacher(run.config)
+    sampling = teacher.sampling.model_copy(
+        update={"scheduler_type": solver, "num_inference_steps": 4, "zero_init_steps": 0}
+    )
+    model = teacher.model(run.reader.text_size, torch.device("cpu"), torch.float32)
+    drawings, words = trained_drawings(run.config, run.data.trained.rows)[:2], run.reader
+    assert isinstance(words, CaptionTokenizer)
+    rest = (sampling, (3, 16, 16), torch.float32)
+    states = draw_trajectories(model, run.objective, words, drawings, *rest)
+    text, null = read(model, words, [d.caption for d in drawings], "", None, torch.float32)
+    denoise = guided_denoiser(model, run.objective, text, null, sampling, torch.float32)
+    schedule = run.objective.noise_schedule
+    times = inference_timesteps(sampling, schedule)
+    with torch.no_grad():
+        for k in range(4):
+            ended = SOLVERS[solver](denoise, states[:, k], times[k : k + 2], schedule)
+            torch.testing.assert_close(ended, states[:, k + 1], atol=1e-4, rtol=1e-4)
+
+
+def test_short_memory_makes_fewer_drawings_at_once(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, whole = list[int](), trajectories.draw_trajectories
+
+    def short(model: object, objective: object, words: object, drawings: list[object],
+              *rest: object) -> torch.Tensor:  # fmt: skip
+        sizes.append(len(drawings))
+        if len(drawings) > 8:
+            raise MemoryError
+        return whole(model, objective, words, drawings, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trajectories, "draw_trajectories", short)
+    run = Trainer(build()).run
+    assert run.inputs.trajectories is not None
+    assert max(sizes) > 8
+    assert sum(size for size in sizes if size <= 8) == COUNT + 1
+    assert all(map(torch.is_tensor, map(run.inputs.trajectories[0].states, range(COUNT))))
+
+
 def test_every_pair_is_a_step_of_a_drawing_in_1_2_4_or_8_steps(build: Build) -> None:
     run = Trainer(build()).run
     assert run.inputs.trajectories is not None
@@ -185,11 +235,11 @@ def test_every_pair_is_a_step_of_a_drawing_in_1_2_4_or_8_steps(build: Build) -> 
 
 
 def test_pairs_of_a_trajectory_of_another_number_of_steps(build: Build) -> None:
-    run = Trainer(build("distill.num_inference_steps=6")).run
+    run = Trainer(build("distill.num_inference_steps=12")).run
     assert run.inputs.trajectories is not None
     pairs = TrajectoryPairs(run.inputs.trajectories[0], run.inputs.words, run.config)
     found = {pairs.pair(k / 40, w / 40) for k in range(40) for w in range(40)}
-    assert found == {(n * k, n * (k + 1)) for n in (1, 2, 3, 6) for k in range(6 // n)}
+    assert found == {(n * k, n * (k + 1)) for n in (1, 2, 3, 4, 6, 12) for k in range(12 // n)}
 
 
 def test_drawings_in_any_number_of_steps_count_the_same(build: Build) -> None:
@@ -404,7 +454,7 @@ def test_it_draws_the_same_from_one_file(distilled: Path, tmp_path: Path) -> Non
 def test_it_is_published_with_the_model_that_it_was_made_from(
     distilled: Path, trained: Path, tmp_path: Path
 ) -> None:
-    words = ["publish", str(distilled), "--repo", "me/fast", "--dry-run", "--output"]
+    words = ["publish", str(distilled), "--repo", "me/in_few", "--dry-run", "--output"]
     assert main([*words, str(tmp_path / "both")]) == 0
     teacher = tmp_path / "both" / "teacher.safetensors"
     how = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 1}
@@ -414,12 +464,59 @@ def test_it_is_published_with_the_model_that_it_was_made_from(
     )
     assert np.array_equal(one, other)
     card = (tmp_path / "both" / "README.md").read_text("utf-8")
-    assert "limner train training.init_from=fast/teacher.safetensors" in card
-    assert open_model(teacher).lineage.method == "full"
+    assert "limner train training.init_from=in_few/teacher.safetensors" in card
+    assert "distilled with Limner from `teacher.safetensors`" in card
+    assert "not public" not in card
+    assert "from_config" not in card, "its pipeline takes no other scheduler"
+    lineage = open_model(teacher).lineage
+    assert (lineage.method, lineage.model) == ("full", "me/in_few")
 
     assert main([*words, str(tmp_path / "alone"), "--without_teacher"]) == 0
     assert not (tmp_path / "alone" / "teacher.safetensors").exists()
     assert "teacher" not in (tmp_path / "alone" / "README.md").read_text("utf-8")
+
+
+def test_a_teacher_that_was_swept_since_is_published_and_one_that_changed_is_not(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(trained / "outputs", teacher)
+    few = [f"cache.folder='{tmp_path / 'cache'}'", f"distill.num_trajectories={COUNT}"]
+    words = (str(teacher), str(tmp_path / "student"), None, [*few, "training.max_steps=2"])
+    trainer = Trainer(distill_config(*words))
+    trainer.train()
+    (checkpoint,) = {trainer.config.training.init_from}
+    assert checkpoint is not None
+    assert Path(checkpoint) == teacher / "checkpoint-6"
+    store_sampling(Path(checkpoint), trainer.config.sampling)
+    publish = ["publish", str(tmp_path / "student"), "--repo", "me/fast", "--dry-run", "--output"]
+    assert main([*publish, str(tmp_path / "swept")]) == 0
+    assert (tmp_path / "swept" / "teacher.safetensors").is_file()
+    with pytest.raises(LimnerError, match="draws with other settings than when this run began"):
+        Trainer(distill_config(*words))
+
+    shutil.rmtree(checkpoint)
+    caplog.clear()
+    assert main([*publish, str(tmp_path / "gone")]) == 0
+    assert not (tmp_path / "gone" / "teacher.safetensors").exists()
+    assert "the teacher is not published with it" in caplog.text
+
+
+def test_the_same_command_goes_on_although_the_teacher_did(trained: Path, tmp_path: Path) -> None:
+    teacher, student = tmp_path / "teacher", str(tmp_path / "student")
+    shutil.copytree(trained / "outputs", teacher)
+    few = [f"cache.folder='{tmp_path / 'cache'}'", f"distill.num_trajectories={COUNT}"]
+    few += ["training.save_steps=1"]
+    few += ["training.max_steps=2"]
+    first = distill_config(str(teacher), student, 5.0, few)
+    Trainer(first).train()
+    shutil.copytree(teacher / "checkpoint-6", teacher / "checkpoint-7")
+    again = distill_config(str(teacher), student, None, few).training
+    assert (again.init_from, again.max_minutes) == (first.training.init_from, 5.0)
+    assert distill(str(teacher), student, 6.0, few) == Path(student)
+    assert load_config(Path(student) / "config.yaml").training.max_minutes == 6.0
+    other = distill_config(str(teacher), str(tmp_path / "another"), 5.0, few).training
+    assert other.init_from == str(teacher / "checkpoint-7")
 
 
 @pytest.mark.parametrize(
@@ -456,11 +553,14 @@ def test_the_page_in_the_browser_is_told(distilled: Path) -> None:
         ("model.num_layers=3", r"model\.num_layers is 3 here and 2 there"),
         ("data.image_size=32", r"data\.image_size is 32 here and 16 there"),
         ("distill.num_inference_steps=0", r"distill\.num_inference_steps"),
+        ("distill.num_inference_steps=6", r"6 is not a multiple of 4"),
+        ("text_encoder.max_length=5", r"text_encoder\.max_length is 5 here and"),
+        ("scheduler.objective=diffusion scheduler.prediction_type=epsilon", "says next to nothing"),
     ],
 )
 def test_settings_that_cannot_be(word: str, said: str, build: Build) -> None:
     with pytest.raises(LimnerError, match=said):
-        Trainer(build(word))
+        Trainer(build(*word.split()))
 
 
 def test_a_student_has_no_students_and_is_not_tuned(

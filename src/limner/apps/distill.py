@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import load_run_config
+from limner.checkpoint.locate import newest_good
 from limner.checkpoint.open_model import open_model
-from limner.config import Config
+from limner.config import Config, TrainingConfig
 from limner.console import say
 from limner.data.open import Data
 from limner.errors import LimnerError
@@ -34,6 +36,7 @@ from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations, in_words
 from limner.metrics import retrieval
+from limner.redaction import is_same_place
 from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
 
@@ -61,18 +64,30 @@ class Way:
 def distill_config(
     teacher: str, output: str, minutes: float | None, overrides: Sequence[str]
 ) -> Config:
-    """The configuration of a student: its teacher's, but for what drawing in few steps needs."""
-    opened = open_model(teacher)
+    """The configuration of a student: its teacher's, but for what drawing in few steps needs.
+
+    If `output` has a run of this teacher, it goes on from the same checkpoint of the teacher, and
+    for the same minutes, or for others if these are given.
+    """
+    place = teacher
+    if (earlier := _earlier(output, teacher)) is not None:
+        place, minutes = str(earlier.init_from), minutes or earlier.max_minutes
+    opened = open_model(place)
+    if place == teacher and isinstance(opened, Checkpoint) and Path(teacher).is_dir():
+        place = str(opened.folder)  # the teacher's run may have a newer one later
     own = opened.config.model_dump(mode="json")
     if minutes is None:
         minutes = opened.state.seconds / 60 * SHARE_OF_TEACHER
-        minutes = min(MOST_MINUTES, max(LEAST_MINUTES, minutes))
-    left_open = ("learning_rate", "max_steps", "num_epochs", "save_every_n_epochs", "run_name")
+        minutes = round(min(MOST_MINUTES, max(LEAST_MINUTES, minutes)), 3)
+    left_open = (
+        *("learning_rate", "max_steps", "num_epochs", "save_every_n_epochs", "run_name"),
+        *("device", "sharding", "checkpoint_shards"),  # the machine may be another one
+    )
     training = {key: value for key, value in own["training"].items() if key not in left_open}
     training |= {
-        "init_from": teacher,
+        "init_from": place,
         "output_dir": output,
-        "max_minutes": round(minutes, 3),
+        "max_minutes": minutes,
         "resume": "auto",
     }
     times = {key: own["sampling"][key] for key in ("shift", "timestep_power")}
@@ -91,6 +106,19 @@ def distill_config(
     return load_run_config(sections, overrides)
 
 
+def _earlier(output: str, teacher: str) -> TrainingConfig | None:
+    """The settings of the run in `output`, if it is one of this teacher and has a checkpoint."""
+    newest, _ = newest_good(Path(output))
+    if newest is None:
+        return None
+    config = Checkpoint.open(newest).config
+    begun = config.training.init_from
+    if not config.model.flow_map or begun is None:
+        return None
+    places = (begun, str(Path(begun).parent))
+    return config.training if any(is_same_place(place, teacher) for place in places) else None
+
+
 def distill(
     teacher: str, output: str, minutes: float | None = None, overrides: Sequence[str] = ()
 ) -> Path:
@@ -98,14 +126,16 @@ def distill(
     config = distill_config(teacher, output, minutes, overrides)
     if Path(output).resolve() == Path(teacher).resolve():
         raise LimnerError(f"--output {output} is the teacher's own folder; choose another one")
-    trainer = Trainer(config)
+    earlier = _earlier(output, teacher)
+    longer = earlier is not None and earlier.max_minutes != config.training.max_minutes
+    trainer = Trainer(config, resume="latest" if longer else None)
     trainer.train()
     folder = trainer.folder
     if not trainer.run.is_main:
         return folder
     evaluate_run(folder, config, trainer.data, seconds=drawing_time(trainer.state.seconds))
     write_report(folder)
-    ways = compare(teacher, folder, trainer.config, trainer.data)
+    ways = compare(str(config.training.init_from), folder, trainer.config, trainer.data)
     _write(folder, ways)
     say()
     for way in ways:
@@ -121,10 +151,12 @@ def compare(teacher: str, student: Path, config: Config, data: Data) -> list[Way
     """The same prompts and seeds drawn by the teacher as it usually does and in 4 steps, and by
     the student in 1, 2, and 4."""
     ways = []
-    there = open_generator(teacher, config)
+    parts = (config.vae.pretrained_model_name, config.text_encoder.pretrained_model_name)
+    there = open_generator(teacher, config, None, *parts)
     ways.append(_drawn("teacher", there, data, {}))
-    ways.append(_drawn("teacher", there, data, {"num_inference_steps": 4}))
-    here = open_generator(student, config)
+    few = {"num_inference_steps": 4, "zero_init_steps": min(3, there.sampling.zero_init_steps)}
+    ways.append(_drawn("teacher", there, data, few))
+    here = open_generator(student, config, None, *parts)
     ways += [_drawn("student", here, data, {"num_inference_steps": n}) for n in (1, 2, 4)]
     return ways
 

@@ -90,7 +90,18 @@ def _distillation_problems(config: Config) -> Iterator[str]:
                 )
         return
     if config.data.buckets is not None:
-        yield "data.buckets: not supported with model.flow_map yet; remove it"
+        yield "data.buckets: not supported with model.flow_map yet; set it to null"
+    if config.distill.num_inference_steps % 4:
+        yield (
+            f"distill.num_inference_steps: {config.distill.num_inference_steps} is not a multiple "
+            "of 4, which drawing in 1, 2, and 4 steps is learned from"
+        )
+    if (config.scheduler.objective, config.scheduler.prediction_type) == ("diffusion", "epsilon"):
+        yield (
+            "scheduler.prediction_type: a model that predicts epsilon says next to nothing about "
+            "the image in pure noise, so it cannot be distilled; train one with v_prediction, "
+            "sample, or flow matching"
+        )
     if config.training.batch_size == "auto":
         yield "training.batch_size: auto is not supported with model.flow_map yet; set a number"
     if config.lora.rank is not None:

@@ -16,9 +16,9 @@ class DistillConfig(Section):
     """Number of pictures that the teacher draws, of which every step is kept to learn from. None: 4
     for each training picture, but at most 512 for each of `training.max_minutes` and 16,384, and at
     least 1,024."""
-    num_inference_steps: Annotated[PositiveInt, Field(le=1_000)] = 8
-    """Steps in which the teacher draws them. The student can draw in this many, in 1, and in every
-    number between that divides it."""
+    num_inference_steps: Annotated[PositiveInt, Field(le=64)] = 8
+    """Steps in which the teacher draws them, a multiple of 4. The student can draw in this many, in
+    1, and in every number between that divides it."""
     guidance_scale: NonNegative | None = None
     """Guidance scale of the teacher, which becomes part of the student. None: as in the teacher's
     own configuration."""

@@ -46,6 +46,10 @@ def open_guide(
     """
     opened = open_model(path)
     theirs = opened.config
+    if theirs.model.flow_map:
+        raise LimnerError(
+            f"{path} is a distilled model, which cannot guide; use the model it was made from"
+        )
     differences = [
         f"{section}.{key}: {there!r} in the guide, {here!r} in the model"
         for section, keys in SAME_SPACE.items()

@@ -54,6 +54,7 @@ NOT_THE_RECIPE = frozenset(
         *("training.resume", "training.save_errors", "vae.fingerprint"),
         "training.save_every_n_epochs",
         "text_encoder.fingerprint",
+        "distill.fingerprint",
     )
 )
 """Settings about paths and monitoring, which do not affect the model."""
@@ -118,7 +119,8 @@ def _values_of(facts: Facts) -> dict[str, Any]:
     """The context of the template model_card.md."""
     config, results = facts.config, facts.results
     sets = [data.name for data in _lineage(facts).data if _is_on_the_hub(data, facts)]
-    bases = [before.model for before in _lineage(facts).models_before() if before.model]
+    before = (one.model for one in _lineage(facts).models_before())
+    bases = [model for model in before if model and model != facts.repo]
     measured_on = (facts.evaluation.get("dataset") or {}).get("name")
     # Letters, spaces, and commas need no escaping in any shell or in Python.
     simple = (
@@ -178,7 +180,7 @@ def _trained(facts: Facts) -> Markdown:
     if lineage.base is None:
         return Markdown(f"trained from scratch with Limner on {sets}")
     base = lineage.base.model
-    begun = _shown_model(base) if base else "a model that is not public"
+    begun = _shown_model(base, facts) if base else "a model that is not public"
     if lineage.method == "distilled":
         return Markdown(
             f"distilled with Limner from {begun}, to draw in few steps, with captions of {sets}"
@@ -221,7 +223,9 @@ def _shown_set(data: LearnedFrom, facts: Facts) -> str:
     return f"[{shown}]({HUB}/datasets/{data.name})" if _is_on_the_hub(data, facts) else shown
 
 
-def _shown_model(model: str) -> str:
+def _shown_model(model: str, facts: Facts) -> str:
+    if model == facts.repo and facts.teacher:
+        return Markdown(f"`{facts.teacher}`")
     return f"[{plain(model)}]({HUB}/{model})" if is_hub_id(model) else plain(model)
 
 
@@ -308,7 +312,7 @@ def _before(facts: Facts) -> list[str]:
         return f"{name} (licence: {plain(data.license)})" if data.license else name
 
     lineage = _lineage(facts)
-    said = before_in_words(lineage, _shown_model, shown, plain)
+    said = before_in_words(lineage, lambda model: _shown_model(model, facts), shown, plain)
     named = {data.name for data in lineage.data}
     for before in lineage.models_before():
         for name in [data.name for data in before.data if data.name not in named]:

@@ -133,14 +133,16 @@ def prepare(
     weights = in_precision(opened.tensors(), dtype)
     write_diffusers_folder(folder, parts, opened.tokenizer, weights, part_dtype(dtype))
     beside = _with_parts_beside(folder, public_config(parts.config))
+    teacher = _teacher_of(opened, said)
     lineage = public_lineage(opened.lineage, repo, said)
+    if teacher is not None and lineage.base is not None:
+        lineage = replace(lineage, base=replace(lineage.base, model=repo))
     write_weights_file(
         folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state, lineage
     )
     write_lineage(folder, lineage)
-    teacher = _teacher_of(opened, lineage) if said.teacher else None
     if teacher is not None:
-        _write_teacher(folder, teacher, beside, said, dtype)
+        _write_teacher(folder, teacher, beside, replace(said, base_model=None), repo, dtype)
     run = run_of(opened)
     name = public_name(opened.config, said.data_name)
     evaluation, page = evaluation_of(folder, opened, name, repo, said.page)
@@ -172,29 +174,40 @@ def prepare(
     return card
 
 
-def _teacher_of(
-    opened: Checkpoint | WeightsFile, lineage: Lineage
-) -> Checkpoint | WeightsFile | None:
+def _teacher_of(opened: Checkpoint | WeightsFile, said: Said) -> Checkpoint | WeightsFile | None:
     """The model that a distilled one was made from, if it is here and is not published itself."""
-    config = opened.config
-    published = lineage.base is not None and lineage.base.model is not None
-    if not config.model.flow_map or config.training.init_from is None or published:
+    config, base = opened.config, opened.lineage.base
+    published = said.base_model or (base is not None and base.model is not None)
+    if not config.model.flow_map or not said.teacher or published:
+        return None
+    if config.training.init_from is None:
+        log.warning("the teacher is not published with it: an exported file does not name it")
         return None
     try:
-        return open_teacher(config).opened
+        return open_teacher(config, same_drawing=False).opened
     except LimnerError as error:
         log.warning("the teacher is not published with it: %s", error)
         return None
 
 
 def _write_teacher(
-    folder: Path, teacher: Checkpoint | WeightsFile, student: Config, said: Said, dtype: str
+    folder: Path,
+    teacher: Checkpoint | WeightsFile,
+    student: Config,
+    said: Said,
+    repo: str,
+    dtype: str,
 ) -> None:
+    """
+    Args:
+        student: of the weights file, which has the same pretrained components beside it.
+    """
     config = public_config(teacher.config)
-    # It has the student's pretrained components, which are beside it, too.
-    config = changed(config, vae=student.vae, text_encoder=student.text_encoder)
-    lineage = teacher.lineage.said(said.data_name, said.data_license).public()
-    lineage = replace(lineage, license=said.license or license_that_fits(lineage))
+    for name in ("vae", "text_encoder"):
+        part, own = getattr(student, name), getattr(config, name)
+        same = {key: getattr(part, key) for key in ("pretrained_model_name", "fingerprint")}
+        config = changed(config, **{name: changed(own, **same)})
+    lineage = public_lineage(teacher.lineage, repo, said)
     weights = in_precision(teacher.tensors(), dtype)
     write_weights_file(
         folder / TEACHER_FILE, weights, config, teacher.tokenizer, teacher.state, lineage

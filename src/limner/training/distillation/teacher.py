@@ -18,6 +18,10 @@ from limner.inference.sampling import ready
 from limner.models.text_to_image import TextToImage, build_model
 from limner.training.init_from import open_origin
 
+INSTEAD = {"ddpm": "ddim", "unipc": "dpmsolver++"}
+"""For solvers without a trajectory of what the network saw: ddpm adds fresh noise at each step, and
+unipc evaluates the network at guesses, which it then corrects."""
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -25,7 +29,7 @@ class Teacher:
 
     Attributes:
         sampling: its own solver and guidance, at the times of the student's steps.
-        fingerprint: hash of its averaged weights and of `sampling`.
+        fingerprint: hash of its averaged weights, a point, and hash of `sampling`.
     """
 
     opened: Checkpoint | WeightsFile
@@ -39,8 +43,11 @@ class Teacher:
         return ready(model, device, dtype)
 
 
-def open_teacher(config: Config) -> Teacher:
+def open_teacher(config: Config, same_drawing: bool = True) -> Teacher:
     """The model in `training.init_from`, from which this configuration's student is distilled.
+
+    Args:
+        same_drawing: whether it must still draw with the settings that the run began with.
 
     Raises:
         LimnerError: it is not there, is a student itself, is of another shape, or is not the one
@@ -60,18 +67,25 @@ def open_teacher(config: Config) -> Teacher:
         )
     sampling = _sampling(opened.config.sampling, config)
     fingerprint = _fingerprint(opened, sampling)
-    if config.distill.fingerprint not in (None, fingerprint):
+    before = config.distill.fingerprint
+    if before is not None and before.partition(".")[0] != fingerprint.partition(".")[0]:
         raise LimnerError(
-            f"training.init_from: {name} is not the teacher that this run began with, or draws "
-            "with other settings now (distill.fingerprint); put it back, or start again in another "
-            "training.output_dir"
+            f"training.init_from: {name} is not the teacher that this run began with "
+            "(distill.fingerprint); put it back, or start again in another training.output_dir"
+        )
+    if same_drawing and before not in (None, fingerprint):
+        raise LimnerError(
+            f"training.init_from: {name} draws with other settings than when this run began, "
+            "perhaps since limner sweep; put these back into its config.yaml, or start again in "
+            "another training.output_dir"
         )
     return Teacher(opened, sampling, fingerprint)
 
 
 def _differences(teacher: Config, student: Config) -> list[str]:
     keys = [("model", key) for key in type(student.model).model_fields]
-    keys += [("text_encoder", key) for key in ("vocab_size", "hidden_size", "num_layers")]
+    text = ("vocab_size", "hidden_size", "num_layers", "max_length")
+    keys += [("text_encoder", key) for key in text]
     keys += [("scheduler", key) for key in MEANING] + [("vae", "fingerprint")]
     keys += [("data", "image_size")]
     return [
@@ -89,8 +103,7 @@ def _sampling(own: SamplingConfig, config: Config) -> SamplingConfig:
     steps = settings.num_inference_steps
     return changed(
         own,
-        # Fresh noise at each step leads nowhere in particular.
-        scheduler_type="ddim" if own.scheduler_type == "ddpm" else own.scheduler_type,
+        scheduler_type=INSTEAD.get(own.scheduler_type, own.scheduler_type),
         num_inference_steps=steps,
         guidance_scale=scale,
         shift=student.shift,
@@ -101,8 +114,8 @@ def _sampling(own: SamplingConfig, config: Config) -> SamplingConfig:
 
 def _fingerprint(opened: Checkpoint | WeightsFile, sampling: SamplingConfig) -> str:
     found = hashlib.blake2b(digest_size=16)
-    found.update(json.dumps(sampling.model_dump(mode="json"), sort_keys=True).encode())
     for name, tensor in sorted(opened.tensors(averaged=True).items()):
         found.update(name.encode())
         found.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    how = json.dumps(sampling.model_dump(mode="json"), sort_keys=True).encode()
+    return f"{found.hexdigest()}.{hashlib.blake2b(how, digest_size=8).hexdigest()}"

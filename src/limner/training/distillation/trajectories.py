@@ -31,6 +31,7 @@ from limner.diffusion.solvers import SOLVERS
 from limner.files.fingerprints import digest
 from limner.inference.sampling import read
 from limner.inference.sampling_settings import inference_timesteps
+from limner.memory import in_parts_that_fit
 from limner.models.text_to_image import TextToImage
 from limner.text.words import Words
 from limner.training.distillation.teacher import open_teacher
@@ -139,10 +140,14 @@ def stored_trajectories(
 
         def make(indices: list[int]) -> list[Tensor | str]:
             some = [everything[i] for i in indices]
-            states = draw_trajectories(
-                model, objective, words, some, teacher.sampling, shape, dtype
-            )
-            return list(states.to(STORED).cpu())
+
+            def drawn(size: int) -> list[Tensor]:
+                parts = [some[i : i + size] for i in range(0, len(some), size)]
+                how = (teacher.sampling, shape, dtype)
+                states = (draw_trajectories(model, objective, words, p, *how) for p in parts)
+                return [one.to(STORED).cpu() for part in states for one in part]
+
+            return list(in_parts_that_fit(len(some), drawn))
 
         began, progress = time.monotonic(), progress_lines(log, "trajectories drawn")
         per_shard = max(at_once, min(MOST_ROWS, MOST_BYTES // row_bytes) // at_once * at_once)
@@ -226,7 +231,7 @@ def draw_trajectories(
     states: dict[float, Tensor] = {}
 
     def seen(x: Tensor, timestep: float) -> Tensor:
-        states.setdefault(timestep, x)  # Heun's method looks twice at most times
+        states[timestep] = x  # Heun's method looks first at a guess, then at the state itself
         return denoise(x, timestep)
 
     last = SOLVERS[sampling.scheduler_type](seen, x, timesteps, objective.noise_schedule)
