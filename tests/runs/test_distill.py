@@ -38,8 +38,10 @@ from limner.training.distillation.trajectories import (
     Trajectories,
     draw_trajectories,
     held_out_drawings,
+    stored_trajectories,
     trained_drawings,
 )
+from limner.training.precompute import check_cache_folder
 from limner.training.trainer import Trainer
 
 Build = Callable[..., Config]
@@ -208,6 +210,32 @@ def test_short_memory_makes_fewer_drawings_at_once(
     assert max(sizes) > 8
     assert sum(size for size in sizes if size <= 8) == COUNT + 1
     assert all(map(torch.is_tensor, map(run.inputs.trajectories[0].states, range(COUNT))))
+
+
+def test_a_caption_that_cannot_be_read_costs_its_own_drawings(build: Build) -> None:
+    run = Trainer(build("data.num_samples=8", "training.caption_dropout=0.0")).run
+    tokenizer = run.reader
+    assert isinstance(tokenizer, CaptionTokenizer)
+    unread = run.data.trained.rows[0].captions[0]
+
+    class Words:
+        def encode(self, captions: list[str]) -> torch.Tensor:
+            if unread in captions:
+                raise ImageError("its embedding is damaged")
+            return tokenizer.encode(captions)
+
+    device = torch.device("cpu")
+    drawn, _ = stored_trajectories(
+        run.config, run.data, Words(), tokenizer.text_size, 1, device, torch.float32
+    )
+    lost = [i for i, drawing in enumerate(drawn.drawings) if drawing.caption == unread]
+    assert 0 < len(lost) < COUNT
+    for i in range(COUNT):
+        if i in lost:
+            with pytest.raises(ImageError, match="its embedding is damaged"):
+                drawn.states(i)
+        else:
+            assert torch.isfinite(drawn.states(i)).all()
 
 
 def test_every_pair_is_a_step_of_a_drawing_in_1_2_4_or_8_steps(build: Build) -> None:
@@ -561,6 +589,19 @@ def test_the_page_in_the_browser_is_told(distilled: Path) -> None:
 def test_settings_that_cannot_be(word: str, said: str, build: Build) -> None:
     with pytest.raises(LimnerError, match=said):
         Trainer(build(*word.split()))
+
+
+def test_its_trajectories_are_not_kept_among_the_images(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    words = ["data.dataset_name=null", f"data.dataset_path='{tmp_path / 'photos'}'"]
+    check_cache_folder(build(*words))
+    with pytest.raises(LimnerError, match=r"cache\.folder: .*is inside the data folder"):
+        check_cache_folder(build(*words, f"cache.folder='{tmp_path / 'photos' / 'cache'}'"))
+
+
+def test_a_distilled_model_is_no_guide(distilled: Path, trained: Path) -> None:
+    with pytest.raises(LimnerError, match="is a distilled model, which cannot guide"):
+        ImageGenerator(trained / "outputs", device="cpu", guide=distilled)
 
 
 def test_a_student_has_no_students_and_is_not_tuned(

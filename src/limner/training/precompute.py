@@ -235,7 +235,7 @@ def check_cache_folder(config: Config) -> None:
     """Raises LimnerError if a new cache would lie inside the data. (An existing one there is used:
     it holds no pictures.)"""
     parts = (config.vae.fingerprint, config.text_encoder.fingerprint)
-    if any(parts):
+    if any(parts) or config.model.flow_map:
         check_new_cache(config)
 
 

@@ -139,7 +139,8 @@ def stored_trajectories(
         shape = (channels, side, side)
 
         def make(indices: list[int]) -> list[Tensor | str]:
-            some = [everything[i] for i in indices]
+            reasons = {i: why for i in indices if (why := _why_not_read(words, everything[i]))}
+            some = [everything[i] for i in indices if i not in reasons]
 
             def drawn(size: int) -> list[Tensor]:
                 parts = [some[i : i + size] for i in range(0, len(some), size)]
@@ -147,7 +148,8 @@ def stored_trajectories(
                 states = (draw_trajectories(model, objective, words, p, *how) for p in parts)
                 return [one.to(STORED).cpu() for part in states for one in part]
 
-            return list(in_parts_that_fit(len(some), drawn))
+            states = iter(in_parts_that_fit(len(some), drawn) if some else ())
+            return [reasons[i] if i in reasons else next(states) for i in indices]
 
         began, progress = time.monotonic(), progress_lines(log, "trajectories drawn")
         per_shard = max(at_once, min(MOST_ROWS, MOST_BYTES // row_bytes) // at_once * at_once)
@@ -158,6 +160,15 @@ def stored_trajectories(
         steps, sampling.shift, sampling.timestep_power
     )
     return Trajectories(store, trained, timesteps), Trajectories(store, held_out, timesteps)
+
+
+def _why_not_read(words: Words, drawing: Drawing) -> str:
+    """Why this caption cannot be drawn; empty if it can."""
+    try:
+        words.encode([drawing.caption])
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 def trained_drawings(config: Config, rows: Sequence[Row]) -> list[Drawing]:
