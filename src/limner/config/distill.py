@@ -13,9 +13,9 @@ class DistillConfig(Section):
     """Of a run with `model.flow_map`. Its teacher is the model in `training.init_from`."""
 
     num_trajectories: Annotated[PositiveInt, Field(le=10_000_000)] | None = None
-    """Number of pictures that the teacher draws, of which every step is kept to learn from. None: 4
-    for each training picture, but at most 512 for each of `training.max_minutes` and 16,384, and at
-    least 1,024."""
+    """Number of pictures that the teacher draws, of which every step is kept to learn from. None:
+    512 for each of `training.max_minutes` (without these, 4 for each training picture), at least
+    1,024 and at most 16,384."""
     num_inference_steps: Annotated[PositiveInt, Field(le=64)] = 8
     """Steps in which the teacher draws them, a multiple of 4. The student can draw in this many, in
     1, and in every number between that divides it."""

@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 STORED = torch.float16
 """Neighbouring states differ by little, of which bfloat16 would keep too few digits."""
-PER_IMAGE, PER_MINUTE, LEAST, MOST = 4, 512, 1024, 16_384
-"""Trajectories for each training image; at most for each minute of training, which a student of
-these minutes would hardly see twice; at least, at most."""
+PER_MINUTE, PER_IMAGE, LEAST, MOST = 512, 4, 1024, 16_384
+"""Trajectories for each minute of training, since a student that sees few of them too often learns
+these by heart; for each training image, where there is no limit of minutes; at least, at most."""
 AT_ONCE, TOKENS_AT_ONCE = 64, 1024
 """Drawings that are made together; on a CPU as many patches as its caches hold."""
 MOST_ROWS, MOST_BYTES = 1024, 2**28
@@ -192,8 +192,8 @@ def trained_drawings(config: Config, rows: Sequence[Row]) -> list[Drawing]:
 
 def usual_count(images: int, minutes: float | None) -> int:
     """How many trajectories are drawn for so many training images and minutes of training."""
-    most = MOST if minutes is None else min(MOST, int(PER_MINUTE * minutes))
-    return max(LEAST, min(most, PER_IMAGE * images))
+    count = PER_IMAGE * images if minutes is None else int(PER_MINUTE * minutes)
+    return max(LEAST, min(MOST, count))
 
 
 def held_out_drawings(config: Config, data: Data) -> list[Drawing]:
