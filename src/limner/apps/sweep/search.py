@@ -94,12 +94,10 @@ def few_steps(
     """Of a distilled model, whose solver and guidance are fixed: the most steps at each cost.
 
     Args:
-        known: numbers of steps that it has learned.
+        known: numbers of steps that it has learned, 1 among them.
     """
-    most = {cost: max((n for n in known if n <= cost), default=None) for cost in costs}
-    return {
-        cost: start.model_copy(update={"num_inference_steps": n}) for cost, n in most.items() if n
-    }
+    most = {cost: max(n for n in known if n <= cost) for cost in costs}
+    return {c: start.model_copy(update={"num_inference_steps": n}) for c, n in most.items()}
 
 
 def rounds_of(images: int) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Teacher:
 
     Attributes:
         sampling: its own solver and guidance, at the times of the student's steps.
-        fingerprint: hash of its averaged weights, a point, and hash of `sampling`.
+        fingerprint: "hash of its averaged weights.hash of `sampling`".
     """
 
     opened: Checkpoint | WeightsFile
