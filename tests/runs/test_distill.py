@@ -22,6 +22,7 @@ from limner.cli import main
 from limner.config import Config, load_config
 from limner.data.dataset import ImageError
 from limner.data.open import open_data
+from limner.diffusion.flow_map import HUBER
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import build_objective
 from limner.diffusion.solvers import SOLVERS
@@ -31,7 +32,7 @@ from limner.inference.sampling import read
 from limner.inference.sampling_settings import inference_timesteps
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batches import load_batches
-from limner.training.distillation import trajectories
+from limner.training.distillation import flow_map_step, trajectories
 from limner.training.distillation.pairs import TrajectoryPairs
 from limner.training.distillation.teacher import open_teacher
 from limner.training.distillation.trajectories import (
@@ -270,19 +271,54 @@ def test_pairs_of_a_trajectory_of_another_number_of_steps(build: Build) -> None:
     assert found == {(n * k, n * (k + 1)) for n in (1, 2, 3, 4, 6, 12) for k in range(12 // n)}
 
 
-def test_drawings_in_any_number_of_steps_count_the_same(build: Build) -> None:
-    """Of n steps each is chosen with 1/n, and where it ends is wrong by its span times the error of
-    its velocity: so weighted by the span, the squares add up to those of the whole drawing."""
+def test_drawings_in_any_number_of_steps_count_the_same(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of n steps each is chosen with 1/n, so that misses that add up to the same weigh the same."""
+    monkeypatch.setattr(flow_map_step, "SEEN", 0.0)
     run = Trainer(build()).run
     batch = next(load_batches(run))
-
-    def wrong_by_a_half(x: torch.Tensor, s: torch.Tensor, *_: object) -> torch.Tensor:
-        spans = ((s - batch.u[:, 1]) / 1000)[:, None, None, None]
-        return (batch.noise - batch.image) / spans + 0.5
-
-    run.train_step.model = wrong_by_a_half  # type: ignore[assignment]
+    spans = (batch.u[:, 0] - batch.u[:, 1])[:, None, None, None] / 1000
+    assert len(spans.unique()) > 1
+    missing = lambda *_: (batch.noise - batch.image) / spans + 50.0  # noqa: E731
+    monkeypatch.setattr(run.model.denoiser, "forward", missing)
     found = run.train_step.loss(batch, batch.u[:, 0])
-    assert torch.allclose(found, 0.25 * (batch.u[:, 0] - batch.u[:, 1]) / 1000, rtol=1e-4)
+    assert torch.allclose(found, torch.full_like(found, 2 * HUBER * 50), rtol=0.02)
+
+
+def test_what_the_teacher_sees_of_a_finished_image_is_part_of_the_loss(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where a step ends at one, and of an image that is the teacher's own nothing."""
+    run = Trainer(build("training.batch_size=16")).run
+    batch = next(load_batches(run))
+    spans = (batch.u[:, 0] - batch.u[:, 1])[:, None, None, None] / 1000
+    last = batch.u[:, 1] < 1
+    assert last.any()
+    assert not last.all()
+
+    def loss(weight: float, miss: float) -> torch.Tensor:
+        monkeypatch.setattr(flow_map_step, "SEEN", weight)
+        found = lambda *_: (batch.noise - batch.image) / spans + miss / spans  # noqa: E731
+        with monkeypatch.context() as here:
+            here.setattr(run.model.denoiser, "forward", found)
+            return run.train_step.loss(batch, batch.u[:, 0]).detach()
+
+    assert torch.allclose(loss(1.0, 0.0), torch.zeros(len(spans)), atol=1e-5)
+    seen = loss(1.0, 0.3) - loss(0.0, 0.3)
+    assert (seen[last] > 1e-3).all()
+    assert torch.equal(seen[~last], torch.zeros_like(seen[~last]))
+
+
+def test_what_the_teacher_sees_teaches_the_student_and_never_the_teacher(build: Build) -> None:
+    run = Trainer(build("training.batch_size=16")).run
+    batch = next(load_batches(run))
+    run.train_step.loss(batch, batch.u[:, 0]).sum().backward()
+    step = run.train_step
+    assert isinstance(step, flow_map_step.FlowMapStep)
+    assert step.teacher is not None
+    assert all(p.grad is None and not p.requires_grad for p in step.teacher.parameters())
+    assert any(p.grad is not None for p in run.model.denoiser.parameters())
 
 
 # Training

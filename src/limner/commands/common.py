@@ -64,7 +64,7 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
             raise LimnerError(
                 f"unrecognized argument '{word}'; settings are section.key=value, flags are listed "
                 "in --help"
-                + (f"; for a configuration file use --config {word}" if _is_yaml(word) else "")
+                + (f"; for a configuration file use --config {word}" if is_yaml(word) else "")
             )
         if not equals:
             following = next(words, None)
@@ -75,7 +75,8 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
     return overrides
 
 
-def _is_yaml(word: str) -> bool:
+def is_yaml(word: str) -> bool:
+    """Whether a word is the name of a configuration file."""
     return word.lower().endswith((".yaml", ".yml"))
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from limner.commands.common import Commands, Parent
+from limner.commands.common import A_MODEL, Commands, Parent, is_yaml, positive
 from limner.console import say
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from limner.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +24,31 @@ def add(commands: Commands, common: Parent) -> None:
         "train",
         parents=[common],
         help="train a model",
-        usage="limner train [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
-        epilog="Set any configuration key with training.batch_size=16 or --training.batch_size "
-        "16. On Ctrl-C, SIGTERM, or a closed terminal, the run finishes the current step, "
-        "saves a checkpoint, and exits with code 75; the same command resumes it. A second "
-        "signal stops it immediately.",
+        usage="limner train [FOLDER] [--minutes N] [--size N] [--from MODEL] [--output FOLDER]\n"
+        "                    [--config FILE] [--resume CHECKPOINT] [section.key=value ...]",
+        epilog="With a FOLDER and no --config, settings are chosen for your pictures, this "
+        "machine, and the time; train.yaml in the run folder has them. Set any configuration key "
+        "with training.batch_size=16 or --training.batch_size 16. On Ctrl-C, SIGTERM, or a closed "
+        "terminal, the run finishes the current step, saves a checkpoint, and exits with code 75; "
+        "the same command resumes it. A second signal stops it immediately.",
     )
+    train.add_argument(
+        "where",
+        nargs="?",
+        metavar="FOLDER",
+        help="your pictures and captions: a folder or file in any layout of docs/data.md",
+    )
+    train.add_argument(
+        "--minutes", type=positive, help="training time (default: by the number of pictures)"
+    )
+    train.add_argument("--size", type=int, help="side of the pictures in pixels")
+    train.add_argument(
+        "--from",
+        dest="origin",
+        metavar="MODEL",
+        help=f"begin with the weights of another model ({A_MODEL})",
+    )
+    train.add_argument("--output", help="run folder (default with a FOLDER: outputs/ and its name)")
     train.add_argument(
         "--config", type=Path, help="YAML file (default: all keys have their defaults)"
     )
@@ -37,18 +62,14 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from limner.checkpoint.inherit import load_run_config
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
     from limner.evaluation.summary import sentences_of_run
     from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
-    from limner.training.resume import resume_config
     from limner.training.trainer import Trainer
 
-    config = resume_config(options.resume, options.config, options.overrides) or load_run_config(
-        options.config, options.overrides
-    )
-    trainer = Trainer(config, resume=options.resume)
+    config, resume = settings(options)
+    trainer = Trainer(config, resume=resume)
     log.info(f"data: {trainer.data.set.description}")  # how it was understood
     main = trainer.run.accelerator.is_main_process
     with run_lock(trainer.folder) if main else contextlib.nullcontext():
@@ -61,4 +82,43 @@ def run(options: argparse.Namespace) -> None:
         page = write_report(trainer.folder)
         for sentence in sentences_of_run(results):
             say(sentence)
-        say(f"see {page}")
+        for line in what_next(trainer.folder, page, trainer.data.trained.rows[0].captions[0]):
+            say(line)
+
+
+def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
+    """The configuration to train with, and which checkpoint it resumes from, as for `Trainer`."""
+    from limner.apps.own_pictures.request import Request
+    from limner.apps.own_pictures.start import start
+    from limner.checkpoint.inherit import load_run_config
+    from limner.training.resume import resume_config
+
+    where, overrides = options.where, list(options.overrides)
+    if where is not None and "=" in where and not Path(where).exists():
+        where, overrides = None, [where, *overrides]
+    if where is not None and is_yaml(where):
+        if options.config is not None:
+            raise LimnerError(f"both --config {options.config} and {where} are given; use only one")
+        where, options.config = None, Path(where)
+    given = Request(where, options.minutes, options.size, options.origin, options.output, overrides)
+    if where is not None and options.config is None:
+        began = start(given)
+        for sentence in began.said:
+            say(sentence)
+        return began.config, options.resume or began.resume
+    overrides = given.settings()
+    config = resume_config(options.resume, options.config, overrides)
+    return config or load_run_config(options.config, overrides), options.resume
+
+
+def what_next(folder: Path, page: Path, caption: str) -> list[str]:
+    """What to look at, and three commands to try."""
+    run = folder.as_posix()
+    # Of a caption, what no shell takes for more than words.
+    prompt = " ".join(re.sub(r"[^\w ,.-]", " ", caption).split()[:12]).strip("-") or "a prompt"
+    return [
+        f"\nLook at {folder / 'samples.png'} and {page}, and try",
+        f'  limner generate {run} "{prompt}" --num_images 4 --sheet --output drawn.png',
+        f"  limner play {run}   # on a page in the browser",
+        f"  limner distill {run} --output {run}-fast   # to draw in one or two steps",
+    ]

@@ -1,8 +1,8 @@
 """The evaluation at the end of a run: sample its prompts, measure, write samples and results.
 
-Writes samples/, samples.json, samples.png, and results.json. The built-in data sets are measured
-too: emoji by recall (is the true image the nearest to the generated one?), shapes by a checker that
-parses the image.
+Writes samples/, samples.json, samples.png, and results.json. Prompt following is measured, too: by
+recall (is the true image the nearest to the generated one?), of shapes by a checker that parses the
+image.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from limner.evaluation.prompt_following import (
     rank_drawings,
     ranks_by_split,
     shapes_by_split,
+    why_no_recall,
 )
 from limner.evaluation.prompts import prompts_of_run
 from limner.evaluation.results_folder import save_drawing
@@ -52,6 +53,8 @@ from limner.redaction import places_of, redacted
 log = logging.getLogger(__name__)
 
 SAMPLES = "samples"
+MOST_COMPARED = 4000
+"""Real images, at most, among which the true one is sought; all emoji are fewer."""
 OURS = re.compile(r"\d{3,}(-truth)?\.png")
 """Names of images in SAMPLES."""
 
@@ -115,15 +118,17 @@ def _in_turn(drawings: Sequence[Drawing]) -> list[Drawing]:
 
 
 def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
-    """Prompt following; for the built-in data sets only."""
+    """Prompt following: the checker of shapes, or recall if each caption has one image."""
     if data.set.name == "shapes":
         check_shapes(drawings)
         return {"checker": shapes_by_split(drawings)}
-    if data.set.name != "emoji":
+    if data.set.name != "emoji" and why_no_recall(data):
         return {}
-    count = rank_drawings(drawings, data)
+    rows = len(data.trained.rows) + len(data.held_out.rows)
+    count = rank_drawings(drawings, data, None if rows <= MOST_COMPARED else MOST_COMPARED)
+    among = f"all {count:,}" if count >= rows else f"{count:,} of {rows:,}"
     return {
-        "range": f"all {count} images: {shown_set(data.set)['description']}",
+        "range": f"{among} images: {shown_set(data.set)['description']}",
         "distance": retrieval.DISTANCE,
         "recall": {
             split: retrieval.summary(ranks) for split, ranks in ranks_by_split(drawings).items()

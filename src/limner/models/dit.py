@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from limner.models.attention import attend
 from limner.models.dropout import ImageDropout
+from limner.models.input_paths import InputPaths
 from limner.models.layers import (
-    InputShare,
     TimestepEmbedder,
+    patchify,
     run_blocks,
     span_embedder,
     unpatchify,
@@ -142,7 +143,8 @@ class DiT(nn.Module):
         self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
         self.initialise()
         self.span_embedder = span_embedder(hidden_size) if flow_map else None
-        self.input_share = InputShare(hidden_size, in_channels) if flow_map else None
+        patch_width = in_channels * patch_size**2
+        self.input_paths = InputPaths(hidden_size, in_channels, patch_width) if flow_map else None
 
     def forward(
         self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
@@ -150,21 +152,38 @@ class DiT(nn.Module):
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts,
         of a flow map span [B], the length of the step (None: 0) -> [B, C, H, W], the prediction."""
         time = self.t_embedder(t)
-        if self.span_embedder is not None:
-            time = time + self.span_embedder(torch.zeros_like(t) if span is None else span)
-        output = self.predict(x, time + self.y_embedder(y.pooled()))
-        return output if self.input_share is None else output + self.input_share(x, time)
+        if self.span_embedder is None:
+            return self.predict(x, time + self.y_embedder(y.pooled()))
+        time = time + self.span_embedder(torch.zeros_like(t) if span is None else span)
+        return self.predict(x, time + self.y_embedder(y.pooled()), time)
 
     @property
     def is_flow_map(self) -> bool:
         return self.span_embedder is not None
 
-    def predict(self, x: Tensor, c: Tensor) -> Tensor:
-        """x [B, C, H, W], condition c [B, D] -> [B, out channels, H, W]."""
-        tokens = self.x_embedder(x) + self.positions(x.shape[-2], x.shape[-1], x.device)
+    def predict(self, x: Tensor, c: Tensor, time: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], condition c [B, D] -> [B, out channels, H, W].
+
+        Args:
+            time: of a flow map: the embedded time and span alone, [B, D].
+        """
+        paths, patches = self.input_paths, patchify(x, self.patch_size)
+        embedded = self.x_embedder(x)
+        tokens = embedded + self.positions(x.shape[-2], x.shape[-1], x.device)
+        if paths is not None and time is not None:
+            tokens = tokens + paths.read(embedded, patches, time)
         tokens = run_blocks(self.blocks, tokens, c, recompute=self.gradient_checkpointing)
         tokens = self.final_layer(tokens, c)
-        return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+        if paths is not None and time is not None:
+            tokens = tokens + paths.past_the_blocks(patches, time)
+        output = unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+        return output if paths is None or time is None else output + paths.shared(x, time)
+
+    def first_blocks(self, x: Tensor, t: Tensor, y: TextConditioning, count: int) -> Tensor:
+        """The tokens [B, N, D] after `count` blocks."""
+        c = self.t_embedder(t) + self.y_embedder(y.pooled())
+        tokens = self.x_embedder(x) + self.positions(x.shape[-2], x.shape[-1], x.device)
+        return run_blocks(self.blocks[:count], tokens, c, recompute=False)
 
     def prepare(self, y: TextConditioning) -> TextConditioning:
         """Return the texts unchanged: precomputing would save only one small matrix product."""

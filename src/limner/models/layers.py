@@ -89,25 +89,6 @@ def span_embedder(width: int) -> TimestepEmbedder:
     return embedder
 
 
-class InputShare(nn.Module):
-    """Of a flow map: how much of its input is part of its output, by the time and the span.
-
-    Velocity and noise contain the noise of the input number by number, and not all of it passes
-    through the tokens beside what the blocks compute: what is missing remains in a drawing of one
-    step as grain. Zero at first, so that the network predicts what it did without.
-    """
-
-    def __init__(self, width: int, channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, channels)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, C, H, W], embedded time and span [B, D] -> [B, C, H, W]."""
-        return self.linear(nn.functional.silu(time))[..., None, None] * x
-
-
 def sinusoids(values: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Cosines, then sines, of geometrically spaced frequencies: [...] -> [..., width] float32."""
     half = width // 2

@@ -11,6 +11,7 @@ words keep their order and number, and their keys and values are computed once p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from torch.nn import functional as F
 
 from limner.models.attention import attend
 from limner.models.dropout import ImageDropout
+from limner.models.input_paths import InputPaths
 from limner.models.layers import (
-    InputShare,
     RMSNorm,
     StackedLinear,
     SwiGLU,
@@ -162,35 +163,58 @@ class ModernDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.span_embedding = span_embedder(hidden_size) if flow_map else None
-        self.input_share = InputShare(hidden_size, in_channels) if flow_map else None
+        self.input_paths = InputPaths(hidden_size, in_channels, patch_width) if flow_map else None
 
     def forward(
         self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
     ) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts,
         of a flow map span [B], the length of the step (None: 0) -> [B, C, H, W], the prediction."""
+        patches = patchify(x, self.patch_size)
+        time = self.embedded(t, span)
+        tokens, condition, others = self.begin(x, patches, time, y)
+        if y.keys_values is None:
+            recompute = self.gradient_checkpointing
+            tokens = run_blocks(self.blocks, tokens, *others(y.tokens), recompute=recompute)
+        else:
+            for block, text in zip(self.blocks, y.keys_values.unbind(1), strict=True):
+                tokens = block(tokens, *others(text))
+        tokens = self.final_layer(tokens, condition)
+        if self.input_paths is None:
+            return unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+        tokens = tokens + self.input_paths.past_the_blocks(patches, time)
+        output = unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
+        return output + self.input_paths.shared(x, time)
+
+    def embedded(self, t: Tensor, span: Tensor | None) -> Tensor:
+        """Timesteps and spans [B] -> [B, D]."""
+        time = self.time_embedding(t)
+        if self.span_embedding is None:
+            return time
+        return time + self.span_embedding(torch.zeros_like(t) if span is None else span)
+
+    def begin(
+        self, x: Tensor, patches: Tensor, time: Tensor, y: TextConditioning
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+        """What the blocks get: tokens [B, N, D], condition [B, D], and by its text a block's other
+        arguments."""
         height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
         positions, rotation = self.positions(height, width, x.device)
-        tokens = self.patch_embedding(patchify(x, self.patch_size)) + positions
+        embedded = self.patch_embedding(patches)
+        tokens = embedded + positions
+        if self.input_paths is not None:
+            tokens = tokens + self.input_paths.read(embedded, patches, time)
         text = self.text_vector(y.pooled()) if y.condition is None else y.condition
-        time = self.time_embedding(t)
-        if self.span_embedding is not None:
-            time = time + self.span_embedding(torch.zeros_like(t) if span is None else span)
         condition = F.silu(time + text)
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         mask = attention_mask(y, height * width)
-        if y.keys_values is None:
-            tokens = run_blocks(
-                self.blocks,
-                *(tokens, modulation, y.tokens, mask, rotation),
-                recompute=self.gradient_checkpointing,
-            )
-        else:
-            for block, text in zip(self.blocks, y.keys_values.unbind(1), strict=True):
-                tokens = block(tokens, modulation, text, mask, rotation)
-        tokens = self.final_layer(tokens, condition)
-        output = unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
-        return output if self.input_share is None else output + self.input_share(x, time)
+        return tokens, condition, lambda text: (modulation, text, mask, rotation)
+
+    def first_blocks(self, x: Tensor, t: Tensor, y: TextConditioning, count: int) -> Tensor:
+        """The tokens [B, N, D] after `count` blocks."""
+        patches = patchify(x, self.patch_size)
+        tokens, _, others = self.begin(x, patches, self.embedded(t, None), y)
+        return run_blocks(self.blocks[:count], tokens, *others(y.tokens), recompute=False)
 
     @property
     def is_flow_map(self) -> bool:

@@ -34,8 +34,8 @@ class TextConditioning(NamedTuple):
             weight = weight * self.log_weight[..., None].exp()
         return (self.tokens * weight).sum(dim=1) / weight.sum(dim=1)
 
-    def rows(self, which: slice) -> TextConditioning:
-        """Some of the captions."""
+    def rows(self, which: slice | Tensor) -> TextConditioning:
+        """Some of the captions, by their indices."""
         return TextConditioning._make(None if part is None else part[which] for part in self)
 
     def followed_by(self, other: TextConditioning) -> TextConditioning:

@@ -36,6 +36,8 @@ from limner.distributed.fsdp import noted_pieces, shard_model
 from limner.distributed.processes import done_by_one
 from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import is_training_run
+from limner.models.dit import DiT
+from limner.models.modern import ModernDiT
 from limner.pretrained.components import Parts, open_parts
 from limner.redaction import as_path, is_same_place
 from limner.text.tokenizer import CaptionTokenizer
@@ -166,6 +168,8 @@ def _open(
         ),
         state=state,
     )
+    if isinstance(run.train_step, FlowMapStep):
+        run.train_step.open_teacher = lambda: teacher_of(run, reader.text_size)
     if checkpoint:
         restore_newest(run, checkpoint, named=wanted not in ("auto", "latest"))
     return run
@@ -189,6 +193,15 @@ def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
             "text_encoder": changed(config.text_encoder, **{model: said("text_encoder", model)}),
         }
     )
+
+
+def teacher_of(run: Run, text_size: int) -> ModernDiT | DiT:
+    """The denoiser of a flow map's teacher, as the student's loss looks through it."""
+    teacher = open_teacher(run.config).model(text_size, run.device, torch.float32).denoiser
+    if run.config.training.compile_model and not devices.why_not_compile(run.device):
+        for block in teacher.blocks:
+            block.compile()
+    return teacher
 
 
 def with_teacher(config: Config, checkpoint: Checkpoint | None) -> Config:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from limner.diffusion.flow_map import (
+    HUBER,
+    end_of_step,
     flow_map_denoiser,
     flow_map_loss,
-    picture_ahead,
     timesteps_from,
 )
 from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
@@ -53,6 +54,15 @@ def states(schedule: NoiseSchedule, s: float) -> Tensor:
     return schedule.alpha(t) * MEAN + spread_at(schedule, t) * noise
 
 
+def picture_ahead(
+    x_s: Tensor, x_r: Tensor, s: Tensor, r: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """Towards which one step of `ddim` leads from x_s to x_r."""
+    s, r = s.reshape(-1, 1, 1, 1), r.reshape(-1, 1, 1, 1)
+    ratio = schedule.sigma(r) / schedule.sigma(s)
+    return (x_r - ratio * x_s) / (schedule.alpha(r) - ratio * schedule.alpha(s))
+
+
 def exact(objective: Objective) -> Callable[[Tensor, Tensor, object, Tensor], Tensor]:
     """A network that is the flow map of the Gaussian."""
 
@@ -81,7 +91,7 @@ def test_with_an_exact_map_any_number_of_steps_ends_at_the_same_picture(
 
 
 @pytest.mark.parametrize(("schedule", "kind"), KINDS)
-def test_the_loss_of_an_exact_map_is_nothing_and_of_another_its_squared_error(
+def test_the_loss_of_an_exact_map_is_nothing_and_grows_with_the_miss(
     schedule: NoiseSchedule, kind: str
 ) -> None:
     objective = Objective(schedule, kind)
@@ -91,35 +101,21 @@ def test_the_loss_of_an_exact_map_is_nothing_and_of_another_its_squared_error(
     output = exact(objective)(x, s.double(), None, (s - r).double()).float()
     losses = flow_map_loss(objective, output, x.float(), there.float(), s, r)
     assert losses.max() < 1e-3
-    if kind in ("velocity", "v_prediction"):  # those are the errors of the output itself
-        worse = flow_map_loss(objective, output + 0.5, x.float(), there.float(), s, r)
-        assert torch.allclose(worse, torch.full((4,), 0.25), rtol=0.05)
+    for miss in (0.001, 10.0):
+        worse = flow_map_loss(objective, output, x.float(), there.float() + miss, s, r)
+        penalty = miss**2 if miss < HUBER else 2 * HUBER * (miss - HUBER)
+        assert torch.allclose(worse * (s - r) / 1000, torch.full((4,), penalty), rtol=0.05)
 
 
-@pytest.mark.parametrize("schedule", [FLOW, VP])
-def test_over_a_short_span_the_picture_ahead_is_the_denoised_one(schedule: NoiseSchedule) -> None:
-    s = torch.tensor([600.0], dtype=torch.float64)
-    x = states(schedule, 600.0)
-    alpha, sigma = schedule.alpha(s), schedule.sigma(s)
-    gain = alpha * SPREAD**2 / spread_at(schedule, s) ** 2
-    denoised = MEAN + gain * (x - alpha * MEAN)  # E[x_0 | x_t] of a Gaussian
-    errors = []
-    for span in (100.0, 10.0):
-        there = moved(schedule, x, s, s - span)
-        ahead = picture_ahead(x, there, s, s - span, schedule)
-        errors.append(float((ahead - denoised).abs().max()))
-    assert errors[1] < 0.2 * errors[0]
-    assert errors[1] < 0.02
-    assert sigma > 0
-
-
-def test_a_step_of_ddim_towards_the_picture_ahead_ends_at_the_other_state() -> None:
-    for schedule in (FLOW, VP):
-        times = torch.tensor([700.0, 250.0], dtype=torch.float64)
-        x, there = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(1)).double()
-        ahead = picture_ahead(x, there, times[[0]], times[[1]], schedule)
-        ended = ddim(lambda *_, ahead=ahead: ahead, x, times, schedule)
-        assert torch.allclose(ended.float(), there.float(), atol=1e-4)
+@pytest.mark.parametrize(("schedule", "kind"), KINDS)
+def test_a_step_ends_where_ddim_takes_it(schedule: NoiseSchedule, kind: str) -> None:
+    objective = Objective(schedule, kind)
+    times = torch.tensor([700.0, 250.0], dtype=torch.float64)
+    x, output = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    denoise = flow_map_denoiser(lambda *_: output, objective, NO_TEXT, times, torch.float32)
+    wanted = ddim(denoise, x, times, schedule)
+    s, r = times.float()[:, None].expand(2, 3)
+    assert torch.allclose(end_of_step(objective, output, x, s, r), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -229,4 +225,4 @@ def test_a_student_learns_the_map_of_a_mixture_and_it_composes() -> None:
     with torch.no_grad():
         u = student(states[:512, 3], s, None, s - times[4].float())
     v = (states[:512, 3] - states[:512, 4]) / ((times[3] - times[4]).float() / 1000)
-    assert apart(u, v) < 0.15
+    assert apart(u, v) < 0.2

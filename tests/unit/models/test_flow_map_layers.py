@@ -24,7 +24,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[DiT | ModernDiT, DiT | ModernD
         nn.init.normal_(parameter, std=0.2)
     left = student.load_state_dict(teacher.state_dict(), strict=False)
     assert {name.partition(".")[0] for name in left.missing_keys} <= {
-        *("span_embedding", "span_embedder", "input_share"),
+        *("span_embedding", "span_embedder", "input_paths"),
     }
     return teacher.eval(), student.eval()
 
@@ -48,8 +48,8 @@ def test_a_share_of_the_input_passes_by_the_blocks(
 ) -> None:
     """To the last digit, also where the blocks compute in bfloat16."""
     teacher, student = pair
-    assert student.input_share is not None
-    student.input_share.linear.bias.copy_(torch.tensor([1.0, -0.5]))
+    assert student.input_paths is not None
+    student.input_paths.share.bias.copy_(torch.tensor([1.0, -0.5]))
     shares = torch.tensor([1.0, -0.5])[:, None, None]
     for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
@@ -62,13 +62,13 @@ def test_the_share_depends_on_the_time_and_the_span_and_not_on_the_words(
     pair: tuple[DiT | ModernDiT, DiT | ModernDiT],
 ) -> None:
     _, student = pair
-    assert student.input_share is not None
+    assert student.input_paths is not None
     embedder = getattr(student, "span_embedding", None) or student.span_embedder  # type: ignore[union-attr]
-    for module in (embedder, student.input_share):
+    for module in (embedder, student.input_paths):
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     shares = list[Tensor]()
-    student.input_share.register_forward_hook(lambda _, inputs, output: shares.append(output / X))
+    student.input_paths.share.register_forward_hook(lambda _, inputs, output: shares.append(output))
     other = TEXT._replace(tokens=-TEXT.tokens)
     for time, text, span in ((T, TEXT, T), (T, other, T), (T, TEXT, T / 2), (T / 2, TEXT, T)):
         student(X, time, text, span)

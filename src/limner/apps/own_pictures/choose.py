@@ -1,0 +1,226 @@
+"""Settings for a data set, a machine, and a time: rules, with what was measured behind them.
+
+Whatever the user set is part of every candidate, so that what follows from it fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from limner.apps.own_pictures.machine import Machine, training_cost
+from limner.apps.own_pictures.survey import Survey
+from limner.config import Config
+from limner.errors import LimnerError
+
+Sections = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A size of model, and what it is for."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    grid: int
+    """Patches a side."""
+    largest: int
+    """Pixels a side of the largest pictures that it is for."""
+    fewest: int
+    """Pictures below which it would only learn them by heart."""
+    batch_size: int
+
+
+MODEL_SIZES = (
+    ModelSize(256, 6, 4, 8, 96, 0, 32),  # the demo's
+    ModelSize(256, 6, 4, 16, 128, 0, 32),
+    ModelSize(384, 8, 6, 16, 128, 0, 64),
+    ModelSize(512, 12, 8, 16, 256, 2_000, 128),
+    ModelSize(768, 12, 12, 16, 256, 50_000, 256),
+)
+"""From small to large."""
+PASSES, LEAST_IMAGES, MOST_IMAGES = 100, 50_000, 2_000_000
+"""What a model from scratch sees until most trained captions have their picture: so many passes,
+and at least (the demo: 52,000 images, 178 passes) and at most so many images."""
+SHARE_WHEN_BEGUN = 1 / 4
+"""Of these images, that a model needs which begins with another's weights."""
+SHORTEST, LONGEST = 10.0, 60.0
+"""Minutes, where none are given."""
+SMALLEST_PATCH = 2
+"""Pixels a side; smaller pictures are made larger."""
+FEW = 100
+"""Pictures, with which it is better to begin with another model."""
+PROGRAM, PER_PARAMETER, PER_ACTIVATION = 1.2 * 2**30, 16, 70
+"""Bytes: of the program with compiled code; of a weight with its average, gradient, and state of
+the optimizer; of a number of the residual stream in each layer."""
+SAVED_EVERY, SHOWN = 10.0, 8
+"""Minutes between checkpoints; previews of a run."""
+SAMPLING = {
+    "scheduler_type": "ddim",
+    "num_inference_steps": 10,
+    "guidance_scale": 2.5,
+    "guidance_interval": [0.5, 1.0],
+    "timestep_power": 1.2,
+}
+"""What `limner sweep` found for the demo's model (docs/sampling.md)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        sections: the configuration, without what the user set.
+        config: with it, complete.
+        rate: images per second, about.
+        images: that are learned from in the time.
+        wanted: images until most trained captions have their picture.
+    """
+
+    sections: Sections
+    config: Config
+    rate: float
+    images: float
+    wanted: float
+
+
+def choose(
+    found: Survey,
+    machine: Machine,
+    build: Callable[[Sections], Config],
+    minutes: float | None = None,
+    origin: Config | None = None,
+    given: Sections | None = None,
+) -> Choice:
+    """The largest model that learns enough in the time; or, if none does, the smallest.
+
+    Args:
+        build: completes sections, after the user's own settings are put into them.
+        minutes: None: as many as the smallest model needs, between `SHORTEST` and `LONGEST`.
+        origin: of the model that the run begins with, whose shape is kept.
+        given: what the user set, which other choices follow from.
+
+    Raises:
+        LimnerError: not even the smallest model fits into memory.
+    """
+    wanted = float(max(LEAST_IMAGES, min(MOST_IMAGES, PASSES * found.trained)))
+    wanted *= SHARE_WHEN_BEGUN if origin else 1.0
+    candidates = list(_candidates(found, machine, build, origin, given or {}))
+    if not candidates:
+        raise LimnerError(
+            f"{machine.memory / 2**30:.1f} GiB of memory are free, too little for the smallest "
+            "model that draws; close other programs, or use a smaller --size"
+        )
+    sections, config, rate = candidates[0]
+    if minutes is None:
+        minutes = config.training.max_minutes
+    if minutes is None:
+        needed = wanted / rate / 60
+        minutes = max(SHORTEST, min(LONGEST, 5 * math.ceil(needed / 5)))
+    for larger in candidates[1:]:
+        if larger[2] * 60 * minutes >= wanted:
+            sections, config, rate = larger
+    images = rate * 60 * minutes
+    sections["training"] |= {"max_minutes": minutes} | _intervals(config, rate, minutes)
+    return Choice(sections, build(sections), rate, images, wanted)
+
+
+def _candidates(
+    found: Survey,
+    machine: Machine,
+    build: Callable[[Sections], Config],
+    origin: Config | None,
+    given: Sections,
+) -> Iterator[tuple[Sections, Config, float]]:
+    """Sections, the configuration that they make, and images per second, from small to large."""
+    for size in MODEL_SIZES if origin is None else MODEL_SIZES[:1]:
+        if found.trained < size.fewest:
+            continue
+        sections = _sections(found, machine, size, origin, given)
+        config = build(sections)
+        cost = training_cost(config)
+        batch = size.batch_size
+        while batch > 1 and _memory(config, cost.parameters, batch) > machine.memory:
+            batch //= 2
+        if _memory(config, cost.parameters, batch) > machine.memory:
+            continue
+        sections["training"]["batch_size"] = batch
+        if batch < size.batch_size:
+            sections["training"]["gradient_accumulation_steps"] = size.batch_size // batch
+        fastest = size.batch_size / machine.least_step
+        yield sections, build(sections), min(fastest, machine.flops / cost.flops)
+
+
+def _sections(
+    found: Survey, machine: Machine, size: ModelSize, origin: Config | None, given: Sections
+) -> Sections:
+    sections: Sections = {
+        "data": {"image_size": _side(found.side, size)},
+        "training": {"num_workers": 4 if machine.kind == "cuda" else 0},
+        "sampling": dict(SAMPLING),
+    }
+    if origin is not None:
+        sections["data"]["image_size"] = origin.data.image_size
+        return sections
+    width = given.get("model", {}).get("hidden_size", size.hidden_size)
+    side = given.get("data", {}).get("image_size", sections["data"]["image_size"])
+    sections["model"] = {
+        "patch_size": _patch(side, size.grid),
+        "hidden_size": size.hidden_size,
+        "num_layers": size.num_layers,
+        "num_heads": size.num_heads,
+    }
+    if width != size.hidden_size:
+        sections["model"]["num_heads"] = _heads(width)
+    if found.tokens is not None:
+        sections["text_encoder"] = {"max_length": 8 * math.ceil(max(16, found.tokens) / 8)}
+    return sections
+
+
+def _side(own: int | None, size: ModelSize) -> int:
+    """Of the pictures: as large as the model is for, or as they are if they are smaller."""
+    side = min(own or 64, size.largest)
+    return max(SMALLEST_PATCH * size.grid, side // size.grid * size.grid)
+
+
+def _patch(side: Any, grid: int) -> int:
+    """The largest that divides the side and gives at least so many patches."""
+    if not isinstance(side, int):
+        return SMALLEST_PATCH  # which will be said to be wrong
+    return max([n for n in range(1, max(1, side // grid) + 1) if side % n == 0] or [1])
+
+
+def _heads(width: Any) -> int:
+    """Of 64 numbers each, if the width allows it, else of as many as divide it."""
+    if not isinstance(width, int):
+        return 1
+    return next((n for n in (width // 64, 4, 2) if n and width % n == 0), 1)
+
+
+def _memory(config: Config, parameters: int, batch: int) -> float:
+    model, patch = config.model, config.model.patch_size or 1
+    tokens = (config.data.image_size // patch) ** 2
+    numbers = batch * tokens * model.num_layers * model.hidden_size
+    return PROGRAM + PER_PARAMETER * parameters + PER_ACTIVATION * numbers
+
+
+def _intervals(config: Config, rate: float, minutes: float) -> dict[str, int]:
+    """Steps between what is done now and then."""
+    settings = config.training
+    per_update = settings.micro_batch_size * settings.gradient_accumulation_steps
+    steps = max(1.0, rate * 60 * minutes / per_update)
+    shown = _rounded(steps / SHOWN)
+    return {
+        "preview_steps": shown,
+        "heldout_steps": shown,
+        "save_steps": _rounded(steps / minutes * SAVED_EVERY),
+    }
+
+
+def _rounded(steps: float) -> int:
+    """To one digit, or a multiple of 5 of the next: 1, 1.5, 2, ... 9.5, 10, 15, 20."""
+    unit = 10 ** math.floor(math.log10(max(steps, 10.0))) / 2
+    return max(1, round(steps / unit) * round(unit)) if unit >= 1 else max(1, round(steps))

@@ -1,0 +1,145 @@
+"""`limner train FOLDER`: look, choose, say what was chosen and why, and write it down.
+
+The same command goes on with what it chose before, also where a measurement would differ now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from limner.apps.own_pictures.choose import FEW, Choice, Sections, choose
+from limner.apps.own_pictures.machine import Machine, measure, training_cost
+from limner.apps.own_pictures.request import Request
+from limner.apps.own_pictures.settings_file import NAME, read_request, write
+from limner.apps.own_pictures.survey import Survey, survey
+from limner.checkpoint.folder import Checkpoint
+from limner.checkpoint.inherit import load_run_config
+from limner.checkpoint.locate import checkpoints, newest_good
+from limner.checkpoint.open_model import open_model
+from limner.config import Config
+from limner.config.loading import read_sections
+from limner.console import format_duration
+from limner.data.own_folder import keep_out_of_the_data
+from limner.errors import LimnerError
+
+EXPECTED = (
+    (0.8, "most captions that it learned from get their picture"),
+    (0.4, "recognisable pictures"),
+    (0.1, "rough shapes and colours"),
+    (0.0, "blots of colour"),
+)
+"""By the share of the images that are wanted which it sees in the time."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How to begin, or to go on.
+
+    Attributes:
+        resume: for `Trainer`.
+        said: sentences about what was chosen.
+    """
+
+    config: Config
+    resume: str | None
+    said: list[str]
+
+
+def start(request: Request) -> Start:
+    """The configuration to train with: what was chosen before for the same request, or else now."""
+    path = request.folder / NAME
+    if read_request(path) == request.as_kept():
+        return _again(request, path)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LimnerError(
+            "limner train FOLDER chooses settings in one process; run it once without a launcher, "
+            f"stop it, and launch limner train --config {path.as_posix()}"
+        )
+    if checkpoints(request.folder):
+        raise LimnerError(
+            f"{request.folder} holds another run; go on with it (limner train --resume latest "
+            f"training.output_dir={request.folder.as_posix()}), or choose another --output"
+        )
+    return _anew(request, path)
+
+
+def _again(request: Request, path: Path) -> Start:
+    newest, _ = newest_good(request.folder)
+    before = Checkpoint.open(newest).config.training.max_minutes if newest else None
+    minutes = request.minutes or before
+    changes = [] if minutes is None else [f"training.max_minutes={minutes}"]
+    config = load_run_config(path, [*changes, *request.overrides])
+    longer = newest is not None and config.training.max_minutes != before
+    return Start(config, "latest" if longer else None, [f"settings of {path.as_posix()}"])
+
+
+def _anew(request: Request, path: Path) -> Start:
+    settings = [f"training.output_dir={json.dumps(str(request.folder))}", *request.settings()]
+
+    def build(sections: Sections) -> Config:
+        # `read_sections` changes what it is given.
+        return load_run_config(json.loads(json.dumps(sections)), settings)
+
+    given = read_sections(None, settings)[1]
+    config = load_run_config(_of_the_data(given))
+    if config.vae.pretrained_model_name is not None and request.origin is None:
+        raise LimnerError(
+            "settings for an autoencoder's latents are not chosen; begin with "
+            "configs/latents.yaml: limner train --config FILE"
+        )
+    keep_out_of_the_data(request.folder, config, "--output")
+    found, machine = survey(config), measure(config)
+    origin = open_model(request.origin).config if request.origin else None
+    choice = choose(found, machine, build, request.minutes, origin, given)
+    said = in_words(request, found, machine, choice)
+    _, whole = read_sections(json.loads(json.dumps(choice.sections)), settings)
+    about = [f"{request.command}  ({machine.name})", *said, "", "To use changed settings:"]
+    about.append(f"  limner train --config {path.as_posix()} training.output_dir=outputs/another")
+    write(path, whole, about, request.as_kept())
+    return Start(load_run_config(path), None, [*said, f"settings: {path.as_posix()}"])
+
+
+def _of_the_data(given: Sections) -> Sections:
+    """What the data are looked at with: no size, no model, nothing that would have to fit one."""
+    kept = {
+        "data": {k: v for k, v in given.get("data", {}).items() if k != "image_size"},
+        "training": {k: v for k, v in given.get("training", {}).items() if k != "init_from"},
+    }
+    parts = ("vae", "text_encoder")
+    return kept | {section: given[section] for section in parts if section in given}
+
+
+def in_words(request: Request, found: Survey, machine: Machine, choice: Choice) -> list[str]:
+    """Three or four sentences: the data, the model, what to expect, what would help."""
+    config = choice.config
+    sizes = f", mostly of {found.side} pixels or more" if found.side else ""
+    tokens = f"; captions of up to {found.tokens} tokens" if found.tokens else ""
+    refused = (
+        f"; {found.refused:,} rows cannot be used (limner check-data)" if found.refused else ""
+    )
+    cost = training_cost(config)
+    side, patch = config.data.image_size, config.model.patch_size
+    batch = config.training.micro_batch_size * config.training.gradient_accumulation_steps
+    minutes = float(config.training.max_minutes or 0)
+    passes = choice.images / max(1, found.trained)
+    share = choice.images / choice.wanted
+    hope = next(words for least, words in EXPECTED if share >= least)
+    enough = choice.wanted / choice.rate
+    said = [
+        f"data: {found.trained:,} pictures to learn from and {found.held_out:,} held out{sizes}"
+        f"{tokens}{refused}",
+        f"model: {cost.parameters / 1e6:.1f}M parameters, {side} x {side} pixels in patches of "
+        f"{patch}, {batch} images a step; about {choice.rate:,.0f} images/s on {machine.name}",
+        f"{format_duration(60 * minutes)}: about {passes:,.0f} passes over the pictures; expect "
+        f"{hope}"
+        + ("" if share >= 0.8 else f" ({format_duration(enough)} would be enough for most)"),
+    ]
+    if found.trained < FEW and request.origin is None:
+        said.append(
+            f"{found.trained} pictures are few: begin with another model, --from outputs/demo "
+            "(limner demo makes it), and it learns yours sooner and better"
+        )
+    return said

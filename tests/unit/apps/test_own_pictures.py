@@ -1,0 +1,247 @@
+"""`limner train FOLDER`: what is chosen, and that it is chosen once."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import photo_folders
+import pytest
+import yaml
+
+from limner.apps.own_pictures.choose import MODEL_SIZES, Choice, Sections, choose
+from limner.apps.own_pictures.machine import Machine, measure, training_cost
+from limner.apps.own_pictures.request import Request
+from limner.apps.own_pictures.settings_file import NAME, read_request, write
+from limner.apps.own_pictures.start import in_words, start
+from limner.apps.own_pictures.survey import Survey, survey
+from limner.config import Config, load_config
+from limner.config.loading import read_sections
+from limner.errors import LimnerError
+
+GIB = 2**30
+TWO_CORES = Machine("cpu", "two cores", 0.5 * 446e9, 20 * GIB)
+TWO_GIB = Machine("cpu", "two cores", 0.5 * 446e9, 2 * GIB)
+GPU = Machine("cuda", "a GPU", 0.3 * 160e12, 22 * GIB)
+
+
+def chosen(
+    pictures: int,
+    machine: Machine = TWO_CORES,
+    minutes: float | None = 10,
+    own: Sequence[str] = (),
+    side: int | None = 512,
+    tokens: int | None = 14,
+    origin: Config | None = None,
+) -> Choice:
+    def build(sections: Sections) -> Config:
+        return load_config(json.loads(json.dumps(sections)), own)
+
+    found, given = Survey(pictures, 1, 0, side, tokens), read_sections(None, own)[1]
+    return choose(found, machine, build, minutes, origin, given)
+
+
+def request(data: str, output: Path | None = None, *own: str, minutes: float | None = None):
+    where = None if output is None else str(output)
+    return Request(data, minutes, None, None, where, own)
+
+
+# What is chosen
+
+
+def test_300_pictures_and_ten_minutes_on_two_cores_get_the_demos_model() -> None:
+    config = chosen(300, side=96).config
+    model = config.model
+    assert (model.hidden_size, model.num_layers, model.num_heads) == (256, 6, 4)
+    assert (config.data.image_size, model.patch_size) == (96, 12)
+    assert config.scheduler.prediction_type == "sample"
+    assert config.training.max_minutes == 10
+
+
+def test_more_time_gives_a_larger_model_and_more_patches() -> None:
+    costs = [training_cost(chosen(300, minutes=minutes).config).flops for minutes in (10, 60, 600)]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[1] < costs[2]
+
+
+def test_no_larger_model_is_chosen_than_learns_enough_in_the_time() -> None:
+    for machine in (TWO_CORES, GPU):
+        for pictures in (20, 300, 3_000, 30_000, 1_000_000):
+            choice = chosen(pictures, machine, minutes=30)
+            smallest = choice.config.model.hidden_size == MODEL_SIZES[0].hidden_size
+            assert choice.images >= choice.wanted or smallest
+
+
+def test_without_minutes_they_follow_from_the_number_of_pictures() -> None:
+    minutes = [chosen(n, minutes=None).config.training.max_minutes for n in (20, 3_000, 10**6)]
+    assert minutes == [10, 50, 60]
+
+
+def test_few_pictures_get_no_huge_model_however_fast_the_machine_is() -> None:
+    assert chosen(300, GPU, minutes=600).config.model.hidden_size == 384
+    assert chosen(100_000, GPU, minutes=6_000).config.model.hidden_size == 768
+
+
+def test_pictures_are_not_made_larger_than_they_are_and_patches_divide_them() -> None:
+    for side in (20, 33, 70, 96, 100, 3_000):
+        config = chosen(300, side=side).config
+        assert config.data.image_size <= max(side, 16)
+        assert config.data.image_size % (config.model.patch_size or 0) == 0
+
+
+def test_with_little_memory_the_batch_is_divided_and_the_update_stays_the_same() -> None:
+    training = chosen(300, TWO_GIB, own=["model.patch_size=4"]).config.training
+    assert training.micro_batch_size < 32
+    assert training.micro_batch_size * training.gradient_accumulation_steps == 32
+
+
+def test_with_no_memory_at_all_it_is_said() -> None:
+    with pytest.raises(LimnerError, match="of memory are free"):
+        chosen(300, Machine("cpu", "a toaster", 1e9, GIB // 2))
+
+
+def test_captions_fit_into_the_text_encoder() -> None:
+    for tokens, length in ((3, 16), (16, 16), (17, 24), (100, 104)):
+        assert chosen(300, tokens=tokens).config.text_encoder.max_length == length
+
+
+def test_what_the_user_set_wins_and_the_rest_follows_from_it() -> None:
+    own = ("model.hidden_size=128", "data.image_size=32", "training.max_minutes=3")
+    config = chosen(300, minutes=None, own=own).config
+    assert (config.model.hidden_size, config.data.image_size) == (128, 32)
+    assert config.training.max_minutes == 3
+
+
+def test_another_model_keeps_its_shape_and_needs_less() -> None:
+    origin = load_config({"data": {"image_size": 64}, "model": {"patch_size": 8}})
+    choice = chosen(300, own=["model.patch_size=8"], origin=origin)
+    assert choice.config.data.image_size == 64
+    assert "model" not in choice.sections
+    assert choice.wanted < chosen(300).wanted
+
+
+def test_a_checkpoint_is_saved_about_every_ten_minutes() -> None:
+    choice = chosen(3_000, minutes=60)
+    training = choice.config.training
+    every = training.save_steps * training.micro_batch_size / choice.rate / 60
+    assert 8 < every < 12
+
+
+def test_expectations_fall_with_the_number_of_pictures() -> None:
+    def hope(pictures: int) -> str:
+        found = Survey(pictures, 1, 0, 96, 14)
+        return " ".join(in_words(request("photos"), found, TWO_CORES, chosen(pictures)))
+
+    assert "most captions" in hope(300)
+    assert "rough shapes" in hope(3_000)
+    assert "blots" in hope(100_000)
+    assert "--from" in hope(20)
+    assert "--from" not in hope(300)
+
+
+# What is looked at
+
+
+def test_the_data_are_looked_at_with_their_odd_files(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    (folder / "notes.md").write_text("mine", encoding="utf-8")
+    photo_folders.image().save(folder / "alone.png")
+    found = survey(load_config({"data": {"dataset_path": str(folder)}}))
+    assert found.trained + found.held_out == 3
+    assert found.refused == 1
+    assert found.side == 8
+    assert found.tokens is not None
+    assert 3 <= found.tokens <= 16
+
+
+def test_the_machine_is_measured() -> None:
+    found = measure(load_config({"training": {"device": "cpu"}}))
+    assert found.kind == "cpu"
+    assert found.flops > 1e8
+    assert found.memory > 0
+
+
+# The file and the same command again
+
+
+def test_the_file_says_what_it_was_chosen_for_and_is_a_configuration(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    asked = request(str(folder), tmp_path / "run", "model.hidden_size=128", minutes=3)
+    began = start(asked)
+    path = tmp_path / "run" / NAME
+    assert read_request(path) == asked.as_kept()
+    assert began.config == load_config(path)
+    assert began.config.model.hidden_size == 128
+    assert began.config.training.max_minutes == 3
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["dataset_path"] == str(folder)
+    assert any("patches" in sentence for sentence in began.said)
+
+
+def test_the_same_command_uses_what_was_chosen_and_changed(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    asked = request(str(folder), tmp_path / "run", minutes=3)
+    start(asked)
+    path = tmp_path / "run" / NAME
+    text = path.read_text(encoding="utf-8").replace("hidden_size: 256", "hidden_size: 64")
+    path.write_text(text, encoding="utf-8")
+    assert start(asked).config.model.hidden_size == 64
+
+
+def test_another_request_is_chosen_anew_while_nothing_was_trained(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    start(request(str(folder), tmp_path / "run", minutes=3))
+    again = start(request(str(folder), tmp_path / "run", "model.hidden_size=128", minutes=3))
+    assert again.config.model.hidden_size == 128
+
+
+def test_a_run_of_something_else_is_not_touched(tmp_path: Path, trained: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    with pytest.raises(LimnerError, match=r"holds another run.*--output"):
+        start(request(str(folder), trained / "outputs"))
+
+
+def test_nothing_is_written_into_the_data(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    before = photo_folders.files(folder)
+    with pytest.raises(LimnerError, match="inside the data folder"):
+        start(request(str(folder), folder / "run"))
+    assert photo_folders.files(folder) == before
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LimnerError, match=r"no folder or file .*nowhere"):
+        start(request(str(tmp_path / "nowhere"), tmp_path / "run"))
+
+
+def test_sets_and_shards_are_told_from_folders(tmp_path: Path) -> None:
+    for data, key in (
+        ("emoji", "dataset_name"),
+        ("org/name", "dataset_name"),
+        ("https://example.org/{000..009}.tar", "dataset_path"),
+        (str(tmp_path), "dataset_path"),
+    ):
+        assert request(data).settings()[0] == f"data.{key}={json.dumps(data)}"
+
+
+def test_the_run_is_named_after_the_data() -> None:
+    names = {
+        "photos": "photos",
+        "my pictures/": "my-pictures",
+        "captions.csv": "captions",
+        "org/name": "name",
+    }
+    assert {data: request(data).folder.name for data in names} == names
+
+
+@pytest.mark.parametrize("text", ["", "# chosen for: {", "# chosen for: [1]", "\0"])
+def test_a_spoilt_file_is_no_request(tmp_path: Path, text: str) -> None:
+    path = tmp_path / NAME
+    path.write_text(text, encoding="utf-8")
+    assert read_request(path) is None
+
+
+def test_words_in_the_file_cannot_become_keys(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    write(path, {"data": {"dataset_path": "a # b: {c}"}}, ["two\nlines"], {})
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
+        "data": {"dataset_path": "a # b: {c}"}
+    }
