@@ -10,6 +10,7 @@ import pytest
 import torch
 from fake_trackers import fake  # noqa: F401, a fixture
 from recording_hub import TOKEN, Recorded, point_client_at, recording_hub
+from students import build, distilled  # noqa: F401, fixtures
 from tiny import TINY
 
 from limner import console
@@ -62,12 +63,12 @@ def log_levels_are_put_back() -> Iterator[None]:
 def tiny_config(tmp_path: Path, quick_end: None) -> Callable[..., Config]:
     """tiny_config("section.key=value", ...): seconds of training, into `tmp_path / "run"`."""
 
-    def build(*overrides: str) -> Config:
+    def configured(*overrides: str) -> Config:
         return load_run_config(
             None, [*TINY, f"training.output_dir='{tmp_path / 'run'}'", *overrides]
         )
 
-    return build
+    return configured
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from shown import SCRIPTS, shape_of
 
 from limner.checkpoint.inherit import load_run_config
 from limner.cli import build_parser
-from limner.commands.common import as_overrides
+from limner.commands.common import as_overrides, is_yaml
 from limner.config import Config, known_keys
 from limner.training.trainer import Trainer
 
@@ -96,6 +96,12 @@ def test_every_shown_command_is_understood() -> None:
         if words == ["prepare", "--type", "coco"]:
             continue  # the rest of it is the reader's
         options, rest = build_parser().parse_known_args(words)
+        if words[0] == "train" and options.where:
+            if "=" in options.where:
+                rest, options.where = [options.where, *rest], None
+            elif not is_yaml(options.where):
+                load_run_config(None, as_overrides(rest))  # the folder is the reader's
+                continue
         if words[0] in ("train", "precompute", "estimate", "train-autoencoder"):
             configuration = options.config or getattr(options, "where", None)
             if configuration is not None and configuration.name in written:
@@ -118,7 +124,9 @@ def made_by(words: list[str]) -> set[str]:
     made = {word for flag, word in pairwise(words) if flag == "--output"}
     if words[0] == "demo":
         made.add("outputs/demo")
-    if words[0] == "train" and "--resume" not in words:
+    if words[0] == "train" and words[1:] and not words[1].startswith("-") and "=" not in words[1]:
+        made.add(f"outputs/{words[1]}")
+    elif words[0] == "train" and "--resume" not in words:
         named = [word.partition("=")[2] for word in words if "training.output_dir=" in word]
         made |= set(named or ["outputs"])
     return {name.removeprefix("./") for name in made}

@@ -26,6 +26,11 @@ NOT_HERE = {
     "limner demo": "takes minutes; tests/runs/test_demo.py runs it on few pictures",
     "pytest": "runs this; the tests of a clean checkout type the line itself",
 }
+SMALL = [
+    *("data.image_size=16", "model.patch_size=4", "model.hidden_size=64", "model.num_layers=1"),
+    *("training.max_steps=2", "training.trackers=[none]"),
+]
+"""What is chosen for people's own pictures takes minutes."""
 IN_LATENTS = [o for o in TINY if not o.startswith(("data.dataset_name", "data.num_samples"))]
 
 
@@ -44,6 +49,8 @@ class Reader(Runner):
 
     def after(self, command: str, words: Sequence[str]) -> Sequence[str]:
         quick = [] if "--compare" in words else [*super().after(command, words)]
+        if command == "train" and words[:1] == ["photos"]:
+            quick += SMALL
         if words in (["outputs"], ["outputs/tuned"]):
             quick += ["evaluation.efficientnet=false"]  # seen with outputs/demo, and slow
         if any("dinov2" in word for word in words):
@@ -70,6 +77,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         workplace(folder)
         patch.chdir(folder)
         shutil.copytree("outputs", "outputs/demo")
+        shutil.copytree("data", "photos")
         shown = load_config(ROOT / "configs" / "latents.yaml")
         assert shown.vae.pretrained_model_name
         assert shown.text_encoder.pretrained_model_name
@@ -104,6 +112,7 @@ def test_every_command_that_is_shown_was_run(told: Told) -> None:
 
 def test_the_commands_leave_what_they_say(told: Told) -> None:
     for name in (
+        *("outputs/photos/train.yaml", "outputs/photos/samples.png", "outputs/photos/report.html"),
         *("apple.png", "output-0.png", "output-sheet.png", "a.png", "played.html"),
         *("outputs/report.html", "outputs/demo/evaluation/evaluation.html"),
         *("vae/config.json", "painter.safetensors", "painter/model_index.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -99,6 +100,25 @@ def test_bash_completes_commands_and_flags(capsys: pytest.CaptureFixture[str]) -
 def test_other_shells_have_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     assert "check-data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["fish", "powershell"])
+def test_every_command_and_flag_is_in_the_scripts_of_our_own(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name, command in parsers().items():
+        assert re.search(rf"(-a {name} )|('{name}' = )", script), name
+        lines = [
+            line for line in script.splitlines() if re.search(rf"(_from|^ *) ?'?{name}'", line)
+        ]
+        for action in command._actions:
+            for flag in action.option_strings if action.help != argparse.SUPPRESS else []:
+                shown = f"-l {flag[2:]} " if shell == "fish" else f"'{flag}'"
+                assert flag[:2] != "--" or any(shown in line for line in lines), (name, flag)
+    assert "Traceback" not in script
+    assert "%(" not in script
 
 
 def refused(how: str, *flags: str, **variables: str) -> str:

@@ -210,5 +210,5 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     say(f'  limner generate {output_dir} "红苹果" --seed 7 --output apple.png')
     say(f"  limner play {output_dir}   # on a page in the browser")
     say(f"  limner distill {output_dir} --output {output_dir}-fast   # to draw in one or two steps")
-    say("  limner train --config configs/train_config.yaml   # your own pictures")
+    say("  limner train my_pictures --minutes 10   # your own: cat.jpg, cat.txt, ...")
     return folder

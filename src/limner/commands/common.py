@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from limner.choices import DTYPES
+from limner.commands.neighbours import as_value, key_of
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
     from limner.config import Config
+
+log = logging.getLogger(__name__)
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Parent: TypeAlias = argparse.ArgumentParser
@@ -55,11 +59,23 @@ def configured_by(options: argparse.Namespace) -> Config:
 
 
 def as_overrides(rest: Sequence[str]) -> list[str]:
-    """`--section.key value`, `--section.key=value`, and `section.key=value` as the last."""
+    """`--section.key value`, `--section.key=value`, and `section.key=value` as the last.
+
+    `--key` without its section, and flags of other trainers, are understood where they mean one key
+    (see `limner.commands.neighbours`).
+    """
     overrides: list[str] = []
-    words = iter(rest)
-    for word in words:
+    left = list(rest)
+    while left:
+        word = left.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and "." not in name and (key := key_of(name)):
+            given: str | None = value if equals else None
+            if not equals and left and not left[0].startswith("--"):
+                given = left.pop(0)
+            overrides.append(f"{key}={as_value(key, given)}")
+            log.info(f"--{name} is {overrides[-1]}")
+            continue
         if "." not in name or not (equals or word.startswith("--")):
             raise LimnerError(
                 f"unrecognized argument '{word}'; settings are section.key=value, flags are listed "
@@ -67,10 +83,9 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
                 + (f"; for a configuration file use --config {word}" if is_yaml(word) else "")
             )
         if not equals:
-            following = next(words, None)
-            if following is None:
+            if not left:
                 raise LimnerError(f"'{word}' needs a value: {word} VALUE")
-            value = following
+            value = left.pop(0)
         overrides.append(f"{name}={value}")
     return overrides
 

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable
 
 from limner.commands.common import Commands, Parent
+from limner.commands.completion_scripts import WRITERS
 from limner.console import say
 from limner.errors import LimnerError
 
-SHELLS = ("bash", "zsh", "tcsh")
-"""Those that shtab writes for."""
+SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")
+"""The first three by shtab."""
 
 
 def add(commands: Commands, common: Parent, whole: Callable[[], argparse.ArgumentParser]) -> None:
@@ -22,11 +23,16 @@ def add(commands: Commands, common: Parent, whole: Callable[[], argparse.Argumen
         epilog="New shells load it. It lists the flags of this version: generate it again after "
         "an update.",
     )
-    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh, or tcsh")
+    completion.add_argument(
+        "shell", choices=SHELLS, metavar="SHELL", help="bash, zsh, tcsh, fish, or powershell"
+    )
     completion.set_defaults(run=run, whole=whole)
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.shell in WRITERS:
+        say(WRITERS[options.shell](options.whole()), end="")
+        return
     try:
         import shtab
     except ImportError:

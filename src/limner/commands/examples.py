@@ -11,10 +11,10 @@ from limner.console import say
 EXAMPLES = {
     "demo": ["limner demo", "limner demo --minutes 3 --output outputs/quick"],
     "train": [
-        "limner train data.dataset_path=my_pictures training.output_dir=outputs/mine",
+        "limner train my_pictures --minutes 10",
+        "limner train my_pictures --from outputs/demo --output outputs/tuned",
         "limner train --config my.yaml training.max_minutes=60",
         "limner train --config my.yaml --resume latest",
-        "limner train training.init_from=outputs/demo data.dataset_path=my_pictures",
     ],
     "generate": [
         'limner generate outputs/demo "a red apple"',
@@ -63,6 +63,7 @@ EXAMPLES = {
     "completion": [
         "limner completion bash > ~/.local/share/bash-completion/completions/limner",
         "limner completion zsh > ~/.zfunc/_limner",
+        "limner completion fish > ~/.config/fish/completions/limner.fish",
     ],
 }
 

@@ -1,0 +1,128 @@
+"""Flags that people know from other trainers, as settings of this one.
+
+From diffusers' example scripts, kohya's sd-scripts, SimpleTuner, and OneTrainer. A flag that means
+a key here is understood as that key; one that means a command, or nothing, is answered.
+"""
+
+from __future__ import annotations
+
+import json
+
+from limner.errors import LimnerError
+
+KEYS = {
+    # data
+    "train_data_dir": "data.dataset_path",
+    "instance_data_dir": "data.dataset_path",
+    "instance_data_root": "data.dataset_path",
+    "data_dir": "data.dataset_path",
+    "dataset_config_name": "data.dataset_config",
+    "resolution": "data.image_size",
+    "max_train_samples": "data.num_samples",
+    "caption_columns": "data.caption_column",
+    "flip_aug": "data.horizontal_flip",
+    "random_flip": "data.horizontal_flip",
+    "enable_bucket": "data.buckets",
+    "max_token_length": "text_encoder.max_length",
+    # length and size of steps
+    "train_batch_size": "training.batch_size",
+    "max_train_steps": "training.max_steps",
+    "max_train_epochs": "training.num_epochs",
+    "num_train_epochs": "training.num_epochs",
+    "lr": "training.learning_rate",
+    "lr_scheduler": "lr_scheduler.type",
+    "lr_warmup_steps": "lr_scheduler.warmup_steps",
+    "optimizer": "optimizer.type",
+    "optimizer_type": "optimizer.type",
+    "adam_weight_decay": "optimizer.weight_decay",
+    "adam_epsilon": "optimizer.eps",
+    "clip_grad_norm": "training.max_grad_norm",
+    # saving and showing
+    "output_dir": "training.output_dir",
+    "checkpointing_steps": "training.save_steps",
+    "save_every_n_steps": "training.save_steps",
+    "validation_prompt": "training.preview_prompts",
+    "validation_prompts": "training.preview_prompts",
+    "validation_steps": "training.preview_steps",
+    "sample_every_n_steps": "training.preview_steps",
+    "report_to": "training.trackers",
+    "log_with": "training.trackers",
+    "tracker_project_name": "training.tracker_project",
+    "wandb_run_name": "training.run_name",
+    # machine
+    "dataloader_num_workers": "training.num_workers",
+    "max_data_loader_n_workers": "training.num_workers",
+    # models
+    "pretrained_model_name_or_path": "training.init_from",
+    "network_dim": "lora.rank",
+    "lora_rank": "lora.rank",
+    "network_alpha": "lora.alpha",
+    "lora_alpha": "lora.alpha",
+    "proportion_empty_prompts": "training.caption_dropout",
+    "caption_dropout_rate": "training.caption_dropout",
+    "caption_dropout_probability": "training.caption_dropout",
+}
+"""Other flag to key."""
+SHARES = ("data.horizontal_flip",)
+"""Keys that others switch on and off: as a share, half."""
+LISTS = ("training.trackers", "training.preview_prompts")
+"""Keys that take several values, of which others give one."""
+ANSWERS = {
+    "push_to_hub": "limner publish RUN --repo owner/name uploads a finished run",
+    "hub_model_id": "limner publish RUN --repo owner/name uploads a finished run",
+    "hub_token": "log in with `hf auth login`, then limner publish RUN --repo owner/name",
+    "resume_from_checkpoint": "the same command resumes its run; --resume latest or --resume "
+    "CHECKPOINT does so with changed settings",
+    "caption_extension": "a caption is in a .txt file beside its picture; .caption files must be "
+    "renamed (docs/data.md has other layouts)",
+    "center_crop": "pictures are cropped to a centred square; data.buckets=auto crops less",
+    "xformers": "attention is torch's, which needs no switch",
+    "sdpa": "attention is torch's, which needs no switch",
+    "enable_xformers_memory_efficient_attention": "attention is torch's, which needs no switch",
+    "cache_latents": "latents and text embeddings are cached in cache.folder",
+    "cache_latents_to_disk": "latents and text embeddings are cached in cache.folder",
+    "snr_gamma": "noise levels are weighed by scheduler.level_balance",
+    "min_snr_gamma": "noise levels are weighed by scheduler.level_balance",
+    "noise_offset": "the noise schedules end in pure noise, so no offset is needed",
+    "use_8bit_adam": "not supported; training.sharding=fsdp shards the optimizer over GPUs",
+    "text_encoder_lr": "lora.train_text_encoder says whether it is trained",
+    "vae": "vae.pretrained_model_name=FOLDER trains in its latents (configs/latents.yaml)",
+    "network_module": "lora.rank=16 trains adapters of training.init_from (docs/finetuning.md)",
+    "logging_dir": "the log is in training.output_dir",
+    "fp16": "training.mixed_precision=fp16",
+    "bf16": "training.mixed_precision=bf16",
+    "allow_tf32": "TF32 is torch's own setting; training.mixed_precision=bf16 is faster",
+}
+"""Other flag to what to do instead."""
+FIRST = ("training", "data", "model", "sampling", "optimizer", "lr_scheduler")
+"""Sections in the order in which a key without its section is looked for."""
+
+
+def key_of(flag: str) -> str | None:
+    """The key that a flag without a section means; None: it is not known.
+
+    Args:
+        flag: its name, without dashes in front; hyphens count as underscores.
+
+    Raises:
+        LimnerError: it is one of another program, and something else takes its place.
+    """
+    name = flag.replace("-", "_")
+    if name in ANSWERS:
+        raise LimnerError(f"--{flag} is a flag of other trainers; here: {ANSWERS[name]}")
+    if name in KEYS:
+        return KEYS[name]
+    from limner.config import known_keys
+
+    known = set(known_keys())
+    return next((f"{s}.{name}" for s in FIRST if f"{s}.{name}" in known), None)
+
+
+def as_value(key: str, value: str | None) -> str:
+    """A value as this key takes it; None: it was given as a switch."""
+    if key in SHARES:
+        switched = {"true": "0.5", "false": "0.0", None: "0.5"}
+        return switched.get(value and value.lower(), value or "0.5")
+    if key in LISTS and value is not None and not value.startswith("["):
+        return json.dumps([value], ensure_ascii=False)
+    return "true" if value is None else value

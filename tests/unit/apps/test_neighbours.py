@@ -1,0 +1,99 @@
+"""Flags that people know from other trainers."""
+
+import shlex
+
+import pytest
+
+from limner.checkpoint.inherit import load_run_config
+from limner.commands.common import as_overrides
+from limner.commands.neighbours import ANSWERS, KEYS
+from limner.config import Config, known_keys
+from limner.errors import LimnerError
+
+DIFFUSERS = (
+    "--train_data_dir photos --resolution 96 --train_batch_size 16 --gradient_accumulation_steps 2 "
+    "--gradient_checkpointing --max_train_steps 1000 --learning_rate 1e-4 --lr_scheduler cosine "
+    "--lr_warmup_steps 20 --mixed_precision bf16 --output_dir outputs/x --checkpointing_steps 500 "
+    "--report_to wandb --seed 3 --random_flip --validation_prompt 'a cat, on a chair' "
+    "--dataloader_num_workers 4 --max_grad_norm 0.5 --max_train_samples 100 --adam_weight_decay 0.1"
+)
+KOHYA = (
+    "--train_data_dir=photos --output_dir=out --max_train_epochs=20 --network_dim=8 "
+    "--network_alpha=4 --optimizer_type=AdamW --save_every_n_steps=100 --enable_bucket "
+    "--caption_dropout_rate=0.05 --sample_every_n_steps=200 --max_data_loader_n_workers=1 "
+    "--log_with=tensorboard"
+)
+
+
+def read(line: str) -> Config:
+    return load_run_config(None, [o for o in as_overrides(shlex.split(line)) if "lora" not in o])
+
+
+def test_a_line_of_diffusers_examples_is_understood() -> None:
+    config = read(DIFFUSERS)
+    training = config.training
+    assert (config.data.dataset_path, config.data.image_size) == ("photos", 96)
+    assert (training.batch_size, training.gradient_accumulation_steps) == (16, 2)
+    assert training.gradient_checkpointing
+    assert (training.max_steps, training.learning_rate, training.save_steps) == (1000, 1e-4, 500)
+    assert (config.lr_scheduler.type, config.lr_scheduler.warmup_steps) == ("cosine", 20)
+    assert (training.mixed_precision, training.output_dir) == ("bf16", "outputs/x")
+    assert (training.trackers, training.seed, training.num_workers) == (("wandb",), 3, 4)
+    assert config.data.horizontal_flip == 0.5
+    assert training.preview_prompts == ("a cat, on a chair",)
+    assert (training.max_grad_norm, config.data.num_samples) == (0.5, 100)
+    assert config.optimizer.weight_decay == 0.1
+
+
+def test_a_line_of_kohyas_scripts_is_understood() -> None:
+    config = read(KOHYA)
+    assert (config.data.buckets, config.training.num_epochs) == ("auto", 20)
+    assert (config.optimizer.type, config.training.caption_dropout) == ("adamw", 0.05)
+    assert config.training.trackers == ("tensorboard",)
+    assert "lora.rank=8" in as_overrides(["--network_dim=8"])
+
+
+def test_hyphens_and_keys_without_their_section() -> None:
+    assert as_overrides(["--learning-rate", "1e-3"]) == ["training.learning_rate=1e-3"]
+    assert as_overrides(["--patch_size=8"]) == ["model.patch_size=8"]
+    assert as_overrides(["--num_inference_steps", "8"]) == ["sampling.num_inference_steps=8"]
+    assert as_overrides(["--train_split", "0.9"]) == ["data.train_split=0.9"]
+
+
+def test_switches_do_not_eat_the_next_flag() -> None:
+    assert as_overrides(["--use_ema", "--seed", "1"]) == [
+        "training.use_ema=true",
+        "training.seed=1",
+    ]
+    assert as_overrides(["--random_flip=false"]) == ["data.horizontal_flip=0.0"]
+    assert as_overrides(["--horizontal_flip", "0.2"]) == ["data.horizontal_flip=0.2"]
+
+
+@pytest.mark.parametrize("flag", sorted(ANSWERS))
+def test_what_has_no_key_is_answered(flag: str) -> None:
+    with pytest.raises(LimnerError, match=f"--{flag} is a flag of other trainers; here: "):
+        as_overrides([f"--{flag}", "value"])
+
+
+def test_every_key_that_is_meant_exists() -> None:
+    known = set(known_keys())
+    assert set(KEYS.values()) <= known
+    names = {key.partition(".")[2] for key in known}
+    assert not names & {*KEYS, *ANSWERS} - {"output_dir", "type"}
+    assert not set(KEYS) & set(ANSWERS)
+
+
+def test_what_nobody_knows_is_still_an_error() -> None:
+    with pytest.raises(LimnerError, match="unrecognized argument '--magic'"):
+        as_overrides(["--magic", "1"])
+
+
+def test_settings_with_their_section_are_as_before() -> None:
+    rest = ["--training.batch_size", "4", "data.image_size=32", "--model.num_layers=2"]
+    assert as_overrides(rest) == [
+        "training.batch_size=4",
+        "data.image_size=32",
+        "model.num_layers=2",
+    ]
+    with pytest.raises(LimnerError, match="needs a value"):
+        as_overrides(["--training.batch_size"])
