@@ -43,7 +43,7 @@ def limner_words(line: str) -> list[list[str]]:
     """The words after `limner` of each limner command in a line of a shell."""
     commands: list[list[str]] = [[]]
     for word in shlex.split(line, comments=True):
-        if word in ("&&", ";", "|", "||", ">"):
+        if word in ("&&", ";", "|", "||", ">", ">>"):
             commands.append([])
         else:
             commands[-1].append(word)

@@ -17,8 +17,11 @@ from limner.files.output_folders import is_training_run, kind_of_output, visible
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-OURS = ("refused.jsonl", "problems.jsonl")
-"""All that is left by a run that found no usable data, and by a data check that was killed."""
+CHOSEN = "train.yaml"
+"""The settings that `limner train FOLDER` chose for a run."""
+OURS = ("refused.jsonl", "problems.jsonl", CHOSEN)
+"""All that is left by a run that found no usable data, by a data check that was killed, and by a
+run that has only been chosen."""
 SET_ASIDE = "set-aside"
 """Where a run that resumes from an earlier step puts what it had saved after that step."""
 DEEP = 4

@@ -11,12 +11,13 @@ import yaml
 from limner.apps.own_pictures.choose import MODEL_SIZES, Choice, Sections, choose
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
-from limner.apps.own_pictures.settings_file import NAME, read_request, write
+from limner.apps.own_pictures.settings_file import read_request, write
 from limner.apps.own_pictures.start import in_words, start
 from limner.apps.own_pictures.survey import Survey, survey
 from limner.config import Config, load_config
 from limner.config.loading import read_sections
 from limner.errors import LimnerError
+from limner.training.folder import CHOSEN
 
 GIB = 2**30
 TWO_CORES = Machine("cpu", "two cores", 0.5 * 446e9, 20 * GIB)
@@ -167,7 +168,7 @@ def test_the_file_says_what_it_was_chosen_for_and_is_a_configuration(tmp_path: P
     folder = photo_folders.photos(tmp_path / "photos")
     asked = request(str(folder), tmp_path / "run", "model.hidden_size=128", minutes=3)
     began = start(asked)
-    path = tmp_path / "run" / NAME
+    path = tmp_path / "run" / CHOSEN
     assert read_request(path) == asked.as_kept()
     assert began.config == load_config(path)
     assert began.config.model.hidden_size == 128
@@ -180,7 +181,7 @@ def test_the_same_command_uses_what_was_chosen_and_changed(tmp_path: Path) -> No
     folder = photo_folders.photos(tmp_path / "photos")
     asked = request(str(folder), tmp_path / "run", minutes=3)
     start(asked)
-    path = tmp_path / "run" / NAME
+    path = tmp_path / "run" / CHOSEN
     text = path.read_text(encoding="utf-8").replace("hidden_size: 256", "hidden_size: 64")
     path.write_text(text, encoding="utf-8")
     assert start(asked).config.model.hidden_size == 64
@@ -234,14 +235,27 @@ def test_the_run_is_named_after_the_data() -> None:
 
 @pytest.mark.parametrize("text", ["", "# chosen for: {", "# chosen for: [1]", "\0"])
 def test_a_spoilt_file_is_no_request(tmp_path: Path, text: str) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / CHOSEN
     path.write_text(text, encoding="utf-8")
     assert read_request(path) is None
 
 
 def test_words_in_the_file_cannot_become_keys(tmp_path: Path) -> None:
-    path = tmp_path / NAME
+    path = tmp_path / CHOSEN
     write(path, {"data": {"dataset_path": "a # b: {c}"}}, ["two\nlines"], {})
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
         "data": {"dataset_path": "a # b: {c}"}
     }
+
+
+def test_somebodys_own_file_is_not_replaced(tmp_path: Path) -> None:
+    folder, run = photo_folders.photos(tmp_path / "photos"), tmp_path / "run"
+    run.mkdir()
+    (run / CHOSEN).write_text("mine: 1", encoding="utf-8")
+    with pytest.raises(LimnerError, match="was not written by limner train FOLDER"):
+        start(request(str(folder), run))
+    (run / CHOSEN).unlink()
+    (run / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(LimnerError, match=r"not a Limner run \(it contains thesis.txt\)"):
+        start(request(str(folder), run))
+    assert (run / "thesis.txt").read_text(encoding="utf-8") == "mine"

@@ -11,7 +11,6 @@ from limner.apps.own_pictures.choose import Sections
 from limner.console import one_line
 from limner.files.atomic import write_text_whole
 
-NAME = "train.yaml"
 _REQUEST = re.compile(r"^# chosen for: (\{.*\})$", re.MULTILINE)
 COMMENTS = {
     "data.dataset_path": "folder or file of your pictures and captions",

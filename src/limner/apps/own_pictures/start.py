@@ -13,7 +13,7 @@ from pathlib import Path
 from limner.apps.own_pictures.choose import FEW, Choice, Sections, choose
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
-from limner.apps.own_pictures.settings_file import NAME, read_request, write
+from limner.apps.own_pictures.settings_file import read_request, write
 from limner.apps.own_pictures.survey import Survey, survey
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.inherit import load_run_config
@@ -24,6 +24,7 @@ from limner.config.loading import read_sections
 from limner.console import format_duration
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
+from limner.training.folder import CHOSEN, check_run_folder
 
 EXPECTED = (
     (0.8, "most captions that it learned from get their picture"),
@@ -50,9 +51,15 @@ class Start:
 
 def start(request: Request) -> Start:
     """The configuration to train with: what was chosen before for the same request, or else now."""
-    path = request.folder / NAME
-    if read_request(path) == request.as_kept():
+    path = request.folder / CHOSEN
+    before = read_request(path)
+    if before == request.as_kept():
         return _again(request, path)
+    if path.exists() and before is None:
+        raise LimnerError(
+            f"{path} was not written by limner train FOLDER, which would replace it; choose "
+            "another --output"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LimnerError(
             "limner train FOLDER chooses settings in one process; run it once without a launcher, "
@@ -91,6 +98,7 @@ def _anew(request: Request, path: Path) -> Start:
             "configs/latents.yaml: limner train --config FILE"
         )
     keep_out_of_the_data(request.folder, config, "--output")
+    check_run_folder(request.folder)
     found, machine = survey(config), measure(config)
     origin = open_model(request.origin).config if request.origin else None
     choice = choose(found, machine, build, request.minutes, origin, given)
