@@ -6,6 +6,7 @@ resolved (no value left to be chosen) with the run and inside each checkpoint.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,8 @@ def build_config(where: str, values: dict[str, Any]) -> Config:
     return config
 
 
+log = logging.getLogger(__name__)
+
 FROM_HOME = {
     "training": ("output_dir", "init_from"),
     "cache": ("folder",),
@@ -99,13 +102,27 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
         return "configuration", _sections(source)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise LimnerError(
-            f"configuration file not found: {path.absolute()}; --config expects a YAML file"
-        )
+        shipped = _shipped(path)
+        if shipped is None:
+            raise LimnerError(
+                f"configuration file not found: {path.absolute()}; --config expects a YAML file"
+            )
+        log.info(f"{path} is not here; using the one that comes with Limner")
+        path = shipped
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise LimnerError(f"{path} holds a {type(values).__name__}; expected sections with keys")
     return str(path), _sections(values)
+
+
+def _shipped(path: Path) -> Path | None:
+    """Of `configs/name.yaml`, as documents name it: the file that came with the installed package,
+    or that is in the checkout."""
+    if path.parts[:-1] != ("configs",):
+        return None
+    package = Path(__file__).parents[1]
+    places = (package / "configs" / path.name, package.parents[1] / "configs" / path.name)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _sections(values: dict[Any, Any]) -> dict[Any, Any]:

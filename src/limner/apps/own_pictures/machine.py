@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,17 @@ def measure(config: Config) -> Machine:
 
 
 def training_cost(config: Config) -> Cost:
-    """Counted on a model without weights."""
+    """Counted on a model without weights, once for each shape."""
+    key = (config.data.image_size, config.model, config.text_encoder, config.vae)
+    if key not in _costs:
+        _costs[key] = _counted(config)
+    return _costs[key]
+
+
+_costs: dict[Hashable, Cost] = {}
+
+
+def _counted(config: Config) -> Cost:
     side, channels = config.data.image_size, config.model.in_channels or 3
     if config.vae.pretrained_model_name is not None:
         side //= DOWNSAMPLING

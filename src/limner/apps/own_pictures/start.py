@@ -80,7 +80,7 @@ def _again(request: Request, path: Path) -> Start:
     changes = [] if minutes is None else [f"training.max_minutes={minutes}"]
     config = load_run_config(path, [*changes, *request.overrides])
     longer = newest is not None and config.training.max_minutes != before
-    return Start(config, "latest" if longer else None, [f"settings of {path.as_posix()}"])
+    return Start(config, "latest" if longer else None, [f"settings as chosen before: {path.as_posix()}"])
 
 
 def _anew(request: Request, path: Path) -> Start:
