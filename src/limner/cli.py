@@ -31,7 +31,7 @@ from limner.commands import (
     train,
     train_autoencoder,
 )
-from limner.commands.common import Commands, as_overrides, common, configured
+from limner.commands.common import Commands, as_overrides, common, configured, settings_among
 from limner.commands.examples import HelpWithExamples, Parser
 from limner.console import say, say_error
 from limner.errors import LimnerError
@@ -57,6 +57,10 @@ def run(words: list[str]) -> int:
         return 0
     if near := nearest_command(parser, words[0]):
         parser.error(f"unknown command {words[0]!r}; did you mean {near!r}?")
+    settings: list[str] = []
+    if (command := overridable(parser, words[0])) is not None:
+        others, settings = settings_among(words[1:], command)
+        words = [words[0], *others]
     options, rest = parser.parse_known_args(words)
     if options.takes_words and "--" in words:  # what follows is words, whatever it begins with
         end = words.index("--")
@@ -71,7 +75,7 @@ def run(words: list[str]) -> int:
     try:
         flags = [word for word in rest if word.startswith("-")]
         if options.takes_overrides:
-            options.overrides = as_overrides(rest)
+            options.overrides = as_overrides([*rest, *settings], words[0])
         elif options.takes_words and not flags:
             # argparse ends a list of words at the first flag; those after it are the same list's.
             getattr(options, options.takes_words).extend(rest)
@@ -116,6 +120,13 @@ PLACES = (
     *("output", "reference", "inception", "dinov2", "clip"),
 )
 """Flags that are paths, or may be something else, too, such as a Hub id."""
+
+
+def overridable(parser: argparse.ArgumentParser, word: str) -> argparse.ArgumentParser | None:
+    """The parser of a command that takes settings; None: it is another word."""
+    (choices,) = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
+    command = choices.get(word)
+    return command if command is not None and command.get_default("takes_overrides") else None
 
 
 def nearest_command(parser: argparse.ArgumentParser, word: str) -> str | None:

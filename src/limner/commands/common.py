@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from limner.choices import DTYPES
-from limner.commands.neighbours import as_value, key_of
+from limner.commands.neighbours import as_value, is_switch, key_of
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -58,20 +60,24 @@ def configured_by(options: argparse.Namespace) -> Config:
     return load_run_config(options.config or where, overrides)
 
 
-def as_overrides(rest: Sequence[str]) -> list[str]:
+def as_overrides(rest: Sequence[str], section: str = "") -> list[str]:
     """`--section.key value`, `--section.key=value`, and `section.key=value` as the last.
 
     `--key` without its section, and flags of other trainers, are understood where they mean one key
     (see `limner.commands.neighbours`).
+
+    Args:
+        section: where a key without its section is looked for first.
     """
     overrides: list[str] = []
     left = list(rest)
     while left:
         word = left.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and "." not in name and (key := key_of(name)):
+        if word.startswith("--") and "." not in name and (key := key_of(name, section)):
             given: str | None = value if equals else None
-            if not equals and left and not left[0].startswith("--"):
+            follows = bool(left) and not left[0].startswith("--") and not is_setting(left[0])
+            if not equals and follows and not (is_switch(key) and not _switches(left[0])):
                 given = left.pop(0)
             overrides.append(f"{key}={as_value(key, given)}")
             log.info(f"--{name} is {overrides[-1]}")
@@ -88,6 +94,58 @@ def as_overrides(rest: Sequence[str]) -> list[str]:
             value = left.pop(0)
         overrides.append(f"{name}={value}")
     return overrides
+
+
+def settings_among(
+    words: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], list[str]]:
+    """Words without the settings among them, and the settings, in their order.
+
+    argparse would take the value of a flag that it does not know for a positional argument, and so
+    a flag whose value has a space.
+    """
+    others: list[str] = []
+    settings: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if is_setting(word) and not Path(word).exists():
+            settings.append(word)
+            continue
+        key = None
+        if word.startswith("--") and name and not _has(parser, f"--{name}"):
+            key = name if "." in name else _key_of(name)
+        if key is None:
+            others.append(word)
+            continue
+        settings.append(word)
+        follows = bool(left) and not left[0].startswith("--") and not is_setting(left[0])
+        if not equals and follows and not (is_switch(key) and not _switches(left[0])):
+            settings.append(left.pop(0))
+    return others, settings
+
+
+def _key_of(name: str) -> str | None:
+    """What is refused, and why, is said where the settings are read."""
+    with contextlib.suppress(LimnerError):
+        return key_of(name)
+    return None
+
+
+def _has(parser: argparse.ArgumentParser, word: str) -> bool:
+    """Whether it is a flag of the parser, or the beginning of one."""
+    return any(flag.startswith(word) for flag in parser._option_string_actions)
+
+
+def _switches(word: str) -> bool:
+    """Whether it is a value for a switch, and not the next argument."""
+    return word.lower() in ("true", "false", "yes", "no", "on", "off", "auto") or word[:1].isdigit()
+
+
+def is_setting(word: str) -> bool:
+    """section.key=value"""
+    return re.match(r"\w+\.\w+=", word) is not None
 
 
 def is_yaml(word: str) -> bool:

@@ -94,28 +94,44 @@ ANSWERS = {
     "allow_tf32": "TF32 is torch's own setting; training.mixed_precision=bf16 is faster",
 }
 """Other flag to what to do instead."""
-FIRST = ("training", "data", "model", "sampling", "optimizer", "lr_scheduler")
+FIRST = (
+    *("training", "data", "model", "sampling", "optimizer", "lr_scheduler", "scheduler"),
+    *("text_encoder", "vae", "lora"),
+)
 """Sections in the order in which a key without its section is looked for."""
 
 
-def key_of(flag: str) -> str | None:
+def key_of(flag: str, section: str = "") -> str | None:
     """The key that a flag without a section means; None: it is not known.
 
     Args:
         flag: its name, without dashes in front; hyphens count as underscores.
+        section: where it is looked for first.
 
     Raises:
         LimnerError: it is one of another program, and something else takes its place.
     """
     name = flag.replace("-", "_")
+    from limner.config import known_keys
+
+    known = set(known_keys())
+    if f"{section}.{name}" in known:
+        return f"{section}.{name}"
     if name in ANSWERS:
         raise LimnerError(f"--{flag} is a flag of other trainers; here: {ANSWERS[name]}")
     if name in KEYS:
         return KEYS[name]
-    from limner.config import known_keys
-
-    known = set(known_keys())
     return next((f"{s}.{name}" for s in FIRST if f"{s}.{name}" in known), None)
+
+
+def is_switch(key: str) -> bool:
+    """Whether a key may be given without a value."""
+    from limner.config import Config
+
+    section, _, name = key.partition(".")
+    known = Config.model_fields.get(section)
+    keys = known.annotation.model_fields if known is not None else {}  # type: ignore[union-attr]
+    return key in (*SHARES, "data.buckets") or (name in keys and keys[name].annotation is bool)
 
 
 def as_value(key: str, value: str | None) -> str:

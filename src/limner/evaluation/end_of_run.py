@@ -20,7 +20,7 @@ from PIL import Image
 
 from limner.config import Config
 from limner.console import progress_lines
-from limner.data.dataset import shown_set
+from limner.data.dataset import Streamed, shown_set
 from limner.data.open import Data
 from limner.evaluation.about import about_run
 from limner.evaluation.prompt_following import (
@@ -122,7 +122,8 @@ def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
     if data.set.name == "shapes":
         check_shapes(drawings)
         return {"checker": shapes_by_split(drawings)}
-    if data.set.name != "emoji" and why_no_recall(data):
+    if data.set.name != "emoji" and (reason := _why_no_recall(data)):
+        log.info(reason)
         return {}
     rows = len(data.trained.rows) + len(data.held_out.rows)
     count = rank_drawings(drawings, data, None if rows <= MOST_COMPARED else MOST_COMPARED)
@@ -134,6 +135,14 @@ def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
             split: retrieval.summary(ranks) for split, ranks in ranks_by_split(drawings).items()
         },
     }
+
+
+def _why_no_recall(data: Data) -> str | None:
+    if data.trained.buckets is not None:
+        return "skipped recall: it compares squares, and this run has images of several sizes"
+    if isinstance(data.set, Streamed) and data.set.windowed:
+        return "skipped recall: it would read images from all over a streamed data set"
+    return why_no_recall(data)
 
 
 def _write(run_folder: Path, results: dict[str, Any], drawings: Sequence[Drawing]) -> None:

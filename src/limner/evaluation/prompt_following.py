@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from limner.metrics import retrieval
 
 def why_no_recall(data: Data) -> str | None:
     """Why recall is undefined for this data set, or None: each caption must have one true image."""
-    rows = [*data.trained.rows, *data.held_out.rows]
-    shared = shared_captions(row.captions[0] for row in rows)
+    every = chain(data.trained.rows, data.held_out.rows)
+    shared = shared_captions(row.captions[0] for row in every)
     if not shared:
         return None
+    count = len(data.trained.rows) + len(data.held_out.rows)
     return (
-        f"skipped recall: {shared:,} of {len(rows):,} captions belong to several images, so there "
+        f"skipped recall: {shared:,} of {count:,} captions belong to several images, so there "
         "is no single true image"
     )
 

@@ -23,6 +23,10 @@ COMPILING = 3
 DRIFT = 0.01
 """Share of `max_minutes` by which the predicted end may be off before it is fixed anew."""
 
+LEAST_MORE = 0.05
+"""Share of `max_minutes` that must be left for a finished run to go on; one that ended in time has
+less."""
+
 
 class Budget:
     """Keeps the time of a run and fixes its number of updates.
@@ -61,6 +65,17 @@ class Budget:
         if steps is not None:
             decay = round(steps * self.schedule.decay_share)
             state.end_at(steps, steps - decay)
+        elif self._is_given_more():
+            state.total_steps = state.decay_start = None
+
+    def _is_given_more(self) -> bool:
+        """Whether a run that has come to its end has since been given more minutes."""
+        state = self.state
+        ended = state.total_steps is not None and state.step >= state.total_steps
+        if not ended or self.seconds is None:
+            return False
+        left = self.seconds - state.seconds
+        return left > max(LEAST_MORE * self.seconds, 2 * state.seconds / max(1, state.step))
 
     def elapsed(self) -> float:
         """Seconds of this run, those before a resume included."""

@@ -17,9 +17,9 @@ from limner.files.output_folders import is_training_run, kind_of_output, visible
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-CHOSEN = "train.yaml"
-"""The settings that `limner train FOLDER` chose for a run."""
-OURS = ("refused.jsonl", "problems.jsonl", CHOSEN)
+CHOSEN, CHOSEN_BEFORE = "train.yaml", "train-before.yaml"
+"""The settings that `limner train FOLDER` chose for a run, and earlier ones that were not used."""
+OURS = ("refused.jsonl", "problems.jsonl", CHOSEN, CHOSEN_BEFORE)
 """All that is left by a run that found no usable data, by a data check that was killed, and by a
 run that has only been chosen."""
 SET_ASIDE = "set-aside"

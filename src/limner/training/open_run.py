@@ -42,7 +42,7 @@ from limner.pretrained.components import Parts, open_parts
 from limner.redaction import as_path, is_same_place
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import images_that_fit, settle_batch
-from limner.training.distillation.flow_map_step import FlowMapStep
+from limner.training.distillation.flow_map_step import SEEN_BY, FlowMapStep
 from limner.training.distillation.teacher import open_teacher
 from limner.training.ema import EMA
 from limner.training.first_weights import first_model
@@ -198,6 +198,7 @@ def with_paths_as_such(config: Config, checkpoint: Checkpoint | None) -> Config:
 def teacher_of(run: Run, text_size: int) -> ModernDiT | DiT:
     """The denoiser of a flow map's teacher, as the student's loss looks through it."""
     teacher = open_teacher(run.config).model(text_size, run.device, torch.float32).denoiser
+    del teacher.blocks[SEEN_BY:]
     if run.config.training.compile_model and not devices.why_not_compile(run.device):
         for block in teacher.blocks:
             block.compile()

@@ -1,10 +1,12 @@
 """Flags that people know from other trainers."""
 
+import argparse
 import shlex
 
 import pytest
 
 from limner.checkpoint.inherit import load_run_config
+from limner.cli import main
 from limner.commands.common import as_overrides
 from limner.commands.neighbours import ANSWERS, KEYS
 from limner.config import Config, known_keys
@@ -51,6 +53,47 @@ def test_a_line_of_kohyas_scripts_is_understood() -> None:
     assert (config.optimizer.type, config.training.caption_dropout) == ("adamw", 0.05)
     assert config.training.trackers == ("tensorboard",)
     assert "lora.rank=8" in as_overrides(["--network_dim=8"])
+
+
+def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What `limner train` is called with."""
+    found: list[argparse.Namespace] = []
+    monkeypatch.setattr("limner.commands.train.run", found.append)
+    assert main(["train", *shlex.split(line)]) == 0
+    return found[0]
+
+
+def test_no_value_of_a_flag_is_taken_for_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = typed(DIFFUSERS, monkeypatch)
+    assert options.where is None
+    assert options.overrides == as_overrides(shlex.split(DIFFUSERS))
+    options = typed("--training.batch_size 16 --config a.yaml --seed 3", monkeypatch)
+    assert (options.where, str(options.config)) == (None, "a.yaml")
+    assert options.overrides == ["training.batch_size=16", "training.seed=3"]
+    for line in (
+        "photos --learning_rate 1e-4 --gradient_checkpointing --minutes 3",
+        "--learning_rate 1e-4 photos --minutes 3 --gradient_checkpointing",
+        "--minutes 3 --learning_rate=1e-4 --gradient_checkpointing photos",
+        "--enable_bucket photos --minutes 3 training.learning_rate=1e-4",
+    ):
+        options = typed(line, monkeypatch)
+        assert (options.where, options.minutes) == ("photos", 3)
+        assert any("learning_rate=1e-4" in word for word in options.overrides)
+
+
+def test_a_switch_leaves_the_setting_after_it_alone() -> None:
+    words = ["--enable_bucket", "model.num_layers=2"]
+    assert as_overrides(words) == ["data.buckets=true", "model.num_layers=2"]
+
+
+def test_a_commands_own_section_comes_first() -> None:
+    assert as_overrides(["--guidance_scale", "3"], "distill") == ["distill.guidance_scale=3"]
+    assert as_overrides(["--guidance_scale", "3"], "train") == ["sampling.guidance_scale=3"]
+
+
+def test_what_is_answered_is_answered_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "photos", "--push_to_hub"]) == 2
+    assert "limner publish" in capsys.readouterr().err
 
 
 def test_hyphens_and_keys_without_their_section() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import photo_folders
 import pytest
 import yaml
+from tiny import TINY
 
 from limner.apps.own_pictures.choose import MODEL_SIZES, Choice, Sections, choose
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
@@ -18,6 +19,7 @@ from limner.config import Config, load_config
 from limner.config.loading import read_sections
 from limner.errors import LimnerError
 from limner.training.folder import CHOSEN
+from limner.training.trainer import Trainer
 
 GIB = 2**30
 TWO_CORES = Machine("cpu", "two cores", 0.5 * 446e9, 20 * GIB)
@@ -139,6 +141,54 @@ def test_expectations_fall_with_the_number_of_pictures() -> None:
     assert "--from" not in hope(300)
 
 
+def test_steps_that_the_user_set_are_not_cut_off() -> None:
+    choice = chosen(300, minutes=None, own=["training.max_steps=20000"])
+    assert choice.config.training.max_minutes is None
+    assert choice.images == 20_000 * 32
+    assert chosen(300, minutes=None, own=["training.num_epochs=7"]).images == 2_100
+    both = chosen(300, own=["training.max_steps=20000", "training.max_minutes=5"])
+    assert both.config.training.max_minutes == 5
+
+
+@pytest.mark.parametrize(
+    "own", ["training.batch_size=auto", "training.effective_batch_size=64", "training.batch_size=3"]
+)
+def test_a_batch_that_the_user_set_stays(own: str) -> None:
+    for pictures in (300, 3_000):
+        training = chosen(pictures, GPU, own=[own]).config.training
+        key, value = own.removeprefix("training.").split("=")
+        assert str(getattr(training, key)) == value
+        assert training.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_settings_of_drawing_that_do_not_fit_are_not_chosen(kind: str) -> None:
+    config = chosen(300, own=[f"scheduler.prediction_type={kind}"]).config
+    assert config.scheduler.objective == "diffusion"
+
+
+def test_a_model_in_latents_is_sized_by_its_latents() -> None:
+    sections = {
+        "data": {"image_size": 256},
+        "model": {"hidden_size": 384, "num_layers": 8, "num_heads": 6, "in_channels": 4},
+        "vae": {"pretrained_model_name": "there"},
+    }
+    sections["model"]["patch_size"] = 2
+    config = load_config(sections)
+    own = [f"model.{k}={v}" for k, v in sections["model"].items()]
+    choice = chosen(300, own=[*own, "vae.pretrained_model_name=there"], origin=config)
+    assert choice.config.training.batch_size == 32
+
+
+@pytest.mark.parametrize("width", [64, 96, 128, 300, 320, 384, 1024])
+def test_heads_fit_any_width(width: int) -> None:
+    if width == 300:  # no heads of a multiple of 4 fit: one
+        assert chosen(300, own=[f"model.hidden_size={width}"]).config.model.num_heads == 1
+        return
+    model = chosen(300, own=[f"model.hidden_size={width}"]).config.model
+    assert width % (4 * model.num_heads) == 0
+
+
 # What is looked at
 
 
@@ -187,6 +237,73 @@ def test_the_same_command_uses_what_was_chosen_and_changed(tmp_path: Path) -> No
     assert start(asked).config.model.hidden_size == 64
 
 
+def test_other_minutes_are_chosen_for_anew_while_nothing_was_trained(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    for minutes, grid in ((3, 8), (6_000, 16)):
+        config = start(request(str(folder), tmp_path / "run", minutes=minutes)).config
+        assert config.data.image_size // (config.model.patch_size or 0) == grid
+    assert (tmp_path / "run" / "train-before.yaml").is_file()
+
+
+def test_the_folder_may_be_spelled_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo_folders.photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    start(request("photos", minutes=3))
+    path = tmp_path / "outputs" / "photos" / CHOSEN
+    written = path.read_bytes()
+    for other in ("photos/", "./photos", str(tmp_path / "photos")):
+        assert start(request(other, minutes=3)).said[0].startswith("settings as chosen before")
+    assert path.read_bytes() == written
+
+
+def test_an_output_folder_among_the_settings_is_the_runs(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    own = f"training.output_dir={tmp_path / 'mine'}"
+    config = start(request(str(folder), None, own, minutes=3)).config
+    assert config.training.output_dir == str(tmp_path / "mine")
+    assert (tmp_path / "mine" / CHOSEN).is_file()
+
+
+def test_a_run_goes_on_with_more_minutes_and_not_with_fewer(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    own = [word for word in TINY if word.startswith(("training.", "model."))]
+    own += ["data.image_size=16", "training.max_steps=null", "training.preview_prompts=[a]"]
+    own += ["text_encoder.vocab_size=300", "text_encoder.num_layers=1"]
+
+    def train(minutes: float | None) -> Trainer:
+        began = start(request(str(folder), tmp_path / "run", *own, minutes=minutes))
+        trainer = Trainer(began.config, resume=began.resume)
+        trainer.train()
+        return trainer
+
+    first = train(0.03).state
+    assert first.seconds >= 0.03 * 60 * 0.9
+    assert train(None).state.step == first.step
+    longer = train(0.08).state
+    assert longer.step > first.step
+    assert longer.seconds >= 0.08 * 60 * 0.9
+    assert train(None).state.step == longer.step
+    with pytest.raises(LimnerError, match="has trained for"):
+        start(request(str(folder), tmp_path / "run", *own, minutes=0.0001))
+
+
+def test_another_model_among_the_settings_is_begun_with(tmp_path: Path, trained: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    own = f"training.init_from={trained / 'outputs'}"
+    config = start(request(str(folder), tmp_path / "run", own, minutes=3)).config
+    assert (config.model.hidden_size, config.data.image_size) == (64, 16)
+    assert yaml.safe_load((tmp_path / "run" / CHOSEN).read_text("utf-8")).get("model") is None
+
+
+def test_a_student_is_no_beginning(tmp_path: Path, distilled: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    asked = Request(str(folder), 3, None, str(distilled), str(tmp_path / "run"), ())
+    with pytest.raises(LimnerError, match="is a distilled model, which cannot be trained further"):
+        start(asked)
+
+
 def test_another_request_is_chosen_anew_while_nothing_was_trained(tmp_path: Path) -> None:
     folder = photo_folders.photos(tmp_path / "photos")
     start(request(str(folder), tmp_path / "run", minutes=3))
@@ -216,7 +333,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_sets_and_shards_are_told_from_folders(tmp_path: Path) -> None:
     for data, key in (
         ("emoji", "dataset_name"),
-        ("org/name", "dataset_name"),
+        ("nobody-org/name", "dataset_name"),
         ("https://example.org/{000..009}.tar", "dataset_path"),
         (str(tmp_path), "dataset_path"),
     ):

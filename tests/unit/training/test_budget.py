@@ -35,6 +35,24 @@ def run_on_a_clock(
     return state
 
 
+def test_a_finished_run_goes_on_with_more_minutes_and_not_without(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bound(minutes: float) -> Config:
+        return tiny_config("training.max_steps=null", f"training.max_minutes={minutes}")
+
+    for seconds_per_step in (0.5, 3.0):
+        state = run_on_a_clock(bound(2), lambda step, s=seconds_per_step: s, monkeypatch)
+        first = state.step
+        run_on_a_clock(bound(2), lambda step, s=seconds_per_step: s, monkeypatch, state)
+        assert state.step == first
+        run_on_a_clock(bound(6), lambda step, s=seconds_per_step: s, monkeypatch, state)
+        assert state.seconds == pytest.approx(360, abs=4)
+        assert state.step == state.total_steps == pytest.approx(3 * first, abs=4)
+        assert state.decay_start is not None
+        assert first < state.decay_start
+
+
 def test_minutes_bound_a_run_and_its_decay_ends_with_them(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from limner.apps.own_pictures.machine import Machine, training_cost
+from limner.apps.own_pictures.machine import Machine, input_side, training_cost
 from limner.apps.own_pictures.survey import Survey
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.training.batch_size import MOST
 
 Sections = dict[str, dict[str, Any]]
 
@@ -66,6 +67,8 @@ SAMPLING = {
     "timestep_power": 1.2,
 }
 """What `limner sweep` found for the demo's model (docs/sampling.md)."""
+CLASSIC = {"objective", "prediction_type", "beta_start", "beta_end", "beta_schedule"}
+"""Keys of `scheduler` with which a model may be another than those it was found for."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,10 @@ def choose(
     Raises:
         LimnerError: not even the smallest model fits into memory.
     """
+    given = given or {}
     wanted = float(max(LEAST_IMAGES, min(MOST_IMAGES, PASSES * found.trained)))
     wanted *= SHARE_WHEN_BEGUN if origin else 1.0
-    candidates = list(_candidates(found, machine, build, origin, given or {}))
+    candidates = list(_candidates(found, machine, build, origin, given))
     if not candidates:
         raise LimnerError(
             f"{machine.memory / 2**30:.1f} GiB of memory are free, too little for the smallest "
@@ -123,9 +127,22 @@ def choose(
     for larger in candidates[1:]:
         if larger[2] * 60 * minutes >= wanted:
             sections, config, rate = larger
-    images = rate * 60 * minutes
-    sections["training"] |= {"max_minutes": minutes} | _intervals(config, rate, minutes)
+    images, bound = rate * 60 * minutes, {"max_minutes": minutes}
+    training = config.training
+    if training.max_minutes is None and (training.max_steps or training.num_epochs):
+        epochs = (training.num_epochs or 0) * found.trained
+        images = float((training.max_steps or 0) * per_update(config) or epochs)
+        bound = {}
+    sections["training"] |= bound | _intervals(config, images, images / rate / 60)
     return Choice(sections, build(sections), rate, images, wanted)
+
+
+def per_update(config: Config) -> int:
+    """Images per update."""
+    training = config.training
+    if training.effective_batch_size or training.batch_size == "auto":
+        return training.effective_batch_size or MOST
+    return training.micro_batch_size * training.gradient_accumulation_steps
 
 
 def _candidates(
@@ -147,9 +164,11 @@ def _candidates(
             batch //= 2
         if _memory(config, cost.parameters, batch) > machine.memory:
             continue
-        sections["training"]["batch_size"] = batch
-        if batch < size.batch_size:
-            sections["training"]["gradient_accumulation_steps"] = size.batch_size // batch
+        own = {"batch_size", "effective_batch_size", "gradient_accumulation_steps"}
+        if not own & given.get("training", {}).keys():
+            sections["training"]["batch_size"] = batch
+            if batch < size.batch_size:
+                sections["training"]["gradient_accumulation_steps"] = size.batch_size // batch
         fastest = size.batch_size / machine.least_step
         yield sections, build(sections), min(fastest, machine.flops / cost.flops)
 
@@ -160,8 +179,10 @@ def _sections(
     sections: Sections = {
         "data": {"image_size": _side(found.side, size)},
         "training": {"num_workers": 4 if machine.kind == "cuda" else 0},
-        "sampling": dict(SAMPLING),
     }
+    objective = given.get("scheduler", {})
+    if origin is None and not objective.keys() & CLASSIC:
+        sections["sampling"] = dict(SAMPLING)
     if origin is not None:
         sections["data"]["image_size"] = origin.data.image_size
         return sections
@@ -197,26 +218,24 @@ def _heads(width: Any) -> int:
     """Of 64 numbers each, if the width allows it, else of as many as divide it."""
     if not isinstance(width, int):
         return 1
-    return next((n for n in (width // 64, 4, 2) if n and width % n == 0), 1)
+    return next((n for n in (width // 64, 8, 4, 2) if n and width % (4 * n) == 0), 1)
 
 
 def _memory(config: Config, parameters: int, batch: int) -> float:
     model, patch = config.model, config.model.patch_size or 1
-    tokens = (config.data.image_size // patch) ** 2
+    tokens = (input_side(config) // patch) ** 2
     numbers = batch * tokens * model.num_layers * model.hidden_size
     return PROGRAM + PER_PARAMETER * parameters + PER_ACTIVATION * numbers
 
 
-def _intervals(config: Config, rate: float, minutes: float) -> dict[str, int]:
+def _intervals(config: Config, images: float, minutes: float) -> dict[str, int]:
     """Steps between what is done now and then."""
-    settings = config.training
-    per_update = settings.micro_batch_size * settings.gradient_accumulation_steps
-    steps = max(1.0, rate * 60 * minutes / per_update)
+    steps = max(1.0, images / per_update(config))
     shown = _rounded(steps / SHOWN)
     return {
         "preview_steps": shown,
         "heldout_steps": shown,
-        "save_steps": _rounded(steps / minutes * SAVED_EVERY),
+        "save_steps": _rounded(steps / max(minutes, 1e-3) * SAVED_EVERY),
     }
 
 

@@ -64,6 +64,12 @@ def measure(config: Config) -> Machine:
     return Machine(device.type, devices.describe(device), flops, free_memory(device))
 
 
+def input_side(config: Config) -> int:
+    """Side of what the model is given: pixels, or latents of an autoencoder."""
+    latent = config.vae.pretrained_model_name is not None
+    return config.data.image_size // (DOWNSAMPLING if latent else 1)
+
+
 def training_cost(config: Config) -> Cost:
     """Counted on a model without weights, once for each shape."""
     key = (config.data.image_size, config.model, config.text_encoder, config.vae)
@@ -76,9 +82,7 @@ _costs: dict[Hashable, Cost] = {}
 
 
 def _counted(config: Config) -> Cost:
-    side, channels = config.data.image_size, config.model.in_channels or 3
-    if config.vae.pretrained_model_name is not None:
-        side //= DOWNSAMPLING
+    side, channels = input_side(config), config.model.in_channels or 3
     length = config.text_encoder.max_length or 64
     with torch.device("meta"):
         model = build_model(config, TEXT_SIZE).eval()

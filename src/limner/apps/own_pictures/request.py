@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from limner.data.image_sizes import BUILT_IN
 from limner.errors import LimnerError
+from limner.files.small_files import parse_yaml
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHARDS = re.compile(r"://|[*?{\[]")
@@ -36,10 +38,18 @@ class Request:
     @property
     def folder(self) -> Path:
         """Of the run."""
+        if self.output is None and (said := self.said("training.output_dir")):
+            return Path(said)
         data = self.data or ""
         name = data if "://" in data else Path(data).expanduser().resolve().name
         name = re.sub(r"[^\w.-]+", "-", Path(name).stem).strip("-.") or "pictures"
         return Path(self.output or f"outputs/{name}")
+
+    def said(self, key: str) -> str | None:
+        """The value of a key among the overrides, the last of several, as a text."""
+        values = [word.partition("=")[2] for word in self.overrides if word.startswith(f"{key}=")]
+        value = parse_yaml(values[-1], key) if values else None
+        return None if value is None else str(value)
 
     @property
     def command(self) -> str:
@@ -66,11 +76,19 @@ class Request:
     def as_kept(self) -> dict[str, Any]:
         """What makes it the same request; its minutes may grow."""
         return {
-            "data": self.data,
+            "data": as_kept(self.data or ""),
             "size": self.size,
             "from": self.origin,
+            "minutes": self.minutes,
             "settings": sorted(self.overrides),
         }
+
+
+def as_kept(data: str) -> str:
+    """The same for all spellings of a place: from here if it is below, else whole."""
+    if not Path(data).expanduser().exists():
+        return data
+    return Path(os.path.realpath(Path(data).expanduser())).as_posix()
 
 
 def is_a_place(data: str) -> bool:
@@ -81,7 +99,9 @@ def is_a_place(data: str) -> bool:
     """
     if Path(data).expanduser().exists() or _SHARDS.search(data):
         return True
-    if data.lower() in BUILT_IN or _HUB_ID.fullmatch(data):
+    beside = Path(data).expanduser().parent  # of a mistyped name in a folder that is there
+    hub = _HUB_ID.fullmatch(data) and not beside.is_dir()
+    if data.lower() in BUILT_IN or hub:
         return False
     raise LimnerError(
         f"there is no folder or file {Path(data).absolute()}; limner train FOLDER expects your "

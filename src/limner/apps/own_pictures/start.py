@@ -5,12 +5,13 @@ The same command goes on with what it chose before, also where a measurement wou
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from limner.apps.own_pictures.choose import FEW, Choice, Sections, choose
+from limner.apps.own_pictures.choose import FEW, Choice, Sections, choose, per_update
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
 from limner.apps.own_pictures.settings_file import read_request, write
@@ -24,7 +25,8 @@ from limner.config.loading import read_sections
 from limner.console import format_duration
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
-from limner.training.folder import CHOSEN, check_run_folder
+from limner.files.output_folders import is_training_run
+from limner.training.folder import CHOSEN, CHOSEN_BEFORE, check_run_folder
 
 EXPECTED = (
     (0.8, "most captions that it learned from get their picture"),
@@ -52,8 +54,10 @@ class Start:
 def start(request: Request) -> Start:
     """The configuration to train with: what was chosen before for the same request, or else now."""
     path = request.folder / CHOSEN
-    before = read_request(path)
-    if before == request.as_kept():
+    before, asked = read_request(path), request.as_kept()
+    begun = bool(checkpoints(request.folder)) or is_training_run(request.folder)
+    same = before is not None and before | {"minutes": 0} == asked | {"minutes": 0}
+    if same and (begun or asked["minutes"] in (None, (before or {}).get("minutes"))):
         return _again(request, path)
     if path.exists() and before is None:
         raise LimnerError(
@@ -65,7 +69,7 @@ def start(request: Request) -> Start:
             "limner train FOLDER chooses settings in one process; run it once without a launcher, "
             f"stop it, and launch limner train --config {path.as_posix()}"
         )
-    if checkpoints(request.folder):
+    if begun:
         raise LimnerError(
             f"{request.folder} holds another run; go on with it (limner train --resume latest "
             f"training.output_dir={request.folder.as_posix()}), or choose another --output"
@@ -75,37 +79,56 @@ def start(request: Request) -> Start:
 
 def _again(request: Request, path: Path) -> Start:
     newest, _ = newest_good(request.folder)
-    before = Checkpoint.open(newest).config.training.max_minutes if newest else None
-    minutes = request.minutes or before
+    checkpoint = Checkpoint.open(newest) if newest else None
+    before = checkpoint.config.training.max_minutes if checkpoint else None
+    own = load_run_config(path).training.max_minutes
+    minutes = request.minutes or max(filter(None, (before, own)), default=None)
+    used = checkpoint.state.seconds / 60 if checkpoint else 0.0
+    if request.minutes is not None and request.minutes < 0.95 * used:
+        raise LimnerError(
+            f"--minutes {request.minutes:g}: this run has trained for {used:.1f} minutes; give "
+            "more to go on"
+        )
     changes = [] if minutes is None else [f"training.max_minutes={minutes}"]
     config = load_run_config(path, [*changes, *request.overrides])
-    longer = newest is not None and config.training.max_minutes != before
-    return Start(config, "latest" if longer else None, [f"settings as chosen before: {path.as_posix()}"])
+    longer = checkpoint is not None and config.training.max_minutes != before
+    return Start(
+        config, "latest" if longer else None, [f"settings as chosen before: {path.as_posix()}"]
+    )
 
 
 def _anew(request: Request, path: Path) -> Start:
-    settings = [f"training.output_dir={json.dumps(str(request.folder))}", *request.settings()]
+    folder = json.dumps(str(request.folder), ensure_ascii=False)
+    settings = [f"training.output_dir={folder}", *request.settings()]
 
     def build(sections: Sections) -> Config:
         # `read_sections` changes what it is given.
-        return load_run_config(json.loads(json.dumps(sections)), settings)
+        return load_run_config(copy.deepcopy(sections), settings)
 
     given = read_sections(None, settings)[1]
     config = load_run_config(_of_the_data(given))
-    if config.vae.pretrained_model_name is not None and request.origin is None:
+    begin_with = given["training"].get("init_from")
+    if config.vae.pretrained_model_name is not None and begin_with is None:
         raise LimnerError(
             "settings for an autoencoder's latents are not chosen; begin with "
             "configs/latents.yaml: limner train --config FILE"
         )
     keep_out_of_the_data(request.folder, config, "--output")
     check_run_folder(request.folder)
+    origin = open_model(begin_with).config if begin_with else None
+    if origin is not None and origin.model.flow_map:
+        raise LimnerError(
+            f"{begin_with} is a distilled model, which cannot be trained further; begin with the "
+            "model it was made from, and distill the result"
+        )
     found, machine = survey(config), measure(config)
-    origin = open_model(request.origin).config if request.origin else None
     choice = choose(found, machine, build, request.minutes, origin, given)
     said = in_words(request, found, machine, choice)
-    _, whole = read_sections(json.loads(json.dumps(choice.sections)), settings)
+    _, whole = read_sections(copy.deepcopy(choice.sections), settings)
     about = [f"{request.command}  ({machine.name})", *said, "", "To use changed settings:"]
     about.append(f"  limner train --config {path.as_posix()} training.output_dir=outputs/another")
+    if path.exists():  # chosen for something else, and perhaps changed since
+        os.replace(path, path.with_name(CHOSEN_BEFORE))
     write(path, whole, about, request.as_kept())
     return Start(load_run_config(path), None, [*said, f"settings: {path.as_posix()}"])
 
@@ -113,7 +136,9 @@ def _anew(request: Request, path: Path) -> Start:
 def _of_the_data(given: Sections) -> Sections:
     """What the data are looked at with: no size, no model, nothing that would have to fit one."""
     kept = {
-        "data": {k: v for k, v in given.get("data", {}).items() if k != "image_size"},
+        "data": {
+            k: v for k, v in given.get("data", {}).items() if k not in ("image_size", "buckets")
+        },
         "training": {k: v for k, v in given.get("training", {}).items() if k != "init_from"},
     }
     parts = ("vae", "text_encoder")
@@ -130,8 +155,7 @@ def in_words(request: Request, found: Survey, machine: Machine, choice: Choice) 
     )
     cost = training_cost(config)
     side, patch = config.data.image_size, config.model.patch_size
-    batch = config.training.micro_batch_size * config.training.gradient_accumulation_steps
-    minutes = float(config.training.max_minutes or 0)
+    batch, minutes = per_update(config), choice.images / choice.rate / 60
     passes = choice.images / max(1, found.trained)
     share = choice.images / choice.wanted
     hope = next(words for least, words in EXPECTED if share >= least)
@@ -145,7 +169,7 @@ def in_words(request: Request, found: Survey, machine: Machine, choice: Choice) 
         f"{hope}"
         + ("" if share >= 0.8 else f" ({format_duration(enough)} would be enough for most)"),
     ]
-    if found.trained < FEW and request.origin is None:
+    if found.trained < FEW and config.training.init_from is None:
         said.append(
             f"{found.trained} pictures are few: begin with another model, --from outputs/demo "
             "(limner demo makes it), and it learns yours sooner and better"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from limner.config import Config
+from limner.data.dataset import Streamed
 from limner.data.image_sizes import BUILT_IN, shapes_of
 from limner.data.open import open_image_dataset
 from limner.data.order import evenly_spaced
@@ -15,6 +16,8 @@ from limner.text.tokenizer import CaptionTokenizer
 
 LOOKED_AT = 1000
 """Pictures whose sizes are read; of a far larger set, evenly spread."""
+NEIGHBOURS = 64
+"""The same of streamed pictures, one behind the other."""
 READ = 10_000
 """Captions whose lengths are counted."""
 COVERED = 99.5
@@ -49,6 +52,8 @@ def survey(config: Config) -> Survey:
     side = None
     if dataset.name not in BUILT_IN:
         some = [rows[i] for i in evenly_spaced(len(rows), LOOKED_AT)]
+        if isinstance(dataset, Streamed) and dataset.windowed:  # those far apart are far away
+            some = list(dataset.rows[:NEIGHBOURS])
         shorter = shapes_of(dataset, some, None).min(axis=1)
         known = shorter[shorter > 1]  # 1: the header could not be read
         side = int(np.median(known)) if len(known) else None

@@ -15,9 +15,9 @@ from limner.models.modern import ModernDiT
 from limner.text.conditioning import TextConditioning
 from limner.training.train_step import TrainStep
 
-SEEN_BY, SEEN_AT = 2, 50.0
-"""Blocks of the teacher whose result is compared, and the timestep at which it sees images: one at
-which it looks for the last of the noise."""
+SEEN_BY, SEEN_AT = 2, 0.05
+"""Blocks of the teacher whose result is compared, and the time at which it sees images, as a share
+of all: one at which it looks for the last of the noise."""
 SEEN = 0.5
 """Weight of this comparison."""
 LAST = 1e-3
@@ -34,7 +34,8 @@ class FlowMapStep(TrainStep):
     nothing but the user's own model, and works for latents, too.)
 
     Attributes:
-        open_teacher: returns the teacher's denoiser, which is opened at the first step.
+        open_teacher: returns the teacher's denoiser, of whose blocks only the first are needed; it
+            is called at the first step.
     """
 
     open_teacher: Callable[[], ModernDiT | DiT]
@@ -65,7 +66,8 @@ class FlowMapStep(TrainStep):
         distance, relative to their square, float32 [B]."""
         if self.teacher is None:
             self.teacher = self.open_teacher()
-        t = torch.full((len(drawn),), SEEN_AT, device=drawn.device)
+        at = SEEN_AT * self.objective.noise_schedule.num_train_timesteps
+        t = torch.full((len(drawn),), at, device=drawn.device)
         with self.autocast():
             with torch.no_grad():
                 there = self.teacher.first_blocks(wanted.float(), t, text, SEEN_BY).float()

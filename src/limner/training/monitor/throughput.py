@@ -42,6 +42,8 @@ def synchronised(device: torch.device) -> Iterator[None]:
     yield
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
