@@ -163,7 +163,7 @@ def test_any_key_can_be_set_in_every_usual_way(
 ) -> None:
     output = f"training.output_dir={tmp_path / 'run'}"
     assert (
-        main(["train", words[0], "--config", str(trained / "tiny.yaml"), *words[1:], output]) == 0
+        main(["train", *words[:2], "--config", str(trained / "tiny.yaml"), *words[2:], output]) == 0
     )
     config = load_config(tmp_path / "run" / "config.yaml")
     assert (config.training.max_steps, config.training.batch_size) == (2, 3)

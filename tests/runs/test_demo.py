@@ -123,7 +123,7 @@ def test_a_demo_says_both_figures_and_what_to_do_next(run: tuple[Path, str]) -> 
     assert f'limner generate {folder} "a red apple" --seed 42' in commands
     assert commands[2].startswith(f"limner play {folder} ")
     assert commands[3].startswith(f"limner distill {folder} --output {folder}-fast ")
-    assert "limner train --config configs/train_config.yaml" in commands[4]
+    assert "limner train my_pictures --minutes 10" in commands[4]
 
 
 def test_a_report_of_a_demo_can_be_written_again(

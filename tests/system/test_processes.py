@@ -95,7 +95,7 @@ def undisturbed(configure: Configured) -> Path:
     )
     assert ended.returncode == 0, ended.stderr[-6000:]
     # Only the main process says anything.
-    assert ended.stdout.count("parameters on") == ended.stdout.count("see ") == 1
+    assert ended.stdout.count("parameters on") == ended.stdout.count("Look at ") == 1
     return Path(config.training.output_dir)
 
 

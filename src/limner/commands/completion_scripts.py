@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Flag:
 
 def commands_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, list[Flag]]]:
     """Name, help, and flags of each command."""
-    (choices,) = [a for a in parser._actions if isinstance(a.choices, dict)]
+    choices: Any = next(a for a in parser._actions if isinstance(a.choices, dict))
     helps = {action.dest: action.help or "" for action in choices._get_subactions()}
-    for name, command in (choices.choices or {}).items():
+    for name, command in choices.choices.items():
         flags = [
             Flag(
                 option,
@@ -52,7 +53,7 @@ def fish(parser: argparse.ArgumentParser) -> str:
 
 
 def powershell(parser: argparse.ArgumentParser) -> str:
-    """For the profile of PowerShell ($PROFILE)."""
+    """For the profile of that shell ($PROFILE)."""
     table = [
         f"    {_doubled(name)} = @({', '.join(_doubled(flag.name) for flag in flags)})"
         for name, _, flags in commands_of(parser)
@@ -66,7 +67,7 @@ def _quoted(text: str) -> str:
 
 
 def _doubled(text: str) -> str:
-    """In PowerShell: in single quotes."""
+    """In single quotes."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -1,7 +1,7 @@
 """Flags that people know from other trainers, as settings of this one.
 
-From diffusers' example scripts, kohya's sd-scripts, SimpleTuner, and OneTrainer. A flag that means
-a key here is understood as that key; one that means a command, or nothing, is answered.
+From diffusers' example scripts, kohya's sd-scripts, and others (docs/terminal.md). A flag that
+means a key here is understood as that key; one that means a command, or nothing, is answered.
 """
 
 from __future__ import annotations

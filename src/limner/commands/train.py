@@ -99,7 +99,7 @@ def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
     if where is not None and is_yaml(where):
         if options.config is not None:
             raise LimnerError(f"both --config {options.config} and {where} are given; use only one")
-        where, options.config = None, Path(where)
+        options.config, where = Path(where), None
     given = Request(where, options.minutes, options.size, options.origin, options.output, overrides)
     if where is not None and options.config is None:
         began = start(given)

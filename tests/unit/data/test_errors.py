@@ -202,11 +202,11 @@ def test_pretrained_parts_that_are_not_there_say_how_to_get_them(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stray", "words"], "unrecognized argument 'stray'; settings are section.key=value"),
-        (["cats.yaml"], "for a configuration file use --config cats.yaml"),
-        (["--batch-size", "4"], "unrecognized argument '--batch-size'"),
+        (["stray", "words"], "unrecognized argument 'words'; settings are section.key=value"),
+        (["stray", "cats.yaml"], "for a configuration file use --config cats.yaml"),
+        (["--magic-size", "4"], "unrecognized argument '--magic-size'"),
         (["--training.seed"], "'--training.seed' needs a value: --training.seed VALUE"),
-        (["--seed=4"], "unrecognized argument '--seed=4'"),
+        (["--magic=4"], "unrecognized argument '--magic=4'"),
         (["training.=4"], "'training.=4' is not a valid override"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from limner.diffusion.flow_map import end_of_step, flow_map_loss, span_of
 from limner.models.dit import DiT
 from limner.models.dropout import seed_dropout
 from limner.models.modern import ModernDiT
+from limner.models.text_to_image import TextToImage
 from limner.text.conditioning import TextConditioning
 from limner.training.train_step import TrainStep
 
@@ -49,9 +51,10 @@ class FlowMapStep(TrainStep):
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
         s, r = batch.u.unbind(1)
+        model = cast("TextToImage", self.model)
         with self.autocast():
-            text = self.model.text_encoder(batch.text)
-            output = self.model.denoiser(batch.noise, s, text, s - r)
+            text = model.text_encoder(batch.text)
+            output = model.denoiser(batch.noise, s, text, s - r)
         losses = flow_map_loss(self.objective, output, batch.noise, batch.image, s, r)
         (last,) = (r < LAST).nonzero(as_tuple=True)
         if len(last):
