@@ -252,6 +252,19 @@ def test_killed_half_way_it_goes_on_and_the_store_is_the_same_to_the_byte(
     assert len(made(tmp_path)) <= 40 + 4 * 2
 
 
+def test_what_a_kill_left_beside_a_finished_shard_is_cleaned_up(
+    tmp_path: Path, uninterrupted: dict[str, bytes]
+) -> None:
+    assert worker(tmp_path, 0).wait() == 0
+    store = Store.open(tmp_path, "latents", {"size": 1})
+    shards = sorted(store.folder.glob("*.safetensors"))
+    shards[0].with_suffix(".2.partial").write_bytes(b"whole batches")
+    shards[0].with_suffix(".lock").write_bytes(b"")
+    shards[1].unlink()  # there is something left to do
+    assert worker(tmp_path, 0).wait() == 0
+    assert only_store(tmp_path) == uninterrupted
+
+
 def test_a_batch_that_was_written_in_part_is_cut_off(
     tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:

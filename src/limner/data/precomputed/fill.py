@@ -65,6 +65,7 @@ def fill(
         if progress is not None:
             progress(done, len(missing))
 
+    _clean_up(store)
     try:
         while chunks:
             left = [
@@ -151,7 +152,17 @@ def _compute(
     else:
         _write_shard(store, ids, batches, reasons, target)
     for leftover in store.folder.glob(f"{target.stem}.*partial"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
+
+
+def _clean_up(store: Store) -> None:
+    """Remove what a kill left beside finished shards: their batches, and their locks."""
+    for ending in ("partial", "lock"):
+        for path in store.folder.glob(f"shard-*.{ending}"):
+            name = path.name.partition(".")[0]
+            if (store.folder / f"{name}.safetensors").exists():
+                with contextlib.suppress(OSError):  # Windows keeps a file that another has open
+                    path.unlink(missing_ok=True)
 
 
 def _packed(rows: list[Tensor | str]) -> bytes:
