@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from limner.apps.own_pictures.choose import SAMPLING
 from limner.checkpoint.locate import PLAIN_FILES
 from limner.checkpoint.manifest import own_files
 from limner.config import Config, load_config
@@ -82,14 +83,7 @@ def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config
                 "preview_steps": 250,
                 "preview_prompts": PREVIEW_PROMPTS,
             },
-            # What `limner sweep` found for this model at 16 evaluations (docs/sampling.md).
-            "sampling": {
-                "scheduler_type": "ddim",
-                "num_inference_steps": 10,
-                "guidance_scale": 2.5,
-                "guidance_interval": (0.5, 1.0),
-                "timestep_power": 1.2,
-            },
+            "sampling": dict(SAMPLING),
         }
     )
 

@@ -76,8 +76,7 @@ def as_overrides(rest: Sequence[str], section: str = "") -> list[str]:
         name, equals, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and "." not in name and (key := key_of(name, section)):
             given: str | None = value if equals else None
-            follows = bool(left) and not left[0].startswith("--") and not is_setting(left[0])
-            if not equals and follows and not (is_switch(key) and not _switches(left[0])):
+            if not equals and _is_value(left, key):
                 given = left.pop(0)
             overrides.append(f"{key}={as_value(key, given)}")
             log.info(f"--{name} is {overrides[-1]}")
@@ -120,8 +119,7 @@ def settings_among(
             others.append(word)
             continue
         settings.append(word)
-        follows = bool(left) and not left[0].startswith("--") and not is_setting(left[0])
-        if not equals and follows and not (is_switch(key) and not _switches(left[0])):
+        if not equals and _is_value(left, key):
             settings.append(left.pop(0))
     return others, settings
 
@@ -136,6 +134,13 @@ def _key_of(name: str) -> str | None:
 def _has(parser: argparse.ArgumentParser, word: str) -> bool:
     """Whether it is a flag of the parser, or the beginning of one."""
     return any(flag.startswith(word) for flag in parser._option_string_actions)
+
+
+def _is_value(left: Sequence[str], key: str) -> bool:
+    """Whether the next of the words that are left is the value of a key whose flag was read."""
+    if not left or left[0].startswith("--") or is_setting(left[0]):
+        return False
+    return not is_switch(key) or _switches(left[0])
 
 
 def _switches(word: str) -> bool:

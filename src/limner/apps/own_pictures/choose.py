@@ -66,7 +66,7 @@ SAMPLING = {
     "guidance_interval": [0.5, 1.0],
     "timestep_power": 1.2,
 }
-"""What `limner sweep` found for the demo's model (docs/sampling.md)."""
+"""What `limner sweep` found for the demo's model at 16 evaluations (docs/sampling.md)."""
 CLASSIC = {"objective", "prediction_type", "beta_start", "beta_end", "beta_schedule"}
 """Keys of `scheduler` with which a model may be another than those it was found for."""
 
