@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.commands.common import A_MODEL, Commands, Parent, is_yaml, positive
+from limner.commands.common import A_CONFIGURATION, A_MODEL, Commands, Parent, is_yaml, positive
 from limner.console import say
 from limner.errors import LimnerError
 
@@ -50,7 +50,7 @@ def add(commands: Commands, common: Parent) -> None:
     )
     train.add_argument("--output", help="run folder (default with a FOLDER: outputs/ and its name)")
     train.add_argument(
-        "--config", type=Path, help="YAML file (default: all keys have their defaults)"
+        "--config", type=Path, help=f"{A_CONFIGURATION} (default: all keys have their defaults)"
     )
     train.add_argument(
         "--resume",
