@@ -474,9 +474,7 @@ def test_a_file_or_folder_here_comes_before_the_configuration_of_its_name(
     Path("shapes").write_text("model: {num_layers: 3}", encoding="utf-8")
     assert load_config("shapes").model.num_layers == 3
     Path("tiny").mkdir()
-    with pytest.raises(
-        LimnerError, match=r"is a folder.*configs/tiny\.yaml comes with"
-    ):
+    with pytest.raises(LimnerError, match=r"is a folder.*configs/tiny\.yaml comes with"):
         load_config("tiny")
     Path("configs").mkdir()
     Path("configs/tiny.yaml").write_text("model: {num_layers: 5}", encoding="utf-8")
