@@ -23,7 +23,7 @@ NAMES = {
 }
 """Documents outside of docs/, and what they are called in the site."""
 NAVIGATION = {
-    "Start": ("index", "tutorial", "faq"),
+    "Start": ("index", "install", "tutorial", "faq"),
     "Your data": ("data", "checking", "streaming"),
     "Train": ("terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
     "Draw": ("sampling", "distill"),
