@@ -77,7 +77,7 @@ IS_COMMAND = """function __limner_is --description 'whether the command of the l
     set --local words (commandline -opc)
     test (count $words) -gt 1; and test $words[2] = $argv[1]
 end"""
-"""Fish's own, `__fish_seen_subcommand_from`, takes any word of the line, such as a run's name."""
+"""What fish has for this takes any word of the line for the command, such as the name of a run."""
 
 
 def _flag_in_fish(where: str, flag: Flag) -> str:
