@@ -24,7 +24,7 @@ from limner.reports.gauges import is_number
 from limner.reports.line_chart import Points
 from limner.reports.page import Card, chart, rounded, write_from
 from limner.reports.read_results import number, part, text
-from limner.reports.run_folder import Run, read_run
+from limner.reports.run_folder import Run, evenly, read_run
 
 MAX_PREVIEWS = 8
 MAX_POINTS = 300  # per curve; more than the chart has pixels for would only enlarge the file
@@ -196,13 +196,6 @@ def previews(run: Run) -> tuple[list[tuple[int, EmbeddedImage, int | None]], boo
             seen = [line["images"] for line in run.train if line["step"] <= step]
             shots.append((step, shot, seen[-1] if seen else None))
     return shots, any(shot.width > 2.5 * shot.height for _, shot, _ in shots)
-
-
-def evenly(items: list[Any], most: int) -> list[Any]:
-    """At most `most` of `items`, evenly spaced, including the first and the last."""
-    if len(items) <= most:
-        return items
-    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def settings(run: Run) -> dict[str, dict[str, Any]]:
