@@ -58,7 +58,7 @@ def film_of(previews: Sequence[tuple[int, Path]]) -> bytes | None:
         duration=[each] * (len(frames) - 1) + [LAST],
         loop=0,
         quality=80,
-        method=4,
+        method=2,
     )
     return buffer.getvalue()
 
