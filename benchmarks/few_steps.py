@@ -28,6 +28,7 @@ import torch
 
 from limner.checkpoint.open_model import open_model
 from limner.data.open import open_data
+from limner.data.order import evenly_spaced
 from limner.evaluation.networks import efficientnet
 from limner.evaluation.prompt_following import Gallery
 from limner.evaluation.samples import Drawing, as_tensor, draw, of_captions, open_generator
@@ -45,6 +46,9 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("students", nargs="+")
     parser.add_argument("--rounds", type=int, default=5, help="of the rates")
+    parser.add_argument(
+        "--captions", type=int, default=10**6, help="of each split, at most, evenly spaced"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first drawing")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -55,7 +59,8 @@ def main() -> None:
     for split in OF_DATA:
         gallery.add(split, range(len((data.trained, data.held_out)[split is Split.HELD_OUT].rows)))
     network = efficientnet.open_network()
-    real = torch.stack([data.trained.load(i) for i in range(len(data.trained.rows))])
+    chosen = evenly_spaced(len(data.trained.rows), options.captions)
+    real = torch.stack([data.trained.load(i) for i in chosen])
     real_features = efficientnet.features(network, real)
     halves = real_features[::2], real_features[1::2]
 
@@ -78,7 +83,7 @@ def main() -> None:
         drawings: list[Drawing] = [
             drawing
             for split, images in ((Split.TRAINED, data.trained), (Split.HELD_OUT, data.held_out))
-            for drawing in of_captions(images, split, 10**6, options.seed)
+            for drawing in of_captions(images, split, options.captions, options.seed)
         ]
         draw(generator, drawings, sampling=sampling)
         gallery.rank(drawings)

@@ -134,7 +134,7 @@ BREAKS = (
     ),
     Break(
         "only two origins refused by play",
-        "apps/play/access.py",
+        "apps/serving/access.py",
         '    if origin is None:\n        return True\n    scheme, _, place = origin.partition("://")\n'
         '    return scheme in ("http", "https") and place.lower() == host.strip().lower()',
         '    return origin not in ("null", "http://evil.example")',

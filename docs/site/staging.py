@@ -23,9 +23,9 @@ NAMES = {
 }
 """Documents outside of docs/, and what they are called in the site."""
 NAVIGATION = {
-    "Start": ("index", "install", "tutorial", "faq"),
+    "Start": ("index", "install", "own-pictures", "tour", "tutorial", "coming-from", "faq"),
     "Your data": ("data", "checking", "streaming"),
-    "Train": ("terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
+    "Train": ("watch", "terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
     "Draw": ("sampling", "distill"),
     "Measure": (
         "evaluation",

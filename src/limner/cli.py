@@ -30,6 +30,7 @@ from limner.commands import (
     sweep,
     train,
     train_autoencoder,
+    watch,
 )
 from limner.commands.common import Commands, as_overrides, common, configured, settings_among
 from limner.commands.examples import HelpWithExamples, Parser
@@ -160,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add(commands, every)
     generate.add(commands, every)
     play.add(commands, every)
+    watch.add(commands, every)
     distill.add(commands, every)
     precompute.add(commands, every, config)
     estimate.add(commands, every, config)

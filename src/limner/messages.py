@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 
 LIMIT = 60
@@ -54,3 +55,8 @@ def escape(letter: str) -> str:
 def plural(count: int, noun: str) -> str:
     """`noun` for one, `nouns` for any other number."""
     return noun if count == 1 else f"{noun}s"
+
+
+def plain_words(caption: str, most: int = 12) -> str:
+    """Of a caption, what no shell takes for more than words, to show a command with it."""
+    return " ".join(re.sub(r"[^\w ,.-]", " ", caption).split()[:most]).strip("-") or "a prompt"

@@ -20,6 +20,8 @@ from limner.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
+TOURS = ("docs/tour.md", "docs/tour.zh-CN.md")
+"""The rest of the README: what it shows comes after what that shows."""
 RUNS = sorted(f"docs/runs/{path.name}" for path in (ROOT / "docs" / "runs").glob("*.md"))
 GUIDES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = (*READMES, *GUIDES, "CHANGELOG.md", "CONTRIBUTING.md", *RUNS)
@@ -138,9 +140,10 @@ def made_by(words: list[str]) -> set[str]:
     return {name.removeprefix("./") for name in made}
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_no_command_uses_what_a_later_one_makes(name: str) -> None:
-    lines = [line for kind, code in blocks(name) if kind == "bash" for line in code.splitlines()]
+@pytest.mark.parametrize("names", [*zip(READMES, TOURS, strict=True)])
+def test_no_command_uses_what_a_later_one_makes(names: tuple[str, str]) -> None:
+    shown = [block for name in names for block in blocks(name)]
+    lines = [line for kind, code in shown if kind == "bash" for line in code.splitlines()]
     commands = [words for line in lines for words in limner_words(line)]
     made: dict[str, int] = {}
     for number, words in enumerate(commands):
@@ -193,7 +196,7 @@ def test_every_key_that_is_named_exists(name: str) -> None:
     # Not within a path such as inference/sampling.py.
     named = set(re.findall(rf"(?<![\w/.-])((?:{sections})\.{files}\w+)", text(name)))
     assert named <= set(known_keys())
-    if name in READMES:
+    if name in TOURS:
         assert "training.num_epochs" in named
 
 
@@ -212,7 +215,7 @@ def test_the_python_that_is_shown_draws(
         tiny_config("training.max_steps=1", f"training.output_dir={tmp_path}/outputs/demo")
     ).train()
     monkeypatch.chdir(tmp_path)
-    programs = [content for language, content in blocks("README.md") if language == "python"]
+    programs = [content for language, content in blocks(TOURS[0]) if language == "python"]
     assert programs
     for program in programs:
         exec(program, {})
@@ -224,9 +227,9 @@ def test_no_figure_is_still_to_be_filled_in(name: str) -> None:
     assert re.findall(r"@@\w*@@|TODO|XXX", text(name)) == []
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_map_of_the_source_is_true(name: str) -> None:
-    (tree,) = [content for _, content in blocks(name) if content.startswith("src/limner/\n")]
+def test_the_map_of_the_source_is_true() -> None:
+    shown = blocks("CONTRIBUTING.md")
+    (tree,) = [content for _, content in shown if content.startswith("src/limner/\n")]
     lines = tree.splitlines()[1:]
     inside = [word for line in lines if line.startswith("  ") for word in line.split()]
     named = [w for w in inside if re.fullmatch(r"[a-z]+(/|\.py)", w)]

@@ -47,6 +47,7 @@ def made_up_run(folder: Path, strips: bool = False) -> Path:
         lines[-1] |= {"seconds": step / 2, "images_per_second": 64.0}
         if step % 100 == 0:
             lines.append({"kind": "heldout", "step": step, "images": 32 * step, "loss": 2 / step})
+            lines[-1] |= {"seconds": step / 2}
             lines[-1] |= {"train_loss": 1 / step, "loss_by_level": {"100": 0.9, "900": 0.2}}
     text = "\n".join(json.dumps(line) for line in lines)
     (folder / "log.jsonl").write_text(text + '\n{"kind": "tra', encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Somebody who has installed Limner and types every command of README.md, in its order.
+"""Somebody who has installed Limner and types every command of README.md and docs/tour.md.
 
 A program, `python readme_reader.py FOLDER`, for which the installed package is on PYTHONPATH. What
-is shown is typed as it is, with settings after it that make it quick; NOT_HERE says what cannot be
-run here and where it is run instead. The folder holds pictures and two trained runs, and no
-configurations: those that README names come with the package. told.json, beside the folder, says
-what came of it.
+is shown is typed in its order, as it is, with settings after it that make it quick; NOT_HERE says
+what cannot be run here and where it is run instead. The folder holds pictures and two trained runs,
+and no configurations: those that are named come with the package. told.json, beside the folder,
+says what came of it.
 """
 
 import json
@@ -28,7 +28,8 @@ from limner import device as devices
 from limner.config import load_config
 from limner.training.monitor import throughput
 
-BLOCKS = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
+PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/tour.md")]
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 NOT_HERE = {
     "limner demo": "takes minutes; tests/runs/test_demo.py runs it on few pictures",
     "pytest": "runs this; the tests of a clean checkout type the line itself",
@@ -51,12 +52,13 @@ QUICK = {
     "train": ("training.compile_model=false", "training.num_workers=0"),
     "train-autoencoder": AUTOENCODER,
     "play": ("--port", "0"),
+    "watch": ("--port", "0"),
     "evaluate": ("--num_images", "4", "evaluation.other_images=2"),
 }
 
 
 class Reader(Runner):
-    """Types what the README shows."""
+    """Types what is shown."""
 
     def run_command(self, words: list[str]) -> None:
         line = " ".join(words)

@@ -1,4 +1,4 @@
-"""Who opens the page of `limner play` in place of a browser, and then presses Ctrl-C."""
+"""Who opens a page that is served in place of a browser, and then presses Ctrl-C."""
 
 import html
 import os
@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 
 import pytest
 
-from limner.apps.play.server import Server
+from limner.apps.serving.server import LocalServer
 
 
 def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:
@@ -25,7 +25,7 @@ def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:
     """
     opened: list[str] = []
 
-    def serve(server: Server) -> None:
+    def serve(server: LocalServer) -> None:
         thread = threading.Thread(target=ThreadingHTTPServer.serve_forever, args=(server,))
         thread.start()
         try:
@@ -36,7 +36,7 @@ def visit_pages(patch: pytest.MonkeyPatch, kept: Path) -> list[str]:
             thread.join()
         raise KeyboardInterrupt
 
-    patch.setattr(Server, "serve_forever", serve)
+    patch.setattr(LocalServer, "serve_forever", serve)
 
     def open_file(uri: str) -> None:
         path = Path(url2pathname(urlsplit(uri).path))

@@ -1,6 +1,6 @@
 """What an installed package holds: no checkout is beside it, and the folder is empty.
 
-README's commands are run with it by tests/docs/test_readme_runs.py.
+Shown commands are run with it by tests/docs/test_readme_runs.py.
 """
 
 import os
@@ -95,12 +95,12 @@ def test_the_metadata_say_what_an_index_shows(metadata: Message) -> None:
     shown = metadata.get_payload()
     assert "pip install limner && limner demo" in shown
     assert LINKS.findall(shown) == []
-    assert "frequently asked questions" in shown
+    assert "questions ·" in shown
 
 
 def test_links_lead_to_the_repository_where_its_address_is_known() -> None:
     shown = runpy.run_path(str(ROOT / "setup.py"))["description"](README, "https://example.org/me")
     assert LINKS.findall(shown) == []
-    assert "[frequently asked questions](https://example.org/me/blob/HEAD/docs/faq.md)" in shown
+    assert "[questions](https://example.org/me/blob/HEAD/docs/faq.md)" in shown
     assert "![What the demo drew](https://example.org/me/raw/HEAD/docs/images/demo.png)" in shown
     assert shown.count("https://example.org/me/") == len(LINKS.findall(README))

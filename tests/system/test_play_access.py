@@ -18,13 +18,14 @@ import pytest
 from made_up import made_up_checkpoint
 from PIL import Image
 
-from limner.apps.play import server as serving
-from limner.apps.play.access import Access, is_own_page, means_us
-from limner.apps.play.events import Events
 from limner.apps.play.painter import Painter, keep
 from limner.apps.play.request import DrawRequest
-from limner.apps.play.server import NO_TOKEN, Handler, Server
-from limner.commands.play import second_ctrl_c_ends_at_once
+from limner.apps.play.server import Handler, Server
+from limner.apps.serving import server as serving
+from limner.apps.serving.access import Access, is_own_page, means_us
+from limner.apps.serving.events import Events
+from limner.apps.serving.server import NO_TOKEN
+from limner.commands.serving import second_ctrl_c_ends_at_once
 from limner.errors import LimnerError
 from limner.inference.saving import remember
 
@@ -102,7 +103,7 @@ def test_without_the_token_nothing_is_answered(server: Server, tmp_path: Path) -
     ):
         assert get(server, **headers)[0] == 403, headers
         status, said = post(server, b'{"prompts": ["x"]}', **{"Authorization": ""} | headers)
-        assert (status, said) == (403, {"message": NO_TOKEN})
+        assert (status, said) == (403, {"message": NO_TOKEN.format(command="play")})
         assert post(server, b"{}", "/newest", **{"Authorization": ""} | headers)[0] == 403
     assert not (tmp_path / "kept").exists()
 
@@ -329,7 +330,7 @@ def test_who_has_left_is_told_nothing_more(monkeypatch: pytest.MonkeyPatch) -> N
     events.finish()
 
     let_go = threading.Event()
-    monkeypatch.setattr("limner.apps.play.events.MOST_WAITING", 1000)
+    monkeypatch.setattr("limner.apps.serving.events.MOST_WAITING", 1000)
     events = Events(lambda line: let_go.wait(60))
 
     def tell_much() -> None:
@@ -377,7 +378,9 @@ AGAIN = {
         "from limner.apps.play import painter, server; stop = painter.Painter.stop\n"
         "painter.Painter.stop = lambda self, within: (stop(self, 0), ctrl_c())"
     ),
-    "once it has ended that": "from limner.commands import play; play.say = print_then_ctrl_c",
+    "once it has ended that": (
+        "from limner.commands import serving; serving.say = print_then_ctrl_c"
+    ),
     "in Python's own end": "import atexit; atexit.register(ctrl_c)",
 }
 """Where a second Ctrl-C comes in, by the code that sends it there."""

@@ -91,7 +91,15 @@ def demo_config(minutes: float, output_dir: str, device: torch.device) -> Config
 WRITTEN = frozenset(
     {
         *("config.yaml", "log.jsonl", "refused.jsonl", "previews", "tensorboard", "samples"),
-        *("samples.json", "samples.png", "results.json", "report.html", "evaluation", "check"),
+        *(
+            "samples.json",
+            "samples.png",
+            "results.json",
+            "report.html",
+            "film.webp",
+            "evaluation",
+            "check",
+        ),
         *("trackers.json", "lineage.json"),
     }
 )

@@ -35,6 +35,7 @@ from limner.files.atomic import write_text_whole
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations, in_words
+from limner.messages import plain_words
 from limner.metrics import retrieval
 from limner.redaction import is_same_place
 from limner.reports.run_report import write_report
@@ -143,7 +144,8 @@ def distill(
     for sentence in shortfalls(ways[0], ways[2:]):
         say(sentence)
     say(f"\nLook at {folder / COMPARISON[1]} and {folder / 'report.html'}, and try")
-    say(f'  limner generate {output} "a red apple"   # in 2 steps; --num_inference_steps 1 or 4')
+    prompt = plain_words(trainer.data.trained.rows[0].captions[0])
+    say(f'  limner generate {output} "{prompt}"   # in 2 steps; --num_inference_steps 1 or 4')
     return folder
 
 

@@ -23,6 +23,7 @@ EXAMPLES = {
         'limner generate outputs/demo "an apple" "a pear" --interpolate 6',
     ],
     "play": ["limner play outputs/demo", "limner play outputs/demo --output drawn --port 0"],
+    "watch": ["limner watch outputs/demo", "limner watch outputs --no-browser"],
     "distill": [
         "limner distill outputs/demo --output outputs/demo-fast",
         "limner distill outputs/demo --output outputs/demo-fast --minutes 10",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.commands.common import A_CONFIGURATION, A_MODEL, Commands, Parent, is_yaml, positive
 from limner.console import say
 from limner.errors import LimnerError
+from limner.messages import plain_words
 
 if TYPE_CHECKING:
     from limner.config import Config
@@ -114,8 +114,7 @@ def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
 def what_next(folder: Path, page: Path, caption: str) -> list[str]:
     """What to look at, and three commands to try."""
     run = folder.as_posix()
-    # Of a caption, what no shell takes for more than words.
-    prompt = " ".join(re.sub(r"[^\w ,.-]", " ", caption).split()[:12]).strip("-") or "a prompt"
+    prompt = plain_words(caption)
     return [
         f"\nLook at {folder / 'samples.png'} and {page}, and try",
         f'  limner generate {run} "{prompt}" --num_images 4 --sheet --output drawn.png',

@@ -283,6 +283,21 @@ def is_in_use(folder: Path) -> bool:
     return any(at is not None and time.time() - at / 1e9 < PATIENCE for at in touched)
 
 
+def is_written_by(path: Path) -> bool:
+    """Whether the process that holds this lock file lives, as far as can be seen. Does not wait."""
+    holder = _read(path) if path.exists() else None
+    if holder is None:
+        return False
+    if holder.is_of_this_machine():
+        if not holder.holds(path):
+            return False
+        running = True if holder.pid == os.getpid() else holder.is_running()
+        if running is not None:
+            return running
+    touched = _touched(path)
+    return touched is not None and time.time() - touched / 1e9 < PATIENCE
+
+
 def _is_alive(path: Path, holder: Holder) -> bool:
     if holder.is_of_this_machine():
         if not holder.holds(path):

@@ -13,6 +13,8 @@ from PIL import Image
 from limner.evaluation.splits import Split
 
 MAX_AS_IS = 64_000  # bytes; larger images are downscaled, so the page can be sent by e-mail
+MOST_FILM = 3_000_000
+"""Bytes; a larger film is only a file beside the page."""
 SAMPLE_SIDE = 256  # pixels, longest side after downscaling
 
 DRAWN = {"prompt": "", "seed": None, "rank": None, "right": None}
@@ -52,6 +54,16 @@ def embed_image(
     return EmbeddedImage(
         f"data:{media};base64,{base64.b64encode(data).decode('ascii')}", width, height
     )
+
+
+def embed_film(data: bytes | None) -> EmbeddedImage | None:
+    """An animated WebP, or None if there is none, or it is too large for a page."""
+    if data is None or len(data) > MOST_FILM:
+        return None
+    with Image.open(io.BytesIO(data)) as film:
+        width, height = film.size
+    source = f"data:image/webp;base64,{base64.b64encode(data).decode('ascii')}"
+    return EmbeddedImage(source, width, height)
 
 
 def drawn_images(folder: Path, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,19 @@ class Run:
     """Training sizes with the number of images of each; empty if all images are square."""
     lineage: Lineage | None = None
     """What the model was trained from; None if the run predates lineage.json."""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """How long it is to be, and how many images it has; empty if the run predates it."""
+    copies: list[dict[str, Any]] = field(default_factory=list)
+    """How close drawings of held-out captions were to training images, by step."""
 
 
 def read_run(folder: Path) -> Run:
     """Read all files of a run; a missing or partially written one counts as empty."""
-    log = read_lines(folder / "log.jsonl")
+    return run_of(folder, read_lines(folder / "log.jsonl"))
+
+
+def run_of(folder: Path, log: Sequence[dict[str, Any]]) -> Run:
+    """A run of which the lines of the log have been read."""
     try:
         config = small_files.read_yaml(folder / "config.yaml")
     except FileNotFoundError:
@@ -62,6 +70,8 @@ def read_run(folder: Path) -> Run:
         ),
         previews=sorted((step, path) for step, path in shots if step is not None),
         lineage=_lineage(folder),
+        plan=next((line for line in reversed(log) if line.get("kind") == "plan"), {}),
+        copies=by_step(line for line in log if line.get("kind") == "copies"),
     )
 
 
@@ -97,3 +107,10 @@ def by_step(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def step_of(preview: Path) -> int | None:
     digits = preview.stem.removeprefix("step-")
     return int(digits) if digits.isascii() and digits.isdecimal() else None
+
+
+def evenly(items: list[Any], most: int) -> list[Any]:
+    """At most `most` of `items`, evenly spaced, including the first and the last."""
+    if len(items) <= most:
+        return items
+    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]

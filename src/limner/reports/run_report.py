@@ -17,25 +17,29 @@ from limner.checkpoint.lineage import before_in_words
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.evaluation.splits import adjective
+from limner.files.atomic import replacing
 from limner.metrics.interval import wilson
 from limner.redaction import places_of, redacted, redacted_settings
-from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_image
+from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_film, embed_image
+from limner.reports.film import film_of
 from limner.reports.gauges import is_number
 from limner.reports.line_chart import Points
 from limner.reports.page import Card, chart, rounded, write_from
 from limner.reports.read_results import number, part, text
-from limner.reports.run_folder import Run, read_run
+from limner.reports.run_folder import Run, evenly, read_run
 
 MAX_PREVIEWS = 8
 MAX_POINTS = 300  # per curve; more than the chart has pixels for would only enlarge the file
 PREVIEW_SIDE = 1000  # pixels, longest side after downscaling
+FILM = "film.webp"
 
 TOLD = {"scheduler_type", "num_inference_steps", "guidance_scale"}
 """Sampling settings that are always shown; others only if they differ from the default."""
 
 
 def write_report(run_folder: Path) -> Path:
-    """Write `report.html` to `run_folder`, with all images embedded, and return its path.
+    """Write `report.html` to `run_folder`, with all images embedded, and return its path; beside it
+    the film of the previews, `film.webp`.
 
     Raises:
         LimnerError: there is no such folder.
@@ -44,11 +48,19 @@ def write_report(run_folder: Path) -> Path:
     if not run_folder.is_dir():
         raise LimnerError(f"{run_folder} is not a run folder.")
     run = shared(read_run(run_folder))
-    return write_from("run.html", run_folder / "report.html", values_of(run))
+    film = film_of(run.previews)
+    if film is not None:
+        with replacing(run_folder / FILM, durable=False) as staging:
+            staging.write_bytes(film)
+    return write_from("run.html", run_folder / "report.html", values_of(run, film))
 
 
-def values_of(run: Run) -> dict[str, Any]:
-    """The context of the template run.html."""
+def values_of(run: Run, film: bytes | None = None) -> dict[str, Any]:
+    """The context of the template run.html.
+
+    Args:
+        film: of the previews, an animated WebP.
+    """
     results, last = run.results, run.train[-1] if run.train else None
     minutes = number(results.get("minutes")) or (number((last or {}).get("seconds")) or 0) / 60
     shots, wide = previews(run)
@@ -68,6 +80,7 @@ def values_of(run: Run) -> dict[str, Any]:
         "drawn": drawn(run),
         "previews": shots,
         "wide_previews": wide,
+        "film": embed_film(film),
         "distilled": is_distilled(run),
         "losses": losses(run),
         "levels": losses_by_level(run),
@@ -196,13 +209,6 @@ def previews(run: Run) -> tuple[list[tuple[int, EmbeddedImage, int | None]], boo
             seen = [line["images"] for line in run.train if line["step"] <= step]
             shots.append((step, shot, seen[-1] if seen else None))
     return shots, any(shot.width > 2.5 * shot.height for _, shot, _ in shots)
-
-
-def evenly(items: list[Any], most: int) -> list[Any]:
-    """At most `most` of `items`, evenly spaced, including the first and the last."""
-    if len(items) <= most:
-        return items
-    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def settings(run: Run) -> dict[str, dict[str, Any]]:

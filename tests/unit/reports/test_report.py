@@ -65,7 +65,7 @@ def test_pictures_that_a_checker_read_back_show_what_it_found(run_folder: Path) 
 def test_it_is_one_file_that_loads_nothing(run_folder: Path) -> None:
     path = write_report(run_folder)
     page = read(path)
-    assert len(page.loads) == 3 + 2 + 8  # drawn, real, previews: the first, the last, 6 between
+    assert len(page.loads) == 3 + 2 + 8 + 1  # drawn, real, previews: the first, the last, 6 between
     assert all(source.startswith("data:image/") for source in page.loads)
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"url\(|@import|<link|<script|<iframe", text)
@@ -113,7 +113,7 @@ def test_pictures_that_are_gone_or_no_pictures_are_said_to_be_missing(run_folder
     (run_folder / "samples/001.png").write_text("not a picture")
     page = read(write_report(run_folder))
     assert page.words.count("missing") == 2
-    assert len(page.loads) == 3 + 2 + 8 - 2
+    assert len(page.loads) == 3 + 2 + 8 + 1 - 2
 
 
 def test_what_an_older_checkpoint_drew_is_said_to_be(run_folder: Path) -> None:

@@ -130,7 +130,9 @@ def _anew(request: Request, path: Path) -> Start:
     if path.exists():  # chosen for something else, and perhaps changed since
         os.replace(path, path.with_name(CHOSEN_BEFORE))
     write(path, whole, about, request.as_kept())
-    return Start(load_run_config(path), None, [*said, f"settings: {path.as_posix()}"])
+    folder = request.folder.as_posix()
+    ways = [f"settings: {path.as_posix()}", f"to watch it in the browser: limner watch {folder}"]
+    return Start(load_run_config(path), None, [*said, *ways])
 
 
 def _of_the_data(given: Sections) -> Sections:

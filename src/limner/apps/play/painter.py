@@ -6,7 +6,7 @@ import base64
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner.apps.play.request import DrawRequest
+from limner.apps.serving.server import Tell
 from limner.checkpoint.locate import checkpoints
 from limner.data.images import to_pil
 from limner.data.order import evenly_spaced
@@ -28,8 +29,6 @@ from limner.inference.saving import how_drawn, save_image
 from limner.pretrained.autoencoder import IdentityAutoencoder
 from limner.reports.run_folder import read_run
 
-Tell = Callable[[dict[str, Any]], None]
-"""Called with each event; an exception stops the sampling."""
 EXAMPLES = 8
 AT_ONCE = 16
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -21,6 +21,20 @@ MOST_PIXELS = 4096
 
 
 Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
+Asked = TypeVar("Asked", bound=Section)
+
+
+def read_request(kind: type[Asked], values: Any) -> Asked:
+    """Validate what a page sent. Raises LimnerError, naming the invalid fields."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
+        places = [shorten_name(".".join(map(str, e["loc"]))) for e in found]
+        lines = [f"{place}: {e['msg']}" for place, e in zip(places, found, strict=True)]
+        raise LimnerError("invalid request: " + "; ".join(lines)) from None
 
 
 class DrawRequest(Section):
@@ -42,13 +56,7 @@ class DrawRequest(Section):
     @classmethod
     def read(cls, values: Any) -> DrawRequest:
         """Validate a request. Raises LimnerError, naming the invalid fields."""
-        try:
-            asked = cls.model_validate(values)
-        except ValidationError as error:
-            found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
-            places = [shorten_name(".".join(map(str, e["loc"]))) for e in found]
-            lines = [f"{place}: {e['msg']}" for place, e in zip(places, found, strict=True)]
-            raise LimnerError("invalid request: " + "; ".join(lines)) from None
+        asked = read_request(cls, values)
         if len(asked.prompts) * asked.num_images > MOST_IMAGES:
             raise LimnerError(
                 f"{len(asked.prompts)} prompts with {asked.num_images} images each exceed the "

@@ -1,64 +1,26 @@
-"""The HTTP server of the page.
+"""The server of the page of `limner play`.
 
     GET  /        the page
     GET  /model   information about the model, as JSON
     POST /draw    `DrawRequest` as JSON; responds with one line of JSON per event of `Painter.draw`
     POST /newest  load the newest checkpoint of the run
 
-The server listens on loopback and requires the token of its URL (limner.apps.play.access), so that
-other users of the machine have no access. DNS rebinding is prevented by checking the Host header,
-cross-site requests by the Origin header and the content type. Closing the connection stops the
-sampling; idle and slow clients do not block others.
+Closing the connection stops the sampling.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
-import logging
-import os
-import re
-import secrets
-import socket
-import socketserver
-import sys
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
-from typing import Any
 
-from limner.apps.play.access import Access, is_own_page, means_us
-from limner.apps.play.events import Events
 from limner.apps.play.painter import Painter
 from limner.apps.play.request import DrawRequest
-from limner.errors import LimnerError
+from limner.apps.serving.server import LocalHandler, LocalServer
 
-LOOPBACK = "127.0.0.1"
-MOST_BYTES = 64 * 2**20
-"""Maximum size of a request, which may contain an initial image."""
-MOST_CONNECTIONS = 64
-PATIENCE = 30.0
-"""Socket timeout in seconds."""
-HEAD_WITHIN = 15.0
-"""Time limit for receiving the request headers, in seconds."""
 STOP_WITHIN = 20.0
 """Time limit for stopping a running request at shutdown, in seconds."""
-PIECE = 2**16
-POLICY = (
-    "default-src 'none'; img-src data: blob:; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; "
-    "style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
-)
-NO_TOKEN = (
-    "invalid or missing token; open the full URL that `limner play` printed in the terminal, with "
-    "?token=... (each start creates a new one)"
-)
-log = logging.getLogger(__name__)
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Args:
     port: the port to listen on; 0: any free port.
 
@@ -66,156 +28,28 @@ class Server(ThreadingHTTPServer):
         LimnerError: the port is in use or not permitted.
     """
 
-    daemon_threads = True
-    allow_reuse_address = os.name != "nt"  # on Windows it would share the port
-    request_queue_size = 32
+    command = "play"
 
     def __init__(self, painter: Painter, port: int) -> None:
         self.painter = painter
-        self.access = Access()
-        self.free = threading.Semaphore(MOST_CONNECTIONS)
-        try:
-            super().__init__((LOOPBACK, port), Handler)
-        except (OSError, OverflowError) as error:
-            taken = getattr(error, "errno", None) == errno.EADDRINUSE
-            why = "is in use by another program" if taken else f"cannot be used ({error})"
-            raise LimnerError(f"--port {port} {why}; use another, or 0 for any free port") from None
-
-    def server_bind(self) -> None:
-        """Skip the reverse DNS lookup, which can take seconds."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
-
-    @property
-    def address(self) -> str:
-        """The URL with the token."""
-        return f"http://{LOOPBACK}:{self.server_port}/?token={self.access.token}"
+        super().__init__(Handler, port)
 
     def exit_code(self) -> int:
         """Stop a running request; 130 if there was one, otherwise 0."""
         return 130 if self.painter.stop(STOP_WITHIN) else 0
 
-    # ---- connections -----------------------------------------------------------------------
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether a thread is available; otherwise the connection is closed."""
-        return self.free.acquire(blocking=False)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # the thread, which would have released it, was not started
-            self.free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log one line; the base class prints a traceback whenever a client disconnects."""
-        error = sys.exception()
-        level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
-        log.log(level, "a request failed with %s: %s", type(error).__name__, error)
-
-
-class Refusal(Exception):
-    """An error response: status and reason."""
-
-    def __init__(self, status: int, why: str) -> None:
-        self.status, self.why = status, why
-
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(LocalHandler):
     server: Server
-    server_version, sys_version = "limner", ""
-    timeout = PATIENCE
 
-    def setup(self) -> None:
-        super().setup()
-        # The socket timeout alone would allow a client to send one byte at a time forever.
-        self.waiting = threading.Timer(HEAD_WITHIN, self.hear_no_more)
-        self.waiting.daemon = True
-        self.waiting.start()
+    def gets(self) -> dict[str, Callable[[], None]]:
+        return {"/": self.page, "/model": self.model}
 
-    def finish(self) -> None:
-        self.waiting.cancel()
-        with contextlib.suppress(OSError):
-            super().finish()
-
-    def hear_no_more(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RD)
-
-    def do_GET(self) -> None:
-        self.respond({"/": self.page, "/model": self.model})
-
-    def do_POST(self) -> None:
-        self.respond({"/draw": self.draw, "/newest": self.newest})
-
-    def respond(self, answers: dict[str, Callable[[], None]]) -> None:
-        self.waiting.cancel()
-        path, _, query = self.path.partition("?")
-        try:
-            self.check_who_asks(query)
-            if path not in answers:
-                raise Refusal(404, "page not found")
-            answers[path]()
-        except Refusal as refusal:
-            self.refuse(refusal.status, refusal.why)
-        except LimnerError as error:
-            self.refuse(409, str(error))
-        except OSError:
-            raise  # a connection error
-        except Exception as error:  # keep serving
-            log.error("%s failed with %s: %s", path, type(error).__name__, error)
-            log.debug("traceback:", exc_info=True)
-            self.refuse(500, f"{type(error).__name__}: {error}")
-
-    # ---- access control --------------------------------------------------------------------
-
-    def check_who_asks(self, query: str) -> None:
-        """Raises Refusal unless the Host, the Origin, and the token are valid."""
-        hosts = self.headers.get_all("Host", [])
-        if not means_us(hosts):
-            shown = ", ".join(map(repr, hosts))[:200] or "none"
-            raise Refusal(403, f"invalid Host header: {shown}; open the page as localhost")
-        if not is_own_page(self.headers.get("Origin"), hosts[0]):
-            raise Refusal(403, "cross-origin requests are not allowed")
-        given = self.headers.get_all("Cookie", []), self.headers.get("Authorization")
-        if not self.server.access.is_granted(query, *given):
-            raise Refusal(403, NO_TOKEN)
-
-    def body(self) -> Any:
-        """The JSON body of the request. Raises Refusal."""
-        if self.headers.get_content_type() != "application/json":
-            raise Refusal(415, "the content type must be application/json")
-        lengths = self.headers.get_all("Content-Length", [])
-        one = len(lengths) == 1 and re.fullmatch("[0-9]{1,12}", lengths[0].strip())
-        if not one or int(lengths[0]) > MOST_BYTES:
-            raise Refusal(413, f"the Content-Length must be given and at most {MOST_BYTES:,} bytes")
-        data = self.rfile.read(int(lengths[0]))
-        if len(data) < int(lengths[0]):
-            raise Refusal(400, "the request is truncated")
-        try:
-            return json.loads(data)
-        except RecursionError:
-            raise Refusal(400, "not valid JSON: it is nested too deeply") from None
-        except ValueError as error:  # invalid JSON or UTF-8, or a number with too many digits
-            raise Refusal(400, f"not valid JSON: {error}") from None
-
-    # ---- responses -------------------------------------------------------------------------
+    def posts(self) -> dict[str, Callable[[], None]]:
+        return {"/draw": self.draw, "/newest": self.newest}
 
     def page(self) -> None:
-        nonce = secrets.token_urlsafe(16)
-        page = files("limner.apps.play").joinpath("play.html").read_text(encoding="utf-8")
-        headers = {
-            "Content-Security-Policy": POLICY.format(nonce=nonce),
-            "Set-Cookie": self.server.access.cookie,
-        }
-        self.answer(page.replace("NONCE", nonce).encode(), "text/html; charset=utf-8", headers)
+        self.answer_page("limner.apps.play", "play.html")
 
     def model(self) -> None:
         self.answer_json(self.server.painter.about())
@@ -227,59 +61,4 @@ class Handler(BaseHTTPRequestHandler):
 
     def draw(self) -> None:
         values = self.body()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-ndjson")
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        events = Events(self.write)
-        with contextlib.suppress(ConnectionError):  # the page was closed, or stopped it
-            events.tell(self.drawn(values, events))
-        events.finish()
-
-    def drawn(self, values: Any, events: Events) -> dict[str, Any]:
-        """Generate the images; returns the last event. Raises ConnectionError."""
-        try:
-            self.server.painter.draw(DrawRequest.read(values), events.tell)
-        except ConnectionError:
-            raise
-        except LimnerError as error:
-            return {"kind": "error", "message": str(error)}
-        except Exception as error:  # a device error, out of memory: keep serving
-            log.exception("generation failed")
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-            return {"kind": "error", "message": f"{type(error).__name__}: {reason}"}
-        return {"kind": "done"}
-
-    def write(self, data: bytes) -> None:
-        """Send in chunks, since the timeout applies to each. Raises OSError."""
-        for begin in range(0, len(data), PIECE):
-            self.wfile.write(data[begin : begin + PIECE])
-
-    def answer_json(self, values: Any) -> None:
-        self.answer(json.dumps(values).encode(), "application/json")
-
-    def refuse(self, status: int, why: str) -> None:
-        if self.command == "GET" and self.path.partition("?")[0] == "/":  # shown in the browser
-            self.answer(f"Limner: {why}\n".encode(), "text/plain; charset=utf-8", status=status)
-        else:
-            body = json.dumps({"message": why}).encode()
-            self.answer(body, "application/json", status=status)
-
-    def answer(
-        self, body: bytes, kind: str, headers: dict[str, str] | None = None, status: int = 200
-    ) -> None:
-        self.send_response(status)
-        always = {
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
-        length = {"Content-Type": kind, "Content-Length": str(len(body))}
-        for name, value in {**always, **length, **(headers or {})}.items():
-            self.send_header(name, value)
-        with contextlib.suppress(OSError):
-            self.end_headers()
-            self.write(body)
-
-    def log_message(self, format: str, *values: Any) -> None:
-        log.debug("%s", (format % values).replace(self.server.access.token, "..."))
+        self.answer_events(lambda tell: self.server.painter.draw(DrawRequest.read(values), tell))

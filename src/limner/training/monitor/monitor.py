@@ -119,6 +119,7 @@ class RunMonitor:
             sizes = [{"height": h, "width": w, "trained": a, "held_out": b}
                      for (h, w), a, b in counts]  # fmt: skip
             self.log.write("buckets", self.state.step, sizes=sizes)
+        self.write_plan()
         self.run.events.write_waiting()
         if self.state.pieces > 1:
             log.info(f"each micro-batch is split into {self.state.pieces} parts")
@@ -133,6 +134,21 @@ class RunMonitor:
         self.check_refused()
         if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
             log.info(sentence)
+
+    def write_plan(self) -> None:
+        """Write how long the run is to be, for those who watch it; again only where it changed."""
+        plan = {
+            "parameters": sum(p.numel() for p in self.averaged.parameters()),
+            "training_images": len(self.inputs.trained.rows),
+            "held_out_images": len(self.inputs.held_out.rows),
+            "images_per_step": self.budget.images_per_step,
+            "max_steps": self.budget.most_steps,
+            "max_seconds": self.budget.seconds,
+            "device": devices.describe(self.accelerator.device),
+        }
+        before = [line for line in read_log(self.log.path) if line["kind"] == "plan"]
+        if not before or {**before[-1], **plan} != before[-1]:
+            self.log.write("plan", self.state.step, **plan)
 
     def write_event(self, message: str) -> None:
         """Write what was logged to log.jsonl."""

@@ -130,7 +130,7 @@ class RunLog:
             return
         self._append(self.path, [{"kind": kind, "step": step, **redacted(values, self.places)}])
         numbers = {f"{kind}/{k}": v for k, v in _flat(values) if isinstance(v, int | float)}
-        if numbers and self.trackers and kind != "event":
+        if numbers and self.trackers and kind not in ("event", "plan"):
             self.trackers.log(numbers, step)
 
     def start_trackers(self, config: Config, resumed_at: int) -> None:

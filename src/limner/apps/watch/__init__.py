@@ -1,0 +1,1 @@
+"""`limner watch`: a page that shows runs while they go on, and afterwards."""

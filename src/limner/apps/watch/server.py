@@ -1,0 +1,112 @@
+"""The server of the page of `limner watch`.
+
+GET  /          the page
+GET  /runs      all runs in a few figures, as JSON
+GET  /run       ?run=NAME&version=N: everything of a run; 204 if it still is version N
+GET  /preview   ?run=NAME&step=N: a preview, PNG
+GET  /film      ?run=NAME: its previews as an animated WebP
+POST /explain   `ExplainRequest` as JSON; responds with one line of JSON per event of
+                `Explainer.explain`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from limner.apps.play.request import read_request
+from limner.apps.serving.server import LocalHandler, LocalServer, Refusal
+from limner.apps.watch.explain import Explainer, ExplainRequest
+from limner.apps.watch.runs import LiveRun
+from limner.apps.watch.view import contents, summary
+from limner.errors import LimnerError
+from limner.reports.film import film_of
+
+STOP_WITHIN = 20.0
+"""Time limit for stopping a drawing at shutdown, in seconds."""
+
+
+class Server(LocalServer):
+    """Args:
+    folders: of the runs, by name.
+    explainer: draws from their checkpoints.
+    port: the port to listen on; 0: any free port.
+
+    Raises:
+        LimnerError: the port is in use or not permitted.
+    """
+
+    command = "watch"
+
+    def __init__(self, folders: Mapping[str, Path], explainer: Explainer, port: int) -> None:
+        self.runs = {name: LiveRun(name, folder) for name, folder in folders.items()}
+        self.explainer = explainer
+        super().__init__(Handler, port)
+
+    def exit_code(self) -> int:
+        """Stop what is being drawn; 130 if there was something, otherwise 0."""
+        return 130 if self.explainer.stop(STOP_WITHIN) else 0
+
+
+class Handler(LocalHandler):
+    server: Server
+
+    def gets(self) -> dict[str, Callable[[], None]]:
+        return {
+            "/": self.page,
+            "/runs": self.all_runs,
+            "/run": self.one_run,
+            "/preview": self.preview,
+            "/film": self.film,
+        }
+
+    def posts(self) -> dict[str, Callable[[], None]]:
+        return {"/explain": self.explain}
+
+    def page(self) -> None:
+        self.answer_page("limner.apps.watch", "watch.html")
+
+    def all_runs(self) -> None:
+        self.answer_json([summary(run) for run in self.server.runs.values()])
+
+    def one_run(self) -> None:
+        run = self.run()
+        if self.query.get("version") == str(run.look()[0]):
+            self.answer(b"", "application/json", status=204)
+        else:
+            self.answer_json(contents(run))
+
+    def preview(self) -> None:
+        _, run, _ = self.run().look()
+        for step, path in run.previews:
+            if str(step) == self.query.get("step"):
+                try:
+                    return self.answer(path.read_bytes(), "image/png")
+                except OSError:
+                    break
+        raise Refusal(404, "there is no such preview")
+
+    def film(self) -> None:
+        _, run, _ = self.run().look()
+        film = film_of(run.previews)
+        if film is None:
+            raise Refusal(404, "a film needs two previews")
+        self.answer(film, "image/webp")
+
+    def explain(self) -> None:
+        values = self.body()
+
+        def work(tell: Callable[[dict[str, object]], None]) -> None:
+            asked = read_request(ExplainRequest, values)
+            if asked.run not in self.server.runs:
+                raise LimnerError(f"no run is called {asked.run}")
+            self.server.explainer.explain(asked, self.server.runs[asked.run].folder, tell)
+
+        self.answer_events(work)
+
+    def run(self) -> LiveRun:
+        """The run that the URL names. Raises Refusal."""
+        name = self.query.get("run", "")
+        if name not in self.server.runs:
+            raise Refusal(404, "no run has this name")
+        return self.server.runs[name]

@@ -1,0 +1,203 @@
+"""What the page shows of runs, as JSON; texts and charts are made there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from limner.apps.watch.runs import LiveRun
+from limner.reports.line_chart import Points
+from limner.reports.read_results import number, part
+from limner.reports.run_folder import Run, evenly
+from limner.reports.run_report import is_distilled, shared, smoothed, trained
+
+MOST_POINTS = 300
+"""Of a curve."""
+MOST_EVENTS, MOST_REFUSED = 200, 50
+"""The newest that are shown."""
+AXES = ("images", "minutes")
+ENDED = 0.98
+"""Share of its steps or its time after which a run has ended: one of minutes ends a bit early."""
+NOT_COMPARED = {"output_dir", "run_name", "resume", "fingerprint"}
+"""Keys that differ between any two runs."""
+
+
+def summary(live: LiveRun) -> dict[str, Any]:
+    """A run in a few figures."""
+    version, run, training = live.look()
+    last = run.train[-1] if run.train else {}
+    seconds, step = number(last.get("seconds")), number(last.get("step"))
+    return {
+        "name": live.name,
+        "version": version,
+        "status": status(run, training),
+        "step": step,
+        "images": number(last.get("images")),
+        "seconds": seconds,
+        "images_per_second": number(last.get("images_per_second")),
+        "seconds_left": seconds_left(run) if training else None,
+        "share_done": share_done(run),
+        "passes": passes(run),
+        "loss": newest(run.train, "loss"),
+        "heldout_loss": newest(run.heldout, "loss"),
+        "refused": len(run.refused),
+        "parameters": number(run.plan.get("parameters")) or number(run.results.get("parameters")),
+        "training_images": number(run.plan.get("training_images")),
+        "device": run.plan.get("device") or run.results.get("device"),
+        "distilled": is_distilled(run),
+    }
+
+
+def status(run: Run, training: bool) -> str:
+    """training, finished, stopped, or empty (nothing has been logged)."""
+    if training:
+        return "training"
+    if not run.train:
+        return "empty"
+    done = share_done(run)
+    measured = number(run.results.get("steps")) == number(run.train[-1].get("step"))
+    ended = measured if done is None else done > ENDED
+    return "finished" if ended else "stopped"
+
+
+def share_done(run: Run) -> float | None:
+    """0 to 1 by what ends the run first, its steps or its time; None if neither is known."""
+    if not run.train:
+        return None
+    last = run.train[-1]
+    pairs = [("step", "max_steps"), ("seconds", "max_seconds")]
+    shares = [
+        done / most
+        for key, limit in pairs
+        if (done := number(last.get(key))) is not None and (most := number(run.plan.get(limit)))
+    ]
+    return min(1.0, max(shares)) if shares else None
+
+
+def seconds_left(run: Run) -> float | None:
+    """As the newest of the log have it; None if the end is not known."""
+    if not run.train:
+        return None
+    last, plan = run.train[-1], run.plan
+    seconds, step = number(last.get("seconds")) or 0.0, number(last.get("step")) or 0.0
+    left = []
+    if (most := number(plan.get("max_seconds"))) is not None:
+        left.append(max(0.0, most - seconds))
+    rate, per_step = number(last.get("images_per_second")), number(plan.get("images_per_step"))
+    if (steps := number(plan.get("max_steps"))) is not None and rate and per_step:
+        left.append(max(0.0, steps - step) * per_step / rate)
+    return min(left) if left else None
+
+
+def passes(run: Run) -> float | None:
+    """How often each training image was seen."""
+    images = number(run.train[-1].get("images")) if run.train else None
+    count = number(run.plan.get("training_images"))
+    return images / count if images is not None and count else None
+
+
+def newest(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = (number(line.get(key)) for line in reversed(lines))
+    return next((value for value in values if value is not None), None)
+
+
+def contents(live: LiveRun) -> dict[str, Any]:
+    """Everything of a run: curves, previews, events, what was refused, results, settings."""
+    version, run, _ = live.look()
+    run = shared(run)
+    return {
+        "name": live.name,
+        "version": version,
+        "about": trained(run),
+        "curves": curves(run),
+        "levels": levels(run),
+        "previews": [{"step": step, "images": images_at(run, step)} for step, _ in run.previews],
+        "events": [
+            {key: line.get(key) for key in ("step", "seconds", "message")}
+            for line in run.events[-MOST_EVENTS:]
+        ],
+        "refused": [
+            {key: str(line.get(key, "")) for key in ("key", "reason")}
+            for line in run.refused[-MOST_REFUSED:]
+        ],
+        "copies": [
+            {"step": line["step"], "ratio": number(line.get("ratio"))} for line in run.copies
+        ],
+        "results": results(run),
+        "settings": settings(run),
+    }
+
+
+def curves(run: Run) -> dict[str, dict[str, Points]]:
+    """Points of each curve by axis, (images or minutes, value); "training" is smoothed."""
+    return {
+        axis: {
+            "training": evenly(smoothed(points(run, run.train, "loss", axis)), MOST_POINTS),
+            "held_out": points(run, run.heldout, "loss", axis),
+            "trained": points(run, run.heldout, "train_loss", axis),
+            "speed": evenly(
+                smoothed(points(run, run.train, "images_per_second", axis)), MOST_POINTS
+            ),
+            "learning_rate": evenly(points(run, run.train, "learning_rate", axis), MOST_POINTS),
+            "gradient": evenly(smoothed(points(run, run.train, "grad_norm", axis)), MOST_POINTS),
+        }
+        for axis in AXES
+    }
+
+
+def levels(run: Run) -> dict[str, dict[str, Points]]:
+    """The held-out loss by axis and timestep; of a student there is none."""
+    if is_distilled(run):
+        return {axis: {} for axis in AXES}
+    found: dict[str, dict[str, Points]] = {axis: {} for axis in AXES}
+    for line in run.heldout:
+        by_level = part(line, "loss_by_level")
+        for level in by_level:
+            for axis in AXES:
+                more = points(run, [line | by_level], level, axis)
+                found[axis].setdefault(level, []).extend(more)
+    return found
+
+
+def points(run: Run, lines: Sequence[dict[str, Any]], key: str, axis: str) -> Points:
+    """Of lines that have both numbers."""
+    found = []
+    for line in lines:
+        x = number(line.get("seconds" if axis == "minutes" else "images"))
+        y = number(line.get(key))
+        if x is not None and y is not None:
+            found.append((x / 60 if axis == "minutes" else x, y))
+    return found
+
+
+def images_at(run: Run, step: int) -> float | None:
+    """Images seen by the last line that was logged up to this step."""
+    seen = [line["images"] for line in run.train if line["step"] <= step]
+    return number(seen[-1]) if seen else None
+
+
+def results(run: Run) -> dict[str, Any]:
+    """What was measured at the end."""
+    recall = {
+        split: {"at_1": number(about.get("at_1")), "count": number(about.get("count"))}
+        for split in part(run.results, "recall")
+        if (about := part(part(run.results, "recall"), split))
+    }
+    noise = part(run.results, "flat_region_std")
+    return {
+        "recall": recall,
+        "noise": number(noise.get("drawn")),
+        "real_noise": number(noise.get("real")),
+        "step": number(run.results.get("steps")),
+    }
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """The configuration as {"section.key": value}."""
+    flat = {}
+    for name, value in run.config.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in NOT_COMPARED}
