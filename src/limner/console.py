@@ -381,7 +381,7 @@ def progress_shown(
     console = rich_console(err=err)
     screen = console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
     if not screen or _voice.muted or _voice.level > logging.INFO:
-        yield progress_lines(log, what)
+        yield progress_lines(log, what, SAY_EVERY)
         return
     from rich.live import Live
     from rich.progress_bar import ProgressBar

@@ -126,8 +126,8 @@ def draw(
     """Generate the images, in smaller batches if memory runs out.
 
     Args:
-        progress: called with the numbers of generated images and of all images, after each step
-            of each batch, in which a started image is a part of one.
+        progress: called with the numbers of generated images and of all that there is time for,
+            after each step of each batch, in which a started image is a part of one.
         seconds: time limit; images that exceed it stay None, except the first `FEW`. None: no
             limit.
         sampling: sampling settings; None: those of the generator.
@@ -135,19 +135,23 @@ def draw(
     settings = {} if sampling is None else sampling.model_dump()
     began, drawn, size = time.monotonic(), 0, AT_ONCE
     while drawn < len(drawings):
-        room = AT_ONCE
+        room = total = len(drawings)
         if seconds is not None:
             took = time.monotonic() - began
-            room = min(room, int((seconds - took) * drawn / max(took, 1e-6))) if drawn else FEW
+            room = int((seconds - took) * drawn / max(took, 1e-6)) if drawn else FEW
             if room < 1:
                 return
-        some = drawings[drawn : drawn + room]
+            total = min(total, drawn + room)
+        some = drawings[drawn : drawn + min(room, AT_ONCE)]
         prompts, seeds = [d.prompt for d in some], [d.seed for d in some]
 
         def in_parts(
-            at_once: int, prompts: list[str] = prompts, seeds: list[int] = seeds, drawn: int = drawn
+            at_once: int,
+            prompts: list[str] = prompts,
+            seeds: list[int] = seeds,
+            span: tuple[int, int] = (total, drawn),
         ) -> tuple[int, list[Image.Image]]:
-            told = None if progress is None else pictures_done(progress, len(drawings), drawn)
+            told = None if progress is None else pictures_done(progress, *span)
             return at_once, generator.generate_batch(
                 prompts, seeds=seeds, batch_size=at_once, progress=told, **settings
             )
@@ -158,7 +162,7 @@ def draw(
             drawing.image = image
         drawn += len(some)
         if progress is not None:
-            progress(drawn, len(drawings))
+            progress(drawn, total)
 
 
 def in_any_number(drawings: Sequence[T]) -> list[T]:
