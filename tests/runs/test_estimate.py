@@ -9,6 +9,7 @@ from typing import Any
 
 import pretrained
 import pytest
+import torch
 from runs import measure_here, trained
 
 from limner.apps import estimate as estimates
@@ -290,8 +291,9 @@ class Machine:
         patch.setattr(quick_probe, "peak_bytes", lambda device: self.peak)
         patch.setattr(quick_probe, "free_memory", lambda device: self.free)
         patch.setattr(quick_probe.time, "perf_counter", lambda: self.now)
-        trainer: Any = SimpleNamespace(run=run)
-        return quick_probe.updates(trainer, batch_size, seconds)
+        trainer: Any = SimpleNamespace(run=run, model=torch.nn.Linear(1, 1))
+        found = quick_probe.updates(trainer, batch_size, seconds)
+        return [(one.pictures, one.seconds, one.peak) for one in found]
 
 
 def test_the_measured_pictures_double_up_to_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +319,29 @@ def test_measuring_takes_no_more_memory_than_there_is(monkeypatch: pytest.Monkey
     with pytest.MonkeyPatch.context() as patch:  # what was done in parts says nothing
         found = Machine(10**9, pieces_from=8).measured(256, 1e9, patch)
         assert [size for size, *_ in found] == [1, 2, 4]
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_without_the_weights() -> None:
+    trainer: Any = SimpleNamespace(model=torch.nn.Linear(8, 16, bias=False))
+    with (kept := quick_probe.Kept(trainer)).counted():
+        y = trainer.model(torch.zeros(4, 8)).exp()
+        z = y * y
+    assert kept.bytes == 4 * (4 * 8 + 4 * 16)  # the input, and y once
+    z.sum().backward()
+    assert trainer.model.weight.grad is not None
+
+
+def test_a_larger_batch_follows_from_the_last_two_sizes() -> None:
+    small, few, many = (quick_probe.Measured(n, 1.0 + n, 1000 + 100 * n, 80 * n) for n in (1, 4, 8))
+    assert quick_probe.expected([small, few, many], 64, False, True) == (65.0, 1000 + 100 * 64)
+    step, peak = quick_probe.expected([few, many], 64, True, False)
+    assert step == pytest.approx(65 / 1.1)
+    assert peak == 1000 + 56 * 64  # by what is kept, which is more than half of the growth
+    assert quick_probe.expected([few, many], 8, True, True)[1] == 1000 + quick_probe.COMPILER
+    assert quick_probe.expected([many], 8, False, True) == (9.0, 1800)
+    # What was hidden below an earlier peak is kept nevertheless.
+    flat = [quick_probe.Measured(n, 1.0, 5000, 80 * n) for n in (4, 8)]
+    assert quick_probe.expected(flat, 64, False, True) == (1.0, 5000 + 80 * 64)
 
 
 def test_captions_that_are_cut_are_told(

@@ -210,7 +210,7 @@ def estimate(config: Config, full: bool = False) -> Estimate:
         seconds=seconds,
         advice=tuple(advise(config, fixed, per_image, free, short)),
         full=full,
-        measured_batch_size=large["batch_size"],
+        measured_batch_size=large.get("measured_batch_size", large["batch_size"]),
         probe_seconds=time.perf_counter() - began,
     )
 

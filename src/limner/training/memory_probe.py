@@ -77,8 +77,8 @@ def probe(config: Config) -> dict[str, Any]:
 
 
 def probe_quickly(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A few updates in a subprocess: measurements at the two largest micro-batch sizes that seconds
-    and memory suffice for, up to the batch itself (see limner.training.quick_probe).
+    """What `probe_twice` measures, nearly, by a few updates in a subprocess (see
+    limner.training.quick_probe): at half the batch and the whole batch.
 
     Raises:
         LimnerError: the run could not even start, or not even one picture fits into memory.

@@ -1,12 +1,12 @@
-"""A few updates in a subprocess that measure memory and time in seconds, nearly
+"""A few updates in a subprocess that tell memory and time in seconds, nearly
 (`python -m limner.training.quick_probe`).
 
     python -m limner.training.quick_probe < request.json
 
 Unlike `limner.training.probe` it compiles nothing, measures no held-out loss, draws nothing, and
 does not look for damaged pictures. It begins with one picture at a time, and doubles them until the
-batch is reached, or time or memory would be short for more. What torch.compile changes is added as
-it was measured elsewhere.
+batch is reached, or time or memory would be short for more. What a larger batch takes follows from
+the last two sizes, and what torch.compile changes from measurements on other machines.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from limner.config import Config, load_config
 from limner.console import say
@@ -36,54 +39,66 @@ SECONDS = 5.0
 """For updates."""
 LEAST = 2
 """Sizes, which are measured however long that takes: of fewer nothing larger follows."""
-FASTER_COMPILED, KEPT_COMPILED, COMPILER = 1.1, 0.7, 130 * 2**20
-"""What torch.compile changes on a processor: how many times as fast an update is, the share of
-the activations that is kept for the backward pass, and what it takes itself, bytes. For the demo's
-model and the default one an update takes 1.06 to 1.17 times as long without it, and 0.69 and 0.71
-of the activations are kept with it. Of GPUs the same is assumed."""
+FASTER = 1.1
+"""How many times as fast an update is with torch.compile: 1.17 for the demo's model on two threads
+(benchmarks/README.md), and for that, the default model and one of 768 x 12 between 1 and 1.1 on
+one."""
+GROWTH, KEPT, COMPILER = 0.5, 0.7, 130 * 2**20
+"""By which share of the growth without it the peak grows with torch.compile, and which share of the
+activations is kept for the backward pass; bytes that compiling takes on a processor, which
+activations use afterwards. Measured for the same models; of GPUs the same is assumed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Updates of so many pictures at a time, without torch.compile.
+
+    Attributes:
+        seconds: of an update.
+        peak: most memory that the process has had, bytes.
+        kept: for the backward pass, bytes.
+    """
+
+    pictures: int
+    seconds: float
+    peak: int
+    kept: int
 
 
 def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
-    """Measurements at two micro-batch sizes, `small` and `large`, as `limner.training.probe` has
-    them: the batch itself and half of it, or smaller ones."""
+    """What `limner.training.probe` measures, for half of the batch and the whole of it: `small` and
+    `large`. `measured_batch_size` is the largest micro-batch that was measured."""
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"check_pictures": False})}
     )
+    batch_size = config.training.micro_batch_size
     with short_run(config, compile_model=False) as trainer:
         run = trainer.run
-        compiles = config.training.compile_model and can_compile(run.device)
-        measured = updates(trainer, config.training.micro_batch_size, seconds)
+        compiled = config.training.compile_model and can_compile(run.device)
+        measured = updates(trainer, batch_size, seconds)
         with run.ema.on(run.device):
             flops = throughput.flops_per_picture(run)
         peak = throughput.matmul_peak(run.device, run.dtype)
-        weights = counts(trainer)
+        counted = counts(trainer)
         every = {
-            **weights,
+            **counted,
             **encoding(trainer),
             "gflops_per_picture": round(flops / 1e9, 3),
-            "checkpoint_bytes": checkpoint_bytes(trainer, weights),
+            "checkpoint_bytes": checkpoint_bytes(trainer, counted),
+            "measured_batch_size": measured[-1].pictures,
         }
         found = []
-        for size, step, most in measured[-2:]:
-            if compiles:
-                step /= FASTER_COMPILED
-                most -= round((1 - KEPT_COMPILED) * max(0.0, growth(measured)) * size)
-                most += COMPILER if run.device.type == "cpu" else 0
+        for size in (max(1, batch_size // 2), batch_size):
+            step, most = expected(measured, size, compiled, run.device.type == "cpu")
             share = size / step * flops / peak
-            found.append(
-                {
-                    "batch_size": size,
-                    "seconds_per_step": step,
-                    "peak_bytes": most,
-                    "share_of_matmul_peak": round(share, 4) if share <= 1 else None,
-                    **every,
-                }
-            )
-        return {"small": found[0], "large": found[-1]}
+            shown = round(share, 4) if share <= 1 else None
+            told = {"batch_size": size, "seconds_per_step": step, "peak_bytes": most}
+            found.append({**told, "share_of_matmul_peak": shown, **every})
+        return {"small": found[0], "large": found[1]}
 
 
-def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[tuple[int, float, int]]:
-    """(pictures at a time, seconds of an update, peak in bytes) of sizes that double from 1."""
+def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[Measured]:
+    """Of sizes that double from 1 to `batch_size`, as far as time and memory allow."""
     run, examples = trainer.run, examples_of(trainer.run)
     free, began = free_memory(run.device), time.perf_counter()
 
@@ -95,32 +110,68 @@ def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[tuple[int
         return time.perf_counter() - start
 
     update(1)  # makes the optimizers' states
-    size, found = 1, list[tuple[int, float, int]]()
+    size, found = 1, list[Measured]()
     while True:
         give_back_freed_memory()  # blocks of another size, which would be counted but not used
-        update_seconds = update(size)
+        with (kept := Kept(trainer)).counted():
+            step = update(size)
         if run.state.pieces > 1:  # memory ran out, and it was done in parts
             break
-        if time.perf_counter() - began + update_seconds < seconds:
-            update_seconds = min(update_seconds, update(size))
-        found.append((size, update_seconds, peak_bytes(run.device)))
+        if time.perf_counter() - began + step < seconds:
+            step = min(step, update(size))
+        found.append(Measured(size, step, peak_bytes(run.device), kept.bytes))
         following = min(2 * size, batch_size)
-        left = seconds - (time.perf_counter() - began)
-        each = growth(found)
-        room = free * MARGIN - found[-1][2] - each * (following - size)
-        late = left < 2 * update_seconds and len(found) >= LEAST
-        if size == batch_size or late or room < 0:
+        late = seconds - (time.perf_counter() - began) < 2 * step and len(found) >= LEAST
+        last = found[-2:]
+        grows = (last[-1].peak - last[0].peak) / max(1, size - last[0].pictures)
+        short = last[-1].peak + grows * (following - size) > free * MARGIN
+        if size == batch_size or late or short:
             break
         size = following
     return found
 
 
-def growth(measured: list[tuple[int, float, int]]) -> float:
-    """Bytes that a picture more adds to the peak."""
-    if len(measured) < 2:
-        return 0.0
-    (few, _, before), (many, _, after) = measured[-2:]
-    return (after - before) / (many - few)
+class Kept:
+    """Counts the bytes that an update keeps for its backward pass, besides the weights."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+        self.seen: dict[int, int] = {}
+
+    def counted(self) -> saved_tensors_hooks:
+        return saved_tensors_hooks(self._see, lambda tensor: tensor)
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.weights:
+            self.seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.seen.values())
+
+
+def expected(
+    measured: list[Measured], size: int, compiled: bool, on_processor: bool
+) -> tuple[float, int]:
+    """Seconds and peak in bytes of updates of so many pictures.
+
+    Args:
+        compiled: whether training will use torch.compile.
+    """
+    few, many = measured[max(0, len(measured) - 2)], measured[-1]
+
+    def growth(before: float, after: float) -> float:
+        return max(0.0, after - before) / max(1, many.pictures - few.pictures)
+
+    step = many.seconds + growth(few.seconds, many.seconds) * (size - many.pictures)
+    grows = growth(few.peak, many.peak)
+    fixed, kept = many.peak - grows * many.pictures, growth(few.kept, many.kept)
+    if not compiled:
+        return step, round(fixed + max(grows, kept) * size)
+    activations = max(GROWTH * grows, KEPT * kept) * size
+    return step / FASTER, round(fixed + max(activations, COMPILER if on_processor else 0))
 
 
 def checkpoint_bytes(trainer: Trainer, counted: dict[str, Any]) -> int:
