@@ -19,6 +19,7 @@ from limner.config import Config
 from limner.errors import LimnerError
 from limner.training import memory_probe, quick_probe
 from limner.training.memory_probe import GIB, images_in_memory, line, with_training
+from limner.training.monitor.machine_share import Shared
 
 Build = Callable[..., Config]
 
@@ -296,29 +297,31 @@ class Machine:
         return [(one.pictures, one.seconds, one.peak) for one in found]
 
 
-def test_the_measured_pictures_double_up_to_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_and_more_pictures_are_measured_up_to_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = Machine(10**9).measured(12, 1e9, monkeypatch)
-    assert found == [(n, n, 1000 + 100 * n) for n in (1, 2, 4, 8, 12)]
+    assert found == [(n, n, 1000 + 100 * n) for n in (1, 4, 12)]
 
 
 def test_measuring_ends_in_its_time_but_not_before_two_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine = Machine(10**9)
-    found = machine.measured(256, 30, monkeypatch)
-    assert [size for size, *_ in found] == [1, 2, 4, 8]
-    assert machine.now <= 30
+    found = machine.measured(256, 60, monkeypatch)
+    assert [size for size, *_ in found] == [1, 4, 16]
+    assert machine.now <= 60
     with pytest.MonkeyPatch.context() as patch:
-        assert [size for size, *_ in Machine(10**9).measured(256, 0, patch)] == [1, 2]
+        assert [size for size, *_ in Machine(10**9).measured(256, 0, patch)] == [1, 4]
 
 
 def test_measuring_takes_no_more_memory_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(2200)  # nine pictures, with the margin
+    machine = Machine(3000)  # seventeen pictures, with the margin
     found = machine.measured(256, 1e9, monkeypatch)
-    assert [size for size, *_ in found] == [1, 2, 4, 8]
+    assert [size for size, *_ in found] == [1, 4, 16]
     with pytest.MonkeyPatch.context() as patch:  # what was done in parts says nothing
-        found = Machine(10**9, pieces_from=8).measured(256, 1e9, patch)
-        assert [size for size, *_ in found] == [1, 2, 4]
+        found = Machine(10**9, pieces_from=16).measured(256, 1e9, patch)
+        assert [size for size, *_ in found] == [1, 4]
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_without_the_weights() -> None:
@@ -342,6 +345,16 @@ def test_a_larger_batch_follows_from_the_last_two_sizes() -> None:
     # What was hidden below an earlier peak is kept nevertheless.
     flat = [quick_probe.Measured(n, 1.0, 5000, 80 * n) for n in (4, 8)]
     assert quick_probe.expected(flat, 64, False, True) == (1.0, 5000 + 80 * 64)
+
+
+def test_a_machine_that_others_use_is_told(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_here(monkeypatch)
+    for shared, told in ((Shared(0.3, 0.6, 2), True), (None, False)):
+        monkeypatch.setattr(quick_probe.MachineShare, "look", lambda self, shared=shared: shared)
+        notes = estimate(tiny_config("training.batch_size=2")).notes
+        assert any("other programs use 60%" in n and "as busy as" in n for n in notes) is told
 
 
 def test_captions_that_are_cut_are_told(

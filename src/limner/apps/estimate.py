@@ -27,8 +27,8 @@ from limner.training.memory_probe import (
     with_training,
 )
 
-HOW_EXACT = "memory and time may be off by a third"
-"""Of a quick estimate (benchmarks/README.md)."""
+HOW_EXACT = "memory may be off by a fifth, time by a third"
+"""Of a quick estimate, on a machine that does nothing else (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ def estimate(config: Config, full: bool = False) -> Estimate:
     batch_size = config.training.micro_batch_size
     if cut := large["captions_cut"]:
         all_notes.append(cut)
+    if shared := large.get("shared"):
+        all_notes.append(f"{shared}: the time is for a machine as busy as this one was just now")
     if small["batch_size"] == large["batch_size"] < batch_size:
         all_notes.append(
             "memory is so short that only a batch of one picture was measured; a batch of "

@@ -4,9 +4,10 @@
     python -m limner.training.quick_probe < request.json
 
 Unlike `limner.training.probe` it compiles nothing, measures no held-out loss, draws nothing, and
-does not look for damaged pictures. It begins with one picture at a time, and doubles them until the
-batch is reached, or time or memory would be short for more. What a larger batch takes follows from
-the last two sizes, and what torch.compile changes from measurements on other machines.
+does not look for damaged pictures. It begins with one picture at a time, and takes four times as
+many until the batch is reached, or time or memory would be short for more. What a larger batch
+takes follows from the last two sizes, and what torch.compile changes from measurements on other
+machines.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from limner.memory import free_memory, give_back_freed_memory
 from limner.training.batches import examples_of
 from limner.training.memory_probe import MARGIN
 from limner.training.monitor import throughput
+from limner.training.monitor.machine_share import MachineShare
 from limner.training.monitor.throughput import synchronised
 from limner.training.probe import counts, encoding, peak_bytes, short_run
 from limner.training.trainer import Trainer
 
-SECONDS = 5.0
+SECONDS = 7.0
 """For updates."""
-LEAST = 2
-"""Sizes, which are measured however long that takes: of fewer nothing larger follows."""
+LEAST, MORE = 2, 4
+"""Sizes that are measured however long that takes, since of fewer nothing larger follows; how many
+times the one before each is."""
 FASTER = 1.1
 """How many times as fast an update is with torch.compile: 1.17 for the demo's model on two threads
 (benchmarks/README.md), and for that, the default model and one of 768 x 12 between 1 and 1.1 on
@@ -75,7 +78,9 @@ def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
     with short_run(config, compile_model=False) as trainer:
         run = trainer.run
         compiled = config.training.compile_model and can_compile(run.device)
+        machine = MachineShare() if run.device.type == "cpu" else None
         measured = updates(trainer, batch_size, seconds)
+        shared = machine.look() if machine else None
         with run.ema.on(run.device):
             flops = throughput.flops_per_picture(run)
         peak = throughput.matmul_peak(run.device, run.dtype)
@@ -86,6 +91,7 @@ def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
             "gflops_per_picture": round(flops / 1e9, 3),
             "checkpoint_bytes": checkpoint_bytes(trainer, counted),
             "measured_batch_size": measured[-1].pictures,
+            "shared": shared.in_words() if shared else None,
         }
         found = []
         for size in (max(1, batch_size // 2), batch_size):
@@ -98,7 +104,7 @@ def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
 
 
 def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[Measured]:
-    """Of sizes that double from 1 to `batch_size`, as far as time and memory allow."""
+    """Of sizes from 1 to `batch_size`, each `MORE` times the last, as time and memory allow."""
     run, examples = trainer.run, examples_of(trainer.run)
     free, began = free_memory(run.device), time.perf_counter()
 
@@ -120,8 +126,9 @@ def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[Measured]
         if time.perf_counter() - began + step < seconds:
             step = min(step, update(size))
         found.append(Measured(size, step, peak_bytes(run.device), kept.bytes))
-        following = min(2 * size, batch_size)
-        late = seconds - (time.perf_counter() - began) < 2 * step and len(found) >= LEAST
+        following = min(MORE * size, batch_size)
+        left = seconds - (time.perf_counter() - began)
+        late = left < step * following / size and len(found) >= LEAST
         last = found[-2:]
         grows = (last[-1].peak - last[0].peak) / max(1, size - last[0].pictures)
         short = last[-1].peak + grows * (following - size) > free * MARGIN
