@@ -63,7 +63,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
-    from limner.evaluation.summary import sentences_of_run
+    from limner.evaluation.summary import how_to_measure_all, sentences_of_run
     from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
     from limner.training.trainer import Trainer
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         seconds = drawing_time(trainer.state.seconds)
         results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds)
         page = write_report(trainer.folder)
-        for sentence in sentences_of_run(results):
+        for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
         for line in what_next(trainer.folder, page, trainer.data.trained.rows[0].captions[0]):
             say(line)
