@@ -28,6 +28,7 @@ from limner.checkpoint.open_model import open_model
 from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
 from limner.data.own_folder import keep_out_of_the_data
+from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
 from limner.files.atomic import replacing
 from limner.files.folder_lock import FolderLock
@@ -236,6 +237,7 @@ def description(
         "prediction_type": config.scheduler.prediction_type,
         "sampling": config.sampling.model_dump(mode="json"),
         "steps": config.distill.numbers_of_steps if model.flow_map else [],
+        "solvers": list(SOLVERS),
         "examples": example_prompts(checkpoint, config),
         "credits": credits(opened.lineage.public()),
         "tokenizer": {"vocabulary": words["vocab"], "merges": merges},

@@ -3,7 +3,7 @@ const WORDS = {
   en: {
     prompt: "Prompt", promptNote: "One per line. Press Ctrl+Enter to generate.", count: "Images per prompt", seed: "Seed",
     fresh: "New seed each time", draw: "Generate", stop: "Stop", more: "Advanced", steps: "Steps",
-    guidance: "Guidance scale (1: off)", defaults: "Reset to defaults", about: "About this model",
+    guidance: "Guidance scale (1: off)", solver: "Solver", defaults: "Reset to defaults", about: "About this model",
     empty: "Enter a prompt. The model only knows what it was trained on: start with words like those of its captions.",
     save: "Save", again: "Reuse settings", other: "中文", opening: "Opening the model ...", ready: "Ready.",
     facts: (m, weights) => `step ${m.step.toLocaleString("en")} · ${millions(m)} parameters, ${weights} · ${m.size} × ${m.size} px`
@@ -29,7 +29,7 @@ const WORDS = {
   zh: {
     prompt: "提示词", promptNote: "每行一条。按 Ctrl+Enter 开始画。", count: "每条画几张", seed: "种子",
     fresh: "每次换新种子", draw: "画", stop: "停止", more: "更多", steps: "步数",
-    guidance: "引导强度（1：无）", defaults: "模型自己的设置", about: "关于这个模型",
+    guidance: "引导强度（1：无）", solver: "求解器", defaults: "模型自己的设置", about: "关于这个模型",
     empty: "说说要画什么。模型从没见过的东西画不好：先用与它的图片说明相近的词。",
     save: "保存", again: "照样再画", other: "English", opening: "正在打开模型……", ready: "可以画了。",
     facts: (m, weights) => `第 ${m.step.toLocaleString("en")} 步 · ${millions(m)} 参数，${weights} · ${m.size} × ${m.size} 像素`
@@ -131,7 +131,7 @@ function assign() {
     started().catch(error => { if (!workers.size) for (const job of queue.splice(0)) job.fail(error); });
 }
 
-// Draws one picture: asked is {prompt, seed, steps, guidance}, step is called with its previews.
+// Draws one picture: asked is {prompt, seed, steps, guidance, solver}, step is called with its previews.
 function drawn(asked, step) {
   return new Promise((finish, fail) => {
     queue.push({asked, step, finish, fail});
@@ -141,7 +141,15 @@ function drawn(asked, step) {
 
 // ---- the page ----
 
+let status = () => "";  // in the language of the page, whichever it is now
+
+function tell(words) {
+  status = words;
+  $("status").textContent = words();
+}
+
 function inWords() {
+  tell(status);
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const element of document.querySelectorAll("[data-t]"))
     element.textContent = t()[element.dataset.t];
@@ -190,6 +198,7 @@ function fillIn() {
   const sampling = model.sampling;
   $("steps").value = $("known").value = sampling.num_inference_steps;
   $("guidance").value = sampling.guidance_scale;
+  $("solver").value = sampling.scheduler_type;
 }
 
 function fail(message) {
@@ -201,6 +210,7 @@ const how = asked => [
   `${t().seedWord} ${asked.seed}`,
   t().stepsWord(asked.steps),
   ...(model.flow_map || asked.guidance === 1 ? [] : [`${t().guidanceWord} ${asked.guidance}`]),
+  ...(model.flow_map || asked.solver === model.sampling.scheduler_type ? [] : [asked.solver]),
 ].join(" · ");
 
 function card(asked) {
@@ -226,7 +236,7 @@ function paint(figure, pixels) {
 
 async function finish(figure, asked, {pixels, seconds, tokens}) {
   const canvas = paint(figure, pixels), sampling = {...model.sampling, num_inference_steps: asked.steps};
-  if (!model.flow_map) sampling.guidance_scale = asked.guidance;
+  if (!model.flow_map) Object.assign(sampling, {guidance_scale: asked.guidance, scheduler_type: asked.solver});
   const settings = {
     limner_version: model.limner_version, prompt: asked.prompt, seed: asked.seed, model_step: model.step,
     sampling, weights: model.weights,
@@ -256,6 +266,7 @@ async function finish(figure, asked, {pixels, seconds, tokens}) {
     $("count").value = 1;
     $("steps").value = $("known").value = asked.steps;
     $("guidance").value = asked.guidance;
+    $("solver").value = asked.solver;
     $("prompt").focus();
   };
   actions.append(save, again);
@@ -272,14 +283,15 @@ async function draw() {
   if ($("fresh").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
   const lines = $("prompt").value.split("\n").map(line => line.trim()).filter(Boolean);
   const steps = Number((model.flow_map ? $("known") : $("steps")).value);
+  const same = {steps, guidance: Number($("guidance").value), solver: $("solver").value};
   const all = (lines.length ? lines : [""]).flatMap(prompt =>
     Array.from({length: Number($("count").value)}, (_, i) =>
-      ({prompt, seed: Number($("seed").value) + i, steps, guidance: Number($("guidance").value)})));
+      ({prompt, seed: Number($("seed").value) + i, ...same})));
   const figures = all.map(card), began = performance.now();
   let finished = 0;
   $("empty").hidden = true;
   $("stop").hidden = false;
-  $("status").textContent = t().progress(0, all.length);
+  tell(() => t().progress(0, all.length));
   $("pictures").prepend(...figures);
   const stop = new Promise((_, reject) => { stopping = () => reject(new DOMException("", "AbortError")); });
   const pictures = all.map(async (asked, i) => {
@@ -288,17 +300,19 @@ async function draw() {
       paint(figures[i], pixels);
     };
     await finish(figures[i], asked, await drawn(asked, told));
-    $("status").textContent = t().progress(++finished, all.length);
+    finished++;
+    tell(() => t().progress(finished, all.length));
   });
   try {
     await Promise.race([Promise.all(pictures), stop]);
-    $("status").textContent = t().done(finished, ((performance.now() - began) / 1000).toFixed(1));
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    tell(() => t().done(finished, seconds));
   } catch (error) {
     // A worker hears nothing while it draws, so that those at work are ended, and begun anew.
     queue.length = 0;
     for (const worker of workers) if (worker.job && worker.job !== "opening") stopped(worker);
     const isStop = error.name === "AbortError";
-    $("status").textContent = isStop ? t().stopped : "";
+    tell(() => isStop ? t().stopped : "");
     if (!isStop) fail(error.message);
   }
   for (const figure of figures) if (figure.querySelector("progress")) figure.remove();
@@ -321,7 +335,9 @@ $("language").onclick = () => {
 // A student knows some numbers of steps; its guidance was fixed when it was made.
 $("known").append(...model.steps.map(number => new Option(number, number)));
 $("known").hidden = !model.flow_map;
-$("steps").hidden = $("steps").disabled = $("guided").hidden = $("guidance").disabled = model.flow_map;
+for (const id of ["steps", "guided", "solvers"]) $(id).hidden = model.flow_map;
+for (const id of ["steps", "guidance"]) $(id).disabled = model.flow_map;
+$("solver").append(...model.solvers.map(name => new Option(name, name)));
 $("examples").append(...model.examples.map(text => {
   const button = document.createElement("button");
   button.type = "button";
@@ -331,7 +347,7 @@ $("examples").append(...model.examples.map(text => {
 }));
 fillIn();
 inWords();
-$("status").textContent = t().opening;
+tell(() => t().opening);
 const ready = open().then(
-  () => { $("draw").disabled = false; $("status").textContent = t().ready; },
-  error => { $("status").textContent = ""; fail(error.message); });
+  () => { $("draw").disabled = false; tell(() => t().ready); },
+  error => { tell(() => ""); fail(error.message); });

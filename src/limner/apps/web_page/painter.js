@@ -5,7 +5,7 @@ class Painter {
     this.tokenizer = new Tokenizer(about.tokenizer, about.text.max_length);
   }
 
-  // asked: {prompt, seed, steps, guidance}; told(step, steps, x_0) is called after each step.
+  // asked: {prompt, seed, steps, guidance, solver}; told(step, steps, x_0) is called after each step.
   // Returns the picture, [3, size, size] of about -1 to 1.
   draw(asked, told) {
     const {sampling, size, timesteps: last, flow_map: student} = this.about, count = 3 * size * size;
@@ -26,8 +26,8 @@ class Painter {
         return guided ? weighted(scale, seen[0], 1 - scale, seen[1]) : seen[0];
       };
     }
-    const solver = SOLVERS[sampling.scheduler_type];
-    return solver(denoise, noise(), times, last, (i, x0) => told(i + 1, times.length - 1, x0), noise);
+    const solve = SOLVERS[student ? "ddim" : asked.solver];
+    return solve(denoise, noise(), times, last, (i, x0) => told(i + 1, times.length - 1, x0), noise);
   }
 
   // What the network's output says of the picture x_0 (limner/diffusion/objective.py).

@@ -14,7 +14,8 @@ class Tokenizer {
 
   // <start> and the tokens of a prompt, as many as there are.
   encode(prompt) {
-    let text = prompt.replace(/\p{Surrogate}/gu, "?").normalize("NFKC");
+    let text = prompt.replace(/\p{Surrogate}/gu, "?");
+    text = text.replace(Tokenizer.KNOWN, known => known.normalize("NFKC"));
     // One character at a time: a whole word's last sigma would become another letter.
     text = Array.from(text, character => character.toLowerCase()).join("");
     text = text.replace(/^\p{White_Space}+|\p{White_Space}+$/gu, "");
@@ -48,6 +49,11 @@ class Tokenizer {
     return parts.map(part => this.ids.get(part));
   }
 }
+// All but letters and digits that have another form since Unicode 12.1: the `tokenizers` library has
+// the tables of 12.0, and leaves them as they are.
+Tokenizer.KNOWN = new RegExp(
+  String.raw`[^\u{32ff}\u{a7f1}-\u{a7f4}\u{ab69}\u{10781}-\u{107ba}\u{1ccd6}-\u{1ccf9}\u{1f16c}`
+  + String.raw`\u{1fbf0}-\u{1fbf9}]+`, "gu");
 // Words, numbers, and signs, each with the space before it (GPT-2); \s of that is \p{White_Space}.
 Tokenizer.PIECES = new RegExp(
   String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+`
