@@ -14,13 +14,13 @@ const WORDS = {
     guidanceWord: "guidance", seconds: "s",
     cut: (n, most) => `the prompt has ${n} tokens, of which the model read ${most}`,
     old: "This browser is too old for this page: it needs WebAssembly with SIMD and DecompressionStream (Chrome or Edge 91, Firefox 113, Safari 16.4, or newer).",
-    failed: "The model could not be opened", isModel: "A text-to-image model of Limner",
-    private: "a private data set", licence: name => ` (licence: ${name})`, and: " and ", end: ". ",
+    failed: "The model could not be opened",
+    private: "a private data set", set: name => name, licence: name => ` (licence: ${name})`, and: " and ",
     full: sets => `It was trained from scratch on ${sets}.`,
     lora: (sets, base) => `It was fine-tuned with LoRA from ${base} on ${sets}.`,
     tuned: (sets, base) => `It was fine-tuned from ${base} on ${sets}.`,
     distilled: (sets, base) => `It was distilled from ${base}, to draw in few steps, with captions of ${sets}.`,
-    unnamed: "another model", before: (model, sets) => `${model} learned from ${sets}.`,
+    unnamed: "another model", that: "That model", before: (model, sets) => `${model} learned from ${sets}.`,
     unknown: "What came before that was not recorded.",
     license: name => `Licence that fits its data: ${name}.`,
     noLicense: "No licence is stated for the model: ask whoever gave you this page before you use it beyond testing.",
@@ -40,13 +40,13 @@ const WORDS = {
     guidanceWord: "引导", seconds: "秒",
     cut: (n, most) => `提示词有 ${n} 个词元，模型只读前 ${most} 个`,
     old: "浏览器太旧，打不开本页：需要支持 SIMD 的 WebAssembly 和 DecompressionStream（Chrome 或 Edge 91、Firefox 113、Safari 16.4 或更新的版本）。",
-    failed: "模型打不开", isModel: "Limner 的文生图模型",
-    private: "一个不公开的数据集", licence: name => `（许可：${name}）`, and: "和", end: "。",
+    failed: "模型打不开",
+    private: "一个不公开的数据集", set: name => `数据集 ${name}`, licence: name => `（许可：${name}）`, and: "和",
     full: sets => `它在${sets}上从头训练。`,
-    lora: (sets, base) => `它以 LoRA 从${base}微调，数据是${sets}。`,
-    tuned: (sets, base) => `它从${base}微调，数据是${sets}。`,
+    lora: (sets, base) => `它以 LoRA 从${base}微调而来，用的是${sets}。`,
+    tuned: (sets, base) => `它从${base}微调而来，用的是${sets}。`,
     distilled: (sets, base) => `它由${base}蒸馏而来，几步就能画一张，用的是${sets}的图片说明。`,
-    unnamed: "另一个模型", before: (model, sets) => `${model}学自${sets}。`,
+    unnamed: "另一个模型", that: "那个模型", before: (model, sets) => `${model}学自${sets}。`,
     unknown: "再往前没有记录。",
     license: name => `与数据相符的许可：${name}。`,
     noLicense: "没有说明模型的许可：除了试用，使用前请先问给您这个网页的人。",
@@ -167,16 +167,15 @@ function inWords() {
 function credits() {
   const {credits, limner_version: version} = model, words = t();
   const sets = data => data.map(({name, license}) =>
-    (name || words.private) + (license ? words.licence(license) : "")).join(words.and) || words.private;
+    (name ? words.set(name) : words.private) + (license ? words.licence(license) : "")).join(words.and) || words.private;
   const base = credits.before[0], kind = base ? {full: "tuned"}[credits.method] || credits.method : "full";
   const said = [words[kind](sets(credits.data), base && base.model || words.unnamed)];
   for (const before of credits.before) {
-    if (before.data.length) said.push(words.before(before.model || words.unnamed, sets(before.data)));
+    if (before.data.length) said.push(words.before(before.model || words.that, sets(before.data)));
     if (!before.complete) said.push(words.unknown);
   }
-  const origin = language === "en" ? said.map(sentence => sentence[0].toUpperCase() + sentence.slice(1)) : said;
   return [
-    origin.join(language === "en" ? " " : ""),
+    said.join(language === "en" ? " " : ""),
     ...credits.notes[language],
     credits.license ? words.license(credits.license) : words.noLicense,
     words.made(version),
