@@ -47,7 +47,9 @@ def apart(here: Sequence[Image.Image], there: Sequence[Image.Image]) -> tuple[in
     largest, lowest = 0, np.inf
     for one, other in zip(here, there, strict=True):
         assert one.size == other.size
-        difference = np.asarray(one.convert("RGB")).astype(float) - np.asarray(other)
+        difference = np.subtract(
+            *(np.asarray(i.convert("RGB")).astype(float) for i in (one, other))
+        )
         largest = max(largest, int(np.abs(difference).max()))
         error = max(float(np.square(difference).mean()), 1e-9)
         lowest = min(lowest, 10 * np.log10(255**2 / error))

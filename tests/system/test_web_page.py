@@ -20,6 +20,7 @@ from made_up import CAPTIONS, made_up_checkpoint, made_up_in_latents
 from web_pages import apart, drawn, opened
 
 from limner import ImageGenerator
+from limner.apps.publishing.export import export
 from limner.apps.web_page.assemble import assemble
 from limner.apps.web_page.build import export_web_page
 from limner.apps.web_page.weights import PRECISIONS
@@ -331,6 +332,22 @@ def test_it_says_what_it_is_in_both_languages(browser: Page, exported: Exported)
     assert known[0] == known[1]
     assert browser.ask(OUTSIDE) == []
     browser.ask("$('language').click()")
+
+
+def test_of_private_data_it_names_nothing_and_claims_no_licence(
+    browser: Page, tmp_path: Path
+) -> None:
+    folder = made_up_checkpoint(tmp_path / "run" / "checkpoint-3", "data.dataset_name=null")
+    file = export(folder, tmp_path / "secret" / "given.safetensors")
+    page = export_web_page(file, tmp_path / "page.html")
+    opened(browser, page)
+    assert browser.ask("$('examples').children.length") == 0, "they may be captions"
+    browser.ask("$('about').open = true")
+    credits = browser.ask("$('credits').innerText")
+    assert "trained from scratch on a private data set." in credits
+    assert "No licence is stated" in credits
+    assert "secret" not in page.read_text("utf-8")
+    assert apart(drawn(browser, PROMPTS[:1], 1), drawn(browser, PROMPTS[:1], 1))[0] == 0
 
 
 def test_it_says_what_goes_wrong_and_draws_again(browser: Page, exported: Exported) -> None:
