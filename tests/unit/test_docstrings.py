@@ -17,7 +17,7 @@ OUTSIDE = """
 """
 """What docstrings name and the code does not: of papers, other libraries, file formats."""
 
-FILES = {"html", "json", "safetensors"}
+FILES = {"html", "json", "safetensors", "webp"}
 """Endings of files that are called as a module or a folder is."""
 
 SPAN = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*)(?:\(.*?\))?`")
