@@ -57,6 +57,7 @@ EXAMPLES = {
     "export": [
         "limner export outputs/demo --output apple.safetensors",
         "limner export outputs/demo --output for_diffusers --format diffusers",
+        "limner export outputs/demo --output demo.html --format web",
     ],
     "publish": [
         "limner publish outputs/demo --repo me/fruit --dry-run",

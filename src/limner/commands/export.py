@@ -13,18 +13,21 @@ def add(commands: Commands, common: Parent) -> None:
     export = commands.add_parser(
         "export",
         parents=[common],
-        help="export the weights as a single file, or as a folder that diffusers loads",
+        help="export the weights as a single file, as a folder that diffusers loads, or as a page "
+        "that draws in a browser",
     )
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
     export.add_argument("--output", type=Path, required=True, help="output folder or file")
     export.add_argument(
-        "--format", choices=("safetensors", "diffusers"), default="safetensors",
+        "--format", choices=("safetensors", "diffusers", "web"), default="safetensors",
         help="safetensors: a single file, which limner generate can also use (default); "
-            "diffusers: a folder that works without Limner",
+            "diffusers: a folder that works without Limner; web: one HTML file that draws in a "
+            "browser, opened from the disk, without a server",
     )  # fmt: skip
     export.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
-        help="precision of the weights (default float32; the others take half the space)",
+        "--dtype", choices=("float32", "float16", "bfloat16", "int8"), default=None,
+        help="precision of the weights (default float32; float16 and bfloat16 take half the "
+            "space); of a web page float32, float16, or int8 (its default), a quarter",
     )  # fmt: skip
     export.add_argument(
         "--weights", choices=("averaged", "last"), default="averaged",
@@ -38,11 +41,24 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.apps.publishing.export import export, sizes
 
+    if options.format == "web":
+        from limner.apps.web_page.build import export_web_page
+
+        page = export_web_page(
+            options.checkpoint,
+            options.output,
+            options.dtype,
+            averaged=options.weights == "averaged",
+        )
+        for line in sizes(page):
+            say(line)
+        say(f"\n{WEB}")
+        return
     written = export(
         options.checkpoint,
         options.output,
         options.format,
-        options.dtype,
+        options.dtype or "float32",
         options.vae,
         options.text_encoder,
         averaged=options.weights == "averaged",
@@ -65,4 +81,5 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)
 seed = torch.Generator().manual_seed(42)
 pipe("a red apple", generator=seed).images[0].save("output.png")"""
+WEB = "Open it in a browser: it draws there, without a server, and sends nothing."
 """What draws from each format."""

@@ -19,7 +19,6 @@ from limner.apps.play.request import DrawRequest
 from limner.apps.serving.server import Tell
 from limner.checkpoint.locate import checkpoints
 from limner.data.images import to_pil
-from limner.data.order import evenly_spaced
 from limner.data.own_folder import keep_out_of_the_data
 from limner.device import describe, name_of
 from limner.diffusion.solvers import SOLVERS
@@ -27,9 +26,8 @@ from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
 from limner.inference.saving import how_drawn, save_image
 from limner.pretrained.autoencoder import IdentityAutoencoder
-from limner.reports.run_folder import read_run
+from limner.reports.example_prompts import example_prompts, run_folder
 
-EXAMPLES = 8
 AT_ONCE = 16
 
 
@@ -68,7 +66,7 @@ class Painter:
             "solvers": list(SOLVERS),
             "distilled": self.generator.model.is_flow_map,
             "sampling": sampling.model_dump(mode="json"),
-            "examples": self.examples(),
+            "examples": example_prompts(self.checkpoint, config),
             "keeps": None if self.keep_in is None else str(self.keep_in),
         }
 
@@ -79,23 +77,9 @@ class Painter:
             return [(int(height), int(width)) for height, width in data.buckets]
         return [(data.image_size, data.image_size)]
 
-    def examples(self) -> list[str]:
-        """Example prompts, from the samples of the run."""
-        prompts = list(self.generator.config.training.preview_prompts or ())
-        if not prompts and (folder := self.run_folder()) is not None:
-            drawn = read_run(folder).samples
-            drawn = [one for one in drawn if isinstance(one, dict) and "prompt" in one]
-            prompts = [str(drawn[i]["prompt"]) for i in evenly_spaced(len(drawn), EXAMPLES)]
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt][:EXAMPLES]
-
-    def run_folder(self) -> Path | None:
-        """The run folder, if the checkpoint was given as one."""
-        folder = Path(self.checkpoint)
-        return folder if folder.is_dir() and any(folder.glob("checkpoint-*")) else None
-
     def newer(self) -> int | None:
         """The step of a newer checkpoint of the run, if there is one."""
-        folder = self.run_folder()
+        folder = run_folder(self.checkpoint)
         finished = checkpoints(folder) if folder else []
         newest = int(finished[-1].name.rpartition("-")[2]) if finished else 0
         return newest if newest > self.generator.step else None

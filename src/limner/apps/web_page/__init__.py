@@ -1,0 +1,1 @@
+"""`limner export --format web`: a page in one file that draws in a browser."""
