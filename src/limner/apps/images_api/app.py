@@ -213,13 +213,12 @@ class ImagesApi:
     async def _drawn(self, request: Request, worker: Worker, drawing: Drawing) -> list[Image.Image]:
         """Wait for the images. Raises ApiError, or ClientDisconnect."""
         worker.add(drawing)
-        gone = asyncio.ensure_future(until_gone(request))
-        drawn = asyncio.wrap_future(drawing.result)
+        gone: asyncio.Future[None] = asyncio.ensure_future(until_gone(request))
+        drawn: asyncio.Future[list[Image.Image]] = asyncio.wrap_future(drawing.result)
         try:
+            either: set[asyncio.Future[Any]] = {gone, drawn}
             await asyncio.wait(
-                {gone, drawn},
-                timeout=self.limits.timeout,
-                return_when=asyncio.FIRST_COMPLETED,
+                either, timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if drawn.done():
                 return drawn.result()

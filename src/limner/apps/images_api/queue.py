@@ -143,8 +143,14 @@ class Worker:
             self.changed.notify()
 
     def _work(self) -> None:
-        while batch := self._next():
+        while self._draw_next():
+            pass  # and nothing of what was drawn is kept meanwhile
+
+    def _draw_next(self) -> bool:
+        """Returns whether there was anything to draw; if not, it is the end."""
+        if batch := self._next():
             self._draw(batch)
+        return bool(batch)
 
     def _next(self) -> list[tuple[Drawing, int]]:
         """The next batch, as drawings and the number of an image of theirs: images of the drawing
@@ -153,7 +159,8 @@ class Worker:
             self.changed.wait_for(lambda: self.waiting or self.stopping)
             if not self.waiting:
                 return []
-            settings, batch = self.waiting[0].settings, []
+            batch: list[tuple[Drawing, int]] = []
+            settings = self.waiting[0].settings
             most = self._at_once(settings)
             for drawing in [one for one in self.waiting if one.settings == settings]:
                 some = min(drawing.left, most - len(batch))

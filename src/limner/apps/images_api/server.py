@@ -43,6 +43,8 @@ def check_host(host: str, key: str | None) -> None:
 def bound_socket(host: str, port: int) -> socket.socket:
     """A socket that is taken, but does not listen yet. Raises LimnerError."""
     try:
+        if not 0 <= port < 2**16:  # some systems would take the rest of a division
+            raise OverflowError("ports are numbers from 0 to 65535")
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
