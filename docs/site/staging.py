@@ -34,7 +34,7 @@ NAVIGATION = {
         "runs/emoji-latents",
         "benchmarks",
     ),
-    "Share": ("publishing",),
+    "Share": ("publishing", "serving"),
     "Understand": ("how-it-works", "recipe", "contributing", "changelog"),
     "Reference": ("reference/config", "reference/cli", "reference/api"),
 }

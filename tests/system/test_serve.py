@@ -213,6 +213,23 @@ def test_an_image_may_be_fetched_from_its_url(server: ImagesServer) -> None:
     assert (other.status, other.code) == (404, "not_found")
 
 
+def test_the_lines_of_the_guide_draw(
+    server: ImagesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert "http://127.0.0.1:8767/v1" in lines
+    lines = lines.replace("http://127.0.0.1:8767", server.address)
+    monkeypatch.chdir(tmp_path)
+    exec(lines.replace("generate(", 'generate(model="big", '), {})
+    with Image.open("apple.png") as image:
+        assert how_drawn(image)["prompt"] == "a red apple"
+        assert how_drawn(image)["seed"] == 42
+    (asked,) = re.findall(r"-d '(\{.*\})'", guide)
+    answer = draw(server, model="big", **json.loads(asked))
+    assert answer.json["data"][0]["url"].endswith(".png")
+
+
 def test_what_is_wrong_comes_as_the_clients_own_errors(server: ImagesServer) -> None:
     images = client_of(server).images
     with pytest.raises(openai.BadRequestError) as bad:
