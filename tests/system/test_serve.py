@@ -194,6 +194,14 @@ def test_openais_client_lists_models_and_draws(server: ImagesServer, made: Path)
     assert not same(images[0], images[1])
 
 
+def test_a_prompt_that_is_cut_is_told_to_its_client(server: ImagesServer) -> None:
+    long = draw(server, model="shapes", prompt="large " * 50, n=2)
+    assert len(long.pictures()) == 2
+    (said,) = long.json["warnings"]
+    assert said.endswith("tokens; the model read the first 24 and no more")
+    assert "warnings" not in draw(server, model="shapes").json
+
+
 def test_an_image_may_be_fetched_from_its_url(server: ImagesServer) -> None:
     client = client_of(server)
     found = client.images.generate(

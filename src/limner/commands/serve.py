@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -77,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
 
     with second_ctrl_c_ends_at_once():
         server = ImagesServer(opened, options.host, options.port, key, limits)
+        # Of prompts, which are the clients' own and whom the answer tells, and for each batch.
+        logging.getLogger("limner.inference.generator").setLevel(logging.ERROR)
         with stop_signals() as asked, server:
             models = ", ".join(server.api.models)
             say(f"Serving {models} at {server.address}/v1 (press Ctrl-C to stop)")

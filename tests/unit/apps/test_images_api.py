@@ -25,10 +25,20 @@ SMALL, LARGE = Settings("one", 8, 8), Settings("one", 16, 16)
 WAIT = 60
 
 
+class Words:
+    """A token is a letter."""
+
+    max_length = 10
+
+    def length(self, prompt: str) -> int:
+        return len(prompt)
+
+
 class Painter:
     """In place of an ImageGenerator: an image's width is its seed. Batches begin when allowed."""
 
     def __init__(self) -> None:
+        self.words = Words()
         self.allowed, self.begun = threading.Semaphore(0), threading.Semaphore(0)
         self.batches: list[list[int]] = []
         self.most = 100

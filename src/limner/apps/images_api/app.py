@@ -195,14 +195,17 @@ class ImagesApi:
             {**self._as_asked(file, asked, request), "seed": seed}
             for file, seed in zip(files, seeds, strict=True)
         ]
-        return JSONResponse(
-            {
-                "created": int(time.time()),
-                "data": found,
-                "output_format": "png",
-                "size": f"{drawing.settings.width}x{drawing.settings.height}",
-            }
-        )
+        answer = {
+            "created": int(time.time()),
+            "data": found,
+            "output_format": "png",
+            "size": f"{drawing.settings.width}x{drawing.settings.height}",
+        }
+        if drawing.cut is not None:
+            tokens, most = drawing.cut
+            said = f"the prompt has {tokens} tokens; the model read the first {most} and no more"
+            answer["warnings"] = [said]
+        return JSONResponse(answer)
 
     def _as_asked(self, file: bytes, asked: ImagesRequest, request: Request) -> dict[str, str]:
         if asked.response_format == "url":

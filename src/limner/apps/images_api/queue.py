@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 class Generator(Protocol):
     """What is used of an `ImageGenerator`."""
 
+    words: Any
+
     def generate_batch(self, prompts: Sequence[str], **settings: Any) -> list[Image.Image]: ...
 
     def at_once(self, most: int, height: int, width: int) -> int: ...
@@ -55,6 +57,8 @@ class Drawing:
         self.dropped = False
         """Whether nobody waits for it any more."""
         self.drawn: list[Image.Image] = []
+        self.cut: tuple[int, int] | None = None
+        """How many tokens the prompt has, and how many of them the model reads, if fewer."""
         self.result: Future[list[Image.Image]] = Future()
 
     @property
@@ -204,6 +208,10 @@ class Worker:
     def _images(self, batch: list[tuple[Drawing, int]]) -> list[Image.Image]:
         """Raises Unwanted."""
         model, height, width, others = batch[0][0].settings
+        words = self.generators[model].words
+        for drawing in {drawing for drawing, _ in batch if not drawing.drawn}:
+            tokens = words.length(drawing.images[0][0])
+            drawing.cut = (tokens, words.max_length) if tokens > words.max_length else None
 
         def go_on(step: int, steps: int, x0: object) -> None:
             if all(drawing.dropped for drawing, _ in batch):
