@@ -463,15 +463,15 @@ def started(checkpoint: Path, *words: str) -> Iterator[tuple[subprocess.Popen[st
         process.communicate()
 
 
+def images_drawn(port: int) -> int:
+    found = re.search(r"limner_images_total\{.*\} (\d+)", ask(port, "/metrics").body.decode())
+    return int(found[1]) if found else 0
+
+
 def begin_to_draw(clients: ThreadPoolExecutor, port: int) -> Any:
     """A request of ten images that takes a while, two at once, of which the first two are drawn."""
     future = clients.submit(draw, port, n=10, num_inference_steps=250)
-
-    def two() -> bool:
-        found = re.search(r"limner_images_total\{.*\} (\d+)", ask(port, "/metrics").body.decode())
-        return future.done() or (found is not None and int(found[1]) >= 2)
-
-    until(two)
+    until(lambda: future.done() or images_drawn(port) >= 2)
     return future
 
 
@@ -484,7 +484,8 @@ def test_sigterm_finishes_what_is_being_drawn(made: Path) -> None:
         drawing = begin_to_draw(clients, port)
         process.send_signal(signal.SIGTERM)
         # Refused for either reason, so that it never waits to be drawn.
-        until(lambda: (answer := draw(port, n=0)).status == 503 or answer.status != 400)
+        until(lambda: draw(port, n=0).status == 503)
+        until(lambda: images_drawn(port) >= 4)
         refused = draw(port)
         assert (refused.status, refused.code) == (503, "server_stopping")
         assert ask(port, "/health").status == 503

@@ -116,10 +116,10 @@ def test_after_memory_ran_out_batches_of_that_size_are_smaller() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     scene.painter.refuse = refuse
-    asked = scene.add(*range(2, 8))
+    asked = scene.add(*range(2, 10))
     scene.finish()
-    assert drawn(asked) == list(range(2, 8))
-    assert scene.painter.batches == [[1], [2, 3, 4, 5], [2, 3, 4, 5], [6, 7]]
+    assert drawn(asked) == list(range(2, 10))
+    assert scene.painter.batches == [[1], [2, 3, 4, 5], [2, 3, 4, 5], [6, 7], [8, 9]]
 
 
 def test_one_request_that_fails_leaves_the_others_alone() -> None:

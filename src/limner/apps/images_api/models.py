@@ -25,7 +25,7 @@ _OF_A_RUN = re.compile(r"checkpoint-\d+")
 
 
 def named(words: Sequence[str]) -> dict[str, str]:
-    """Checkpoints by name, of words that are `CHECKPOINT` or `NAME=CHECKPOINT`.
+    """Checkpoints by name, of words that are a checkpoint, or NAME=CHECKPOINT.
 
     Raises:
         LimnerError: two have the same name, or a name cannot be one.
@@ -127,7 +127,7 @@ def open_models(words: Sequence[str], device: str | None, **options: Any) -> dic
     """Open every model; several are spread over the GPUs that there are.
 
     Args:
-        words: `CHECKPOINT` or `NAME=CHECKPOINT`.
+        words: each a checkpoint, or NAME=CHECKPOINT.
         options: other keyword arguments of `ImageGenerator`.
 
     Raises:
