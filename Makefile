@@ -1,5 +1,5 @@
 # What contributors run; `.ci/run` is what is run on a clean checkout.
-.PHONY: help quick test lint golden docs kills
+.PHONY: help quick test lint golden docs package kills
 
 help:
 	@echo "make quick   the tests of tests/unit"
@@ -7,6 +7,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make golden  losses, drawings, help, and reference, beside those of BASE (default: main)"
 	@echo "make docs    the generated reference and the site"
+	@echo "make package the sdist and the wheel, checked, in dist/ (pip install -r requirements-package.txt)"
 	@echo "make kills   a run killed 100 times, and five commands 20 times each"
 
 quick:
@@ -33,6 +34,9 @@ golden:
 docs:
 	python docs/generate.py
 	mkdocs build --strict
+
+package:
+	.ci/package dist
 
 kills:
 	python tests/faults/kills.py --kills 100

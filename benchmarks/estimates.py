@@ -1,4 +1,4 @@
-"""The accuracy of `limner estimate`: its predictions for several sizes against measured runs.
+"""The accuracy of `limner estimate`, quick and full: predictions against measured runs.
 
     python benchmarks/estimates.py
 
@@ -71,7 +71,8 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for name, words in SIZES.items():
         overrides = [*COMMON, *(f"{key}={value}" for key, value in words.items())]
-        found = estimate(load_config(None, overrides))
+        config = load_config(None, overrides)
+        quick, found = estimate(config), estimate(config, full=True)
         command = [sys.executable, __file__, *overrides]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         real = json.loads(output.splitlines()[-1])
@@ -88,6 +89,11 @@ def main() -> None:
             "step_measured": round(real["seconds_per_step"], 4),
             "step_ratio": round(step / real["seconds_per_step"], 3),
             "probe_seconds": round(found.probe_seconds, 1),
+            "quick_peak_ratio": round(quick.peak / real["peak"], 3),
+            "quick_step_ratio": round(
+                quick.batch_size / quick.pictures_per_second / real["seconds_per_step"], 3
+            ),
+            "quick_seconds": round(quick.probe_seconds, 1),
         }
         if first:
             for key in (

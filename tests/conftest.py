@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from built import checkout, installed, wheel  # noqa: F401, fixtures
 from fake_trackers import fake  # noqa: F401, a fixture
 from recording_hub import TOKEN, Recorded, point_client_at, recording_hub
 from students import build, distilled  # noqa: F401, fixtures

@@ -23,7 +23,7 @@ NAMES = {
 }
 """Documents outside of docs/, and what they are called in the site."""
 NAVIGATION = {
-    "Start": ("index", "own-pictures", "tour", "tutorial", "coming-from", "faq"),
+    "Start": ("index", "install", "own-pictures", "tour", "tutorial", "coming-from", "faq"),
     "Your data": ("data", "checking", "streaming"),
     "Train": ("watch", "terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
     "Draw": ("sampling", "distill"),

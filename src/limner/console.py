@@ -345,11 +345,12 @@ def format_duration(seconds: float | None) -> str:
 
 
 SAY_EVERY = 15.0  # seconds
+REDRAW_EVERY = 0.2
 
 
 def progress_lines(
     log: logging.Logger, what: str, every: float = SAY_EVERY
-) -> Callable[[int, int], None]:
+) -> Callable[[float, int], None]:
     """A function of (done, total) that logs the progress at most every so many seconds.
 
     Args:
@@ -357,12 +358,54 @@ def progress_lines(
     """
     began = said = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: float, total: int) -> None:
         nonlocal said
         now = time.monotonic()
         if done and done < total and now - said >= every:
             said = now
-            left = format_duration((now - began) / done * (total - done))
-            log.info(f"{done:,} of {total:,} {what}, about {left} left")
+            log.info(_progress_in_words(done, total, what, now - began))
 
     return progress
+
+
+@contextlib.contextmanager
+def progress_shown(
+    log: logging.Logger, what: str, err: bool = False
+) -> Iterator[Callable[[float, int], None]]:
+    """The same on a terminal as a bar, which is gone at the end; elsewhere as `progress_lines`.
+
+    Args:
+        what: "pictures drawn".
+        err: the bar is drawn on stderr.
+    """
+    console = rich_console(err=err)
+    screen = console.is_terminal and not console.is_dumb_terminal and not console.is_jupyter
+    if not screen or _voice.muted or _voice.level > logging.INFO:
+        yield progress_lines(log, what, SAY_EVERY)
+        return
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    began, shown = time.monotonic(), -math.inf
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def progress(done: float, total: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown < REDRAW_EVERY:
+                return
+            shown = now
+            words = _progress_in_words(done, total, what, now - began)
+            line = Table.grid(padding=(0, 1, 0, 0), expand=True)
+            line.add_column(no_wrap=True, min_width=min(len(words), console.width))
+            line.add_column(ratio=1)
+            line.add_row(words, ProgressBar(total=total, completed=done, width=None))
+            live.update(line, refresh=True)
+
+        yield progress
+
+
+def _progress_in_words(done: float, total: int, what: str, seconds: float) -> str:
+    left = f", about {format_duration(seconds / done * (total - done))} left" if done else ""
+    return f"{int(done):,} of {total:,} {what}{left}"

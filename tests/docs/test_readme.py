@@ -15,6 +15,7 @@ from limner.checkpoint.inherit import load_run_config
 from limner.cli import build_parser
 from limner.commands.common import as_overrides, is_yaml
 from limner.config import Config, known_keys
+from limner.config.loading import shipped
 from limner.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,8 @@ def test_every_shown_command_is_understood() -> None:
             if str(configuration).endswith("train.yaml"):  # chosen for the reader's pictures
                 load_run_config(None, as_overrides(rest))
                 continue
+            if configuration is not None and configuration.name in shipped():
+                configuration = shipped()[configuration.name]
             assert configuration is None or (ROOT / configuration).is_file(), words
             # The model that a run starts from is the reader's (tests/runs/test_lora.py has one).
             own = [

@@ -9,10 +9,13 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from evaluated import made_up_run, pictures_in
 from PIL import Image
 from tiny import TINY
 
@@ -20,6 +23,7 @@ import limner
 from limner.checkpoint.locate import checkpoints
 from limner.cli import main
 from limner.config import load_config
+from limner.inference.generator import ImageGenerator
 from limner.training.monitor.run_log import read_log
 from limner.training.resume import resume_config
 
@@ -275,3 +279,51 @@ def test_a_report_can_be_written_again(
     printed = capsys.readouterr().out
     assert str(run / "report.html") in printed
     assert "held-out prompts: " in printed
+
+
+def draws_in(seconds: float, patch: pytest.MonkeyPatch) -> list[int]:
+    """Each picture takes so many seconds of a clock that stands still otherwise; the numbers of
+    pictures that are asked for."""
+    now, asked = 0.0, list[int]()
+
+    def draw(self: Any, prompts: list[str], **_: Any) -> list[Image.Image]:
+        nonlocal now
+        now += seconds * len(prompts)
+        asked.append(len(prompts))
+        return [Image.new("RGB", (16, 16)) for _ in prompts]
+
+    patch.setattr(time, "monotonic", lambda: now)
+    patch.setattr(ImageGenerator, "generate_batch", draw)
+    return asked
+
+
+def test_a_report_draws_what_two_minutes_allow_and_all_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_up_run(tmp_path, pictures_in(tmp_path / "data", 1000))
+    (run / "config.yaml").write_bytes((run / "checkpoint-3" / "config.yaml").read_bytes())
+    (run / "log.jsonl").touch()
+    asked = draws_in(1, monkeypatch)
+    assert main(["report", str(run)]) == 0
+    assert 110 <= sum(asked) <= 120
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    (trained, of_trained), (held_out, of_held_out) = results["drawn"].values()
+    assert (trained + held_out, of_trained + of_held_out) == (sum(asked), 1000)
+    assert trained / of_trained == pytest.approx(held_out / of_held_out, abs=0.02)
+    said = capsys.readouterr().out
+    assert "80 of 120 images generated, about 40s left" in said
+    captions = f"of {of_trained} training captions and {held_out} of {of_held_out} held-out captio"
+    assert f"recall of {trained} {captions}" in said
+    assert f"limner report {run.as_posix()} --all measures every caption" in said
+
+    asked = draws_in(0.01, monkeypatch)  # a fast machine: at most 400 of each split
+    assert main(["report", str(run)]) == 0
+    assert sum(asked) == min(400, of_trained) + min(400, of_held_out)
+    assert f"recall of 400 of {of_trained} training captions" in capsys.readouterr().out
+
+    asked = draws_in(1, monkeypatch)
+    assert main(["report", str(run), "--all"]) == 0
+    assert sum(asked) == 1000
+    said = capsys.readouterr().out
+    assert "--all" not in said
+    assert "recall of" not in said

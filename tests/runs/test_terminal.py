@@ -9,12 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from limner.checkpoint.inherit import load_run_config
 from limner.cli import build_parser, main
+from limner.commands import completion, completion_scripts
 from limner.commands.common import as_overrides, configured_by
 from limner.commands.examples import EXAMPLES
 
@@ -110,15 +112,57 @@ def test_every_command_and_flag_is_in_the_scripts_of_our_own(
     script = capsys.readouterr().out
     for name, command in parsers().items():
         assert re.search(rf"(-a {name} )|('{name}' = )", script), name
-        lines = [
-            line for line in script.splitlines() if re.search(rf"(_from|^ *) ?'?{name}'", line)
-        ]
+        lines = [line for line in script.splitlines() if re.search(rf"(_is|^ *) ?'?{name}'", line)]
         for action in command._actions:
             for flag in action.option_strings if action.help != argparse.SUPPRESS else []:
                 shown = f"-l {flag[2:]} " if shell == "fish" else f"'{flag}'"
                 assert flag[:2] != "--" or any(shown in line for line in lines), (name, flag)
     assert "Traceback" not in script
     assert "%(" not in script
+
+
+@pytest.fixture(scope="module")
+def fish(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """fish("limner tr"): what fish offers at the end of the line in a folder with data/ in it; the
+    script lies where docs/terminal.md says."""
+    program = shutil.which("fish")
+    if program is None:
+        pytest.skip("fish is not installed (Debian: apt-get install fish)")
+    home = tmp_path_factory.mktemp("home")
+    script = home / ".config" / "fish" / "completions" / "limner.fish"
+    script.parent.mkdir(parents=True)
+    script.write_text(completion_scripts.fish(build_parser()), encoding="utf-8")
+    (home / "data").mkdir()
+    elsewhere = {k: v for k, v in os.environ.items() if not k.startswith("XDG_")}
+    environment = {**elsewhere, "HOME": str(home), "LC_ALL": "C.UTF-8"}
+
+    def offered(line: str) -> list[str]:
+        done = subprocess.run(
+            [program, "-c", f"complete -C {shlex.quote(line)}"],
+            cwd=home, env=environment, capture_output=True, encoding="utf-8", timeout=60,
+        )  # fmt: skip
+        assert done.stderr == ""
+        return [found.partition("\t")[0] for found in done.stdout.splitlines()]
+
+    return offered
+
+
+def test_fish_completes_commands_flags_and_values(fish: Callable[[str], list[str]]) -> None:
+    assert set(fish("limner ")) == set(parsers())
+    assert fish("limner tr") == ["train", "train-autoencoder"]
+    assert fish("limner --v") == ["--version"]
+    assert fish("limner generate run --guidance_s") == ["--guidance_scale"]
+    assert fish("limner generate run --scheduler_type d") == ["ddim", "ddpm", "dpmsolver++"]
+    assert sorted(fish("limner completion ")) == sorted(completion.SHELLS)
+    assert fish("limner train da") == fish("limner train --config da") == ["data/"]
+    assert fish("limner train --minutes ") == []
+
+
+def test_a_run_that_is_called_as_a_command_is_none_to_fish(
+    fish: Callable[[str], list[str]],
+) -> None:
+    assert fish("limner generate train --min") == []
+    assert fish("limner train generate --min") == ["--minutes"]
 
 
 def refused(how: str, *flags: str, **variables: str) -> str:

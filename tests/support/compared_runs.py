@@ -88,5 +88,5 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in event.items() if k not in clock}
         for event in read_log(folder / "log.jsonl")
-        if event["kind"] != "event"
+        if event["kind"] not in ("event", "plan")
     ]

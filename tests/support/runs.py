@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from limner.apps import estimate
 from limner.config import Config
-from limner.training import memory_probe, probe
+from limner.training import memory_probe, probe, quick_probe
 from limner.training.monitor.run_log import read_log
 from limner.training.trainer import Trainer
 
@@ -35,4 +36,10 @@ def measure_here(patch: pytest.MonkeyPatch) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             return probe.measure(config)
 
+    def measured_quickly(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = quick_probe.measure(config)
+        return found["small"], found["large"]
+
     patch.setattr(memory_probe, "probe", measured)
+    patch.setattr(estimate, "probe_quickly", measured_quickly)

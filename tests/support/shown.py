@@ -49,6 +49,16 @@ COMMENT = re.compile(r"(?:^| +)# .*$", re.MULTILINE)
 """Of a block of code, which each language may have in its own words."""
 
 
+SMALLEST = [o for o in TINY if not o.startswith(("data.dataset_name", "data.num_samples"))]
+"""Of whatever data."""
+OF_FOUR_STEPS = [
+    *SMALLEST,
+    *("data.train_split=0.6", "training.max_steps=4", "training.save_steps=2"),
+    *("training.preview_prompts=null", "training.keep_best=false"),
+]
+"""What makes configs/train_config.yaml small."""
+
+
 class Block(NamedTuple):
     heading: str
     """Of the section it is in, as it is written."""
@@ -124,11 +134,7 @@ def workplace(folder: Path) -> Path:
     (folder / "data" / "metadata.json").write_text(json.dumps(rows), "utf-8")
     shutil.copytree(ROOT / "src" / "scripts", folder / "src" / "scripts")
     (folder / "configs").mkdir()
-    shown = load_config(ROOT / "configs" / "train_config.yaml").model_dump(mode="json")
-    ours = [f"data.dataset_path={shown['data']['dataset_path']}", "data.dataset_name=null"]
-    ours += [f"training.output_dir={shown['training']['output_dir']}", "data.num_samples=null"]
-    ours += ["training.max_steps=4", "training.save_steps=2", "training.preview_prompts=null"]
-    config = load_config(None, [*TINY, *ours, "data.train_split=0.6", "training.keep_best=false"])
+    config = load_config(ROOT / "configs" / "train_config.yaml", OF_FOUR_STEPS)
     (folder / "configs" / "train_config.yaml").write_text(config.to_yaml(), "utf-8")
     with contextlib.chdir(folder):
         Trainer(config).train()

@@ -12,12 +12,12 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglo
 OUTSIDE = """
     AutoencoderDC AutoencoderTiny DistributedDataParallel FlowMatchEulerDiscreteScheduler ImageNet
     JavaScript JiT KiB LoRA MeanFlow MiB NaN NovelAI OpenAI OpenMP PaLM PixArt PyPI PyTorch ReLU
-    ReLU6 Replace TensorFloat TensorFlow Thumbs UniC UniPC ViT WebDataset
+    ReLU6 Replace TensorFloat TensorFlow Thumbs UniC UniPC ViT WebDataset WebP
     dataclasses ema_rampup_ratio lastResort mu_s nouns sigma_s yes
 """
 """What docstrings name and the code does not: of papers, other libraries, file formats."""
 
-FILES = {"html", "json", "safetensors"}
+FILES = {"html", "json", "safetensors", "webp"}
 """Endings of files that are called as a module or a folder is."""
 
 SPAN = re.compile(r"`([A-Za-z_]\w*(?:\.\w+)*)(?:\(.*?\))?`")

@@ -18,7 +18,7 @@ from limner.console import say
 from limner.device import choose_device
 from limner.errors import LimnerError
 from limner.evaluation.end_of_run import evaluate_run
-from limner.evaluation.summary import sentences_of_run
+from limner.evaluation.summary import how_to_measure_all, sentences_of_run
 from limner.files.folder_lock import TRAINING, FolderLock
 from limner.files.output_folders import visible_names
 from limner.reports.run_folder import read_json, read_lines
@@ -193,7 +193,7 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     )
     write_report(folder)
     say()
-    for sentence in sentences_of_run(results):
+    for sentence in [*sentences_of_run(results), *how_to_measure_all(results, folder)]:
         say(sentence)
     say(f"(nearest by {results['distance']}, among {results['range']})")
     steps, recall = trainer.state.step, results["recall"].get("trained")

@@ -15,15 +15,20 @@ from limner.config import Config
 from limner.config.notes import notes
 from limner.console import format_duration
 from limner.memory import free_memory
-from limner.training.batch_size import settle_batch
+from limner.messages import plural
+from limner.training.batch_size import MOST, fitting, settle_batch
 from limner.training.memory_probe import (
     GIB,
     MARGIN,
     images_in_memory,
     line,
+    probe_quickly,
     probe_twice,
     with_training,
 )
+
+HOW_EXACT = "memory may be off by a fifth, time by a third"
+"""Of a quick estimate, on a machine that does nothing else (benchmarks/README.md)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Estimate:
     seconds: float
     """Of the training itself."""
     advice: tuple[str, ...]
+    full: bool
+    """Measured in short runs as training does them; else quickly, in a few updates."""
+    measured_batch_size: int
+    """The largest micro-batch that was measured; what a larger one takes follows from it."""
     probe_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -94,7 +103,15 @@ class Estimate:
             f"{self.pictures_per_second:.1f} pictures/s{self._share_of_peak()}"
         )
         said += [f"advice        {sentence}" for sentence in self.advice]
-        return [*said, f"(from short runs that took {format_duration(self.probe_seconds)})"]
+        took = format_duration(self.probe_seconds)
+        if self.full:
+            return [*said, f"(from short runs that took {took})"]
+        size = self.measured_batch_size
+        return [
+            *said,
+            f"quick         from a few updates of up to {size} {plural(size, 'picture')}, not "
+            f"compiled, in {took}: {HOW_EXACT}; --full measures short runs, for minutes",
+        ]
 
     def _share_of_peak(self) -> str:
         if self.share_of_matmul_peak is None:
@@ -119,23 +136,31 @@ class Estimate:
         )
 
 
-def estimate(config: Config) -> Estimate:
-    """Measure short runs, at half of the batch and at all of it if there is room for that.
+def estimate(config: Config, full: bool = False) -> Estimate:
+    """Measure a few updates in seconds; or short runs, at half of the batch and at all of it if
+    there is room for that, as training does them, which takes minutes.
 
     Raises:
         LimnerError: the run could not even start, with its reason.
     """
     began = time.perf_counter()
-    config = settle_batch(config, processes=1)
     device = devices.choose_device(config.training.device)
     wanted = config.training.mixed_precision
     dtype = devices.choose_precision(wanted, device)
     all_notes = notes(config)
     if note := devices.precision_note(wanted, device, "training.mixed_precision"):
         all_notes.append(note)
-    batch_size = config.training.micro_batch_size
     free = free_memory(device)
-    small, large = probe_twice(config, free)
+    if full:
+        config = settle_batch(config, processes=1)
+        small, large = probe_twice(config, free)
+    else:
+        config, small, large = measured_quickly(config, free)
+    batch_size = config.training.micro_batch_size
+    if cut := large["captions_cut"]:
+        all_notes.append(cut)
+    if shared := large.get("shared"):
+        all_notes.append(f"{shared}: the time is for a machine as busy as this one was just now")
     if small["batch_size"] == large["batch_size"] < batch_size:
         all_notes.append(
             "memory is so short that only a batch of one picture was measured; a batch of "
@@ -152,8 +177,9 @@ def estimate(config: Config) -> Estimate:
     peak = round(fixed + per_image * batch_size)
     short = None
     if peak > free * MARGIN and not config.training.gradient_checkpointing:
+        sparing = with_training(config, gradient_checkpointing=True)
         short = line(
-            *probe_twice(with_training(config, gradient_checkpointing=True), free), "peak_bytes"
+            *(probe_twice(sparing, free) if full else probe_quickly(sparing)), "peak_bytes"
         )
     rows = large["trained"] * (2 if config.data.horizontal_flip else 1) + large["held_out"]
     return Estimate(
@@ -185,8 +211,21 @@ def estimate(config: Config) -> Estimate:
         steps=steps,
         seconds=seconds,
         advice=tuple(advise(config, fixed, per_image, free, short)),
+        full=full,
+        measured_batch_size=large.get("measured_batch_size", large["batch_size"]),
         probe_seconds=time.perf_counter() - began,
     )
+
+
+def measured_quickly(config: Config, free: int) -> tuple[Config, dict[str, Any], dict[str, Any]]:
+    """The configuration with its batch size, and two measurements of `probe_quickly`."""
+    settings = config.training
+    if settings.batch_size != "auto":
+        config = settle_batch(config, processes=1)
+        return config, *probe_quickly(config)
+    most = settings.effective_batch_size or MOST
+    both = probe_quickly(with_training(config, batch_size=most, effective_batch_size=None))
+    return settle_batch(config, 1, lambda config: fitting(config, free, *both)), *both
 
 
 def advise(

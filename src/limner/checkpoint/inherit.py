@@ -39,7 +39,8 @@ def load_run_config(
     Hub id), settings that are not given are inherited from that model's configuration.
 
     Args:
-        source: a YAML file, a dictionary of sections, or None for the defaults.
+        source: a YAML file, the name of one that comes with Limner, a dictionary of sections, or
+            None for the defaults.
         overrides: `section.key=value` strings, with the value in YAML.
 
     Raises:

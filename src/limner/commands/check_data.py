@@ -97,6 +97,8 @@ def lines(told: dict[str, Any]) -> list[str]:
         total = max(1, captions["count"])
         scripts = (f"{name} {n / total:.0%}" for name, n in captions["scripts"].items())
         said.append(f"captions by script: {', '.join(scripts)}")
+    if captions.get("cut_in_words"):
+        said.append(captions["cut_in_words"])
     for finding in told["findings"]:
         if finding["severity"] == "note":
             said.append(f"note     {finding['kind']}: {finding['count']:,} ({finding['meaning']})")

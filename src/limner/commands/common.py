@@ -24,6 +24,7 @@ Parent: TypeAlias = argparse.ArgumentParser
 
 CONFIGURED = "[CONFIG] [section.key=value ...]"
 """How the commands that `configured` is a parent of are called."""
+A_CONFIGURATION = "YAML file, or the name of one that comes with Limner, such as shapes"
 A_MODEL = "run folder, checkpoint, exported file, or Hub id"
 
 
@@ -43,7 +44,7 @@ def common() -> Parent:
 def configured() -> Parent:
     """Of commands that take a configuration, by position or as a flag, and overrides."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("where", nargs="?", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("where", nargs="?", type=Path, metavar="CONFIG", help=A_CONFIGURATION)
     parser.add_argument("--config", type=Path, help="same, as a flag")
     return parser
 

@@ -14,7 +14,12 @@ def add(commands: Commands, common: Parent, configured: Parent) -> None:
         "estimate",
         parents=[common, configured],
         help="estimate parameters, memory, disk space, and time of a run",
-        usage=f"limner estimate {CONFIGURED} [--json]",
+        usage=f"limner estimate {CONFIGURED} [--full] [--json]",
+    )
+    estimate.add_argument(
+        "--full",
+        action="store_true",
+        help="measure short runs as training does them: more exact, takes minutes",
     )
     estimate.add_argument("--json", action="store_true", help="print JSON")
     estimate.set_defaults(run=run, takes_overrides=True)
@@ -25,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.json:
         inform_on_stderr()
-    found = estimate(configured_by(options))
+    found = estimate(configured_by(options), options.full)
     if options.json:
         say(json.dumps(found.as_dict(), indent=1))
         return

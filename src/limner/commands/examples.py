@@ -13,6 +13,7 @@ EXAMPLES = {
     "train": [
         "limner train my_pictures --minutes 10",
         "limner train my_pictures --from outputs/demo --output outputs/tuned",
+        "limner train --config shapes",
         "limner train --config my.yaml training.max_minutes=60",
         "limner train --config my.yaml --resume latest",
     ],

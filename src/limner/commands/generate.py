@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.choices import SOLVERS
 from limner.commands.common import A_MODEL, Commands, Parent, device_flags, flag, parts_flags, seed
-from limner.console import say
+from limner.console import inform_on_stderr, progress_shown, say
 from limner.errors import LimnerError
+from limner.messages import plural
 
 if TYPE_CHECKING:
     from PIL import Image
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -109,6 +113,7 @@ def run(options: argparse.Namespace) -> None:
         raise LimnerError(
             'missing checkpoint or prompt, for example: limner generate outputs/demo "a cat"'
         )
+    inform_on_stderr()  # stdout is the list of pictures
     path: Path = options.output
     check(options, prompts)
     check_no_settings(words)
@@ -120,6 +125,7 @@ def run(options: argparse.Namespace) -> None:
         from limner.config.types import SEEDS
         from limner.data.own_folder import keep_out_of_the_data
         from limner.inference.generator import ImageGenerator
+        from limner.inference.sampling import pictures_done
         from limner.memory import in_parts_that_fit
         from limner.models.shape_log import log_shapes
 
@@ -142,19 +148,28 @@ def run(options: argparse.Namespace) -> None:
         elif options.compile:
             generator.compile()
         settings = {name: getattr(options, name) for name in PASSED_ON}
+        showing = progress_shown(log, f"{plural(count, 'picture')} drawn", err=True)
         if options.interpolate is not None:
             ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed
-            images = generator.interpolate(*ends, **settings)
+            with showing as tell:
+                images = generator.interpolate(
+                    *ends, progress=pictures_done(tell, count), **settings
+                )
             labels = [f"{i + 1} of {len(images)}" for i in range(len(images))]
         else:
             each = [p for p in prompts for _ in range(options.num_images)]
             seeds = [(options.seed + i) % SEEDS for i in range(options.num_images)] * len(prompts)
-            images = in_parts_that_fit(
-                16,
-                lambda size: generator.generate_batch(
-                    each, seeds=seeds, batch_size=size, **settings
-                ),
-            )
+            with showing as tell:
+                images = in_parts_that_fit(
+                    16,
+                    lambda size: generator.generate_batch(
+                        each,
+                        seeds=seeds,
+                        batch_size=size,
+                        progress=pictures_done(tell, count),
+                        **settings,
+                    ),
+                )
             labels = each
             if options.num_images > 1:
                 labels = [f"{p} (seed {s})" for p, s in zip(each, seeds, strict=True)]

@@ -9,6 +9,9 @@ from limner.commands.common import Commands, Parent
 from limner.console import say
 from limner.errors import LimnerError
 
+SECONDS = 120.0
+"""For drawing, unless every caption is asked for."""
+
 
 def add(commands: Commands, common: Parent) -> None:
     report = commands.add_parser(
@@ -17,6 +20,12 @@ def add(commands: Commands, common: Parent) -> None:
         help="generate samples, measure recall, and write report.html for a run",
     )
     report.add_argument("run_folder", type=Path)
+    report.add_argument(
+        "--all",
+        action="store_true",
+        help="measure every caption; without it as many as are drawn in about two minutes, and at "
+        "most 400 of each split, evenly spread",
+    )
     report.set_defaults(run=run)
 
 
@@ -24,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.data.open import open_data, squares
     from limner.evaluation.end_of_run import evaluate_run
-    from limner.evaluation.summary import sentences_of_run
+    from limner.evaluation.summary import how_to_measure_all, sentences_of_run
     from limner.files.output_folders import is_training_run
     from limner.reports.run_folder import read_run
     from limner.reports.run_report import write_report
@@ -46,9 +55,10 @@ def run(options: argparse.Namespace) -> None:
         config,
         open_data(squares(config)),
         free,
+        **({"most": None} if options.all else {"seconds": SECONDS}),
         command=earlier.results.get("command"),
     )
     page = write_report(options.run_folder)
-    for sentence in sentences_of_run(results):
+    for sentence in [*sentences_of_run(results), *how_to_measure_all(results, options.run_folder)]:
         say(sentence)
     say(page)

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.commands.common import A_MODEL, Commands, Parent, is_yaml, positive
+from limner.commands.common import A_CONFIGURATION, A_MODEL, Commands, Parent, is_yaml, positive
 from limner.console import say
 from limner.errors import LimnerError
 from limner.messages import plain_words
@@ -50,7 +50,7 @@ def add(commands: Commands, common: Parent) -> None:
     )
     train.add_argument("--output", help="run folder (default with a FOLDER: outputs/ and its name)")
     train.add_argument(
-        "--config", type=Path, help="YAML file (default: all keys have their defaults)"
+        "--config", type=Path, help=f"{A_CONFIGURATION} (default: all keys have their defaults)"
     )
     train.add_argument(
         "--resume",
@@ -63,7 +63,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
-    from limner.evaluation.summary import sentences_of_run
+    from limner.evaluation.summary import how_to_measure_all, sentences_of_run
     from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
     from limner.training.trainer import Trainer
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         seconds = drawing_time(trainer.state.seconds)
         results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds)
         page = write_report(trainer.folder)
-        for sentence in sentences_of_run(results):
+        for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
         for line in what_next(trainer.folder, page, trainer.data.trained.rows[0].captions[0]):
             say(line)

@@ -17,9 +17,9 @@ class EvaluationConfig(Section):
     """Settings of `limner evaluate`: what is generated, and which metrics and reference it is
     compared with."""
 
-    num_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] = 500
+    num_images: Annotated[PositiveInt, Field(le=MOST_IMAGES)] | None = None
     """Pictures to generate for the distances. If there are fewer captions, they are reused with
-    other seeds."""
+    other seeds. None: 500, but at most 4 of each caption (500 of the built-in sets)."""
     prompts: Literal["held_out", "trained"] = "held_out"
     """Which captions to generate from. A data set without a held-out split only has `trained`."""
     other_images: Annotated[Count, Field(le=MOST_IMAGES)] = 100

@@ -6,6 +6,7 @@ resolved (no value left to be chosen) with the run and inside each checkpoint.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ def load_config(
     `limner.checkpoint.inherit.load_run_config`, which the commands (and `limner.load_config`) call.
 
     Args:
-        source: a YAML file, a dictionary of sections, or None for the defaults.
+        source: a YAML file, the name of one that comes with Limner, a dictionary of sections, or
+            None for the defaults.
         overrides: `section.key=value` strings, the value in YAML.
 
     Raises:
@@ -100,29 +102,49 @@ def _read(source: str | Path | dict[str, Any] | None) -> tuple[str, dict[str, An
         return "configuration", {}
     if isinstance(source, dict):
         return "configuration", _sections(source)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        shipped = _shipped(path)
-        if shipped is None:
-            raise LimnerError(
-                f"configuration file not found: {path.absolute()}; --config expects a YAML file"
-            )
-        log.info(f"{path} is not here; using the one that comes with Limner")
-        path = shipped
+    path = _file(Path(source).expanduser())
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise LimnerError(f"{path} holds a {type(values).__name__}; expected sections with keys")
     return str(path), _sections(values)
 
 
-def _shipped(path: Path) -> Path | None:
-    """Of `configs/name.yaml`, as documents name it: the file that came with the installed package,
-    or that is in the checkout."""
-    if path.parts[:-1] != ("configs",):
-        return None
+def _file(path: Path) -> Path:
+    """The file that is meant: the reader's own, or one that comes with Limner, which is called
+    `configs/name.yaml`, as in documents, or `name` alone."""
+    if path.is_file():
+        return path
+    names = shipped()
+    name = path.stem if path.suffix == ".yaml" else path.name
+    if path.parts == ("configs", f"{name}.yaml") and name in names:
+        log.info(f"{path} is not here; using the one that comes with Limner")
+        return names[name]
+    alone = path.parts == (name,)
+    if path.is_dir():
+        raise LimnerError(
+            f"configuration file not found: {path.absolute()} is a folder; --config expects a YAML "
+            "file" + (f" (configs/{name}.yaml comes with Limner)" if name in names else "")
+        )
+    if alone and name in names:
+        log.info(f"{name} is the configuration of this name that comes with Limner")
+        return names[name]
+    near = difflib.get_close_matches(name, names, n=1)
+    listed = f", or one that comes with Limner: {', '.join(names)}" if alone or near else ""
+    raise LimnerError(
+        f"configuration file not found: {path.absolute()}; "
+        + (f"did you mean --config {near[0]}? " if near else "")
+        + f"--config expects a YAML file{listed}"
+    )
+
+
+def shipped() -> dict[str, Path]:
+    """By their names, the configurations that came with the installed package, or that are in the
+    checkout."""
     package = Path(__file__).parents[1]
-    places = (package / "configs" / path.name, package.parents[1] / "configs" / path.name)
-    return next((place for place in places if place.is_file()), None)
+    for folder in (package / "configs", package.parents[1] / "configs"):
+        if found := sorted(folder.glob("*.yaml")):
+            return {path.stem: path for path in found}
+    return {}
 
 
 def _sections(values: dict[Any, Any]) -> dict[Any, Any]:

@@ -26,6 +26,8 @@ ActivationFunction = Literal[
     "swiglu", "silu", "swish", "relu",
 ]  # fmt: skip
 """As diffusers and transformers name them."""
+MOST_TOKENS = 16_384
+"""Of a caption."""
 
 
 class ModelConfig(Section):
@@ -87,7 +89,7 @@ class TextEncoderConfig(Section):
     """Width of the built-in encoder. None: same as the model, at most 384."""
     num_layers: Depth = 2
     """Number of transformer blocks of the built-in encoder."""
-    max_length: Annotated[PositiveInt, Field(le=16_384)] | None = None
+    max_length: Annotated[PositiveInt, Field(le=MOST_TOKENS)] | None = None
     """Maximum tokens per caption; longer captions are truncated, and the run reports how many.
     None: 32, or for a pretrained encoder 128 or its own limit if lower (CLIP: 77)."""
     fingerprint: str | None = None

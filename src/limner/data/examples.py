@@ -284,23 +284,3 @@ class TrainingExamples(Dataset[Example]):
             return captions[0]
         others = (u - self.main_caption_share) / (1 - self.main_caption_share)
         return captions[1 + min(int(others * (len(captions) - 1)), len(captions) - 2)]
-
-
-class CutsCaptions(Protocol):
-    """A tokenizer that reads a limited number of tokens of a caption."""
-
-    max_length: int
-
-    def length(self, caption: str) -> int: ...
-
-
-def warn_of_long_captions(rows: Sequence[Row], tokenizer: CutsCaptions) -> str | None:
-    """A sentence about main captions that are truncated, if any (in a sample of 2,000 rows)."""
-    sample = rows[:: max(1, len(rows) // 2000)]
-    cut = sum(tokenizer.length(row.captions[0]) > tokenizer.max_length for row in sample)
-    if not cut:
-        return None
-    return (
-        f"{cut / len(sample):.0%} of the captions are longer than text_encoder.max_length "
-        f"{tokenizer.max_length} tokens and are cut there"
-    )

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from limner.config import Config
-from limner.console import progress_lines
+from limner.console import progress_shown
 from limner.data.dataset import Streamed, shown_set
 from limner.data.open import Data
 from limner.evaluation.about import about_run
@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 SAMPLES = "samples"
 MOST_COMPARED = 4000
 """Real images, at most, among which the true one is sought; all emoji are fewer."""
+READING = 30.0
+"""Seconds, at least, for reading them where time is limited."""
 OURS = re.compile(r"\d{3,}(-truth)?\.png")
 """Names of images in SAMPLES."""
 
@@ -64,7 +66,7 @@ def evaluate_run(
     config: Config,
     data: Data,
     free_prompts: Sequence[str] = (),
-    most: int = 400,
+    most: int | None = 400,
     shown: int = 48,
     command: str | None = None,
     seconds: float | None = None,
@@ -74,11 +76,12 @@ def evaluate_run(
     Args:
         run_folder: its newest checkpoint is used, with its own sampling settings.
         free_prompts: prompts to sample in addition to captions.
-        most: captions of each split, at most.
+        most: captions of each split, at most; None: all.
         shown: images of each split to save, evenly spaced.
         command: the command line, to be recorded.
-        seconds: time limit of the sampling. If not all prompts fit, an even selection is sampled,
-            and the results record it.
+        seconds: time limit of the sampling, and by a quarter of it (at least `READING`) of reading
+            the images among which the true one is sought. If not all prompts fit, an even selection
+            is sampled, and the results record it (`drawn`).
 
     Returns:
         The contents of results.json.
@@ -86,16 +89,17 @@ def evaluate_run(
     with FolderLock(run_folder, "write its report afterwards", ".limner-report.lock"):
         generator = open_generator(run_folder, config)
         asked = prompts_of_run(data, free_prompts, most)
-        progress = progress_lines(log, "images generated")
-        draw(generator, asked if seconds is None else _in_turn(asked), progress, seconds)
+        with progress_shown(log, "images generated") as progress:
+            draw(generator, asked if seconds is None else _in_turn(asked), progress, seconds)
         drawings = [d for d in asked if d.image is not None]
 
         results = about_run(run_folder, data, generator)
-        if len(drawings) < len(asked):
+        whole = Counter(d.split for d in asked)
+        whole |= {Split.TRAINED: len(data.trained.rows), Split.HELD_OUT: len(data.held_out.rows)}
+        if len(drawings) < whole.total():
             drawn = Counter(d.split for d in drawings)
-            wanted = Counter(d.split for d in asked)
-            results["drawn"] = {split: [drawn[split], count] for split, count in wanted.items()}
-        results |= _answers(drawings, data)
+            results["drawn"] = {split: [drawn[split], n] for split, n in whole.items() if n}
+        results |= _answers(drawings, data, None if seconds is None else max(READING, seconds / 4))
         results["flat_region_std"] = measure_speckle(drawings, data)
         results["command"] = command
         results = redacted(results, places_of(config.model_dump()))
@@ -117,8 +121,12 @@ def _in_turn(drawings: Sequence[Drawing]) -> list[Drawing]:
     return [*known[:FEW], *free, *known[FEW:]]
 
 
-def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
-    """Prompt following: the checker of shapes, or recall if each caption has one image."""
+def _answers(drawings: Sequence[Drawing], data: Data, seconds: float | None) -> dict[str, Any]:
+    """Prompt following: the checker of shapes, or recall if each caption has one image.
+
+    Args:
+        seconds: time limit of reading the images among which the true one is sought.
+    """
     if data.set.name == "shapes":
         check_shapes(drawings)
         return {"checker": shapes_by_split(drawings)}
@@ -126,7 +134,9 @@ def _answers(drawings: Sequence[Drawing], data: Data) -> dict[str, Any]:
         log.info(reason)
         return {}
     rows = len(data.trained.rows) + len(data.held_out.rows)
-    count = rank_drawings(drawings, data, None if rows <= MOST_COMPARED else MOST_COMPARED)
+    most = None if rows <= MOST_COMPARED else MOST_COMPARED
+    with progress_shown(log, "real images read") as progress:
+        count = rank_drawings(drawings, data, most, progress, seconds)
     among = f"all {count:,}" if count >= rows else f"{count:,} of {rows:,}"
     return {
         "range": f"{among} images: {shown_set(data.set)['description']}",

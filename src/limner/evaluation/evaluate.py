@@ -22,7 +22,7 @@ from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.open_model import open_model
 from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
-from limner.console import progress_lines
+from limner.console import progress_lines, progress_shown
 from limner.data.dataset import shown_set
 from limner.data.open import Data, open_data, squares
 from limner.data.own_folder import cache_may_begin, keep_out_of_the_data
@@ -128,7 +128,7 @@ def _evaluate(
             f"reference images are squares of {config.data.image_size} pixels"
         )
     plan = plan_of(config, data, events)
-    reference = open_reference(config, data, plan.split)
+    reference = open_reference(config, data, plan.split, len(plan.measured))
 
     # Before minutes of sampling: fail early if something is missing.
     place = choose_device(device or "auto")
@@ -163,7 +163,8 @@ def _evaluate(
         )
     ):
         events.append("skipped the held-out loss: there are no readable held-out images")
-    draw(generator, plan.every, progress_lines(log, "images generated"))
+    with progress_shown(log, "images generated") as progress:
+        draw(generator, plan.every, progress)
 
     answers = ask(plan, data, events)
     speckle = measure_speckle(plan.asked, data)
@@ -268,7 +269,8 @@ def ask(plan: Plan, data: Data, events: list[str]) -> dict[str, Any]:
     if (reason := why_no_recall(data)) is not None:
         events.append(reason)
         return {"recall": None, "checker": None}
-    count = rank_drawings(plan.asked, data, IN_RANGE)
+    with progress_shown(log, "real images read") as progress:
+        count = rank_drawings(plan.asked, data, IN_RANGE, progress)
     recall = {
         split.key: {
             "count": len(ranks),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,7 +16,7 @@ from limner.data.builtin.shapes_checker import check
 from limner.data.dataset import ImageError
 from limner.data.open import Data
 from limner.data.order import evenly_spaced
-from limner.evaluation.samples import Drawing, as_tensor, images_of
+from limner.evaluation.samples import Drawing, as_tensor, images_of, in_any_number
 from limner.evaluation.splits import OF_DATA, Split
 from limner.metrics import retrieval
 
@@ -55,10 +56,9 @@ class Gallery:
 
     def add(self, split: Split, positions: Iterable[int]) -> None:
         """Add rows of a split; rows whose images cannot be decoded are skipped."""
-        images = images_of(self.data, split)
         for position in positions:
             try:
-                image = images.load(position)
+                image = images_of(self.data, split).load(position)
             except ImageError:
                 continue
             self.places[split, position] = len(self._features)
@@ -87,23 +87,41 @@ class Gallery:
             drawing.rank = rank
 
 
-def rank_drawings(drawings: Sequence[Drawing], data: Data, most: int | None = None) -> int:
+def rank_drawings(
+    drawings: Sequence[Drawing],
+    data: Data,
+    most: int | None = None,
+    progress: Callable[[float, int], None] | None = None,
+    seconds: float | None = None,
+) -> int:
     """Rank the true image of each generated image among all images of the data set.
 
     Images that cannot be decoded are not in the gallery; their prompts get no rank.
 
     Args:
         most: maximum size of the gallery, which always includes the true images; None: all images.
+        progress: called with the numbers of images read and to be read.
+        seconds: time limit of reading images; the true ones are read however long that takes, and
+            of the others as many as there is time for, evenly spread. None: no limit.
 
     Returns:
         The size of the gallery.
     """
-    gallery = Gallery(data)
+    gallery, began = Gallery(data), time.monotonic()
+    true, others = list[tuple[Split, int]](), list[tuple[Split, int]]()
     for split in OF_DATA:
         count = len(images_of(data, split).rows)
         own = {d.position for d in drawings if d.split is split and d.position is not None}
         some = range(count) if most is None else {*evenly_spaced(count, most // 2), *own}
-        gallery.add(split, sorted(some))
+        true += [(split, position) for position in sorted(own)]
+        others += [(split, position) for position in sorted(set(some) - own)]
+    for number, (split, position) in enumerate([*true, *in_any_number(others)]):
+        late = seconds is not None and time.monotonic() - began > seconds
+        if late and number >= len(true):
+            break
+        gallery.add(split, [position])
+        if progress is not None:
+            progress(number + 1, len(true) + len(others))
     gallery.rank(drawings)
     return len(gallery)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from limner.data.order import evenly_spaced
 from limner.device import choose_device, choose_precision, name_of
 from limner.evaluation.splits import Split
 from limner.inference.generator import ImageGenerator
+from limner.inference.sampling import pictures_done
 from limner.memory import in_parts_that_fit
 
+T = TypeVar("T")
 AT_ONCE = 64
 """Maximum batch size; reduced if memory runs out."""
 FEW = 16
@@ -116,14 +119,15 @@ def open_generator(
 def draw(
     generator: ImageGenerator,
     drawings: Sequence[Drawing],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
     seconds: float | None = None,
     sampling: SamplingConfig | None = None,
 ) -> None:
     """Generate the images, in smaller batches if memory runs out.
 
     Args:
-        progress: called with the numbers of generated images and of all images.
+        progress: called with the numbers of generated images and of all that there is time for,
+            after each step of each batch, in which a started image is a part of one.
         seconds: time limit; images that exceed it stay None, except the first `FEW`. None: no
             limit.
         sampling: sampling settings; None: those of the generator.
@@ -131,20 +135,25 @@ def draw(
     settings = {} if sampling is None else sampling.model_dump()
     began, drawn, size = time.monotonic(), 0, AT_ONCE
     while drawn < len(drawings):
-        room = AT_ONCE
+        room = total = len(drawings)
         if seconds is not None:
             took = time.monotonic() - began
-            room = min(room, int((seconds - took) * drawn / max(took, 1e-6))) if drawn else FEW
+            room = int((seconds - took) * drawn / max(took, 1e-6)) if drawn else FEW
             if room < 1:
                 return
-        some = drawings[drawn : drawn + room]
+            total = min(total, drawn + room)
+        some = drawings[drawn : drawn + min(room, AT_ONCE)]
         prompts, seeds = [d.prompt for d in some], [d.seed for d in some]
 
         def in_parts(
-            at_once: int, prompts: list[str] = prompts, seeds: list[int] = seeds
+            at_once: int,
+            prompts: list[str] = prompts,
+            seeds: list[int] = seeds,
+            span: tuple[int, int] = (total, drawn),
         ) -> tuple[int, list[Image.Image]]:
+            told = None if progress is None else pictures_done(progress, *span)
             return at_once, generator.generate_batch(
-                prompts, seeds=seeds, batch_size=at_once, **settings
+                prompts, seeds=seeds, batch_size=at_once, progress=told, **settings
             )
 
         # Start the next part with the batch size that fitted this one.
@@ -153,10 +162,10 @@ def draw(
             drawing.image = image
         drawn += len(some)
         if progress is not None:
-            progress(drawn, len(drawings))
+            progress(drawn, total)
 
 
-def in_any_number(drawings: Sequence[Drawing]) -> list[Drawing]:
+def in_any_number(drawings: Sequence[T]) -> list[T]:
     """In van der Corput order, of which every prefix is evenly spaced."""
     bits = max(1, (len(drawings) - 1).bit_length())
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from limner.evaluation.speckle import in_words as speckle_in_words
-from limner.evaluation.splits import adjective
+from limner.evaluation.splits import Split, adjective
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
@@ -49,12 +50,12 @@ def sentences(results: dict[str, Any]) -> list[str]:
 def sentences_of_run(results: dict[str, Any]) -> list[str]:
     """The main results in results.json, one line each."""
     said = []
-    if drawn := results.get("drawn"):
-        counts = ", ".join(f"{n} of {of} {adjective(split)}" for split, (n, of) in drawn.items())
-        said.append(
-            f"only {counts} prompts were sampled in the time available; run limner report to "
-            "sample them all"
-        )
+    if left_out := [
+        f"{n:,} of {of:,} {adjective(split)} {'prompts' if split == Split.FREE else 'captions'}"
+        for split, (n, of) in results.get("drawn", {}).items()
+        if n < of
+    ]:
+        said.append(f"{_what_of(results)} {' and '.join(left_out)}, evenly spread")
     for split, found in results.get("recall", {}).items():
         right = round(found["at_1"] * found["count"])
         said.append(
@@ -69,6 +70,17 @@ def sentences_of_run(results: dict[str, Any]) -> list[str]:
     if speckle := results.get("flat_region_std"):
         said.append(speckle_in_words(speckle))
     return said
+
+
+def _what_of(results: dict[str, Any]) -> str:
+    return "recall of" if "recall" in results else "checked" if "checker" in results else "drawn:"
+
+
+def how_to_measure_all(results: dict[str, Any], run_folder: Path) -> list[str]:
+    """What to do if only a part of the captions was measured."""
+    if "drawn" not in results:
+        return []
+    return [f"limner report {run_folder.as_posix()} --all measures every caption"]
 
 
 def parts(checked: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,6 +35,23 @@ class Progress(Protocol):
         Args:
             x0: [B, C, height, width], the clean pictures (or latents) as the model sees them now.
         """
+
+
+def pictures_done(tell: Callable[[float, int], object], total: int, done: int = 0) -> Progress:
+    """A `Progress` that tells (pictures done, of how many) of batches one after the other; those of
+    an unfinished batch count by their share of the steps.
+
+    Args:
+        done: pictures before the first batch.
+    """
+
+    def progress(step: int, steps: int, x0: Tensor) -> None:
+        nonlocal done
+        tell(min(total, done + len(x0) * step / steps), total)
+        if step == steps:
+            done += len(x0)
+
+    return progress
 
 
 @torch.no_grad()

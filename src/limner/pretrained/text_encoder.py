@@ -31,6 +31,7 @@ class PretrainedTextEncoder:
     Attributes:
         width: of its states.
         max_length: tokens read of a caption, special ones included.
+        longest: the most that it could read.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -58,6 +59,7 @@ class PretrainedTextEncoder:
                 f"{most} tokens; use {most}, or remove it"
             )
         self.max_length = config.max_length or min(USUAL_LENGTH, most)
+        self.longest = int(most)
         self.model: Any = None
         self.loaded: tuple[torch.device, torch.dtype] | None = None
 

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from limner.config.model import MOST_TOKENS
 from limner.errors import LimnerError
 from limner.files.small_files import parse_json, read_text
 from limner.messages import shorten
@@ -38,6 +39,8 @@ class CaptionTokenizer:
     "Red Apple" and "red apple" are the same prompt. The empty prompt is <start> alone, which the
     model learns as "no caption" for classifier-free guidance.
     """
+
+    longest = MOST_TOKENS
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
         self.tokenizer = tokenizer

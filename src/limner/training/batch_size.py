@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from limner.config import Config
 from limner.device import choose_device
@@ -58,7 +59,11 @@ def images_that_fit(config: Config) -> int:
     """The largest micro-batch that fits, measured by two short runs in subprocesses. Raises
     LimnerError if not even one picture fits."""
     free = free_memory(choose_device(config.training.device))
-    small, large = probe_sizes(config, (LARGE, SMALL), free)
+    return fitting(config, free, *probe_sizes(config, (LARGE, SMALL), free))
+
+
+def fitting(config: Config, free: int, small: dict[str, Any], large: dict[str, Any]) -> int:
+    """The same by two measurements of `limner.training.memory_probe`, with so many free bytes."""
     fixed, per_image = line(small, large, "peak_bytes")
     fixed += images_in_memory(config, large["trained"] + large["held_out"])
     fits = int((free * MARGIN - fixed) / per_image) if per_image else MOST

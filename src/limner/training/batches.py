@@ -67,26 +67,12 @@ class Batches:
 
 def load_batches(run: Run) -> Iterator[Batch]:
     """Endless micro-batches from the run's current position."""
-    settings, data, processes = run.config.training, run.config.data, run.accelerator.num_processes
-    examples: Dataset[Example]
-    if run.inputs.trajectories:
-        examples = TrajectoryPairs(run.inputs.trajectories[0], run.inputs.words, run.config)
-    else:
-        examples = TrainingExamples(
-            run.inputs.trained,
-            run.inputs.words,
-            settings.seed,
-            settings.caption_dropout,
-            data.main_caption_share,
-            data.horizontal_flip,
-            training_order(run.data, run.config, processes, run.state.images),
-            run.data.trained.buckets,
-        )
+    settings, processes = run.config.training, run.accelerator.num_processes
     counts = ImageCountSampler(
         run.state.images, settings.micro_batch_size, processes, run.accelerator.process_index
     )
     loader: DataLoader[Any] = DataLoader(
-        examples,
+        examples_of(run),
         batch_sampler=counts,
         num_workers=settings.num_workers,
         prefetch_factor=settings.prefetch_factor if settings.num_workers else None,
@@ -96,3 +82,20 @@ def load_batches(run: Run) -> Iterator[Batch]:
     )
     with quiet_about_workers():
         return iter(loader)
+
+
+def examples_of(run: Run) -> Dataset[Example]:
+    """What the run learns from, by image count."""
+    settings, data, processes = run.config.training, run.config.data, run.accelerator.num_processes
+    if run.inputs.trajectories:
+        return TrajectoryPairs(run.inputs.trajectories[0], run.inputs.words, run.config)
+    return TrainingExamples(
+        run.inputs.trained,
+        run.inputs.words,
+        settings.seed,
+        settings.caption_dropout,
+        data.main_caption_share,
+        data.horizontal_flip,
+        training_order(run.data, run.config, processes, run.state.images),
+        run.data.trained.buckets,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from typing import Any
@@ -10,12 +11,19 @@ from typing import Any
 from limner.config import Config
 from limner.distributed.processes import alone
 from limner.errors import LimnerError
+from limner.messages import plural
 
 MARGIN = 0.9
 """Share of the free memory that a run may use."""
 
 
+TOO_LARGE = (
+    "not even a batch of one picture fits into memory; use a smaller model.hidden_size or "
+    "model.num_layers"
+)
 GIB = 2**30
+
+log = logging.getLogger(__name__)
 
 
 def line(small: dict[str, Any], large: dict[str, Any], name: str) -> tuple[float, float]:
@@ -49,10 +57,7 @@ def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, 
             break
         except MemoryError:
             if size == 1:
-                raise LimnerError(
-                    "not even a batch of one picture fits into memory; use a smaller "
-                    "model.hidden_size or model.num_layers"
-                ) from None
+                raise LimnerError(TOO_LARGE) from None
             size = max(1, size // 4)
     roomy = size == max(1, batch // 2) and 2 * first["peak_bytes"] <= free * MARGIN
     other = batch if roomy else max(1, size // 2)
@@ -64,8 +69,31 @@ def probe_twice(config: Config, free: float) -> tuple[dict[str, Any], dict[str, 
 
 def probe(config: Config) -> dict[str, Any]:
     """One short run in a subprocess. Raises MemoryError, or LimnerError with its error message."""
+    size = config.training.micro_batch_size
+    log.info(
+        f"measuring a short run, {size} {plural(size, 'picture')} at a time (a minute or more)"
+    )
+    return _measured_by("limner.training.probe", config)
+
+
+def probe_quickly(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `probe_twice` measures, nearly, by a few updates in a subprocess (see
+    limner.training.quick_probe): at half the batch and the whole batch.
+
+    Raises:
+        LimnerError: the run could not even start, or not even one picture fits into memory.
+    """
+    try:
+        found = _measured_by("limner.training.quick_probe", config)
+    except MemoryError:
+        raise LimnerError(TOO_LARGE) from None
+    return found["small"], found["large"]
+
+
+def _measured_by(program: str, config: Config) -> dict[str, Any]:
+    """What a module measured for a configuration, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "limner.training.probe"],
+        [sys.executable, "-m", program],
         env=alone(),
         input=config.model_dump_json(),
         capture_output=True,

@@ -9,11 +9,12 @@ latents and text embeddings that would have to be computed first are random.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from limner.device import part_precision
 from limner.files.process_identity import end_with_the_parent
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.text.batch import TextEmbeddings
+from limner.text.caption_lengths import lengths_of
 from limner.text.words import stack
 from limner.training.inputs import Inputs
 from limner.training.monitor.run_log import read_log
@@ -69,6 +71,30 @@ class MadeUpCaptions(StoredCaptions):
 
 def measure(config: Config) -> dict[str, Any]:
     """Train for a few steps, and measure memory and time."""
+    with short_run(config) as trainer:
+        trainer.train()
+        run = trainer.run
+        (speed,) = (e for e in read_log(run.folder / "log.jsonl") if e["kind"] == "speed")
+        checkpoint = sum(f.stat().st_size for f in run.folder.glob("checkpoint-*/**/*"))
+        return {
+            "batch_size": run.config.training.micro_batch_size,
+            "seconds_per_step": run.config.training.micro_batch_size / speed["images_per_second"],
+            "share_of_matmul_peak": speed["mfu"],
+            "gflops_per_picture": speed["training_gflops_per_picture"],
+            "peak_bytes": peak_bytes(run.device),
+            "checkpoint_bytes": checkpoint,
+            **counts(trainer),
+            **encoding(trainer),
+        }
+
+
+@contextlib.contextmanager
+def short_run(config: Config, **changes: Any) -> Iterator[Trainer]:
+    """A trainer of this configuration that leaves nothing behind and computes no inputs.
+
+    Args:
+        changes: keys of `training`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         short = {
             "training": {
@@ -85,6 +111,7 @@ def measure(config: Config) -> dict[str, Any]:
                 "effective_batch_size": None,
                 "resume": "no",
                 "trackers": ("none",),
+                **changes,
             },
             "data": {"buckets": None},  # no size has more pixels than the square
             "sampling": {"num_inference_steps": 2},
@@ -97,37 +124,30 @@ def measure(config: Config) -> dict[str, Any]:
         )
         trainer = Trainer(config)
         trainer.run.inputs = made_up_inputs(trainer)
-        cuda = trainer.run.device.type == "cuda"
-        trainer.train()
-        (speed,) = (e for e in read_log(Path(folder) / "log.jsonl") if e["kind"] == "speed")
-        weights = list(trainer.model.parameters())
-        states = [
-            value
-            for optimizer in trainer.run.optimizers.values()
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        checkpoint = sum(f.stat().st_size for f in Path(folder).glob("checkpoint-*/**/*"))
-        peak = torch.cuda.max_memory_reserved(trainer.run.device) if cuda else peak_resident()
-        denoiser = sum(p.numel() for p in trainer.model.denoiser.parameters())
-        return {
-            "batch_size": config.training.micro_batch_size,
-            "seconds_per_step": config.training.micro_batch_size / speed["images_per_second"],
-            "share_of_matmul_peak": speed["mfu"],
-            "gflops_per_picture": speed["training_gflops_per_picture"],
-            "peak_bytes": peak,
-            "parameters": sum(p.numel() for p in weights),
-            "denoiser_parameters": denoiser,
-            "weight_bytes": sum(p.nbytes for p in weights),
-            "trained_bytes": sum(p.nbytes for p in weights if p.requires_grad),
-            "optimizer_bytes": sum(value.nbytes for value in states),
-            "checkpoint_bytes": checkpoint,
-            "trained": len(trainer.data.trained.rows),
-            "held_out": len(trainer.data.held_out.rows),
-            "captions": len({c for r in trainer.data.set.rows for c in r.captions}),
-            **encoding(trainer),
-        }
+        yield trainer
+
+
+def counts(trainer: Trainer) -> dict[str, Any]:
+    """What can be counted once an update has made the optimizers' states."""
+    weights = list(trainer.model.parameters())
+    states = [
+        value
+        for optimizer in trainer.run.optimizers.values()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    return {
+        "parameters": sum(p.numel() for p in weights),
+        "denoiser_parameters": sum(p.numel() for p in trainer.model.denoiser.parameters()),
+        "weight_bytes": sum(p.nbytes for p in weights),
+        "trained_bytes": sum(p.nbytes for p in weights if p.requires_grad),
+        "optimizer_bytes": sum(value.nbytes for value in states),
+        "trained": len(trainer.data.trained.rows),
+        "held_out": len(trainer.data.held_out.rows),
+        "captions": len({c for r in trainer.data.set.rows for c in r.captions}),
+        "captions_cut": lengths_of(trainer.data.trained.rows, trainer.run.reader).in_words(),
+    }
 
 
 def made_up_inputs(trainer: Trainer) -> Inputs:
@@ -183,6 +203,13 @@ def _seconds(do: Any) -> float:
     start = time.perf_counter()
     do()
     return time.perf_counter() - start
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has had, on the GPU if it computes there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return peak_resident()
 
 
 def peak_resident() -> int:

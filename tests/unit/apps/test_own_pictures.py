@@ -9,11 +9,18 @@ import pytest
 import yaml
 from tiny import TINY
 
-from limner.apps.own_pictures.choose import MODEL_SIZES, Choice, Sections, choose
+from limner.apps.own_pictures import start as own_pictures
+from limner.apps.own_pictures.choose import (
+    MODEL_SIZES,
+    Choice,
+    Sections,
+    choose,
+    rounded_side,
+)
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
 from limner.apps.own_pictures.settings_file import read_request, write
-from limner.apps.own_pictures.start import in_words, start
+from limner.apps.own_pictures.start import Start, in_words, start
 from limner.apps.own_pictures.survey import Survey, survey
 from limner.config import Config, load_config
 from limner.config.loading import read_sections
@@ -132,7 +139,7 @@ def test_a_checkpoint_is_saved_about_every_ten_minutes() -> None:
 def test_expectations_fall_with_the_number_of_pictures() -> None:
     def hope(pictures: int) -> str:
         found = Survey(pictures, 1, 0, 96, 14)
-        return " ".join(in_words(request("photos"), found, TWO_CORES, chosen(pictures)))
+        return " ".join(in_words(found, TWO_CORES, chosen(pictures)))
 
     assert "most captions" in hope(300)
     assert "rough shapes" in hope(3_000)
@@ -189,6 +196,31 @@ def test_heads_fit_any_width(width: int) -> None:
     assert width % (4 * model.num_heads) == 0
 
 
+def test_a_size_that_no_good_patch_divides_is_rounded() -> None:
+    expected = {61: 64, 65: 64, 97: 96, 125: 128, 17: 16}
+    kept = {side: side for side in (8, 16, 24, 32, 56, 60, 64, 96, 100, 128, 200, 256, 333, 500)}
+    assert {side: rounded_side(side) for side in expected} == expected
+    assert {side: rounded_side(side) for side in kept} == kept
+
+
+def test_a_near_size_that_is_faster_is_found() -> None:
+    for side in (64, 96, 128):
+        assert chosen(300, own=[f"data.image_size={side}"]).faster is None
+    choice = chosen(300, own=["data.image_size=65"])
+    assert choice.config.data.image_size == 65
+    assert choice.faster is not None
+    near, times = choice.faster
+    assert near == 64
+    fewer = load_config({"data": {"image_size": 64}, "model": {"patch_size": 8}})
+    model = choice.config.model.model_copy(update={"patch_size": 8})
+    other = choice.config.model_copy(update={"data": fewer.data, "model": model})
+    flops = training_cost(choice.config).flops, training_cost(other).flops
+    assert times == pytest.approx(flops[0] / flops[1])
+    assert times > 2
+    own = ["data.image_size=65", "model.patch_size=5"]  # somebody wants just that
+    assert chosen(300, own=own).faster is None
+
+
 # What is looked at
 
 
@@ -225,6 +257,40 @@ def test_the_file_says_what_it_was_chosen_for_and_is_a_configuration(tmp_path: P
     assert began.config.training.max_minutes == 3
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["dataset_path"] == str(folder)
     assert any("patches" in sentence for sentence in began.said)
+
+
+def sized(folder: Path, output: Path, size: int | None, *own: str) -> Start:
+    return start(Request(str(folder), 3, size, None, str(output), own))
+
+
+def test_a_size_is_rounded_with_a_word_and_its_key_is_not(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    began = sized(folder, tmp_path / "rounded", 61)
+    assert began.config.data.image_size == 64
+    said = " ".join(began.said)
+    assert "size: 64 pixels, as 61 can only be cut into" in said
+    assert "data.image_size=61 keeps it" in said
+    again = sized(folder, tmp_path / "rounded", 61)  # the same request
+    assert again.said[0].startswith("settings as chosen before")
+    assert again.config.data.image_size == 64
+    kept = sized(folder, tmp_path / "kept", None, "data.image_size=61", "model.hidden_size=64")
+    assert kept.config.data.image_size == 61
+    assert "size: 61 pixels are cut into 61 x 61 patches; data.image_size=64 would be about" in (
+        " ".join(kept.said)
+    )
+    good = sized(folder, tmp_path / "good", 64)
+    assert good.config.data.image_size == 64
+    assert not any(sentence.startswith("size:") for sentence in good.said)
+
+
+def test_a_size_that_wastes_the_patches_of_the_chosen_model_is_rounded(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    with pytest.MonkeyPatch.context() as patch:  # as many minutes as a grid of 16 needs
+        patch.setattr(own_pictures, "measure", lambda config: GPU)
+        began = sized(folder, tmp_path / "run", 70)
+    config = began.config
+    assert (config.data.image_size, config.model.patch_size) == (64, 4)
+    assert any("size: 64 pixels, as 70 can only" in sentence for sentence in began.said)
 
 
 def test_the_same_command_uses_what_was_chosen_and_changed(tmp_path: Path) -> None:

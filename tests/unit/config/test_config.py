@@ -455,6 +455,45 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.iterdir()))
+def test_a_configuration_that_comes_with_limner_is_called_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == load_config(CONFIGS / f"{name}.yaml")
+    assert load_config(f"configs/{name}.yaml") == load_config(name)
+
+
+def test_a_file_or_folder_here_comes_before_the_configuration_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").write_text("model: {num_layers: 3}", encoding="utf-8")
+    assert load_config("shapes").model.num_layers == 3
+    Path("tiny").mkdir()
+    with pytest.raises(LimnerError, match=r"is a folder.*configs/tiny\.yaml comes with"):
+        load_config("tiny")
+    Path("configs").mkdir()
+    Path("configs/tiny.yaml").write_text("model: {num_layers: 5}", encoding="utf-8")
+    assert load_config("configs/tiny.yaml").model.num_layers == 5
+
+
+@pytest.mark.parametrize("name", ["shaps", "shapes.yaml", "configs/shapes"])
+def test_a_name_that_is_nearly_one_of_limners_is_told_it_and_all_of_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LimnerError, match="did you mean --config shapes") as refused:
+        load_config(name)
+    assert "emoji, emoji_gpu, emoji_latents, latents, shapes, tiny, train_config" in str(refused)
+    with pytest.raises(LimnerError, match="comes with Limner: emoji, ") as refused:
+        load_config("cats")
+    assert "did you mean" not in str(refused)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -288,7 +288,7 @@ def test_without_the_package_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(LimnerError, match=r"run: pip install 'limner\[data\]'"):
+    with pytest.raises(LimnerError, match=r'run: pip install "limner\[data\]"'):
         open_image_dataset(load_config(None, ["data.dataset_name=someone/emoji"]))
 
 

@@ -341,7 +341,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     ("kind", "data", "said"),
     [
         ("HEIF", b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(60),
-         r"HEIC .*pip install 'limner\[heic\]'.*convert it to JPEG"),
+         r'HEIC .*pip install "limner\[heic\]".*convert it to JPEG'),
         ("AVIF", b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miafMA1B" + bytes(60),
          r"AVIF .*pip install --upgrade pillow; or convert it to JPEG"),
         ("JXL", JXL, r"JPEG XL .*djxl a\.jxl a\.png"),

@@ -11,6 +11,7 @@ from limner.config import Config
 from limner.data.dataset import ImageError
 from limner.data.examples import DecodedImages
 from limner.data.open import Data, open_data
+from limner.evaluation import prompt_following
 from limner.evaluation.prompt_following import (
     Gallery,
     check_shapes,
@@ -61,6 +62,31 @@ def test_a_limited_gallery_holds_what_was_drawn(data: Data) -> None:
     last = drawn_as_they_are(data)[-1:]
     assert rank_drawings(last, data, most=6) in (6, 7)
     assert last[0].rank == 1
+
+
+def test_in_limited_time_the_true_pictures_are_read_and_others_evenly(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, read, told = 0.0, list[tuple[bool, int]](), list[tuple[float, int]]()
+    load = DecodedImages.load
+
+    def slow(self: DecodedImages, position: int) -> torch.Tensor:
+        nonlocal now
+        now += 1
+        read.append((self is data.trained, position))
+        return load(self, position)
+
+    few = drawn_as_they_are(data)[:5]
+    monkeypatch.setattr(DecodedImages, "load", slow)
+    monkeypatch.setattr(prompt_following.time, "monotonic", lambda: now)
+    assert rank_drawings(few, data, progress=lambda *n: told.append(n), seconds=20.5) == 21
+    assert {d.rank for d in few} == {1}
+    others = [position for trained, position in read[5:] if trained]
+    assert max(others) > 0.8 * len(data.trained.rows)
+    assert told[-1] == (21, 60)
+    now = 0.0
+    assert rank_drawings(few, data, seconds=0) == 5
+    assert {d.rank for d in few} == {1}
 
 
 def test_what_cannot_be_decoded_is_no_part_of_a_gallery(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import limner
-from limner import choices
+from limner import choices, console
 from limner.cli import main
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
@@ -113,6 +114,20 @@ def test_several_prompts_are_numbered_pictures(
     assert np.abs(drawn[1] - np.array(alone)).max() <= 1
     assert np.abs(drawn[0] - drawn[3]).max() <= 1
     assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_progress_does_not_mix_with_the_list_of_pictures(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "SAY_EVERY", 0.0)
+    words = [str(trained / "outputs"), "a", "b", "--output", str(tmp_path / "a.png")]
+    assert main(["generate", *words, "--num_inference_steps", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [str(tmp_path / f"a-{number}.png") for number in range(2)]
+    assert re.findall(r"(\d) of 2 pictures drawn, about ", err) == ["0", "1"]
 
 
 def test_prompts_keep_their_order_wherever_the_flags_are(

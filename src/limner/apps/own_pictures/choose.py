@@ -13,6 +13,7 @@ from typing import Any
 from limner.apps.own_pictures.machine import Machine, input_side, training_cost
 from limner.apps.own_pictures.survey import Survey
 from limner.config import Config
+from limner.config.defaults import changed
 from limner.errors import LimnerError
 from limner.training.batch_size import MOST
 
@@ -50,6 +51,12 @@ SHARE_WHEN_BEGUN = 1 / 4
 """Of these images, that a model needs which begins with another's weights."""
 SHORTEST, LONGEST = 10.0, 60.0
 """Minutes, where none are given."""
+GRIDS = sorted({size.grid for size in MODEL_SIZES})
+SIDE_STEP = max(GRIDS)
+"""Pixels: multiples of it are cut into each of these grids."""
+WASTEFUL, SLOWER = 2.0, 1.25
+"""How many times as fast a size near the one that was asked for must be to be taken instead; to be
+named."""
 SMALLEST_PATCH = 2
 """Pixels a side; smaller pictures are made larger."""
 FEW = 100
@@ -81,6 +88,8 @@ class Choice:
         rate: images per second, about.
         images: that are learned from in the time.
         wanted: images until most trained captions have their picture.
+        faster: a side near that of the configuration that is cut into fewer patches, and how many
+            times as fast the model is with it; None: there is none.
     """
 
     sections: Sections
@@ -88,6 +97,7 @@ class Choice:
     rate: float
     images: float
     wanted: float
+    faster: tuple[int, float] | None = None
 
 
 def choose(
@@ -134,7 +144,38 @@ def choose(
         images = float((training.max_steps or 0) * per_update(config) or epochs)
         bound = {}
     sections["training"] |= bound | _intervals(config, images, images / rate / 60)
-    return Choice(sections, build(sections), rate, images, wanted)
+    config = build(sections)
+    return Choice(sections, config, rate, images, wanted, _faster(config, origin, given))
+
+
+def near_side(side: int) -> int:
+    """The nearest side that is cut into patches well."""
+    return max(SIDE_STEP, round(side / SIDE_STEP) * SIDE_STEP)
+
+
+def patches_at_best(side: int) -> int:
+    """Patches a side, as the smallest model has them."""
+    return side // _patch(side, GRIDS[0])
+
+
+def rounded_side(side: int) -> int:
+    """The side itself; or a near one where no patch of a good size divides it: 61 pixels can only
+    be cut into patches of one pixel, 3,721 of them, where 64 make 64."""
+    wasteful = patches_at_best(side) ** 2 > WASTEFUL * GRIDS[0] ** 2
+    return near_side(side) if wasteful and side > SIDE_STEP else side
+
+
+def _faster(config: Config, origin: Config | None, given: Sections) -> tuple[int, float] | None:
+    side, near = config.data.image_size, near_side(config.data.image_size)
+    patches = side // (config.model.patch_size or 1)
+    grid = max((grid for grid in GRIDS if grid <= patches), default=patches)
+    own = origin is not None or "patch_size" in given.get("model", {})
+    if own or near == side or grid == patches or side < SIDE_STEP:
+        return None
+    model = changed(config.model, patch_size=near // grid)
+    other = changed(config, data=changed(config.data, image_size=near), model=model)
+    times = training_cost(config).flops / training_cost(other).flops
+    return (near, times) if times >= SLOWER else None
 
 
 def per_update(config: Config) -> int:

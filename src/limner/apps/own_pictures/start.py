@@ -8,10 +8,18 @@ from __future__ import annotations
 import copy
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limner.apps.own_pictures.choose import FEW, Choice, Sections, choose, per_update
+from limner.apps.own_pictures.choose import (
+    FEW,
+    WASTEFUL,
+    Choice,
+    Sections,
+    choose,
+    per_update,
+    rounded_side,
+)
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
 from limner.apps.own_pictures.settings_file import read_request, write
@@ -98,14 +106,7 @@ def _again(request: Request, path: Path) -> Start:
 
 
 def _anew(request: Request, path: Path) -> Start:
-    folder = json.dumps(str(request.folder), ensure_ascii=False)
-    settings = [f"training.output_dir={folder}", *request.settings()]
-
-    def build(sections: Sections) -> Config:
-        # `read_sections` changes what it is given.
-        return load_run_config(copy.deepcopy(sections), settings)
-
-    given = read_sections(None, settings)[1]
+    given = read_sections(None, _settings(request))[1]
     config = load_run_config(_of_the_data(given))
     begin_with = given["training"].get("init_from")
     if config.vae.pretrained_model_name is not None and begin_with is None:
@@ -122,9 +123,14 @@ def _anew(request: Request, path: Path) -> Start:
             "model it was made from, and distill the result"
         )
     found, machine = survey(config), measure(config)
-    choice = choose(found, machine, build, request.minutes, origin, given)
-    said = in_words(request, found, machine, choice)
-    _, whole = read_sections(copy.deepcopy(choice.sections), settings)
+    sized, choice = _choose(request, found, machine, origin)
+    said = in_words(found, machine, choice)
+    if sized.size != request.size:
+        said.append(
+            f"size: {sized.size} pixels, as {request.size} can only be cut into patches that are "
+            f"far too many; data.image_size={request.size} keeps it all the same"
+        )
+    _, whole = read_sections(copy.deepcopy(choice.sections), _settings(sized))
     about = [f"{request.command}  ({machine.name})", *said, "", "To use changed settings:"]
     about.append(f"  limner train --config {path.as_posix()} training.output_dir=outputs/another")
     if path.exists():  # chosen for something else, and perhaps changed since
@@ -133,6 +139,42 @@ def _anew(request: Request, path: Path) -> Start:
     folder = request.folder.as_posix()
     ways = [f"settings: {path.as_posix()}", f"to watch it in the browser: limner watch {folder}"]
     return Start(load_run_config(path), None, [*said, *ways])
+
+
+def _settings(request: Request) -> list[str]:
+    folder = json.dumps(str(request.folder), ensure_ascii=False)
+    return [f"training.output_dir={folder}", *request.settings()]
+
+
+def _choose(
+    request: Request, found: Survey, machine: Machine, origin: Config | None
+) -> tuple[Request, Choice]:
+    """The request with the size of the pictures that is trained, and what was chosen for it.
+
+    A `--size` that training would be far slower with than with a near one is replaced by that; one
+    that is set by its key stays.
+    """
+
+    def chosen(request: Request) -> Choice:
+        settings = _settings(request)
+
+        def build(sections: Sections) -> Config:
+            # `read_sections` changes what it is given.
+            return load_run_config(copy.deepcopy(sections), settings)
+
+        given = read_sections(None, settings)[1]
+        return choose(found, machine, build, request.minutes, origin, given)
+
+    size = request.size
+    own = ("data.image_size", "model.patch_size")
+    if size is None or origin is not None or any(request.said(key) for key in own):
+        return request, chosen(request)
+    request = replace(request, size=rounded_side(size))
+    choice = chosen(request)
+    if choice.faster is not None and choice.faster[1] > WASTEFUL:
+        request = replace(request, size=choice.faster[0])
+        choice = chosen(request)
+    return request, choice
 
 
 def _of_the_data(given: Sections) -> Sections:
@@ -147,8 +189,8 @@ def _of_the_data(given: Sections) -> Sections:
     return kept | {section: given[section] for section in parts if section in given}
 
 
-def in_words(request: Request, found: Survey, machine: Machine, choice: Choice) -> list[str]:
-    """Three or four sentences: the data, the model, what to expect, what would help."""
+def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
+    """Three to five sentences: the data, the model, what to expect, what would help."""
     config = choice.config
     sizes = f", mostly of {found.side} pixels or more" if found.side else ""
     tokens = f"; captions of up to {found.tokens} tokens" if found.tokens else ""
@@ -171,6 +213,12 @@ def in_words(request: Request, found: Survey, machine: Machine, choice: Choice) 
         f"{hope}"
         + ("" if share >= 0.8 else f" ({format_duration(enough)} would be enough for most)"),
     ]
+    if choice.faster is not None:
+        near, times = choice.faster
+        said.append(
+            f"size: {side} pixels are cut into {side // (patch or 1)} x {side // (patch or 1)} "
+            f"patches; data.image_size={near} would be about {times:.1f} times as fast"
+        )
     if found.trained < FEW and config.training.init_from is None:
         said.append(
             f"{found.trained} pictures are few: begin with another model, --from outputs/demo "

@@ -216,7 +216,7 @@ def check_measures(quality: Quality, missing: str) -> list[str]:
             "caption, so recall has no single true image"
         )
     if quality.network is None:
-        return [f"selecting by recall only: {missing} (pip install 'limner[evaluation]')"]
+        return [f"selecting by recall only: {missing}"]
     if quality.follow is None:
         return [
             "selecting by kernel distance only, which ignores captions: several images have the "

@@ -122,8 +122,8 @@ class LiveRun:
         with self.lock:
             training = is_written_by(self.folder / TRAINING)
             changed = self.log.read()
-            seen = (training, *map(self._stamp, ("config.yaml", "results.json", "refused.jsonl")))
-            seen += (self._previews(),)
+            stamps = map(self._stamp, ("config.yaml", "results.json", "refused.jsonl"))
+            seen = (training, *stamps, self._previews())
             if changed or seen != self.seen or self.contents is None:
                 self.seen = seen
                 self.version += 1

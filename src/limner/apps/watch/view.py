@@ -194,7 +194,7 @@ def results(run: Run) -> dict[str, Any]:
 
 def settings(run: Run) -> dict[str, Any]:
     """The configuration as {"section.key": value}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in run.config.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}

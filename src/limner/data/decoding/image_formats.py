@@ -63,7 +63,7 @@ def learn_heic() -> bool:
 def how_to_read(kind: str) -> str:
     """What to do about a picture of a format that is not read here."""
     ways = {
-        "HEIC": "a HEIC picture, as iPhones take them. To read it, run: pip install 'limner[heic]' "
+        "HEIC": 'a HEIC picture, as iPhones take them. To read it, run: pip install "limner[heic]" '
         "(or pip install pillow-heif); or convert it to JPEG",
         "AVIF": "an AVIF picture, which this build of Pillow does not support. To read it, run: "
         "pip install --upgrade pillow; or convert it to JPEG",

@@ -23,7 +23,7 @@ from limner.errors import LimnerError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NEEDS = "run: pip install 'limner[data]' (or pip install datasets)"
+NEEDS = 'run: pip install "limner[data]" (or pip install datasets)'
 
 
 def open_datasets(config: Config) -> DatasetImages:

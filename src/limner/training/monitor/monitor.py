@@ -15,11 +15,11 @@ from limner import device as devices
 from limner import memory
 from limner.config.defaults import noise_floor
 from limner.data.dataset import Refused
-from limner.data.examples import warn_of_long_captions
 from limner.data.verify import check_share_refused
 from limner.messages import plural
 from limner.metrics.memorisation import COPIES, FEW
 from limner.redaction import places_of
+from limner.text.caption_lengths import lengths_of
 from limner.training.budget import COMPILING, Budget
 from limner.training.distillation.heldout import STEPS, TeacherDrawings
 from limner.training.folder import write_config
@@ -132,7 +132,7 @@ class RunMonitor:
                 f"{count} {plural(count, 'row')} cannot be used (see refused.jsonl), first: {first}"
             )
         self.check_refused()
-        if sentence := warn_of_long_captions(self.inputs.trained.rows, self.reader):
+        if sentence := lengths_of(self.inputs.trained.rows, self.reader).in_words():
             log.info(sentence)
 
     def write_plan(self) -> None:
@@ -353,15 +353,9 @@ class RunMonitor:
         if not self.budget.step_seconds:
             log.info("nothing to do: this run has already used all its steps or minutes")
             return
-        device, space = self.accelerator.device, self.autoencoder
-        side = self.config.data.image_size // space.downsampling
-        image = torch.zeros(1, space.channels, side, side, device=device)
-        text = self.inputs.words.encode([""]).to(device)
-        inputs = image, torch.ones(1, device=device), text
+        device = self.accelerator.device
         with self.ema.on(device):
-            flops = throughput.training_flops(self.averaged, inputs)
-        if self.config.lora.rank is not None:
-            flops *= 2 / 3  # frozen matrices need no weight gradients
+            flops = throughput.flops_per_picture(self.run)
         speed = self.budget.images_per_second(len(self.budget.step_seconds))
         peak = throughput.matmul_peak(device, self.dtype)
         mfu = speed * flops / peak / self.accelerator.num_processes

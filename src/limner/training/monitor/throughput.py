@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+if TYPE_CHECKING:
+    from limner.training.run import Run
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
@@ -60,3 +63,14 @@ def training_flops(model: nn.Module, inputs: tuple[Any, ...]) -> float:
     with torch.no_grad(), counter:
         model(*inputs)
     return 3.0 * counter.get_total_flops()
+
+
+def flops_per_picture(run: Run) -> float:
+    """The same of a run, whose averaged model is on its device."""
+    space = run.parts.autoencoder
+    side = run.config.data.image_size // space.downsampling
+    image = torch.zeros(1, space.channels, side, side, device=run.device)
+    text = run.inputs.words.encode([""]).to(run.device)
+    flops = training_flops(run.averaged, (image, torch.ones(1, device=run.device), text))
+    # Frozen matrices need no weight gradients.
+    return flops if run.config.lora.rank is None else flops * 2 / 3
