@@ -34,7 +34,7 @@ NAVIGATION = {
         "runs/emoji-latents",
         "benchmarks",
     ),
-    "Share": ("anywhere", "publishing"),
+    "Share": ("anywhere", "publishing", "serving"),
     "Understand": ("how-it-works", "recipe", "contributing", "changelog"),
     "Reference": ("reference/config", "reference/cli", "reference/api"),
 }

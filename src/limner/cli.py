@@ -27,6 +27,7 @@ from limner.commands import (
     prepare,
     publish,
     report,
+    serve,
     sweep,
     train,
     train_autoencoder,
@@ -175,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add(commands, every)
     export.add(commands, every)
     publish.add(commands, every)
+    serve.add(commands, every)
     completion.add(commands, every, build_parser)
     return parser
 

