@@ -268,23 +268,31 @@ def test_the_batch_size_that_is_chosen_follows_from_the_same_measurement(
 
 
 class Machine:
-    """A clock, and updates that take and hold so much: a second and 100 bytes a picture."""
+    """A clock, and updates that take and hold so much: a second and 100 bytes a picture, and a
+    second for the weights."""
+
+    max_grad_norm, scaler = 1.0, None
 
     def __init__(self, free: int, pieces_from: int = 10**9) -> None:
         self.free, self.pieces_from, self.now, self.peak = free, pieces_from, 0.0, 1000
-        self.sizes: list[int] = []
+        self.state = SimpleNamespace(pieces=1)
 
-    def update(self, batches: list[Any]) -> None:
+    def gradients_within_memory(self, batches: list[Any], progress: float) -> None:
         (size,) = batches
-        self.sizes.append(size)
         self.now += size
         self.peak = max(self.peak, 1000 + 100 * size)
         self.state.pieces = 2 if size >= self.pieces_from else 1
 
+    def change_weights(self) -> None:
+        self.now += 1
+
+    def forget_gradients(self) -> None:
+        pass
+
     def measured(self, batch_size: int, seconds: float, patch: pytest.MonkeyPatch) -> list[Any]:
-        self.state = SimpleNamespace(pieces=1)
+        model = torch.nn.Linear(1, 1)
         run = SimpleNamespace(
-            device=SimpleNamespace(type="cpu"), state=self.state, train_step=self.update,
+            device=SimpleNamespace(type="cpu"), state=self.state, train_step=self, model=model,
             update_ema=lambda: None,
         )  # fmt: skip
         patch.setattr(quick_probe, "examples_of", lambda run: range(10**6))
@@ -292,9 +300,10 @@ class Machine:
         patch.setattr(quick_probe, "peak_bytes", lambda device: self.peak)
         patch.setattr(quick_probe, "free_memory", lambda device: self.free)
         patch.setattr(quick_probe.time, "perf_counter", lambda: self.now)
-        trainer: Any = SimpleNamespace(run=run, model=torch.nn.Linear(1, 1))
+        trainer: Any = SimpleNamespace(run=run, model=model)
         found = quick_probe.updates(trainer, batch_size, seconds)
-        return [(one.pictures, one.seconds, one.peak) for one in found]
+        assert {one.change for one in found} == {1}
+        return [(one.pictures, one.gradients, one.peak) for one in found]
 
 
 def test_more_and_more_pictures_are_measured_up_to_the_batch(
@@ -334,17 +343,27 @@ def test_what_is_kept_for_the_backward_pass_is_counted_without_the_weights() -> 
     assert trainer.model.weight.grad is not None
 
 
+def updates_of(*sizes: int, peak: Callable[[int], int]) -> list[quick_probe.Measured]:
+    return [quick_probe.Measured(n, n, n % 3, peak(n), 80 * n) for n in sizes]
+
+
 def test_a_larger_batch_follows_from_the_last_two_sizes() -> None:
-    small, few, many = (quick_probe.Measured(n, 1.0 + n, 1000 + 100 * n, 80 * n) for n in (1, 4, 8))
-    assert quick_probe.expected([small, few, many], 64, False, True) == (65.0, 1000 + 100 * 64)
-    step, peak = quick_probe.expected([few, many], 64, True, False)
-    assert step == pytest.approx(65 / 1.1)
+    expected, compiler = quick_probe.expected, quick_probe.COMPILER
+    found = updates_of(1, 4, 8, peak=lambda n: 1000 + 100 * n)
+    change = (1 + 1 + 2) / 3  # of all, as some updates take longer than others
+    assert expected(found, 64, False, True) == (64 + change, 1000 + 100 * 64)
+    assert expected(found, 64, False, True, accumulation=4)[0] == 64 + change / 4
+    step, peak = expected(found, 64, True, False)
+    assert step == pytest.approx(64 / 1.1 + change)
     assert peak == 1000 + 56 * 64  # by what is kept, which is more than half of the growth
-    assert quick_probe.expected([few, many], 8, True, True)[1] == 1000 + quick_probe.COMPILER
-    assert quick_probe.expected([many], 8, False, True) == (9.0, 1800)
-    # What was hidden below an earlier peak is kept nevertheless.
-    flat = [quick_probe.Measured(n, 1.0, 5000, 80 * n) for n in (4, 8)]
-    assert quick_probe.expected(flat, 64, False, True) == (1.0, 5000 + 80 * 64)
+    assert expected(found, 8, True, True)[1] == 1000 + compiler
+    assert expected(found, compiler, True, True)[1] == 1000 + compiler // 2 + 56 * compiler
+    assert expected(found[-1:], 8, False, True) == (8 + 2, 1800)
+
+
+def test_what_an_earlier_peak_hides_is_expected_nevertheless() -> None:
+    flat = updates_of(4, 8, peak=lambda n: 5000)
+    assert quick_probe.expected(flat, 64, False, True)[1] == 5000 + 80 * 64
 
 
 def test_a_machine_that_others_use_is_told(

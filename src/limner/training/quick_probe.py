@@ -27,6 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from limner.config import Config, load_config
 from limner.console import say
 from limner.data.examples import Batch
+from limner.distributed.processes import clip_gradients
 from limner.files.process_identity import end_with_the_parent
 from limner.memory import free_memory, give_back_freed_memory
 from limner.training.batches import examples_of
@@ -35,6 +36,7 @@ from limner.training.monitor import throughput
 from limner.training.monitor.machine_share import MachineShare
 from limner.training.monitor.throughput import synchronised
 from limner.training.probe import counts, encoding, peak_bytes, short_run
+from limner.training.run import Run
 from limner.training.trainer import Trainer
 
 SECONDS = 7.0
@@ -43,27 +45,28 @@ LEAST, MORE = 2, 4
 """Sizes that are measured however long that takes, since of fewer nothing larger follows; how many
 times the one before each is."""
 FASTER = 1.1
-"""How many times as fast an update is with torch.compile: 1.17 for the demo's model on two threads
-(benchmarks/README.md), and for that, the default model and one of 768 x 12 between 1 and 1.1 on
-one."""
+"""How many times as fast gradients are with torch.compile: 1.0 to 1.2 times for the demo's model,
+the default one, and one of 768 x 12."""
 GROWTH, KEPT, COMPILER = 0.5, 0.7, 130 * 2**20
 """By which share of the growth without it the peak grows with torch.compile, and which share of the
-activations is kept for the backward pass; bytes that compiling takes on a processor, which
+activations is kept for the backward pass; bytes that compiling takes on a processor, half of which
 activations use afterwards. Measured for the same models; of GPUs the same is assumed."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Updates of so many pictures at a time, without torch.compile.
+    """An update of so many pictures at a time, without torch.compile.
 
     Attributes:
-        seconds: of an update.
+        gradients: seconds until they are computed.
+        change: seconds in which the weights and their average are changed.
         peak: most memory that the process has had, bytes.
         kept: for the backward pass, bytes.
     """
 
     pictures: int
-    seconds: float
+    gradients: float
+    change: float
     peak: int
     kept: int
 
@@ -75,6 +78,7 @@ def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
         update={"data": config.data.model_copy(update={"check_pictures": False})}
     )
     batch_size = config.training.micro_batch_size
+    accumulation = config.training.gradient_accumulation_steps
     with short_run(config, compile_model=False) as trainer:
         run = trainer.run
         compiled = config.training.compile_model and can_compile(run.device)
@@ -95,7 +99,7 @@ def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
         }
         found = []
         for size in (max(1, batch_size // 2), batch_size):
-            step, most = expected(measured, size, compiled, run.device.type == "cpu")
+            step, most = expected(measured, size, compiled, machine is not None, accumulation)
             share = size / step * flops / peak
             shown = round(share, 4) if share <= 1 else None
             told = {"batch_size": size, "seconds_per_step": step, "peak_bytes": most}
@@ -108,27 +112,36 @@ def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[Measured]
     run, examples = trainer.run, examples_of(trainer.run)
     free, began = free_memory(run.device), time.perf_counter()
 
-    def update(size: int) -> float:
+    def gradients(size: int) -> float:
         start = time.perf_counter()
         with synchronised(run.device):
-            run.train_step([Batch.of([examples[i] for i in range(size)])])
-            run.update_ema()
+            batch = Batch.of([examples[i] for i in range(size)])
+            run.train_step.gradients_within_memory([batch], 0.0)
         return time.perf_counter() - start
 
-    update(1)  # makes the optimizers' states
+    def change() -> float:
+        start = time.perf_counter()
+        with synchronised(run.device):
+            change_weights(run)
+        return time.perf_counter() - start
+
+    gradients(1)
+    change()  # makes the optimizers' states
     size, found = 1, list[Measured]()
     while True:
         give_back_freed_memory()  # blocks of another size, which would be counted but not used
         with (kept := Kept(trainer)).counted():
-            step = update(size)
+            step = gradients(size)
+        changed = change()
+        if step < seconds / 2 or time.perf_counter() - began + step < seconds:
+            step = min(step, gradients(size))  # the first of a size is slower
+            run.train_step.forget_gradients()
         if run.state.pieces > 1:  # memory ran out, and it was done in parts
             break
-        if time.perf_counter() - began + step < seconds:
-            step = min(step, update(size))
-        found.append(Measured(size, step, peak_bytes(run.device), kept.bytes))
+        found.append(Measured(size, step, changed, peak_bytes(run.device), kept.bytes))
         following = min(MORE * size, batch_size)
         left = seconds - (time.perf_counter() - began)
-        late = left < step * following / size and len(found) >= LEAST
+        late = left < step * following / size + changed and len(found) >= LEAST
         last = found[-2:]
         grows = (last[-1].peak - last[0].peak) / max(1, size - last[0].pictures)
         short = last[-1].peak + grows * (following - size) > free * MARGIN
@@ -136,6 +149,16 @@ def updates(trainer: Trainer, batch_size: int, seconds: float) -> list[Measured]
             break
         size = following
     return found
+
+
+def change_weights(run: Run) -> None:
+    """What an update does after its gradients."""
+    clip_gradients(run.model.parameters(), run.train_step.max_grad_norm)
+    run.train_step.change_weights()
+    if run.train_step.scaler:
+        run.train_step.scaler.update()
+    run.train_step.forget_gradients()
+    run.update_ema()
 
 
 class Kept:
@@ -160,11 +183,17 @@ class Kept:
 
 
 def expected(
-    measured: list[Measured], size: int, compiled: bool, on_processor: bool
+    measured: list[Measured],
+    size: int,
+    compiled: bool,
+    on_processor: bool,
+    accumulation: int = 1,
 ) -> tuple[float, int]:
-    """Seconds and peak in bytes of updates of so many pictures.
+    """Seconds of a micro-batch of so many pictures, with its share of an update, and the peak in
+    bytes.
 
     Args:
+        accumulation: micro-batches of an update.
         compiled: whether training will use torch.compile.
     """
     few, many = measured[max(0, len(measured) - 2)], measured[-1]
@@ -172,13 +201,18 @@ def expected(
     def growth(before: float, after: float) -> float:
         return max(0.0, after - before) / max(1, many.pictures - few.pictures)
 
-    step = many.seconds + growth(few.seconds, many.seconds) * (size - many.pictures)
-    grows = growth(few.peak, many.peak)
-    fixed, kept = many.peak - grows * many.pictures, growth(few.kept, many.kept)
+    more = growth(few.gradients, many.gradients)
+    gradients = many.gradients + more * (size - many.pictures)
+    # Muon computes some of its directions at each update: not all updates take equally long.
+    change = sum(one.change for one in measured) / len(measured) / accumulation
+    grows, kept = growth(few.peak, many.peak), growth(few.kept, many.kept)
+    fixed = many.peak - grows * many.pictures
     if not compiled:
-        return step, round(fixed + max(grows, kept) * size)
+        return gradients + change, round(fixed + max(grows, kept) * size)
     activations = max(GROWTH * grows, KEPT * kept) * size
-    return step / FASTER, round(fixed + max(activations, COMPILER if on_processor else 0))
+    if on_processor:
+        activations = COMPILER / 2 + max(activations, COMPILER / 2)
+    return gradients / FASTER + change, round(fixed + activations)
 
 
 def checkpoint_bytes(trainer: Trainer, counted: dict[str, Any]) -> int:
