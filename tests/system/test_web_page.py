@@ -25,7 +25,11 @@ from limner.apps.web_page.assemble import assemble
 from limner.apps.web_page.build import export_web_page
 from limner.apps.web_page.weights import PRECISIONS
 from limner.cli import main
+from limner.config import SamplingConfig
+from limner.diffusion.noise_schedule import FlowMatchingSchedule
+from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
+from limner.inference.sampling_settings import inference_timesteps
 from limner.inference.saving import how_drawn
 from limner.text.tokenizer import CaptionTokenizer
 
@@ -232,6 +236,35 @@ def test_seeds_give_the_noise_of_torch(browser: Page, count: int) -> None:
         stream = torch.Generator().manual_seed(seed)
         there = torch.cat([torch.randn(count, generator=stream) for _ in range(2)])
         assert np.abs(np.array(here) - there.numpy()).max() < 2e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_solvers_take_the_steps_of_limner(browser: Page, solver: str) -> None:
+    # Of a denoiser that says something else at each time and place, so that every weight counts.
+    sampling = {"shift": 1.7, "timestep_power": 1.3, "zero_init_steps": 1}
+    found = browser.ask(
+        f"(() => {{ {with_source('noise.js', 'solvers.js')}"
+        "const last = 500, stream = new Noise(3), noise = () => stream.normal(48);"
+        "const denoise = (x, time) => x.map(value => Math.tanh(3 * value + time / 150));"
+        f"const times = timesAt(7, {json.dumps(sampling)}, last), told = [];"
+        f"const x = SOLVERS[{json.dumps(solver)}]"
+        "(denoise, noise(), times, last, i => told.push(i), noise);"
+        "return [times, [...x], told]; })()"
+    )
+    schedule, stream = FlowMatchingSchedule(500), torch.Generator().manual_seed(3)
+    times = inference_timesteps(SamplingConfig(num_inference_steps=7, **sampling), schedule)
+    told: list[int] = []
+    there = SOLVERS[solver](
+        lambda x, time: torch.tanh(3 * x + time / 150),
+        torch.randn(48, generator=stream),
+        times,
+        schedule,
+        lambda _: torch.randn(48, generator=stream),
+        lambda i, _: told.append(i),
+    )
+    assert np.allclose(found[0], times.numpy(), rtol=1e-12)
+    assert np.abs(np.array(found[1]) - there.numpy()).max() < 2e-5
+    assert found[2] == told == list(range(6))
 
 
 def test_the_matrix_product_is_the_bytes_that_wat2wasm_makes() -> None:
