@@ -49,15 +49,18 @@ def what_is_imported_is_no_garbage() -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_levels_are_put_back() -> Iterator[None]:
-    """Commands set them for the whole process: after `--log-level debug`, all that follows would be
-    run as in debugging, which compiles nothing and prints tracebacks."""
-    loggers = [logging.getLogger(name) for name in ("", "limner")]
-    before = [each.level for each in loggers], console._voice.level
+def the_voice_is_put_back() -> Iterator[None]:
+    """Commands set it for the whole process: after `--log-level debug`, all that follows would be
+    run as in debugging, which compiles nothing and prints tracebacks; after a command whose stdout
+    is its result, all would be told on stderr."""
+    loggers, voice = [logging.getLogger(name) for name in ("", "limner")], console._voice
+    levels = [each.level for each in loggers]
+    before = voice.level, voice.stderr, voice.muted
     yield
-    for each, level in zip(loggers, before[0], strict=True):
+    for each, level in zip(loggers, levels, strict=True):
         each.setLevel(level)
-    console._voice.setLevel(before[1])
+    voice.setLevel(before[0])
+    _, voice.stderr, voice.muted = before
 
 
 @pytest.fixture
