@@ -95,6 +95,23 @@ def test_runs_and_a_run_are_told_and_the_same_is_not_told_twice(ask: Ask) -> Non
     assert ask(f"/run?run=run&version={said['version']}") == (204, b"")
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    bad, odd = made_up_run(tmp_path / "bad"), made_up_run(tmp_path / "odd")
+    (bad / "config.yaml").write_text("a: [1,", "utf-8")
+    (odd / "config.yaml").write_text("data: {x: .nan, y: 2026-11-30}\n1: {2: .inf}\n", "utf-8")
+    with serving(good=made_up_run(tmp_path / "good"), bad=bad, odd=odd) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+
+        def get(path: str) -> Any:
+            headers = {"Authorization": f"Bearer {server.access.token}"}
+            connection.request("GET", path, headers=headers)
+            return json.loads(connection.getresponse().read(), parse_constant=pytest.fail)
+
+        assert [run["status"] for run in get("/runs")] == ["stopped", "unreadable", "stopped"]
+        assert "config.yaml" in get("/run?run=bad")["message"]
+        assert get("/run?run=odd")["settings"]["data.y"] == "2026-11-30"
+
+
 def test_previews_and_their_film_are_images(ask: Ask, folder: Path) -> None:
     status, data = ask("/preview?run=run&step=50")
     assert status == 200
@@ -175,6 +192,14 @@ def test_the_newest_checkpoint_is_drawn_from(folder: Path, tmp_path: Path) -> No
     kinds = [[event["kind"] for event in explained(explainer, copy)] for _ in range(2)]
     assert kinds[0] == ["opening", *kinds[1]]
     shutil.copytree(copy / "checkpoint-3", copy / "checkpoint-7")
+    assert explained(explainer, copy)[0]["kind"] == "opening"
+
+
+def test_a_model_that_took_the_place_of_another_is_drawn_from(folder: Path, tmp_path: Path) -> None:
+    copy, explainer = shutil.copytree(folder, tmp_path / "run"), Explainer(device="cpu")
+    shutil.copytree(copy / "checkpoint-3", copy / "checkpoint-9")
+    explained(explainer, copy)
+    shutil.rmtree(copy / "checkpoint-9")
     assert explained(explainer, copy)[0]["kind"] == "opening"
 
 

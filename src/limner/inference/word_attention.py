@@ -108,7 +108,9 @@ def words_of(prompt: str, words: CaptionTokenizer | PretrainedTextEncoder) -> li
         tokenizer = words.tokenizer
         if not tokenizer.is_fast:
             return []  # it does not say which characters a token is of
-        read = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+        read = tokenizer(
+            text, return_offsets_mapping=True, truncation=True, max_length=words.max_length
+        )
         places = enumerate(read["offset_mapping"])
     found: list[tuple[int, int, list[int]]] = []
     for position, (begin, end) in places:

@@ -13,6 +13,8 @@ from PIL import Image
 from limner.evaluation.splits import Split
 
 MAX_AS_IS = 64_000  # bytes; larger images are downscaled, so the page can be sent by e-mail
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for images that are damaged, or larger than any that Limner writes."""
 MOST_FILM = 3_000_000
 """Bytes; a larger film is only a file beside the page."""
 SAMPLE_SIDE = 256  # pixels, longest side after downscaling
@@ -38,8 +40,11 @@ def embed_image(
         return None
     if Path(name).anchor or ".." in Path(name).parts:
         return None  # a page may be shared: it must not show files from elsewhere
+    path = folder / name
     try:
-        data = (folder / name).read_bytes()
+        if not path.is_file() or path.is_symlink() or path.parent.is_symlink():
+            return None
+        data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             media = Image.MIME.get(image.format or "", "")
@@ -49,7 +54,7 @@ def embed_image(
                 buffer = io.BytesIO()
                 small.save(buffer, format="JPEG", quality=88)
                 data, media = buffer.getvalue(), "image/jpeg"
-    except (OSError, ValueError):
+    except UNREADABLE:
         return None
     return EmbeddedImage(
         f"data:{media};base64,{base64.b64encode(data).decode('ascii')}", width, height

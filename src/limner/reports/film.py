@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from limner.reports.embedded_images import UNREADABLE
 from limner.reports.run_folder import evenly
 
 FRAMES = 60
@@ -40,7 +41,7 @@ def film_of(previews: Sequence[tuple[int, Path]]) -> bytes | None:
         try:
             with Image.open(path) as image:
                 frame = image.convert("RGB")
-        except (OSError, ValueError):
+        except UNREADABLE:
             continue
         frame.thumbnail((SIDE, SIDE))
         if frames and frame.size != (frames[0].width, frames[0].height - BAR):

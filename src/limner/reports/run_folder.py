@@ -47,7 +47,7 @@ def run_of(folder: Path, log: Sequence[dict[str, Any]]) -> Run:
         config = small_files.read_yaml(folder / "config.yaml")
     except FileNotFoundError:
         config = {}
-    shots = ((step_of(path), path) for path in (folder / "previews").glob("step-*.png"))
+    shots = ((step_of(path), path) for path in own_files(folder, "previews", "step-*.png"))
     samples, results = read_json(folder / "samples.json"), read_json(folder / "results.json")
     return Run(
         folder=folder,
@@ -73,6 +73,15 @@ def run_of(folder: Path, log: Sequence[dict[str, Any]]) -> Run:
         plan=next((line for line in reversed(log) if line.get("kind") == "plan"), {}),
         copies=by_step(line for line in log if line.get("kind") == "copies"),
     )
+
+
+def own_files(folder: Path, name: str, pattern: str) -> list[Path]:
+    """Regular files in a folder of the run: pages are shared, and must show nothing that a link
+    leads to. A pipe, which would be waited for without end, is none."""
+    inside = folder / name
+    if inside.is_symlink():
+        return []
+    return [path for path in inside.glob(pattern) if path.is_file() and not path.is_symlink()]
 
 
 def _lineage(folder: Path) -> Lineage | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,12 @@ def points(lines: list[dict[str, Any]], key: str) -> Points:
 def smoothed(curve: Points) -> Points:
     """A moving average over 1/30 of the curve on either side."""
     reach = len(curve) // 30
+    known = [y if math.isfinite(y) else 0.0 for _, y in curve]
+    sums = [0.0, *accumulate(known)]
+    counts = [0, *accumulate(int(math.isfinite(y)) for _, y in curve)]
     means = []
     for i, (x, _) in enumerate(curve):
-        near = [y for _, y in curve[max(0, i - reach) : i + reach + 1] if math.isfinite(y)]
-        means.append((x, sum(near) / len(near) if near else math.nan))
+        begin, end = max(0, i - reach), min(len(curve), i + reach + 1)
+        count = counts[end] - counts[begin]
+        means.append((x, (sums[end] - sums[begin]) / count if count else math.nan))
     return means

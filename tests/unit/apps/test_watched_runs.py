@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import made_up_run
+from made_up_run import made_up_run, noise
 
 from limner.apps.watch.runs import LiveLog, LiveRun, find_runs, names_of
 from limner.apps.watch.view import contents, summary
@@ -94,6 +94,31 @@ def test_a_log_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
     log.path.unlink()
     assert log.read()
     assert log.lines == []
+
+
+def test_a_log_that_was_written_anew_in_place_is_read_anew(tmp_path: Path) -> None:
+    log = LiveLog(tmp_path / "log.jsonl")
+    append(log.path, line(1, loss=1.0), line(2, loss=1.0))
+    log.read()
+    log.path.write_text("", "utf-8")  # the same file, as one that was replaced twice may seem
+    append(log.path, line(1, loss=2.0), line(2, loss=2.0), line(3, loss=2.0))
+    assert log.read()
+    assert [one["loss"] for one in log.lines] == [2.0] * 3
+
+
+def test_what_could_not_be_read_is_read_when_it_can_be(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    live, config = LiveRun("run", folder), (folder / "config.yaml").read_text("utf-8")
+    version = live.look()[0]
+    append(folder / "log.jsonl", {}, line(2000, loss=0.5))
+    (folder / "config.yaml").write_text("a: [1,", "utf-8")
+    for _ in range(2):
+        with pytest.raises(LimnerError, match=r"config\.yaml"):
+            live.look()
+    (folder / "config.yaml").write_text(config, "utf-8")
+    again, run, _ = live.look()
+    assert again > version
+    assert run.train[-1]["step"] == 2000
 
 
 def test_the_version_grows_with_anything_that_is_shown(tmp_path: Path) -> None:
@@ -197,6 +222,31 @@ def test_damaged_figures_are_left_out(tmp_path: Path) -> None:
     said = contents(live)
     assert said["curves"]["images"]["training"] == [(20, 0.5)]
     json.dumps([said, summary(live)], allow_nan=False)
+
+
+def test_a_long_log_is_thinned_and_smoothed_as_a_short_one(tmp_path: Path) -> None:
+    many = [line(step, loss=1.0 + step % 2, images_per_second=8.0) for step in range(1, 30_001)]
+    said = contents(planned(tmp_path / "run", *many))
+    losses = said["curves"]["images"]["training"]
+    assert len(losses) == 300
+    assert losses[-1][0] == 4 * 30_000
+    assert all(y == pytest.approx(1.5, abs=0.01) for _, y in losses)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a permission there")
+def test_nothing_that_a_link_leads_to_is_shown(tmp_path: Path) -> None:
+    folder, secret = made_up_run(tmp_path / "run"), tmp_path / "secret.png"
+    noise(secret)
+    shots = folder / "previews"
+    for path in shots.iterdir():
+        path.unlink()
+    (shots / "step-000001.png").symlink_to(secret)
+    os.mkfifo(shots / "step-000002.png")
+    noise(shots / "step-000003.png")
+    assert [shot["step"] for shot in contents(LiveRun("run", folder))["previews"]] == [3]
+    shots.rename(tmp_path / "elsewhere")
+    shots.symlink_to(tmp_path / "elsewhere")
+    assert contents(LiveRun("run", folder))["previews"] == []
 
 
 def test_private_paths_stay_out_of_the_page(tmp_path: Path) -> None:

@@ -100,3 +100,9 @@ def test_a_pretrained_encoder_tells_its_words(tmp_path: Path) -> None:
     assert attention is not None
     side = 32 // generator.autoencoder.downsampling // generator.patch
     assert attention.of_words(words, side, side).shape == (3, side, side)
+    long, tokenizer = "a small red circle above a green cross " * 9, generator.words.tokenizer  # type: ignore[union-attr]
+    cut = tokenizer(long, truncation=True, max_length=generator.words.max_length)["input_ids"]
+    ends = {i for i, one in enumerate(cut) if one in tokenizer.all_special_ids}
+    found = {position for _, positions in words_of(long, generator.words) for position in positions}
+    assert ends
+    assert not ends & found

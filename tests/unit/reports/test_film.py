@@ -66,3 +66,14 @@ def test_without_two_readable_previews_there_is_none(tmp_path: Path) -> None:
     some[0][1].write_bytes(b"no image")
     assert film_of(some) is None
     assert film_of([]) is None
+
+
+def test_damaged_and_enormous_images_are_left_out(tmp_path: Path) -> None:
+    some = previews(tmp_path, 4)
+    data = some[0][1].read_bytes()
+    place = data.rindex(b"IEND")
+    some[0][1].write_bytes(data[:place] + b"\x00\x01\x02\x03" + data[place + 4 :])
+    Image.new("1", (20_000, 20_000)).save(some[1][1])  # a decompression bomb
+    film = film_of(some)
+    assert film is not None
+    assert len(frames(film)) in (2, 3)

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -247,7 +248,7 @@ class LocalHandler(BaseHTTPRequestHandler):
             self.wfile.write(data[begin : begin + PIECE])
 
     def answer_json(self, values: Any) -> None:
-        self.answer(json.dumps(values).encode(), "application/json")
+        self.answer(json.dumps(plain(values), allow_nan=False).encode(), "application/json")
 
     def refuse(self, status: int, why: str) -> None:
         if self.command == "GET" and self.path.partition("?")[0] == "/":  # shown in the browser
@@ -274,6 +275,18 @@ class LocalHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *values: Any) -> None:
         log.debug("%s", (format % values).replace(self.server.access.token, "..."))
+
+
+def plain(values: Any) -> Any:
+    """Values as JSON has them, whatever a file held: what is not finite is null, and what JSON does
+    not know is text."""
+    if isinstance(values, dict):
+        return {str(key): plain(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    return values if values is None or isinstance(values, str | int) else str(values)
 
 
 def last_event(work: Callable[[Tell], None], tell: Tell) -> dict[str, Any]:

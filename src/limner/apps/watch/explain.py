@@ -48,6 +48,7 @@ class Explainer:
         self.options = options
         self.lock = threading.Lock()
         self.painter: Painter | None = None
+        self.opened: tuple[Path, int] | None = None
         self.stopping = False
 
     def explain(self, asked: ExplainRequest, folder: Path, tell: Tell) -> None:
@@ -88,13 +89,13 @@ class Explainer:
             raise ConnectionAbortedError("the server is shutting down")
 
     def _painter(self, folder: Path, tell: Tell) -> Painter:
-        if self.painter is None or self.painter.checkpoint != folder:
+        newest = checkpoints(folder)[-1]
+        found = newest, newest.stat().st_mtime_ns
+        if self.painter is None or self.opened != found:
             tell({"kind": "opening"})
             self.painter = None  # its memory is free before the next is loaded
             self.painter = Painter(folder, **self.options)
-        elif self.painter.newer() is not None:
-            tell({"kind": "opening"})
-            self.painter.take_newest()
+            self.opened = found
         return self.painter
 
     def _draw(self, painter: Painter, asked: ExplainRequest, tell: Tell) -> None:

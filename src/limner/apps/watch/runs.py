@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from limner.console import printable
 from limner.errors import LimnerError
 from limner.files.folder_lock import TRAINING, is_written_by
 from limner.files.output_folders import is_training_run
+from limner.reports.film import film_of
 from limner.reports.run_folder import Run, run_of
 
+LAST_BYTES = 512
+"""Of a log, by which it is seen whether it is still the same."""
 MOST_RUNS = 200
 """The most runs of a folder; the newest are shown."""
 
@@ -45,8 +49,11 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Whether it is a run, or is being made one."""
-    has_both = (folder / "log.jsonl").is_file() and (folder / "config.yaml").is_file()
-    return has_both or (folder / TRAINING).exists() or is_training_run(folder)
+    try:
+        has_both = (folder / "log.jsonl").is_file() and (folder / "config.yaml").is_file()
+        return has_both or (folder / TRAINING).exists() or is_training_run(folder)
+    except OSError:  # it may not be read
+        return False
 
 
 def names_of(folders: Sequence[Path]) -> dict[str, Path]:
@@ -54,7 +61,7 @@ def names_of(folders: Sequence[Path]) -> dict[str, Path]:
     whole = [folder.resolve() for folder in folders]
     longest = max((len(path.parts) for path in whole), default=1)
     for length in range(1, longest + 1):
-        names = ["/".join(path.parts[-length:]) for path in whole]
+        names = [printable("/".join(path.parts[-length:])) for path in whole]
         if len(set(names)) == len(names):
             break
     return dict(zip(names, folders, strict=True)) if folders else {}
@@ -76,6 +83,7 @@ class LiveLog:
         self.lines: list[dict[str, Any]] = []
         self.file = (0, 0)
         self.read_to = 0
+        self.end = b""  # the last bytes that were read
 
     def read(self) -> bool:
         """Read what is new; returns whether there was anything."""
@@ -83,15 +91,20 @@ class LiveLog:
             with self.path.open("rb") as file:
                 about = os.fstat(file.fileno())
                 same = self.file == (about.st_dev, about.st_ino) and about.st_size >= self.read_to
+                if same:  # a file that was replaced twice may have its old number again
+                    file.seek(self.read_to - len(self.end))
+                    same = file.read(len(self.end)) == self.end
                 if not same:
                     self.file, self.lines, self.read_to = (about.st_dev, about.st_ino), [], 0
+                    self.end = b""
                 file.seek(self.read_to)
                 data = file.read()
         except OSError:  # it is not there yet
-            changed, self.lines, self.read_to = bool(self.lines), [], 0
+            changed, self.lines, self.read_to, self.end = bool(self.lines), [], 0, b""
             return changed
         whole = data.rfind(b"\n") + 1  # of a last line, half may be there
         self.read_to += whole
+        self.end = (self.end + data[:whole])[-LAST_BYTES:]
         new = [line for part in data[:whole].split(b"\n") if (line := _object(part)) is not None]
         self.lines += new
         return bool(new) or not same
@@ -111,23 +124,33 @@ class LiveRun:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
         self.log = LiveLog(folder / "log.jsonl")
-        self.lock = threading.Lock()
+        self.lock, self.filming = threading.Lock(), threading.Lock()
         self.seen: tuple[Any, ...] = ()
         self.version = 0
         self.contents: Run | None = None
+        self.is_stale = True
+        self.filmed: tuple[Any, bytes | None] = ((), None)
+
+    def film(self) -> bytes | None:
+        """The film of its previews, made once of the same ones."""
+        _, run, _ = self.look()
+        with self.filming:
+            if self.filmed[0] != tuple(run.previews):
+                self.filmed = tuple(run.previews), film_of(run.previews)
+            return self.filmed[1]
 
     def look(self) -> tuple[int, Run, bool]:
         """A number that grows when anything has changed, what is there, and whether something is
         training there."""
         with self.lock:
             training = is_written_by(self.folder / TRAINING)
-            changed = self.log.read()
+            self.is_stale = self.log.read() or self.is_stale
             stamps = map(self._stamp, ("config.yaml", "results.json", "refused.jsonl"))
             seen = (training, *stamps, self._previews())
-            if changed or seen != self.seen or self.contents is None:
-                self.seen = seen
-                self.version += 1
+            if self.is_stale or seen != self.seen or self.contents is None:
                 self.contents = run_of(self.folder, self.log.lines)
+                self.version += 1
+                self.seen, self.is_stale = seen, False
             return self.version, self.contents, training
 
     def _stamp(self, name: str) -> tuple[int, int] | None:

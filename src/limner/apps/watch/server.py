@@ -11,8 +11,10 @@ POST /explain   `ExplainRequest` as JSON; responds with one line of JSON per eve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from limner.apps.play.request import read_request
 from limner.apps.serving.server import LocalHandler, LocalServer, Refusal
@@ -20,8 +22,10 @@ from limner.apps.watch.explain import Explainer, ExplainRequest
 from limner.apps.watch.runs import LiveRun
 from limner.apps.watch.view import contents, summary
 from limner.errors import LimnerError
-from limner.reports.film import film_of
 
+MOST_BYTES = 2**26
+"""Of a preview that is sent."""
+log = logging.getLogger(__name__)
 STOP_WITHIN = 20.0
 """Time limit for stopping a drawing at shutdown, in seconds."""
 
@@ -67,28 +71,30 @@ class Handler(LocalHandler):
         self.answer_page("limner.apps.watch", "watch.html")
 
     def all_runs(self) -> None:
-        self.answer_json([summary(run) for run in self.server.runs.values()])
+        self.answer_json([self.told(run, summary) for run in self.server.runs.values()])
 
     def one_run(self) -> None:
         run = self.run()
-        if self.query.get("version") == str(run.look()[0]):
+        version = self.told(run, lambda run: {"version": run.look()[0]})["version"]
+        if version >= 0 and self.query.get("version") == str(version):
             self.answer(b"", "application/json", status=204)
         else:
-            self.answer_json(contents(run))
+            self.answer_json(self.told(run, contents))
 
     def preview(self) -> None:
         _, run, _ = self.run().look()
         for step, path in run.previews:
             if str(step) == self.query.get("step"):
                 try:
+                    if path.stat().st_size > MOST_BYTES:
+                        break
                     return self.answer(path.read_bytes(), "image/png")
                 except OSError:
                     break
         raise Refusal(404, "there is no such preview")
 
     def film(self) -> None:
-        _, run, _ = self.run().look()
-        film = film_of(run.previews)
+        film = self.run().film()
         if film is None:
             raise Refusal(404, "a film needs two previews")
         self.answer(film, "image/webp")
@@ -103,6 +109,16 @@ class Handler(LocalHandler):
             self.server.explainer.explain(asked, self.server.runs[asked.run].folder, tell)
 
         self.answer_events(work)
+
+    def told(self, run: LiveRun, what: Callable[[LiveRun], dict[str, Any]]) -> dict[str, Any]:
+        """What is told of a run; of one whose files cannot be read, why, so that the others are
+        shown."""
+        try:
+            return what(run)
+        except Exception as error:
+            log.debug("cannot tell of %s", run.name, exc_info=True)
+            why = str(error) or type(error).__name__
+            return {"name": run.name, "version": -1, "status": "unreadable", "message": why}
 
     def run(self) -> LiveRun:
         """The run that the URL names. Raises Refusal."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from limner.apps.watch.runs import LiveRun
 from limner.reports.line_chart import Points
-from limner.reports.read_results import number, part
+from limner.reports.read_results import number, part, text
 from limner.reports.run_folder import Run, evenly
 from limner.reports.run_report import is_distilled, shared, smoothed, trained
 
@@ -15,6 +17,8 @@ MOST_POINTS = 300
 """Of a curve."""
 MOST_EVENTS, MOST_REFUSED = 200, 50
 """The newest that are shown."""
+MOST_LETTERS = 2000
+"""Of an event."""
 AXES = ("images", "minutes")
 ENDED = 0.98
 """Share of its steps or its time after which a run has ended: one of minutes ends a bit early."""
@@ -43,7 +47,7 @@ def summary(live: LiveRun) -> dict[str, Any]:
         "refused": len(run.refused),
         "parameters": number(run.plan.get("parameters")) or number(run.results.get("parameters")),
         "training_images": number(run.plan.get("training_images")),
-        "device": run.plan.get("device") or run.results.get("device"),
+        "device": text(run.plan, "device") or text(run.results, "device"),
         "distilled": is_distilled(run),
     }
 
@@ -104,21 +108,27 @@ def newest(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def contents(live: LiveRun) -> dict[str, Any]:
     """Everything of a run: curves, previews, events, what was refused, results, settings."""
     version, run, _ = live.look()
-    run = shared(run)
+    latest = {"events": run.events[-MOST_EVENTS:], "refused": run.refused[-MOST_REFUSED:]}
+    run = shared(replace(run, **latest))
+    seen = [(number(line.get("step")) or 0.0, number(line.get("images"))) for line in run.train]
+    steps = [step for step, _ in seen]
     return {
         "name": live.name,
         "version": version,
         "about": trained(run),
         "curves": curves(run),
         "levels": levels(run),
-        "previews": [{"step": step, "images": images_at(run, step)} for step, _ in run.previews],
+        "previews": [
+            {"step": step, "images": seen[k - 1][1] if (k := bisect_right(steps, step)) else None}
+            for step, _ in run.previews
+        ],
         "events": [
-            {key: line.get(key) for key in ("step", "seconds", "message")}
-            for line in run.events[-MOST_EVENTS:]
+            {key: line.get(key) for key in ("step", "seconds")}
+            | {"message": str(line.get("message", ""))[:MOST_LETTERS]}
+            for line in run.events
         ],
         "refused": [
-            {key: str(line.get(key, "")) for key in ("key", "reason")}
-            for line in run.refused[-MOST_REFUSED:]
+            {key: str(line.get(key, "")) for key in ("key", "reason")} for line in run.refused
         ],
         "copies": [
             {"step": line["step"], "ratio": number(line.get("ratio"))} for line in run.copies
@@ -170,12 +180,6 @@ def points(run: Run, lines: Sequence[dict[str, Any]], key: str, axis: str) -> Po
     return found
 
 
-def images_at(run: Run, step: int) -> float | None:
-    """Images seen by the last line that was logged up to this step."""
-    seen = [line["images"] for line in run.train if line["step"] <= step]
-    return number(seen[-1]) if seen else None
-
-
 def results(run: Run) -> dict[str, Any]:
     """What was measured at the end."""
     recall = {
@@ -200,4 +204,8 @@ def settings(run: Run) -> dict[str, Any]:
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value
-    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in NOT_COMPARED}
+    return {
+        str(key): value
+        for key, value in flat.items()
+        if str(key).rpartition(".")[2] not in NOT_COMPARED
+    }
