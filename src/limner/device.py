@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import time
+from pathlib import Path
 
 import torch
 
@@ -130,13 +133,39 @@ def _processor_has(*features: str) -> bool:
     return any(capabilities.get(feature) for feature in features)
 
 
+LEAST_LIBRARY = 64
+"""Bytes; the head of a library alone is longer."""
+WRITTEN_WITHIN = 10.0
+"""Seconds after which a library without content is not being written any more."""
+
+
 def why_not_compile(device: torch.device) -> str | None:
     """None if torch.compile works here, else the reason, found by compiling something tiny."""
     try:
+        remove_cut_libraries()
         torch.compile(lambda x: (x * 2 + 1).sum())(torch.ones(64, device=device))
     except Exception as error:  # whatever a missing or broken compiler raises
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
+
+
+def remove_cut_libraries() -> list[Path]:
+    """Remove what a compiler that was killed, or had no space, left in torch's cache: libraries
+    without content, which torch would load, and fail, whenever it needs that code again.
+
+    Returns:
+        What was removed.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    removed = []
+    for path in Path(cache_dir()).glob("*/*.so"):
+        with contextlib.suppress(OSError):  # another run may remove it, or own it
+            about = path.stat()
+            if about.st_size < LEAST_LIBRARY and time.time() - about.st_mtime > WRITTEN_WITHIN:
+                path.unlink()
+                removed.append(path)
+    return removed
 
 
 def allow_shapes(count: int) -> None:

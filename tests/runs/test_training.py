@@ -1,6 +1,7 @@
 """A run from its configuration to its folder: what it learns, and what it survives."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -188,6 +189,25 @@ def test_held_out_pictures_may_all_be_bad(
     assert {row.key for row in trainer.data.held_out.rows} <= set(listed(trainer.folder))
     assert "train_loss" in events(trainer.folder, "heldout")[0]
     assert "loss" not in events(trainer.folder, "heldout")[0]
+
+
+def test_what_a_killed_compiler_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    inside = tmp_path / "po"
+    inside.mkdir()
+    for name, content in (
+        ("cut.so", b""),
+        ("new.so", b""),
+        ("whole.so", b"x" * 4096),
+        ("a.cpp", b""),
+    ):
+        (inside / name).write_bytes(content)
+        if name != "new.so":
+            os.utime(inside / name, (1, 1))
+    assert devices.remove_cut_libraries() == [inside / "cut.so"]
+    assert sorted(path.name for path in inside.iterdir()) == ["a.cpp", "new.so", "whole.so"]
 
 
 def test_without_a_compiler_the_run_goes_on_and_says_so(

@@ -23,6 +23,7 @@ def compile_model(run: Run) -> None:
     if reason := devices.why_not_compile(run.device):
         log.info(f"torch.compile is off, so training is slower: {reason}")
         return
+    log.info("the first step compiles the model, which may take a minute or two")
     if run.config.data.buckets:
         devices.allow_shapes(len(run.config.data.buckets))
     for part in (run.model.denoiser, run.model.text_encoder):

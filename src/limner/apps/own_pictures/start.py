@@ -34,6 +34,7 @@ from limner.console import format_duration
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
 from limner.files.output_folders import is_training_run
+from limner.messages import plural
 from limner.training.folder import CHOSEN, CHOSEN_BEFORE, check_run_folder
 
 EXPECTED = (
@@ -195,7 +196,9 @@ def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
     sizes = f", mostly of {found.side} pixels or more" if found.side else ""
     tokens = f"; captions of up to {found.tokens} tokens" if found.tokens else ""
     refused = (
-        f"; {found.refused:,} rows cannot be used (limner check-data)" if found.refused else ""
+        f"; {found.refused:,} {plural(found.refused, 'row')} cannot be used (limner check-data)"
+        if found.refused
+        else ""
     )
     cost = training_cost(config)
     side, patch = config.data.image_size, config.model.patch_size

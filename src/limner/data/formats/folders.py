@@ -25,6 +25,7 @@ from limner.data.formats.text_files import existing_folder, parse_json, read_byt
 from limner.data.regular_files import MAX_CAPTION_BYTES, MAX_SIDECAR_BYTES
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints
+from limner.messages import plural
 
 __all__ = ["MOST_CHARACTERS", "READERS", "Entry", "FolderImages", "collect", "read_folder"]
 
@@ -68,7 +69,7 @@ class FolderImages:
         captions = sum(len(row.captions) for row in self.rows)
         self.description = (
             f"{len(self.rows):,} pictures with {captions:,} captions from {self.name} "
-            f"({found.layout}); {len(self.refused):,} rows refused. "
+            f"({found.layout}); {len(self.refused):,} {plural(len(self.refused), 'row')} refused. "
             + " ".join(
                 part for part in (found.held_out, *self.notes, str(found.passed_over)) if part
             )
