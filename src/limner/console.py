@@ -163,7 +163,8 @@ def _information_is_logged() -> Iterator[None]:
 
 def finish() -> None:
     """Write what libraries left in the buffers, so that Python has nothing to fail at when it
-    exits."""
+    exits. What follows in the same process is informed on stdout again."""
+    _voice.stderr = False
     for err in (False, True):
         _write(err, "")
 

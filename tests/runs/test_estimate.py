@@ -336,7 +336,7 @@ def test_measuring_takes_no_more_memory_than_there_is(monkeypatch: pytest.Monkey
 def test_what_is_kept_for_the_backward_pass_is_counted_without_the_weights() -> None:
     trainer: Any = SimpleNamespace(model=torch.nn.Linear(8, 16, bias=False))
     with (kept := quick_probe.Kept(trainer)).counted():
-        y = trainer.model(torch.zeros(4, 8)).exp()
+        y = trainer.model(torch.zeros(4, 8, requires_grad=True)).exp()
         z = y * y
     assert kept.bytes == 4 * (4 * 8 + 4 * 16)  # the input, and y once
     z.sum().backward()

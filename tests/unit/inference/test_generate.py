@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -128,6 +129,8 @@ def test_progress_does_not_mix_with_the_list_of_pictures(
     out, err = capsys.readouterr()
     assert out.split() == [str(tmp_path / f"a-{number}.png") for number in range(2)]
     assert re.findall(r"(\d) of 2 pictures drawn, about ", err) == ["0", "1"]
+    logging.getLogger("limner.x").info("of what this process does next")
+    assert capsys.readouterr().out == "of what this process does next\n"
 
 
 def test_prompts_keep_their_order_wherever_the_flags_are(
