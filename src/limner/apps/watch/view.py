@@ -108,8 +108,8 @@ def newest(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def contents(live: LiveRun) -> dict[str, Any]:
     """Everything of a run: curves, previews, events, what was refused, results, settings."""
     version, run, _ = live.look()
-    latest = {"events": run.events[-MOST_EVENTS:], "refused": run.refused[-MOST_REFUSED:]}
-    run = shared(replace(run, **latest))
+    events, refused = run.events[-MOST_EVENTS:], run.refused[-MOST_REFUSED:]
+    run = shared(replace(run, events=events, refused=refused))
     seen = [(number(line.get("step")) or 0.0, number(line.get("images"))) for line in run.train]
     steps = [step for step, _ in seen]
     return {
