@@ -156,8 +156,10 @@ def remove_cut_libraries() -> list[Path]:
     Returns:
         What was removed.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
+    try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+    except ImportError:  # an inner module, which other versions of torch may not have
+        return []
     removed = []
     for path in Path(cache_dir()).glob("*/*.so"):
         with contextlib.suppress(OSError):  # another run may remove it, or own it

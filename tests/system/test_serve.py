@@ -28,11 +28,12 @@ from made_up import made_up_checkpoint
 from PIL import Image
 
 from limner import ImageGenerator
-from limner.apps.images_api.limits import MOST_CHARACTERS, Limits
+from limner.apps.images_api.limits import Limits
 from limner.apps.images_api.models import open_models
 from limner.apps.images_api.queue import Drawing
 from limner.apps.images_api.server import ImagesServer
 from limner.cli import main
+from limner.data.formats.entries import MOST_CHARACTERS
 from limner.inference.saving import how_drawn
 
 KEY = "a-key-of-a-test-0123"

@@ -13,12 +13,13 @@ from PIL import Image
 from limner.apps.images_api.access import Access, is_loopback, read_key
 from limner.apps.images_api.counters import Counters
 from limner.apps.images_api.errors import ApiError
-from limner.apps.images_api.limits import MOST_CHARACTERS, read_limits
+from limner.apps.images_api.limits import read_limits
 from limner.apps.images_api.links import Links
 from limner.apps.images_api.models import name_of, named
 from limner.apps.images_api.queue import Drawing, Settings, Worker
 from limner.apps.images_api.request import ImagesRequest
 from limner.apps.images_api.server import bound_socket, check_host
+from limner.data.formats.entries import MOST_CHARACTERS
 from limner.errors import LimnerError
 
 SMALL, LARGE = Settings("one", 8, 8), Settings("one", 16, 16)

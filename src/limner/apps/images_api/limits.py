@@ -11,8 +11,6 @@ from limner.errors import LimnerError
 
 MOST_IMAGES = 10
 """Of one request; OpenAI's own limit."""
-MOST_CHARACTERS = 10_000
-"""Of a prompt, as of a caption."""
 MOST_STEPS = 250
 """More only where a checkpoint's own settings have more."""
 MOST_AREA = 4

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from limner.apps.images_api.errors import ApiError
-from limner.apps.images_api.limits import MOST_CHARACTERS, MOST_IMAGES
+from limner.apps.images_api.limits import MOST_IMAGES
+from limner.apps.serving.request import Prompt
 from limner.config.types import SEEDS, NonNegative, PositiveInt, Section, Seed
 from limner.messages import shorten, shorten_name
 
-Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 Word = Annotated[str, Field(max_length=1000)]
 
 CODES = {

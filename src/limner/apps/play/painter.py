@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import re
 import threading
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner.apps.play.request import DrawRequest
+from limner.apps.serving.images import encoded
 from limner.apps.serving.server import Tell
 from limner.checkpoint.locate import checkpoints
 from limner.data.images import to_pil
@@ -144,7 +144,7 @@ class Painter:
                 event: dict[str, Any] = {"first": first, "count": len(x0)}
                 event |= {"step": step, "steps": steps}
                 if isinstance(generator.autoencoder, IdentityAutoencoder):
-                    event["previews"] = [_encoded(p, "JPEG") for p in to_pil(x0)]
+                    event["previews"] = [encoded(p, "JPEG") for p in to_pil(x0)]
                 tell({"kind": "progress", **event})
 
             drawn = generator.generate_batch(
@@ -162,7 +162,7 @@ class Painter:
                         keep(image, self.keep_in)
                 except OSError as error:
                     unkept.append(error.strerror or str(error))
-                tell({**event, "png": _encoded(image, "PNG")})
+                tell({**event, "png": encoded(image, "PNG")})
         if unkept:
             raise LimnerError(
                 f"{len(unkept)} of {len(every)} images could not be saved in {self.keep_in} "
@@ -186,9 +186,3 @@ def keep(image: Image.Image, folder: Path) -> Path:
             continue
         return path
     raise AssertionError("names do not end")
-
-
-def _encoded(image: Image.Image, format: str) -> str:
-    data = BytesIO()
-    save_image(image, data, format)
-    return base64.b64encode(data.getvalue()).decode()

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from limner.apps.serving.request import Prompt, read_request
 from limner.config.types import SEEDS, NonNegative, PositiveInt, Section, Seed, Share
 from limner.errors import LimnerError
-from limner.messages import shorten_name
 
 MOST_IMAGES = 64
-MOST_CHARACTERS = 10_000
-"""Maximum length of a prompt, as of a caption."""
-MOST_ERRORS = 8
 MOST_PIXELS = 4096
 """Maximum height and width."""
-
-
-Prompt = Annotated[str, Field(max_length=MOST_CHARACTERS)]
-
-
-Asked = TypeVar("Asked", bound=Section)
-
-
-def read_request(kind: type[Asked], values: Any) -> Asked:
-    """Validate what a page sent. Raises LimnerError, naming the invalid fields."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
-        places = [shorten_name(".".join(map(str, e["loc"]))) for e in found]
-        lines = [f"{place}: {e['msg']}" for place, e in zip(places, found, strict=True)]
-        raise LimnerError("invalid request: " + "; ".join(lines)) from None
 
 
 class DrawRequest(Section):

@@ -3,9 +3,7 @@ looked at each word."""
 
 from __future__ import annotations
 
-import base64
 import threading
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +12,14 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from limner.apps.play.painter import Painter
-from limner.apps.play.request import Prompt
+from limner.apps.serving.images import encoded
+from limner.apps.serving.request import Prompt
 from limner.apps.serving.server import Tell
 from limner.checkpoint.locate import checkpoints
 from limner.config.types import PositiveInt, Section, Seed
 from limner.data.images import to_pil
 from limner.errors import LimnerError
+from limner.inference.generator import ImageGenerator
 from limner.inference.saving import how_drawn
 from limner.inference.word_attention import WordAttention, recorded, words_of
 
@@ -47,7 +46,7 @@ class Explainer:
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.lock = threading.Lock()
-        self.painter: Painter | None = None
+        self.generator: ImageGenerator | None = None
         self.opened: tuple[Path, int] | None = None
         self.stopping = False
 
@@ -72,8 +71,7 @@ class Explainer:
             )
         with self.lock:
             self._go_on()
-            painter = self._painter(folder, tell)
-            self._draw(painter, asked, tell)
+            self._draw(self._newest(folder, tell), asked, tell)
 
     def stop(self, within: float) -> bool:
         """Stop what is being drawn at its next step. Returns whether there was something; waits for
@@ -88,25 +86,31 @@ class Explainer:
         if self.stopping:
             raise ConnectionAbortedError("the server is shutting down")
 
-    def _painter(self, folder: Path, tell: Tell) -> Painter:
+    def _newest(self, folder: Path, tell: Tell) -> ImageGenerator:
         newest = checkpoints(folder)[-1]
         found = newest, newest.stat().st_mtime_ns
-        if self.painter is None or self.opened != found:
+        if self.generator is None or self.opened != found:
             tell({"kind": "opening"})
-            self.painter = None  # its memory is free before the next is loaded
-            self.painter = Painter(folder, **self.options)
+            self.generator = None  # its memory is free before the next is loaded
+            self.generator = ImageGenerator(folder, **self.options)
             self.opened = found
-        return self.painter
+        return self.generator
 
-    def _draw(self, painter: Painter, asked: ExplainRequest, tell: Tell) -> None:
-        generator = painter.generator
+    def _draw(self, generator: ImageGenerator, asked: ExplainRequest, tell: Tell) -> None:
         size: list[int] = []
 
         def progress(step: int, steps: int, x0: Tensor) -> None:
             self._go_on()
             size[:] = [side // generator.patch for side in x0.shape[-2:]]
             (preview,) = to_pil(generator.autoencoder.decode(x0[:1]))
-            tell({"kind": "progress", "step": step, "steps": steps, "preview": encoded(preview)})
+            tell(
+                {
+                    "kind": "progress",
+                    "step": step,
+                    "steps": steps,
+                    "preview": encoded(preview, "JPEG"),
+                }
+            )
 
         with recorded(generator.model) as attention:
             (image,) = generator.generate_batch(
@@ -148,12 +152,7 @@ def pictures_of(
         )
         shown = pixels * (DARK + (1 - DARK) * np.asarray(large)[..., None])
         picture = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
-        found.append({"text": text, "share": float(one.sum()) / whole, "image": encoded(picture)})
+        found.append(
+            {"text": text, "share": float(one.sum()) / whole, "image": encoded(picture, "JPEG")}
+        )
     return found
-
-
-def encoded(image: Image.Image, kind: str = "JPEG") -> str:
-    """In base64."""
-    buffer = BytesIO()
-    image.save(buffer, format=kind, **({"quality": 90} if kind == "JPEG" else {}))
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

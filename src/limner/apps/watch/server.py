@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from limner.apps.play.request import read_request
+from limner.apps.serving.request import read_request
 from limner.apps.serving.server import LocalHandler, LocalServer, Refusal
 from limner.apps.watch.explain import Explainer, ExplainRequest
 from limner.apps.watch.runs import LiveRun
