@@ -1,5 +1,6 @@
 """Sizes of several shapes: which picture gets which, and training with them."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from limner.data.images import decode, upright_size
 from limner.data.open import open_data
 from limner.device import allow_shapes
 from limner.errors import LimnerError
+from limner.evaluation.end_of_run import evaluate_run
 from limner.models.dit import DiT, published_positions
 from limner.models.modern import ModernDiT, rotation_table
 from limner.models.text_encoder import TextEncoder
@@ -290,6 +292,20 @@ def test_a_resumed_run_is_the_same_run(
     assert any("resumed at step 3" in said for said in messages(whole.folder))
     other = weights(whole.folder / "checkpoint-6")
     assert all(torch.equal(kept[name], other[name]) for name in kept)
+
+
+def test_captions_are_drawn_in_the_size_of_their_picture_and_found_among_all(mixed: Build) -> None:
+    trainer = trained(mixed("training.max_steps=2"))
+    results = evaluate_run(trainer.folder, trainer.config, trainer.data)
+    counts = {split: found["count"] for split, found in results["recall"].items()}
+    assert sum(counts.values()) == 36
+    shown = json.loads((trainer.folder / "samples.json").read_text("utf-8"))
+    sizes = set()
+    for sample in shown:
+        drawn, truth = (Image.open(trainer.folder / sample[key]) for key in ("file", "truth"))
+        assert drawn.size == truth.size
+        sizes.add(drawn.size)
+    assert len(sizes) == 3
 
 
 def test_all_sizes_are_trained(mixed: Build) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from limner.choices import DTYPES
-from limner.commands.neighbours import as_value, is_switch, key_of
+from limner.commands.neighbours import (
+    as_value,
+    check_not_needed,
+    is_switch,
+    key_of,
+    not_needed,
+    takes_value,
+)
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
@@ -75,11 +82,17 @@ def as_overrides(rest: Sequence[str], section: str = "") -> list[str]:
     while left:
         word = left.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and "." not in name and (key := key_of(name, section)):
-            given: str | None = value if equals else None
-            if not equals and _is_value(left, key):
+        given: str | None = value if equals else None
+        if word.startswith("--") and (why := not_needed(name)):
+            if not equals and left and takes_value(name):
                 given = left.pop(0)
-            overrides.append(f"{key}={as_value(key, given)}")
+            check_not_needed(name, given)
+            log.info(f"--{name} is not needed: {why}")
+            continue
+        if word.startswith("--") and "." not in name and (key := key_of(name, section)):
+            if not equals and _is_value(left, key, name):
+                given = left.pop(0)
+            overrides.append(f"{key}={as_value(key, given, name)}")
             log.info(f"--{name} is {overrides[-1]}")
             continue
         if "." not in name or not (equals or word.startswith("--")):
@@ -115,12 +128,17 @@ def settings_among(
             continue
         key = None
         if word.startswith("--") and name and not _has(parser, f"--{name}"):
+            if not_needed(name):
+                settings.append(word)
+                if not equals and left and takes_value(name):
+                    settings.append(left.pop(0))
+                continue
             key = name if "." in name else _key_of(name)
         if key is None:
             others.append(word)
             continue
         settings.append(word)
-        if not equals and _is_value(left, key):
+        if not equals and _is_value(left, key, name):
             settings.append(left.pop(0))
     return others, settings
 
@@ -137,11 +155,11 @@ def _has(parser: argparse.ArgumentParser, word: str) -> bool:
     return any(flag.startswith(word) for flag in parser._option_string_actions)
 
 
-def _is_value(left: Sequence[str], key: str) -> bool:
+def _is_value(left: Sequence[str], key: str, name: str) -> bool:
     """Whether the next of the words that are left is the value of a key whose flag was read."""
     if not left or left[0].startswith("--") or is_setting(left[0]):
         return False
-    return not is_switch(key) or _switches(left[0])
+    return not is_switch(key, name) or _switches(left[0])
 
 
 def _switches(word: str) -> bool:

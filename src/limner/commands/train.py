@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.commands.common import A_CONFIGURATION, A_MODEL, Commands, Parent, is_yaml, positive
+from limner.commands.common import (
+    A_CONFIGURATION,
+    A_MODEL,
+    Commands,
+    Parent,
+    flag,
+    is_yaml,
+    positive,
+)
+from limner.commands.neighbours import FOLDER_FLAGS, KEYS
 from limner.console import say
 from limner.errors import LimnerError
 from limner.messages import plain_words
@@ -58,10 +68,13 @@ def add(commands: Commands, common: Parent) -> None:
         help="checkpoint folder, `latest` (in output_dir), or `no`; by default, a run with the "
         "same settings is resumed",
     )
+    for name in FOLDER_FLAGS:
+        flag(train, f"--{name}", help=argparse.SUPPRESS)
     train.set_defaults(run=run, takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> None:
+    from limner.apps.own_pictures.expected import if_too_few
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
     from limner.evaluation.summary import how_to_measure_all, sentences_of_run
     from limner.reports.run_report import write_report
@@ -82,7 +95,12 @@ def run(options: argparse.Namespace) -> None:
         page = write_report(trainer.folder)
         for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
-        for line in what_next(trainer.folder, page, trainer.data.trained.rows[0].captions[0]):
+        trained = trainer.data.trained.rows
+        too_few = if_too_few(trainer.folder, config, trainer.state, len(trained))
+        if too_few:
+            say(too_few)
+        fast = not too_few and not config.data.buckets
+        for line in what_next(trainer.folder, page, trained[0].captions[0], fast):
             say(line)
 
 
@@ -100,6 +118,8 @@ def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
         if options.config is not None:
             raise LimnerError(f"both --config {options.config} and {where} are given; use only one")
         options.config, where = Path(where), None
+    where, data = _folder_by_flag(options, where)
+    overrides = [*data, *overrides]
     given = Request(where, options.minutes, options.size, options.origin, options.output, overrides)
     if where is not None and options.config is None:
         began = start(given)
@@ -111,13 +131,32 @@ def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
     return config or load_run_config(options.config, overrides), options.resume
 
 
-def what_next(folder: Path, page: Path, caption: str) -> list[str]:
-    """What to look at, and three commands to try."""
+def _folder_by_flag(options: argparse.Namespace, where: str | None) -> tuple[str | None, list[str]]:
+    """FOLDER as a flag of other trainers names it; with a configuration, its keys."""
+    given = {name: getattr(options, name) for name in FOLDER_FLAGS}
+    given = {name: value for name, value in given.items() if value is not None}
+    chooses = options.config is None and options.resume is None
+    if len(given) == 1 and where is None and chooses:
+        ((name, where),) = given.items()
+        log.info(f"--{name} {where} is limner train {where}: what is not set is chosen")
+        return where, []
+    keys = {name: KEYS.get(name, f"data.{name}") for name in given}
+    return where, [f"{keys[n]}={json.dumps(v, ensure_ascii=False)}" for n, v in given.items()]
+
+
+def what_next(folder: Path, page: Path, caption: str, fast: bool = True) -> list[str]:
+    """What to look at, and commands to try.
+
+    Args:
+        fast: whether it may be distilled.
+    """
     run = folder.as_posix()
     prompt = plain_words(caption)
-    return [
+    said = [
         f"\nLook at {folder / 'samples.png'} and {page}, and try",
         f'  limner generate {run} "{prompt}" --num_images 4 --sheet --output drawn.png',
         f"  limner play {run}   # on a page in the browser",
-        f"  limner distill {run} --output {run}-fast   # to draw in one or two steps",
     ]
+    if fast:
+        said.append(f"  limner distill {run} --output {run}-fast   # to draw in one or two steps")
+    return said

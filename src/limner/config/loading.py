@@ -23,6 +23,9 @@ from limner.errors import LimnerError
 from limner.files.small_files import parse_yaml, read_yaml
 from limner.messages import shorten
 
+Sections = dict[str, dict[str, Any]]
+"""Values of a configuration by section and key, before they are checked."""
+
 
 def load_config(
     source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()

@@ -29,6 +29,19 @@ def by_stem(names: Iterable[str], ending: str) -> dict[str, str]:
     return {composed(name[: -len(ending)]): name for name in ends}
 
 
+CAPTION_ENDINGS = (".txt", ".caption")
+"""Of the file beside a picture that holds its caption; where there are both, the first is read.
+kohya's sd-scripts write .caption."""
+
+
+def caption_files(names: Iterable[str]) -> dict[str, str]:
+    """The caption file of each stem, which is as it is compared."""
+    found: dict[str, str] = {}
+    for ending in reversed(CAPTION_ENDINGS):
+        found |= by_stem(names, ending)
+    return found
+
+
 class PassedOver(list[tuple[str, str]]):
     """What a walk did not look into: (why, path) of each."""
 

@@ -148,8 +148,6 @@ def _answers(drawings: Sequence[Drawing], data: Data, seconds: float | None) -> 
 
 
 def _why_no_recall(data: Data) -> str | None:
-    if data.trained.buckets is not None:
-        return "skipped recall: it compares squares, and this run has images of several sizes"
     if isinstance(data.set, Streamed) and data.set.windowed:
         return "skipped recall: it would read images from all over a streamed data set"
     return why_no_recall(data)

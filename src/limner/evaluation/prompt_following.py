@@ -80,7 +80,8 @@ class Gallery:
         if not places:
             return
         known, truth = zip(*places, strict=True)
-        drawn = retrieval.features(as_tensor(known))
+        # One at a time: with data.buckets they are of several sizes.
+        drawn = torch.cat([retrieval.features(as_tensor([drawing])) for drawing in known])
         for drawing, rank in zip(
             known, retrieval.ranks_by(drawn, truth, torch.stack(self._features)), strict=True
         ):

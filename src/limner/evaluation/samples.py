@@ -47,6 +47,8 @@ class Drawing:
     split: Split
     position: int | None = None
     """Index of its row in the split."""
+    size: tuple[int, int] | None = None
+    """Height and width that its row is trained at, with `data.buckets`; None: the training size."""
     image: Image.Image | None = None
     truth: np.ndarray | None = None
     """The real image of the row, uint8 [S, S, 3]; set by `show_truth`."""
@@ -76,6 +78,7 @@ def of_captions(
             i if first_seed is None else (first_seed + number) % SEEDS,
             split,
             i,
+            None if images.buckets is None else images.buckets.size(i),
         )
         for number, i in enumerate(evenly_spaced(len(images.rows), most))
     ]
@@ -87,7 +90,7 @@ def repeated(drawings: Sequence[Drawing], count: int) -> list[Drawing]:
     while drawings and len(every) < count:
         again = drawings[len(every) % len(drawings)]
         seed = (every[-1].seed + 1) % SEEDS
-        every.append(Drawing(again.prompt, seed, again.split, again.position))
+        every.append(Drawing(again.prompt, seed, again.split, again.position, again.size))
     return every
 
 
@@ -134,7 +137,8 @@ def draw(
     """
     settings = {} if sampling is None else sampling.model_dump()
     began, drawn, size = time.monotonic(), 0, AT_ONCE
-    while drawn < len(drawings):
+    left = list(drawings)
+    while left:
         room = total = len(drawings)
         if seconds is not None:
             took = time.monotonic() - began
@@ -142,18 +146,27 @@ def draw(
             if room < 1:
                 return
             total = min(total, drawn + room)
-        some = drawings[drawn : drawn + min(room, AT_ONCE)]
+        window = left[: min(room, AT_ONCE)]
+        some = [d for d in window if d.size == window[0].size]
+        left = [*(d for d in window if d.size != window[0].size), *left[len(window) :]]
         prompts, seeds = [d.prompt for d in some], [d.seed for d in some]
+        of_size = dict(zip(("height", "width"), some[0].size or (None, None), strict=True))
 
         def in_parts(
             at_once: int,
             prompts: list[str] = prompts,
             seeds: list[int] = seeds,
             span: tuple[int, int] = (total, drawn),
+            of_size: dict[str, int | None] = of_size,
         ) -> tuple[int, list[Image.Image]]:
             told = None if progress is None else pictures_done(progress, *span)
             return at_once, generator.generate_batch(
-                prompts, seeds=seeds, batch_size=at_once, progress=told, **settings
+                prompts,
+                seeds=seeds,
+                batch_size=at_once,
+                progress=told,
+                **of_size,
+                **settings,
             )
 
         # Start the next part with the batch size that fitted this one.

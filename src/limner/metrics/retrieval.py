@@ -13,9 +13,10 @@ DISTANCE = f"root mean square over {SIDE} x {SIDE} pixels (area-averaged RGB)"
 
 
 def features(images: Tensor) -> Tensor:
-    """uint8 [N, S, S, 3] -> float32 [N, 3 * SIDE * SIDE]: images averaged to SIDE x SIDE pixels.
+    """uint8 [N, H, W, 3] -> float32 [N, 3 * SIDE * SIDE]: images averaged to SIDE x SIDE pixels.
 
-    Averaging tolerates shifts by one pixel, which a person would not notice either.
+    Those that are not square are squeezed. Averaging tolerates shifts by one pixel, which a person
+    would not notice either.
     """
     x = images.permute(0, 3, 1, 2).float() / 255
     return F.adaptive_avg_pool2d(x, SIDE).flatten(1)

@@ -300,6 +300,12 @@ def test_a_caption_is_seen_that_training_would_read(image: str, text: str, tmp_p
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_caption_file_of_kohyas_scripts_is_a_caption(tmp_path: Path) -> None:
+    images(1)[0].save(tmp_path / "a.png")
+    (tmp_path / "a.caption").write_text("my own words", encoding="utf-8")
+    assert images_to_caption(tmp_path) == ([], 1)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links and pipes need rights there")
 def test_links_and_pipes_in_the_place_of_a_caption_are_refused(tmp_path: Path) -> None:
     home, folder = tmp_path / "home", tmp_path / "set"

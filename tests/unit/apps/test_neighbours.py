@@ -5,10 +5,13 @@ import shlex
 
 import pytest
 
+from limner.apps.own_pictures.request import Request
+from limner.apps.own_pictures.start import Start
 from limner.checkpoint.inherit import load_run_config
 from limner.cli import main
 from limner.commands.common import as_overrides
-from limner.commands.neighbours import ANSWERS, KEYS
+from limner.commands.neighbours import ANSWERS, FOLDER_FLAGS, KEYS, NOT_NEEDED
+from limner.commands.train import settings
 from limner.config import Config, known_keys
 from limner.errors import LimnerError
 
@@ -65,8 +68,8 @@ def typed(line: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
 
 def test_no_value_of_a_flag_is_taken_for_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     options = typed(DIFFUSERS, monkeypatch)
-    assert options.where is None
-    assert options.overrides == as_overrides(shlex.split(DIFFUSERS))
+    assert (options.where, options.train_data_dir) == (None, "photos")
+    assert options.overrides == as_overrides(shlex.split(DIFFUSERS))[1:]
     options = typed("--training.batch_size 16 --config a.yaml --seed 3", monkeypatch)
     assert (options.where, str(options.config)) == (None, "a.yaml")
     assert options.overrides == ["training.batch_size=16", "training.seed=3"]
@@ -74,6 +77,8 @@ def test_no_value_of_a_flag_is_taken_for_the_folder(monkeypatch: pytest.MonkeyPa
         "photos --learning_rate 1e-4 --gradient_checkpointing --minutes 3",
         "--learning_rate 1e-4 photos --minutes 3 --gradient_checkpointing",
         "--minutes 3 --learning_rate=1e-4 --gradient_checkpointing photos",
+        "--xformers photos --caption_extension .txt --minutes 3 --learning_rate=1e-4",
+        "--bf16 photos --minutes 3 --cache_latents --learning_rate=1e-4",
         "--enable_bucket photos --minutes 3 training.learning_rate=1e-4",
     ):
         options = typed(line, monkeypatch)
@@ -122,8 +127,9 @@ def test_every_key_that_is_meant_exists() -> None:
     known = set(known_keys())
     assert set(KEYS.values()) <= known
     names = {key.partition(".")[2] for key in known}
-    assert not names & {*KEYS, *ANSWERS} - {"output_dir", "type"}
-    assert not set(KEYS) & set(ANSWERS)
+    assert not names & {*KEYS, *ANSWERS, *NOT_NEEDED} - {"output_dir", "type"}
+    assert not (set(KEYS) & set(ANSWERS))
+    assert not ({*KEYS, *ANSWERS} & set(NOT_NEEDED))
 
 
 def test_what_nobody_knows_is_still_an_error() -> None:
@@ -140,3 +146,58 @@ def test_settings_with_their_section_are_as_before() -> None:
     ]
     with pytest.raises(LimnerError, match="needs a value"):
         as_overrides(["--training.batch_size"])
+
+
+@pytest.mark.parametrize("flag", sorted(NOT_NEEDED))
+def test_what_is_done_anyway_is_passed_over_with_a_word(
+    flag: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = ["txt"] if flag == "caption_extension" else []
+    with caplog.at_level("INFO"):
+        assert as_overrides([f"--{flag}", *value, "--seed", "3"]) == ["training.seed=3"]
+    assert f"--{flag} is not needed: {NOT_NEEDED[flag]}" in caplog.text
+
+
+def test_other_files_of_captions_are_answered() -> None:
+    assert as_overrides(["--caption-extension=.caption"]) == []
+    with pytest.raises(LimnerError, match=r"--caption_extension \.tags: .*rename the files"):
+        as_overrides(["--caption_extension", ".tags"])
+
+
+def test_a_size_of_two_equal_sides_is_its_side() -> None:
+    for size in ("512,512", "512x512", "(512, 512)", "512"):
+        assert as_overrides(["--resolution", size]) == ["data.image_size=512"]
+    with pytest.raises(LimnerError, match=r"--resolution 768,512: .*data\.buckets=auto"):
+        as_overrides(["--resolution=768,512"])
+
+
+def test_switches_that_name_a_precision() -> None:
+    assert as_overrides(["--bf16", "--seed", "1"])[0] == "training.mixed_precision=bf16"
+    assert as_overrides(["--fp16=false"]) == ["training.mixed_precision=no"]
+
+
+def test_a_file_of_another_trainer_is_no_name_of_a_configuration() -> None:
+    assert as_overrides(["--dataset_config", "plain_text"]) == ["data.dataset_config=plain_text"]
+    with pytest.raises(LimnerError, match=r"--dataset_config set\.toml: .*limner train FOLDER"):
+        as_overrides(["--dataset_config", "set.toml"])
+
+
+@pytest.mark.parametrize("flag", FOLDER_FLAGS)
+def test_a_folder_by_a_flag_of_other_trainers_gets_a_choice(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    def start(request: Request) -> Start:
+        asked.append(request)
+        return Start(load_run_config(None, []), None, [])
+
+    monkeypatch.setattr("limner.apps.own_pictures.start.start", start)
+    options = typed(f"--{flag} emoji --resolution 96", monkeypatch)
+    settings(options)
+    assert (asked[0].data, asked[0].overrides) == ("emoji", ["data.image_size=96"])
+    with_a_file = typed(f"--{flag} emoji --config shapes", monkeypatch)
+    config, _ = settings(with_a_file)
+    assert len(asked) == 1
+    name, path = config.data.dataset_name, config.data.dataset_path
+    assert (name if flag == "dataset_name" else path) == "emoji"

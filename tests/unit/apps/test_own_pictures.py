@@ -1,29 +1,31 @@
 """`limner train FOLDER`: what is chosen, and that it is chosen once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import photo_folders
 import pytest
 import yaml
+from PIL import Image
 from tiny import TINY
 
 from limner.apps.own_pictures import start as own_pictures
 from limner.apps.own_pictures.choose import (
     MODEL_SIZES,
     Choice,
-    Sections,
     choose,
     rounded_side,
 )
+from limner.apps.own_pictures.expected import LEAST_IMAGES, if_too_few
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
 from limner.apps.own_pictures.settings_file import read_request, write
 from limner.apps.own_pictures.start import Start, in_words, start
 from limner.apps.own_pictures.survey import Survey, survey
+from limner.checkpoint.state import TrainingState
 from limner.config import Config, load_config
-from limner.config.loading import read_sections
+from limner.config.loading import Sections, read_sections
 from limner.errors import LimnerError
 from limner.training.folder import CHOSEN
 from limner.training.trainer import Trainer
@@ -381,6 +383,57 @@ def test_a_run_of_something_else_is_not_touched(tmp_path: Path, trained: Path) -
     folder = photo_folders.photos(tmp_path / "photos")
     with pytest.raises(LimnerError, match=r"holds another run.*--output"):
         start(request(str(folder), trained / "outputs"))
+
+
+def test_another_request_for_a_begun_run_names_the_command_that_goes_on(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    folder, run = photo_folders.photos(tmp_path / "photos"), tmp_path / "run"
+    start(request(str(folder), run, "model.hidden_size=64", minutes=3))
+    Trainer(photo_folders.of(tiny_config, folder, run, "training.max_steps=1")).train()
+    with pytest.raises(LimnerError) as caught:
+        start(request(str(folder), run))
+    way = f"(limner train {folder.as_posix()} --output {run.as_posix()} model.hidden_size=64)"
+    assert way in str(caught.value)
+
+
+def test_what_a_square_leaves_out_is_said(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    said = start(request(str(folder), tmp_path / "squares", minutes=3)).said
+    assert not any("cropped" in sentence for sentence in said)
+    for name in "abc":
+        Image.new("RGB", (300, 200), "red").save(folder / f"{name}.png")
+    (said,) = [s for s in start(request(str(folder), tmp_path / "run")).said if "cropped" in s]
+    assert "33% of a picture is cropped on average" in said
+    kept = start(request(str(folder), tmp_path / "shapes", "data.buckets=auto")).said
+    assert not any("cropped" in sentence for sentence in kept)
+
+
+def test_a_run_of_few_images_says_how_to_go_on(tmp_path: Path) -> None:
+    folder, run = photo_folders.photos(tmp_path / "photos"), tmp_path / "run"
+    config = start(request(str(folder), run, minutes=3)).config
+    few = TrainingState(step=6, images=192, seconds=30.0)
+    said = if_too_few(run, config, few, 300)
+    assert said is not None
+    assert "192 images (0.64 times each of its pictures), too few" in said
+    minutes = round(30 / 60 * LEAST_IMAGES / 192)
+    command = f"limner train {folder.as_posix()} --output {run.as_posix()} --minutes {minutes}"
+    assert said.endswith(command)
+    main_settings = start(Request(str(folder), minutes, None, None, str(run), ())).config
+    assert main_settings.training.max_minutes == minutes
+    assert (
+        if_too_few(run, config, TrainingState(step=400, images=12_800, seconds=300.0), 300) is None
+    )
+
+
+def test_a_run_of_few_steps_by_a_configuration_says_how_to_go_on(
+    tmp_path: Path, tiny_config: Callable[..., Config]
+) -> None:
+    config = tiny_config("training.max_steps=6")
+    said = if_too_few(tmp_path, config, TrainingState(step=6, images=24, seconds=1.0), 8)
+    assert said is not None
+    steps = round(6 * LEAST_IMAGES / 24)
+    assert said.endswith(f"training.output_dir={tmp_path.as_posix()} training.max_steps={steps}")
 
 
 def test_nothing_is_written_into_the_data(tmp_path: Path) -> None:

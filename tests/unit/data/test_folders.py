@@ -96,6 +96,19 @@ def test_of_two_captions_of_one_name_the_other_is_refused(tmp_path: Path):
     ]
 
 
+def test_a_caption_file_of_kohyas_scripts_is_read_where_there_is_no_txt(tmp_path: Path):
+    for name in ("a.png", "deep/b.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "a.txt").write_text("words", encoding="utf-8")
+    (tmp_path / "a.caption").write_text("other words", encoding="utf-8")
+    (tmp_path / "deep/b.Caption").write_text("zwei Äpfel", encoding="utf-8")
+    (tmp_path / "alone.caption").write_text("no picture", encoding="utf-8")
+    images = FolderImages(tmp_path)
+    assert pairs(images) == {"a.png": ("words",), "deep/b.png": ("zwei Äpfel",)}
+    assert [row.key for row in images.refused] == ["alone.caption"]
+    assert "Not read: 1 .caption file, as a .txt of the same name is there." in images.notes
+
+
 def test_captions_beside_pictures_in_any_subfolder(tmp_path: Path):
     for name in ("one.jpg", "deep/er/two.PNG", "bare.png", "._one.jpg", ".git/x.png"):
         write_image(tmp_path / name)

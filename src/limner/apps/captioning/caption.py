@@ -16,7 +16,7 @@ from PIL import Image
 from limner.apps.check_data.captions import faults_of
 from limner.console import progress_lines
 from limner.data.dataset import ImageError, Refused
-from limner.data.folder_walk import FolderWalk, by_stem, composed
+from limner.data.folder_walk import FolderWalk, caption_files, composed
 from limner.data.formats.columns import Columns
 from limner.data.formats.detect import METADATA, recognise, table_in
 from limner.data.formats.text_files import existing_folder
@@ -174,8 +174,9 @@ def _open(texts: _Texts, key: str) -> Image.Image | Refused:
 
 
 class _Texts:
-    """The .txt of each picture, found as training finds it: in capitals, too, and in whichever way
-    a system spells `é`. Else the model's words would count, and not those that are there."""
+    """The .txt or .caption of each picture, found as training finds it: in capitals, too, and in
+    whichever way a system spells `é`. Else the model's words would count, and not those that are
+    there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -185,7 +186,7 @@ class _Texts:
         """Where a picture's caption is, or would be written."""
         within, name = posixpath.split(key)
         if within not in self._in:
-            self._in[within] = by_stem(sorted(os.listdir(self.folder / within)), ".txt")
+            self._in[within] = caption_files(sorted(os.listdir(self.folder / within)))
         stem = os.path.splitext(name)[0]
         return self.folder / within / self._in[within].get(composed(stem), f"{stem}.txt")
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from limner.apps.own_pictures.expected import images_wanted
 from limner.apps.own_pictures.machine import Machine, input_side, training_cost
 from limner.apps.own_pictures.survey import Survey
 from limner.config import Config
 from limner.config.defaults import changed
+from limner.config.loading import Sections
 from limner.errors import LimnerError
 from limner.training.batch_size import MOST
-
-Sections = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,6 @@ MODEL_SIZES = (
     ModelSize(768, 12, 12, 16, 256, 50_000, 256),
 )
 """From small to large."""
-PASSES, LEAST_IMAGES, MOST_IMAGES = 100, 50_000, 2_000_000
-"""What a model from scratch sees until most trained captions have their picture: so many passes,
-and at least (the demo: 52,000 images, 178 passes) and at most so many images."""
-SHARE_WHEN_BEGUN = 1 / 4
-"""Of these images, that a model needs which begins with another's weights."""
 SHORTEST, LONGEST = 10.0, 60.0
 """Minutes, where none are given."""
 GRIDS = sorted({size.grid for size in MODEL_SIZES})
@@ -120,8 +115,7 @@ def choose(
         LimnerError: not even the smallest model fits into memory.
     """
     given = given or {}
-    wanted = float(max(LEAST_IMAGES, min(MOST_IMAGES, PASSES * found.trained)))
-    wanted *= SHARE_WHEN_BEGUN if origin else 1.0
+    wanted = images_wanted(found.trained, begun=origin is not None)
     candidates = list(_candidates(found, machine, build, origin, given))
     if not candidates:
         raise LimnerError(

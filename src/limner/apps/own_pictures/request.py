@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,19 @@ class Request:
             "minutes": self.minutes,
             "settings": sorted(self.overrides),
         }
+
+
+def command_of(kept: dict[str, Any] | None, folder: Path) -> str | None:
+    """The command of which `Request.as_kept` kept these, with its run folder; None: they do not
+    say."""
+    if kept is None or not isinstance(kept.get("data"), str):
+        return None
+    settings = [str(word) for word in kept.get("settings") or []]
+    origin = kept.get("from")
+    earlier = Request(kept["data"], None, kept.get("size"), origin, None, settings)
+    if earlier.folder != folder:
+        earlier = replace(earlier, output=folder.as_posix())
+    return earlier.command
 
 
 def as_kept(data: str) -> str:

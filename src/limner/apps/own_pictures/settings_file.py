@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from limner.apps.own_pictures.choose import Sections
+from limner.config.loading import Sections
 from limner.console import one_line
 from limner.files.atomic import write_text_whole
 

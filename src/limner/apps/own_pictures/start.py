@@ -15,13 +15,13 @@ from limner.apps.own_pictures.choose import (
     FEW,
     WASTEFUL,
     Choice,
-    Sections,
     choose,
     per_update,
     rounded_side,
 )
+from limner.apps.own_pictures.expected import hope
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
-from limner.apps.own_pictures.request import Request
+from limner.apps.own_pictures.request import Request, command_of
 from limner.apps.own_pictures.settings_file import read_request, write
 from limner.apps.own_pictures.survey import Survey, survey
 from limner.checkpoint.folder import Checkpoint
@@ -29,7 +29,7 @@ from limner.checkpoint.inherit import load_run_config
 from limner.checkpoint.locate import checkpoints, newest_good
 from limner.checkpoint.open_model import open_model
 from limner.config import Config
-from limner.config.loading import read_sections
+from limner.config.loading import Sections, read_sections
 from limner.console import format_duration
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
@@ -37,13 +37,8 @@ from limner.files.output_folders import is_training_run
 from limner.messages import plural
 from limner.training.folder import CHOSEN, CHOSEN_BEFORE, check_run_folder
 
-EXPECTED = (
-    (0.8, "most captions that it learned from get their picture"),
-    (0.4, "recognisable pictures"),
-    (0.1, "rough shapes and colours"),
-    (0.0, "blots of colour"),
-)
-"""By the share of the images that are wanted which it sees in the time."""
+CROPPED = 0.05
+"""Share of a picture from which it is said how much a square leaves out."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +74,10 @@ def start(request: Request) -> Start:
             f"stop it, and launch limner train --config {path.as_posix()}"
         )
     if begun:
+        latest = f"limner train --resume latest training.output_dir={request.folder.as_posix()}"
+        way = command_of(before, request.folder) or latest
         raise LimnerError(
-            f"{request.folder} holds another run; go on with it (limner train --resume latest "
-            f"training.output_dir={request.folder.as_posix()}), or choose another --output"
+            f"{request.folder} holds another run; go on with it ({way}), or choose another --output"
         )
     return _anew(request, path)
 
@@ -205,7 +201,6 @@ def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
     batch, minutes = per_update(config), choice.images / choice.rate / 60
     passes = choice.images / max(1, found.trained)
     share = choice.images / choice.wanted
-    hope = next(words for least, words in EXPECTED if share >= least)
     enough = choice.wanted / choice.rate
     said = [
         f"data: {found.trained:,} pictures to learn from and {found.held_out:,} held out{sizes}"
@@ -213,7 +208,7 @@ def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
         f"model: {cost.parameters / 1e6:.1f}M parameters, {side} x {side} pixels in patches of "
         f"{patch}, {batch} images a step; about {choice.rate:,.0f} images/s on {machine.name}",
         f"{format_duration(60 * minutes)}: about {passes:,.0f} passes over the pictures; expect "
-        f"{hope}"
+        f"{hope(share)}"
         + ("" if share >= 0.8 else f" ({format_duration(enough)} would be enough for most)"),
     ]
     if choice.faster is not None:
@@ -221,6 +216,11 @@ def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
         said.append(
             f"size: {side} pixels are cut into {side // (patch or 1)} x {side // (patch or 1)} "
             f"patches; data.image_size={near} would be about {times:.1f} times as fast"
+        )
+    if found.cropped >= CROPPED and config.data.buckets is None:
+        said.append(
+            f"shapes: {found.cropped:.0%} of a picture is cropped on average, to a centred square; "
+            "data.buckets=auto keeps the shapes"
         )
     if found.trained < FEW and config.training.init_from is None:
         said.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from limner.config import Config
+from limner.data.buckets import visible
 from limner.data.dataset import Streamed
 from limner.data.image_sizes import BUILT_IN, shapes_of
 from limner.data.open import open_image_dataset
@@ -34,6 +35,7 @@ class Survey:
         refused: rows without a picture or a caption; pictures that cannot be decoded are not yet
             among them.
         side: the median of the shorter sides, in pixels; None: drawn at any size.
+        cropped: the share of a picture that a centred square leaves out, on average.
         tokens: of nearly all captions, with the start token; None: another encoder reads them.
     """
 
@@ -42,6 +44,7 @@ class Survey:
     refused: int
     side: int | None
     tokens: int | None
+    cropped: float = 0.0
 
 
 def survey(config: Config) -> Survey:
@@ -49,14 +52,16 @@ def survey(config: Config) -> Survey:
     dataset = open_image_dataset(config)
     trained, held_out = split_rows(dataset.rows, config.data.train_split, config.data.num_samples)
     rows = [dataset.rows[trained[i]] for i in evenly_spaced(len(trained), READ)]
-    side = None
+    side, cropped = None, 0.0
     if dataset.name not in BUILT_IN:
         some = [rows[i] for i in evenly_spaced(len(rows), LOOKED_AT)]
         if isinstance(dataset, Streamed) and dataset.windowed:  # those far apart are far away
             some = list(dataset.rows[:NEIGHBOURS])
-        shorter = shapes_of(dataset, some, None).min(axis=1)
-        known = shorter[shorter > 1]  # 1: the header could not be read
-        side = int(np.median(known)) if len(known) else None
+        shapes = shapes_of(dataset, some, None)
+        known = shapes[shapes.min(axis=1) > 1]  # 1: the header could not be read
+        if len(known):
+            side = int(np.median(known.min(axis=1)))
+            cropped = float(1 - visible(known, np.array([1, 1])).mean())
     tokens = None
     if config.text_encoder.pretrained_model_name is None:
         captions = [caption for row in rows for caption in row.captions]
@@ -65,4 +70,4 @@ def survey(config: Config) -> Survey:
         )
         lengths = [reader.length(caption) for caption in captions]
         tokens = min(MOST_TOKENS, int(np.ceil(np.percentile(lengths, COVERED))) + 1)
-    return Survey(len(trained), len(held_out), len(dataset.refused), side, tokens)
+    return Survey(len(trained), len(held_out), len(dataset.refused), side, tokens, cropped)

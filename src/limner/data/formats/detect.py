@@ -9,7 +9,7 @@ A file counts by its ending. A folder is, in this order,
 5. `webdataset`  if it holds .tar files
 6. `table`       if exactly one table in it has columns that are known for pictures and captions
 7. `parquet`     if it, or data/ in it, holds Parquet with the pictures inside
-8. `folder`      if any picture has a .txt beside it
+8. `folder`      if any picture has a .txt or .caption beside it
 9. `table`       if exactly one .json in it is a list of rows with such columns: later than the
                  others, as programs leave lists beside pictures that have captions
 10. `classes`    if all pictures lie in folders of several names that may be captions
@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 
 from limner.data import images
-from limner.data.folder_walk import FolderWalk, by_stem, composed
+from limner.data.folder_walk import FolderWalk, caption_files, composed
 from limner.data.formats.classes import are_classes
 from limner.data.formats.coco import coco_files
 from limner.data.formats.columns import Columns
@@ -44,7 +44,7 @@ LAYOUTS = """\
   2. metadata.jsonl, one {"file_name": "0001.jpg", "text": "a red apple"} a line, or metadata.csv
      or metadata.parquet with the columns file_name and text (Hugging Face imagefolder)
   3. one table of any name (.csv, .tsv, .jsonl, .json, .parquet) with such columns
-  4. apple.jpg with its caption in apple.txt beside it, in any subfolder
+  4. apple.jpg with its caption in apple.txt (or apple.caption) beside it, in any subfolder
   5. red_apple/0001.jpg: folders of several names, which are the captions
   6. COCO (annotations/captions_*.json) or CUB-200-2011 (images.txt), as they are downloaded
   7. what the package datasets saved (save_to_disk), Parquet with the pictures in it, or .tar shards
@@ -208,9 +208,9 @@ def _parquet_with_images(folder: Path, columns: Columns) -> bool:
 
 
 def _any_caption_beside(folder: Path) -> bool:
-    """Whether any picture has a .txt of its name beside it."""
+    """Whether any picture has a .txt or .caption of its name beside it."""
     for _, _, names in FolderWalk(folder):
-        texts = by_stem(names, ".txt")
+        texts = caption_files(names)
         for name in names:
             stem, extension = os.path.splitext(name)
             if composed(stem) in texts and extension.lower() in images.EXTENSIONS:

@@ -12,7 +12,7 @@ import numpy as np
 
 from limner.data import images
 from limner.data.dataset import HELD_OUT, Refused, Row, require_rows
-from limner.data.folder_walk import FolderWalk, by_stem, composed
+from limner.data.folder_walk import CAPTION_ENDINGS, FolderWalk, by_stem, caption_files, composed
 from limner.data.formats.classes import read_classes
 from limner.data.formats.coco import read_coco
 from limner.data.formats.cub import read_cub
@@ -101,20 +101,24 @@ def read_folder(path: Path, options: ReadOptions | None = None) -> Found:
         if (folder / name).is_file():
             return read_table_file(folder / name, options)
     walk, guesses = FolderWalk(folder), Guesses()
-    entries, refused = _captions_beside(walk, options.encoding, guesses)
+    entries, refused, unread = _captions_beside(walk, options.encoding, guesses)
     if not entries:
         raise unknown(folder)
     rows, more_refused = collect(entries, folder, options.allowed)
     require_rows(rows, refused + more_refused, folder)
     given = any(entry.held_out is not None for entry in entries)
     rule = f"Held out as {HELD_OUT} in the .json beside a picture says; else by hash."
+    notes = [str(guesses)] if str(guesses) else []
+    if unread:
+        files = plural(unread, "file")
+        notes.append(f"Not read: {unread:,} .caption {files}, as a .txt of the same name is there.")
     return Found(
         "a .txt beside each picture",
         folder,
         rows,
         refused + more_refused,
         rule if given else BY_HASH,
-        (str(guesses),) if str(guesses) else (),
+        tuple(notes),
         walk.passed_over,
     )
 
@@ -142,7 +146,7 @@ def _table(path: Path, options: ReadOptions) -> Path:
 
 
 class _Pair(NamedTuple):
-    """A picture and the .txt of its name."""
+    """A picture and the .txt or .caption of its name."""
 
     text: str
     key: str
@@ -153,19 +157,26 @@ class _Pair(NamedTuple):
 
 def _captions_beside(
     walk: FolderWalk, encoding: str | None, guesses: Guesses
-) -> tuple[list[Entry], list[Refused]]:
-    """Pairs of picture and .txt of the same name; the whole .txt, stripped, is one caption.
+) -> tuple[list[Entry], list[Refused], int]:
+    """Pairs of picture and .txt or .caption of the same name, which, stripped, is one caption; and
+    how many .caption files have a .txt beside them, which is read instead.
 
-    More of them stand as a list under "captions" in a .json beside it, if there is one.
+    More captions stand as a list under "captions" in a .json beside it, if there is one.
     """
+    unread = 0
     pairs: list[_Pair] = []
     refused: list[Refused] = []
     for directory, within, names in walk:
-        texts, sidecars = by_stem(names, ".txt"), by_stem(names, ".json")
+        texts, sidecars = caption_files(names), by_stem(names, ".json")
         for name in names:
-            if name.lower().endswith(".txt") and name != (last := texts[composed(name[:-4])]):
-                reason = f"{last} next to it has the same name and is read instead"
-                refused.append(Refused(posixpath.join(within, name), reason))
+            stem, ending = os.path.splitext(name)
+            if ending.lower() not in CAPTION_ENDINGS or name == (last := texts[composed(stem)]):
+                continue
+            if not last.lower().endswith(ending.lower()):
+                unread += 1
+                continue
+            reason = f"{last} next to it has the same name and is read instead"
+            refused.append(Refused(posixpath.join(within, name), reason))
         beside: dict[str, list[str]] = {stem: [] for stem in texts}
         for name in names:
             stem, extension = os.path.splitext(name)
@@ -205,7 +216,7 @@ def _captions_beside(
         others = [next(read) if isinstance(text, str) else text for text in more]
         captions = [caption, *(text for text in others if text != caption.strip())]
         entries.append(Entry(pair.text, pair.key, captions, None, held_out))
-    return entries, refused
+    return entries, refused, unread
 
 
 def _more_captions(path: Path, encoding: str | None) -> tuple[list[Any], bool | None]:
