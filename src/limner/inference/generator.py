@@ -452,7 +452,7 @@ class ImageGenerator:
             far = far_in_words(height, width, self.config) if min(height, width) > 0 else None
             raise LimnerError(
                 f"--{name} {value} is not a multiple of {patch}, the model's patch in pixels; use "
-                f"{near}" + (f". {far}" if far else "")
+                f"{near}" + (f"; {far}" if far else "")
             )
 
 
