@@ -37,7 +37,7 @@ from limner.files.full_disk import in_units, size_of
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations, in_words
-from limner.messages import plain_words
+from limner.messages import plain_words, plural
 from limner.metrics import retrieval
 from limner.redaction import is_same_place
 from limner.reports.run_report import write_report
@@ -218,13 +218,13 @@ def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, A
     name = f"{who}, {in_words(sampling)}"
     if who == "student":
         steps = sampling.num_inference_steps
-        name = f"student, {steps} step{'s' * (steps > 1)}"
+        name = f"student, {steps} {plural(steps, 'step')}"
     return Way(name, evaluations, len(drawings) / seconds, drawings, right)
 
 
 def _in_words(way: Way) -> str:
     right = ", ".join(f"{share:.0%} of {adjective(s)} prompts" for s, share in way.right.items())
-    network = f"{way.evaluations} evaluation{'s' * (way.evaluations > 1)} of the network"
+    network = f"{(n := way.evaluations)} {plural(n, 'evaluation')} of the network"
     return f"{way.name}: {network}, {way.images_per_second:.1f} images/s" + (
         f"; right: {right}" if right else ""
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.splits import Split, adjective
+from limner.messages import plural
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
@@ -14,8 +15,8 @@ def sentences(results: dict[str, Any]) -> list[str]:
     said = []
     if loss := results["held_out_loss"]:
         said.append(
-            f"held-out loss {figure(loss['mean'])} ({loss['count']:,} images); training loss "
-            f"{figure(loss['trained_mean'])} ({loss['trained_count']:,} images)"
+            f"held-out loss {figure(loss['mean'])} ({_images(loss['count'])}); training loss "
+            f"{figure(loss['trained_mean'])} ({_images(loss['trained_count'])})"
         )
     for split, found in (results["recall"] or {}).items():
         at_1, at_5, count = found["at_1"]["value"], found["at_5"]["value"], found["count"]
@@ -31,7 +32,8 @@ def sentences(results: dict[str, Any]) -> list[str]:
         )
     for record in results["metrics"]:
         drawn, real = record["counts"]
-        counts = f"{drawn:,} generated" + ("" if real is None else f", {real:,} real") + " images"
+        counts = f"{drawn:,} generated" + ("" if real is None else f", {real:,} real")
+        counts += f" {plural(drawn if real is None else real, 'image')}"
         floor = record["floor"]
         beside = ""
         if floor:
@@ -70,6 +72,10 @@ def sentences_of_run(results: dict[str, Any]) -> list[str]:
     if speckle := results.get("flat_region_std"):
         said.append(speckle_in_words(speckle))
     return said
+
+
+def _images(count: int) -> str:
+    return f"{count:,} {plural(count, 'image')}"
 
 
 def _what_of(results: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from limner.apps.images_api.errors import ApiError, stopping
 from limner.errors import LimnerError
 from limner.memory import in_parts_that_fit
+from limner.messages import plural
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +124,8 @@ class Worker:
             if (length := self._length()) + len(drawing.images) > self.most_waiting:
                 raise ApiError(
                     429,
-                    f"{length} images are waiting, and at most {self.most_waiting} may; try again "
-                    "later",
+                    f"{length} {plural(length, 'image')} waiting already, and at most "
+                    f"{self.most_waiting} may; try again later",
                     code="rate_limit_exceeded",
                     retry_after=length * self.seconds,
                 )

@@ -22,7 +22,7 @@ QUOTED = ("prompt", "caption")
 """Keys of results whose values are captions, which are not redacted."""
 NAMES_OF_A_SET = ("dataset_name", "dataset_config", "dataset_split")
 """Keys of `data` that are removed for a private data set."""
-_COUNTS = re.compile(r"[\d,]+ pictures with [\d,]+ captions")
+_COUNTS = re.compile(r"[\d,]+ pictures? with [\d,]+ captions?")
 _RULE = re.compile(r"Held out .*?\.(?=\s|$)")
 
 
