@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from limner.messages import plain_words
 
 if TYPE_CHECKING:
     from limner.config import Config
+    from limner.data.open import Data
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
-    from limner.evaluation.summary import how_to_measure_all, sentences_of_run
+    from limner.evaluation.summary import how_to_measure_all, learned_by_heart, sentences_of_run
     from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
     from limner.training.trainer import Trainer
@@ -82,7 +84,9 @@ def run(options: argparse.Namespace) -> None:
         page = write_report(trainer.folder)
         for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
-        for line in what_next(trainer.folder, page, trainer.data.trained.rows[0].captions[0]):
+        for sentence in learned_by_heart(results):
+            say(sentence)
+        for line in what_next(trainer.folder, page, prompts_to_try(trainer.data)):
             say(line)
 
 
@@ -111,13 +115,23 @@ def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
     return config or load_run_config(options.config, overrides), options.resume
 
 
-def what_next(folder: Path, page: Path, caption: str) -> list[str]:
+def prompts_to_try(data: Data) -> list[str]:
+    """Captions that were trained and such that were held out, two of each at most: four seeds of
+    one prompt look alike if its picture was learned by heart."""
+    from limner.data.order import evenly_spaced
+
+    every = [images.rows for images in (data.trained, data.held_out)]
+    captions = (rows[i].captions[0] for rows in every for i in evenly_spaced(len(rows), 2))
+    return list(dict.fromkeys(plain_words(caption, 8) for caption in captions))
+
+
+def what_next(folder: Path, page: Path, prompts: Sequence[str]) -> list[str]:
     """What to look at, and three commands to try."""
     run = folder.as_posix()
-    prompt = plain_words(caption)
+    quoted = " ".join(f'"{prompt}"' for prompt in prompts)
     return [
         f"\nLook at {folder / 'samples.png'} and {page}, and try",
-        f'  limner generate {run} "{prompt}" --num_images 4 --sheet --output drawn.png',
+        f"  limner generate {run} {quoted} --sheet --output drawn.png",
         f"  limner play {run}   # on a page in the browser",
         f"  limner distill {run} --output {run}-fast   # to draw in one or two steps",
     ]

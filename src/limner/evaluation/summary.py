@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.splits import Split, adjective
 from limner.messages import plural
+
+GAP, SPREAD = 1.5, 0.8
+"""Ratio of the losses from which a run is said to have memorised, and the standard deviation of the
+loss among pictures compared with its mean (0.66 and 0.78 in the two evaluations of docs/runs)."""
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
@@ -87,6 +92,24 @@ def how_to_measure_all(results: dict[str, Any], run_folder: Path) -> list[str]:
     if "drawn" not in results:
         return []
     return [f"limner report {run_folder.as_posix()} --all measures every caption"]
+
+
+def learned_by_heart(results: dict[str, Any]) -> list[str]:
+    """What it means that a run ended with a much lower loss on trained pictures than on held-out
+    ones, if it did, and if so few pictures can show it."""
+    loss = results.get("losses")
+    if not loss:
+        return []
+    ratio = loss["held_out"] / max(loss["trained"], 1e-12)
+    noise = SPREAD * math.sqrt(1 / loss["held_out_count"] + 1 / loss["trained_count"])
+    if ratio < max(GAP, 1 + 2 * noise):
+        return []
+    return [
+        f"memorised: the loss is {loss['trained']:.3f} on trained pictures and "
+        f"{loss['held_out']:.3f} on held-out ones, so the model draws what it has seen much better "
+        "than anything else, and a caption alike with any seed. This is usual with few pictures: "
+        "more pictures, and several of each thing, help most, then model.dropout or a shorter run"
+    ]
 
 
 def parts(checked: dict[str, Any]) -> str:
