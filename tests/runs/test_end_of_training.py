@@ -27,7 +27,9 @@ def test_the_command_to_try_draws_different_prompts_trained_and_held_out(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = said_by_training(tiny_config("training.max_steps=2"), tmp_path, capsys)
+    said = said_by_training(
+        tiny_config("training.max_steps=2", "data.num_samples=80"), tmp_path, capsys
+    )
     (line,) = [line for line in said.splitlines() if line.startswith("  limner generate ")]
     program, *words = shlex.split(line)
     assert program == "limner"
@@ -49,7 +51,9 @@ def test_it_says_whether_it_has_memorised(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = tiny_config("training.max_steps=2", "training.heldout_pictures=3")
+    config = tiny_config(
+        "training.max_steps=2", "data.num_samples=80", "training.heldout_pictures=3"
+    )
     assert "memorised:" not in said_by_training(config, tmp_path, capsys)
     measured = [e for e in read_log(tmp_path / "run" / "log.jsonl") if e["kind"] == "heldout"][-1]
     losses = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))["losses"]

@@ -116,13 +116,14 @@ def settings(options: argparse.Namespace) -> tuple[Config, str | None]:
 
 
 def prompts_to_try(data: Data) -> list[str]:
-    """Captions that were trained and such that were held out, two of each at most: four seeds of
-    one prompt look alike if its picture was learned by heart."""
+    """Four captions, two of them held out if there are so many: four seeds of one prompt look
+    alike if its picture was learned by heart."""
     from limner.data.order import evenly_spaced
 
-    every = [images.rows for images in (data.trained, data.held_out)]
-    captions = (rows[i].captions[0] for rows in every for i in evenly_spaced(len(rows), 2))
-    return list(dict.fromkeys(plain_words(caption, 8) for caption in captions))
+    trained, held_out = data.trained.rows, data.held_out.rows
+    unseen = [held_out[i] for i in evenly_spaced(len(held_out), 2)]
+    seen = [trained[i] for i in evenly_spaced(len(trained), 4 - len(unseen))]
+    return list(dict.fromkeys(plain_words(row.captions[0], 8) for row in (*seen, *unseen)))
 
 
 def what_next(folder: Path, page: Path, prompts: Sequence[str]) -> list[str]:

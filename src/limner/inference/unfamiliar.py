@@ -32,10 +32,12 @@ def far_in_words(height: int, width: int, config: Config) -> str | None:
         sizes.append(f"{len(trained) - SHOWN} more")
     said = f"{width} x {height} pixels are far from what this model was trained at "
     said += f"({', '.join(sizes)})"
-    if height * width > max(h * w for h, w in trained):
-        return (
-            f"{said}: it may draw one thing several times, or a pattern; draw at a trained size "
-            "and upscale the picture with another program, or train with a larger --size "
-            "(data.image_size)"
-        )
-    return f"{said}: the picture may be a blur; draw at a trained size and scale the picture down"
+    if max(height / max(h for h, _ in trained), width / max(w for _, w in trained)) <= FAR:
+        return f"{said}: it may draw only a blur; draw at a trained size and scale the picture down"
+    said += ": it may draw one thing several times, or a pattern; draw at a trained size"
+    if height * width <= FAR * max(h * w for h, w in trained):
+        return f"{said}, or train on pictures of such shapes (data.buckets=auto)"
+    return (
+        f"{said} and upscale the picture with another program, or train with a larger --size "
+        "(data.image_size)"
+    )

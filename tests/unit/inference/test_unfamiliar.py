@@ -35,7 +35,7 @@ def test_of_a_much_larger_one_the_trained_size_is_named_and_what_to_do() -> None
 def test_of_a_much_smaller_one_the_other_way() -> None:
     said = far_in_words(48, 60, squares(96))
     assert said is not None
-    assert said.endswith("draw at a trained size and scale the picture down")
+    assert said.endswith("only a blur; draw at a trained size and scale the picture down")
 
 
 def test_with_buckets_a_size_near_any_of_them_is_near() -> None:
@@ -90,9 +90,8 @@ def test_and_that_it_is_far_from_training_if_it_is(drawer: ImageGenerator) -> No
         drawer.plan(18)
 
 
-def test_notes_of_a_wide_ratio(
-    drawer: ImageGenerator,
-) -> None:
+def test_of_an_unusual_shape_what_would_teach_it_is_named(drawer: ImageGenerator) -> None:
     assert drawer.notes(["a red circle"], aspect_ratio="3:2") == []
     (said,) = drawer.notes(["a red circle"], aspect_ratio="9:1")
-    assert said.startswith("48 x ")
+    assert said.startswith("36 x 4 pixels are far from what this model was trained at (16 x 16)")
+    assert "data.buckets=auto" in said
