@@ -31,6 +31,7 @@ Build = Callable[..., Config]
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the disk")
 FILES = (
     *("model.pt", "ema.safetensors", "optimizer.pt", "config.yaml", "tokenizer.json"),
+    "words.json",
     *("training_state.json", "lineage.json", "manifest.json", "rows.npy"),
 )
 

@@ -1,7 +1,9 @@
 """Distillation: the student of a teacher, from its first step to its pictures."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,21 @@ from PIL import Image
 from runs import events, messages
 from students import COUNT, Build, weights
 
-from limner.apps.distill import Way, distill, distill_config, shortfalls
+from limner.apps import distill as distill_module
+from limner.apps.distill import Way, compare, distill, distill_config, shortfalls
 from limner.apps.play.painter import Painter
 from limner.apps.sweep import sweep as sweeping
 from limner.apps.sweep.store_settings import store_sampling
-from limner.checkpoint.folder import load_tensors
+from limner.checkpoint.folder import Checkpoint, load_tensors
 from limner.checkpoint.lineage import read_lineage
 from limner.checkpoint.open_model import open_model
 from limner.cli import main
 from limner.config import load_config
 from limner.data.dataset import ImageError
+from limner.data.open import open_data
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
+from limner.files.full_disk import in_units
 from limner.inference.generator import ImageGenerator
 from limner.training.distillation import trajectories
 from limner.training.distillation.pairs import TrajectoryPairs
@@ -412,6 +417,12 @@ def test_it_ends_with_teacher_and_student_side_by_side(
     assert "teacher, dpmsolver++, 2 steps, guidance 3: 4 evaluations" in said
     for line in ("student, 1 step: 1 evaluation of", "student, 2 steps: 2 evaluations of"):
         assert line in said
+    assert "randomly initialised" not in said
+    assert "added, to draw in few steps: denoiser.input_paths, denoiser.span_embedding\n" in said
+    assert said.index("comparing the student with its teacher:") < said.index("teacher, dpm")
+    (store,) = (tmp_path / "cache").glob("trajectories-*")
+    size = in_units(sum(path.stat().st_size for path in store.rglob("*")))
+    assert f"{store} ({size}) has what the teacher drew" in said
     written = json.loads((tmp_path / "s" / "comparison.json").read_text("utf-8"))
     assert [way["evaluations"] for way in written] == [4, 8, 1, 2, 4]
     with Image.open(tmp_path / "s" / "comparison.png") as sheet:
@@ -424,6 +435,26 @@ def test_it_ends_with_teacher_and_student_side_by_side(
     outputs = str(trained / "outputs")
     assert main(["distill", outputs, "--output", outputs]) != 0
     assert "the teacher's own folder" in capsys.readouterr().err
+
+
+def test_each_way_of_drawing_is_told_when_it_is_measured(
+    trained: Path, distilled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def shown(log: object, what: str) -> Iterator[Callable[[float, int], None]]:
+        yield lambda done, total: told.append(f"{done:g} of {total} {what}")
+
+    monkeypatch.setattr(distill_module, "progress_shown", shown)
+    opened = Checkpoint.open(distilled)
+    ways = compare(str(trained / "outputs"), distilled, opened.config, open_data(opened.config, 4))
+    assert told == []
+    assert next(ways).name.startswith("teacher")
+    assert told[-1] == "24 of 24 images drawn to compare"
+    first = len(told)
+    next(ways)
+    assert len(told) > first
 
 
 def test_it_says_where_the_student_falls_short() -> None:

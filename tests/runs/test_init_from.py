@@ -68,7 +68,7 @@ def test_more_layers_are_new_and_said(tuned: Callable[..., Config], trained: Pat
     weights, there = trainer.model.state_dict(), averaged(trained)
     assert all(torch.equal(weights[name], tensor) for name, tensor in there.items())
     (said,) = [s for s in trainer.run.events.waiting if "initialised from" in s]
-    assert "randomly initialised: denoiser.blocks.2 (not there)" in said
+    assert "randomly initialised: denoiser.blocks.2 (not in that model)" in said
 
 
 def test_another_patch_size_makes_first_and_last_layer_new(

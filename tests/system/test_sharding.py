@@ -71,7 +71,7 @@ def assert_same_whole(shards: Path, files: Path) -> None:
     assert {path.name for path in shards.iterdir()} == {
         *(f"shard-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)),
         *("shards.json", "training_state.json", "config.yaml", "tokenizer.json"),
-        *("rows.npy", "lineage.json", "manifest.json"),
+        *("words.json", "rows.npy", "lineage.json", "manifest.json"),
     }
     opened = Checkpoint.open(shards)
     found = leaves(

@@ -7,8 +7,9 @@ A run of `Trainer` with `model.flow_map`, whose configuration follows from the t
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from limner.checkpoint.inherit import load_run_config
 from limner.checkpoint.locate import newest_good
 from limner.checkpoint.open_model import open_model
 from limner.config import Config, TrainingConfig
-from limner.console import say
+from limner.console import progress_shown, say
 from limner.data.open import Data
 from limner.errors import LimnerError
 from limner.evaluation.end_of_run import drawing_time, evaluate_run
@@ -32,14 +33,17 @@ from limner.evaluation.prompts import prompts_of_run
 from limner.evaluation.samples import Drawing, draw, in_any_number, open_generator
 from limner.evaluation.splits import Split, adjective
 from limner.files.atomic import write_text_whole
+from limner.files.full_disk import in_units, size_of
 from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import function_evaluations, in_words
-from limner.messages import plain_words
+from limner.messages import plain_words, plural
 from limner.metrics import retrieval
 from limner.redaction import is_same_place
 from limner.reports.run_report import write_report
 from limner.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 SHARE_OF_TEACHER, MOST_MINUTES, LEAST_MINUTES = 1 / 3, 60.0, 1.0
 """Of the minutes that the teacher trained, by default."""
@@ -136,31 +140,41 @@ def distill(
         return folder
     evaluate_run(folder, config, trainer.data, seconds=drawing_time(trainer.state.seconds))
     write_report(folder)
-    ways = compare(str(config.training.init_from), folder, trainer.config, trainer.data)
-    _write(folder, ways)
-    say()
-    for way in ways:
+    log.info("\ncomparing the student with its teacher:")
+    ways = []
+    for way in compare(str(config.training.init_from), folder, trainer.config, trainer.data):
         say(_in_words(way))
+        ways.append(way)
+    _write(folder, ways)
     for sentence in shortfalls(ways[0], ways[2:]):
         say(sentence)
     say(f"\nLook at {folder / COMPARISON[1]} and {folder / 'report.html'}, and try")
     prompt = plain_words(trainer.data.trained.rows[0].captions[0])
     say(f'  limner generate {output} "{prompt}"   # in 2 steps; --num_inference_steps 1 or 4')
+    if trainer.run.inputs.trajectories is not None:
+        say(what_stays(trainer.run.inputs.trajectories[0].store.folder))
     return folder
 
 
-def compare(teacher: str, student: Path, config: Config, data: Data) -> list[Way]:
+def what_stays(store: Path) -> str:
+    """What the teacher drew, on the disk: how much it is, and whether it is still of use."""
+    return (
+        f"\n{store} ({in_units(size_of(store))}) has what the teacher drew: the same command with "
+        "more --minutes uses it again; otherwise it may be deleted"
+    )
+
+
+def compare(teacher: str, student: Path, config: Config, data: Data) -> Iterator[Way]:
     """The same prompts and seeds drawn by the teacher as it usually does and in 4 steps, and by
-    the student in 1, 2, and 4."""
-    ways = []
+    the student in 1, 2, and 4; each when it is drawn."""
     parts = (config.vae.pretrained_model_name, config.text_encoder.pretrained_model_name)
     there = open_generator(teacher, config, None, *parts)
-    ways.append(_drawn("teacher", there, data, {}))
+    yield _drawn("teacher", there, data, {})
     few = {"num_inference_steps": 4, "zero_init_steps": min(3, there.sampling.zero_init_steps)}
-    ways.append(_drawn("teacher", there, data, few))
+    yield _drawn("teacher", there, data, few)
     here = open_generator(student, config, None, *parts)
-    ways += [_drawn("student", here, data, {"num_inference_steps": n}) for n in (1, 2, 4)]
-    return ways
+    for steps in (1, 2, 4):
+        yield _drawn("student", here, data, {"num_inference_steps": steps})
 
 
 def shortfalls(teacher: Way, students: Sequence[Way]) -> list[str]:
@@ -187,28 +201,30 @@ def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, A
     drawings = in_any_number(prompts_of_run(data, (), COMPARED // 2))
     sampling = generator.sampling.model_copy(update=changes)
     generator.generate_batch([drawings[0].prompt], seeds=[0], **sampling.model_dump())
-    began = time.perf_counter()
-    draw(generator, drawings, sampling=sampling)
-    seconds = time.perf_counter() - began
+    with progress_shown(log, "images drawn to compare") as progress:
+        began = time.perf_counter()
+        draw(generator, drawings, progress, sampling=sampling)
+        seconds = time.perf_counter() - began
     right: dict[str, float] = {}
     if data.set.name == "shapes":
         check_shapes(drawings)
         right = {split: about["all_right"] for split, about in shapes_by_split(drawings).items()}
     elif data.set.name == "emoji":
-        rank_drawings(drawings, data)
+        with progress_shown(log, "real images read to compare") as progress:
+            rank_drawings(drawings, data, progress=progress)
         found = ranks_by_split(drawings).items()
         right = {split: retrieval.summary(ranks)["at_1"] for split, ranks in found}
     evaluations = function_evaluations(sampling, generator.objective.noise_schedule)
     name = f"{who}, {in_words(sampling)}"
     if who == "student":
         steps = sampling.num_inference_steps
-        name = f"student, {steps} step{'s' * (steps > 1)}"
+        name = f"student, {steps} {plural(steps, 'step')}"
     return Way(name, evaluations, len(drawings) / seconds, drawings, right)
 
 
 def _in_words(way: Way) -> str:
     right = ", ".join(f"{share:.0%} of {adjective(s)} prompts" for s, share in way.right.items())
-    network = f"{way.evaluations} evaluation{'s' * (way.evaluations > 1)} of the network"
+    network = f"{(n := way.evaluations)} {plural(n, 'evaluation')} of the network"
     return f"{way.name}: {network}, {way.images_per_second:.1f} images/s" + (
         f"; right: {right}" if right else ""
     )

@@ -6,7 +6,8 @@
       optimizer.pt          state of each optimizer
       training_state.json   step, images, seconds, and the schedule's fixed points
       config.yaml           the resolved configuration
-      tokenizer.json        the words the built-in text encoder knows
+      tokenizer.json        how the built-in text encoder splits text into tokens
+      words.json            the words of the captions it learned from (text/known_words.py)
       rows.npy              which rows it learned from, to notice others (data/row_fingerprints.py)
       lineage.json          what the model began from and learned from (see lineage.py)
       lora.safetensors      of a run with `lora.rank`: what it needs to resume
@@ -39,6 +40,7 @@ from limner.checkpoint.locate import (
     ROWS,
     TEXTS,
     TOKENIZER,
+    WORDS,
     find_checkpoint,
 )
 from limner.checkpoint.manifest import damage, replaceable, written_whole
@@ -49,8 +51,10 @@ from limner.config import Config, load_config
 from limner.data.row_fingerprints import as_bytes, from_bytes
 from limner.distributed.dtensors import gathered, sharded_state
 from limner.errors import LimnerError
+from limner.files.small_files import read_text
 from limner.files.tensor_files import load_safetensors, load_tensors
 from limner.models.size import check_stored
+from limner.text.known_words import KnownWords
 from limner.text.tokenizer import CaptionTokenizer
 
 
@@ -98,6 +102,16 @@ class Checkpoint:
             return from_bytes(path.read_bytes())
         except (OSError, ValueError, EOFError) as error:
             raise LimnerError(f"{path} is damaged: {error}") from None
+
+    @property
+    def words(self) -> KnownWords | None:
+        """The words of the captions that its built-in text encoder learned from; None: it has none,
+        or an earlier version did not save them. Raises LimnerError if the file is damaged."""
+        path = self.folder / WORDS
+        if not path.is_file():
+            return None
+        self.verify(WORDS)
+        return KnownWords.from_json(read_text(path), path)
 
     @property
     def lineage(self) -> Lineage:
@@ -204,6 +218,7 @@ class Contents:
     rows: np.ndarray | None = None
     """Fingerprints of the training rows (`limner.data.row_fingerprints`)."""
     lineage: Lineage | None = None
+    words: KnownWords | None = None
 
     @classmethod
     def of(
@@ -296,6 +311,8 @@ def write_texts(staging: Path, contents: Contents) -> None:
         (staging / ROWS).write_bytes(as_bytes(contents.rows))
     if contents.tokenizer is not None:
         contents.tokenizer.save(staging / TOKENIZER)
+    if contents.words is not None:
+        (staging / WORDS).write_text(contents.words.to_json(), encoding="utf-8")
     if contents.lineage is not None:
         write_lineage(staging, contents.lineage)
     (staging / "training_state.json").write_text(

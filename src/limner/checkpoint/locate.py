@@ -25,6 +25,9 @@ AVERAGED = "ema.safetensors"
 ROWS = "rows.npy"
 
 
+WORDS = "words.json"
+
+
 TEXTS = ("training_state.json", TOKENIZER, LINEAGE, INDEX)
 """Small files that are read whenever a checkpoint is opened, and verified then."""
 
@@ -32,7 +35,7 @@ TEXTS = ("training_state.json", TOKENIZER, LINEAGE, INDEX)
 LORA, ADAPTER = "lora.safetensors", "adapter"
 
 
-PLAIN_FILES = (*FILES, AVERAGED, TOKENIZER, ROWS, LINEAGE)
+PLAIN_FILES = (*FILES, AVERAGED, TOKENIZER, WORDS, ROWS, LINEAGE)
 """What a checkpoint of a model without adapters or shards holds."""
 
 

@@ -3,7 +3,7 @@
     checkpoint-1000/
       shards.json                          how many there are, and the optimizers' plain values
       shard-00001-of-00004.safetensors     this process's parts, {"model.*", "averaged.*", ...}
-      training_state.json, config.yaml, tokenizer.json, lineage.json, manifest.json    as in any
+      training_state.json, config.yaml, tokenizer.json, lineage.json, manifest.json, ...   as in any
 
 Shards are joined along the first dimension; what is not sharded (counters) is in the first file.
 Any number of processes can read it. torch.distributed.checkpoint is not used, because it reads its

@@ -6,6 +6,7 @@ A .safetensors file that any program can read, with metadata
     tokenizer        of the built-in text encoder, JSON (absent with a pretrained one)
     training         how far the run was: step, images, seconds, JSON
     lineage          what the model began from and learned from, JSON (see lineage.py)
+    words            of the captions, JSON (see text/known_words.py; absent of private data)
     sha256           of the weights, in the order of their names
     header_sha256    of all of the above (absent in files of earlier versions)
 """
@@ -33,6 +34,7 @@ from limner.files.tensor_files import load_safetensors
 from limner.messages import shorten
 from limner.models.size import check_stored
 from limner.pretrained.components import moved
+from limner.text.known_words import KnownWords
 from limner.text.tokenizer import CaptionTokenizer
 from limner.version import __version__
 
@@ -53,6 +55,8 @@ class WeightsFile:
     limner_version: str
     sha256: str
     lineage: Lineage
+    words: KnownWords | None = None
+    """Of the captions that its built-in text encoder learned from; None: the file does not say."""
 
     @classmethod
     def open(cls, path: str | Path) -> WeightsFile:
@@ -90,7 +94,8 @@ class WeightsFile:
             lineage = Lineage.from_json(metadata["lineage"], path)
         else:
             lineage = Lineage(data=(learned_from(resolved),), complete=False)
-        return cls(path, resolved, tokenizer, state, version, digest, lineage)
+        words = KnownWords.from_json(metadata["words"], path) if "words" in metadata else None
+        return cls(path, resolved, tokenizer, state, version, digest, lineage, words)
 
     def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
         """The weights by name, as they are in the file. Raises LimnerError if they are damaged."""
@@ -114,6 +119,7 @@ def write_weights_file(
     tokenizer: CaptionTokenizer | None,
     state: TrainingState,
     lineage: Lineage,
+    words: KnownWords | None = None,
 ) -> None:
     """Write the file atomically and durably.
 
@@ -141,6 +147,8 @@ def write_weights_file(
     }
     if tokenizer is not None:
         metadata["tokenizer"] = tokenizer.tokenizer.to_str()
+    if words is not None:
+        metadata["words"] = words.to_json()
     metadata["header_sha256"] = _sha256_of_texts(metadata)
     needed = sum(tensor.nbytes for tensor in weights.values())
     with replacing(path, needed=needed) as staging:

@@ -9,6 +9,7 @@ from pathlib import Path
 from limner.commands.common import Commands, Parent, flag
 from limner.console import inform_on_stderr, one_line, say
 from limner.errors import LimnerError
+from limner.messages import plural
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ def _run(options: argparse.Namespace) -> int:
     keys, kept = images_to_caption(options.folder, options.overwrite)
     if not keys:
         say(
-            f"all {kept:,} pictures of {options.folder} already have captions; use --overwrite to "
-            "replace them"
+            f"nothing to caption in {options.folder}: {kept:,} {plural(kept, 'picture')} with "
+            "captions already; use --overwrite to replace them"
         )
         return 0
 
@@ -73,7 +74,10 @@ def _run(options: argparse.Namespace) -> int:
     dtype = part_precision(choose_precision("auto", device))
     captioner = Captioner(options.model, device, dtype, options.prompt)
     inform_on_stderr()
-    log.info(f"{len(keys):,} pictures to caption, {kept:,} have captions; {captioner.name}")
+    log.info(
+        f"{(n := len(keys)):,} {plural(n, 'picture')} to caption, {kept:,} with captions already; "
+        f"{captioner.name}"
+    )
     told = caption_images(
         options.folder.expanduser().absolute(),
         keys,
@@ -82,13 +86,15 @@ def _run(options: argparse.Namespace) -> int:
         options.num_samples,
     )
     say(
-        f"{told.written:,} captions written, {kept:,} kept, {len(told.refused):,} pictures could "
-        f"not be captioned" + (f", {told.left:,} left for another time" if told.left else "")
+        f"{told.written:,} {plural(told.written, 'caption')} written, {kept:,} kept, "
+        f"{(n := len(told.refused)):,} {plural(n, 'picture')} could not be captioned"
+        + (f", {told.left:,} left for another time" if told.left else "")
     )
     for refused in told.refused:
         say(f"  {one_line(refused.reason.splitlines()[0])}")
     if told.odd:
-        say(f"{len(told.odd):,} captions look wrong; check them (limner check-data lists them):")
+        odd = f"{len(told.odd):,} {plural(len(told.odd), 'caption')}"
+        say(f"{odd} to check, perhaps wrong (limner check-data lists them, too):")
         for key, said in told.odd[:10]:
             say(f"  {one_line(key)}: {one_line(said)}")
     say("read some before training on them; captioning models invent and miss things")

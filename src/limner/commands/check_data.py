@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from limner.commands.common import Commands, Parent
 from limner.console import inform_on_stderr, one_line, say
 from limner.errors import LimnerError
+from limner.messages import plural
 
 if TYPE_CHECKING:
     from limner.config import Config
@@ -81,8 +82,9 @@ def lines(told: dict[str, Any]) -> list[str]:
     rows, captions = told["rows"], told["captions"]
     of = f" of {rows['used']:,}" if rows["looked_at"] < rows["used"] else ""
     said = [
-        f"{told['dataset']['name']}: {rows['looked_at']:,}{of} rows checked ({rows['trained']:,} "
-        f"trained, {rows['held_out']:,} held out), {captions['count']:,} captions"
+        f"{told['dataset']['name']}: {rows['looked_at']:,}{of} "
+        f"{plural(rows['used'], 'row')} checked ({rows['trained']:,} trained, "
+        f"{rows['held_out']:,} held out), {(n := captions['count']):,} {plural(n, 'caption')}"
     ]
     cut = told["pictures"].get("mean_share_cut")
     if cut is not None:

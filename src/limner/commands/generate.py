@@ -148,6 +148,12 @@ def run(options: argparse.Namespace) -> None:
         elif options.compile:
             generator.compile()
         settings = {name: getattr(options, name) for name in PASSED_ON}
+        negative = [options.negative_prompt] if options.negative_prompt else []
+        size = options.height, options.width
+        for note in generator.notes(
+            [*prompts, *negative], *size, aspect_ratio=options.aspect_ratio
+        ):
+            log.warning(note)
         showing = progress_shown(log, f"{plural(count, 'picture')} drawn", err=True)
         if options.interpolate is not None:
             ends = prompts[0], prompts[-1], options.interpolate, options.seed, options.end_seed

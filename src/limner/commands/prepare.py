@@ -8,6 +8,7 @@ from pathlib import Path
 from limner.choices import TYPES
 from limner.commands.common import Commands, Parent, flag
 from limner.console import say
+from limner.messages import plural
 
 LAYOUTS = ("metadata", "imagefolder", "pairs", "webdataset", "parquet")
 
@@ -50,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
         overrides=options.overrides,
     )
     say(f"read: {prepared.description}")
-    say(f"{prepared.count} pictures in {options.output}")
+    say(f"{prepared.count} {plural(prepared.count, 'picture')} in {options.output}")
     if prepared.refused:
         first = prepared.refused[0]
         say(
-            f"{len(prepared.refused)} rows could not be used, all listed in "
+            f"{(n := len(prepared.refused))} {plural(n, 'row')} could not be used, listed in "
             f"{options.output / 'refused.json'}; the first: {first.key}: {first.reason}"
         )

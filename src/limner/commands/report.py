@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from limner.config import load_config
     from limner.data.open import open_data, squares
     from limner.evaluation.end_of_run import evaluate_run
-    from limner.evaluation.summary import how_to_measure_all, sentences_of_run
+    from limner.evaluation.summary import how_to_measure_all, learned_by_heart, sentences_of_run
     from limner.files.output_folders import is_training_run
     from limner.reports.run_folder import read_run
     from limner.reports.run_report import write_report
@@ -60,5 +60,7 @@ def run(options: argparse.Namespace) -> None:
     )
     page = write_report(options.run_folder)
     for sentence in [*sentences_of_run(results), *how_to_measure_all(results, options.run_folder)]:
+        say(sentence)
+    for sentence in learned_by_heart(results):
         say(sentence)
     say(page)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from limner.messages import plain_words
 
 if TYPE_CHECKING:
     from limner.config import Config
+    from limner.data.open import Data
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def add(commands: Commands, common: Parent) -> None:
 def run(options: argparse.Namespace) -> None:
     from limner.apps.own_pictures.expected import if_too_few
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
-    from limner.evaluation.summary import how_to_measure_all, sentences_of_run
+    from limner.evaluation.summary import how_to_measure_all, learned_by_heart, sentences_of_run
     from limner.reports.run_report import write_report
     from limner.training.folder import run_lock
     from limner.training.trainer import Trainer
@@ -95,12 +97,13 @@ def run(options: argparse.Namespace) -> None:
         page = write_report(trainer.folder)
         for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
-        trained = trainer.data.trained.rows
-        too_few = if_too_few(trainer.folder, config, trainer.state, len(trained))
+        for sentence in learned_by_heart(results):
+            say(sentence)
+        too_few = if_too_few(trainer.folder, config, trainer.state, len(trainer.data.trained.rows))
         if too_few:
             say(too_few)
         fast = not too_few and not config.data.buckets
-        for line in what_next(trainer.folder, page, trained[0].captions[0], fast):
+        for line in what_next(trainer.folder, page, prompts_to_try(trainer.data), fast):
             say(line)
 
 
@@ -144,17 +147,28 @@ def _folder_by_flag(options: argparse.Namespace, where: str | None) -> tuple[str
     return where, [f"{keys[n]}={json.dumps(v, ensure_ascii=False)}" for n, v in given.items()]
 
 
-def what_next(folder: Path, page: Path, caption: str, fast: bool = True) -> list[str]:
+def prompts_to_try(data: Data) -> list[str]:
+    """Four captions, two of them held out if there are so many: four seeds of one prompt look
+    alike if its picture was learned by heart."""
+    from limner.data.order import evenly_spaced
+
+    trained, held_out = data.trained.rows, data.held_out.rows
+    unseen = [held_out[i] for i in evenly_spaced(len(held_out), 2)]
+    seen = [trained[i] for i in evenly_spaced(len(trained), 4 - len(unseen))]
+    return list(dict.fromkeys(plain_words(row.captions[0], 8) for row in (*seen, *unseen)))
+
+
+def what_next(folder: Path, page: Path, prompts: Sequence[str], fast: bool = True) -> list[str]:
     """What to look at, and commands to try.
 
     Args:
         fast: whether it may be distilled.
     """
     run = folder.as_posix()
-    prompt = plain_words(caption)
+    quoted = " ".join(f'"{prompt}"' for prompt in prompts)
     said = [
         f"\nLook at {folder / 'samples.png'} and {page}, and try",
-        f'  limner generate {run} "{prompt}" --num_images 4 --sheet --output drawn.png',
+        f"  limner generate {run} {quoted} --sheet --output drawn.png",
         f"  limner play {run}   # on a page in the browser",
     ]
     if fast:

@@ -28,6 +28,7 @@ from limner.data.own_folder import cache_may_begin
 from limner.data.split import sampling_rank
 from limner.errors import LimnerError
 from limner.files.fingerprints import DIGEST, RACY_NS, digest, load_array, save_array
+from limner.messages import plural
 
 AT_ONCE = 1024
 SIZE = 64
@@ -75,8 +76,8 @@ def remove_undecodable(dataset: ImageDataset, config: Config) -> None:
             progress(first + len(some), len(ranked))
     if count := UNUSABLE.take():
         log.info(
-            f"{count:,} pictures have an unusable colour profile and are read as sRGB (limner "
-            "check-data lists them)"
+            f"{count:,} {plural(count, 'picture')} with an unusable colour profile, read as sRGB "
+            "(limner check-data lists them)"
         )
     dataset.rows = [rows[i] for i in sorted(good[:wanted])]  # type: ignore[misc]
     if not dataset.rows:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.single_file import WeightsFile, sha256_of
+from limner.config import Config
 from limner.data.dataset import shown_set
 from limner.data.open import Data
 from limner.device import describe, name_of
 from limner.inference.generator import ImageGenerator
+from limner.training.monitor.learning_curve import measurements
 from limner.training.monitor.run_log import read_log
 from limner.version import __version__
 
@@ -52,10 +56,30 @@ def about_run(run_folder: Path, data: Data, generator: ImageGenerator) -> dict[s
         "images": generator.state.images,
         "minutes": round(generator.state.seconds / 60, 2),
         "speed": {key: speed[-1][key] for key in keys} if speed else {},
+        "losses": last_losses(log, data, generator.config),
         "device": describe(generator.device),
         "sampling": generator.sampling.model_dump(mode="json")
         | {"dtype": name_of(generator.dtype)},
         "versions": versions(),
+    }
+
+
+def last_losses(
+    log: Sequence[Mapping[str, Any]], data: Data, config: Config
+) -> dict[str, Any] | None:
+    """The loss on held-out and on trained pictures as it was measured last, and on how many of
+    each; None: it was not measured on both, or is the distance of a student from its teacher."""
+    measured = [one for one in measurements(log) if not math.isnan(one.trained)]
+    if not measured or config.model.flow_map:
+        return None
+    last, most = measured[-1], config.training.heldout_pictures
+    counts = (min(most, len(images.rows)) for images in (data.held_out, data.trained))
+    keys = "held_out_count", "trained_count"
+    return {
+        "step": last.step,
+        "held_out": last.heldout,
+        "trained": last.trained,
+        **dict(zip(keys, counts, strict=True)),
     }
 
 

@@ -54,6 +54,7 @@ from limner.evaluation.swept import swept_note
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.inference.sampling_settings import in_words
+from limner.messages import plural
 from limner.metrics import retrieval
 from limner.metrics.interval import share
 from limner.redaction import places_of, redacted
@@ -147,9 +148,9 @@ def _evaluate(
     # Read now, since the run may still be training and delete this checkpoint.
     about = about_checkpoint(opened, generator)
     log.info(
-        f"generating {len(plan.every):,} images, {len(plan.measured):,} of them from "
-        f"{adjective(plan.split)} captions for the distances: {in_words(config.sampling)}, "
-        f"{settings.dtype}, seed {settings.seed}, on {describe(place)}"
+        f"generating {(n := len(plan.every)):,} {plural(n, 'image')}, {len(plan.measured):,} of "
+        f"them from {adjective(plan.split)} captions for the distances: "
+        f"{in_words(config.sampling)}, {settings.dtype}, seed {settings.seed}, on {describe(place)}"
     )
     loss = None
     if config.model.flow_map:
@@ -192,8 +193,8 @@ def _evaluate(
     for real, _ in statistics:
         refused |= {} if real is None else {row.key: row.reason for row in real.refused}
     if refused:
-        first = next(iter(refused.items()))
-        events.append(f"skipped {len(refused):,} images, such as {first[0]}: {first[1]}")
+        first, n = next(iter(refused.items())), len(refused)
+        events.append(f"skipped {n:,} {plural(n, 'image')}, such as {first[0]}: {first[1]}")
     results = {
         "format": results_folder.FORMAT,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -125,8 +125,8 @@ def measure(
         )
         if cut := network.too_long(prompts):
             said.append(
-                f"{len(cut)} of {len(prompts)} prompts are longer than {network.name} reads and "
-                "are truncated for the CLIP score"
+                f"prompts that are longer than {network.name} reads, and are truncated for the "
+                f"CLIP score: {len(cut)} of {len(prompts)}"
             )
     floors = Floors()
     if real is not None and repeats:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from limner.evaluation.speckle import in_words as speckle_in_words
 from limner.evaluation.splits import Split, adjective
+from limner.messages import plural
+
+GAP, SPREAD = 1.5, 0.8
+"""Ratio of the losses from which a run is said to have memorised, and the standard deviation of the
+loss among pictures compared with its mean (0.66 and 0.78 in the two evaluations of docs/runs)."""
 
 
 def sentences(results: dict[str, Any]) -> list[str]:
@@ -14,8 +20,8 @@ def sentences(results: dict[str, Any]) -> list[str]:
     said = []
     if loss := results["held_out_loss"]:
         said.append(
-            f"held-out loss {figure(loss['mean'])} ({loss['count']:,} images); training loss "
-            f"{figure(loss['trained_mean'])} ({loss['trained_count']:,} images)"
+            f"held-out loss {figure(loss['mean'])} ({_images(loss['count'])}); training loss "
+            f"{figure(loss['trained_mean'])} ({_images(loss['trained_count'])})"
         )
     for split, found in (results["recall"] or {}).items():
         at_1, at_5, count = found["at_1"]["value"], found["at_5"]["value"], found["count"]
@@ -31,7 +37,8 @@ def sentences(results: dict[str, Any]) -> list[str]:
         )
     for record in results["metrics"]:
         drawn, real = record["counts"]
-        counts = f"{drawn:,} generated" + ("" if real is None else f", {real:,} real") + " images"
+        counts = f"{drawn:,} generated" + ("" if real is None else f", {real:,} real")
+        counts += f" {plural(drawn if real is None else real, 'image')}"
         floor = record["floor"]
         beside = ""
         if floor:
@@ -72,6 +79,10 @@ def sentences_of_run(results: dict[str, Any]) -> list[str]:
     return said
 
 
+def _images(count: int) -> str:
+    return f"{count:,} {plural(count, 'image')}"
+
+
 def _what_of(results: dict[str, Any]) -> str:
     return "recall of" if "recall" in results else "checked" if "checker" in results else "drawn:"
 
@@ -81,6 +92,24 @@ def how_to_measure_all(results: dict[str, Any], run_folder: Path) -> list[str]:
     if "drawn" not in results:
         return []
     return [f"limner report {run_folder.as_posix()} --all measures every caption"]
+
+
+def learned_by_heart(results: dict[str, Any]) -> list[str]:
+    """What it means that a run ended with a much lower loss on trained pictures than on held-out
+    ones, if it did, and if so few pictures can show it."""
+    loss = results.get("losses")
+    if not loss:
+        return []
+    ratio = loss["held_out"] / max(loss["trained"], 1e-12)
+    noise = SPREAD * math.sqrt(1 / loss["held_out_count"] + 1 / loss["trained_count"])
+    if ratio < max(GAP, 1 + 2 * noise):
+        return []
+    return [
+        f"memorised: the loss is {loss['trained']:.3f} on trained pictures and "
+        f"{loss['held_out']:.3f} on held-out ones, so the model draws what it has seen much better "
+        "than anything else, and a caption alike with any seed. This is usual with few pictures: "
+        "more pictures, and several of each thing, help most, then model.dropout or a shorter run"
+    ]
 
 
 def parts(checked: dict[str, Any]) -> str:

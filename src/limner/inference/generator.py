@@ -32,6 +32,7 @@ from limner.inference.autoguidance import open_guide
 from limner.inference.sampling import Guide, Progress, draw, ready
 from limner.inference.sampling_settings import inference_timesteps, sampling_settings
 from limner.inference.saving import remember
+from limner.inference.unfamiliar import far_in_words
 from limner.inference.variations import ImageSource, InitImage, Interpolation, fitted
 from limner.memory import is_out_of_memory
 from limner.messages import shorten
@@ -104,6 +105,8 @@ class ImageGenerator:
             assert opened.tokenizer is not None
             self.words = opened.tokenizer
         self.autoencoder.load(self.device, part_dtype)
+        self.known_words = opened.words
+        """Of the captions that its text encoder learned from; None: nobody knows them."""
         self.step, self.state = opened.state.step, opened.state
         model = build_model(self.config, self.words.text_size)
         opened.load_weights(model, averaged=True)
@@ -268,6 +271,24 @@ class ImageGenerator:
             )
         return height, width, sampling
 
+    def notes(
+        self,
+        prompts: Sequence[str],
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        aspect_ratio: float | str | None = None,
+    ) -> list[str]:
+        """Sentences about what this asks for that training did not show: words that were in no
+        caption, a size far from the trained ones. Drawing works all the same.
+
+        Raises:
+            LimnerError: there cannot be such a size.
+        """
+        height, width = self._size(height, width, aspect_ratio)
+        words = self.known_words and self.known_words.in_words(prompts)
+        return [said for said in (words, far_in_words(height, width, self.config)) if said]
+
     def _tell_of_unknown_steps(self, sampling: SamplingConfig) -> None:
         """Of a distilled model: says which steps it knows, if these are others."""
         known, own = self.config.distill.numbers_of_steps, self.config.sampling
@@ -291,8 +312,8 @@ class ImageGenerator:
             if height is not None or width is not None:
                 raise LimnerError("--aspect_ratio cannot be combined with --height and --width")
             height, width = self.size_for(aspect_ratio)
-        height = self._check_size("height", size if height is None else height)
-        width = self._check_size("width", size if width is None else width)
+        height, width = size if height is None else height, size if width is None else width
+        self._check_sides(height, width)
         tokens = height * width // (self.autoencoder.downsampling * self.patch) ** 2
         if tokens > MOST_TOKENS:
             raise LimnerError(
@@ -421,15 +442,18 @@ class ImageGenerator:
         patch = self.autoencoder.downsampling * (self.config.model.patch_size or 1)
         return max(1, min(most, 1024 // (height * width // patch**2)))
 
-    def _check_size(self, name: str, value: int) -> int:
+    def _check_sides(self, height: int, width: int) -> None:
         patch = self.patch * self.autoencoder.downsampling
-        if value < patch or value % patch:
-            near = max(patch, round(value / patch) * patch)
+        for name, value in (("height", height), ("width", width)):
+            if value >= patch and value % patch == 0:
+                continue
+            below = value // patch * patch
+            near = f"{below} or {below + patch}" if below > 0 else f"{patch}"
+            far = far_in_words(height, width, self.config) if min(height, width) > 0 else None
             raise LimnerError(
                 f"--{name} {value} is not a multiple of {patch}, the model's patch in pixels; use "
-                f"{near}"
+                f"{near}" + (f"; {far}" if far else "")
             )
-        return value
 
 
 def _one_each(seeds: Sequence[int] | int, count: int) -> list[int]:

@@ -14,6 +14,7 @@ from limner.diffusion.guidance import is_guided
 from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.diffusion.solvers import SOLVERS
 from limner.errors import LimnerError
+from limner.messages import plural
 
 
 def sampling_settings(config: Config, **changes: Any) -> SamplingConfig:
@@ -89,7 +90,8 @@ def function_evaluations(
 def in_words(sampling: SamplingConfig) -> str:
     """A short description of the settings, such as "unipc, 9 steps, guidance 3 in 0.3-1, shift
     1.5"."""
-    words = [sampling.scheduler_type, f"{sampling.num_inference_steps} steps"]
+    steps = sampling.num_inference_steps
+    words = [sampling.scheduler_type, f"{steps} {plural(steps, 'step')}"]
     if sampling.guidance_scale == 1:
         words.append("no guidance")
     else:
@@ -101,7 +103,7 @@ def in_words(sampling: SamplingConfig) -> str:
         if (value := getattr(sampling, key)) != 1:
             words.append(f"{name} {value:g}")
     if sampling.zero_init_steps:
-        words.append(f"{sampling.zero_init_steps} zero steps")
+        words.append(f"{(n := sampling.zero_init_steps)} zero {plural(n, 'step')}")
     if sampling.guidance_rescale:
         words.append(f"rescale {sampling.guidance_rescale:g}")
     return ", ".join(words)

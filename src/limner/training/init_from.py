@@ -109,7 +109,7 @@ def start_from(
     for name, tensor in here.items():
         found = there.get(name)
         if found is None:
-            new[name] = "not there"
+            new[name] = "not in that model"
         elif name == EMBEDDING and _words_differ(tokenizer, origin) and _same_width(tensor, found):
             assert tokenizer
             assert origin.tokenizer
@@ -143,11 +143,21 @@ def start_from(
     said = [f"initialised from {place}: {taken} of {len(here)} tensors copied"]
     if partly:
         said.append("partly copied: " + ", ".join(partly))
+    # A student has them beside what its teacher has; at first they change nothing.
+    student = {name: new.pop(name) for name in list(new) if model.is_flow_map and _of_steps(name)}
+    if student:
+        said.append(
+            "added, to draw in few steps: " + ", ".join(_groups(dict.fromkeys(student, "")))
+        )
     if new:
         said.append("randomly initialised: " + ", ".join(_groups(new)))
     if left := _groups({name: "" for name in there if name not in here}):
         said.append("not used: " + ", ".join(left))
     return ["; ".join(said)]
+
+
+def _of_steps(name: str) -> bool:
+    return name.startswith(("denoiser.span_embedding.", "denoiser.input_paths."))
 
 
 def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> list[str]:

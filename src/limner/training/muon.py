@@ -88,7 +88,9 @@ class Muon(torch.optim.Optimizer):
         """Whether a matrix is orthogonalised now; counts the updates until the next time.
 
         The first wait differs from matrix to matrix, so that each update orthogonalises some of
-        them and all updates take equally long.
+        them. Their sizes are not balanced: matrices of a block alternate in size, so with a period
+        of 2 the smaller ones are due in one update and the larger ones, which take longer, in the
+        next.
         """
         state = self.state[p]
         if "direction" not in state:

@@ -22,6 +22,7 @@ from limner import console, memory
 from limner import device as devices
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.manifest import finish_interrupted
+from limner.checkpoint.single_file import WeightsFile
 from limner.checkpoint.state import TrainingState
 from limner.config import Config
 from limner.config.defaults import changed
@@ -40,6 +41,7 @@ from limner.models.dit import DiT
 from limner.models.modern import ModernDiT
 from limner.pretrained.components import Parts, open_parts
 from limner.redaction import as_path, is_same_place
+from limner.text.known_words import KnownWords
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.batch_size import images_that_fit, settle_batch
 from limner.training.distillation.flow_map_step import SEEN_BY, FlowMapStep
@@ -167,6 +169,9 @@ def _open(
             dtype,
         ),
         state=state,
+        words=list_words(data, tokenizer, checkpoint or origin, checkpoint is None or rows_changed)
+        if accelerator.is_main_process
+        else None,
     )
     if isinstance(run.train_step, FlowMapStep):
         run.train_step.open_teacher = lambda: teacher_of(run, reader.text_size)
@@ -295,6 +300,30 @@ def learn_words(config: Config, parts: Parts, data: Data) -> CaptionTokenizer | 
     assert text.max_length
     captions = (c for row in data.trained.rows for c in row.captions)
     return CaptionTokenizer.learn(captions, text.vocab_size, text.max_length)
+
+
+def list_words(
+    data: Data,
+    tokenizer: CaptionTokenizer | None,
+    before: Checkpoint | WeightsFile | None,
+    more: bool,
+) -> KnownWords | None:
+    """The words of all captions that the model of a run learned from; None: nobody knows them all.
+
+    Args:
+        before: the checkpoint that it resumes from, or the model that it starts from.
+        more: whether captions are to be learned that the former did not.
+    """
+    if tokenizer is None:
+        return None
+    known = None
+    if before is not None and before.tokenizer is not None:
+        known = before.words
+        # An earlier version wrote none down, and a model of private data is exported without them.
+        if known is None or not more:
+            return known
+    own = KnownWords.of(c for row in data.trained.rows for c in row.captions)
+    return own if known is None else own.joined(known)
 
 
 def recall_pieces(state: TrainingState, folder: Path, config: Config) -> None:

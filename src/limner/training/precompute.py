@@ -31,6 +31,7 @@ from limner.data.precomputed.sources import (
 from limner.data.precomputed.store import Store
 from limner.device import choose_device, choose_precision, name_of, part_precision
 from limner.files.fingerprints import Fingerprints
+from limner.messages import plural
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.pretrained.components import open_parts
 from limner.pretrained.text_encoder import PretrainedTextEncoder
@@ -70,7 +71,8 @@ def precompute(config: Config) -> None:
     if data.set.refused:
         first = data.set.refused[0]
         log.info(
-            f"{len(data.set.refused)} rows cannot be used; the first {first.key}: {first.reason}"
+            f"{(n := len(data.set.refused))} {plural(n, 'row')} cannot be used; the first "
+            f"{first.key}: {first.reason}"
         )
     log.info(
         f"everything that is computed once is in {Path(config.cache.folder).absolute()}"

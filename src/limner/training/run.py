@@ -21,6 +21,7 @@ from limner.files.folder_lock import FolderLock
 from limner.models.text_to_image import TextToImage
 from limner.pretrained.components import Parts
 from limner.pretrained.text_encoder import PretrainedTextEncoder
+from limner.text.known_words import KnownWords
 from limner.text.tokenizer import CaptionTokenizer
 from limner.training.ema import EMA
 from limner.training.inputs import Inputs, open_inputs
@@ -57,6 +58,8 @@ class Run:
     state: TrainingState
     events: RunEvents = field(default_factory=RunEvents)
     """Messages logged while the run was opened, kept for the start of its log."""
+    words: KnownWords | None = None
+    """Of the training captions, in the main process; None with a pretrained text encoder."""
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.lock.release)

@@ -26,7 +26,7 @@ def contents_here(run: Run) -> Contents:
     averaged = run.ema if run.config.training.use_ema else None
     parts = run.model, averaged, stateful(run.train_step)
     contents = Contents.of(*parts, run.tokenizer, run.config, run.state)
-    contents = replace(contents, rows=run.rows, lineage=run.lineage)
+    contents = replace(contents, rows=run.rows, lineage=run.lineage, words=run.words)
     if run.config.lora.rank is None:
         return contents
     return replace(

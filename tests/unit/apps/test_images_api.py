@@ -48,6 +48,9 @@ class Painter:
     def at_once(self, most: int, height: int, width: int) -> int:
         return min(most, self.most)
 
+    def notes(self, prompts: Sequence[str], height: int, width: int) -> list[str]:
+        return []
+
     def generate_batch(
         self, prompts: Sequence[str], *, seeds: list[int], batch_size: int, **settings: Any
     ) -> list[Image.Image]:

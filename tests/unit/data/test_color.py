@@ -225,6 +225,5 @@ def test_profiles_that_cannot_be_used_are_said_once_before_the_first_step(
     data = open_data(load_config(None, [f"data.dataset_path='{tmp_path}'"]))
     assert data.set.refused == []
     assert caplog.messages == [
-        "3 pictures have an unusable colour profile and are read as sRGB (limner "
-        "check-data lists them)"
+        "3 pictures with an unusable colour profile, read as sRGB (limner check-data lists them)"
     ]

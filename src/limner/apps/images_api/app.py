@@ -201,10 +201,8 @@ class ImagesApi:
             "output_format": "png",
             "size": f"{drawing.settings.width}x{drawing.settings.height}",
         }
-        if drawing.cut is not None:
-            tokens, most = drawing.cut
-            said = f"the prompt has {tokens} tokens; the model read the first {most} and no more"
-            answer["warnings"] = [said]
+        if drawing.notes:
+            answer["warnings"] = drawing.notes
         return JSONResponse(answer)
 
     def _as_asked(self, file: bytes, asked: ImagesRequest, request: Request) -> dict[str, str]:

@@ -19,6 +19,7 @@ from PIL import Image
 from limner.apps.images_api.errors import ApiError, stopping
 from limner.errors import LimnerError
 from limner.memory import in_parts_that_fit
+from limner.messages import plural
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Generator(Protocol):
     def generate_batch(self, prompts: Sequence[str], **settings: Any) -> list[Image.Image]: ...
 
     def at_once(self, most: int, height: int, width: int) -> int: ...
+
+    def notes(self, prompts: Sequence[str], height: int, width: int) -> list[str]: ...
 
 
 class Settings(NamedTuple):
@@ -57,8 +60,8 @@ class Drawing:
         self.dropped = False
         """Whether nobody waits for it any more."""
         self.drawn: list[Image.Image] = []
-        self.cut: tuple[int, int] | None = None
-        """How many tokens the prompt has, and how many of them the model reads, if fewer."""
+        self.notes: list[str] = []
+        """What of the prompt was not read, and what of it the model does not know."""
         self.result: Future[list[Image.Image]] = Future()
 
     @property
@@ -121,8 +124,8 @@ class Worker:
             if (length := self._length()) + len(drawing.images) > self.most_waiting:
                 raise ApiError(
                     429,
-                    f"{length} images are waiting, and at most {self.most_waiting} may; try again "
-                    "later",
+                    f"{length} {plural(length, 'image')} waiting already, and at most "
+                    f"{self.most_waiting} may; try again later",
                     code="rate_limit_exceeded",
                     retry_after=length * self.seconds,
                 )
@@ -208,10 +211,14 @@ class Worker:
     def _images(self, batch: list[tuple[Drawing, int]]) -> list[Image.Image]:
         """Raises Unwanted."""
         model, height, width, others = batch[0][0].settings
-        words = self.generators[model].words
+        generator = self.generators[model]
         for drawing in {drawing for drawing, _ in batch if not drawing.drawn}:
-            tokens = words.length(drawing.images[0][0])
-            drawing.cut = (tokens, words.max_length) if tokens > words.max_length else None
+            prompt = drawing.images[0][0]
+            tokens, most = generator.words.length(prompt), generator.words.max_length
+            drawing.notes = generator.notes([prompt], height, width)
+            if tokens > most:
+                said = f"the prompt has {tokens} tokens; the model read the first {most} and no"
+                drawing.notes.append(f"{said} more")
 
         def go_on(step: int, steps: int, x0: object) -> None:
             if all(drawing.dropped for drawing, _ in batch):

@@ -114,6 +114,7 @@ class Painter:
 
         Events, by `kind`:
             waiting   another request is running
+            notes     what of the request training did not show, as sentences
             progress  `first` and `count` of the current batch, `step` of `steps`, and in pixel
                       space `previews`: the current estimates, JPEG in base64
             picture   `number`, `png` in base64, and `how`: the sampling settings
@@ -133,6 +134,8 @@ class Painter:
     def _draw(self, asked: DrawRequest, settings: dict[str, Any], tell: Tell) -> None:
         unkept: list[str] = []
         generator, every = self.generator, asked.images()
+        if notes := generator.notes(asked.texts(), asked.height, asked.width):
+            tell({"kind": "notes", "notes": notes})
         size = generator.config.data.image_size
         at_once = generator.at_once(AT_ONCE, asked.height or size, asked.width or size)
         for first in range(0, len(every), at_once):

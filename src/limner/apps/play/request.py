@@ -49,6 +49,10 @@ class DrawRequest(Section):
         seeds = [(self.seed + i) % SEEDS for i in range(self.num_images)]
         return [(prompt, seed) for prompt in self.prompts for seed in seeds]
 
+    def texts(self) -> list[str]:
+        """All that the model reads."""
+        return [*self.prompts, *([self.negative_prompt] if self.negative_prompt else [])]
+
     def settings(self) -> dict[str, Any]:
         """Keyword arguments for `ImageGenerator.generate_batch`.
 

@@ -8,6 +8,7 @@ from typing import Any
 from limner.apps.publishing.markdown import short
 from limner.config import SamplingConfig
 from limner.evaluation.splits import Split, adjective
+from limner.messages import plural
 from limner.reports.gauges import is_number
 
 BETTER = {"lower": "lower is better", "higher": "higher is better"}
@@ -49,7 +50,8 @@ def how_drawn(sampling: dict[str, Any]) -> str:
         if key not in said and key in sampling and sampling[key] != field.default
     )
     return (
-        f"Sampled with {sampling['scheduler_type']}, {sampling['num_inference_steps']} steps, "
+        f"Sampled with {sampling['scheduler_type']}, {(n := sampling['num_inference_steps'])} "
+        f"{plural(n, 'step')}, "
         f"guidance {sampling['guidance_scale']:g}{within}{others}, in "
         f"{sampling.get('dtype', 'float32')}."
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.apps.publishing.diffusers_folder import is_export, write_diffusers_folder
-from limner.apps.publishing.public import public_config
+from limner.apps.publishing.public import public_config, public_words
 from limner.checkpoint.find_model import WEIGHTS_FILE
 from limner.checkpoint.lineage import write_lineage
 from limner.checkpoint.manifest import written_whole
@@ -90,6 +90,7 @@ def _export(
             opened.tokenizer,
             opened.state,
             opened.lineage.public(),
+            public_words(opened),
         )
         return output
     refuse_foreign(output)

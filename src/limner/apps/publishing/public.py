@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from limner.checkpoint.find_model import WEIGHTS_FILE
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import A_PRIVATE_SET, LICENSES
+from limner.checkpoint.single_file import WeightsFile
 from limner.config import Config
 from limner.config.defaults import changed
 from limner.redaction import is_hub_id, places_of, redacted, shown_place
+from limner.text.known_words import KnownWords
 
 QUOTED = ("prompt", "caption")
 """Keys of results whose values are captions, which are not redacted."""
 NAMES_OF_A_SET = ("dataset_name", "dataset_config", "dataset_split")
 """Keys of `data` that are removed for a private data set."""
-_COUNTS = re.compile(r"[\d,]+ pictures with [\d,]+ captions")
+_COUNTS = re.compile(r"[\d,]+ pictures? with [\d,]+ captions?")
 _RULE = re.compile(r"Held out .*?\.(?=\s|$)")
 
 
@@ -27,6 +30,13 @@ def is_public_set(config: Config) -> bool:
     """Whether the data set has a public name: it is built in, or on the Hub."""
     name = config.data.dataset_name or ""
     return name.lower() in LICENSES or is_hub_id(name)
+
+
+def public_words(opened: Checkpoint | WeightsFile) -> KnownWords | None:
+    """The words of its captions, unless it, or a model before it, learned from private ones."""
+    learned = (opened.lineage, *opened.lineage.models_before())
+    public = all(one.complete and all(data.name for data in one.data) for one in learned)
+    return opened.words if public and is_public_set(opened.config) else None
 
 
 def public_name(config: Config, said: str | None = None) -> str:

@@ -20,6 +20,7 @@ from limner.apps.publishing.public import (
     is_public_set,
     public_config,
     public_name,
+    public_words,
 )
 from limner.apps.publishing.run_facts import evaluation_of, kept_samples, run_of
 from limner.checkpoint.find_model import WEIGHTS_FILE
@@ -138,7 +139,13 @@ def prepare(
     if teacher is not None and lineage.base is not None:
         lineage = replace(lineage, base=replace(lineage.base, model=repo))
     write_weights_file(
-        folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state, lineage
+        folder / WEIGHTS_FILE,
+        weights,
+        beside,
+        opened.tokenizer,
+        opened.state,
+        lineage,
+        public_words(opened),
     )
     write_lineage(folder, lineage)
     if teacher is not None:
@@ -210,7 +217,13 @@ def _write_teacher(
     lineage = public_lineage(teacher.lineage, repo, said)
     weights = in_precision(teacher.tensors(), dtype)
     write_weights_file(
-        folder / TEACHER_FILE, weights, config, teacher.tokenizer, teacher.state, lineage
+        folder / TEACHER_FILE,
+        weights,
+        config,
+        teacher.tokenizer,
+        teacher.state,
+        lineage,
+        public_words(teacher),
     )
 
 

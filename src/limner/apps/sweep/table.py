@@ -12,6 +12,7 @@ from limner.apps.sweep.measurement import Measurement, cheapest, within_noise
 from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.inference.sampling_settings import in_words
+from limner.messages import plural
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def as_line(row: Row) -> dict[str, Any]:
 
 
 def label_of(row: Row) -> str:
-    return f"{'before' if row.name == 'before' else 'best'} at {row.chosen.cost} evaluations"
+    cost = f"{row.chosen.cost} {plural(row.chosen.cost, 'evaluation')}"
+    return f"{'before' if row.name == 'before' else 'best'} at {cost}"
 
 
 def comparison(result: Sweep) -> str:

@@ -25,7 +25,7 @@ from limner.data.formats.parquet_rows import DamagedRows, rows_of, said
 from limner.data.image_paths import ImagePaths
 from limner.errors import LimnerError
 from limner.files.fingerprints import DIGEST, Fingerprints, digest, load_array, save_array
-from limner.messages import shorten_name
+from limner.messages import plural, shorten_name
 
 if TYPE_CHECKING:
     import pyarrow
@@ -87,8 +87,9 @@ class DatasetImages:
         given = HELD_OUT in data.column_names
         rule = f"the column {HELD_OUT} where it says so, else by " if given else ""
         self.description = (
-            f"{len(self.rows):,} pictures with {captions:,} captions from {name} (read by datasets "
-            f"{datasets.__version__}, {chosen}); {len(self.refused):,} rows refused. Held out by "
+            f"{(n := len(self.rows)):,} {plural(n, 'picture')} with {captions:,} "
+            f"{plural(captions, 'caption')} from {name} (read by datasets {datasets.__version__}, "
+            f"{chosen}); {(n := len(self.refused)):,} {plural(n, 'row')} refused. Held out by "
             f"{rule}a hash of {by} and data.train_split."
         )
         self.description = " ".join((self.description, *self.notes))

@@ -68,7 +68,8 @@ class FolderImages:
             self.notes = (*found.notes, unread)
         captions = sum(len(row.captions) for row in self.rows)
         self.description = (
-            f"{len(self.rows):,} pictures with {captions:,} captions from {self.name} "
+            f"{(n := len(self.rows)):,} {plural(n, 'picture')} with {captions:,} "
+            f"{plural(captions, 'caption')} from {self.name} "
             f"({found.layout}); {len(self.refused):,} {plural(len(self.refused), 'row')} refused. "
             + " ".join(
                 part for part in (found.held_out, *self.notes, str(found.passed_over)) if part

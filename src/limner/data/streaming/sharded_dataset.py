@@ -27,6 +27,7 @@ from limner.data.streaming.shard_index import Building, Index, open_index
 from limner.data.streaming.window_shuffle import WINDOW
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints, digest
+from limner.messages import plural
 from limner.redaction import redact_urls
 
 log = logging.getLogger(__name__)
@@ -140,9 +141,10 @@ class ShardImages:
         captions = sum(index.captions for index in indexes)
         given = any((index.held_out >= 0).any() for index in indexes)
         self.description = (
-            f"{len(rows):,} pictures with {captions:,} captions from {self.name} ({kind.layout}, "
+            f"{len(rows):,} {plural(len(rows), 'picture')} with {captions:,} "
+            f"{plural(captions, 'caption')} from {self.name} ({kind.layout}, "
             f"{len(indexes):,} {'shard' if len(indexes) == 1 else 'shards'}); "
-            f"{len(self.refused):,} rows refused. "
+            f"{(n := len(self.refused)):,} {plural(n, 'row')} refused. "
             + (f"Held out as {HELD_OUT} says; else by " if given else "Held out by ")
             + "a hash of the shard's name and the sample's key, and data.train_split."
             + _said(self.notes)

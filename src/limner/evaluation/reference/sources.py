@@ -15,6 +15,7 @@ from limner.data.examples import DecodedImages
 from limner.data.folder_walk import FolderWalk
 from limner.errors import LimnerError
 from limner.files.fingerprints import Fingerprints, digest
+from limner.messages import plural
 
 
 class Source(Protocol):
@@ -52,8 +53,8 @@ class DataImages:
     def __init__(self, images: DecodedImages, which: Sequence[int] | None = None) -> None:
         self.images = images
         self.which = list(range(len(images.rows)) if which is None else which)
-        self.name = f"{len(self.which):,} images of the data set"  # not the name of a folder
-        self.count: int | None = len(self.which)
+        self.count: int | None = (n := len(self.which))
+        self.name = f"{n:,} {plural(n, 'image')} of the data set"  # not the name of a folder
         # Files are cropped and resized (data/images.py); built-in data sets render at any size.
         crop = getattr(images.set, "crop", None)
         how = f"{crop} crop, scaled (Lanczos, Pillow), in sRGB" if crop else "drawn at that size"

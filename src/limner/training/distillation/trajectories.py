@@ -32,6 +32,7 @@ from limner.files.fingerprints import digest
 from limner.inference.sampling import read
 from limner.inference.sampling_settings import inference_timesteps
 from limner.memory import in_parts_that_fit
+from limner.messages import plural
 from limner.models.text_to_image import TextToImage
 from limner.text.words import Words
 from limner.training.distillation.teacher import open_teacher
@@ -124,7 +125,8 @@ def stored_trajectories(
     if missing:
         row_bytes = (steps + 1) * channels * side**2 * STORED.itemsize
         log.info(
-            f"{missing:,} trajectories of {steps} steps to draw once, into {store.folder} "
+            f"{missing:,} {'trajectory' if missing == 1 else 'trajectories'} of {steps} "
+            f"{plural(steps, 'step')} to draw once, into {store.folder} "
             f"({missing * row_bytes / 2**20:,.1f} MiB)"
         )
         check_space(store.folder, missing * row_bytes)
