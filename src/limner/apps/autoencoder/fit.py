@@ -111,7 +111,10 @@ class Fit:
                     steps = state.step - first
                     speed = steps * settings.batch_size / (now - started)
                     figures = speed, float(loss_sum) / min(20, steps), None, self._left()
-                    progress.update(state.step, settings.max_steps, state.images, *figures)
+                    share = self._done()
+                    progress.update(
+                        state.step, settings.max_steps, state.images, *figures, share=share
+                    )
                     loss_sum = 0.0
                 saver.poll()
                 if state.step % save_steps == 0 or now - saved > SAVE_EVERY:

@@ -245,16 +245,16 @@ class RunMonitor:
             if self.shared and not self.said_shared:
                 self.said_shared = True
                 log.info(self.shared.in_words())
-        left = budget.seconds_left()
         self.progress.update(
             state.step,
-            state.total_steps,
+            budget.most_steps,
             state.images,
             speed,
             loss if math.isfinite(loss) else None,
             self.heldout_loss,
-            left,
+            budget.seconds_left(),
             self.shared.gets if self.shared else None,
+            share=budget.share_done(),
         )
 
     def write_heldout(self) -> None:
