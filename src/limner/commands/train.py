@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,8 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    say_what_begins(options)
+    from limner.apps.own_pictures.outcome import outcome
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
     from limner.evaluation.summary import how_to_measure_all, sentences_of_run
     from limner.reports.run_report import write_report
@@ -80,10 +83,23 @@ def run(options: argparse.Namespace) -> None:
         seconds = drawing_time(trainer.state.seconds)
         results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds)
         page = write_report(trainer.folder)
+        if made := outcome(trainer.folder):
+            say(made)
         for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
         for line in what_next(trainer.folder, page, trainer.data.trained.rows[0].captions[0]):
             say(line)
+
+
+def say_what_begins(options: argparse.Namespace) -> None:
+    """A sign of life before torch is imported, which takes seconds and, on a busy machine, half a
+    minute."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    words = str(options.config or options.where or options.resume or "the default settings")
+    pictures = options.where is not None and options.config is None and not is_yaml(words)
+    setting = "=" in words and not Path(words).exists()
+    log.info(f"looking at the pictures in {words}" if pictures and not setting else "starting")
 
 
 def settings(options: argparse.Namespace) -> tuple[Config, str | None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from limner.checkpoint.folder import Contents, save_checkpoint
 from limner.checkpoint.save_sharded import save_in_shards
 from limner.checkpoint.saver import Saver
+from limner.config import Config
 from limner.distributed.fsdp import forget_notes
+from limner.messages import bytes_in_words
 from limner.training.lora import adapters_of, merged
 from limner.training.run import Run
 from limner.training.train_step import stateful
@@ -61,3 +64,36 @@ def save_numbered(run: Run, saver: Saver) -> None:
     contents = contents_of(run)
     if run.is_main:
         saver.save(folder, contents)
+
+
+# ---- how much of the disk they take --------------------------------------------------------------
+
+
+def checkpoint_bytes(run: Run) -> int:
+    """About the size of a checkpoint, without writing one: of the weights, their average, and the
+    two numbers that either optimizer keeps for each weight that is trained."""
+    weights = list(run.model.parameters())
+    trained = sum(p.nbytes for p in weights if p.requires_grad)
+    found = sum(p.nbytes for p in weights) * (2 if run.config.training.use_ema else 1)
+    found += 2 * trained + (0 if run.rows is None else run.rows.nbytes)
+    return found if run.config.lora.rank is None else found + 2 * trained
+
+
+def checkpoints_kept(config: Config) -> int | None:
+    """Checkpoints on the disk at the end, the one of the lowest held-out loss among them; None:
+    all."""
+    limit = config.training.checkpoints_total_limit
+    return limit + 1 if limit and config.training.keep_best else limit
+
+
+def disk_in_words(run: Run) -> str:
+    """How much of the disk the checkpoints of a run will take."""
+    size, kept = checkpoint_bytes(run), checkpoints_kept(run.config)
+    said = f"a checkpoint takes about {bytes_in_words(size)}"
+    if kept is None:
+        return f"{said}, and all are kept (training.checkpoints_total_limit keeps the newest)"
+    limit = run.config.training.checkpoints_total_limit
+    best = " and the one of the lowest held-out loss" if run.config.training.keep_best else ""
+    said += f"; the newest {limit}{best} are kept: {bytes_in_words(kept * size)} in all"
+    free = shutil.disk_usage(run.folder).free
+    return said if free > (kept + 1) * size else f"{said}, and {bytes_in_words(free)} are free"

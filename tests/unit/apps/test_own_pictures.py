@@ -425,7 +425,7 @@ def test_a_spoilt_file_is_no_request(tmp_path: Path, text: str) -> None:
 
 def test_words_in_the_file_cannot_become_keys(tmp_path: Path) -> None:
     path = tmp_path / CHOSEN
-    write(path, {"data": {"dataset_path": "a # b: {c}"}}, ["two\nlines"], {})
+    write(path, {"data": {"dataset_path": "a # b: {c}"}}, ["two\nlines"], {}, 101.25)
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
         "data": {"dataset_path": "a # b: {c}"}
     }

@@ -32,6 +32,7 @@ from limner.data.order import position_of, seeded_generator
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.errors import LimnerError
 from limner.files.folder_lock import FolderLock
+from limner.messages import parameters_in_words
 from limner.training.folder import set_aside_later
 from limner.training.monitor.progress import Progress
 from limner.training.muon import Muon
@@ -234,9 +235,9 @@ class Fit:
         return rows
 
     def _say_hello(self) -> None:
-        million = sum(p.numel() for p in self.model.parameters()) / 1e6
+        count = parameters_in_words(sum(p.numel() for p in self.model.parameters()))
         log.info(
-            f"{million:.2f}M parameters on {devices.describe(self.device)} in "
+            f"{count} parameters on {devices.describe(self.device)} in "
             f"{devices.name_of(self.dtype)}; {len(self.images.rows):,} pictures for training"
         )
         wanted = self.config.training.mixed_precision

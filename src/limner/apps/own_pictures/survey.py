@@ -35,6 +35,7 @@ class Survey:
             among them.
         side: the median of the shorter sides, in pixels; None: drawn at any size.
         tokens: of nearly all captions, with the start token; None: another encoder reads them.
+        vocabulary: tokens that the built-in encoder would know; None: as above.
     """
 
     trained: int
@@ -42,6 +43,7 @@ class Survey:
     refused: int
     side: int | None
     tokens: int | None
+    vocabulary: int | None = None
 
 
 def survey(config: Config) -> Survey:
@@ -57,12 +59,13 @@ def survey(config: Config) -> Survey:
         shorter = shapes_of(dataset, some, None).min(axis=1)
         known = shorter[shorter > 1]  # 1: the header could not be read
         side = int(np.median(known)) if len(known) else None
-    tokens = None
+    tokens = vocabulary = None
     if config.text_encoder.pretrained_model_name is None:
         captions = [caption for row in rows for caption in row.captions]
         reader = CaptionTokenizer.learn(
             captions, config.text_encoder.vocab_size, max_length=MOST_TOKENS
         )
+        vocabulary = reader.text_size
         lengths = [reader.length(caption) for caption in captions]
         tokens = min(MOST_TOKENS, int(np.ceil(np.percentile(lengths, COVERED))) + 1)
-    return Survey(len(trained), len(held_out), len(dataset.refused), side, tokens)
+    return Survey(len(trained), len(held_out), len(dataset.refused), side, tokens, vocabulary)
