@@ -10,9 +10,11 @@ from limner.checkpoint.folder import Contents, save_checkpoint
 from limner.checkpoint.save_sharded import save_in_shards
 from limner.checkpoint.saver import Saver
 from limner.config import Config
+from limner.device import fast_bfloat16
 from limner.distributed.fsdp import forget_notes
 from limner.messages import bytes_in_words
 from limner.training.lora import adapters_of, merged
+from limner.training.muon import Muon
 from limner.training.run import Run
 from limner.training.train_step import stateful
 
@@ -70,13 +72,18 @@ def save_numbered(run: Run, saver: Saver) -> None:
 
 
 def checkpoint_bytes(run: Run) -> int:
-    """About the size of a checkpoint, without writing one: of the weights, their average, and the
-    two numbers that either optimizer keeps for each weight that is trained."""
+    """About the size of a checkpoint, without writing one: of the weights, their average, and what
+    the optimizers keep for each weight that is trained, also before they have."""
     weights = list(run.model.parameters())
-    trained = sum(p.nbytes for p in weights if p.requires_grad)
     found = sum(p.nbytes for p in weights) * (2 if run.config.training.use_ema else 1)
-    found += 2 * trained + (0 if run.rows is None else run.rows.nbytes)
-    return found if run.config.lora.rank is None else found + 2 * trained
+    for optimizer in run.optimizers.values():
+        trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+        # Both keep two numbers; Muon's direction is in bfloat16 where it is computed in that.
+        halved = isinstance(optimizer, Muon) and fast_bfloat16(run.device)
+        found += round(trained * (1.5 if halved else 2))
+    if run.config.lora.rank is not None:  # the adapters, beside the weights that they are added to
+        found += 2 * sum(p.nbytes for p in weights if p.requires_grad)
+    return found + (0 if run.rows is None else run.rows.nbytes)
 
 
 def checkpoints_kept(config: Config) -> int | None:
