@@ -156,18 +156,25 @@ def remove_cut_libraries() -> list[Path]:
     Returns:
         What was removed.
     """
-    try:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
-    except ImportError:  # an inner module, which other versions of torch may not have
+    if (place := compile_cache()) is None:
         return []
     removed = []
-    for path in Path(cache_dir()).glob("*/*.so"):
+    for path in place.glob("*/*.so"):
         with contextlib.suppress(OSError):  # another run may remove it, or own it
             about = path.stat()
             if about.st_size < LEAST_LIBRARY and time.time() - about.st_mtime > WRITTEN_WITHIN:
                 path.unlink()
                 removed.append(path)
     return removed
+
+
+def compile_cache() -> Path | None:
+    """Where torch keeps code that it has compiled; None: this version does not say."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+    except ImportError:  # an inner module, which other versions of torch may not have
+        return None
+    return Path(cache_dir())
 
 
 def allow_shapes(count: int) -> None:

@@ -60,3 +60,18 @@ def plural(count: int, noun: str) -> str:
 def plain_words(caption: str, most: int = 12) -> str:
     """Of a caption, what no shell takes for more than words, to show a command with it."""
     return " ".join(re.sub(r"[^\w ,.-]", " ", caption).split()[:most]).strip("-") or "a prompt"
+
+
+def parameters_in_words(count: float) -> str:
+    """8061234 -> "8.1M", 34567 -> "35k", 1.25e9 -> "1,250.0M": how all of Limner writes it.
+
+    Args:
+        count: all weights of the model, those of a text encoder that is trained with it included;
+            not those of a pretrained autoencoder or text encoder, which are used as they are.
+    """
+    return f"{count / 1e6:,.1f}M" if count >= 1e5 else f"{count / 1e3:.0f}k"
+
+
+def bytes_in_words(count: float) -> str:
+    """102760448 -> "98 MiB", 1288490189 -> "1.20 GiB"."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

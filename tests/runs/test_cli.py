@@ -327,3 +327,41 @@ def test_a_report_draws_what_two_minutes_allow_and_all_if_asked(
     said = capsys.readouterr().out
     assert "--all" not in said
     assert "recall of" not in said
+
+
+# The first sign of life
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+from limner.cli import main
+main({words})
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "photos"], "looking at the pictures in photos"),
+        (["train", "--config", "tiny"], "starting"),
+        (["train", "training.max_steps=3"], "starting"),
+        (["estimate", "tiny"], "measuring a few updates"),
+        (["demo"], "starting the demo"),
+    ],
+)
+def test_something_is_said_before_torch_is_imported(words: list[str], said: str) -> None:
+    without = WITHOUT_TORCH.format(words=words)
+    done = subprocess.run([sys.executable, "-c", without], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [said]
+    assert "import of torch halted" in done.stderr  # and not after it
+
+
+def test_of_several_processes_one_says_it() -> None:
+    second = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH.format(words=["train"])],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RANK": "1"},
+    )
+    assert second.stdout == ""

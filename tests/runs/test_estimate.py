@@ -7,16 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import photo_folders
 import pretrained
 import pytest
 import torch
-from runs import measure_here, trained
+from runs import measure_here, messages, trained
 
 from limner.apps import estimate as estimates
 from limner.apps.estimate import advise, estimate, length_of
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.messages import bytes_in_words
 from limner.training import memory_probe, quick_probe
 from limner.training.memory_probe import GIB, images_in_memory, line, with_training
 from limner.training.monitor.machine_share import Shared
@@ -46,16 +48,66 @@ def test_the_counts_are_those_of_the_real_run(
     assert found.optimizer == held
     files = sum(f.stat().st_size for f in (trainer.folder / "checkpoint-6").iterdir())
     assert found.checkpoint == pytest.approx(files, rel=0.02)
+    (said,) = [m for m in messages(trainer.folder) if m.startswith("a checkpoint takes")]
+    size = bytes_in_words(files)
+    assert said.startswith(f"a checkpoint takes about {size}; the newest ")
+    assert f"{bytes_in_words(found.checkpoint * (found.checkpoints_kept or 0))} in all" in said
     assert (found.batch_size, found.effective_batch, found.steps) == (4, 8, 1000)
     assert found.seconds == pytest.approx(1000 * 8 / found.pictures_per_second)
     assert found.peak > found.weights + found.averaged + found.gradients + found.optimizer
     assert found.advice == ()
     assert found.cache == found.seconds_to_encode == 0
     said = "\n".join(found.lines())
+    assert f" x {found.checkpoints_kept} kept: " in said
     for name in ("parameters", "memory", "activations", "disk", "time", "1,000 steps"):
         assert name in said
     assert found.full is full
     assert ("off by" in said and "--full" in said) is not full
+
+
+# Of pictures, and of a run
+
+
+def estimated(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[dict[str, Any], str]:
+    capsys.readouterr()
+    assert main(["estimate", *map(str, words), "--json"]) == 0
+    said = capsys.readouterr()
+    return json.loads(said.out), said.err
+
+
+def test_of_a_folder_of_pictures_it_is_what_training_would_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure_here(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    photo_folders.photos(tmp_path / "photos")
+    own = ("model.hidden_size=64", "model.num_layers=1", "training.batch_size=2")
+    found, said = estimated(capsys, "photos", "--minutes", 3, "--size", 16, *own)
+    assert found["seconds"] == 180
+    assert "looking at the pictures in photos" in said
+    (model,) = [line for line in said.splitlines() if line.startswith("model: ")]
+    assert f"{found['parameters'] / 1e6:.1f}M parameters, 16 x 16 pixels" in model
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_of_a_run_it_is_its_own_configuration(
+    tiny_config: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure_here(monkeypatch)
+    trainer = trained(tiny_config())
+    for place in (trainer.folder, trainer.folder / "checkpoint-6"):
+        found, _ = estimated(capsys, place)
+        assert found["steps"] == 6
+        assert found["parameters"] == sum(p.numel() for p in trainer.model.parameters())
+    found, _ = estimated(capsys, trainer.folder, "--minutes", 2, "training.max_steps=null")
+    assert found["seconds"] == 120
+
+
+def test_two_configurations_are_one_too_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", str(tmp_path), "--config", "tiny"]) == 2
+    assert "use only one of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [[], ["--full"]])

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from limner.apps.own_pictures.choose import SAMPLING
-from limner.checkpoint.locate import PLAIN_FILES
+from limner.checkpoint.locate import PLAIN_FILES, checkpoints
 from limner.checkpoint.manifest import own_files
 from limner.config import Config, load_config
 from limner.console import say
@@ -182,9 +182,8 @@ def _run_demo(minutes: float, output_dir: str, begin: float) -> Path:
     try:
         trainer.train()
     except Stopped as stopped:
-        raise Stopped(
-            f"the demo was stopped; its model is in {folder} and can draw. limner demo starts over"
-        ) from stopped
+        made = f"; its model is in {folder} and can draw" if checkpoints(folder) else ""
+        raise Stopped(f"the demo was stopped{made}. limner demo starts over") from stopped
     command = f"limner demo --minutes {minutes:g}"
     say("Drawing every prompt once, trained and held out, and measuring ...")
     left = 0.9 * (60 * minutes - (time.perf_counter() - begin))  # the rest is for measuring

@@ -29,6 +29,12 @@ Verdict = Literal["pass", "warn", "fail"]
 GIB = 2**30
 LOOKED_AT = 64
 """Pictures that are decoded, of however many there are."""
+LARGE_CACHE = 20 * GIB
+"""Bytes of compiled code from which it is worth a word."""
+GET_A_COMPILER = {
+    "Windows": "install Visual Studio's C++ build tools",
+    "Darwin": "xcode-select --install",
+}
 TORCH_INDEX = "https://download.pytorch.org/whl"
 
 
@@ -254,15 +260,47 @@ def precision(config: Config) -> Iterator[Finding]:
         has_it = fast_bfloat16(found)
         yield Finding("precision", "pass", "hardware support for bf16" if has_it else "float32")
     reason = why_not_compile(found)
-    needed = {
-        "Windows": "install Visual Studio's C++ build tools",
-        "Darwin": "xcode-select --install",
-    }
     yield Finding(
         "compile",
         "warn" if reason else "pass",
         f"torch.compile does not work, training is slower: {reason}" if reason else "works",
-        needed.get(platform.system(), "sudo apt install g++   # a C++ compiler"),
+        GET_A_COMPILER.get(platform.system(), "sudo apt install g++   # a C++ compiler"),
+    )
+
+
+def compiled(config: Config) -> Iterator[Finding]:
+    """Where torch keeps what it has compiled, and what compiles it."""
+    from limner.apps.compiled_code import look_at_cache, why_no_compiler
+
+    found = look_at_cache()
+    if found is None:
+        return
+    where = f"torch's compiled code is in {found.place}"
+    elsewhere = "set the environment variable TORCHINDUCTOR_CACHE_DIR to a folder of yours"
+    if found.closed:
+        yield Finding(
+            "compiled", "warn", f"{where}, which cannot be written to: {found.closed}", elsewhere
+        )
+        return
+    damaged = (
+        f"; {found.removed} damaged {plural(found.removed, 'file')} of a killed compiler removed"
+        if found.removed
+        else ""
+    )
+    yield Finding(
+        "compiled",
+        "pass" if found.free > GIB / 2 and found.bytes < LARGE_CACHE else "warn",
+        f"{where}: {found.bytes / 2**20:,.0f} MiB in {found.files:,} "
+        f"{plural(found.files, 'file')}, {found.free / GIB:.1f} GiB free{damaged}",
+        f"delete it while nothing trains (it is made again), or {elsewhere}",
+    )
+    name, reason = why_no_compiler(found.place)
+    yield Finding(
+        "compiled",
+        "warn" if reason else "pass",
+        f"{name} does not work: {reason}" if reason else f"{name} compiles, and the result loads",
+        GET_A_COMPILER.get(platform.system(), "sudo apt install g++   # a C++ compiler")
+        + (f"; on a disk that runs no programs: {elsewhere}" if reason else ""),
     )
 
 
@@ -438,6 +476,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     python,
     packages,
     device,
+    compiled,  # before what compiles, which removes what is damaged without a word
     precision,
     memory,
     disk,

@@ -15,7 +15,7 @@ from limner.config import Config
 from limner.config.notes import notes
 from limner.console import format_duration
 from limner.memory import free_memory
-from limner.messages import plural
+from limner.messages import bytes_in_words, parameters_in_words, plural
 from limner.training.batch_size import MOST, fitting, settle_batch
 from limner.training.memory_probe import (
     GIB,
@@ -26,6 +26,7 @@ from limner.training.memory_probe import (
     probe_twice,
     with_training,
 )
+from limner.training.saving import checkpoints_kept
 
 HOW_EXACT = "memory may be off by a fifth, time by a third"
 """Of a quick estimate, on a machine that does nothing else (benchmarks/README.md)."""
@@ -76,17 +77,18 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """For people."""
-
-        def mib(count: float) -> str:
-            return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
-
+        mib = bytes_in_words
         text = self.parameters - self.denoiser_parameters
-        kept = f" x {self.checkpoints_kept} kept" if self.checkpoints_kept else ", all kept"
+        kept = ", all kept"
+        if self.checkpoints_kept:
+            whole = mib(self.checkpoint * self.checkpoints_kept)
+            kept = f" x {self.checkpoints_kept} kept: {whole}"
         steps = f"{self.steps:,} steps" if self.steps else "as many steps as fit"
         said = [f"note          {sentence}" for sentence in self.notes]
         said += [
-            f"parameters    {self.parameters / 1e6:.2f}M: {self.denoiser_parameters / 1e6:.2f}M in "
-            f"the denoiser, {text / 1e6:.2f}M in the text encoder",
+            f"parameters    {parameters_in_words(self.parameters)}: "
+            f"{parameters_in_words(self.denoiser_parameters)} in the denoiser, "
+            f"{parameters_in_words(text)} in the text encoder",
             f"work          {self.gflops_per_picture:.2f} GFLOP per training picture",
             f"memory        {mib(self.peak)} at its peak, of {mib(self.free)} free on "
             f"{self.device}:",
@@ -200,7 +202,7 @@ def estimate(config: Config, full: bool = False) -> Estimate:
         peak=peak,
         free=free,
         checkpoint=large["checkpoint_bytes"],
-        checkpoints_kept=_kept(config),
+        checkpoints_kept=checkpoints_kept(config),
         cache=round(
             rows * large.get("latent_bytes", 0) + large["captions"] * large.get("caption_bytes", 0)
         ),
@@ -287,9 +289,3 @@ def length_of(config: Config, rows: int, step: float) -> tuple[int | None, float
     if steps is None:
         return round(bound / seconds), bound
     return steps, min(steps * seconds, bound)
-
-
-def _kept(config: Config) -> int | None:
-    """Checkpoints on the disk at the end, the one of the lowest held-out loss among them."""
-    limit = config.training.checkpoints_total_limit
-    return limit + 1 if limit and config.training.keep_best else limit

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from limner.commands.common import Commands, Parent, positive
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands, common: Parent) -> None:
@@ -23,6 +26,7 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    log.info("starting the demo")  # a sign of life before torch is imported, which takes seconds
     from limner.apps.demo import run_demo
 
     run_demo(options.minutes, options.output)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +77,9 @@ def add(commands: Commands, common: Parent) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    say_what_begins(options)
     from limner.apps.own_pictures.expected import if_too_few
+    from limner.apps.own_pictures.outcome import outcome
     from limner.evaluation.end_of_run import drawing_time, evaluate_run
     from limner.evaluation.summary import how_to_measure_all, learned_by_heart, sentences_of_run
     from limner.reports.run_report import write_report
@@ -95,6 +98,8 @@ def run(options: argparse.Namespace) -> None:
         seconds = drawing_time(trainer.state.seconds)
         results = evaluate_run(trainer.folder, config, trainer.data, seconds=seconds)
         page = write_report(trainer.folder)
+        if made := outcome(trainer.folder):
+            say(made)
         for sentence in [*sentences_of_run(results), *how_to_measure_all(results, trainer.folder)]:
             say(sentence)
         for sentence in learned_by_heart(results):
@@ -105,6 +110,17 @@ def run(options: argparse.Namespace) -> None:
         fast = not too_few and not config.data.buckets
         for line in what_next(trainer.folder, page, prompts_to_try(trainer.data), fast):
             say(line)
+
+
+def say_what_begins(options: argparse.Namespace) -> None:
+    """A sign of life before torch is imported, which takes seconds and, on a busy machine, half a
+    minute."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    words = str(options.config or options.where or options.resume or "the default settings")
+    pictures = options.where is not None and options.config is None and not is_yaml(words)
+    setting = "=" in words and not Path(words).exists()
+    log.info(f"looking at the pictures in {words}" if pictures and not setting else "starting")
 
 
 def settings(options: argparse.Namespace) -> tuple[Config, str | None]:

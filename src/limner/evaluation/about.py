@@ -16,6 +16,7 @@ from limner.data.dataset import shown_set
 from limner.data.open import Data
 from limner.device import describe, name_of
 from limner.inference.generator import ImageGenerator
+from limner.models.size import count_parameters
 from limner.training.monitor.learning_curve import measurements
 from limner.training.monitor.run_log import read_log
 from limner.version import __version__
@@ -84,4 +85,4 @@ def last_losses(
 
 
 def parameters_of(generator: ImageGenerator) -> int:
-    return sum(p.numel() for p in generator.model.parameters())
+    return count_parameters(generator.model)

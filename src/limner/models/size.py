@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from limner.config import Config
 from limner.errors import LimnerError
 from limner.memory import whole_memory
@@ -9,6 +11,12 @@ from limner.models.layers import swiglu_width
 
 BYTES = 4
 """Bytes of a weight in a newly built model: float32."""
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters a model has, with the text encoder that is trained with it. The adapters
+    of LoRA do not count: a checkpoint has them added to the weights."""
+    return sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
 
 
 def least_parameters(config: Config, text_size: int | None = None) -> int:

@@ -16,8 +16,9 @@ from markupsafe import Markup
 from limner.console import format_duration
 from limner.evaluation.splits import adjective
 from limner.files.atomic import write_text_whole
+from limner.messages import parameters_in_words
 from limner.reports.gauges import between, figure, share
-from limner.reports.line_chart import NARROW, Points, format_tick, line_chart
+from limner.reports.line_chart import NARROW, Points, line_chart
 
 Card = tuple[str, str, str]
 """A headline number: label, value as text, note."""
@@ -39,7 +40,7 @@ def templates() -> Environment:
         "duration": format_duration,
         "figure": figure,
         "in_words": in_words,
-        "rounded": rounded,
+        "rounded": parameters_in_words,
         "share": share,
     }
     return found
@@ -57,11 +58,6 @@ def chart(series: dict[str, Points], title: str, x_label: str) -> dict[str, Mark
         name: Markup(line_chart(series, title, x_label, "loss (log scale)", True, width))
         for name, width in (("wide", None), ("narrow", NARROW))
     }
-
-
-def rounded(count: float) -> str:
-    """7612416 -> 7.61M"""
-    return format_tick(float(f"{count:.3g}"))
 
 
 def in_words(value: Any) -> str:

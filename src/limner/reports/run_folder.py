@@ -11,6 +11,7 @@ from limner.checkpoint.lineage import Lineage, read_lineage
 from limner.errors import LimnerError
 from limner.files import small_files
 from limner.reports.gauges import is_number
+from limner.reports.read_results import number, part
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Run:
     """How long it is to be, and how many images it has; empty if the run predates it."""
     copies: list[dict[str, Any]] = field(default_factory=list)
     """How close drawings of held-out captions were to training images, by step."""
+    speed: dict[str, Any] = field(default_factory=dict)
+    """What was measured at its end: images per second, and the share of the peak; empty before."""
 
 
 def read_run(folder: Path) -> Run:
@@ -72,7 +75,19 @@ def run_of(folder: Path, log: Sequence[dict[str, Any]]) -> Run:
         lineage=_lineage(folder),
         plan=next((line for line in reversed(log) if line.get("kind") == "plan"), {}),
         copies=by_step(line for line in log if line.get("kind") == "copies"),
+        speed=next((line for line in reversed(log) if line.get("kind") == "speed"), {}),
     )
+
+
+def images_per_second(run: Run) -> float | None:
+    """The speed of a run, for every page: the median of its steps, which is measured at the end.
+    Before, or where a run that was ended has gone on since, that of the last stretch logged."""
+    last = run.train[-1] if run.train else {}
+    speed = run.speed or {**part(run.results, "speed"), "step": run.results.get("steps")}
+    at, step = number(speed.get("step")), number(last.get("step"))
+    of_the_whole = number(speed.get("images_per_second"))
+    over = at is None or step is None or at >= step
+    return of_the_whole if of_the_whole and over else number(last.get("images_per_second"))
 
 
 def own_files(folder: Path, name: str, pattern: str) -> list[Path]:

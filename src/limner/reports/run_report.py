@@ -19,15 +19,16 @@ from limner.config import SamplingConfig
 from limner.errors import LimnerError
 from limner.evaluation.splits import adjective
 from limner.files.atomic import replacing
+from limner.messages import parameters_in_words
 from limner.metrics.interval import wilson
 from limner.redaction import places_of, redacted, redacted_settings
 from limner.reports.embedded_images import EmbeddedImage, drawn_images, embed_film, embed_image
 from limner.reports.film import film_of
 from limner.reports.gauges import is_number
 from limner.reports.line_chart import Points
-from limner.reports.page import Card, chart, rounded, write_from
+from limner.reports.page import Card, chart, write_from
 from limner.reports.read_results import number, part, text
-from limner.reports.run_folder import Run, evenly, read_run
+from limner.reports.run_folder import Run, evenly, images_per_second, read_run
 
 MAX_PREVIEWS = 8
 MAX_POINTS = 300  # per curve; more than the chart has pixels for would only enlarge the file
@@ -159,21 +160,21 @@ def shares_first(results: dict[str, Any]) -> list[Card]:
 def figures(run: Run) -> list[Card]:
     """Noise, speed, size, and the held-out loss."""
     found = []
-    noise, speed = part(run.results, "flat_region_std"), part(run.results, "speed")
+    noise, speed = part(run.results, "flat_region_std"), run.speed or part(run.results, "speed")
     drawn, real = number(noise.get("drawn")), number(noise.get("real"))
     if drawn is not None:
         note = "of 255" + (f"; {real:.1f} in the real images" if real is not None else "")
         if noise.get("visible"):
             note += ": the generated images still contain noise"
         found.append(("noise in flat areas", f"{drawn:.1f}", note))
-    if rate := number(speed.get("images_per_second")):
+    if rate := images_per_second(run):
         found.append(("images per second", f"{rate:.1f}", "in training"))
     if (mfu := number(speed.get("mfu"))) is not None:
         peak = number(speed.get("matmul_peak_gflops"))
         of = f"share of {peak:,.0f} GFLOP/s, the matmul peak measured here" if peak else ""
         found.append(("of peak speed (MFU)", f"{mfu:.0%}", of))
     if size := number(run.results.get("parameters")):
-        found.append(("parameters", rounded(size), f"{size:,.0f}"))
+        found.append(("parameters", parameters_in_words(size), f"{size:,.0f}"))
     losses = [line for line in run.heldout if is_number(line.get("loss"))]
     if losses:
         at = f"at step {losses[-1]['step']:,}"

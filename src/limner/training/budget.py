@@ -144,14 +144,26 @@ class Budget:
         return late or (state.total_steps is not None and state.step >= state.total_steps)
 
     def seconds_left(self) -> float | None:
-        """Estimated seconds left; None if not known yet."""
+        """Estimated seconds left; None if not known yet. Where only time bounds the run, what is
+        left of it: its number of steps is made to fit."""
         state, promised = self.state, None
         if self.seconds is not None:
             promised = max(0.0, self.seconds - state.seconds)
-        if state.total_steps is None or not self.step_seconds:
+        if self.most_steps is None or state.total_steps is None or not self.step_seconds:
             return promised
         left = (state.total_steps - state.step) * self.seconds_per_step()
         return left if promised is None else min(left, promised)
+
+    def share_done(self) -> float | None:
+        """0 to 1 by what ends the run first, the steps that the settings ask for or their time;
+        None if neither is known. (`state.total_steps`, which moves with the speed, is no measure.)
+        """
+        state, shares = self.state, []
+        if self.seconds:
+            shares.append(state.seconds / self.seconds)
+        if self.most_steps:
+            shares.append(state.step / self.most_steps)
+        return min(1.0, max(shares)) if shares else None
 
     def images_per_second(self, steps: int) -> float:
         """Over the last `steps` updates; the median, so that a pause does not count."""

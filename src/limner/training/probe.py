@@ -27,6 +27,7 @@ from limner.data.dataset import Row
 from limner.data.precomputed.sources import StoredCaptions
 from limner.device import part_precision
 from limner.files.process_identity import end_with_the_parent
+from limner.models.size import count_parameters
 from limner.pretrained.autoencoder import PretrainedAutoencoder
 from limner.text.batch import TextEmbeddings
 from limner.text.caption_lengths import lengths_of
@@ -138,8 +139,8 @@ def counts(trainer: Trainer) -> dict[str, Any]:
         if isinstance(value, Tensor)
     ]
     return {
-        "parameters": sum(p.numel() for p in weights),
-        "denoiser_parameters": sum(p.numel() for p in trainer.model.denoiser.parameters()),
+        "parameters": count_parameters(trainer.model),
+        "denoiser_parameters": count_parameters(trainer.model.denoiser),
         "weight_bytes": sum(p.nbytes for p in weights),
         "trained_bytes": sum(p.nbytes for p in weights if p.requires_grad),
         "optimizer_bytes": sum(value.nbytes for value in states),

@@ -37,6 +37,7 @@ from limner.training.monitor.machine_share import MachineShare
 from limner.training.monitor.throughput import synchronised
 from limner.training.probe import counts, encoding, peak_bytes, short_run
 from limner.training.run import Run
+from limner.training.saving import checkpoint_bytes
 from limner.training.trainer import Trainer
 
 SECONDS = 7.0
@@ -93,7 +94,7 @@ def measure(config: Config, seconds: float = SECONDS) -> dict[str, Any]:
             **counted,
             **encoding(trainer),
             "gflops_per_picture": round(flops / 1e9, 3),
-            "checkpoint_bytes": checkpoint_bytes(trainer, counted),
+            "checkpoint_bytes": checkpoint_bytes(run),
             "measured_batch_size": measured[-1].pictures,
             "shared": shared.in_words() if shared else None,
         }
@@ -213,17 +214,6 @@ def expected(
     if on_processor:
         activations = COMPILER / 2 + max(activations, COMPILER / 2)
     return gradients / FASTER + change, round(fixed + activations)
-
-
-def checkpoint_bytes(trainer: Trainer, counted: dict[str, Any]) -> int:
-    """Of a checkpoint, without writing one."""
-    run = trainer.run
-    found = counted["weight_bytes"] * (2 if run.config.training.use_ema else 1)
-    found += counted["optimizer_bytes"]
-    found += 0 if run.rows is None else run.rows.nbytes
-    if run.config.lora.rank is not None:
-        found += 2 * counted["trained_bytes"]
-    return found
 
 
 def can_compile(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -13,6 +14,9 @@ from typing import Any
 
 from limner.errors import LimnerError
 
+log = logging.getLogger("limner.stopping")
+"""Outside `limner.training`: what a signal handler says must not be written to the run's log in the
+middle of another line."""
 ECHO = 10.0
 """Seconds within which a second signal counts as a copy of the first (see `StopOnSignal`)."""
 
@@ -29,6 +33,9 @@ class StopOnSignal:
 
     These are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed, the SSH connection was
     lost; on Windows SIGBREAK). Where SIGHUP is ignored, as under nohup, it stays ignored.
+
+    At the first one it is said what happens now, while the program may still be at its step for
+    minutes, as when that step compiles the model.
 
     A second signal ends the process at once: the default handling is restored after the first, so
     this works even if the program is stuck. Checkpoints are written atomically, so nothing is
@@ -47,6 +54,25 @@ class StopOnSignal:
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.launched = several or "TORCHELASTIC_RUN_ID" in os.environ
         self.since = 0.0
+        self.compiling = False
+        """Whether the first step has not been made, which compiles the model."""
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While nothing has been made that could be lost: a signal interrupts what is inside, such
+        as a compiler that would go on for minutes, in the place of waiting for it. With several
+        processes, which have to stop at the same step, it waits.
+
+        Raises:
+            KeyboardInterrupt: a signal was received, inside or before.
+        """
+        self.compiling = True
+        try:
+            if self.name is not None and not self.launched:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.compiling = False
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # allowed only there
@@ -67,6 +93,8 @@ class StopOnSignal:
         now = time.monotonic()
         if self.name is None:
             self.name, self.since = signal.Signals(number).name, now
+            with contextlib.suppress(RuntimeError):  # it came in the middle of printing
+                log.info(self._in_words())
             if self.launched:
                 return
         elif now - self.since < ECHO:
@@ -76,6 +104,18 @@ class StopOnSignal:
             signal.signal(every, signal.SIG_IGN if hangs_up else signal.SIG_DFL)
         if self.launched:  # and this is a second signal
             signal.raise_signal(number)
+        elif self.compiling:
+            raise KeyboardInterrupt
+
+    def _in_words(self) -> str:
+        if self.compiling and not self.launched:
+            return f"{self.name}: stopping now, as no step has been made since the start"
+        waits = ", which compiles the model and may take minutes" if self.compiling else ""
+        again = "another Ctrl-C" if self.name == "SIGINT" else "another signal"
+        return (
+            f"{self.name}: stopping after this step{waits}, and saving; {again} stops at "
+            "once, without saving"
+        )
 
 
 def _asking() -> list[signal.Signals]:

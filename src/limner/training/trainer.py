@@ -6,7 +6,9 @@ configuration, the weights, and the image count, so a resumed run is the same ru
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from limner.checkpoint.lineage import FILE as LINEAGE
@@ -22,7 +24,7 @@ from limner.files.atomic import write_text_whole
 from limner.models.text_to_image import TextToImage
 from limner.training.batches import Batches
 from limner.training.budget import Budget
-from limner.training.compiling import compile_model
+from limner.training.compiling import compile_model, end_compilers, is_of_the_compiler
 from limner.training.folder import set_aside_later
 from limner.training.monitor.monitor import RunMonitor
 from limner.training.open_run import open_run
@@ -82,17 +84,25 @@ class Trainer:
         ):
             if run.is_main:
                 write_text_whole(run.folder / LINEAGE, run.lineage.to_json())
-            compile_model(run)
+            with self.stopping_at_once(stop):
+                compile_model(run)
             recovery = Recovery(run, self.batches, saver, monitor)
             due = False
             while not budget.finished():
                 start = time.perf_counter()
                 learning_rate = run.set_learning_rate()
+                first = not budget.step_seconds
                 try:
-                    updated, batches = self.step()
+                    with self.stopping_at_once(stop) if first else contextlib.nullcontext():
+                        updated, batches = self.step()
                 except PartialOptimizerStep:
                     recovery.repeat()
                     continue
+                except Exception as error:
+                    if stop.name is None or stop.launched or not is_of_the_compiler(error):
+                        raise
+                    self.save_what_was_made(saver)
+                    break
                 if not updated.skipped:
                     run.update_ema()
                 budget.step_done(time.perf_counter() - start)
@@ -127,6 +137,32 @@ class Trainer:
                 )
             monitor.finish()
         return state
+
+    @contextlib.contextmanager
+    def stopping_at_once(self, stop: StopOnSignal) -> Iterator[None]:
+        """Before the first step of this process is counted: a signal stops the run without waiting
+        for the compiler. Whatever was begun is made again by the same command."""
+        try:
+            with stop.at_once():
+                yield
+        except KeyboardInterrupt:
+            if stop.name is None:
+                raise
+            end_compilers()
+            self.run.train_step.forget_gradients()
+            step = self.run.state.step
+            raise Stopped(
+                f"stopped by {stop.name} before the first step, so there is nothing to save. Run "
+                f"the same command to {f'resume at step {step}' if step else 'begin again'}"
+            ) from None
+
+    def save_what_was_made(self, saver: Saver) -> None:
+        """Save the state before a step that could not be made."""
+        self.run.train_step.forget_gradients()
+        saver.wait()
+        step = self.run.state.step
+        if step and not (self.run.folder / f"checkpoint-{step}").is_dir():
+            save_numbered(self.run, saver)
 
     def step(self) -> tuple[StepResult, list[Batch]]:
         """Perform one update of the weights; returns its result and its micro-batches."""

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import TINY
 
 from limner import device as devices
-from limner.apps import doctor
+from limner.apps import compiled_code, doctor
 from limner.apps.doctor import Finding, examine, gpu_findings, lines
 from limner.cli import main
 from limner.config import Config
@@ -209,6 +209,66 @@ def test_precision_that_the_machine_does_not_have(
     monkeypatch.setattr(devices, "multiplies_in_hardware", lambda dtype, device: False)
     (first, _) = doctor.precision(tiny_config("training.mixed_precision=fp16"))
     assert first.verdict == "warn"
+
+
+# Compiled code
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "po").mkdir(parents=True)
+    return tmp_path / "cache"
+
+
+def test_the_cache_of_compiled_code_is_looked_at(cache: Path, tiny_config: Build) -> None:
+    (cache / "po" / "whole.so").write_bytes(b"x" * 3 * 2**20)
+    (cache / "po" / "cut.so").write_bytes(b"")
+    os.utime(cache / "po" / "cut.so", (1, 1))
+    found, compiler = doctor.compiled(tiny_config())
+    assert found.verdict == "pass"
+    assert found.seen.startswith(f"torch's compiled code is in {cache}: 3 MiB in 1 file, ")
+    assert "1 damaged file of a killed compiler removed" in found.seen
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == ["whole.so"]
+    assert compiler.verdict == "pass"
+    assert compiler.seen.endswith("compiles, and the result loads")
+
+
+def test_a_cache_that_is_not_there_yet_is_none_to_worry_about(
+    cache: Path, tiny_config: Build
+) -> None:
+    shutil.rmtree(cache)
+    found, _ = doctor.compiled(tiny_config())
+    assert (found.verdict, cache.exists()) == ("pass", False)
+    assert "0 MiB in 0 files" in found.seen
+
+
+def test_a_cache_that_cannot_be_written_to(
+    cache: Path, tiny_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(**_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(compiled_code.tempfile, "TemporaryFile", denied)
+    (found,) = doctor.compiled(tiny_config())
+    assert found.verdict == "warn"
+    assert "cannot be written to: Permission denied" in found.seen
+    assert "TORCHINDUCTOR_CACHE_DIR" in (found.fix or "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the compiler is no script there")
+def test_a_compiler_that_does_not_work_is_seen_whatever_the_cache_holds(
+    cache: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho cannot find cc1plus >&2; exit 1\n", "utf-8")
+    broken.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: str(broken))
+        assert compiled_code.why_no_compiler(cache) == (str(broken), "cannot find cc1plus")
+        patch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: str(tmp_path / "no"))
+        assert "No such file" in (compiled_code.why_no_compiler(cache)[1] or "")
+    assert not list(cache.rglob("program*"))
 
 
 def test_the_hub_that_does_not_answer(tiny_config: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,14 @@ from limner.apps.own_pictures.expected import LEAST_IMAGES, if_too_few
 from limner.apps.own_pictures.machine import Machine, measure, training_cost
 from limner.apps.own_pictures.request import Request
 from limner.apps.own_pictures.settings_file import read_request, write
-from limner.apps.own_pictures.start import Start, in_words, start
+from limner.apps.own_pictures.start import Start, in_words, planned, start
 from limner.apps.own_pictures.survey import Survey, survey
 from limner.checkpoint.state import TrainingState
 from limner.config import Config, load_config
 from limner.config.loading import Sections, read_sections
 from limner.errors import LimnerError
+from limner.messages import parameters_in_words
+from limner.models.size import count_parameters
 from limner.training import budget
 from limner.training.budget import Budget
 from limner.training.folder import CHOSEN
@@ -247,6 +249,18 @@ def test_the_machine_is_measured() -> None:
     assert found.memory > 0
 
 
+def test_the_parameters_that_are_promised_are_those_that_are_trained(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    asked = request(str(folder), tmp_path / "run", "model.num_layers=1", minutes=3)
+    began = start(asked)
+    (said,) = [sentence for sentence in began.said if sentence.startswith("model: ")]
+    run = Trainer(began.config).run
+    assert said.startswith(f"model: {parameters_in_words(count_parameters(run.model))} parameters,")
+    found = survey(began.config)
+    cost = training_cost(began.config, found.vocabulary)
+    assert cost.parameters == count_parameters(run.model)
+
+
 # The file and the same command again
 
 
@@ -261,6 +275,21 @@ def test_the_file_says_what_it_was_chosen_for_and_is_a_configuration(tmp_path: P
     assert began.config.training.max_minutes == 3
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["dataset_path"] == str(folder)
     assert any("patches" in sentence for sentence in began.said)
+
+
+def test_what_is_planned_is_what_is_trained_and_writes_nothing(tmp_path: Path) -> None:
+    folder = photo_folders.photos(tmp_path / "photos")
+    asked = request(str(folder), tmp_path / "run", "model.hidden_size=128", minutes=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_pictures, "measure", lambda config: TWO_CORES)
+        before = planned(asked)
+        assert not (tmp_path / "run").exists()
+        began = start(asked)
+    assert before.config == began.config
+    assert before.said == began.said[: len(before.said)]
+    path = tmp_path / "run" / CHOSEN
+    path.write_text(path.read_text("utf-8").replace("num_layers: 6", "num_layers: 2"), "utf-8")
+    assert planned(asked).config.model.num_layers == 2  # what was changed counts here, too
 
 
 def sized(folder: Path, output: Path, size: int | None, *own: str) -> Start:
@@ -490,7 +519,7 @@ def test_a_spoilt_file_is_no_request(tmp_path: Path, text: str) -> None:
 
 def test_words_in_the_file_cannot_become_keys(tmp_path: Path) -> None:
     path = tmp_path / CHOSEN
-    write(path, {"data": {"dataset_path": "a # b: {c}"}}, ["two\nlines"], {})
+    write(path, {"data": {"dataset_path": "a # b: {c}"}}, ["two\nlines"], {}, 101.25)
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
         "data": {"dataset_path": "a # b: {c}"}
     }

@@ -12,6 +12,8 @@ from limner.apps.watch.runs import LiveLog, LiveRun, find_runs, names_of
 from limner.apps.watch.view import contents, summary
 from limner.errors import LimnerError
 from limner.files.folder_lock import TRAINING, FolderLock, is_written_by
+from limner.reports.run_folder import read_run
+from limner.reports.run_report import figures
 
 
 def line(step: int, **values: Any) -> dict[str, Any]:
@@ -255,3 +257,23 @@ def test_private_paths_stay_out_of_the_page(tmp_path: Path) -> None:
     told = {"kind": "event", "step": 1, "message": f"in {secret}/a"}
     append(folder / "log.jsonl", {}, told)
     assert "/home/me" not in json.dumps(contents(LiveRun("run", folder)))
+
+
+# Its speed
+
+
+def test_the_speed_of_a_run_is_the_same_on_the_page_and_in_the_report(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "run")
+    log = run / "log.jsonl"
+    log.write_text(log.read_text("utf-8").rpartition("\n")[0] + "\n", "utf-8")
+
+    def shown() -> tuple[float | None, str]:
+        read = read_run(run)
+        (card,) = [value for name, value, _ in figures(read) if name == "images per second"]
+        return summary(LiveRun("run", run))["images_per_second"], card
+
+    assert shown() == (63.14, "63.1")  # of results.json; the last line of the log says 64
+    append(log, {"kind": "speed", "step": 1000, "images_per_second": 61.23})
+    assert shown() == (61.23, "61.2")
+    append(log, line(1010, images_per_second=58.5))  # it goes on
+    assert shown() == (58.5, "58.5")

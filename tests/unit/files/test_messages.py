@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from limner.messages import shorten, shorten_name
+from limner.messages import bytes_in_words, parameters_in_words, shorten, shorten_name
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,18 @@ def test_a_name_in_a_message() -> None:
     assert name.startswith("d/d/")
     assert name.endswith("end.png (607 characters)")
     assert len(name) < 200
+
+
+# Counts
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(8_061_234, "8.1M"), (34_567, "35k"), (120_000, "0.1M"), (1.25e9, "1,250.0M")],
+)
+def test_parameters_are_written_in_one_way(count: float, words: str) -> None:
+    assert parameters_in_words(count) == words
+
+
+def test_bytes_are_written_in_one_way() -> None:
+    assert [bytes_in_words(n) for n in (98 * 2**20, 1.2 * 2**30)] == ["98 MiB", "1.20 GiB"]

@@ -39,7 +39,7 @@ def test_every_section_shows_its_figures(tmp_path: Path, told: dict[str, Any]) -
     assert path == tmp_path / "evaluation.html"
     words = read(path).words
     for shown in (
-        *("emoji: evaluation", "7.61M", "120,000 images", "step 3,750"),
+        *("emoji: evaluation", "7.6M", "120,000 images", "step 3,750"),
         *("CPU, 2 cores", "2026-11-25", "3,694 training and 259 held-out images"),
         *("78%", "201 of 259; 95% CI 72% to 82%; recall@5 94%", "98%"),
         *(

@@ -35,7 +35,7 @@ def test_every_section_shows_its_figures(run_folder: Path) -> None:
     assert path == run_folder / "report.html"
     words = read(path).words
     for figure in (
-        *("7.61M", "7,612,416", "8m06s", "CPU, 2 cores", "32,000 images in 1,000 steps"),
+        *("7.6M", "7,612,416", "8m06s", "CPU, 2 cores", "32,000 images in 1,000 steps"),
         *("90%", "54 of 60 (95% CI 80% to 95%); recall@5 95%"),
         *("69%", "25 of 36", "all 306 pictures of hands", "mean squared difference at 32"),
         *("63.1", "38%", "212 GFLOP/s", "0.002"),

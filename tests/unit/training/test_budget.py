@@ -158,6 +158,38 @@ def test_steps_that_do_not_fit_into_the_minutes_are_fewer_and_the_rate_falls_ove
     assert state.decay_start == 1000 - round(1000 * config.lr_scheduler.decay_share)
 
 
+def test_time_left_and_the_share_that_is_done_do_not_move_with_the_speed(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(budget_module, "clock", lambda: now)
+    one_process: Any = SimpleNamespace(num_processes=1)
+
+    def shown(*settings: str) -> list[tuple[float, float]]:
+        """(share done, seconds left) at each step: fast at first, then four times as slow."""
+        nonlocal now
+        now, found = 0.0, []
+        budget = Budget(tiny_config(*settings), TrainingState(), one_process, num_rows=50)
+        while not budget.finished():
+            step = 0.5 if now < 60 else 2.0
+            now += step
+            budget.step_done(step)
+            share, left = budget.share_done(), budget.seconds_left()
+            assert share is not None
+            assert left is not None
+            found.append((share, left))
+        return found
+
+    for share, left in shown("training.max_steps=null", "training.max_minutes=2"):
+        assert left == pytest.approx(120 * (1 - share))
+    by_steps = shown("training.max_steps=20")
+    assert [share for share, _ in by_steps] == pytest.approx([n / 20 for n in range(1, 21)])
+    ended_by_time = shown("training.max_steps=1000", "training.max_minutes=2")
+    assert ended_by_time[-1][0] > 0.98
+    shares = [share for share, _ in ended_by_time]
+    assert shares == sorted(shares)
+
+
 def test_the_rate_never_jumps_when_the_end_moves(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from limner.console import format_duration, rich_console
-from limner.training.monitor.progress import Progress, share_done
+from limner.training.monitor.progress import Progress
 
 
 class Clock:
@@ -129,11 +129,30 @@ def test_only_the_main_process_speaks() -> None:
         assert out.getvalue() == ""
 
 
-def test_the_bar_follows_steps_or_else_time() -> None:
-    assert share_done(25, 100, 1.0, 999.0) == 0.25
-    assert share_done(25, None, 30.0, 90.0) == 0.25
-    assert share_done(25, None, 30.0, None) is None
-    assert share_done(130, 100, 1.0, None) == 1.0
+def bar_of(share: float | None, step: int, total: int | None) -> float:
+    """The share of the bar that is filled, on a terminal of 120 columns."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, color_system="standard")
+    with Progress(console=console, clock=Clock()) as progress:
+        progress.update(step, total, 32 * step, 32.0, 0.5, 0.5, 90.0, share=share)
+    (line,) = {line for line in out.getvalue().splitlines() if f"step {step}" in line}
+    filled, whole = re.findall(r"\x1b\[[0-9;]*m([━╸╺]+)", line), re.findall("[━╸╺]", line)
+    return len(filled[0]) / len(whole)
+
+
+def test_the_bar_shows_the_share_that_is_done_and_else_the_steps() -> None:
+    assert bar_of(0.25, 90, None) == pytest.approx(0.25, abs=0.05)
+    assert bar_of(None, 50, 100) == pytest.approx(0.5, abs=0.05)
+    assert bar_of(0.75, 50, 100) == pytest.approx(0.75, abs=0.05)  # time ends it first
+
+
+def test_of_a_run_of_minutes_no_number_of_steps_is_promised() -> None:
+    """It moved with the speed: 1,200 one minute, 900 the next."""
+    console, out = plain_console()
+    with Progress(console=console) as progress:
+        progress.update(120, None, 3840, 63.0, 0.412, None, 252.0, share=0.3)
+    assert out.getvalue().startswith("step    120 | 3,840 images | ")
+    assert out.getvalue().endswith("| 4m12s left\n")
 
 
 @pytest.mark.parametrize(

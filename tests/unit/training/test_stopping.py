@@ -28,3 +28,36 @@ def test_a_run_that_nobody_stopped_has_no_signal() -> None:
     with StopOnSignal() as stop:
         pass
     assert stop.name is None
+
+
+# What is said at once
+
+
+def test_it_is_said_at_once_what_happens(capsys: pytest.CaptureFixture[str]) -> None:
+    with StopOnSignal():
+        signal.raise_signal(signal.SIGINT)
+        said = capsys.readouterr().out
+    assert said.startswith("SIGINT: stopping after this step, and saving;")
+    assert "another Ctrl-C stops at once, without saving" in said
+
+
+def test_while_nothing_could_be_lost_a_signal_interrupts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with StopOnSignal() as stop:
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+        assert "SIGTERM: stopping now" in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt), stop.at_once():
+            pytest.fail("a signal that came before interrupts, too")
+
+
+def test_several_processes_stop_at_the_same_step_and_say_what_they_wait_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with StopOnSignal() as stop, stop.at_once():
+        signal.raise_signal(signal.SIGINT)
+        assert stop.name == "SIGINT"
+    assert "this step, which compiles the model and may take minutes" in capsys.readouterr().out

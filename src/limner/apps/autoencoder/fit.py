@@ -32,6 +32,7 @@ from limner.data.order import position_of, seeded_generator
 from limner.data.row_fingerprints import compare, fingerprints_of
 from limner.errors import LimnerError
 from limner.files.folder_lock import FolderLock
+from limner.messages import parameters_in_words
 from limner.training.folder import set_aside_later
 from limner.training.monitor.progress import Progress
 from limner.training.muon import Muon
@@ -111,7 +112,10 @@ class Fit:
                     steps = state.step - first
                     speed = steps * settings.batch_size / (now - started)
                     figures = speed, float(loss_sum) / min(20, steps), None, self._left()
-                    progress.update(state.step, settings.max_steps, state.images, *figures)
+                    share = self._done()
+                    progress.update(
+                        state.step, settings.max_steps, state.images, *figures, share=share
+                    )
                     loss_sum = 0.0
                 saver.poll()
                 if state.step % save_steps == 0 or now - saved > SAVE_EVERY:
@@ -231,9 +235,9 @@ class Fit:
         return rows
 
     def _say_hello(self) -> None:
-        million = sum(p.numel() for p in self.model.parameters()) / 1e6
+        count = parameters_in_words(sum(p.numel() for p in self.model.parameters()))
         log.info(
-            f"{million:.2f}M parameters on {devices.describe(self.device)} in "
+            f"{count} parameters on {devices.describe(self.device)} in "
             f"{devices.name_of(self.dtype)}; {len(self.images.rows):,} pictures for training"
         )
         wanted = self.config.training.mixed_precision

@@ -10,6 +10,7 @@ import torch
 from limner import device as devices
 from limner.config import Config
 from limner.memory import free_memory
+from limner.models.size import count_parameters
 from limner.models.text_to_image import build_model
 from limner.text.batch import TextEmbeddings
 from limner.training.monitor.throughput import matmul_peak, training_flops
@@ -70,29 +71,33 @@ def input_side(config: Config) -> int:
     return config.data.image_size // (DOWNSAMPLING if latent else 1)
 
 
-def training_cost(config: Config) -> Cost:
-    """Counted on a model without weights, once for each shape."""
-    key = (config.data.image_size, config.model, config.text_encoder, config.vae)
+def training_cost(config: Config, vocabulary: int | None = None) -> Cost:
+    """Counted on a model without weights, once for each shape.
+
+    Args:
+        vocabulary: tokens of the built-in text encoder; None: about `TEXT_SIZE`.
+    """
+    key = (config.data.image_size, config.model, config.text_encoder, config.vae, vocabulary)
     if key not in _costs:
-        _costs[key] = _counted(config)
+        _costs[key] = _counted(config, vocabulary or TEXT_SIZE)
     return _costs[key]
 
 
 _costs: dict[Hashable, Cost] = {}
 
 
-def _counted(config: Config) -> Cost:
+def _counted(config: Config, text_size: int) -> Cost:
     side, channels = input_side(config), config.model.in_channels or 3
     length = config.text_encoder.max_length or 64
     with torch.device("meta"):
-        model = build_model(config, TEXT_SIZE).eval()
+        model = build_model(config, text_size).eval()
         x, t = torch.empty(1, channels, side, side), torch.empty(1)
         words: torch.Tensor | TextEmbeddings = torch.empty(1, length, dtype=torch.long)
         if config.text_encoder.pretrained_model_name is not None:
             words = TextEmbeddings(
-                torch.empty(1, length, TEXT_SIZE),
+                torch.empty(1, length, text_size),
                 torch.empty(1, length, dtype=torch.bool),
-                torch.empty(1, TEXT_SIZE),
+                torch.empty(1, text_size),
             )
         flops = training_flops(model, (x, t, words))
-    return Cost(sum(p.numel() for p in model.parameters()), flops)
+    return Cost(count_parameters(model), flops)

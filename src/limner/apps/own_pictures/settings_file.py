@@ -12,6 +12,7 @@ from limner.console import one_line
 from limner.files.atomic import write_text_whole
 
 _REQUEST = re.compile(r"^# chosen for: (\{.*\})$", re.MULTILINE)
+_RATE = re.compile(r"^# expected: about (\S+) images/s$", re.MULTILINE)
 COMMENTS = {
     "data.dataset_path": "folder or file of your pictures and captions",
     "data.image_size": "pixels a side; cost grows with the number of patches",
@@ -25,22 +26,27 @@ COMMENTS = {
     "training.num_workers": "processes that load images; 0: none",
     "training.preview_steps": "steps between previews",
     "training.heldout_steps": "steps between measurements of the held-out loss",
-    "training.save_steps": "steps between checkpoints",
+    "training.save_steps": "steps between checkpoints; one more is written at each lowest "
+    "held-out loss, and the best is kept",
     "training.init_from": "model that the run begins with",
     "sampling.scheduler_type": "limner sweep finds the best for your model",
     "sampling.guidance_scale": "higher: closer to the prompt, less variety",
 }
 
 
-def write(path: Path, sections: Sections, about: list[str], request: dict[str, Any]) -> None:
+def write(
+    path: Path, sections: Sections, about: list[str], request: dict[str, Any], rate: float
+) -> None:
     """Write the file.
 
     Args:
         about: sentences for its head.
         request: what it was chosen for, as `read_request` gives it back.
+        rate: images per second that are expected, as `read_rate` gives it back.
     """
     lines = [f"# {one_line(sentence)}".rstrip() for sentence in about]
     lines.append(f"# chosen for: {json.dumps(request, ensure_ascii=False, sort_keys=True)}")
+    lines.append(f"# expected: about {rate:.4g} images/s")
     for section, keys in sections.items():
         lines.append(f"{section}:")
         for key, value in keys.items():
@@ -49,6 +55,15 @@ def write(path: Path, sections: Sections, about: list[str], request: dict[str, A
             lines.append(f"{said:32}  # {comment}" if comment else said)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_whole(path, "\n".join(lines) + "\n")
+
+
+def read_rate(path: Path) -> float | None:
+    """The images per second that were expected; None: there is no file, or it does not say."""
+    try:
+        found = _RATE.search(path.read_text(encoding="utf-8"))
+        return float(found[1]) if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def read_request(path: Path) -> dict[str, Any] | None:

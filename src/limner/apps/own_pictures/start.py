@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +35,10 @@ from limner.console import format_duration
 from limner.data.own_folder import keep_out_of_the_data
 from limner.errors import LimnerError
 from limner.files.output_folders import is_training_run
-from limner.messages import plural
+from limner.messages import parameters_in_words, plural
 from limner.training.folder import CHOSEN, CHOSEN_BEFORE, check_run_folder
+
+log = logging.getLogger(__name__)
 
 CROPPED = 0.05
 """Share of a picture from which it is said how much a square leaves out."""
@@ -102,7 +105,34 @@ def _again(request: Request, path: Path) -> Start:
     )
 
 
+def planned(request: Request) -> Start:
+    """What `start` would train with. Writes nothing."""
+    path = request.folder / CHOSEN
+    before, asked = read_request(path), request.as_kept()
+    if before is not None and before | {"minutes": 0} == asked | {"minutes": 0}:
+        return _again(request, path)
+    _, _, choice, said = _chosen(request, *_data_and_origin(request))
+    return Start(choice.config, None, said)
+
+
 def _anew(request: Request, path: Path) -> Start:
+    config, origin = _data_and_origin(request)
+    keep_out_of_the_data(request.folder, config, "--output")
+    check_run_folder(request.folder)
+    sized, machine, choice, said = _chosen(request, config, origin)
+    _, whole = read_sections(copy.deepcopy(choice.sections), _settings(sized))
+    about = [f"{request.command}  ({machine.name})", *said, "", "To use changed settings:"]
+    about.append(f"  limner train --config {path.as_posix()} training.output_dir=outputs/another")
+    if path.exists():  # chosen for something else, and perhaps changed since
+        os.replace(path, path.with_name(CHOSEN_BEFORE))
+    write(path, whole, about, request.as_kept(), choice.rate)
+    folder = request.folder.as_posix()
+    ways = [f"settings: {path.as_posix()}", f"to watch it in the browser: limner watch {folder}"]
+    return Start(load_run_config(path), None, [*said, *ways])
+
+
+def _data_and_origin(request: Request) -> tuple[Config, Config | None]:
+    """What the data are looked at with, and the configuration of the model that it begins with."""
     given = read_sections(None, _settings(request))[1]
     config = load_run_config(_of_the_data(given))
     begin_with = given["training"].get("init_from")
@@ -111,15 +141,22 @@ def _anew(request: Request, path: Path) -> Start:
             "settings for an autoencoder's latents are not chosen; begin with "
             "configs/latents.yaml: limner train --config FILE"
         )
-    keep_out_of_the_data(request.folder, config, "--output")
-    check_run_folder(request.folder)
     origin = open_model(begin_with).config if begin_with else None
     if origin is not None and origin.model.flow_map:
         raise LimnerError(
             f"{begin_with} is a distilled model, which cannot be trained further; begin with the "
             "model it was made from, and distill the result"
         )
-    found, machine = survey(config), measure(config)
+    return config, origin
+
+
+def _chosen(
+    request: Request, config: Config, origin: Config | None
+) -> tuple[Request, Machine, Choice, list[str]]:
+    """The request with the size that is trained, the machine, what was chosen, and why."""
+    found = survey(config)
+    log.info("measuring this machine, for about a second")
+    machine = measure(config)
     sized, choice = _choose(request, found, machine, origin)
     said = in_words(found, machine, choice)
     if sized.size != request.size:
@@ -127,15 +164,7 @@ def _anew(request: Request, path: Path) -> Start:
             f"size: {sized.size} pixels, as {request.size} can only be cut into patches that are "
             f"far too many; data.image_size={request.size} keeps it all the same"
         )
-    _, whole = read_sections(copy.deepcopy(choice.sections), _settings(sized))
-    about = [f"{request.command}  ({machine.name})", *said, "", "To use changed settings:"]
-    about.append(f"  limner train --config {path.as_posix()} training.output_dir=outputs/another")
-    if path.exists():  # chosen for something else, and perhaps changed since
-        os.replace(path, path.with_name(CHOSEN_BEFORE))
-    write(path, whole, about, request.as_kept())
-    folder = request.folder.as_posix()
-    ways = [f"settings: {path.as_posix()}", f"to watch it in the browser: limner watch {folder}"]
-    return Start(load_run_config(path), None, [*said, *ways])
+    return sized, machine, choice, said
 
 
 def _settings(request: Request) -> list[str]:
@@ -196,7 +225,7 @@ def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
         if found.refused
         else ""
     )
-    cost = training_cost(config)
+    count = parameters_in_words(training_cost(config, found.vocabulary).parameters)
     side, patch = config.data.image_size, config.model.patch_size
     batch, minutes = per_update(config), choice.images / choice.rate / 60
     passes = choice.images / max(1, found.trained)
@@ -205,7 +234,7 @@ def in_words(found: Survey, machine: Machine, choice: Choice) -> list[str]:
     said = [
         f"data: {found.trained:,} pictures to learn from and {found.held_out:,} held out{sizes}"
         f"{tokens}{refused}",
-        f"model: {cost.parameters / 1e6:.1f}M parameters, {side} x {side} pixels in patches of "
+        f"model: {count} parameters, {side} x {side} pixels in patches of "
         f"{patch}, {batch} images a step; about {choice.rate:,.0f} images/s on {machine.name}",
         f"{format_duration(60 * minutes)}: about {passes:,.0f} passes over the pictures; expect "
         f"{hope(share)}"

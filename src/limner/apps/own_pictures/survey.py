@@ -37,6 +37,7 @@ class Survey:
         side: the median of the shorter sides, in pixels; None: drawn at any size.
         cropped: the share of a picture that a centred square leaves out, on average.
         tokens: of nearly all captions, with the start token; None: another encoder reads them.
+        vocabulary: tokens that the built-in encoder would know; None: as above.
     """
 
     trained: int
@@ -45,6 +46,7 @@ class Survey:
     side: int | None
     tokens: int | None
     cropped: float = 0.0
+    vocabulary: int | None = None
 
 
 def survey(config: Config) -> Survey:
@@ -62,12 +64,14 @@ def survey(config: Config) -> Survey:
         if len(known):
             side = int(np.median(known.min(axis=1)))
             cropped = float(1 - visible(known, np.array([1, 1])).mean())
-    tokens = None
+    tokens = vocabulary = None
     if config.text_encoder.pretrained_model_name is None:
         captions = [caption for row in rows for caption in row.captions]
         reader = CaptionTokenizer.learn(
             captions, config.text_encoder.vocab_size, max_length=MOST_TOKENS
         )
+        vocabulary = reader.text_size
         lengths = [reader.length(caption) for caption in captions]
         tokens = min(MOST_TOKENS, int(np.ceil(np.percentile(lengths, COVERED))) + 1)
-    return Survey(len(trained), len(held_out), len(dataset.refused), side, tokens, cropped)
+    refused = len(dataset.refused)
+    return Survey(len(trained), len(held_out), refused, side, tokens, cropped, vocabulary)

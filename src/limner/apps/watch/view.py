@@ -10,7 +10,7 @@ from typing import Any
 from limner.apps.watch.runs import LiveRun
 from limner.reports.line_chart import Points
 from limner.reports.read_results import number, part, text
-from limner.reports.run_folder import Run, evenly
+from limner.reports.run_folder import Run, evenly, images_per_second
 from limner.reports.run_report import is_distilled, shared, smoothed, trained
 
 MOST_POINTS = 300
@@ -38,7 +38,7 @@ def summary(live: LiveRun) -> dict[str, Any]:
         "step": step,
         "images": number(last.get("images")),
         "seconds": seconds,
-        "images_per_second": number(last.get("images_per_second")),
+        "images_per_second": images_per_second(run),
         "seconds_left": seconds_left(run) if training else None,
         "share_done": share_done(run),
         "passes": passes(run),

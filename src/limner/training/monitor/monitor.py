@@ -16,8 +16,9 @@ from limner import memory
 from limner.config.defaults import noise_floor
 from limner.data.dataset import Refused
 from limner.data.verify import check_share_refused
-from limner.messages import plural
+from limner.messages import parameters_in_words, plural
 from limner.metrics.memorisation import COPIES, FEW
+from limner.models.size import count_parameters
 from limner.redaction import places_of
 from limner.text.caption_lengths import lengths_of
 from limner.training.budget import COMPILING, Budget
@@ -33,6 +34,7 @@ from limner.training.monitor.progress import Progress
 from limner.training.monitor.run_log import RunLog, read_log
 from limner.training.monitor.step_averages import StepAverages
 from limner.training.run import Run
+from limner.training.saving import disk_in_words
 from limner.training.train_step import StepResult
 
 log = logging.getLogger(__name__)
@@ -106,10 +108,10 @@ class RunMonitor:
 
     def hello(self) -> None:
         self.run.events.write = self.write_event
-        million = sum(p.numel() for p in self.averaged.parameters()) / 1e6
+        size = parameters_in_words(count_parameters(self.averaged))
         precision = str(self.dtype).removeprefix("torch.")
         log.info(
-            f"{million:.1f}M parameters on {devices.describe(self.accelerator.device)} in "
+            f"{size} parameters on {devices.describe(self.accelerator.device)} in "
             f"{precision}; {len(self.inputs.trained.rows):,} pictures for training, "
             f"{len(self.inputs.held_out.rows):,} held out"
         )
@@ -134,11 +136,13 @@ class RunMonitor:
         self.check_refused()
         if sentence := lengths_of(self.inputs.trained.rows, self.reader).in_words():
             log.info(sentence)
+        if self.main:
+            log.info(disk_in_words(self.run))
 
     def write_plan(self) -> None:
         """Write how long the run is to be, for those who watch it; again only where it changed."""
         plan = {
-            "parameters": sum(p.numel() for p in self.averaged.parameters()),
+            "parameters": count_parameters(self.averaged),
             "training_images": len(self.inputs.trained.rows),
             "held_out_images": len(self.inputs.held_out.rows),
             "images_per_step": self.budget.images_per_step,
@@ -245,16 +249,16 @@ class RunMonitor:
             if self.shared and not self.said_shared:
                 self.said_shared = True
                 log.info(self.shared.in_words())
-        left = budget.seconds_left()
         self.progress.update(
             state.step,
-            state.total_steps,
+            budget.most_steps,
             state.images,
             speed,
             loss if math.isfinite(loss) else None,
             self.heldout_loss,
-            left,
+            budget.seconds_left(),
             self.shared.gets if self.shared else None,
+            share=budget.share_done(),
         )
 
     def write_heldout(self) -> None:

@@ -46,12 +46,10 @@ class Progress:
         self.live = (
             Live(console=self.console, auto_refresh=False) if enabled and is_screen else None
         )
-        self.started = clock()
         self.last_shown = -math.inf
         self.unshown = ""
 
     def __enter__(self) -> Progress:
-        self.started = self.clock()
         if self.live is not None:
             self.live.start()
         return self
@@ -81,12 +79,15 @@ class Progress:
         heldout_loss: float | None,
         seconds_left: float | None,
         cpu_share: float | None = None,
+        share: float | None = None,
     ) -> None:
         """Show the progress. Values that are not known yet are None and left out.
 
-        `total_steps` is None when time and not steps bounds the run; the bar then shows the share
-        of the time that has passed. `cpu_share` is the share of its threads' CPU time that the run
-        gets on a shared machine.
+        Args:
+            total_steps: that were asked for; None: only time bounds the run, whose number of steps
+                depends on its speed.
+            cpu_share: of its threads' CPU time, that the run gets on a shared machine.
+            share: of the run that is done, for the bar, 0 to 1; None: as the steps have it.
         """
         if not self.enabled:
             return
@@ -94,8 +95,9 @@ class Progress:
         known = (images, images_per_second, loss, heldout_loss, seconds_left, cpu_share)
         figures = (step, total_steps, *known)
         if self.live is not None:
-            done = share_done(step, total_steps, now - self.started, seconds_left)
-            self.live.update(live_line(done, *figures, width=self.console.width))
+            if share is None and total_steps:
+                share = min(step / total_steps, 1.0)
+            self.live.update(live_line(share, *figures, width=self.console.width))
             if now - self.last_shown >= REFRESH_EVERY or step == total_steps:
                 self.live.refresh()
                 self.last_shown = now
@@ -211,14 +213,3 @@ def live_line(
     line.add_column(no_wrap=True, overflow="ellipsis", justify="right")
     line.add_row(*cells, figures)
     return line
-
-
-def share_done(
-    step: int, total_steps: int | None, seconds: float, seconds_left: float | None
-) -> float | None:
-    """0 ... 1 by steps, else by time; None when neither end is known."""
-    if total_steps:
-        return min(step / total_steps, 1.0)
-    if seconds_left is not None and seconds + seconds_left > 0:
-        return seconds / (seconds + seconds_left)
-    return None
