@@ -159,7 +159,9 @@ def test_it_draws_in_one_step_or_two_or_more(
     calls = list[tuple[float, float]]()
     forward = generator.model.denoiser.forward
 
-    def counted(x: torch.Tensor, t: torch.Tensor, y: object, span: torch.Tensor) -> torch.Tensor:
+    def counted(
+        x: torch.Tensor, t: torch.Tensor, y: object, span: torch.Tensor, guidance: None
+    ) -> torch.Tensor:
         calls.append((float(t[0]), float(span[0])))
         return forward(x, t, y, span)  # type: ignore[arg-type]
 

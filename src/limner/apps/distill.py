@@ -104,7 +104,12 @@ def distill_config(
         "distill": {},
         "sampling": times,
     }
-    return load_run_config(sections, overrides)
+    config = load_run_config(sections, overrides)
+    scale, known = own["sampling"]["guidance_scale"], config.distill.guidance_range
+    if known is not None and known[0] <= scale <= known[1]:
+        sections["sampling"] = times | {"guidance_scale": scale}
+        config = load_run_config(sections, overrides)
+    return config
 
 
 def _earlier(output: str, teacher: str) -> TrainingConfig | None:
@@ -141,8 +146,11 @@ def distill(
     say()
     for way in ways:
         say(_in_words(way))
-    for sentence in shortfalls(ways[0], ways[2:]):
-        say(sentence)
+    compared = [(ways[0], ways[2:5])]
+    compared += [(ways[i], ways[i + 1 : i + 2]) for i in range(5, len(ways), 2)]
+    for there, here in compared:
+        for sentence in shortfalls(there, here):
+            say(sentence)
     say(f"\nLook at {folder / COMPARISON[1]} and {folder / 'report.html'}, and try")
     prompt = plain_words(trainer.data.trained.rows[0].captions[0])
     say(f'  limner generate {output} "{prompt}"   # in 2 steps; --num_inference_steps 1 or 4')
@@ -151,7 +159,8 @@ def distill(
 
 def compare(teacher: str, student: Path, config: Config, data: Data) -> list[Way]:
     """The same prompts and seeds drawn by the teacher as it usually does and in 4 steps, and by
-    the student in 1, 2, and 4."""
+    the student in 1, 2, and 4; if the guidance scale is a setting of the student, then by both at
+    each end of its range."""
     ways = []
     parts = (config.vae.pretrained_model_name, config.text_encoder.pretrained_model_name)
     there = open_generator(teacher, config, None, *parts)
@@ -160,6 +169,12 @@ def compare(teacher: str, student: Path, config: Config, data: Data) -> list[Way
     ways.append(_drawn("teacher", there, data, few))
     here = open_generator(student, config, None, *parts)
     ways += [_drawn("student", here, data, {"num_inference_steps": n}) for n in (1, 2, 4)]
+    for scale in config.distill.guidance_range or ():
+        if scale != here.sampling.guidance_scale:
+            ways += [
+                _drawn("teacher", there, data, {"guidance_scale": scale}),
+                _drawn("student", here, data, {"num_inference_steps": 2, "guidance_scale": scale}),
+            ]
     return ways
 
 
@@ -198,11 +213,16 @@ def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, A
         rank_drawings(drawings, data)
         found = ranks_by_split(drawings).items()
         right = {split: retrieval.summary(ranks)["at_1"] for split, ranks in found}
-    evaluations = function_evaluations(sampling, generator.objective.noise_schedule)
+    student = generator.model.is_flow_map
+    evaluations = function_evaluations(
+        sampling, generator.objective.noise_schedule, distilled=student
+    )
     name = f"{who}, {in_words(sampling)}"
-    if who == "student":
+    if student:
         steps = sampling.num_inference_steps
         name = f"student, {steps} step{'s' * (steps > 1)}"
+        if generator.model.takes_guidance:
+            name += f", guidance {sampling.guidance_scale:g}"
     return Way(name, evaluations, len(drawings) / seconds, drawings, right)
 
 

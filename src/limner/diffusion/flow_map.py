@@ -26,25 +26,30 @@ HUBER = 0.03
 
 
 def flow_map_denoiser(
-    model: Callable[[Tensor, Tensor, TextConditioning, Tensor], Tensor],
+    model: Callable[..., Tensor],
     objective: Objective,
     text: TextConditioning,
     timesteps: Tensor,
     dtype: torch.dtype,
+    guidance: float | Tensor | None = None,
 ) -> Denoiser:
     """The denoiser that `ddim` calls at each of these timesteps to reach the next.
 
     Args:
-        model: `model(x, t, y, span)`.
+        model: `model(x, t, y, span)`, or `model(x, t, y, span, guidance)`.
         timesteps: [n + 1], those that the solver is given.
         dtype: autocast dtype of the network; float32 disables autocast.
+        guidance: the scale that the network is told, of all pictures or of each, [B]; None: it is
+            told none.
     """
     spans = {s: s - r for s, r in pairwise(timesteps.tolist())}
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
         t = torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)
+        scale = torch.full_like(t, guidance) if isinstance(guidance, float) else guidance
+        told = () if scale is None else (scale,)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            output = model(x, t, text, torch.full_like(t, spans[timestep]))
+            output = model(x, t, text, torch.full_like(t, spans[timestep]), *told)
         return objective.to_x0(output, x, t)
 
     return denoise
