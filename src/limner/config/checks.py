@@ -311,7 +311,7 @@ def sampling_problems(config: Config) -> Iterator[str]:
 
 def _known_guidance_problems(sampling: SamplingConfig, low: float, high: float) -> Iterator[str]:
     """Of a distilled model whose guidance scale is a setting."""
-    if not low <= sampling.guidance_scale <= high:
+    if low < high and not low <= sampling.guidance_scale <= high:
         yield (
             f"sampling.guidance_scale: {sampling.guidance_scale:g}, but this model was distilled "
             f"for guidance scales from {low:g} to {high:g}; use one of these, or the model it was "
