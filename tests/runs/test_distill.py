@@ -333,7 +333,6 @@ def test_the_page_in_the_browser_is_told(distilled: Path) -> None:
         ("distill.num_inference_steps=0", r"distill\.num_inference_steps"),
         ("distill.num_inference_steps=6", r"6 is not a multiple of 4"),
         ("text_encoder.max_length=5", r"text_encoder\.max_length is 5 here and"),
-        ("scheduler.objective=diffusion scheduler.prediction_type=epsilon", "says next to nothing"),
     ],
 )
 def test_settings_that_cannot_be(word: str, said: str, build: Build) -> None:

@@ -103,12 +103,6 @@ def _distillation_problems(config: Config) -> Iterator[str]:
             f"distill.guidance_scale: the first of [{low:g}, {high:g}] must be below the second; "
             "use a single number to fix the guidance"
         )
-    if (config.scheduler.objective, config.scheduler.prediction_type) == ("diffusion", "epsilon"):
-        yield (
-            "scheduler.prediction_type: a model that predicts epsilon says next to nothing about "
-            "the image in pure noise, so it cannot be distilled; train one with v_prediction, "
-            "sample, or flow matching"
-        )
     if config.training.batch_size == "auto":
         yield "training.batch_size: auto is not supported with model.flow_map yet; set a number"
     if config.lora.rank is not None:

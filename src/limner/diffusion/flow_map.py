@@ -17,10 +17,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from limner.diffusion.noise_schedule import VPSchedule
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import Denoiser
 from limner.text.conditioning import TextConditioning
 
+LEAST_ALPHA = 0.25
+"""The least that a student's output of epsilon is divided by; see `picture_ahead`."""
 HUBER = 0.03
 """An error (of an image from -1 to 1) above which the penalty grows linearly: 4 of 255."""
 
@@ -50,9 +53,31 @@ def flow_map_denoiser(
         told = () if scale is None else (scale,)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
             output = model(x, t, text, torch.full_like(t, spans[timestep]), *told)
-        return objective.to_x0(output, x, t)
+        return picture_ahead(objective, output, x, t)
 
     return denoise
+
+
+def picture_ahead(objective: Objective, output: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
+    """The picture to step towards that the network's output means, float32 [B, C, H, W].
+
+    It is `Objective.to_x0` but for a network that begins with the weights of one that predicts
+    epsilon on a beta schedule. There x_0 = (x_s - sigma epsilon) / alpha, which multiplies what the
+    output misses by 157 where alpha is 0.006, in pure noise. With v = (epsilon - sigma x_s) / alpha
+    it is the same as
+
+        x_0 = alpha x_s - sigma v
+
+    (Salimans & Ho 2022, arXiv 2202.00512, appendix D), where nothing is divided any more. So the
+    output means v = (output - sigma x_s) / max(alpha, `LEAST_ALPHA`): what it meant to the teacher
+    where alpha is larger, and in more noise a velocity times a constant, which the student learns.
+    """
+    schedule = objective.noise_schedule
+    if objective.prediction_type != "epsilon" or not isinstance(schedule, VPSchedule):
+        return objective.to_x0(output, x_s, s)
+    alpha, sigma, x_s = _column(schedule.alpha(s)), _column(schedule.sigma(s)), x_s.float()
+    v = (output.float() - sigma * x_s) / alpha.clamp(min=LEAST_ALPHA)
+    return alpha * x_s - sigma * v
 
 
 def timesteps_from(strength: float, known: Tensor, num_inference_steps: int) -> Tensor:
@@ -108,7 +133,7 @@ def end_of_step(objective: Objective, output: Tensor, x_s: Tensor, s: Tensor, r:
     schedule = objective.noise_schedule
     alpha_s, alpha_r = (_column(schedule.alpha(t)) for t in (s, r))
     ratio = _column(schedule.sigma(r)) / _column(schedule.sigma(s))
-    ahead = objective.to_x0(output, x_s, s)
+    ahead = picture_ahead(objective, output, x_s, s)
     return ratio * x_s.float() + (alpha_r - ratio * alpha_s) * ahead
 
 
