@@ -95,7 +95,11 @@ def main() -> None:
         line: dict[str, Any] = {
             "way": name,
             "sampling": in_words(sampling),
-            "evaluations": function_evaluations(sampling, generator.objective.noise_schedule),
+            "evaluations": function_evaluations(
+                sampling,
+                generator.objective.noise_schedule,
+                distilled=generator.model.is_flow_map,
+            ),
             "kernel_distance": round(distance.value, 4),
             "kernel_interval": [round(x, 4) for x in distance.interval or ()],
             "from_the_teachers": round(float(apart), 2),

@@ -174,6 +174,12 @@ def test_the_folder_draws_the_same_pictures_where_limner_is_not(tmp_path: Path) 
             "sampling.scheduler_type=ddim",
             "sampling.shift=2.0",
         ],
+        "few-steps-of-any-guidance": [
+            "model.flow_map=true",
+            "training.init_from=its teacher",
+            "distill.guidance_scale=[1, 4]",
+            "sampling.guidance_scale=2.5",
+        ],
         "latents": [
             "model.architecture=dit",
             *text(tiny_t5(tmp_path / "parts" / "t5")),

@@ -55,6 +55,9 @@ KINDS = {
         "sampling.guidance_scale=1.2",
     ),
     "student": STUDENT,
+    "guided student": (
+        *("model.flow_map=true", "distill.guidance_scale=[1.5, 4]", "sampling.guidance_scale=2.25"),
+    ),
 }
 Exported = Callable[..., tuple[Path, Path]]
 
@@ -137,6 +140,28 @@ def test_a_student_draws_in_the_steps_that_it_knows(browser: Page, exported: Exp
         here = drawn(browser, PROMPTS[:2], 9, known=steps)
         there = generator.generate_batch(PROMPTS[:2], num_inference_steps=steps, seeds=9)
         assert apart(here, there)[0] <= 1
+
+
+def test_a_student_with_a_range_of_guidance_takes_it(browser: Page, exported: Exported) -> None:
+    checkpoint, page = exported("guided student")
+    opened(browser, page)
+    assert browser.ask("[$('guided'), $('steps'), $('solvers')].map(e => e.hidden)") == [
+        *(False, True, True)
+    ]
+    assert browser.ask("[$('guidance').min, $('guidance').max, $('guidance').value]") == [
+        *("1.5", "4", "2.25")
+    ]
+    generator = ImageGenerator(checkpoint, device="cpu")
+    found = {}
+    for scale in (1.5, 3.3):
+        here = drawn(browser, PROMPTS[:2], 9, known=2, guidance=scale)
+        there = generator.generate_batch(PROMPTS[:2], guidance_scale=scale, seeds=9)
+        assert apart(here, there)[0] <= 1
+        assert how_drawn(here[0])["sampling"]["guidance_scale"] == scale
+        found[scale] = here
+    assert apart(found[1.5], found[3.3])[0] > 1
+    browser.ask("$('guidance').value = 5")
+    assert browser.ask("$('form').checkValidity()") is False
 
 
 def test_a_picture_is_saved_with_how_it_was_drawn(browser: Page, exported: Exported) -> None:

@@ -108,7 +108,12 @@ def distill_config(
         "distill": {},
         "sampling": times,
     }
-    return load_run_config(sections, overrides)
+    config = load_run_config(sections, overrides)
+    scale, known = own["sampling"]["guidance_scale"], config.distill.guidance_range
+    if known is not None and known[0] <= scale <= known[1]:
+        sections["sampling"] = times | {"guidance_scale": scale}
+        config = load_run_config(sections, overrides)
+    return config
 
 
 def _earlier(output: str, teacher: str) -> TrainingConfig | None:
@@ -146,8 +151,11 @@ def distill(
         say(_in_words(way))
         ways.append(way)
     _write(folder, ways)
-    for sentence in shortfalls(ways[0], ways[2:]):
-        say(sentence)
+    compared = [(ways[0], ways[2:5])]
+    compared += [(ways[i], ways[i + 1 : i + 2]) for i in range(5, len(ways), 2)]
+    for there, here in compared:
+        for sentence in shortfalls(there, here):
+            say(sentence)
     say(f"\nLook at {folder / COMPARISON[1]} and {folder / 'report.html'}, and try")
     prompt = plain_words(trainer.data.trained.rows[0].captions[0])
     say(f'  limner generate {output} "{prompt}"   # in 2 steps; --num_inference_steps 1 or 4')
@@ -166,7 +174,8 @@ def what_stays(store: Path) -> str:
 
 def compare(teacher: str, student: Path, config: Config, data: Data) -> Iterator[Way]:
     """The same prompts and seeds drawn by the teacher as it usually does and in 4 steps, and by
-    the student in 1, 2, and 4; each when it is drawn."""
+    the student in 1, 2, and 4; if the guidance scale is a setting of the student, then by both at
+    each end of its range. Each when it is drawn."""
     parts = (config.vae.pretrained_model_name, config.text_encoder.pretrained_model_name)
     there = open_generator(teacher, config, None, *parts)
     yield _drawn("teacher", there, data, {})
@@ -175,6 +184,11 @@ def compare(teacher: str, student: Path, config: Config, data: Data) -> Iterator
     here = open_generator(student, config, None, *parts)
     for steps in (1, 2, 4):
         yield _drawn("student", here, data, {"num_inference_steps": steps})
+    for scale in config.distill.guidance_range or ():
+        if scale != here.sampling.guidance_scale:
+            yield _drawn("teacher", there, data, {"guidance_scale": scale})
+            changes = {"num_inference_steps": 2, "guidance_scale": scale}
+            yield _drawn("student", here, data, changes)
 
 
 def shortfalls(teacher: Way, students: Sequence[Way]) -> list[str]:
@@ -214,11 +228,16 @@ def _drawn(who: str, generator: ImageGenerator, data: Data, changes: dict[str, A
             rank_drawings(drawings, data, progress=progress)
         found = ranks_by_split(drawings).items()
         right = {split: retrieval.summary(ranks)["at_1"] for split, ranks in found}
-    evaluations = function_evaluations(sampling, generator.objective.noise_schedule)
+    student = generator.model.is_flow_map
+    evaluations = function_evaluations(
+        sampling, generator.objective.noise_schedule, distilled=student
+    )
     name = f"{who}, {in_words(sampling)}"
-    if who == "student":
+    if student:
         steps = sampling.num_inference_steps
         name = f"student, {steps} {plural(steps, 'step')}"
+        if generator.model.takes_guidance:
+            name += f", guidance {sampling.guidance_scale:g}"
     return Way(name, evaluations, len(drawings) / seconds, drawings, right)
 
 

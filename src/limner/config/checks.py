@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from limner.config.diffusion import SamplingConfig
     from limner.config.schema import Config
 
 
@@ -96,11 +97,11 @@ def _distillation_problems(config: Config) -> Iterator[str]:
             f"distill.num_inference_steps: {config.distill.num_inference_steps} is not a multiple "
             "of 4, which drawing in 1, 2, and 4 steps is learned from"
         )
-    if (config.scheduler.objective, config.scheduler.prediction_type) == ("diffusion", "epsilon"):
+    low, high = config.distill.guidance_range or (0.0, 1.0)
+    if low >= high:
         yield (
-            "scheduler.prediction_type: a model that predicts epsilon says next to nothing about "
-            "the image in pure noise, so it cannot be distilled; train one with v_prediction, "
-            "sample, or flow matching"
+            f"distill.guidance_scale: the first of [{low:g}, {high:g}] must be below the second; "
+            "use a single number to fix the guidance"
         )
     if config.training.batch_size == "auto":
         yield "training.batch_size: auto is not supported with model.flow_map yet; set a number"
@@ -256,7 +257,9 @@ def sampling_problems(config: Config) -> Iterator[str]:
                 f"sampling.scheduler_type: {sampling.scheduler_type}, but a distilled model takes "
                 "steps of its own; use ddim, or the model it was made from"
             )
-        if sampling.guidance_scale != 1:
+        if (known := config.distill.guidance_range) is not None:
+            yield from _known_guidance_problems(sampling, *known)
+        elif sampling.guidance_scale != 1:
             yield (
                 f"sampling.guidance_scale: {sampling.guidance_scale:g}, but the guidance of a "
                 "distilled model was fixed when it was made; leave it at 1, or use the model it "
@@ -298,3 +301,20 @@ def sampling_problems(config: Config) -> Iterator[str]:
             f"sampling.num_inference_steps: {sampling.num_inference_steps} is more than "
             f"scheduler.num_train_timesteps {scheduler.num_train_timesteps}; use fewer"
         )
+
+
+def _known_guidance_problems(sampling: SamplingConfig, low: float, high: float) -> Iterator[str]:
+    """Of a distilled model whose guidance scale is a setting."""
+    if low < high and not low <= sampling.guidance_scale <= high:
+        yield (
+            f"sampling.guidance_scale: {sampling.guidance_scale:g}, but this model was distilled "
+            f"for guidance scales from {low:g} to {high:g}; use one of these, or the model it was "
+            "made from"
+        )
+    usual = type(sampling).model_fields
+    for key in ("guidance_interval", "guidance_type", "guidance_rescale"):
+        if getattr(sampling, key) != usual[key].default:
+            yield (
+                f"sampling.{key}: of a distilled model it was fixed when it was made; remove it, "
+                "or use the model it was made from"
+            )

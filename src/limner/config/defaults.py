@@ -75,7 +75,7 @@ def resolve(config: Config) -> Config:
     if model.flow_map:
         config = changed(
             config,
-            sampling=of_few_steps(config.sampling),
+            sampling=of_few_steps(config.sampling, config.distill.guidance_range),
             lr_scheduler=of_a_short_run(config.lr_scheduler),
         )
     config = config.model_copy(
@@ -138,9 +138,16 @@ def of_a_short_run(schedule: LrSchedulerConfig) -> LrSchedulerConfig:
     )
 
 
-def of_few_steps(sampling: SamplingConfig) -> SamplingConfig:
-    """How a flow map draws, where nothing else is asked for."""
-    usual = {"scheduler_type": "ddim", "num_inference_steps": 2, "guidance_scale": 1.0}
+def of_few_steps(
+    sampling: SamplingConfig, guidance: tuple[float, float] | None = None
+) -> SamplingConfig:
+    """How a flow map draws, where nothing else is asked for.
+
+    Args:
+        guidance: the range of guidance scales that it can draw with; None: it has none.
+    """
+    scale = 1.0 if guidance is None else sum(guidance) / 2
+    usual = {"scheduler_type": "ddim", "num_inference_steps": 2, "guidance_scale": scale}
     return changed(
         sampling, **{k: v for k, v in usual.items() if k not in sampling.model_fields_set}
     )

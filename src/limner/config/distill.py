@@ -19,12 +19,18 @@ class DistillConfig(Section):
     num_inference_steps: Annotated[PositiveInt, Field(le=64)] = 8
     """Steps in which the teacher draws them, a multiple of 4. The student can draw in this many, in
     1, and in every number between that divides it."""
-    guidance_scale: NonNegative | None = None
+    guidance_scale: NonNegative | tuple[NonNegative, NonNegative] | None = None
     """Guidance scale of the teacher, which becomes part of the student. None: as in the teacher's
-    own configuration."""
+    own configuration. A range, as [1, 6]: the guidance scale remains a setting of the student, in
+    this range; the interval and the type of guidance become part of it."""
     fingerprint: str | None = None
     """Hash of the teacher's weights and of its sampling settings, saved in checkpoints. Another
     teacher is rejected."""
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The guidance scales that the student is told and can draw with; None: it is told none."""
+        return self.guidance_scale if isinstance(self.guidance_scale, tuple) else None
 
     @property
     def numbers_of_steps(self) -> list[int]:

@@ -17,37 +17,67 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from limner.diffusion.noise_schedule import VPSchedule
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import Denoiser
 from limner.text.conditioning import TextConditioning
 
+LEAST_ALPHA = 0.25
+"""The least that a student's output of epsilon is divided by; see `picture_ahead`."""
 HUBER = 0.03
 """An error (of an image from -1 to 1) above which the penalty grows linearly: 4 of 255."""
 
 
 def flow_map_denoiser(
-    model: Callable[[Tensor, Tensor, TextConditioning, Tensor], Tensor],
+    model: Callable[..., Tensor],
     objective: Objective,
     text: TextConditioning,
     timesteps: Tensor,
     dtype: torch.dtype,
+    guidance: float | Tensor | None = None,
 ) -> Denoiser:
     """The denoiser that `ddim` calls at each of these timesteps to reach the next.
 
     Args:
-        model: `model(x, t, y, span)`.
+        model: `model(x, t, y, span)`, or `model(x, t, y, span, guidance)`.
         timesteps: [n + 1], those that the solver is given.
         dtype: autocast dtype of the network; float32 disables autocast.
+        guidance: the scale that the network is told, of all pictures or of each, [B]; None: it is
+            told none.
     """
     spans = {s: s - r for s, r in pairwise(timesteps.tolist())}
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
         t = torch.full((x.shape[0],), timestep, dtype=torch.float32, device=x.device)
+        scale = torch.full_like(t, guidance) if isinstance(guidance, float) else guidance
+        told = () if scale is None else (scale,)
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            output = model(x, t, text, torch.full_like(t, spans[timestep]))
-        return objective.to_x0(output, x, t)
+            output = model(x, t, text, torch.full_like(t, spans[timestep]), *told)
+        return picture_ahead(objective, output, x, t)
 
     return denoise
+
+
+def picture_ahead(objective: Objective, output: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
+    """The picture to step towards that the network's output means, float32 [B, C, H, W].
+
+    It is `Objective.to_x0` but for a network that begins with the weights of one that predicts
+    epsilon on a beta schedule. There x_0 = (x_s - sigma epsilon) / alpha, which multiplies what the
+    output misses by 157 where alpha is 0.006, in pure noise. With v = (epsilon - sigma x_s) / alpha
+    it is the same as
+
+        x_0 = alpha x_s - sigma v
+
+    (Salimans & Ho 2022, arXiv 2202.00512, appendix D), where nothing is divided any more. So the
+    output means v = (output - sigma x_s) / max(alpha, `LEAST_ALPHA`): what it meant to the teacher
+    where alpha is larger, and in more noise a velocity times a constant, which the student learns.
+    """
+    schedule = objective.noise_schedule
+    if objective.prediction_type != "epsilon" or not isinstance(schedule, VPSchedule):
+        return objective.to_x0(output, x_s, s)
+    alpha, sigma, x_s = _column(schedule.alpha(s)), _column(schedule.sigma(s)), x_s.float()
+    v = (output.float() - sigma * x_s) / alpha.clamp(min=LEAST_ALPHA)
+    return alpha * x_s - sigma * v
 
 
 def timesteps_from(strength: float, known: Tensor, num_inference_steps: int) -> Tensor:
@@ -103,7 +133,7 @@ def end_of_step(objective: Objective, output: Tensor, x_s: Tensor, s: Tensor, r:
     schedule = objective.noise_schedule
     alpha_s, alpha_r = (_column(schedule.alpha(t)) for t in (s, r))
     ratio = _column(schedule.sigma(r)) / _column(schedule.sigma(s))
-    ahead = objective.to_x0(output, x_s, s)
+    ahead = picture_ahead(objective, output, x_s, s)
     return ratio * x_s.float() + (alpha_r - ratio * alpha_s) * ahead
 
 

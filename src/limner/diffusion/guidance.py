@@ -44,6 +44,7 @@ def guided_denoiser(
     sampling: GuidanceSettings,
     dtype: torch.dtype,
     guide: Denoiser | None = None,
+    scales: Tensor | None = None,
 ) -> Denoiser:
     """The denoiser with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), or with
     autoguidance by a weaker model (Karras et al. 2024, arXiv 2406.02507).
@@ -59,11 +60,12 @@ def guided_denoiser(
         sampling: guidance type, its parameters, and the interval.
         dtype: autocast dtype of the network; float32 disables autocast.
         guide: denoiser of the weaker model, to guide away from instead.
+        scales: of each picture, [B], instead of the one guidance scale of `sampling`.
 
     Returns:
         denoise(x [B, C, H, W], timestep) -> x_0, float32 [B, C, H, W].
     """
-    combine = combination(sampling)
+    combine = combination(sampling, scales)
     both_texts = text.followed_by(null_text)
 
     def predict_x0(x: Tensor, timestep: float, y: TextConditioning) -> Tensor:
@@ -73,7 +75,7 @@ def guided_denoiser(
         return objective.to_x0(output, x, t)
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
-        if not is_guided(timestep, sampling, objective.noise_schedule):
+        if not is_guided(timestep, sampling, objective.noise_schedule, scales):
             return predict_x0(x, timestep, text)
         if guide is not None:
             return combine(x, predict_x0(x, timestep, text), guide(x, timestep))
@@ -83,20 +85,30 @@ def guided_denoiser(
     return denoise
 
 
-def is_guided(timestep: float, sampling: GuidanceSettings, noise_schedule: NoiseSchedule) -> bool:
+def is_guided(
+    timestep: float,
+    sampling: GuidanceSettings,
+    noise_schedule: NoiseSchedule,
+    scales: Tensor | None = None,
+) -> bool:
     """Whether guidance applies at this timestep, which needs two predictions.
 
     Outside of an interval of noise levels guidance does little good (Kynkäänniemi et al. 2024,
     arXiv 2404.07724), and the network is spared half its work, as it is where the scale is 1.
     """
     low, high = (share * noise_schedule.num_train_timesteps for share in sampling.guidance_interval)
-    return sampling.guidance_scale != 1 and low <= timestep <= high
+    return (scales is not None or sampling.guidance_scale != 1) and low <= timestep <= high
 
 
-def combination(sampling: GuidanceSettings) -> Combine:
+def combination(sampling: GuidanceSettings, scales: Tensor | None = None) -> Combine:
     """The function that combines two predictions. It may be stateful: create a new one per
-    batch."""
-    scale, rescale = sampling.guidance_scale, sampling.guidance_rescale
+    batch.
+
+    Args:
+        scales: of each picture, [B], instead of the one guidance scale of `sampling`.
+    """
+    scale = sampling.guidance_scale if scales is None else scales.reshape(-1, 1, 1, 1)
+    rescale = sampling.guidance_rescale
     combine: Combine
     if sampling.guidance_type == "cfg_zero_star":
         combine = zero_star(scale)
@@ -111,7 +123,7 @@ def combination(sampling: GuidanceSettings) -> Combine:
     return lambda x, x0, null_x0: rescaled(combine(x, x0, null_x0), x0, rescale)
 
 
-def classifier_free(scale: float) -> Combine:
+def classifier_free(scale: float | Tensor) -> Combine:
     """x_0 = x_0(null) + scale * (x_0(text) - x_0(null)).
 
     Ho & Salimans 2022, equation 6 (their w is scale - 1), has the noise predictions there, and
@@ -121,7 +133,7 @@ def classifier_free(scale: float) -> Combine:
     return lambda x, x0, null_x0: null_x0 + scale * (x0 - null_x0)
 
 
-def zero_star(scale: float) -> Combine:
+def zero_star(scale: float | Tensor) -> Combine:
     """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886): scales the unconditional prediction optimally.
 
     With velocities v = v(text) and u = v(null): s u + scale * (v - s u), where
@@ -138,7 +150,9 @@ def zero_star(scale: float) -> Combine:
     return combine
 
 
-def adaptive_projected(scale: float, eta: float, threshold: float, momentum: float) -> Combine:
+def adaptive_projected(
+    scale: float | Tensor, eta: float, threshold: float, momentum: float
+) -> Combine:
     """Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416, algorithm 1), on x_0.
 
     The difference of the two predictions (with a share of those of earlier steps, its length

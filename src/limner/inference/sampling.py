@@ -111,7 +111,8 @@ def draw(
     else:
         timesteps = inference_timesteps(sampling, noise_schedule, strength)
     if model.is_flow_map:
-        denoise = flow_map_denoiser(model, objective, text, timesteps, dtype)
+        scale = sampling.guidance_scale if model.takes_guidance else None
+        denoise = flow_map_denoiser(model, objective, text, timesteps, dtype, scale)
     else:
         denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
     x = noise(0)

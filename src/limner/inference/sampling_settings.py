@@ -65,20 +65,25 @@ def inference_timesteps(
 
 
 def function_evaluations(
-    sampling: SamplingConfig, noise_schedule: NoiseSchedule, strength: float = 1.0
+    sampling: SamplingConfig,
+    noise_schedule: NoiseSchedule,
+    strength: float = 1.0,
+    distilled: bool = False,
 ) -> int:
-    """How often the network is evaluated for one picture; a guided step counts twice.
+    """How often the network is evaluated for one picture; a guided step counts twice, but not of a
+    distilled model.
 
     Counted by running the solver with a dummy network.
 
     Args:
         strength: below 1 for image-to-image (see `variations.InitImage`).
+        distilled: the model is a flow map, which knows what guidance does.
     """
     count = 0
 
     def denoise(x: torch.Tensor, timestep: float) -> torch.Tensor:
         nonlocal count
-        count += 2 if is_guided(timestep, sampling, noise_schedule) else 1
+        count += 2 if not distilled and is_guided(timestep, sampling, noise_schedule) else 1
         return x
 
     x = torch.zeros(1, 1, 1, 1)

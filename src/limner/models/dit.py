@@ -19,8 +19,8 @@ from limner.models.layers import (
     TimestepEmbedder,
     patchify,
     run_blocks,
-    span_embedder,
     unpatchify,
+    zero_embedder,
 )
 from limner.text.conditioning import TextConditioning
 
@@ -113,6 +113,7 @@ class DiT(nn.Module):
 
     Args:
         flow_map: it is told the length of its step, too (see `limner.diffusion.flow_map`).
+        guidance_embeds: a flow map that is told the guidance scale, too.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class DiT(nn.Module):
         text_width: int,
         out_channels: int | None = None,
         flow_map: bool = False,
+        guidance_embeds: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -142,30 +144,44 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size, out_channels or in_channels)
         self.tables: dict[tuple[int, int, torch.device], Tensor] = {}
         self.initialise()
-        self.span_embedder = span_embedder(hidden_size) if flow_map else None
+        self.span_embedder = zero_embedder(hidden_size) if flow_map else None
         patch_width = in_channels * patch_size**2
         self.input_paths = InputPaths(hidden_size, in_channels, patch_width) if flow_map else None
+        self.guidance_embedder = zero_embedder(hidden_size) if guidance_embeds else None
 
     def forward(
-        self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: TextConditioning,
+        span: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts,
-        of a flow map span [B], the length of the step (None: 0) -> [B, C, H, W], the prediction."""
+        of a flow map span [B], the length of the step (None: 0), and guidance [B], the scale (None:
+        1), if it is told that -> [B, C, H, W], the prediction."""
         time = self.t_embedder(t)
         if self.span_embedder is None:
             return self.predict(x, time + self.y_embedder(y.pooled()))
         time = time + self.span_embedder(torch.zeros_like(t) if span is None else span)
+        if self.guidance_embedder is not None:
+            scale = torch.ones_like(t) if guidance is None else guidance
+            time = time + self.guidance_embedder(scale)
         return self.predict(x, time + self.y_embedder(y.pooled()), time)
 
     @property
     def is_flow_map(self) -> bool:
         return self.span_embedder is not None
 
+    @property
+    def takes_guidance(self) -> bool:
+        return self.guidance_embedder is not None
+
     def predict(self, x: Tensor, c: Tensor, time: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], condition c [B, D] -> [B, out channels, H, W].
 
         Args:
-            time: of a flow map: the embedded time and span alone, [B, D].
+            time: of a flow map: the embedded time, span, and guidance alone, [B, D].
         """
         paths, patches = self.input_paths, patchify(x, self.patch_size)
         embedded = self.x_embedder(x)

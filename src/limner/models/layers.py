@@ -80,9 +80,11 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(sinusoids(timesteps, self.frequencies))
 
 
-def span_embedder(width: int) -> TimestepEmbedder:
-    """Of a flow map: how long the step is that the network is to take, in timesteps. Zero at first,
-    so that the network predicts what it did without."""
+def zero_embedder(width: int) -> TimestepEmbedder:
+    """Of what a flow map is told beside the time: how long its step is, in timesteps, and perhaps
+    the guidance scale, as it is (the fastest of the sinusoids turns once in 6.3, so that
+    neighbouring scales mean nearly the same). Zero at first, so that the network predicts what it
+    did without."""
     embedder = TimestepEmbedder(width)
     nn.init.zeros_(embedder.mlp[-1].weight)  # type: ignore[arg-type]
     nn.init.zeros_(embedder.mlp[-1].bias)  # type: ignore[arg-type]

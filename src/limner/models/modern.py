@@ -28,9 +28,9 @@ from limner.models.layers import (
     grid_positions,
     patchify,
     run_blocks,
-    span_embedder,
     swiglu_width,
     unpatchify,
+    zero_embedder,
 )
 from limner.text.conditioning import TextConditioning
 
@@ -126,6 +126,7 @@ class ModernDiT(nn.Module):
 
     Args:
         flow_map: it is told the length of its step, too (see `limner.diffusion.flow_map`).
+        guidance_embeds: a flow map that is told the guidance scale, too.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class ModernDiT(nn.Module):
         dropout: float,
         text_width: int,
         flow_map: bool = False,
+        guidance_embeds: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -162,16 +164,23 @@ class ModernDiT(nn.Module):
         for layer in (self.modulation, self.final_layer.modulation, self.final_layer.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.span_embedding = span_embedder(hidden_size) if flow_map else None
+        self.span_embedding = zero_embedder(hidden_size) if flow_map else None
         self.input_paths = InputPaths(hidden_size, in_channels, patch_width) if flow_map else None
+        self.guidance_embedding = zero_embedder(hidden_size) if guidance_embeds else None
 
     def forward(
-        self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: TextConditioning,
+        span: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """x [B, C, H, W] noisy pictures, t [B] timesteps (0 clean .. 1000 noise), y their texts,
-        of a flow map span [B], the length of the step (None: 0) -> [B, C, H, W], the prediction."""
+        of a flow map span [B], the length of the step (None: 0), and guidance [B], the scale (None:
+        1), if it is told that -> [B, C, H, W], the prediction."""
         patches = patchify(x, self.patch_size)
-        time = self.embedded(t, span)
+        time = self.embedded(t, span, guidance)
         tokens, condition, others = self.begin(x, patches, time, y)
         if y.keys_values is None:
             recompute = self.gradient_checkpointing
@@ -186,12 +195,17 @@ class ModernDiT(nn.Module):
         output = unpatchify(tokens, self.patch_size, x.shape[-2], x.shape[-1])
         return output + self.input_paths.shared(x, time)
 
-    def embedded(self, t: Tensor, span: Tensor | None) -> Tensor:
-        """Timesteps and spans [B] -> [B, D]."""
+    def embedded(
+        self, t: Tensor, span: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """Timesteps, spans, and guidance scales [B] -> [B, D]."""
         time = self.time_embedding(t)
-        if self.span_embedding is None:
-            return time
-        return time + self.span_embedding(torch.zeros_like(t) if span is None else span)
+        if self.span_embedding is not None:
+            time = time + self.span_embedding(torch.zeros_like(t) if span is None else span)
+        if self.guidance_embedding is not None:
+            scale = torch.ones_like(t) if guidance is None else guidance
+            time = time + self.guidance_embedding(scale)
+        return time
 
     def begin(
         self, x: Tensor, patches: Tensor, time: Tensor, y: TextConditioning
@@ -213,12 +227,16 @@ class ModernDiT(nn.Module):
     def first_blocks(self, x: Tensor, t: Tensor, y: TextConditioning, count: int) -> Tensor:
         """The tokens [B, N, D] after `count` blocks."""
         patches = patchify(x, self.patch_size)
-        tokens, _, others = self.begin(x, patches, self.embedded(t, None), y)
+        tokens, _, others = self.begin(x, patches, self.embedded(t), y)
         return run_blocks(self.blocks[:count], tokens, *others(y.tokens), recompute=False)
 
     @property
     def is_flow_map(self) -> bool:
         return self.span_embedding is not None
+
+    @property
+    def takes_guidance(self) -> bool:
+        return self.guidance_embedding is not None
 
     def prepare(self, y: TextConditioning) -> TextConditioning:
         """Precompute everything that depends only on the texts, once for all steps of a solver.

@@ -29,12 +29,18 @@ class TextToImage(nn.Module):
         """Whether it is told the length of its steps (see `limner.diffusion.flow_map`)."""
         return self.denoiser.is_flow_map
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether it is a flow map that is told the guidance scale."""
+        return self.denoiser.takes_guidance
+
     def forward(
         self,
         x: Tensor,
         t: Tensor,
         y: Tensor | TextEmbeddings | TextConditioning,
         span: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Predict from noisy pictures (see `scheduler.prediction_type`).
 
@@ -44,12 +50,13 @@ class TextToImage(nn.Module):
             y: text inputs: token ids [B, L] int64, the output of a pretrained encoder, or text that
                 is already encoded (sampling encodes only once).
             span: of a flow map: the length of each step in timesteps [B]; None: 0.
+            guidance: of a flow map that takes it: the guidance scale of each picture [B]; None: 1.
 
         Returns:
             [B, C, H, W]: the prediction (of the objective's prediction type), with the shape of x.
         """
         text = y if isinstance(y, TextConditioning) else self.text_encoder(y)
-        return self.denoiser(x, t, text, span)
+        return self.denoiser(x, t, text, span, guidance)
 
 
 def build_model(config: Config, text_size: int) -> TextToImage:
@@ -76,6 +83,7 @@ def build_model(config: Config, text_size: int) -> TextToImage:
         dropout=model.dropout,
         text_width=text.hidden_size,
         flow_map=model.flow_map,
+        guidance_embeds=config.distill.guidance_range is not None,
     )
     denoiser.gradient_checkpointing = config.training.gradient_checkpointing
     encoder: TextEncoder | TextAdapter

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from limner.diffusion.flow_map import (
     HUBER,
+    LEAST_ALPHA,
     end_of_step,
     flow_map_denoiser,
     flow_map_loss,
+    picture_ahead,
     timesteps_from,
 )
 from limner.diffusion.noise_schedule import FlowMatchingSchedule, NoiseSchedule, VPSchedule
@@ -41,9 +44,11 @@ def moved(schedule: NoiseSchedule, x: Tensor, s: Tensor, r: Tensor) -> Tensor:
 
 
 def output_for(objective: Objective, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """What a network puts out that means this picture."""
+    """What a flow map puts out that means this picture."""
     schedule = objective.noise_schedule
     alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (schedule.alpha, schedule.sigma))
+    if (schedule, objective.prediction_type) == (VP, "epsilon"):
+        return sigma * x + alpha.clamp(min=LEAST_ALPHA) * (alpha * x - x0) / sigma
     noise = (x - alpha * x0) / sigma
     return objective.target(x0, noise, t)
 
@@ -54,9 +59,7 @@ def states(schedule: NoiseSchedule, s: float) -> Tensor:
     return schedule.alpha(t) * MEAN + spread_at(schedule, t) * noise
 
 
-def picture_ahead(
-    x_s: Tensor, x_r: Tensor, s: Tensor, r: Tensor, schedule: NoiseSchedule
-) -> Tensor:
+def towards(x_s: Tensor, x_r: Tensor, s: Tensor, r: Tensor, schedule: NoiseSchedule) -> Tensor:
     """Towards which one step of `ddim` leads from x_s to x_r."""
     s, r = s.reshape(-1, 1, 1, 1), r.reshape(-1, 1, 1, 1)
     ratio = schedule.sigma(r) / schedule.sigma(s)
@@ -68,7 +71,7 @@ def exact(objective: Objective) -> Callable[[Tensor, Tensor, object, Tensor], Te
 
     def model(x: Tensor, t: Tensor, text: object, span: Tensor) -> Tensor:
         there = moved(objective.noise_schedule, x, t, t - span)
-        x0 = picture_ahead(x, there, t, t - span, objective.noise_schedule)
+        x0 = towards(x, there, t, t - span, objective.noise_schedule)
         return output_for(objective, x, x0, t)
 
     return model
@@ -81,7 +84,7 @@ def test_with_an_exact_map_any_number_of_steps_ends_at_the_same_picture(
 ) -> None:
     objective = Objective(schedule, kind)
     times = schedule.inference_timesteps(8)[:: 8 // count]
-    if (schedule, kind) in ((FLOW, "epsilon"), (VP, "epsilon")):
+    if (schedule, kind) == (FLOW, "epsilon"):
         times[0] = 0.9 * times[0]  # of noise alone, epsilon says nothing about the picture
     x = states(schedule, float(times[0])).float()
     denoise = flow_map_denoiser(exact(objective), objective, NO_TEXT, times, torch.float32)
@@ -105,6 +108,21 @@ def test_the_loss_of_an_exact_map_is_nothing_and_grows_with_the_miss(
         worse = flow_map_loss(objective, output, x.float(), there.float() + miss, s, r)
         penalty = miss**2 if miss < HUBER else 2 * HUBER * (miss - HUBER)
         assert torch.allclose(worse * (s - r) / 1000, torch.full((4,), penalty), rtol=0.05)
+
+
+def test_epsilon_means_what_it_does_to_the_teacher_where_that_is_well_defined() -> None:
+    """And of noise alone, what the output misses is in the image at most 1 / LEAST_ALPHA times."""
+    objective = Objective(VP, "epsilon")
+    x, output, miss = torch.randn(3, 6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    s = torch.tensor([999.0, 874.0, 700.0, 500.0, 300.0, 100.0])
+    found, taught = (f(output, x, s) for f in (partial(picture_ahead, objective), objective.to_x0))
+    clear = VP.alpha(s) >= LEAST_ALPHA
+    assert clear.tolist() == [False, False, False, True, True, True]
+    assert torch.allclose(found[clear], taught[clear], atol=1e-5)
+    assert found[~clear].abs().max() < 2 * 4 / LEAST_ALPHA
+    assert taught[0].abs().max() > 100
+    apart = picture_ahead(objective, output + miss, x, s) - found
+    assert (apart.abs() <= miss.abs() / LEAST_ALPHA + 1e-4).all()
 
 
 @pytest.mark.parametrize(("schedule", "kind"), KINDS)

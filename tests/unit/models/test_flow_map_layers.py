@@ -13,13 +13,17 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+SIZES = {
+    **{"in_channels": 2, "patch_size": 2, "hidden_size": 32, "num_layers": 2},
+    **{"num_heads": 2, "mlp_ratio": 2.0, "dropout": 0.0, "text_width": 8},
+}
+
+
 @pytest.fixture(params=[DiT, ModernDiT])
 def pair(request: pytest.FixtureRequest) -> tuple[DiT | ModernDiT, DiT | ModernDiT]:
     """A denoiser with weights that matter, and the flow map that begins with them."""
-    sizes = {"in_channels": 2, "patch_size": 2, "hidden_size": 32, "num_layers": 2}
-    sizes |= {"num_heads": 2, "mlp_ratio": 2.0, "dropout": 0.0, "text_width": 8}
     torch.manual_seed(0)
-    teacher, student = request.param(**sizes), request.param(**sizes, flow_map=True)
+    teacher, student = request.param(**SIZES), request.param(**SIZES, flow_map=True)
     for parameter in teacher.parameters():
         nn.init.normal_(parameter, std=0.2)
     left = student.load_state_dict(teacher.state_dict(), strict=False)
@@ -40,6 +44,35 @@ def test_at_first_it_predicts_what_its_teacher_does_for_any_span(
     teacher, student = pair
     for span in (None, torch.zeros(3), T, 0.3 * T):
         assert torch.equal(student(X, T, TEXT, span), teacher(X, T, TEXT))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", [DiT, ModernDiT])
+def test_a_guidance_scale_is_one_more_thing_that_it_is_told(
+    architecture: type[DiT] | type[ModernDiT],
+) -> None:
+    """At first it changes nothing, and then what is asked for with the scale; without one it is 1,
+    and a flow map of one scale has none of its weights."""
+    torch.manual_seed(0)
+    plain = architecture(**SIZES, flow_map=True).eval()
+    torch.manual_seed(0)
+    guided = architecture(**SIZES, flow_map=True, guidance_embeds=True).eval()
+    own, more = plain.state_dict(), guided.state_dict()
+    assert all(torch.equal(more[name], tensor) for name, tensor in own.items())
+    left = {name.partition(".")[0] for name in more if name not in own}
+    assert left <= {"guidance_embedding", "guidance_embedder"}
+    assert (plain.takes_guidance, guided.takes_guidance) == (False, True)
+    for name, parameter in guided.named_parameters():
+        if not name.startswith(tuple(left)):
+            nn.init.normal_(parameter, std=0.2)
+    scales = torch.tensor([1.0, 2.5, 6.0])
+    assert torch.equal(guided(X, T, TEXT, T, scales), guided(X, T, TEXT, T))
+    embedder = getattr(guided, "guidance_embedding", None) or guided.guidance_embedder  # type: ignore[union-attr]
+    for parameter in embedder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    found, without = guided(X, T, TEXT, T, scales), guided(X, T, TEXT, T)
+    assert torch.equal(found[0], without[0])
+    assert all((found[i] - without[i]).abs().max() > 0.01 for i in (1, 2))
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ class Painter:
             "shapes": self.shapes(),
             "solvers": list(SOLVERS),
             "distilled": self.generator.model.is_flow_map,
+            "guidance_range": config.distill.guidance_range,
             "sampling": sampling.model_dump(mode="json"),
             "examples": example_prompts(self.checkpoint, config),
             "keeps": None if self.keep_in is None else str(self.keep_in),

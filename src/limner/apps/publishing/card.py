@@ -138,6 +138,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
         ),
         "repo": facts.repo,
         "distilled": config.model.flow_map,
+        "guidance_range": config.distill.guidance_range,
         "teacher": facts.teacher,
         "name": facts.repo.rpartition("/")[2],
         "parameters": f"{facts.parameters:,}",

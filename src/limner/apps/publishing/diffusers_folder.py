@@ -138,6 +138,7 @@ def _transformer_settings(parts: Parts) -> dict[str, Any]:
         "objective": scheduler.objective,
         "prediction_type": scheduler.prediction_type,
         "flow_map": model.flow_map,
+        "guidance_embeds": parts.config.distill.guidance_range is not None,
     }
     if isinstance(parts.autoencoder, PretrainedAutoencoder):
         mean, scale = parts.autoencoder.normalisation(torch.device("cpu"))
@@ -187,7 +188,9 @@ def scheduler_settings(config: Config) -> dict[str, Any]:
 
 def _pipeline_settings(config: Config, reader: PretrainedTextEncoder | None) -> dict[str, Any]:
     sampling = config.sampling
-    start, end = sampling.guidance_interval  # diffusers would take a list for a component
+    # diffusers would take a list for a component
+    start, end = sampling.guidance_interval
+    low, high = config.distill.guidance_range or (None, None)
     return {
         "max_length": reader.max_length if reader else config.text_encoder.max_length,
         "text_summary": reader.summary if reader else None,
@@ -200,6 +203,8 @@ def _pipeline_settings(config: Config, reader: PretrainedTextEncoder | None) -> 
         "apg_eta": sampling.apg_eta,
         "apg_threshold": sampling.apg_threshold,
         "apg_momentum": sampling.apg_momentum,
+        "guidance_low": low,
+        "guidance_high": high,
     }
 
 

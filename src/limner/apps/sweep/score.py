@@ -74,8 +74,8 @@ class Quality:
             follow = np.array(drawn.follow[:count])
             match, right = float(follow.mean()), float((follow >= 1).mean())
             matches = mean_without(follow, captions)
-        path = self.generator.objective.noise_schedule
-        cost = function_evaluations(sampling, path)
+        path, distilled = self.generator.objective.noise_schedule, self.generator.model.is_flow_map
+        cost = function_evaluations(sampling, path, distilled=distilled)
         return Measurement(sampling, cost, count, distance, match, right, distances, matches)
 
     def drawings(self, sampling: SamplingConfig, first: int, last: int) -> list[Drawing]:

@@ -17,6 +17,7 @@ from typing import Any
 from limner.apps.sweep.measurement import CLEARLY, Measurement, by_quality, within_noise
 from limner.config import Config, SamplingConfig
 from limner.config.checks import sampling_problems
+from limner.config.distill import DistillConfig
 from limner.diffusion.noise_schedule import NoiseSchedule
 from limner.inference.sampling_settings import function_evaluations
 
@@ -89,15 +90,34 @@ def search(
 
 
 def few_steps(
-    known: Sequence[int], start: SamplingConfig, costs: Sequence[int]
-) -> dict[int, SamplingConfig]:
-    """Of a distilled model, whose solver and guidance are fixed: the most steps at each cost.
+    settings: DistillConfig,
+    start: SamplingConfig,
+    costs: Sequence[int],
+    images: int,
+    measure: Measure,
+) -> tuple[dict[int, SamplingConfig], bool]:
+    """Of a distilled model, whose solver is fixed: the most steps at each cost, and the best
+    guidance scale for them if that is a setting; and whether the search was completed.
 
     Args:
-        known: numbers of steps that it has learned, 1 among them.
+        settings: of its distillation, which determine what it knows.
+        images: number of images in the last round of the guidance scale.
     """
-    most = {cost: max(n for n in known if n <= cost) for cost in costs}
-    return {c: start.model_copy(update={"num_inference_steps": n}) for c, n in most.items()}
+    found, finished, scales = {}, True, list[float]()
+    if settings.guidance_range is not None:
+        low, high = settings.guidance_range
+        between = [scale for scale in CHOICES["guidance_scale"] if low < scale < high]
+        scales = [scale for scale in (low, *between, high) if scale != start.guidance_scale]
+    for cost in costs:
+        steps = max(n for n in settings.numbers_of_steps if n <= cost)
+        usual = start.model_copy(update={"num_inference_steps": steps})
+        tried = [usual, *(usual.model_copy(update={"guidance_scale": s}) for s in scales)]
+        found[cost] = usual
+        try:
+            found[cost] = halving(tried, rounds_of(images), measure)
+        except TimeIsUp:
+            finished = False
+    return found, finished
 
 
 def rounds_of(images: int) -> tuple[int, ...]:

@@ -80,7 +80,8 @@ def sweep(
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint).
         costs: function evaluations per image; a guided step counts twice. None: `COSTS`, or of a
-            distilled model, of which only the number of steps is left to choose, all of those.
+            distilled model, of which only the number of steps is left to choose (and the guidance
+            scale, if that is a setting), all of those.
         images: number of images per setting in the last round of a parameter.
         minutes: approximate time limit. Measurements are kept, so another call continues.
         store: make the best setting the default of the checkpoint. Ignored with a guide, which a
@@ -151,7 +152,7 @@ def _sweep(
     measure.until = began + 60 * minutes * SEARCH_SHARE
     path = generator.objective.noise_schedule
     if config.model.flow_map:
-        found, finished = few_steps(config.distill.numbers_of_steps, before, costs), True
+        found, finished = few_steps(config.distill, before, costs, images, measure)
     else:
         found, finished = search(config, path, before, costs, images, measure)
     if not found:

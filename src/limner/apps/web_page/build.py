@@ -227,6 +227,7 @@ def description(
         "layers": model.num_layers,
         "heads": model.num_heads,
         "flow_map": model.flow_map,
+        "guidance_range": config.distill.guidance_range,
         "text": {
             "width": text.hidden_size,
             "layers": text.num_layers,

@@ -78,16 +78,18 @@ class Network {
   }
 
   // One noisy picture [3, size, size] at a time, and for each text the network's output, of the
-  // same shape. `span` is the length of the step, which only a student asks for.
-  predict(x, time, span, texts) {
+  // same shape. `span` is the length of the step, which only a student asks for, and `scale` that of
+  // guidance, which a student asks for if it has a range of them.
+  predict(x, time, span, texts, scale) {
     return this.engine.run(() => {
-      const {engine, patches: n, about: {hidden, layers, flow_map: student}} = this, f = engine.numbers;
+      const {engine, patches: n, about: {hidden, layers, flow_map: student, guidance_range: range}} = this, f = engine.numbers;
       const patched = this.patchified(x), embedded = engine.linear(patched, n, "denoiser.patch_embedding");
       const when = this.wave(time, "denoiser.time_embedding");
       let paths = null;
       if (student) {
         const length = this.wave(span, "denoiser.span_embedding");
-        for (let j = 0; j < hidden; j++) when[j] += length[j];
+        const strength = range ? this.wave(scale, "denoiser.guidance_embedding") : null;
+        for (let j = 0; j < hidden; j++) when[j] += length[j] + (strength ? strength[j] : 0);
         paths = this.inputPaths(patched, embedded, when);
       }
       const tokens = engine.room(up(texts.length * n, 4) * hidden);
@@ -179,7 +181,7 @@ class Network {
     }
   }
 
-  // A time or a span as a vector [hidden]: waves through two layers.
+  // A time, a span, or a guidance scale as a vector [hidden]: waves through two layers.
   wave(value, name) {
     const {engine} = this, width = engine.weights.get(`${name}.mlp.0.weight`).inputs, half = width / 2;
     const waves = new Float32Array(width);

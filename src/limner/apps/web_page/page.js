@@ -59,6 +59,7 @@ const kept = {  // throws if storage is disabled
   set: value => { try { localStorage.setItem("limner-language", value); } catch { /* not saved */ } },
 };
 const model = JSON.parse($("model").textContent);
+const takesGuidance = !model.flow_map || Boolean(model.guidance_range);  // guidance is a setting
 const MOST_WORKERS = 8;
 let language = kept.get() || (navigator.language.startsWith("zh") ? "zh" : "en");
 const t = () => WORDS[language];
@@ -208,7 +209,7 @@ function fail(message) {
 const how = asked => [
   `${t().seedWord} ${asked.seed}`,
   t().stepsWord(asked.steps),
-  ...(model.flow_map || asked.guidance === 1 ? [] : [`${t().guidanceWord} ${asked.guidance}`]),
+  ...(!takesGuidance || asked.guidance === 1 ? [] : [`${t().guidanceWord} ${asked.guidance}`]),
   ...(model.flow_map || asked.solver === model.sampling.scheduler_type ? [] : [asked.solver]),
 ].join(" · ");
 
@@ -235,7 +236,8 @@ function paint(figure, pixels) {
 
 async function finish(figure, asked, {pixels, seconds, tokens}) {
   const canvas = paint(figure, pixels), sampling = {...model.sampling, num_inference_steps: asked.steps};
-  if (!model.flow_map) Object.assign(sampling, {guidance_scale: asked.guidance, scheduler_type: asked.solver});
+  if (takesGuidance) sampling.guidance_scale = asked.guidance;
+  if (!model.flow_map) sampling.scheduler_type = asked.solver;
   const settings = {
     limner_version: model.limner_version, prompt: asked.prompt, seed: asked.seed, model_step: model.step,
     sampling, weights: model.weights,
@@ -331,11 +333,16 @@ $("language").onclick = () => {
   kept.set(language);
   inWords();
 };
-// A student knows some numbers of steps; its guidance was fixed when it was made.
+// A student knows some numbers of steps; its guidance was fixed when it was made, or all but a range of scales.
 $("known").append(...model.steps.map(number => new Option(number, number)));
 $("known").hidden = !model.flow_map;
-for (const id of ["steps", "guided", "solvers"]) $(id).hidden = model.flow_map;
-for (const id of ["steps", "guidance"]) $(id).disabled = model.flow_map;
+for (const id of ["steps", "solvers"]) $(id).hidden = model.flow_map;
+$("guided").hidden = $("guidance").disabled = !takesGuidance;
+$("steps").disabled = model.flow_map;
+if (model.guidance_range) {
+  [$("guidance").min, $("guidance").max] = model.guidance_range;
+  $("guidance").step = "any";
+}
 $("solver").append(...model.solvers.map(name => new Option(name, name)));
 $("examples").append(...model.examples.map(text => {
   const button = document.createElement("button");

@@ -15,7 +15,8 @@ class Painter {
     let denoise;
     if (student) {  // it is told how long its step is, and has learned what guidance does
       const spans = new Map(times.slice(0, -1).map((time, i) => [time, time - times[i + 1]]));
-      denoise = (x, time) => this.clean(x, time, this.network.predict(x, time, spans.get(time), [text])[0]);
+      denoise = (x, time) => this.clean(x, time,
+        this.network.predict(x, time, spans.get(time), [text], asked.guidance)[0]);
     } else {
       const empty = this.network.read(this.tokenizer.read("")), scale = asked.guidance;
       const [low, high] = sampling.guidance_interval.map(share => share * last);

@@ -50,11 +50,11 @@ class FlowMapStep(TrainStep):
     def loss(self, batch: Batch, timesteps: Tensor) -> Tensor:
         if self.dropout:
             seed_dropout(self.model, batch.dropout_seed)
-        s, r = batch.u.unbind(1)
+        s, r, *guidance = batch.u.unbind(1)
         model = cast("TextToImage", self.model)
         with self.autocast():
             text = model.text_encoder(batch.text)
-            output = model.denoiser(batch.noise, s, text, s - r)
+            output = model.denoiser(batch.noise, s, text, s - r, *guidance)
         losses = flow_map_loss(self.objective, output, batch.noise, batch.image, s, r)
         (last,) = (r < LAST).nonzero(as_tuple=True)
         if len(last):

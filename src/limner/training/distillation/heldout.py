@@ -31,6 +31,7 @@ class TeacherDrawings:
     images: Tensor  # float32 [N, C, h, w]
     texts: Tensor | TextEmbeddings  # of N captions
     timesteps: Tensor  # float64 [steps + 1]
+    guidance: Tensor | None  # float32 [N], scales; None: the student is told none
 
     @classmethod
     def of(
@@ -38,17 +39,22 @@ class TeacherDrawings:
     ) -> tuple[TeacherDrawings | None, list[Refused]]:
         """At most `count`, evenly spread (None: there is none), and what is damaged among them."""
         good: list[tuple[Tensor, Any]] = []
+        scales: list[float | None] = []
         refused: list[Refused] = []
         for number in evenly_spaced(len(trajectories), count):
             try:
-                states = trajectories.states(number)
-                good.append((states[[0, -1]], captions(trajectories.drawings[number].caption)))
+                states, drawing = trajectories.states(number), trajectories.drawings[number]
+                good.append((states[[0, -1]], captions(drawing.caption)))
+                scales.append(drawing.guidance)
             except ImageError as error:
                 refused.append(Refused(f"trajectory {number}", str(error)))
         if not good:
             return None, refused
         noise, images = torch.stack([ends for ends, _ in good]).unbind(1)
-        return cls(noise, images, stack([t for _, t in good]), trajectories.timesteps), refused
+        told = [scale for scale in scales if scale is not None]
+        guidance = torch.tensor(told) if told else None
+        texts = stack([t for _, t in good])
+        return cls(noise, images, texts, trajectories.timesteps, guidance), refused
 
     @torch.no_grad()
     def loss_by_level(
@@ -66,9 +72,10 @@ class TeacherDrawings:
             noise, wanted = self.noise[part].to(device), self.images[part].to(device)
             encoded = model.text_encoder(some(self.texts, part).to(device))
             text = model.denoiser.prepare(encoded)
+            scales = None if self.guidance is None else self.guidance[part].to(device)
             for steps in sums:
                 times = self.timesteps[:: (len(self.timesteps) - 1) // int(steps)]
-                denoise = flow_map_denoiser(model, objective, text, times, dtype)
+                denoise = flow_map_denoiser(model, objective, text, times, dtype, scales)
                 drawn = ddim(denoise, noise, times, objective.noise_schedule)
                 sums[steps] += float((drawn - wanted).square().mean(dim=(1, 2, 3)).sum())
         return {steps: total / len(self.noise) for steps, total in sums.items()}

@@ -26,7 +26,7 @@ class TrajectoryPairs(Dataset[Example]):
     """Pairs by image count, the same whoever asks and whenever.
 
     An `Example` has the later state, at r, as its image, the earlier one, at s > r, as its noise,
-    and u [2] = (s, r) in timesteps.
+    and u [2] = (s, r) in timesteps, or [3] with the guidance scale of the trajectory.
     """
 
     def __init__(self, trajectories: Trajectories, captions: Captions, config: Config) -> None:
@@ -53,8 +53,11 @@ class TrajectoryPairs(Dataset[Example]):
                     ) from None
                 number = (number + 1) % len(self.trajectories)
         i, j = self.pair(*uniform)
-        times = self.trajectories.timesteps[[i, j]].float()
-        return Example(states[j], text, states[i], times, dropout_seed, tuple(refused))
+        told = self.trajectories.timesteps[[i, j]].float()
+        scale = self.trajectories.drawings[number].guidance
+        if scale is not None:
+            told = torch.cat([told, torch.tensor([scale])])
+        return Example(states[j], text, states[i], told, dropout_seed, tuple(refused))
 
     def pair(self, kind: float, which: float) -> tuple[int, int]:
         """Indices i < j of two states, from two uniform numbers in [0, 1)."""

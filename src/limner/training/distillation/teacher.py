@@ -28,8 +28,10 @@ class Teacher:
     """An opened model, not yet in memory.
 
     Attributes:
-        sampling: its own solver and guidance, at the times of the student's steps.
-        fingerprint: "hash of its averaged weights.hash of `sampling`".
+        sampling: its own solver and guidance, at the times of the student's steps. If the student
+            is told the guidance scale, it is the student's own default here.
+        fingerprint: "hash of its averaged weights.hash of `sampling`", with the range of guidance
+            scales in the place of one that the student is told.
     """
 
     opened: Checkpoint | WeightsFile
@@ -66,7 +68,7 @@ def open_teacher(config: Config, same_drawing: bool = True) -> Teacher:
             "that key"
         )
     sampling = _sampling(opened.config.sampling, config)
-    fingerprint = _fingerprint(opened, sampling)
+    fingerprint = _fingerprint(opened, sampling, config.distill.guidance_range)
     before = config.distill.fingerprint
     if before is not None and before.partition(".")[0] != fingerprint.partition(".")[0]:
         raise LimnerError(
@@ -100,6 +102,8 @@ def _differences(teacher: Config, student: Config) -> list[str]:
 def _sampling(own: SamplingConfig, config: Config) -> SamplingConfig:
     settings, student = config.distill, config.sampling
     scale = own.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    if isinstance(scale, tuple):
+        scale = student.guidance_scale
     steps = settings.num_inference_steps
     return changed(
         own,
@@ -112,10 +116,17 @@ def _sampling(own: SamplingConfig, config: Config) -> SamplingConfig:
     )
 
 
-def _fingerprint(opened: Checkpoint | WeightsFile, sampling: SamplingConfig) -> str:
+def _fingerprint(
+    opened: Checkpoint | WeightsFile,
+    sampling: SamplingConfig,
+    guidance: tuple[float, float] | None,
+) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(opened.tensors(averaged=True).items()):
         found.update(name.encode())
         found.update(tensor.contiguous().cpu().view(torch.uint8).numpy().data)
-    how = json.dumps(sampling.model_dump(mode="json"), sort_keys=True).encode()
+    settings = sampling.model_dump(mode="json")
+    if guidance is not None:
+        settings["guidance_scale"] = list(guidance)
+    how = json.dumps(settings, sort_keys=True).encode()
     return f"{found.hexdigest()}.{hashlib.blake2b(how, digest_size=8).hexdigest()}"

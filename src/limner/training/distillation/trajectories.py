@@ -1,8 +1,8 @@
 """Trajectories: every state of drawings that a teacher made of trained captions, kept in a store.
 
-Each drawing has its own caption and its own noise, which follow from the run's seed and the
-drawing's number. Held-out captions are drawn only to measure with. A store is for one teacher with
-one way of drawing; drawing that was killed goes on where it was.
+Each drawing has its own caption, its own noise, and perhaps its own guidance scale, which follow
+from the run's seed and the drawing's number. Held-out captions are drawn only to measure with. A
+store is for one teacher with one way of drawing; drawing that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ PER_MINUTE, PER_IMAGE, LEAST, MOST = 512, 4, 1024, 16_384
 these by heart; for each training image, where there is no limit of minutes; at least, at most."""
 AT_ONCE, TOKENS_AT_ONCE = 64, 1024
 """Drawings that are made together; on a CPU as many patches as its caches hold."""
+GOLDEN = (5**0.5 - 1) / 2
 MOST_ROWS, MOST_BYTES = 1024, 2**28
 """Of a shard, which is in memory as a whole when it is written."""
 
@@ -57,10 +58,13 @@ class Drawing:
     caption: str
     seed: int
     """Of its noise."""
+    guidance: float | None = None
+    """Its own guidance scale; None: that of all."""
 
     @property
     def id(self) -> bytes:
-        return digest(self.caption, str(self.seed))
+        own = () if self.guidance is None else (f"guidance {self.guidance}",)
+        return digest(self.caption, str(self.seed), *own)
 
 
 class Trajectories:
@@ -176,7 +180,7 @@ def _why_not_read(words: Words, drawing: Drawing) -> str:
 def trained_drawings(config: Config, rows: Sequence[Row]) -> list[Drawing]:
     """What the student learns from: captions in shuffled turns, some of them paraphrases, some
     empty, as in training."""
-    training = config.training
+    training, guidance = config.training, config.distill.guidance_range
     count = config.distill.num_trajectories or usual_count(len(rows), training.max_minutes)
     # Shuffled, for there may be fewer drawings than images, which may be sorted by what they show.
     drawings, order = [], FullShuffle(len(rows), training.seed)
@@ -188,8 +192,17 @@ def trained_drawings(config: Config, rows: Sequence[Row]) -> list[Drawing]:
         if len(captions) > 1 and other >= config.data.main_caption_share:
             caption = captions[1 + int(which * (len(captions) - 1))]
         caption = "" if drop < training.caption_dropout else caption
-        drawings.append(Drawing(caption, _noise_seed(generator)))
+        scale = guidance and spread(number, *guidance, training.seed)
+        drawings.append(Drawing(caption, _noise_seed(generator), scale))
     return drawings
+
+
+def spread(number: int, low: float, high: float, seed: int) -> float:
+    """The guidance scale of a drawing: of any number of drawings, all parts of the range have about
+    as many (an additive recurrence with the golden ratio, which leaves no large gaps; Knuth, The
+    Art of Computer Programming 3, section 6.4)."""
+    first = float(torch.rand((), generator=seeded_generator(seed, "guidance"), dtype=torch.float64))
+    return round(low + (first + number * GOLDEN) % 1 * (high - low), 4)
 
 
 def usual_count(images: int, minutes: float | None) -> int:
@@ -199,13 +212,15 @@ def usual_count(images: int, minutes: float | None) -> int:
 
 
 def held_out_drawings(config: Config, data: Data) -> list[Drawing]:
-    """What the student is measured with."""
+    """What the student is measured with, at the guidance scale that it draws with by default."""
     rows = data.held_out.rows
+    scale = None if config.distill.guidance_range is None else config.sampling.guidance_scale
     chosen = evenly_spaced(len(rows), config.training.heldout_pictures)
     return [
         Drawing(
             rows[i].captions[0],
             _noise_seed(seeded_generator(config.training.seed, "held-out trajectory", i)),
+            scale,
         )
         for i in chosen
     ]
@@ -237,7 +252,11 @@ def draw_trajectories(
     """
     device = next(model.parameters()).device
     text, null = read(model, words, [d.caption for d in drawings], "", None, dtype)
-    denoise = guided_denoiser(model, objective, text, null, sampling, dtype)
+    scales = None
+    if any(d.guidance is not None for d in drawings):
+        own = [sampling.guidance_scale if d.guidance is None else d.guidance for d in drawings]
+        scales = torch.tensor(own, device=device)
+    denoise = guided_denoiser(model, objective, text, null, sampling, dtype, scales=scales)
     streams = [torch.Generator().manual_seed(d.seed) for d in drawings]
     x = torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
     timesteps = inference_timesteps(sampling, objective.noise_schedule)

@@ -38,6 +38,8 @@ class LimnerPipeline(DiffusionPipeline):
             `__call__`.
         guidance_start, guidance_end: default of `guidance_interval`.
         apg_eta, apg_threshold, apg_momentum: parameters of the guidance type "apg".
+        guidance_low, guidance_high: range of guidance scales of a distilled model that takes them;
+            None: it takes none, or is not distilled.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -63,6 +65,8 @@ class LimnerPipeline(DiffusionPipeline):
         apg_eta=0.0,
         apg_threshold=0.0,
         apg_momentum=-0.5,
+        guidance_low=None,
+        guidance_high=None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -84,6 +88,8 @@ class LimnerPipeline(DiffusionPipeline):
             apg_eta=apg_eta,
             apg_threshold=apg_threshold,
             apg_momentum=apg_momentum,
+            guidance_low=guidance_low,
+            guidance_high=guidance_high,
         )
 
     @torch.no_grad()
@@ -168,18 +174,16 @@ class LimnerPipeline(DiffusionPipeline):
             guidance_scale, guidance_interval, guidance_type, guidance_rescale
         )
         if self.transformer.config.flow_map:
-            if guidance.guidance_scale != 1 or any(negatives):
-                raise ValueError(
-                    "the guidance of a distilled model was fixed when it was made: leave "
-                    "guidance_scale at 1, and negative_prompt away"
-                )
+            scale = self._known_scale(guidance, any(negatives))
             if not hasattr(self.scheduler, "solve") or self.scheduler.config.solver not in (
                 "ddim",
                 "euler",
             ):
                 raise ValueError("a distilled model draws with LimnerScheduler and solver ddim")
             times = self.scheduler.inference_timesteps(steps)
-            denoise = flow_map_denoiser(self._network, self._objective, text, times, torch.float32)
+            denoise = flow_map_denoiser(
+                self._network, self._objective, text, times, torch.float32, scale
+            )
         else:
             denoise = guided_denoiser(
                 self._network, self._objective, text, null, guidance, torch.float32
@@ -230,9 +234,41 @@ class LimnerPipeline(DiffusionPipeline):
         return self.transformer.read(*TextEmbeddings.stack(rows, longest).to(device))
 
     def _network(
-        self, x: Tensor, t: Tensor, y: TextConditioning, span: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: TextConditioning,
+        span: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
-        return self.transformer(x, t, y, return_dict=False, span=span)[0]
+        return self.transformer(x, t, y, return_dict=False, span=span, guidance=guidance)[0]
+
+    def _known_scale(self, guidance: Any, negative: bool) -> float | None:
+        """Of a distilled model: the guidance scale that it is told; None: it is told none.
+
+        Raises:
+            ValueError: it does not know such guidance.
+        """
+        low, high = self.config.guidance_low, self.config.guidance_high
+        if low is None or high is None:
+            if guidance.guidance_scale != 1 or negative:
+                raise ValueError(
+                    "the guidance of a distilled model was fixed when it was made: leave "
+                    "guidance_scale at 1, and negative_prompt away"
+                )
+            return None
+        others = guidance.guidance_interval, guidance.guidance_type, guidance.guidance_rescale
+        if negative or others != ((0, 1), "cfg", 0):
+            raise ValueError(
+                "of the guidance of this distilled model only the scale is a setting: leave "
+                "negative_prompt, guidance_interval, guidance_type, and guidance_rescale away"
+            )
+        if not low <= guidance.guidance_scale <= high:
+            raise ValueError(
+                f"this model was distilled for guidance_scale from {low:g} to {high:g}; got "
+                f"{guidance.guidance_scale}"
+            )
+        return float(guidance.guidance_scale)
 
     def _guidance(
         self,

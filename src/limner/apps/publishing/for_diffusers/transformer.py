@@ -34,6 +34,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         objective, prediction_type: the training objective; the pipeline converts predictions for
             the scheduler.
         flow_map: whether this is a distilled model, which is given the length of each step, too.
+        guidance_embeds: whether it is given the guidance scale, too.
         latents_mean, latents_scale: the model denoises (latents - mean) * scale; one number for all
             channels or one for each.
     """
@@ -59,6 +60,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         objective: str = "flow_matching",
         prediction_type: str = "velocity",
         flow_map: bool = False,
+        guidance_embeds: bool = False,
         latents_mean: list[float] | None = None,
         latents_scale: list[float] | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             dropout=0.0,
             text_width=text_width,
             flow_map=flow_map,
+            guidance_embeds=guidance_embeds,
         )
 
     def forward(
@@ -85,6 +88,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
         pooled_projections: Tensor | None = None,
         return_dict: bool = True,
         span: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the model output for one timestep.
 
@@ -93,6 +97,8 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             timestep: [B], 0 (clean) to the scheduler's `num_train_timesteps` (noise).
             encoder_hidden_states: states of the text encoder [B, L, D], or the result of `read`.
             encoder_attention_mask, pooled_projections: as for `read`; unused with its result.
+            span: of a distilled model, the length of the step, [B].
+            guidance: of a distilled model with `guidance_embeds`, the guidance scale, [B].
 
         Returns:
             [B, C, H, W], as `sample` or in a tuple.
@@ -102,7 +108,7 @@ class LimnerTransformer(ModelMixin, ConfigMixin):
             assert encoder_attention_mask is not None, "encoder_attention_mask is required"
             text = self.read(text, encoder_attention_mask, pooled_projections)
         with self._precision(hidden_states.device):
-            output = self.denoiser(hidden_states, timestep, text, span)
+            output = self.denoiser(hidden_states, timestep, text, span, guidance)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
     @apply_forward_hook
