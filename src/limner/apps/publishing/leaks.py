@@ -42,6 +42,8 @@ DEEPEST = 3  # maximum nesting of archives
 MOST_TOLD = 10
 NOT_OF_THE_RUN = frozenset(("tokenizer", "text_encoder", "vae", "transformer", "scheduler"))
 """Folders with vocabularies and nothing from the run: not searched for single words."""
+NOT_WORDS = frozenset(("tokenizer", "modelspec.thumbnail"))
+"""Entries in the header of a weights file that are not words: a vocabulary, and a picture."""
 EVERYWHERE = frozenset(
     ("home", "users", "mnt", "tmp", "var", "srv", "opt", "media", "volumes", "workspace")
 )
@@ -254,7 +256,7 @@ class _Search:
             yield from self.large(path, name)
             if path.suffix == ".safetensors":
                 for key, value in _header(path).items():
-                    words = tells and key != "tokenizer"
+                    words = tells and key not in NOT_WORDS
                     for leak in self.text(f"{name} (metadata {key})", value, words):
                         yield Leak(leak.file, None, leak.private)
             return

@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from limner.apps.publishing.card import Facts, Sample, license_that_fits, model_card
 from limner.apps.publishing.diffusers_folder import write_diffusers_folder
 from limner.apps.publishing.export import in_precision, part_dtype, refuse_foreign, sizes
 from limner.apps.publishing.leaks import private_of, refuse_leaks
+from limner.apps.publishing.model_spec import model_spec
 from limner.apps.publishing.public import (
     NAMES_OF_A_SET,
     QUOTED,
@@ -137,9 +140,7 @@ def prepare(
     lineage = public_lineage(opened.lineage, repo, said)
     if teacher is not None and lineage.base is not None:
         lineage = replace(lineage, base=replace(lineage.base, model=repo))
-    write_weights_file(
-        folder / WEIGHTS_FILE, weights, beside, opened.tokenizer, opened.state, lineage
-    )
+    _write_weights(folder / WEIGHTS_FILE, weights, beside, opened, lineage, repo)
     write_lineage(folder, lineage)
     if teacher is not None:
         _write_teacher(folder, teacher, beside, replace(said, base_model=None), repo, dtype)
@@ -209,9 +210,27 @@ def _write_teacher(
         config = changed(config, **{name: changed(own, **same)})
     lineage = public_lineage(teacher.lineage, repo, said)
     weights = in_precision(teacher.tensors(), dtype)
-    write_weights_file(
-        folder / TEACHER_FILE, weights, config, teacher.tokenizer, teacher.state, lineage
-    )
+    _write_weights(folder / TEACHER_FILE, weights, config, teacher, lineage, repo, " (teacher)")
+
+
+def _write_weights(
+    file: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    opened: Checkpoint | WeightsFile,
+    lineage: Lineage,
+    repo: str,
+    role: str = "",
+) -> None:
+    """
+    Args:
+        role: of the model in the repository, for its title.
+    """
+    owner, _, name = repo.partition("/")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    about = {"title": name + role, "author": owner, "license": lineage.license}
+    spec = model_spec(opened, config, lineage, parameters, **about)
+    write_weights_file(file, weights, config, opened.tokenizer, opened.state, lineage, spec)
 
 
 def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
