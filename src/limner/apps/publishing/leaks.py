@@ -81,18 +81,25 @@ class Leak:
         return f"{where}: {self.private.what}{shown}"
 
 
-def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] = ()) -> None:
+def refuse_leaks(
+    folder: Path,
+    private: Sequence[Private],
+    public: Iterable[str] = (),
+    said: Mapping[str, str] | None = None,
+) -> None:
     """Search all files in a folder, and their names.
 
     Args:
         private: what must not be published (see `private_of`).
         public: texts that are meant to be published: prompts, and the publisher's options. A word
             in them is not a leak; a path, a URL, or a secret always is.
+        said: by file, the text that is searched for words in its place, where the rest of it are
+            weights and a vocabulary.
 
     Raises:
         LimnerError: something was found; the message says where, without secrets.
     """
-    if not (found := find_leaks(folder, private, public)):
+    if not (found := find_leaks(folder, private, public, said)):
         return
     listed = "".join(f"\n  - {leak}" for leak in found[:MOST_TOLD])
     more = f"\n  ... and {len(found) - MOST_TOLD:,} more" if len(found) > MOST_TOLD else ""
@@ -103,14 +110,23 @@ def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str]
     )
 
 
-def find_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] = ()) -> list[Leak]:
+def find_leaks(
+    folder: Path,
+    private: Sequence[Private],
+    public: Iterable[str] = (),
+    said: Mapping[str, str] | None = None,
+) -> list[Leak]:
     """The leaks that `refuse_leaks` reports, without duplicates, paths before words."""
+    said = said or {}
     search = _Search(private, public)
     leaks: list[Leak] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         leaks += search.text(name, name, True)
-        if path.is_file():
+        if name in said:
+            leaks += search.large(path, name)
+            leaks += search.text(name, said[name], True)
+        elif path.is_file():
             leaks += search.file(path, name)
     return sorted(dict.fromkeys(leaks), key=lambda leak: not leak.private.anywhere)
 
