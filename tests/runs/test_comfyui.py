@@ -250,7 +250,9 @@ def test_numbers_out_of_range_are_told_by_comfyui(comfy: ComfyUI) -> None:
     assert any("'int8' is not in the list" in one for one in said)
 
 
-def test_a_distilled_model_keeps_its_guidance(comfy: ComfyUI, distilled: Path) -> None:
+def test_a_distilled_model_keeps_its_guidance(comfy: ComfyUI, tmp_path: Path) -> None:
+    words = ("model.flow_map=true", "sampling.scheduler_type=ddim", "sampling.guidance_scale=1.0")
+    distilled = made_up_checkpoint(tmp_path / "distilled", *words)
     own = ImageGenerator(distilled, device="cpu").generate(PROMPT, 1, seed=42)
     assert np.array_equal(levels(drawn(comfy, path=str(distilled), steps=1))[0], np.asarray(own))
     with pytest.raises(LimnerError, match="was fixed when it was made; leave it at 1"):
