@@ -34,7 +34,7 @@ NAVIGATION = {
         "runs/emoji-latents",
         "benchmarks",
     ),
-    "Share": ("anywhere", "publishing", "serving"),
+    "Share": ("anywhere", "publishing", "serving", "comfyui"),
     "Understand": ("how-it-works", "recipe", "contributing", "changelog"),
     "Reference": ("reference/config", "reference/cli", "reference/api"),
 }

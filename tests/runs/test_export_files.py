@@ -267,10 +267,10 @@ def test_what_the_guide_says_to_type_works_as_typed(
                 done.append(words[1])
     assert done == [
         *("export", "export", "generate", "python", "export", "python"),
-        *("publish", "publish", "generate", "generate"),
+        *("publish", "publish", "publish", "publish", "generate", "generate"),
     ]
     assert (tmp_path / "output.png").is_file()
-    assert hub.files.keys() == {"me/apple-painter"}
+    assert hub.files.keys() == {"me/apple-painter", "spaces/me/apple-painter"}
 
 
 def test_a_header_is_verified_and_one_of_an_earlier_version_is_read(

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
-"""Besides src/ and configs/, all that is needed to build it."""
+"""Besides src/, configs/, and integrations/, all that it is built of."""
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -20,7 +20,7 @@ print(getattr(build_meta, f"build_{sys.argv[1]}")(sys.argv[2]))
 def copied(to: Path) -> Path:
     """What the package is built from: building leaves files beside it."""
     unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ("configs", "src"):
+    for folder in ("configs", "integrations", "src"):
         shutil.copytree(ROOT / folder, to / folder, ignore=unwanted)
     for name in PARTS:
         shutil.copy(ROOT / name, to / name)

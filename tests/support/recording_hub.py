@@ -28,7 +28,13 @@ class Recorded:
     address: str = ""
     created: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Repository -> path -> content."""
+    """Repository -> path -> content; of a Space "spaces/owner/name"."""
+    private: set[str] = field(default_factory=set)
+    """The repositories that are private."""
+    sdk: dict[str, str] = field(default_factory=dict)
+    """Of a Space."""
+    sent: list[str] = field(default_factory=list)
+    """The paths of all commits, "repository: path", one after the other."""
     messages: list[str] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     """Large files by their hash, before the commit that names them."""
@@ -37,6 +43,8 @@ class Recorded:
     """Every request line."""
     refuse: int | None = None
     """A status to answer everything with."""
+    refuse_commits: str | None = None
+    """The repository of which commits are refused."""
 
 
 @contextmanager
@@ -61,6 +69,10 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
         def do_POST(self) -> None:
             self.note()
             body = self.body()
+            refused = recorded.refuse_commits
+            if refused and "/commit/" in self.path and f"/{refused}/" in self.path:
+                self.answer(b'{"error": "refused"}', 500)
+                return
             if recorded.refuse:
                 self.answer(b'{"error": "refused"}', recorded.refuse)
                 return
@@ -71,6 +83,12 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
                 asked = json.loads(body)
                 recorded.created.append(asked)
                 name = f"{asked.get('organization') or user}/{asked['name']}"
+                if asked.get("type") == "space":
+                    name = f"spaces/{name}"
+                if name not in recorded.files:
+                    recorded.sdk[name] = asked.get("sdk")
+                if name not in recorded.files and asked.get("visibility") == "private":
+                    recorded.private.add(name)
                 recorded.files.setdefault(name, {})
                 return {"url": f"{recorded.address}/{name}", "name": name, "id": name}
             if path == "/api/validate-yaml":
@@ -80,7 +98,7 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
                     {**o, "actions": {"upload": {"href": f"{recorded.address}/lfs/{o['oid']}"}}}
                     for o in json.loads(body)["objects"]
                 ]}  # fmt: skip
-            repo = path.removeprefix("/api/models/").rsplit("/", 2)[0]
+            repo = path.removeprefix("/api/").removeprefix("models/").rsplit("/", 2)[0]
             if "/preupload/" in path:
                 return {"files": [
                     {
@@ -97,8 +115,10 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
                 if entry["key"] == "header":
                     recorded.messages.append(value["summary"])
                 elif entry["key"] == "file":
+                    recorded.sent.append(f"{repo}: {value['path']}")
                     recorded.files[repo][value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
+                    recorded.sent.append(f"{repo}: {value['path']}")
                     recorded.files[repo][value["path"]] = recorded.objects[value["oid"]]
             url = f"{recorded.address}/{repo}/commit/{COMMIT}"
             return {"commitUrl": url, "commitOid": COMMIT, "hookOutput": "", "success": True}
@@ -109,7 +129,8 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
             if path == "/api/whoami-v2":
                 self.answer(json.dumps({"name": user, "type": "user"}).encode(), send=send)
                 return
-            name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
+            inside = path.removeprefix("/api").removeprefix("/models").strip("/").split("/")
+            name = "/".join(inside[: 3 if inside[0] == "spaces" else 2])
             files = recorded.files.get(name)
             if files is None or recorded.refuse:
                 error = {"X-Error-Code": "RepoNotFound"}
@@ -132,6 +153,7 @@ def recording_hub(user: str = "someone") -> Iterator[Recorded]:
             else:
                 siblings = [{"rfilename": p} for p in files]
                 info = {"id": name, "sha": COMMIT, "siblings": siblings}
+                info |= {"private": name in recorded.private, "sdk": recorded.sdk.get(name)}
                 self.answer(json.dumps(info).encode(), send=send)
 
         def note(self) -> None:

@@ -62,6 +62,8 @@ def test_a_wheel_made_of_the_sdist_is_that_of_the_checkout(
     with tarfile.open(build("sdist", checkout, tmp_path)) as file:
         file.extractall(tmp_path, filter="data")
     (unpacked,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    nodes = "integrations/comfyui/limner_nodes.py"
+    assert (unpacked / nodes).read_bytes() == (ROOT / nodes).read_bytes()
     again = build("wheel", unpacked, tmp_path / "again")
     assert again.name == wheel.name
     first, second = contents(wheel), contents(again)

@@ -9,13 +9,16 @@ A .safetensors file that any program can read, with metadata
     words            of the captions, JSON (see text/known_words.py; absent of private data)
     sha256           of the weights, in the order of their names
     header_sha256    of all of the above (absent in files of earlier versions)
+    modelspec.*      what programs that manage models show of it, by the keys of ModelSpec
+                     (https://github.com/Stability-AI/ModelSpec); nothing here depends on them
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,6 +44,9 @@ from limner.version import __version__
 SUFFIX = ".safetensors"
 PROGRESS = ("step", "images", "seconds")
 """The fields of the training state that are kept."""
+MODEL_SPEC = "modelspec."
+"""What the keys of ModelSpec begin with. Programs edit their texts, so no checksum covers them."""
+HASH = f"{MODEL_SPEC}hash_sha256"
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class WeightsFile:
     lineage: Lineage
     words: KnownWords | None = None
     """Of the captions that its built-in text encoder learned from; None: the file does not say."""
+    model_spec: dict[str, str] = field(default_factory=dict)
+    """The texts of ModelSpec by key, without `modelspec.`; empty in files of earlier versions."""
 
     @classmethod
     def open(cls, path: str | Path) -> WeightsFile:
@@ -95,7 +103,12 @@ class WeightsFile:
         else:
             lineage = Lineage(data=(learned_from(resolved),), complete=False)
         words = KnownWords.from_json(metadata["words"], path) if "words" in metadata else None
-        return cls(path, resolved, tokenizer, state, version, digest, lineage, words)
+        spec = {
+            key.removeprefix(MODEL_SPEC): text
+            for key, text in metadata.items()
+            if key.startswith(MODEL_SPEC)
+        }
+        return cls(path, resolved, tokenizer, state, version, digest, lineage, words, spec)
 
     def tensors(self, averaged: bool = True) -> dict[str, Tensor]:
         """The weights by name, as they are in the file. Raises LimnerError if they are damaged."""
@@ -120,8 +133,13 @@ def write_weights_file(
     state: TrainingState,
     lineage: Lineage,
     words: KnownWords | None = None,
+    model_spec: Mapping[str, str] | None = None,
 ) -> None:
     """Write the file atomically and durably.
+
+    Args:
+        model_spec: texts of ModelSpec by key, without `modelspec.` and the hash, which is added;
+            None: the file has none.
 
     Raises:
         LimnerError: the path exists and is not such a file.
@@ -150,9 +168,13 @@ def write_weights_file(
     if words is not None:
         metadata["words"] = words.to_json()
     metadata["header_sha256"] = _sha256_of_texts(metadata)
+    if model_spec is not None:
+        metadata |= {MODEL_SPEC + key: text for key, text in model_spec.items()}
+        metadata[HASH] = f"0x{0:064x}"  # until the file is there
     needed = sum(tensor.nbytes for tensor in weights.values())
     with replacing(path, needed=needed) as staging:
         save_file(weights, staging, metadata)
+        _finish_header(staging)
         WeightsFile.open(staging).tensors()
 
 
@@ -166,8 +188,28 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _sha256_of_texts(metadata: dict[str, str]) -> str:
     """SHA-256 of the header without this entry: how captions are read depends on it, too."""
-    texts = {key: text for key, text in metadata.items() if key != "header_sha256"}
+    texts = {
+        key: text
+        for key, text in metadata.items()
+        if key != "header_sha256" and not key.startswith(MODEL_SPEC)
+    }
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+
+
+def _finish_header(path: Path) -> None:
+    """Fills in the hash of ModelSpec, which is of everything behind the header, and sorts the
+    entries: safetensors writes them in any order, and the same model shall be the same file."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        metadata = dict(sorted(header.pop("__metadata__").items()))
+        if HASH in metadata:
+            metadata[HASH] = f"0x{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        header = {"__metadata__": metadata, **header}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "it is the same text in another order"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def sha256_of(weights: dict[str, Tensor]) -> str:

@@ -24,6 +24,11 @@ def add(commands: Commands, common: Parent) -> None:
         "--private", action="store_true", help="create the repository as private, if it is new"
     )
     publish.add_argument(
+        "--space", nargs="?", const="", metavar="NAME",
+        help="also upload the web page of limner export --format web as a Space, which draws in "
+            "the browser; NAME: as for --repo (default: that of --repo)",
+    )  # fmt: skip
+    publish.add_argument(
         "--dry-run", action="store_true", help="show the files and the model card without uploading"
     )
     publish.add_argument("--license", help="license of the model, such as apache-2.0")
@@ -47,7 +52,10 @@ def add(commands: Commands, common: Parent) -> None:
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="precision of the weights (default float32)",
     )  # fmt: skip
-    publish.add_argument("--output", type=Path, help="also keep the uploaded files in this folder")
+    publish.add_argument(
+        "--output", type=Path,
+        help="also keep the uploaded files in this folder, those of a Space in OUTPUT-space",
+    )  # fmt: skip
     parts_flags(publish)
     publish.set_defaults(run=run)
 
@@ -73,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
         output=options.output,
         vae=options.vae,
         text_encoder=options.text_encoder,
+        space=options.space,
     )
     if address:
         say(address)

@@ -362,3 +362,17 @@ def test_the_default_configuration_is_no_leak(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(load_config(None).model_dump(mode="json")), "utf-8")
     places = {key: [place] for key, place in named_places(load_config(None).model_dump())}
     assert find_leaks(tmp_path, private_of(places, {})) == []
+
+
+def test_the_vocabulary_and_the_weights_of_a_page_are_no_words(tmp_path: Path) -> None:
+    places = {"data.dataset_path": ["/srv/clients/gallinule-portraits"]}
+    page = tmp_path / "index.html"
+    page.write_text('{"vocabulary": {"gallinule": 1}} AAgallinule+gallinule+AA', "utf-8")
+    names = [Private("gallinule", "a folder of data.dataset_path", False), *private_of(places, {})]
+    assert [leak.file for leak in find_leaks(tmp_path, names)] == ["index.html"]
+    assert find_leaks(tmp_path, names, said={"index.html": "a word, credits"}) == []
+    (leak,) = find_leaks(tmp_path, names, said={"index.html": "drawn for\ngallinule"})
+    assert str(leak) == "index.html, line 2: a folder of data.dataset_path 'gallinule'"
+    page.write_text("AA /srv/clients/gallinule-portraits AA", "utf-8")
+    (leak,) = find_leaks(tmp_path, names, said={"index.html": ""})
+    assert leak.private.what == "the path of data.dataset_path"

@@ -101,18 +101,24 @@ class Facts:
     """What the model was trained from; None: taken from the configuration."""
     teacher: str | None = None
     """Path in the repository of the model that a distilled one was made from."""
+    space: str | None = None
+    """Id of the Space with the model's web page."""
 
 
 def model_card(facts: Facts) -> str:
     """The README.md of the repository, with the metadata for the Hub."""
+    return templates().get_template("model_card.md").render(_values_of(public_facts(facts)))
+
+
+def public_facts(facts: Facts) -> Facts:
+    """The same without private names."""
     name = public_name(facts.config, facts.data_name)
     lineage = facts.lineage or lineage_of_config(facts.config)
-    facts = replace(
+    return replace(
         facts,
         results=public_results(facts.results, facts.config, name),
         lineage=lineage.said(facts.data_name, facts.data_license).public(),
     )
-    return templates().get_template("model_card.md").render(_values_of(facts))
 
 
 def _values_of(facts: Facts) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
         "metadata": metadata(
             facts.repo,
             config,
-            _license(facts),
+            license_of(facts),
             bases[0] if bases else None,
             [name for name in sets if name],
             facts.evaluation,
@@ -140,6 +146,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
         "distilled": config.model.flow_map,
         "guidance_range": config.distill.guidance_range,
         "teacher": facts.teacher,
+        "space": facts.space,
         "name": facts.repo.rpartition("/")[2],
         "parameters": f"{facts.parameters:,}",
         "side": config.data.image_size,
@@ -149,7 +156,7 @@ def _values_of(facts: Facts) -> dict[str, Any]:
         "how_drawn": " ".join(dict.fromkeys(how_drawn(sample.drawn) for sample in facts.samples)),
         "prompt": next(simple, "a red apple"),
         "recipe": _recipe(facts),
-        "data": _data(facts),
+        "data": about_data(facts),
         "at_the_end": measured_at_the_end(results),
         "results_drawn": how_drawn(results["sampling"]) if results.get("sampling") else "",
         "evaluation": evaluated(facts.evaluation) if facts.evaluation else None,
@@ -205,8 +212,8 @@ def _lineage(facts: Facts) -> Lineage:
     return facts.lineage
 
 
-def _license(facts: Facts) -> str | None:
-    """The publisher's choice, or the default."""
+def license_of(facts: Facts) -> str | None:
+    """The publisher's choice, or the default; of `public_facts`."""
     return facts.license or license_that_fits(_lineage(facts))
 
 
@@ -276,8 +283,8 @@ def _part(name: str | None, folder: str) -> str:
     return name if is_hub_id(name) else Markdown(f"in `{folder}/`")
 
 
-def _data(facts: Facts) -> list[Markdown]:
-    """Paragraphs about the training data and the licences."""
+def about_data(facts: Facts) -> list[Markdown]:
+    """Paragraphs about the training data and the licences; of `public_facts`."""
     lineage = _lineage(facts)
     about = facts.results.get("dataset") or facts.evaluation.get("dataset") or {}
     known = about.get("description", "")
@@ -300,7 +307,7 @@ def _data(facts: Facts) -> list[Markdown]:
             )
     said = list(dict.fromkeys(said))
     said += _before(facts)
-    if _license(facts) is None:
+    if license_of(facts) is None:
         said.append("The publisher has not chosen a licence for the model.")
     return [Markdown(paragraph) for paragraph in said]
 

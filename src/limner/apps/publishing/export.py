@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from limner.apps.publishing.diffusers_folder import is_export, write_diffusers_folder
+from limner.apps.publishing.model_spec import model_spec, title_of
 from limner.apps.publishing.public import public_config, public_words
 from limner.checkpoint.find_model import WEIGHTS_FILE
+from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import write_lineage
 from limner.checkpoint.manifest import written_whole
 from limner.checkpoint.open_model import open_model
@@ -83,15 +85,12 @@ def _export(
     config = moved(opened.config, vae=vae, text_encoder=text_encoder)
     weights = in_precision(opened.tensors(averaged), dtype)
     if format == "safetensors":
-        write_weights_file(
-            output,
-            weights,
-            public_config(config),
-            opened.tokenizer,
-            opened.state,
-            opened.lineage.public(),
-            public_words(opened),
-        )
+        public, lineage = public_config(config), opened.lineage.public()
+        parameters = sum(tensor.numel() for tensor in weights.values())
+        title = title_of(output) if isinstance(opened, Checkpoint) else None
+        spec = model_spec(opened, public, lineage, parameters, title=title)
+        written = opened.tokenizer, opened.state, lineage, public_words(opened), spec
+        write_weights_file(output, weights, public, *written)
         return output
     refuse_foreign(output)
     with written_whole(output, check=refuse_foreign) as staging:

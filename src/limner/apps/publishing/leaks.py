@@ -42,8 +42,9 @@ DEEPEST = 3  # maximum nesting of archives
 MOST_TOLD = 10
 NOT_OF_THE_RUN = frozenset(("tokenizer", "text_encoder", "vae", "transformer", "scheduler"))
 """Folders with vocabularies and nothing from the run: not searched for single words."""
-VOCABULARIES = frozenset(("tokenizer", "words"))
-"""The same in the header of a file of weights; the words of private captions are not there."""
+NOT_WORDS = frozenset(("tokenizer", "words", "modelspec.thumbnail"))
+"""Entries in the header of a weights file that are not searched for words: vocabularies (the words of
+private captions are not there), and a picture."""
 EVERYWHERE = frozenset(
     ("home", "users", "mnt", "tmp", "var", "srv", "opt", "media", "volumes", "workspace")
 )
@@ -81,18 +82,25 @@ class Leak:
         return f"{where}: {self.private.what}{shown}"
 
 
-def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] = ()) -> None:
+def refuse_leaks(
+    folder: Path,
+    private: Sequence[Private],
+    public: Iterable[str] = (),
+    said: Mapping[str, str] | None = None,
+) -> None:
     """Search all files in a folder, and their names.
 
     Args:
         private: what must not be published (see `private_of`).
         public: texts that are meant to be published: prompts, and the publisher's options. A word
             in them is not a leak; a path, a URL, or a secret always is.
+        said: by file, the text that is searched for words in its place, where the rest of it are
+            weights and a vocabulary.
 
     Raises:
         LimnerError: something was found; the message says where, without secrets.
     """
-    if not (found := find_leaks(folder, private, public)):
+    if not (found := find_leaks(folder, private, public, said)):
         return
     listed = "".join(f"\n  - {leak}" for leak in found[:MOST_TOLD])
     more = f"\n  ... and {len(found) - MOST_TOLD:,} more" if len(found) > MOST_TOLD else ""
@@ -103,14 +111,23 @@ def refuse_leaks(folder: Path, private: Sequence[Private], public: Iterable[str]
     )
 
 
-def find_leaks(folder: Path, private: Sequence[Private], public: Iterable[str] = ()) -> list[Leak]:
+def find_leaks(
+    folder: Path,
+    private: Sequence[Private],
+    public: Iterable[str] = (),
+    said: Mapping[str, str] | None = None,
+) -> list[Leak]:
     """The leaks that `refuse_leaks` reports, without duplicates, paths before words."""
+    said = said or {}
     search = _Search(private, public)
     leaks: list[Leak] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         leaks += search.text(name, name, True)
-        if path.is_file():
+        if name in said:
+            leaks += search.large(path, name)
+            leaks += search.text(name, said[name], True)
+        elif path.is_file():
             leaks += search.file(path, name)
     return sorted(dict.fromkeys(leaks), key=lambda leak: not leak.private.anywhere)
 
@@ -256,7 +273,7 @@ class _Search:
             yield from self.large(path, name)
             if path.suffix == ".safetensors":
                 for key, value in _header(path).items():
-                    words = tells and key not in VOCABULARIES
+                    words = tells and key not in NOT_WORDS
                     for leak in self.text(f"{name} (metadata {key})", value, words):
                         yield Leak(leak.file, None, leak.private)
             return

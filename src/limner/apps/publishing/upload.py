@@ -1,4 +1,4 @@
-"""Upload of a model to the Hub: diffusers folder, weights file, samples, and model card."""
+"""What is uploaded to the Hub: diffusers folder, weights file, samples, model card, and a Space."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import contextlib
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from limner.apps.publishing.card import Facts, Sample, license_that_fits, model_card
 from limner.apps.publishing.diffusers_folder import write_diffusers_folder
 from limner.apps.publishing.export import in_precision, part_dtype, refuse_foreign, sizes
-from limner.apps.publishing.leaks import private_of, refuse_leaks
+from limner.apps.publishing.hub import full_name, upload
+from limner.apps.publishing.leaks import Private, private_of, refuse_leaks
+from limner.apps.publishing.model_spec import model_spec
 from limner.apps.publishing.public import (
     NAMES_OF_A_SET,
     QUOTED,
@@ -23,6 +27,12 @@ from limner.apps.publishing.public import (
     public_words,
 )
 from limner.apps.publishing.run_facts import evaluation_of, kept_samples, run_of
+from limner.apps.publishing.space import (
+    folder_beside,
+    refuse_foreign_space,
+    refuse_without_a_page,
+    write_space,
+)
 from limner.checkpoint.find_model import WEIGHTS_FILE
 from limner.checkpoint.folder import Checkpoint
 from limner.checkpoint.lineage import Lineage, write_lineage
@@ -37,9 +47,8 @@ from limner.errors import LimnerError
 from limner.files.folder_lock import FolderLock
 from limner.inference.generator import ImageGenerator
 from limner.pretrained.components import moved, open_parts
-from limner.redaction import is_hub_id, named_places, redact_urls
+from limner.redaction import is_hub_id, named_places
 from limner.training.distillation.teacher import open_teacher
-from limner.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +83,9 @@ def publish(
     output: Path | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    space: str | None = None,
 ) -> str | None:
-    """Export a model and upload it in one commit.
+    """Export a model and upload it in one commit, and its web page as a Space in another.
 
     Args:
         checkpoint: a run folder, one of its checkpoints, or an exported weights file.
@@ -84,19 +94,28 @@ def publish(
         dry_run: only list what would be uploaded.
         said: information from the publisher.
         dtype: of the weights.
-        output: keep the uploaded files in this folder; None: they are deleted afterwards.
+        output: keep the uploaded files in this folder, those of the Space in `<output>-space`;
+            None: they are deleted afterwards.
         vae, text_encoder: current paths of the pretrained components.
+        space: id of the Space; "": that of the repository; None: no Space. A private model has a
+            private one.
 
     Returns:
-        The URL of the commit; None after a dry run.
+        The URL of the commit of the model; None after a dry run.
 
     Raises:
         LimnerError: the export or the upload fails; messages never contain the token.
     """
+    if space is not None:
+        refuse_without_a_page(checkpoint)
     if output is not None:
         refuse_foreign(output)
+        if space is not None:
+            refuse_foreign_space(folder_beside(output))
         keep_out_of_the_data(output, open_model(checkpoint).config, "--output", checkpoint)
     repo = full_name(repo, dry_run)
+    if space is not None:
+        space = full_name(space, dry_run, "--space") if space else repo
     if said and said.base_model and not is_hub_id(said.base_model):
         raise LimnerError(f"--base_model {said.base_model} must be a Hub id, owner/name")
     with (
@@ -106,13 +125,36 @@ def publish(
         folder = output or Path(temporary) / "model"
         with written_whole(folder, check=refuse_foreign) as staging:
             said = said or Said()
-            card = prepare(staging, checkpoint, repo, said, dtype, vae, text_encoder)
+            ready = prepare(staging, checkpoint, repo, said, dtype, vae, text_encoder, space)
         for line in sizes(folder):
             log.info(line)
+        page: tuple[Path, str] | None = None
+        if space is not None:
+            page = folder_beside(folder), space
+            with written_whole(page[0], check=refuse_foreign_space) as staging:
+                about = write_space(staging, folder / WEIGHTS_FILE, ready.facts)
+                refuse_leaks(staging, ready.private, ready.public, about)
+            log.info(f"\nThe Space {space}:")
+            for line in sizes(page[0]):
+                log.info(line)
         if dry_run:
-            log.info(f"\n{card}")
+            if page is not None:
+                log.info("\n%s", (page[0] / CARD).read_text("utf-8"))
+            log.info(f"\n{ready.card}")
             return None
-        return upload(folder, repo, private)
+        return upload(folder, repo, private, page)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A folder that may be uploaded."""
+
+    card: str
+    facts: Facts
+    private: Sequence[Private]
+    """What was searched for."""
+    public: Sequence[str]
+    """What was meant to be there."""
 
 
 def prepare(
@@ -123,8 +165,12 @@ def prepare(
     dtype: str,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-) -> str:
-    """Write all files of the upload to a folder; returns the card.
+    space: str | None = None,
+) -> Ready:
+    """Write all files of the upload to a folder.
+
+    Args:
+        space: id of the Space that the card links to.
 
     Raises:
         LimnerError: the export fails, or the files contain private information.
@@ -138,15 +184,7 @@ def prepare(
     lineage = public_lineage(opened.lineage, repo, said)
     if teacher is not None and lineage.base is not None:
         lineage = replace(lineage, base=replace(lineage.base, model=repo))
-    write_weights_file(
-        folder / WEIGHTS_FILE,
-        weights,
-        beside,
-        opened.tokenizer,
-        opened.state,
-        lineage,
-        public_words(opened),
-    )
+    _write_weights(folder / WEIGHTS_FILE, weights, beside, opened, lineage, repo)
     write_lineage(folder, lineage)
     if teacher is not None:
         _write_teacher(folder, teacher, beside, replace(said, base_model=None), repo, dtype)
@@ -173,12 +211,14 @@ def prepare(
         data_name=said.data_name,
         data_license=said.data_license,
         teacher=TEACHER_FILE if teacher else None,
+        space=space,
     )
     card = model_card(facts)
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
     configs = [opened.config, parts.config, *([teacher.config] if teacher else [])]
-    _refuse_private(folder, checkpoint, opened.lineage, configs, facts, said)
-    return card
+    private, public = _searched(folder, checkpoint, opened.lineage, configs, facts, said)
+    refuse_leaks(folder, private, public)
+    return Ready(card, facts, private, public)
 
 
 def _teacher_of(opened: Checkpoint | WeightsFile, said: Said) -> Checkpoint | WeightsFile | None:
@@ -216,15 +256,28 @@ def _write_teacher(
         config = changed(config, **{name: changed(own, **same)})
     lineage = public_lineage(teacher.lineage, repo, said)
     weights = in_precision(teacher.tensors(), dtype)
-    write_weights_file(
-        folder / TEACHER_FILE,
-        weights,
-        config,
-        teacher.tokenizer,
-        teacher.state,
-        lineage,
-        public_words(teacher),
-    )
+    _write_weights(folder / TEACHER_FILE, weights, config, teacher, lineage, repo, " (teacher)")
+
+
+def _write_weights(
+    file: Path,
+    weights: dict[str, Tensor],
+    config: Config,
+    opened: Checkpoint | WeightsFile,
+    lineage: Lineage,
+    repo: str,
+    role: str = "",
+) -> None:
+    """
+    Args:
+        role: of the model in the repository, for its title.
+    """
+    owner, _, name = repo.partition("/")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    about = {"title": name + role, "author": owner, "license": lineage.license}
+    spec = model_spec(opened, config, lineage, parameters, **about)
+    written = opened.tokenizer, opened.state, lineage, public_words(opened), spec
+    write_weights_file(file, weights, config, *written)
 
 
 def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
@@ -237,15 +290,15 @@ def public_lineage(lineage: Lineage, repo: str, said: Said) -> Lineage:
     return replace(lineage, license=said.license or license_that_fits(lineage))
 
 
-def _refuse_private(
+def _searched(
     folder: Path,
     checkpoint: str | Path,
     lineage: Lineage,
     configs: Sequence[Config],
     facts: Facts,
     said: Said,
-) -> None:
-    """Raises LimnerError if the files contain secrets or names of this machine.
+) -> tuple[list[Private], list[str]]:
+    """Secrets and names of this machine, which no file may contain, and what is meant to be public.
 
     Args:
         lineage, configs: with the private names.
@@ -271,8 +324,7 @@ def _refuse_private(
         *(str(line.get(key, "")) for line in evaluation.get("pictures", ()) for key in QUOTED),
     ]
     says = (
-        facts.repo,
-        *facts.repo.split("/"),
+        *(name for id in (facts.repo, facts.space or "") for name in (id, *id.split("/"))),
         said.license,
         said.data_name,
         said.data_license,
@@ -282,7 +334,7 @@ def _refuse_private(
     models = (facts.lineage, *facts.lineage.models_before())
     known = [text for one in models for text in (one.model, *(data.name for data in one.data))]
     public = [*shown, *said.prompts, *filter(None, (*says, *known))]
-    refuse_leaks(folder, private_of(places), public)
+    return private_of(places), public
 
 
 def _draw(folder: Path, prompts: Sequence[str]) -> list[Sample]:
@@ -308,64 +360,3 @@ def _with_parts_beside(folder: Path, config: Config) -> Config:
     loose = {n: changed(getattr(config, n), fingerprint=None) for n in names}
     found = open_parts(moved(config.model_copy(update=loose), **places)).config
     return moved(found, **{name: f"./{name}" for name in names})
-
-
-# ---- the Hub -----------------------------------------------------------------------------------
-
-
-def full_name(repo: str, dry_run: bool) -> str:
-    """`owner/name` of a repository; the owner defaults to the logged-in user.
-
-    Raises:
-        LimnerError: the id is invalid, or nobody is logged in.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise LimnerError(f"--repo {repo}: {str(error).splitlines()[0]}") from None
-    if "/" in repo:
-        return repo
-    if dry_run:
-        return f"your-name/{repo}"
-    with _told(repo):
-        return f"{HfApi().whoami()['name']}/{repo}"
-
-
-def upload(folder: Path, repo: str, private: bool) -> str:
-    """Upload a folder in one commit; returns the URL of the commit.
-
-    Authentication and endpoint are those of huggingface_hub: `hf auth login`, HF_TOKEN,
-    HF_ENDPOINT.
-    """
-    from huggingface_hub import HfApi
-
-    with _told(repo):
-        api = HfApi()
-        api.create_repo(repo, private=private or None, exist_ok=True)
-        message = f"Published with Limner {__version__}"
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
-        return redact_urls(str(commit.commit_url))
-
-
-@contextlib.contextmanager
-def _told(repo: str) -> Iterator[None]:
-    """Convert errors of the Hub to LimnerError, without the token."""
-    from huggingface_hub import constants, errors, get_token
-
-    try:
-        yield
-    except Exception as error:  # of the Hub, of HTTP, of the network, of the disk
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
-            reason = (
-                "you are not logged in, or your token has no write access; run `hf auth login` or "
-                "set HF_TOKEN with a token that has"
-            )
-        if token := get_token():
-            reason = reason.replace(token, "***")
-        raise LimnerError(f"{repo} was not published at {constants.ENDPOINT}: {reason}") from None

@@ -12,10 +12,10 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -55,7 +55,15 @@ POLICY = (
     "default-src 'none'; script-src 'wasm-unsafe-eval' '{script}'; style-src '{style}'; "
     "img-src data:; worker-src blob:; base-uri 'none'; form-action 'none'"
 )
+OTHER_FORMATS = "Use --format diffusers (a folder) or --format safetensors (one file for Limner)."
 PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+class WebPage(NamedTuple):
+    html: bytes
+    """The file, UTF-8."""
+    about: dict[str, Any]
+    """What it knows of its model (see `description`)."""
 
 
 def export_web_page(
@@ -98,22 +106,30 @@ def export_web_page(
         refuse_what_it_cannot_draw(opened.config, opened.tokenizer, checkpoint)
         keep_out_of_the_data(output, opened.config, "--output", checkpoint)
         refuse_foreign(output)
-        page = web_page(checkpoint, opened, known[0], averaged)
-        with replacing(output, needed=len(page)) as staging:
-            staging.write_bytes(page)
+        examples = example_prompts(checkpoint, opened.config)
+        page = web_page(opened, name_of_model(checkpoint), examples, known[0], averaged)
+        with replacing(output, needed=len(page.html)) as staging:
+            staging.write_bytes(page.html)
     return output
 
 
 def refuse_what_it_cannot_draw(
-    config: Config, tokenizer: CaptionTokenizer | None, checkpoint: str | Path
+    config: Config,
+    tokenizer: CaptionTokenizer | None,
+    checkpoint: str | Path,
+    instead: str = OTHER_FORMATS,
 ) -> None:
-    """Raises LimnerError that names everything about a model that the page has no program for."""
+    """Raises LimnerError that names everything about a model that the page has no program for.
+
+    Args:
+        instead: what to do, a sentence.
+    """
     found = list(obstacles(config, tokenizer))
     if found:
         raise LimnerError(
             f"{checkpoint} cannot be a web page:\n"
             + "\n".join(f"  - {reason}" for reason in found)
-            + "\nUse --format diffusers (a folder) or --format safetensors (one file for Limner)."
+            + f"\n{instead}"
         )
 
 
@@ -168,12 +184,21 @@ def refuse_foreign(output: Path) -> None:
 
 
 def web_page(
-    checkpoint: str | Path,
     opened: Checkpoint | WeightsFile,
-    precision: Precision,
-    averaged: bool,
-) -> bytes:
-    """The page as it is written, UTF-8."""
+    name: str,
+    examples: Sequence[str],
+    precision: Precision = "int8",
+    averaged: bool = True,
+) -> WebPage:
+    """The page of a model.
+
+    Args:
+        name: of the model, as the page shows it.
+        examples: prompts to begin with.
+
+    Raises:
+        LimnerError: the weights take more than `MOST_BYTES`.
+    """
     assert opened.tokenizer is not None, "refuse_what_it_cannot_draw has seen to it"
     model = build_model(opened.config, opened.tokenizer.text_size)
     opened.load_weights(model, averaged=averaged)
@@ -184,9 +209,9 @@ def web_page(
     if len(packed) > MOST_BYTES:
         raise LimnerError(
             f"the weights take {len(packed) / 1e6:,.0f} MB in {precision}, more than a page can "
-            f"hold ({MOST_BYTES / 1e6:,.0f} MB); use --dtype int8, or another --format"
+            f"hold ({MOST_BYTES / 1e6:,.0f} MB); use int8, or another format"
         )
-    about = description(checkpoint, opened, weights, precision) | {"parts": parts}
+    about = description(opened, name, examples, weights, precision) | {"parts": parts}
     style, script = source("page.css"), "".join(map(source, PAGE))
     policy = POLICY.format(script=csp_hash(script), style=csp_hash(style))
     inside = {
@@ -199,12 +224,14 @@ def web_page(
         "weights": in_base64(gzip.compress(packed, 6, mtime=0)),
         "script": script,
     }
-    return PLACE.sub(lambda place: inside[place[1]], source("page.html")).encode()
+    html = PLACE.sub(lambda place: inside[place[1]], source("page.html")).encode()
+    return WebPage(html, about)
 
 
 def description(
-    checkpoint: str | Path,
     opened: Checkpoint | WeightsFile,
+    name: str,
+    examples: Sequence[str],
     weights: dict[str, Tensor],
     precision: Precision,
 ) -> dict[str, Any]:
@@ -217,7 +244,7 @@ def description(
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in words["merges"]]
     return {
         "limner_version": __version__,
-        "name": name_of_model(checkpoint),
+        "name": name,
         "step": opened.state.step,
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "weights": precision,
@@ -239,7 +266,7 @@ def description(
         "sampling": config.sampling.model_dump(mode="json"),
         "steps": config.distill.numbers_of_steps if model.flow_map else [],
         "solvers": list(SOLVERS),
-        "examples": example_prompts(checkpoint, config),
+        "examples": list(examples),
         "credits": credits(opened.lineage.public()),
         "tokenizer": {"vocabulary": words["vocab"], "merges": merges},
     }
