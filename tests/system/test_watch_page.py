@@ -472,7 +472,7 @@ def test_twelve_runs_have_twelve_lines_that_keep_their_looks(
         assert looks("#chips .swatch line") == drawn, "each says which line is its own"
         faint = page.ask(f"""
         (() => {{
-          const parse = text => text.match(/[\d.]+/g).map(Number);
+          const parse = text => text.match(/[\\d.]+/g).map(Number);
           const light = colour => {{
             const [r, g, b] = parse(colour).map(x => x / 255)
               .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
