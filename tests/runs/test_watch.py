@@ -197,6 +197,8 @@ def test_previews_and_tensorboard_appear_as_it_learns(tiny_config: Callable[...,
     first, last = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in previews)
     assert first.shape == last.shape
     assert (first != last).any()
+    with Image.open(previews[-1]) as sheet:
+        assert json.loads(sheet.info["prompts"]) == ["a red circle", "红苹果", ""]
     assert list(folder.glob("tensorboard/**/events.out.tfevents*"))
     assert (folder / "config.yaml").read_text(encoding="utf-8") == config.to_yaml()
 

@@ -376,7 +376,7 @@ CTRL_C = "import os; ctrl_c = lambda *_: os.kill(os.getpid(), signal.SIGINT)"
 AGAIN = {
     "while it waits for the drawing": (
         "from limner.apps.play import painter, server; stop = painter.Painter.stop\n"
-        "painter.Painter.stop = lambda self, within: (stop(self, 0), ctrl_c())"
+        "painter.Painter.stop = lambda self: (stop(self, 0), ctrl_c())"
     ),
     "once it has ended that": (
         "from limner.commands import serving; serving.say = print_then_ctrl_c"

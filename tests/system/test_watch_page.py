@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -27,6 +28,7 @@ from limner.apps.watch.server import Server
 from limner.cli import main
 from limner.config import Config
 from limner.errors import LimnerError
+from limner.inference.contact_sheet import contact_sheet
 from limner.inference.saving import how_drawn
 from limner.training.trainer import Trainer
 
@@ -81,6 +83,12 @@ def ask(server: Server) -> Ask:
     return ask
 
 
+def fetched(server: Server, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection.request("GET", path, headers={"Authorization": f"Bearer {server.access.token}"})
+    return connection.getresponse().read()
+
+
 # What is answered
 
 
@@ -100,14 +108,11 @@ def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
     (bad / "config.yaml").write_text("a: [1,", "utf-8")
     (odd / "config.yaml").write_text("data: {x: .nan, y: 2026-11-30}\n1: {2: .inf}\n", "utf-8")
     with serving(good=made_up_run(tmp_path / "good"), bad=bad, odd=odd) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
 
         def get(path: str) -> Any:
-            headers = {"Authorization": f"Bearer {server.access.token}"}
-            connection.request("GET", path, headers=headers)
-            return json.loads(connection.getresponse().read(), parse_constant=pytest.fail)
+            return json.loads(fetched(server, path), parse_constant=pytest.fail)
 
-        assert [run["status"] for run in get("/runs")] == ["stopped", "unreadable", "stopped"]
+        assert [run["status"] for run in get("/runs")] == ["stopped", "stopped", "unreadable"]
         assert "config.yaml" in get("/run?run=bad")["message"]
         assert get("/run?run=odd")["settings"]["data.y"] == "2026-11-30"
 
@@ -119,6 +124,24 @@ def test_previews_and_their_film_are_images(ask: Ask, folder: Path) -> None:
     status, data = ask("/film?run=run")
     assert status == 200
     assert Image.open(io.BytesIO(data)).format == "WEBP"
+
+
+def test_a_preview_is_narrowed_for_a_narrow_screen(ask: Ask, folder: Path, tmp_path: Path) -> None:
+    whole = folder / "previews" / "step-000050.png"
+    assert ask("/preview?run=run&step=50&columns=3")[1] == whole.read_bytes(), "it is no sheet"
+    shots = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(8)]
+    run = made_up_run(tmp_path / "run")
+    contact_sheet(shots, [""] * 8).save(run / "previews" / "step-000050.png")
+    (run / "previews" / "step-000100.png").write_bytes(b"no image")
+    with serving(run=run) as server:
+        sizes = [
+            Image.open(io.BytesIO(fetched(server, f"/preview?run=run&step=50{more}"))).size
+            for more in ("", "&columns=3", "&columns=0", "&columns=x")
+        ]
+        assert fetched(server, "/preview?run=run&step=100&columns=3") == b"no image"
+    assert sizes[0] == sizes[2] == sizes[3]
+    assert sizes[1][0] < sizes[0][0] / 2
+    assert sizes[1][1] > sizes[0][1] * 2
 
 
 @pytest.mark.parametrize(
@@ -155,6 +178,8 @@ def test_a_drawing_is_explained_step_by_step_and_word_by_word(ask: Ask, folder: 
     assert sum(word["share"] for word in picture["words"]) == pytest.approx(1)
     for word in picture["words"]:
         assert Image.open(io.BytesIO(base64.b64decode(word["image"]))).size == own.size
+        assert word["least"] <= 1 <= word["most"]
+    assert Image.open(io.BytesIO(base64.b64decode(picture["scale"]))).width > 100
     assert events[-1] == {"kind": "done"}
 
 
@@ -248,6 +273,9 @@ def test_no_run_is_told_before_anything_is_served(
 
 # In a browser
 
+LEAST_OF_LINES = 3.0
+"""Least contrast of what is no text (WCAG 2.2, success criterion 1.4.11)."""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
@@ -273,6 +301,10 @@ def text(page: Page, selector: str) -> str:
     return page.ask(f"document.querySelector({json.dumps(selector)}).textContent")
 
 
+def choose(page: Page, run: str) -> None:
+    page.ask(f"document.querySelector('#chips [data-run={run}]').click()")
+
+
 def points_of(page: Page, chart: str, series: str) -> int:
     return page.ask(
         f"document.querySelector('[data-chart={chart}] [data-series={series}]')"
@@ -289,8 +321,10 @@ def test_what_a_live_run_does_appears_without_a_reload(
         page.go(server.address, 1280, dark=False)
         page.ask("window.mark = 1")
         until(page, "document.querySelector('[data-chart=loss] polyline') !== null")
-        page.ask("[...document.querySelectorAll('#chips button')].find("
-                 "b => b.dataset.run === 'run' && b.ariaPressed !== 'true')?.click()")  # fmt: skip
+        choose(page, "run")
+        choose(page, "other")  # no longer
+        until(page, "document.querySelectorAll('#chips [aria-pressed=true]').length === 1")
+        until(page, "document.querySelector('#shots img')?.src.includes('run=run')")
         assert page.ask("document.getElementById('slider').max") == "1"
         assert points_of(page, "loss", "training") == 6
         assert text(page, "#figures dd") == "6"
@@ -314,7 +348,8 @@ def test_two_runs_are_compared(page: Page, tmp_path: Path) -> None:
     first, second = made_up_run(tmp_path / "first"), made_up_run(tmp_path / "second")
     changed = (second / "config.yaml").read_text("utf-8").replace("seed: 7", "seed: 8")
     (second / "config.yaml").write_text(changed, "utf-8")
-    with serving(first=first, second=second) as server:
+    os.utime(second / "log.jsonl", (1, 1))  # the newest stands first
+    with serving(second=second, first=first) as server:
         page.go(server.address, 1280, dark=True)
         until(page, "document.querySelectorAll('#chips button').length === 2")
         assert page.ask("document.getElementById('differences').hidden")
@@ -383,9 +418,125 @@ def test_charts_previews_and_drawing_need_no_mouse(page: Page, server: Server) -
     page.ask("document.getElementById('prompt').focus()")
     page.call("Input.insertText", text="a small red circle")
     press(page, "Enter", 13, "\r")
-    until(page, "document.querySelectorAll('#words img').length === 4")
+    until(page, "document.querySelectorAll('#words .enlarge img').length === 4")
     assert page.ask("document.querySelectorAll('#trajectory img').length") == 2 + 1
     assert "checkpoint at step 3" in text(page, "#status")
+    assert page.complaints() == []
+
+
+def test_the_run_with_progress_is_shown_and_the_empty_one_is_last(
+    page: Page, folder: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("training: {}\n", "utf-8")
+    (empty / "log.jsonl").write_text('{"kind": "plan", "step": 0}\n', "utf-8")
+    with serving(empty=empty, run=folder) as server:
+        page.go(server.address, 1280, dark=False)
+        until(page, "document.querySelectorAll('#chips button').length === 2")
+        assert page.ask(
+            "[...document.querySelectorAll('#chips button')].map(b => b.dataset.run)"
+        ) == [*("run", "empty")]
+        assert text(page, "#title") == "run"
+
+
+LINE = """
+line => {
+  const style = getComputedStyle(line);
+  const run = line.dataset.series ?? line.closest("button").dataset.run;
+  return [run, style.stroke + style.strokeDasharray];
+}
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_twelve_runs_have_twelve_lines_that_keep_their_looks(
+    page: Page, tmp_path: Path, dark: bool
+) -> None:
+    runs = {f"run{i:02d}": made_up_run(tmp_path / f"run{i:02d}") for i in range(13)}
+    with serving(**runs) as server:
+        page.go(server.address, 1280, dark=dark)
+        until(page, "document.querySelectorAll('#chips button').length === 13")
+        first = page.ask("document.querySelector('#chips [aria-pressed=true]').dataset.run")
+        others = [name for name in runs if name != first]
+        for name in others[:11]:
+            choose(page, name)
+        until(page, "document.querySelectorAll('[data-chart=heldOf] polyline').length === 12")
+
+        def looks(where: str) -> dict[str, str]:
+            lines = f"[...document.querySelectorAll('{where}')]"
+            return page.ask(f"Object.fromEntries({lines}.map({LINE}))")
+
+        drawn = looks("[data-chart=heldOf] polyline")
+        assert len(set(drawn.values())) == 12
+        assert looks("#chips .swatch line") == drawn, "each says which line is its own"
+        faint = page.ask(f"""
+        (() => {{
+          const parse = text => text.match(/[\\d.]+/g).map(Number);
+          const light = colour => {{
+            const [r, g, b] = parse(colour).map(x => x / 255)
+              .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          }};
+          const paper = light(getComputedStyle(document.body).backgroundColor);
+          return [...document.querySelectorAll("[data-chart=heldOf] polyline")].map(line => {{
+            const [a, b] = [light(getComputedStyle(line).stroke), paper].sort((x, y) => y - x);
+            return (a + 0.05) / (b + 0.05);
+          }}).filter(contrast => contrast < {LEAST_OF_LINES});
+        }})()
+        """)
+        assert faint == []
+        choose(page, others[2])  # no longer; and another in its place
+        until(page, "document.querySelectorAll('[data-chart=heldOf] polyline').length === 11")
+        choose(page, others[11])
+        until(page, "document.querySelectorAll('[data-chart=heldOf] polyline').length === 12")
+        after = looks("[data-chart=heldOf] polyline")
+        assert after.pop(others[11]) == drawn.pop(others[2])
+        assert after == drawn
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_previews_can_be_seen_on_a_phone_and_enlarged(
+    page: Page, tmp_path: Path, width: int
+) -> None:
+    run = made_up_run(tmp_path / "run")
+    shots = [Image.new("RGB", (8, 8), "red") for _ in range(8)]
+    for path in (run / "previews").iterdir():
+        contact_sheet(shots, ["red"] * 8).save(path)
+    with serving(run=run) as server:
+        page.go(server.address, width, dark=False)
+        until(page, "document.querySelector('#shots img')?.naturalWidth > 0")
+        scale = "(i => 96 * i.clientWidth / i.naturalWidth)(document.querySelector('#shots img'))"
+        assert page.ask(scale) > 80, "pixels of one picture"
+        assert page.ask("document.documentElement.scrollWidth") <= width
+        page.ask("document.querySelector('#shots button').focus()")
+        press(page, "Enter", 13, "\r")
+        assert page.ask("document.getElementById('large').open")
+        wide = "document.querySelector('dialog img').clientWidth"
+        assert page.ask(wide) >= 2 * page.ask("document.querySelector('#shots img').clientWidth")
+        press(page, "Escape", 27)
+        assert not page.ask("document.getElementById('large').open")
+        assert page.ask("document.activeElement === document.querySelector('#shots button')")
+        page.ask("document.querySelector('#shots img').click()")
+        assert page.ask("document.getElementById('large').open")
+        page.ask("document.querySelector('dialog img').click()")
+        assert not page.ask("document.getElementById('large').open")
+        assert page.complaints() == []
+
+
+def test_a_caption_of_the_run_fills_the_prompt_by_one_key(page: Page, server: Server) -> None:
+    page.go(server.address, 1280, dark=False)
+    until(page, "document.querySelectorAll('#examples button').length > 0")
+    assert HOSTILE in page.ask("document.getElementById('examples').innerText")
+    page.ask("document.querySelectorAll('#examples button')[1].focus()")
+    time.sleep(2.5)  # it looks again meanwhile
+    press(page, "Enter", 13, "\r")
+    assert page.ask("document.getElementById('prompt').value") == "thumbs up: dark skin tone"
+    assert page.ask("document.activeElement.id") == "prompt"
+    press(page, "Enter", 13, "\r")
+    until(page, "document.querySelectorAll('#words .scale').length > 3")
+    assert page.ask("[...document.querySelectorAll('#words .scale')].every("
+                    "s => /^[\\d.]+×[\\d.]+×$/.test(s.textContent))")  # fmt: skip
     assert page.complaints() == []
 
 

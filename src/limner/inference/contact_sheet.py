@@ -99,9 +99,36 @@ def save_contact_sheet(sheet: Image.Image, path: Path, labels: Sequence[str]) ->
     """Save as PNG with the prompts, in any script, in its text metadata ("prompts")."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "Limner")
-    info.add_itxt("prompts", json.dumps(list(labels), ensure_ascii=False))
+    prompts = json.dumps(list(labels), ensure_ascii=False)
+    info.add_itxt("prompts", prompts.encode("utf-8", "replace").decode())  # lone surrogates
     with replacing(path, durable=False) as staging:
         sheet.save(staging, format="PNG", pnginfo=info, optimize=True)
+
+
+def in_fewer_columns(sheet: Image.Image, columns: int, scale_to: int = 96) -> Image.Image | None:
+    """A sheet of `contact_sheet` for a narrow screen: its columns in groups, one below the other.
+
+    Args:
+        sheet: drawn with this `scale_to`, and without truths.
+
+    Returns:
+        None: it has no more columns than that, or is no such sheet.
+    """
+    step = scale_to + GAP
+    count, rest = divmod(sheet.width - 2 * MARGIN + GAP, step)
+    if rest or count <= columns:
+        return None
+    width = 2 * MARGIN + columns * step - GAP
+    height = sheet.height - MARGIN
+    groups = range(0, count, columns)
+    narrow = Image.new("RGB", (width, height * len(groups) + MARGIN), "white")
+    for k, first in enumerate(groups):
+        left = MARGIN + first * step
+        right = min(left + columns * step - GAP, sheet.width - MARGIN)
+        # The hairline frames lie one pixel outside.
+        part = sheet.crop((left - 1, 0, right + 1, sheet.height))
+        narrow.paste(part, (MARGIN - 1, k * height))
+    return narrow
 
 
 def default_columns(count: int, cell_width: int) -> int:

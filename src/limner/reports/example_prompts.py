@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from limner.config import Config
 from limner.data.order import evenly_spaced
-from limner.reports.run_folder import read_run
+from limner.reports.embedded_images import UNREADABLE
+from limner.reports.read_results import part
+from limner.reports.run_folder import Run, read_run
 
 MOST = 8
 
@@ -21,11 +27,35 @@ def example_prompts(checkpoint: str | Path, config: Config) -> list[str]:
     """At most `MOST` prompts: of the run's previews, else some of its samples.
 
     Args:
-        checkpoint: as the model was given; only a run folder has samples.
+        checkpoint: as the model was given; only a run folder has samples and previews.
     """
-    prompts = list(config.training.preview_prompts or ())
-    if not prompts and (folder := run_folder(checkpoint)) is not None:
-        drawn = read_run(folder).samples
-        drawn = [one for one in drawn if isinstance(one, dict) and "prompt" in one]
-        prompts = [str(drawn[i]["prompt"]) for i in evenly_spaced(len(drawn), MOST)]
-    return [prompt for prompt in dict.fromkeys(prompts) if prompt][:MOST]
+    if config.training.preview_prompts:
+        return _distinct(config.training.preview_prompts)
+    folder = run_folder(checkpoint)
+    return prompts_of(read_run(folder)) if folder is not None else []
+
+
+def prompts_of(run: Run) -> list[str]:
+    """The same of a run that was read; without samples, the captions of its newest preview."""
+    drawn = [str(one["prompt"]) for one in run.samples if "prompt" in one]
+    return _distinct(
+        part(run.config, "training").get("preview_prompts")
+        or [drawn[i] for i in evenly_spaced(len(drawn), MOST)]
+        or _in_preview(run)
+    )
+
+
+def _in_preview(run: Run) -> list[str]:
+    for _, path in run.previews[-1:]:
+        try:
+            with Image.open(path) as image:
+                found = json.loads(image.info.get("prompts", "[]"))
+        except UNREADABLE:
+            continue
+        return [str(prompt) for prompt in found] if isinstance(found, list) else []
+    return []
+
+
+def _distinct(prompts: Any) -> list[str]:
+    known = prompts if isinstance(prompts, list | tuple) else []
+    return [prompt for prompt in dict.fromkeys(map(str, known)) if prompt][:MOST]

@@ -66,6 +66,7 @@ def values_of(run: Run, film: bytes | None = None) -> dict[str, Any]:
     results, last = run.results, run.train[-1] if run.train else None
     minutes = number(results.get("minutes")) or (number((last or {}).get("seconds")) or 0) / 60
     shots, wide = previews(run)
+    about = text(part(results, "dataset"), "description")
     return {
         "title": title_of(run),
         "results": results,
@@ -73,9 +74,10 @@ def values_of(run: Run, film: bytes | None = None) -> dict[str, Any]:
         "last": last,
         "seconds": minutes * 60,
         "trained": trained(run),
-        "about": text(part(results, "dataset"), "description"),
+        "about": about,
         "before": " ".join(before_in_words(run.lineage)) if run.lineage else "",
         "recall": counted(results, "recall"),
+        "searched": text(results, "range").removesuffix(f": {about}"),
         "checker": counted(results, "checker"),
         "large": shares_first(results),
         "small": figures(run),

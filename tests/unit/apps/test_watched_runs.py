@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from made_up_run import made_up_run, noise
+from PIL import Image
 
 from limner.apps.watch.runs import LiveLog, LiveRun, find_runs, names_of
-from limner.apps.watch.view import contents, summary
+from limner.apps.watch.view import contents, in_order, summary
 from limner.errors import LimnerError
 from limner.files.folder_lock import TRAINING, FolderLock, is_written_by
+from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.reports.run_folder import read_run
 from limner.reports.run_report import figures
 
@@ -199,6 +201,47 @@ def test_a_run_that_came_to_its_end_is_finished(tmp_path: Path) -> None:
 def test_passes_are_images_seen_over_those_there_are(tmp_path: Path) -> None:
     assert summary(planned(tmp_path / "a", line(10), training_images=16))["passes"] == 2.5
     assert summary(planned(tmp_path / "b", line(10)))["passes"] is None
+
+
+def test_those_that_train_come_first_then_the_newest_and_empty_ones_are_last(
+    tmp_path: Path,
+) -> None:
+    def run(name: str, when: float, *lines: dict[str, Any]) -> LiveRun:
+        live = planned(tmp_path / name, *lines, max_steps=10)
+        os.utime(tmp_path / name / "log.jsonl", (when, when))
+        return live
+
+    old, new = run("old", 100, line(10)), run("new", 200, line(5))
+    empty, begun, longer = run("empty", 400), run("begun", 500), run("longer", 50, line(3))
+    unreadable = {"name": "x", "version": -1, "status": "unreadable", "message": "why"}
+    for live, name in zip((old, new, empty, begun, longer), range(5), strict=True):
+        live.name = str(name)
+    locks = [FolderLock(live.folder, "wait", TRAINING) for live in (begun, longer)]
+    with locks[0], locks[1]:
+        for live in (begun, longer):
+            os.utime(live.folder / "log.jsonl", (50, 50))
+        said = [unreadable, *map(summary, (empty, old, begun, new, longer))]
+    names = [one["name"] for one in in_order(said)]
+    assert names == ["4", "3", "1", "0", "x", "2"]
+
+
+def test_example_prompts_are_those_set_or_drawn_or_previewed(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    drawn = json.loads((folder / "samples.json").read_text("utf-8"))
+
+    def examples() -> list[str]:
+        return contents(LiveRun("run", folder))["examples"]
+
+    assert examples() == [one["prompt"] for one in drawn]
+    (folder / "samples.json").unlink()
+    assert examples() == [], "a preview of earlier versions does not say"
+    sheet = contact_sheet([Image.new("RGB", (8, 8))] * 3, ["a", "", "红苹果"])
+    save_contact_sheet(sheet, folder / "previews" / "step-001000.png", ["a", "", "红苹果"])
+    assert examples() == ["a", "红苹果"]
+    (folder / "config.yaml").write_text("training: {preview_prompts: [b, b]}\n", "utf-8")
+    assert examples() == ["b"]
+    (folder / "config.yaml").write_text("training: {preview_prompts: 3}\n", "utf-8")
+    assert examples() == []
 
 
 def test_curves_levels_previews_events_and_settings_are_those_of_the_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from limner.inference.contact_sheet import (
     MARGIN,
     TEXT_GAP,
     contact_sheet,
+    in_fewer_columns,
     label_text,
     save_contact_sheet,
     wrap,
@@ -96,6 +97,30 @@ def test_the_saved_file_carries_its_prompts_in_any_script(tmp_path: Path) -> Non
         saved.load()
         assert json.loads(saved.text["prompts"]) == labels  # type: ignore[attr-defined]
         assert saved.tobytes() == sheet.tobytes()
+
+
+def test_a_sheet_in_fewer_columns_has_the_same_pictures_in_order() -> None:
+    colours = [(10 * i, 200, 255 - 10 * i) for i in range(8)]
+    sheet = contact_sheet([plain(colour) for colour in colours], [str(i) for i in range(8)])
+    narrow = in_fewer_columns(sheet, 3)
+    assert narrow is not None
+    assert narrow.width == 2 * MARGIN + 3 * 96 + 2 * GAP
+    places = [extent(narrow, colour) for colour in colours]
+    assert [(right - left, bottom - top) for left, top, right, bottom in places] == [(96, 96)] * 8
+    assert [left for left, *_ in places] == [MARGIN + (i % 3) * (96 + GAP) for i in range(8)]
+    assert places == sorted(places, key=lambda place: (place[1], place[0]))
+    assert len({top for _, top, *_ in places}) == 3
+    frame = narrow.getpixel((places[2][2], places[2][1]))
+    assert frame == module.FRAME, "the frame of the last in a row is whole"
+    beside = narrow.crop((MARGIN + 2 * (96 + GAP), places[6][1], narrow.width, places[6][3]))
+    assert beside.getextrema() == ((255, 255),) * 3, "nothing stands where a row is not full"
+
+
+def test_what_is_narrow_already_or_no_sheet_stays() -> None:
+    sheet = contact_sheet([plain(RED)] * 3, ["a", "b", "c"])
+    assert in_fewer_columns(sheet, 3) is None
+    assert in_fewer_columns(Image.new("RGB", (500, 100)), 3) is None
+    assert in_fewer_columns(Image.new("RGB", (8, 8)), 3) is None
 
 
 def test_labels_wrap_within_their_cell() -> None:

@@ -49,6 +49,36 @@ def test_every_section_shows_its_figures(run_folder: Path) -> None:
         assert figure in words, figure
 
 
+def test_pictures_come_before_figures_curves_and_settings(run_folder: Path) -> None:
+    def places() -> list[int]:
+        words = read(write_report(run_folder)).words
+        names = (
+            "Samples",
+            "recall@1",
+            "Recall@k",
+            "Previews during",
+            "Learning curves",
+            "Settings",
+        )
+        return [words.index(name) for name in names if name in words]
+
+    assert len(places()) == 6
+    assert places() == sorted(places())
+    (run_folder / "samples.json").unlink()  # it trains still
+    words = read(write_report(run_folder)).words
+    assert words.index("Previews during") < words.index("recall@1") < words.index("Settings")
+
+
+def test_what_the_data_are_is_said_once(run_folder: Path) -> None:
+    path, about = run_folder / "results.json", "306 pictures. Held out by a hash of the key."
+    results = json.loads(path.read_text("utf-8"))
+    results |= {"dataset": {"description": about}, "range": f"all 306 images: {about}"}
+    write_json(path, results)
+    words = read(write_report(run_folder)).words
+    assert words.count("Held out by a hash") == 1
+    assert "Searched: all 306 images. Distance" in words
+
+
 def test_pictures_that_a_checker_read_back_show_what_it_found(run_folder: Path) -> None:
     found = {"count": 50, "all_right": 0.92, "by_part": {"colour": 0.98, "place": 0.94}}
     write_json(run_folder / "results.json", {"checker": {"held out": found}})

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from limner.apps.play.request import DrawRequest
 from limner.apps.serving.images import encoded
+from limner.apps.serving.one_at_a_time import OneAtATime
 from limner.apps.serving.server import Tell
 from limner.checkpoint.locate import checkpoints
 from limner.data.images import to_pil
@@ -31,7 +29,7 @@ from limner.reports.example_prompts import example_prompts, run_folder
 AT_ONCE = 16
 
 
-class Painter:
+class Painter(OneAtATime):
     """Args:
     checkpoint: as for `ImageGenerator`. In a run folder, newer checkpoints are detected.
     keep_in: a folder to save every image in.
@@ -42,9 +40,8 @@ class Painter:
     """
 
     def __init__(self, checkpoint: str | Path, keep_in: Path | None = None, **options: Any) -> None:
+        super().__init__()
         self.checkpoint, self.keep_in, self.options = checkpoint, keep_in, options
-        self.lock = threading.Lock()
-        self.stopping = False
         self.generator = ImageGenerator(checkpoint, **options)
         if keep_in is not None:
             keep_out_of_the_data(keep_in, self.generator.config, "--output", checkpoint)
@@ -87,28 +84,8 @@ class Painter:
 
     def take_newest(self) -> None:
         """Load the newest checkpoint of the run. Raises LimnerError."""
-        self.lock.acquire()
-        with self._working():
+        with self.turn():
             self.generator = ImageGenerator(self.checkpoint, **self.options)
-
-    def stop(self, within: float) -> bool:
-        """Stop a running request at its next step, and refuse new ones. Returns whether there was
-        one; waits for at most `within` seconds."""
-        self.stopping = True
-        if self.lock.acquire(blocking=False):  # never released, so waiting requests do not start
-            return False
-        self.lock.acquire(timeout=within)
-        return True
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Release the acquired lock at the end."""
-        try:
-            if self.stopping:
-                raise ConnectionAbortedError("the server is shutting down")
-            yield
-        finally:
-            self.lock.release()
 
     def draw(self, asked: DrawRequest, tell: Tell) -> None:
         """Generate the requested images, and report each step and each image.
@@ -126,10 +103,7 @@ class Painter:
             ConnectionError: raised by `tell`, or the server is shutting down.
         """
         settings = asked.settings()
-        if not self.lock.acquire(blocking=False):
-            tell({"kind": "waiting"})
-            self.lock.acquire()
-        with self._working():
+        with self.turn(lambda: tell({"kind": "waiting"})):
             self._draw(asked, settings, tell)
 
     def _draw(self, asked: DrawRequest, settings: dict[str, Any], tell: Tell) -> None:
@@ -143,8 +117,7 @@ class Painter:
             some = every[first : first + at_once]
 
             def progress(step: int, steps: int, x0: Tensor, first: int = first) -> None:
-                if self.stopping:
-                    raise ConnectionAbortedError("the server is shutting down")
+                self.go_on()
                 event: dict[str, Any] = {"first": first, "count": len(x0)}
                 event |= {"step": step, "steps": steps}
                 if isinstance(generator.autoencoder, IdentityAutoencoder):

@@ -16,9 +16,6 @@ from limner.apps.play.painter import Painter
 from limner.apps.play.request import DrawRequest
 from limner.apps.serving.server import LocalHandler, LocalServer
 
-STOP_WITHIN = 20.0
-"""Time limit for stopping a running request at shutdown, in seconds."""
-
 
 class Server(LocalServer):
     """Args:
@@ -36,7 +33,7 @@ class Server(LocalServer):
 
     def exit_code(self) -> int:
         """Stop a running request; 130 if there was one, otherwise 0."""
-        return 130 if self.painter.stop(STOP_WITHIN) else 0
+        return 130 if self.painter.stop() else 0
 
 
 class Handler(LocalHandler):

@@ -43,8 +43,8 @@ MOST_TOLD = 10
 NOT_OF_THE_RUN = frozenset(("tokenizer", "text_encoder", "vae", "transformer", "scheduler"))
 """Folders with vocabularies and nothing from the run: not searched for single words."""
 NOT_WORDS = frozenset(("tokenizer", "words", "modelspec.thumbnail"))
-"""Entries in the header of a weights file that are not searched for words: vocabularies (the words of
-private captions are not there), and a picture."""
+"""Entries in the header of a weights file that are not searched for words: vocabularies (the words
+of private captions are not there), and a picture."""
 EVERYWHERE = frozenset(
     ("home", "users", "mnt", "tmp", "var", "srv", "opt", "media", "volumes", "workspace")
 )

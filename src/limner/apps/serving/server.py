@@ -22,12 +22,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs
 
 from limner.apps.serving.access import Access, is_own_page, means_us
 from limner.apps.serving.events import Events
+from limner.apps.serving.page_parts import source, with_parts
 from limner.errors import LimnerError
 
 LOOPBACK = "127.0.0.1"
@@ -222,7 +222,7 @@ class LocalHandler(BaseHTTPRequestHandler):
     def answer_page(self, package: str, name: str) -> None:
         """A page of the package, with the cookie that lets its requests in."""
         nonce = secrets.token_urlsafe(16)
-        page = files(package).joinpath(name).read_text(encoding="utf-8")
+        page = with_parts(source(package, name))
         headers = {
             "Content-Security-Policy": POLICY.format(nonce=nonce),
             "Set-Cookie": self.server.access.cookie,

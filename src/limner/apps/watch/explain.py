@@ -3,7 +3,6 @@ looked at each word."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limner.apps.serving.images import encoded
+from limner.apps.serving.one_at_a_time import OneAtATime
 from limner.apps.serving.request import Prompt
 from limner.apps.serving.server import Tell
 from limner.checkpoint.locate import checkpoints
@@ -24,8 +24,12 @@ from limner.inference.saving import how_drawn
 from limner.inference.word_attention import WordAttention, recorded, words_of
 
 MOST_WORDS = 24
-DARK = 0.2
-"""Brightness of a picture where a word is read least."""
+OVERLAY = np.array([[255, 196, 61], [196, 30, 58]], dtype=np.float32)
+"""RGB where a word is read half as much as most, and most."""
+OPAQUE = 0.75
+"""Of the overlay where a word is read most; where it is read least there is none."""
+PALE = 0.35
+"""Share of white in the grey picture below, so that the colours stand out from its dark parts."""
 
 
 class ExplainRequest(Section):
@@ -36,7 +40,7 @@ class ExplainRequest(Section):
     num_inference_steps: Annotated[PositiveInt, Field(le=100)] | None = None
 
 
-class Explainer:
+class Explainer(OneAtATime):
     """Holds the model of one run at a time, and draws one prompt at a time.
 
     Args:
@@ -44,21 +48,21 @@ class Explainer:
     """
 
     def __init__(self, **options: Any) -> None:
+        super().__init__()
         self.options = options
-        self.lock = threading.Lock()
         self.generator: ImageGenerator | None = None
         self.opened: tuple[Path, int] | None = None
-        self.stopping = False
 
     def explain(self, asked: ExplainRequest, folder: Path, tell: Tell) -> None:
         """Draw the prompt, and report it. Events, by `kind`:
 
         opening   the model is being loaded
         progress  `step` of `steps`, and `preview`: what the model now expects, JPEG in base64
-        picture   `png` in base64, `how`: the sampling settings, and `words`: of each word its
-                  `text`, its `share` of the attention to all words, and `image`, the picture
-                  (JPEG in base64) where it was looked at; None: the architecture reads the prompt
-                  as a whole
+        picture   `png` in base64, `how`: the sampling settings, `scale`: the colours of the maps
+                  from least to most, and `words`: of each word its `text`, its `share` of the
+                  attention to all words, `image`: its map over the picture (JPEG in base64), and
+                  `least` and `most`, the ends of its scale, as multiples of its mean; None: the
+                  architecture reads the prompt as a whole
 
         Raises:
             LimnerError: there is no checkpoint yet, or a setting is invalid.
@@ -69,22 +73,8 @@ class Explainer:
                 f"{asked.run} has no checkpoint yet; the first comes at training.save_steps, or "
                 "when the run ends or is interrupted"
             )
-        with self.lock:
-            self._go_on()
+        with self.turn():
             self._draw(self._newest(folder, tell), asked, tell)
-
-    def stop(self, within: float) -> bool:
-        """Stop what is being drawn at its next step. Returns whether there was something; waits for
-        at most `within` seconds."""
-        self.stopping = True
-        if self.lock.acquire(blocking=False):  # never released, so waiting requests do not start
-            return False
-        self.lock.acquire(timeout=within)
-        return True
-
-    def _go_on(self) -> None:
-        if self.stopping:
-            raise ConnectionAbortedError("the server is shutting down")
 
     def _newest(self, folder: Path, tell: Tell) -> ImageGenerator:
         newest = checkpoints(folder)[-1]
@@ -100,7 +90,7 @@ class Explainer:
         size: list[int] = []
 
         def progress(step: int, steps: int, x0: Tensor) -> None:
-            self._go_on()
+            self.go_on()
             size[:] = [side // generator.patch for side in x0.shape[-2:]]
             (preview,) = to_pil(generator.autoencoder.decode(x0[:1]))
             tell(
@@ -128,6 +118,7 @@ class Explainer:
                 "kind": "picture",
                 "png": encoded(image, "PNG"),
                 "how": how_drawn(image),
+                "scale": encoded(scale(), "PNG"),
                 "words": words,
             }
         )
@@ -139,20 +130,45 @@ def pictures_of(
     size: list[int],
     image: Image.Image,
 ) -> list[dict[str, Any]]:
-    """Of each word its share of the attention, and the picture, dark where the word is not read."""
+    """Of each word its share of the attention, and where it is read: a map over the picture, which
+    has its own scale, since some words are read much more than others."""
     maps = attention.of_words(words, size[0], size[1]).cpu().numpy()
     whole = max(float(maps.sum()), 1e-12)
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     found = []
     for (text, _), one in zip(words, maps, strict=True):
-        span = float(one.max() - one.min())
-        light = (one - one.min()) / span if span > 0 else np.ones_like(one)
-        large = Image.fromarray(light.astype(np.float32)).resize(
+        low, high, mean = float(one.min()), float(one.max()), max(float(one.mean()), 1e-12)
+        level = (one - low) / (high - low) if high > low else np.zeros_like(one)
+        large = Image.fromarray(level.astype(np.float32)).resize(
             image.size, Image.Resampling.BILINEAR
         )
-        shown = pixels * (DARK + (1 - DARK) * np.asarray(large)[..., None])
-        picture = Image.fromarray(shown.clip(0, 255).astype(np.uint8))
         found.append(
-            {"text": text, "share": float(one.sum()) / whole, "image": encoded(picture, "JPEG")}
+            {
+                "text": text,
+                "share": float(one.sum()) / whole,
+                "least": low / mean,
+                "most": high / mean,
+                "image": encoded(overlaid(image, np.asarray(large)), "JPEG"),
+            }
         )
     return found
+
+
+def overlaid(image: Image.Image, level: np.ndarray) -> Image.Image:
+    """The picture in pale grey below colours.
+
+    Args:
+        level: how much, 0 to 1, float32 [height, width] in pixels.
+    """
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
+    below = grey + PALE * (255 - grey)
+    up = level[..., None].clip(0, 1)
+    half, most = OVERLAY
+    colour = half + (2 * up - 1).clip(0, 1) * (most - half)
+    shown = below + OPAQUE * up * (colour - below)
+    return Image.fromarray(shown.clip(0, 255).astype(np.uint8))
+
+
+def scale() -> Image.Image:
+    """The colours of `overlaid` on white, from least to most."""
+    level = np.broadcast_to(np.linspace(0, 1, 128, dtype=np.float32), (8, 128))
+    return overlaid(Image.new("RGB", (128, 8), "white"), level)

@@ -43,7 +43,7 @@ def find_runs(places: Sequence[Path]) -> list[Path]:
                 f"{place} has no run in it; use a run folder that limner train writes "
                 "(training.output_dir), or a folder of runs"
             )
-        found += sorted(inside, key=_changed, reverse=True)[:MOST_RUNS]
+        found += sorted(inside, key=changed, reverse=True)[:MOST_RUNS]
     return list({path.resolve(): path for path in found}.values())
 
 
@@ -67,11 +67,15 @@ def names_of(folders: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, folders, strict=True)) if folders else {}
 
 
-def _changed(folder: Path) -> float:
-    try:
-        return (folder / "log.jsonl").stat().st_mtime
-    except OSError:
-        return 0.0
+def changed(folder: Path) -> float:
+    """When a run last logged something, in seconds since 1970; of one that has not, when its folder
+    last changed."""
+    for path in (folder / "log.jsonl", folder):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
 
 
 class LiveLog:

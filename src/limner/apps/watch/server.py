@@ -3,7 +3,7 @@
 GET  /          the page
 GET  /runs      all runs in a few figures, as JSON
 GET  /run       ?run=NAME&version=N: everything of a run; 204 if it still is version N
-GET  /preview   ?run=NAME&step=N: a preview, PNG
+GET  /preview   ?run=NAME&step=N: a preview, PNG; &columns=N: with at most so many in a row
 GET  /film      ?run=NAME: its previews as an animated WebP
 POST /explain   `ExplainRequest` as JSON; responds with one line of JSON per event of
                 `Explainer.explain`
@@ -11,23 +11,27 @@ POST /explain   `ExplainRequest` as JSON; responds with one line of JSON per eve
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from limner.apps.serving.request import read_request
 from limner.apps.serving.server import LocalHandler, LocalServer, Refusal
 from limner.apps.watch.explain import Explainer, ExplainRequest
 from limner.apps.watch.runs import LiveRun
-from limner.apps.watch.view import contents, summary
+from limner.apps.watch.view import contents, in_order, summary
 from limner.errors import LimnerError
+from limner.inference.contact_sheet import in_fewer_columns
+from limner.reports.embedded_images import UNREADABLE
 
 MOST_BYTES = 2**26
 """Of a preview that is sent."""
 log = logging.getLogger(__name__)
-STOP_WITHIN = 20.0
-"""Time limit for stopping a drawing at shutdown, in seconds."""
 
 
 class Server(LocalServer):
@@ -49,7 +53,7 @@ class Server(LocalServer):
 
     def exit_code(self) -> int:
         """Stop what is being drawn; 130 if there was something, otherwise 0."""
-        return 130 if self.explainer.stop(STOP_WITHIN) else 0
+        return 130 if self.explainer.stop() else 0
 
 
 class Handler(LocalHandler):
@@ -71,7 +75,7 @@ class Handler(LocalHandler):
         self.answer_page("limner.apps.watch", "watch.html")
 
     def all_runs(self) -> None:
-        self.answer_json([self.told(run, summary) for run in self.server.runs.values()])
+        self.answer_json(in_order(self.told(run, summary) for run in self.server.runs.values()))
 
     def one_run(self) -> None:
         run = self.run()
@@ -88,7 +92,10 @@ class Handler(LocalHandler):
                 try:
                     if path.stat().st_size > MOST_BYTES:
                         break
-                    return self.answer(path.read_bytes(), "image/png")
+                    data, columns = path.read_bytes(), self.query.get("columns", "")
+                    if re.fullmatch("[1-9]", columns):
+                        data = narrowed(data, int(columns))
+                    return self.answer(data, "image/png")
                 except OSError:
                     break
         raise Refusal(404, "there is no such preview")
@@ -126,3 +133,17 @@ class Handler(LocalHandler):
         if name not in self.server.runs:
             raise Refusal(404, "no run has this name")
         return self.server.runs[name]
+
+
+def narrowed(data: bytes, columns: int) -> bytes:
+    """A preview, PNG, with at most so many pictures in a row; what is none stays as it is."""
+    try:
+        with Image.open(io.BytesIO(data)) as sheet:
+            narrow = in_fewer_columns(sheet, columns)
+    except UNREADABLE:
+        return data
+    if narrow is None:
+        return data
+    buffer = io.BytesIO()
+    narrow.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from limner.apps.watch.runs import LiveRun
+from limner.apps.watch.runs import LiveRun, changed
+from limner.reports.example_prompts import prompts_of
 from limner.reports.line_chart import Points
 from limner.reports.read_results import number, part, text
 from limner.reports.run_folder import Run, evenly, images_per_second
@@ -24,6 +25,7 @@ ENDED = 0.98
 """Share of its steps or its time after which a run has ended: one of minutes ends a bit early."""
 NOT_COMPARED = {"output_dir", "run_name", "resume", "fingerprint"}
 """Keys that differ between any two runs."""
+RANK = {"training": 0, "finished": 1, "stopped": 1, "unreadable": 2, "empty": 3}
 
 
 def summary(live: LiveRun) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def summary(live: LiveRun) -> dict[str, Any]:
         "name": live.name,
         "version": version,
         "status": status(run, training),
+        "changed": changed(live.folder),
         "step": step,
         "images": number(last.get("images")),
         "seconds": seconds,
@@ -50,6 +53,15 @@ def summary(live: LiveRun) -> dict[str, Any]:
         "device": text(run.plan, "device") or text(run.results, "device"),
         "distilled": is_distilled(run),
     }
+
+
+def in_order(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Summaries of those that train now, then of the newest with progress; empty ones are last."""
+
+    def key(run: dict[str, Any]) -> tuple[int, bool, float]:
+        return RANK[run["status"]], run.get("step") is None, -run.get("changed", 0.0)
+
+    return sorted(runs, key=key)
 
 
 def status(run: Run, training: bool) -> str:
@@ -116,6 +128,7 @@ def contents(live: LiveRun) -> dict[str, Any]:
         "name": live.name,
         "version": version,
         "about": trained(run),
+        "examples": prompts_of(run),
         "curves": curves(run),
         "levels": levels(run),
         "previews": [

@@ -13,13 +13,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from limner.apps.publishing.export import in_precision
+from limner.apps.serving.page_parts import source, with_parts
 from limner.apps.web_page.assemble import assemble
 from limner.apps.web_page.credits import credits
 from limner.apps.web_page.weights import PRECISIONS, Precision, pack
@@ -212,20 +212,21 @@ def web_page(
             f"hold ({MOST_BYTES / 1e6:,.0f} MB); use int8, or another format"
         )
     about = description(opened, name, examples, weights, precision) | {"parts": parts}
-    style, script = source("page.css"), "".join(map(source, PAGE))
+    style = with_parts("{{page.css}}{{form.css}}" + own("page.css"))
+    script = with_parts("{{page.js}}{{form.js}}" + "".join(map(own, PAGE)))
     policy = POLICY.format(script=csp_hash(script), style=csp_hash(style))
     inside = {
         "policy": policy,
         "style": style,
         # In a script nothing may look like its end.
         "about": json.dumps(about, ensure_ascii=False).replace("<", "\\u003c"),
-        "wasm": in_base64(assemble(source("matmul.wat"))),
-        "worker": '"use strict";\n' + "".join(map(source, WORKER)),
+        "wasm": in_base64(assemble(own("matmul.wat"))),
+        "worker": '"use strict";\n' + "".join(map(own, WORKER)),
         "weights": in_base64(gzip.compress(packed, 6, mtime=0)),
         "script": script,
     }
-    html = PLACE.sub(lambda place: inside[place[1]], source("page.html")).encode()
-    return WebPage(html, about)
+    page = with_parts(own("page.html"))
+    return WebPage(PLACE.sub(lambda place: inside[place[1]], page).encode(), about)
 
 
 def description(
@@ -282,10 +283,9 @@ def name_of_model(checkpoint: str | Path) -> str:
     return shorten_name(path.parent.name if path.name.startswith("checkpoint-") else path.name)
 
 
-def source(name: str) -> str:
-    """One of the files beside this one, with the line ends of the web."""
-    text = files("limner.apps.web_page").joinpath(name).read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")
+def own(name: str) -> str:
+    """One of the files beside this one."""
+    return source("limner.apps.web_page", name)
 
 
 def csp_hash(text: str) -> str:

@@ -1,16 +1,10 @@
-"use strict";
-const WORDS = {
+const WORDS = joined(COMMON, FORM, {
   en: {
-    prompt: "Prompt", promptNote: "One per line. Press Ctrl+Enter to generate.", count: "Images per prompt", seed: "Seed",
-    fresh: "New seed each time", draw: "Generate", stop: "Stop", more: "Advanced", steps: "Steps",
-    guidance: "Guidance scale (1: off)", solver: "Solver", defaults: "Reset to defaults", about: "About this model",
-    empty: "Enter a prompt. The model only knows what it was trained on: start with words like those of its captions.",
-    save: "Save", again: "Reuse settings", other: "中文", opening: "Opening the model ...", ready: "Ready.",
+    about: "About this model", opening: "Opening the model ...", ready: "Ready.",
     facts: (m, weights) => `step ${m.step.toLocaleString("en")} · ${millions(m)} parameters, ${weights} · ${m.size} × ${m.size} px`
       + " · draws in this page and sends nothing",
     progress: (done, all) => `${done} of ${all} images`,
-    done: (n, s) => `${n} ${n === 1 ? "image" : "images"} in ${s} s`,
-    stopped: "Stopped.", seedWord: "seed", drawing: "in progress", stepsWord: n => `${n} ${n === 1 ? "step" : "steps"}`,
+    stepsWord: n => `${n} ${n === 1 ? "step" : "steps"}`,
     guidanceWord: "guidance", seconds: "s",
     cut: (n, most) => `the prompt has ${n} tokens, of which the model read ${most}`,
     old: "This browser is too old for this page: it needs WebAssembly with SIMD and DecompressionStream (Chrome or Edge 97, Firefox 113, Safari 16.4, or newer).",
@@ -27,16 +21,11 @@ const WORDS = {
     made: version => `Made by limner export (Limner ${version}).`,
   },
   zh: {
-    prompt: "提示词", promptNote: "每行一条。按 Ctrl+Enter 开始画。", count: "每条画几张", seed: "种子",
-    fresh: "每次换新种子", draw: "画", stop: "停止", more: "更多", steps: "步数",
-    guidance: "引导强度（1：无）", solver: "求解器", defaults: "模型自己的设置", about: "关于这个模型",
-    empty: "说说要画什么。模型从没见过的东西画不好：先用与它的图片说明相近的词。",
-    save: "保存", again: "照样再画", other: "English", opening: "正在打开模型……", ready: "可以画了。",
+    about: "关于这个模型", opening: "正在打开模型……", ready: "可以生成了。",
     facts: (m, weights) => `第 ${m.step.toLocaleString("en")} 步 · ${millions(m)} 参数，${weights} · ${m.size} × ${m.size} 像素`
-      + " · 就在本页里画，什么都不外传",
-    progress: (done, all) => `共 ${all} 张，已画好 ${done} 张`,
-    done: (n, s) => `${n} 张图，用时 ${s} 秒`,
-    stopped: "已停止。", seedWord: "种子", drawing: "正在画", stepsWord: n => `${n} 步`,
+      + " · 就在本页里生成，什么都不外传",
+    progress: (done, all) => `共 ${all} 张，已生成 ${done} 张`,
+    stepsWord: n => `${n} 步`,
     guidanceWord: "引导", seconds: "秒",
     cut: (n, most) => `提示词有 ${n} 个词元，模型只读前 ${most} 个`,
     old: "浏览器太旧，打不开本页：需要支持 SIMD 的 WebAssembly 和 DecompressionStream（Chrome 或 Edge 97、Firefox 113、Safari 16.4 或更新的版本）。",
@@ -45,25 +34,17 @@ const WORDS = {
     full: sets => `它在${sets}上从头训练。`,
     lora: (sets, base) => `它以 LoRA 从${base}微调而来，用的是${sets}。`,
     tuned: (sets, base) => `它从${base}微调而来，用的是${sets}。`,
-    distilled: (sets, base) => `它由${base}蒸馏而来，几步就能画一张，用的是${sets}的图片说明。`,
+    distilled: (sets, base) => `它由${base}蒸馏而来，几步就能生成一张，用的是${sets}的图片说明。`,
     unnamed: "另一个模型", that: "那个模型", before: (model, sets) => `${model}学自${sets}。`,
     unknown: "再往前没有记录。",
     license: name => `与数据相符的许可：${name}。`,
     noLicense: "没有说明模型的许可：除了试用，使用前请先问给您这个网页的人。",
     made: version => `由 limner export 生成（Limner ${version}）。`,
   },
-};
-const $ = id => document.getElementById(id);
-const kept = {  // throws if storage is disabled
-  get: () => { try { return localStorage.getItem("limner-language"); } catch { return null; } },
-  set: value => { try { localStorage.setItem("limner-language", value); } catch { /* not saved */ } },
-};
+});
 const model = JSON.parse($("model").textContent);
 const takesGuidance = !model.flow_map || Boolean(model.guidance_range);  // guidance is a setting
 const MOST_WORKERS = 8;
-let language = kept.get() || (navigator.language.startsWith("zh") ? "zh" : "en");
-const t = () => WORDS[language];
-const millions = m => `${(m.parameters / 1e6).toFixed(1)}M`;
 
 // ---- the model: workers, one for each core, started when there is work for them ----
 
@@ -142,23 +123,13 @@ function drawn(asked, step) {
 
 // ---- the page ----
 
-let status = () => "";  // in the language of the page, whichever it is now
-
-function tell(words) {
-  status = words;
-  $("status").textContent = words();
-}
-
 function inWords() {
+  translate();
   tell(status);
-  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
-  for (const element of document.querySelectorAll("[data-t]"))
-    element.textContent = t()[element.dataset.t];
-  $("language").textContent = t().other;
   $("name").textContent = document.title = model.name;
   $("facts").textContent = t().facts(model, model.weights);
   $("credits").replaceChildren(...credits().map(sentence => {
-    const paragraph = document.createElement("p");
+    const paragraph = make("p");
     paragraph.append(...linked(sentence));
     return paragraph;
   }));
@@ -187,10 +158,7 @@ function credits() {
 function linked(text) {
   return text.split(/(https:\/\/[^\s()（），。]+)/).map((part, i) => {
     if (i % 2 === 0) return part;
-    const link = document.createElement("a");
-    link.href = link.textContent = part;
-    link.rel = "noreferrer";
-    return link;
+    return make("a", part, {href: part, rel: "noreferrer"});
   });
 }
 
@@ -201,32 +169,12 @@ function fillIn() {
   $("solver").value = sampling.scheduler_type;
 }
 
-function fail(message) {
-  $("error").textContent = message;
-  $("error").hidden = false;
-}
-
 const how = asked => [
   `${t().seedWord} ${asked.seed}`,
   t().stepsWord(asked.steps),
   ...(!takesGuidance || asked.guidance === 1 ? [] : [`${t().guidanceWord} ${asked.guidance}`]),
   ...(model.flow_map || asked.solver === model.sampling.scheduler_type ? [] : [asked.solver]),
 ].join(" · ");
-
-function card(asked) {
-  const figure = document.createElement("figure"), frame = document.createElement("div");
-  frame.className = "frame";
-  const canvas = document.createElement("canvas"), progress = document.createElement("progress");
-  canvas.width = canvas.height = model.size;
-  progress.setAttribute("aria-label", `${asked.prompt}, ${t().drawing}`);
-  progress.value = 0;
-  frame.append(canvas, progress);
-  const caption = document.createElement("figcaption"), small = document.createElement("small");
-  small.textContent = how(asked);
-  caption.append(asked.prompt || "–", small);
-  figure.append(frame, caption);
-  return figure;
-}
 
 function paint(figure, pixels) {
   const canvas = figure.querySelector("canvas");
@@ -247,92 +195,47 @@ async function finish(figure, asked, {pixels, seconds, tokens}) {
   picture.src = source;
   await picture.decode();
   canvas.replaceWith(picture);
-  figure.querySelector("progress").remove();
   const small = figure.querySelector("small"), most = model.text.max_length;
   small.textContent = `${how(asked)} · ${seconds.toFixed(seconds < 1 ? 2 : 1)} ${t().seconds}`;
   if (tokens > most) small.textContent += ` · ${t().cut(tokens, most)}`;
-  const actions = document.createElement("div"), save = document.createElement("a"), again = document.createElement("button");
-  actions.className = "actions";
-  save.href = source;
-  save.download = `${(asked.prompt || "empty").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60)}-${asked.seed}.png`;
-  again.type = "button";
-  for (const [element, word] of [[save, "save"], [again, "again"]]) {
-    element.dataset.t = word;
-    element.textContent = t()[word];
-  }
-  again.onclick = () => {
-    $("prompt").value = asked.prompt;
-    $("seed").value = asked.seed;
-    $("fresh").checked = false;
-    $("count").value = 1;
-    $("steps").value = $("known").value = asked.steps;
-    $("guidance").value = asked.guidance;
-    $("solver").value = asked.solver;
-    $("prompt").focus();
-  };
-  actions.append(save, again);
-  figure.append(actions);
+  finished(figure, source, asked, ["again", () => reuse({...asked, known: asked.steps})]);
 }
-
-let stopping = null;  // stops what is being drawn
 
 async function draw() {
-  if (stopping || $("draw").disabled) return;
-  $("error").hidden = true;
-  if (!$("form").checkValidity()) $("more").open = true;
-  if (!$("form").reportValidity()) return;
-  if ($("fresh").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
-  const lines = $("prompt").value.split("\n").map(line => line.trim()).filter(Boolean);
+  const lines = stopping || $("draw").disabled ? null : prompts();
+  if (!lines) return;
   const steps = Number((model.flow_map ? $("known") : $("steps")).value);
   const same = {steps, guidance: Number($("guidance").value), solver: $("solver").value};
-  const all = (lines.length ? lines : [""]).flatMap(prompt =>
-    Array.from({length: Number($("count").value)}, (_, i) =>
-      ({prompt, seed: Number($("seed").value) + i, ...same})));
-  const figures = all.map(card), began = performance.now();
-  let finished = 0;
-  $("empty").hidden = true;
-  $("stop").hidden = false;
-  tell(() => t().progress(0, all.length));
-  $("pictures").prepend(...figures);
+  const all = lines.flatMap(prompt => Array.from({length: Number($("count").value)}, (_, i) =>
+    ({prompt, seed: Number($("seed").value) + i, ...same})));
+  const figures = all.map(asked =>
+    card(asked.prompt, how(asked), make("canvas", null, {width: model.size, height: model.size})));
   const stop = new Promise((_, reject) => { stopping = () => reject(new DOMException("", "AbortError")); });
-  const pictures = all.map(async (asked, i) => {
-    const told = ({step, steps, pixels}) => {
-      figures[i].querySelector("progress").value = step / steps;
-      paint(figures[i], pixels);
-    };
-    await finish(figures[i], asked, await drawn(asked, told));
-    finished++;
-    tell(() => t().progress(finished, all.length));
+  let count = 0;
+  tell(() => t().progress(0, all.length));
+  await generate(figures, async () => {
+    const pictures = all.map(async (asked, i) => {
+      const told = ({step, steps, pixels}) => {
+        figures[i].querySelector("progress").value = step / steps;
+        paint(figures[i], pixels);
+      };
+      await finish(figures[i], asked, await drawn(asked, told));
+      count++;
+      tell(() => t().progress(count, all.length));
+    });
+    try {
+      await Promise.race([Promise.all(pictures), stop]);
+    } catch (error) {
+      // A worker hears nothing while it draws, so that those at work are ended, and begun anew.
+      queue.length = 0;
+      for (const worker of workers) if (worker.job && worker.job !== "opening") stopped(worker);
+      throw error;
+    }
+    return count;
   });
-  try {
-    await Promise.race([Promise.all(pictures), stop]);
-    const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    tell(() => t().done(finished, seconds));
-  } catch (error) {
-    // A worker hears nothing while it draws, so that those at work are ended, and begun anew.
-    queue.length = 0;
-    for (const worker of workers) if (worker.job && worker.job !== "opening") stopped(worker);
-    const isStop = error.name === "AbortError";
-    tell(() => isStop ? t().stopped : "");
-    if (!isStop) fail(error.message);
-  }
-  for (const figure of figures) if (figure.querySelector("progress")) figure.remove();
-  $("empty").hidden = Boolean($("pictures").children.length);
-  $("stop").hidden = true;
-  stopping = null;
 }
 
-$("form").onsubmit = event => { event.preventDefault(); draw(); };
-$("prompt").onkeydown = event => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); draw(); }
-};
-$("stop").onclick = () => stopping && stopping();
-$("defaults").onclick = fillIn;
-$("language").onclick = () => {
-  language = language === "en" ? "zh" : "en";
-  kept.set(language);
-  inWords();
-};
+$("draw").disabled = true;
 // A student knows some numbers of steps; its guidance was fixed when it was made, or all but a range of scales.
 $("known").append(...model.steps.map(number => new Option(number, number)));
 $("known").hidden = !model.flow_map;
@@ -344,13 +247,7 @@ if (model.guidance_range) {
   $("guidance").step = "any";
 }
 $("solver").append(...model.solvers.map(name => new Option(name, name)));
-$("examples").append(...model.examples.map(text => {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = text;
-  button.onclick = () => { $("prompt").value = text; $("prompt").focus(); };
-  return button;
-}));
+showExamples(model.examples);
 fillIn();
 inWords();
 tell(() => t().opening);

@@ -16,8 +16,7 @@ from limner.data.images import height_and_width, to_pil
 from limner.data.order import evenly_spaced
 from limner.device import part_precision
 from limner.diffusion.objective import Objective
-from limner.files.atomic import replacing
-from limner.inference.contact_sheet import contact_sheet
+from limner.inference.contact_sheet import contact_sheet, save_contact_sheet
 from limner.inference.sampling import draw
 from limner.memory import in_parts_that_fit, is_out_of_memory
 from limner.models.text_to_image import TextToImage
@@ -101,8 +100,8 @@ def save_preview(
         for count in steps
         for _ in prompts
     ]
-    with replacing(path, durable=False) as staging:
-        contact_sheet(images, [*prompts] * len(steps), groups=headings).save(staging)
+    sheet = contact_sheet(images, [*prompts] * len(steps), groups=headings)
+    save_contact_sheet(sheet, path, prompts)
 
 
 def decode_within_memory(
