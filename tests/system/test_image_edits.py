@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import openai
 import pytest
 from made_up import made_up_checkpoint
 from PIL import Image
-from served import WAIT, client_of, decoded, same, serving
+from served import Answer, ask, client_of, decoded, same, serving
 
 from limner import ImageGenerator
 from limner.apps.images_api.limits import MOST_FORM_BYTES
 from limner.apps.images_api.server import ImagesServer
+
+EDITS = "/v1/images/edits"
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,24 @@ def hole(picture: Image.Image) -> Image.Image:
     return image
 
 
-def post(server: ImagesServer, files: dict[str, Any], **how: Any) -> httpx.Response:
-    fields = {"prompt": "a red circle"} | how.pop("data", {})
-    return httpx.post(
-        f"{server.address}/v1/images/edits", data=fields, files=files, timeout=WAIT, **how
-    )
+def post(
+    server: ImagesServer,
+    files: dict[str, bytes],
+    fields: dict[str, str] | None = None,
+    **headers: str,
+) -> Answer:
+    """A form."""
+    parts = {"prompt": b"a red circle"} | {k: v.encode() for k, v in (fields or {}).items()}
+    lines = [
+        b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value)
+        for name, value in parts.items()
+    ] + [
+        b'--x\r\nContent-Disposition: form-data; name="%s"; filename="a.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n%s\r\n" % (name.encode(), value)
+        for name, value in files.items()
+    ]
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    return ask(server, EDITS, b"".join([*lines, b"--x--\r\n"]), **(kind | headers))
 
 
 def test_openais_client_edits_as_generate_does(
@@ -86,9 +100,9 @@ def test_edits_of_several_clients_are_told_apart(
     generator = ImageGenerator(checkpoint, device="cpu")
     other = Image.new("RGB", (16, 16), "blue")
     for image in (picture, other):
-        answer = post(server, {"image": as_png(image)}, data={"seed": "1"}).json()
+        (drawn,) = post(server, {"image": as_png(image)}, {"seed": "1"}).pictures()
         expected = generator.generate("a red circle", init_image=image, seed=1)
-        assert same(decoded(answer["data"][0]["b64_json"]), expected)
+        assert same(drawn, expected)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +137,9 @@ def test_what_cannot_be_drawn_is_refused_with_its_field(
     sent = {
         name: made.get(one, one) if isinstance(one, str) else one for name, one in files.items()
     }
-    answer = post(server, sent, data=fields)
-    assert answer.status_code == 400
-    error = answer.json()["error"]
+    answer = post(server, sent, fields)
+    assert answer.status == 400
+    error = answer.json["error"]
     assert error["param"] == param
     assert said in error["message"]
 
@@ -133,17 +147,14 @@ def test_what_cannot_be_drawn_is_refused_with_its_field(
 def test_forms_that_are_none_and_pages_of_strangers(
     server: ImagesServer, picture: Image.Image
 ) -> None:
-    address = f"{server.address}/v1/images/edits"
-    assert httpx.post(address, json={"prompt": "a"}, timeout=WAIT).status_code == 415
-    kind = {"Content-Type": "multipart/form-data"}
-    answer = httpx.post(address, content=b"nothing of a form", headers=kind, timeout=WAIT)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_form")
-    large = {"image": b"\0" * (MOST_FORM_BYTES + 1)}
-    assert post(server, large).status_code == 413
-    stranger = post(server, {"image": as_png(picture)}, headers={"Origin": "https://evil.example"})
-    assert (stranger.status_code, stranger.json()["error"]["code"]) == (403, "invalid_origin")
-    own = {"Origin": server.address}
-    assert post(server, {"image": as_png(picture)}, headers=own).status_code == 200
+    assert ask(server, EDITS, {"prompt": "a"}).status == 415
+    nothing = ask(server, EDITS, b"nothing of a form", **{"Content-Type": "multipart/form-data"})
+    assert (nothing.status, nothing.code) == (400, "invalid_form")
+    large = post(server, {"image": b"\0" * (MOST_FORM_BYTES + 1)})
+    assert (large.status, large.code) == (413, "too_large")
+    stranger = post(server, {"image": as_png(picture)}, Origin="https://evil.example")
+    assert (stranger.status, stranger.code) == (403, "invalid_origin")
+    assert post(server, {"image": as_png(picture)}, Origin=server.address).status == 200
 
 
 def test_a_client_that_sends_half_a_form_and_goes(server: ImagesServer) -> None:

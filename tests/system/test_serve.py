@@ -161,11 +161,15 @@ def test_the_lines_of_the_guide_draw(
     server: ImagesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
-    (lines,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    lines, edit = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert "http://127.0.0.1:8767/v1" in lines
     lines = lines.replace("http://127.0.0.1:8767", server.address)
     monkeypatch.chdir(tmp_path)
-    exec(lines.replace("generate(", 'generate(model="big", '), {})
+    known: dict[str, Any] = {}
+    exec(lines.replace("generate(", 'generate(model="big", '), known)
+    Image.new("L", (24, 24), 255).save("mask.png")
+    exec(edit.replace("edit(", 'edit(model="big", '), known)
+    assert decoded(known["answer"].data[0].b64_json).size == (24, 24)
     with Image.open("apple.png") as image:
         assert how_drawn(image)["prompt"] == "a red apple"
         assert how_drawn(image)["seed"] == 42
@@ -186,7 +190,7 @@ def test_what_is_wrong_comes_as_the_clients_own_errors(server: ImagesServer) -> 
     with pytest.raises(openai.BadRequestError, match="trained at '16x16'"):
         images.generate(model="shapes", prompt="a", size="1024x1024")
     with pytest.raises(openai.NotFoundError, match="Unknown request URL"):
-        images.edit(image=b"abc", prompt="a")
+        images.create_variation(image=b"abc")
 
 
 # Much at once

@@ -23,7 +23,7 @@ from limner.data.images import kept_part, open_rgb, opened, to_pil, upright_size
 from limner.diffusion.solvers import Denoiser
 from limner.errors import LimnerError
 from limner.inference.variations import ImageSource
-from limner.messages import shorten
+from limner.messages import shorten_name
 
 BRIGHT = 128
 """Grey value from which a pixel of a mask is drawn anew, and opacity below which it is."""
@@ -102,9 +102,10 @@ def outpainted(picture: ImageSource, margins: Sequence[int]) -> tuple[Image.Imag
     """
     whole = len(margins) == 4 and all(isinstance(m, int) for m in margins)
     if not whole or min(margins) < 0 or not 0 < max(margins) <= MOST_MARGIN:
+        shown = shorten_name(",".join(map(str, margins)))
         raise LimnerError(
-            f"--outpaint {shorten(','.join(map(str, margins)))}: must be the pixels to add at the "
-            f"left, top, right, and bottom, such as 0,64,0,64 (at most {MOST_MARGIN:,})"
+            f"--outpaint {shown}: must be the pixels to add at the left, top, right, and bottom, such "
+            f"as 0,64,0,64 (at most {MOST_MARGIN:,})"
         )
     left, top, right, bottom = margins
     pixels = np.array(_rgb(picture))
