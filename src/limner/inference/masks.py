@@ -104,8 +104,8 @@ def outpainted(picture: ImageSource, margins: Sequence[int]) -> tuple[Image.Imag
     if not whole or min(margins) < 0 or not 0 < max(margins) <= MOST_MARGIN:
         shown = shorten_name(",".join(map(str, margins)))
         raise LimnerError(
-            f"--outpaint {shown}: must be the pixels to add at the left, top, right, and bottom, such "
-            f"as 0,64,0,64 (at most {MOST_MARGIN:,})"
+            f"--outpaint {shown}: must be the pixels to add at the left, top, right, and bottom, "
+            f"such as 0,64,0,64 (at most {MOST_MARGIN:,})"
         )
     left, top, right, bottom = margins
     pixels = np.array(_rgb(picture))
