@@ -26,7 +26,7 @@ NAVIGATION = {
     "Start": ("index", "install", "own-pictures", "tour", "tutorial", "coming-from", "faq"),
     "Your data": ("data", "checking", "streaming"),
     "Train": ("watch", "terminal", "trackers", "finetuning", "buckets", "launching", "reliability"),
-    "Draw": ("sampling", "distill"),
+    "Draw": ("sampling", "editing", "distill"),
     "Measure": (
         "evaluation",
         "runs/emoji",

@@ -118,8 +118,8 @@ def expand_home(options: argparse.Namespace) -> None:
 
 
 PLACES = (
-    *("checkpoint", "where", "guide", "resume", "init_image", "vae", "text_encoder", "model"),
-    *("output", "reference", "inception", "dinov2", "clip"),
+    *("checkpoint", "where", "guide", "resume", "init_image", "mask", "vae", "text_encoder"),
+    *("model", "output", "reference", "inception", "dinov2", "clip"),
 )
 """Flags that are paths, or may be something else, too, such as a Hub id."""
 

@@ -1,6 +1,5 @@
 """`limner serve`: what OpenAI's own client gets, and what happens when much or wrong is asked."""
 
-import base64
 import gc
 import http.client
 import io
@@ -20,16 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import psutil
 import pytest
 from made_up import made_up_checkpoint
 from PIL import Image
+from served import WAIT, ask, client_of, decoded, draw, same, serving
 
 from limner import ImageGenerator
-from limner.apps.images_api.limits import Limits
-from limner.apps.images_api.models import open_models
 from limner.apps.images_api.queue import Drawing
 from limner.apps.images_api.server import ImagesServer
 from limner.cli import main
@@ -37,8 +34,6 @@ from limner.data.formats.entries import MOST_CHARACTERS
 from limner.inference.saving import how_drawn
 
 KEY = "a-key-of-a-test-0123"
-JSON = {"Content-Type": "application/json"}
-WAIT = 120
 
 Gate = Callable[[ImagesServer], "HeldBack"]
 
@@ -52,70 +47,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def serving(*words: object, key: str | None = None, **limits: Any) -> Iterator[ImagesServer]:
-    def opened() -> Any:
-        return open_models([str(word) for word in words], "cpu")
-
-    with ImagesServer(opened, key=key, limits=Limits(**limits)) as server:
-        yield server
-
-
 @pytest.fixture(scope="module")
 def server(made: Path) -> Iterator[ImagesServer]:
     with serving(made / "shapes", f"big={made / 'larger'}") as server:
         yield server
-
-
-def client_of(server: ImagesServer, key: str = "unused") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0)
-
-
-class Answer:
-    def __init__(self, status: int, headers: http.client.HTTPMessage, body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str | None:
-        """Of an error, whose shape is the API's."""
-        error = self.json["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert error["message"]
-        return error["code"]
-
-    def pictures(self) -> list[Image.Image]:
-        assert self.status == 200, self.body
-        return [decoded(one["b64_json"]) for one in self.json["data"]]
-
-
-def ask(server: ImagesServer | int, path: str, asked: Any = None, **headers: str) -> Answer:
-    """POST what is asked, or GET."""
-    port = server if isinstance(server, int) else server.port
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
-    try:
-        body = asked if isinstance(asked, bytes | None) else json.dumps(asked).encode()
-        connection.request("GET" if asked is None else "POST", path, body, JSON | headers)
-        answer = connection.getresponse()
-        return Answer(answer.status, answer.headers, answer.read())
-    finally:
-        connection.close()
-
-
-def draw(server: ImagesServer | int, **asked: Any) -> Answer:
-    return ask(server, "/v1/images/generations", {"prompt": "a red circle", **asked})
-
-
-def decoded(text: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(text)))
-
-
-def same(here: Image.Image, there: Image.Image) -> bool:
-    apart = np.asarray(here, np.int16) - np.asarray(there, np.int16)
-    return here.size == there.size and np.abs(apart).max() <= 1
 
 
 class HeldBack:
@@ -226,11 +161,15 @@ def test_the_lines_of_the_guide_draw(
     server: ImagesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
-    (lines,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    lines, edit = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     assert "http://127.0.0.1:8767/v1" in lines
     lines = lines.replace("http://127.0.0.1:8767", server.address)
     monkeypatch.chdir(tmp_path)
-    exec(lines.replace("generate(", 'generate(model="big", '), {})
+    known: dict[str, Any] = {}
+    exec(lines.replace("generate(", 'generate(model="big", '), known)
+    Image.new("L", (24, 24), 255).save("mask.png")
+    exec(edit.replace("edit(", 'edit(model="big", '), known)
+    assert decoded(known["answer"].data[0].b64_json).size == (24, 24)
     with Image.open("apple.png") as image:
         assert how_drawn(image)["prompt"] == "a red apple"
         assert how_drawn(image)["seed"] == 42
@@ -251,7 +190,7 @@ def test_what_is_wrong_comes_as_the_clients_own_errors(server: ImagesServer) -> 
     with pytest.raises(openai.BadRequestError, match="trained at '16x16'"):
         images.generate(model="shapes", prompt="a", size="1024x1024")
     with pytest.raises(openai.NotFoundError, match="Unknown request URL"):
-        images.edit(image=b"abc", prompt="a")
+        images.create_variation(image=b"abc")
 
 
 # Much at once

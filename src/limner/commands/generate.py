@@ -83,7 +83,18 @@ def add(commands: Commands, common: Parent) -> None:
     between.add_argument(
         "--strength",
         type=float,
-        help="how far to change it, from 0 to 1 (default 0.6; 1: ignores it)",
+        help="how far to change it, from 0 to 1 (default 0.6, with --mask 1; 1: ignores it)",
+    )
+    between.add_argument(
+        "--mask",
+        metavar="PICTURE",
+        help="as large as --init_image, white where that is drawn anew; all else stays",
+    )
+    between.add_argument(
+        "--outpaint",
+        type=margins,
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="pixels to add to --init_image at each side, which are drawn",
     )
     between.add_argument(
         "--interpolate", type=int, metavar="N",
@@ -191,8 +202,14 @@ def run(options: argparse.Namespace) -> None:
 PASSED_ON = (
     *("num_inference_steps", "guidance_scale", "height", "width", "shift", "guidance_interval"),
     *("guidance_type", "negative_prompt", "init_image", "strength", "aspect_ratio"),
+    *("mask", "outpaint"),
 )
 """Flags that are arguments of the generator by the same name."""
+
+
+def margins(text: str) -> tuple[int, ...]:
+    """LEFT,TOP,RIGHT,BOTTOM; what is wrong with the numbers is said by the generator."""
+    return tuple(int(part) for part in text.split(","))
 
 
 def check(options: argparse.Namespace, prompts: list[str]) -> None:

@@ -29,6 +29,7 @@ from limner.diffusion.flow_map import timesteps_from
 from limner.diffusion.objective import build_objective
 from limner.errors import LimnerError
 from limner.inference.autoguidance import open_guide
+from limner.inference.masks import Mask, outpainted, read_mask
 from limner.inference.sampling import Guide, Progress, draw, ready
 from limner.inference.sampling_settings import inference_timesteps, sampling_settings
 from limner.inference.saving import remember
@@ -151,6 +152,8 @@ class ImageGenerator:
         negative_prompt: str | None = None,
         init_image: ImageSource | None = None,
         strength: float | None = None,
+        mask: ImageSource | None = None,
+        outpaint: Sequence[int] | None = None,
         towards: Interpolation | None = None,
         progress: Progress | None = None,
         **settings: Any,
@@ -170,8 +173,12 @@ class ImageGenerator:
                 guide's prediction).
             init_image: a picture to start from (file, bytes, or Pillow image). It is scaled to
                 cover the size and center-cropped.
-            strength: how far to change `init_image`, from 0 (unchanged) to 1 (ignored). None: 0.6.
-                Only about this fraction of the steps is run.
+            strength: how far to change `init_image`, from 0 (unchanged) to 1 (ignored). None: 0.6,
+                with a mask 1. Only about this fraction of the steps is run.
+            mask: a picture of the size of `init_image` that is white (or transparent) where that is
+                drawn anew. Everywhere else its pixels stay.
+            outpaint: pixels to add to `init_image` at the left, top, right, and bottom, which are
+                drawn. The size is that of both together, if no other is given.
             towards: prompts and seeds to interpolate to (see `interpolate`).
             progress: called as `progress(step, steps, x0)` after each step of each batch.
             settings: other keys of the `sampling` section of a configuration, such as
@@ -181,6 +188,10 @@ class ImageGenerator:
             LimnerError: an invalid setting, size, or picture, or too few seeds.
         """
         self._check_prompts([*prompts, *([negative_prompt] if negative_prompt else [])])
+        if outpaint is not None:
+            init_image, mask = _with_margins(init_image, mask, outpaint)
+            if height is None and width is None and aspect_ratio is None:
+                width, height = init_image.size
         height, width, sampling = self.plan(
             height,
             width,
@@ -193,7 +204,7 @@ class ImageGenerator:
         if self.model.is_flow_map:
             self._tell_of_unknown_steps(sampling)
         each = _one_each(seeds, len(prompts))
-        start = self._start(init_image, strength, height, width, sampling)
+        start, kept = self._start(init_image, strength, mask, height, width, sampling)
         at_once = max(1, min(self.at_once(batch_size, height, width), len(prompts)))
         images: list[Image.Image] = []
         wanted = len(prompts)
@@ -219,17 +230,19 @@ class ImageGenerator:
                     towards=towards and towards.rows(some),
                     progress=progress,
                 )
-                images += to_pil(self.autoencoder.decode(drawn[: wanted - first]))
+                some_images = to_pil(self.autoencoder.decode(drawn[: wanted - first]))
             except Exception as error:
                 if at_once > 1 or not is_out_of_memory(error):
                     raise
                 raise LimnerError(
                     f"out of memory for a picture of {width} x {height} pixels; use fewer pixels"
                 ) from error
+            images += [kept.put_back(image) for image in some_images] if kept else some_images
         how = {
             "model_step": self.step,
             "negative_prompt": negative_prompt,
             "strength": start and start.strength,
+            "inpainted": True if kept else None,
             "guided_by_a_model": True if self.guide else None,
             "sampling": sampling.model_dump(mode="json"),
             "dtype": name_of(self.dtype),
@@ -408,22 +421,27 @@ class ImageGenerator:
         self,
         image: ImageSource | None,
         strength: float | None,
+        mask: ImageSource | None,
         height: int,
         width: int,
         sampling: SamplingConfig,
-    ) -> InitImage | None:
+    ) -> tuple[InitImage | None, Mask | None]:
+        """The picture to start from, and what of it stays."""
         if image is None:
-            if strength is not None:
-                raise LimnerError("--strength requires --init_image")
-            return None
+            if strength is not None or mask is not None:
+                flag = "--strength" if mask is None else "--mask"
+                raise LimnerError(f"{flag} requires --init_image")
+            return None, None
         if strength is None:
-            strength = USUAL_STRENGTH
+            strength = USUAL_STRENGTH if mask is None else 1.0
         if not 0 <= strength <= 1:
             raise LimnerError(
                 f"--strength {strength}: must be between 0 (the picture itself) and 1 (nothing of "
                 "it)"
             )
-        x0 = self.autoencoder.encode(fitted(image, height, width).to(self.device))
+        pixels = fitted(image, height, width)
+        kept = None if mask is None else read_mask(mask, image, pixels)
+        x0 = self.autoencoder.encode(pixels.to(self.device))
         timesteps = None
         if self.model.is_flow_map and strength < 1:
             steps = self.config.distill.num_inference_steps
@@ -432,7 +450,8 @@ class ImageGenerator:
                 self.objective.noise_schedule,
             )
             timesteps = timesteps_from(strength, known, sampling.num_inference_steps)
-        return InitImage(x0, strength, timesteps)
+        where = None if kept is None else kept.at(self.autoencoder.downsampling)
+        return InitImage(x0, strength, timesteps, where), kept
 
     def at_once(self, most: int, height: int, width: int) -> int:
         """How many pictures of a size to generate in a batch. On a CPU only as many as fit its
@@ -454,6 +473,16 @@ class ImageGenerator:
                 f"--{name} {value} is not a multiple of {patch}, the model's patch in pixels; use "
                 f"{near}" + (f"; {far}" if far else "")
             )
+
+
+def _with_margins(
+    picture: ImageSource | None, mask: ImageSource | None, margins: Sequence[int]
+) -> tuple[Image.Image, Image.Image]:
+    if picture is None:
+        raise LimnerError("--outpaint requires --init_image")
+    if mask is not None:
+        raise LimnerError("--outpaint cannot be combined with --mask")
+    return outpainted(picture, margins)
 
 
 def _one_each(seeds: Sequence[int] | int, count: int) -> list[int]:

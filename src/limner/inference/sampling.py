@@ -13,6 +13,7 @@ from limner.diffusion.flow_map import flow_map_denoiser
 from limner.diffusion.guidance import guided_denoiser
 from limner.diffusion.objective import Objective
 from limner.diffusion.solvers import SOLVERS, Denoiser, Noise
+from limner.inference.masks import keeping
 from limner.inference.sampling_settings import inference_timesteps
 from limner.inference.variations import InitImage, Interpolation, between, slerp
 from limner.models.text_to_image import TextToImage
@@ -115,6 +116,8 @@ def draw(
         denoise = flow_map_denoiser(model, objective, text, timesteps, dtype, scale)
     else:
         denoise = guided_denoiser(model, objective, text, null, sampling, dtype, weaker)
+    if start is not None and start.mask is not None:
+        denoise = keeping(denoise, start.x0.to(device), start.mask.to(device))
     x = noise(0)
     if start is not None and strength < 1:  # at 1 nothing is left of the picture
         x = objective.add_noise(start.x0.to(device), x, timesteps[:1].to(device))

@@ -34,6 +34,8 @@ class InitImage:
     """Share of the noise schedule, 0 (nothing changes) to 1 (nothing is left of the picture)."""
     timesteps: Tensor | None = None
     """float64 [steps + 1]; None: they follow from the sampling settings."""
+    mask: Tensor | None = None
+    """bool [1, 1, h, w], where it is drawn anew (see `masks`); None: everywhere."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Variations of a picture, and what lies between prompts and between seeds."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from limner.data.images import decode, to_pil, to_tensor
 from limner.diffusion.noise_schedule import FlowMatchingSchedule, VPSchedule
 from limner.errors import LimnerError
 from limner.inference.generator import ImageGenerator
+from limner.inference.saving import how_drawn
 from limner.inference.variations import between, fitted, slerp
 from limner.models.modern import ModernDiT
 from limner.text.conditioning import TextConditioning
@@ -184,6 +186,96 @@ def test_a_guide_of_another_space_is_refused(folders: dict[str, Path], trained: 
 
 
 # From a picture
+
+
+def half(width: int = 16, height: int = 16) -> Image.Image:
+    """A mask whose right half is white."""
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    pixels[:, width // 2 :] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpmsolver++", "unipc", "ddpm"])
+def test_outside_of_the_mask_every_pixel_stays(solver: str, generator: ImageGenerator) -> None:
+    image = some_picture()
+    asked = {"init_image": image, "mask": half(), "scheduler_type": solver}
+    drawn = levels(generator.generate_batch(PROMPTS[:2], seeds=SEEDS[:2], **asked))
+    picture = np.asarray(image).astype(int)
+    assert np.array_equal(drawn[:, :, :8], np.stack([picture[:, :8]] * 2))
+    assert abs(drawn[:, :, 8:] - picture[:, 8:]).mean() > 1
+    alone = levels([generator.generate(PROMPTS[1], seed=SEEDS[1], **asked)])
+    assert abs(alone[0] - drawn[1]).max() <= 1
+
+
+def test_what_is_drawn_follows_from_what_is_kept(modern: ImageGenerator) -> None:
+    """The model sees the kept half: another one gives another drawing of the other."""
+    drawn = [
+        levels([modern.generate("a red circle", seed=2, init_image=image, mask=half())])
+        for image in (some_picture(), Image.new("RGB", (16, 16), "black"))
+    ]
+    assert abs(drawn[0][:, :, 8:] - drawn[1][:, :, 8:]).mean() > 0.1
+
+
+def test_a_mask_of_the_whole_picture_is_a_drawing_from_words_alone(modern: ImageGenerator) -> None:
+    asked = {"init_image": some_picture(), "mask": Image.new("L", (16, 16), 255)}
+    drawn = levels([modern.generate("a red circle", seed=2, **asked)])
+    assert np.array_equal(drawn, levels([modern.generate("a red circle", seed=2)]))
+
+
+def test_masks_as_programs_write_them(modern: ImageGenerator, tmp_path: Path) -> None:
+    """White, or a hole in the picture itself, turned as its EXIF says; larger than the drawing."""
+    image, mask = some_picture(48, 32), half(48, 32)
+    expected = levels([modern.generate("a", init_image=image, mask=mask)])
+    hole = image.convert("RGBA")
+    hole.putalpha(mask.point(lambda value: 255 - value))
+    hole.save(tmp_path / "hole.png")
+    image.save(tmp_path / "picture.png")
+    mask.convert("1").save(tmp_path / "bits.png")
+    for name in ("hole.png", "bits.png"):
+        asked = {"init_image": tmp_path / "picture.png", "mask": tmp_path / name}
+        assert np.array_equal(levels([modern.generate("a", **asked)]), expected)
+    turned = {"init_image": image.rotate(90, expand=True), "mask": mask.rotate(90, expand=True)}
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    for key, one in turned.items():
+        one.save(tmp_path / f"{key}.png", exif=exif)
+    asked = {key: tmp_path / f"{key}.png" for key in turned}
+    assert np.array_equal(levels([modern.generate("a", **asked)]), expected)
+
+
+def test_outpainting_keeps_the_picture_in_its_place(modern: ImageGenerator) -> None:
+    image = some_picture()
+    wide = modern.generate("a", init_image=image, outpaint=(8, 0, 16, 4))
+    assert wide.size == (40, 20)
+    assert np.array_equal(np.asarray(wide.crop((8, 0, 24, 16))), np.asarray(image))
+    assert how_drawn(wide)["inpainted"] is True
+    small = modern.generate("a", init_image=image, outpaint=(16, 16, 16, 16), height=16, width=16)
+    assert small.size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"mask": half()}, "--mask requires --init_image"),
+        ({"outpaint": (1, 1, 1, 1)}, "--outpaint requires --init_image"),
+        (
+            {"init_image": some_picture(), "mask": half(17)},
+            "17 x 16 pixels and the picture 16 x 16",
+        ),
+        ({"init_image": some_picture(), "mask": b"no picture"}, "the picture"),
+        ({"init_image": some_picture(), "mask": Image.new("L", (16, 16))}, "keeps the whole"),
+        ({"init_image": some_picture(), "outpaint": (0, 0, 0, 0)}, "--outpaint 0,0,0,0: must be"),
+        ({"init_image": some_picture(), "outpaint": (4, 0, -4, 0)}, "--outpaint 4,0,-4,0"),
+        ({"init_image": some_picture(), "outpaint": (4, 0)}, "left, top, right, and bottom"),
+        (
+            {"init_image": some_picture(), "outpaint": (4, 0, 0, 0), "mask": half()},
+            "cannot be combined with --mask",
+        ),
+    ],
+)
+def test_masks_that_cannot_be_used_say_why(asked: dict, said: str, modern: ImageGenerator) -> None:
+    with pytest.raises(LimnerError, match=re.escape(said)):
+        modern.generate("a", **asked)
 
 
 def test_strength_0_is_the_picture_and_strength_1_is_none_of_it(generator: ImageGenerator) -> None:

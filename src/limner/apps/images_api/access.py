@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from limner.apps.images_api.errors import ApiError
-from limner.apps.serving.access import means_us
+from limner.apps.serving.access import is_own_page, means_us
 from limner.errors import LimnerError
 from limner.files.small_files import read_text
 
@@ -79,6 +79,17 @@ class Access:
                 403,
                 "invalid Host header: without an API key only requests to localhost are answered",
                 code="invalid_host",
+                retry=False,
+            )
+
+    def check_origin(self, origins: list[str], hosts: list[str]) -> None:
+        """Of a form, which a page of a stranger could send without being asked for permission.
+        Raises ApiError."""
+        if self.key is None and origins and not is_own_page(origins[0], hosts[0]):
+            raise ApiError(
+                403,
+                "without an API key, forms from pages of another origin are refused",
+                code="invalid_origin",
                 retry=False,
             )
 

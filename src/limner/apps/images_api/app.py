@@ -3,12 +3,14 @@
     GET  /v1/models               the models that are served
     GET  /v1/models/NAME          one of them
     POST /v1/images/generations   `ImagesRequest` as JSON; answers with images
+    POST /v1/images/edits         `EditRequest` and files as a form; answers with images
     GET  /images/NAME.png         an image whose URL was asked for, for a while
     GET  /health                  whether it serves, for whoever starts it again
     GET  /metrics                 for Prometheus
 
 Cross-site requests from pages cannot be made: JSON must be sent as such, which a page may do only
-after a preflight request, and that is not answered (no CORS).
+after a preflight request, and that is not answered (no CORS); forms are refused from pages of
+another origin.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from starlette.routing import Route
 
 from limner.apps.images_api.access import Access
 from limner.apps.images_api.counters import CONTENT_TYPE, Counters
+from limner.apps.images_api.edits import EditRequest, check_pictures, read_form
 from limner.apps.images_api.errors import ApiError, stopping
 from limner.apps.images_api.limits import BODY_WITHIN, MOST_BYTES, MOST_REQUESTS, Limits
 from limner.apps.images_api.links import Links
@@ -77,6 +80,7 @@ class ImagesApi:
                 self._route("/v1/models", self.list_models),
                 self._route("/v1/models/{name:path}", self.show_model),
                 self._route("/v1/images/generations", self.generate, "POST"),
+                self._route("/v1/images/edits", self.edit, "POST"),
                 self._route("/images/{name}.png", self.image, needs_key=False),
                 self._route("/health", self.health, needs_key=False),
                 self._route("/metrics", self.metrics),
@@ -154,10 +158,27 @@ class ImagesApi:
     # ---- images --------------------------------------------------------------------------
 
     async def generate(self, request: Request) -> Response:
+        async def answer() -> Response:
+            return await self._answer(request, ImagesRequest.read(await read_body(request)))
+
+        return await self._timed(answer)
+
+    async def edit(self, request: Request) -> Response:
+        async def answer() -> Response:
+            self.access.check_origin(
+                request.headers.getlist("origin"), request.headers.getlist("host")
+            )
+            asked, files = await read_form(request)
+            return await self._answer(request, asked, files)
+
+        return await self._timed(answer)
+
+    async def _timed(self, answer: Callable[[], Awaitable[Response]]) -> Response:
+        """Counts the request and how long it takes."""
         begin, status = time.perf_counter(), 500
         try:
             with self._counted():
-                response = await self._generate(request)
+                response = await answer()
             status = response.status_code
             return response
         except ApiError as error:
@@ -184,11 +205,15 @@ class ImagesApi:
         finally:
             self.running -= 1
 
-    async def _generate(self, request: Request) -> Response:
-        asked = ImagesRequest.read(await read_body(request))
+    async def _answer(
+        self, request: Request, asked: ImagesRequest, files: dict[str, bytes] | None = None
+    ) -> Response:
         model = self._model(asked.model)
-        seeds = asked.seeds()
-        drawing = Drawing(model.settings(asked), [(asked.prompt, seed) for seed in seeds])
+        seeds, settings = asked.seeds(), model.settings(asked)
+        if files is not None and isinstance(asked, EditRequest):
+            await asyncio.to_thread(check_pictures, files, settings.height, settings.width)
+            settings = settings.with_more(asked.variation(files))
+        drawing = Drawing(settings, [(asked.prompt, seed) for seed in seeds])
         images = await self._drawn(request, self.workers[model.name], drawing)
         files = await asyncio.to_thread(lambda: [as_png(image) for image in images])
         found = [

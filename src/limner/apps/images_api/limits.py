@@ -17,6 +17,8 @@ MOST_AREA = 4
 """Pixels of an image, as a multiple of the largest size that the model was trained at."""
 MOST_BYTES = 2**20
 """Of a request's body."""
+MOST_FORM_BYTES = 8 * 2**20
+"""Of a form with pictures."""
 BODY_WITHIN = 30.0
 """Seconds for a request's body to arrive."""
 MOST_REQUESTS = 256

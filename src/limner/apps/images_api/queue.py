@@ -45,6 +45,9 @@ class Settings(NamedTuple):
     others: tuple[tuple[str, Any], ...] = ()
     """Keyword arguments of `ImageGenerator.generate_batch`."""
 
+    def with_more(self, others: dict[str, Any]) -> Settings:
+        return self._replace(others=(*self.others, *others.items()))
+
 
 class Drawing:
     """The images of one request, which are drawn in one or several batches.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -60,7 +60,7 @@ class ImagesRequest(Section):
     safety_identifier: Word | None = None
 
     @classmethod
-    def read(cls, body: bytes) -> ImagesRequest:
+    def read(cls, body: bytes) -> Self:
         """Raises ApiError, naming the invalid field."""
         try:
             values = json.loads(body)
@@ -70,6 +70,11 @@ class ImagesRequest(Section):
             raise _not_json(str(error)) from None
         if not isinstance(values, dict):
             raise _not_json("it must be an object")
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Raises ApiError, naming the invalid field."""
         # As in the API, null is as good as nothing.
         values = {name: value for name, value in values.items() if value is not None}
         try:

@@ -22,12 +22,13 @@ PATIENCE = 30
 def check_installed() -> None:
     """Raises LimnerError if the optional packages are missing."""
     try:
+        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise LimnerError(
-            f"limner serve requires the packages starlette and uvicorn ({error.name} is missing); "
-            'run pip install "limner[serve]"'
+            "limner serve requires the packages starlette, uvicorn, and python-multipart "
+            f'({error.name} is missing); run pip install "limner[serve]"'
         ) from None
 
 
