@@ -28,7 +28,7 @@ OVERLAY = np.array([[255, 196, 61], [196, 30, 58]], dtype=np.float32)
 """RGB where a word is read half as much as most, and most."""
 OPAQUE = 0.75
 """Of the overlay where a word is read most; where it is read least there is none."""
-PALE = 0.35
+PALE = 0.5
 """Share of white in the grey picture below, so that the colours stand out from its dark parts."""
 
 
