@@ -99,7 +99,8 @@ def main() -> None:
 
 def right_halves(data: Any) -> tuple[torch.Tensor, dict[tuple[Split, int], int]]:
     """Features of the right half of every picture, and their places by split and row."""
-    found, places = [], {}
+    found: list[torch.Tensor] = []
+    places: dict[tuple[Split, int], int] = {}
     for split in OF_DATA:
         images = images_of(data, split)
         for i in range(len(images.rows)):

@@ -150,14 +150,14 @@ def draw(
         some = [d for d in window if d.size == window[0].size]
         left = [*(d for d in window if d.size != window[0].size), *left[len(window) :]]
         prompts, seeds = [d.prompt for d in some], [d.seed for d in some]
-        of_size = dict(zip(("height", "width"), some[0].size or (None, None), strict=True))
+        of_size: tuple[int, int] | tuple[None, None] = some[0].size or (None, None)
 
         def in_parts(
             at_once: int,
             prompts: list[str] = prompts,
             seeds: list[int] = seeds,
             span: tuple[int, int] = (total, drawn),
-            of_size: dict[str, int | None] = of_size,
+            of_size: tuple[int, int] | tuple[None, None] = of_size,
         ) -> tuple[int, list[Image.Image]]:
             told = None if progress is None else pictures_done(progress, *span)
             return at_once, generator.generate_batch(
@@ -165,7 +165,8 @@ def draw(
                 seeds=seeds,
                 batch_size=at_once,
                 progress=told,
-                **of_size,
+                height=of_size[0],
+                width=of_size[1],
                 **settings,
             )
 

@@ -127,7 +127,7 @@ def _grey(source: ImageSource) -> Image.Image:
             image = upright(file)
     if image.has_transparency_data:
         opacity = image.convert("RGBA").getchannel("A")
-        if opacity.getextrema()[0] < 255:
+        if np.asarray(opacity).min() < 255:
             return opacity.point([255 if value < BRIGHT else 0 for value in range(256)])
     return image.convert("L")
 

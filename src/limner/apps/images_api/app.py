@@ -206,13 +206,13 @@ class ImagesApi:
             self.running -= 1
 
     async def _answer(
-        self, request: Request, asked: ImagesRequest, files: dict[str, bytes] | None = None
+        self, request: Request, asked: ImagesRequest, sent: dict[str, bytes] | None = None
     ) -> Response:
         model = self._model(asked.model)
         seeds, settings = asked.seeds(), model.settings(asked)
-        if files is not None and isinstance(asked, EditRequest):
-            await asyncio.to_thread(check_pictures, files, settings.height, settings.width)
-            settings = settings.with_more(asked.variation(files))
+        if sent is not None and isinstance(asked, EditRequest):
+            await asyncio.to_thread(check_pictures, sent, settings.height, settings.width)
+            settings = settings.with_more(asked.variation(sent))
         drawing = Drawing(settings, [(asked.prompt, seed) for seed in seeds])
         images = await self._drawn(request, self.workers[model.name], drawing)
         files = await asyncio.to_thread(lambda: [as_png(image) for image in images])

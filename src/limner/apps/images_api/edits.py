@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -97,7 +97,7 @@ def check_pictures(files: dict[str, bytes], height: int, width: int) -> None:
         raise ApiError(400, str(error), param=name, code="invalid_image") from None
 
 
-async def _limited(request: Request) -> AsyncIterator[bytes]:
+async def _limited(request: Request) -> AsyncGenerator[bytes, None]:
     length = 0
     async for piece in request.stream():
         length += len(piece)
