@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
 
     if options.sample is not None and options.sample < 1:
         raise LimnerError(f"--sample {options.sample}: must be at least 1")
+    inform_on_stderr()
     config = _config(options)
     output = options.output or Path(config.training.output_dir) / "check"
-    inform_on_stderr()
     told = check(config, output, options.sample)
     page = write_check_page(output, places_of(config.model_dump()))
     if options.json:
@@ -74,7 +74,28 @@ def _config(options: argparse.Namespace) -> Config:
         return load_run_config(options.config, overrides)
     if Path(where).suffix.lower() in (".yaml", ".yml"):
         return load_run_config(where, overrides)
-    return load_run_config({"data": {"dataset_path": where}}, overrides)
+    return _as_chosen(where, overrides) or load_run_config(
+        {"data": {"dataset_path": where}}, overrides
+    )
+
+
+def _as_chosen(where: str, overrides: list[str]) -> Config | None:
+    """For pictures without a configuration, the size and the length of captions that `limner train`
+    would choose for them; None: it would choose nothing, and the check says what is wrong."""
+    from limner.apps.own_pictures.request import Request
+    from limner.apps.own_pictures.start import planned
+    from limner.checkpoint.inherit import load_run_config
+
+    try:
+        config = planned(Request(where, None, None, None, None, overrides)).config
+    except LimnerError:
+        return None
+    chosen = {
+        "data": {"dataset_path": where, "image_size": config.data.image_size},
+        "model": {"patch_size": config.model.patch_size},
+        "text_encoder": {"max_length": config.text_encoder.max_length},
+    }
+    return load_run_config(chosen, overrides)
 
 
 def lines(told: dict[str, Any]) -> list[str]:
