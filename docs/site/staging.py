@@ -46,6 +46,15 @@ FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 CHINESE = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
 BROKEN = re.compile(rf"(?<={CHINESE})\n *(?={CHINESE})")
 """A line that ends between two Chinese characters."""
+DEMOS, DEMO = ("outputs/demo-fast", "outputs/demo"), "demo.html"
+"""Runs that `limner demo`, and `limner distill` of it, leave here; the first that is there."""
+DEMO_HERE = "<!-- the demo's page -->"
+"""Where a document has its link to it, if the site is built where there is such a run."""
+DEMO_LINK = (
+    f'<a href="{DEMO}">Try it: the demo\'s model, in your browser</a> (11 MB).',
+    f'<a href="../{DEMO}">试一试：在浏览器里用演示的模型画图</a>（11 MB）。',
+)
+"""In English and in Chinese."""
 RAW = (".png", ".svg", ".jpg", ".jsonl", ".json", ".html", ".npz")
 """Files that are given out as they are."""
 NO_WORD = re.compile(r"[^\w/]")
@@ -57,12 +66,32 @@ def stage(to: Path) -> list[dict[str, list[str]]]:
     if to.exists():
         shutil.rmtree(to)
     stage = Stage(to)
+    stage.demo = demo_page(to)
     for path in documents():
         stage.document(path)
     for name in ("extra.css",):
         stage.copy(f"docs/site/{name}", f"assets/{name}")
     stage.copy("docs/site/favicon.svg", "images/favicon.svg")
     return navigation({p.relative_to(to).as_posix() for p in to.rglob("*.md")})
+
+
+def demo_page(to: Path) -> bool:
+    """Put the page that draws with the demo's model beside the others; returns whether there is a
+    demo here, or a student of it, which draws faster."""
+    from limner.apps.publishing.export import export
+    from limner.errors import LimnerError
+
+    for run in DEMOS:
+        if not (ROOT / run).is_dir():
+            continue
+        to.mkdir(parents=True, exist_ok=True)
+        try:
+            export(ROOT / run, to / DEMO, format="web", dtype="int8")
+        except LimnerError as error:
+            print(f"no page of {run}: {error}")
+            continue
+        return True
+    return False
 
 
 def documents() -> list[str]:
@@ -85,10 +114,15 @@ class Stage:
     def __init__(self, to: Path) -> None:
         self.to = to
         self.sources: set[str] = set()
+        self.demo = False
+        """Whether the page of the demo's model is among them."""
 
     def document(self, path: str) -> None:
         text = (ROOT / path).read_text(encoding="utf-8")
         page = self.page_of(path)
+        if self.demo:
+            chinese = path.endswith(".zh-CN.md")
+            text = text.replace(DEMO_HERE, DEMO_LINK[chinese])
         parts = [
             part if part.lstrip().startswith("```") else self.turned(part, path, page)
             for part in FENCE.split(text)
