@@ -86,7 +86,8 @@ def test_the_page_draws_with_the_published_weights(
     from limner.apps.web_page.build import web_page
 
     file = WeightsFile.open(tmp_path / "kept" / "limner.safetensors")
-    assert hub.files[SPACE]["index.html"] == web_page(file, "apple", []).html
+    page = hub.files[SPACE]["index.html"]
+    assert page == web_page(file, "apple", about(page)["examples"]).html
 
 
 def test_without_it_nothing_is_said_of_a_space(hub: Recorded, checkpoint: Path) -> None:
@@ -158,7 +159,7 @@ def test_what_is_withheld_from_the_model_is_withheld_from_the_space(
 def test_the_space_is_searched_before_anything_is_sent(
     hub: Recorded, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spaces, "_examples", lambda facts: ["one of the gallinule-portraits"])
+    monkeypatch.setattr(spaces, "_examples", lambda *_: ["one of the gallinule-portraits"])
     with pytest.raises(LimnerError, match=r"index\.html.*'gallinule-portraits'"):
         publish(own, "me/apple", space="")
     assert hub.requests == []

@@ -21,6 +21,7 @@ from limner.apps.web_page.build import refuse_what_it_cannot_draw, web_page
 from limner.checkpoint.manifest import MANIFEST, damage
 from limner.checkpoint.open_model import open_model
 from limner.checkpoint.single_file import WeightsFile
+from limner.config import Config
 from limner.data.order import evenly_spaced
 from limner.errors import LimnerError
 from limner.files.atomic import refuse_mounted
@@ -71,7 +72,7 @@ def write_space(folder: Path, file: Path, facts: Facts) -> dict[str, str]:
     """
     opened = WeightsFile.open(file)
     name = facts.repo.rpartition("/")[2]
-    page = web_page(opened, name, _examples(facts))
+    page = web_page(opened, name, _examples(facts, opened.config))
     (folder / PAGE).write_bytes(page.html)
     facts = public_facts(facts)
     metadata = SpaceCardData(
@@ -107,8 +108,8 @@ def write_space(folder: Path, file: Path, facts: Facts) -> dict[str, str]:
     return {PAGE: json.dumps(says, ensure_ascii=False, indent=1)}
 
 
-def _examples(facts: Facts) -> list[str]:
-    """Prompts that the card shows."""
+def _examples(facts: Facts, public: Config) -> list[str]:
+    """Prompts that the card shows, or those of the published configuration."""
     prompts = [sample.prompt for sample in facts.samples if sample.prompt]
-    prompts = list(dict.fromkeys(prompts)) or list(facts.config.training.preview_prompts or ())
+    prompts = list(dict.fromkeys(prompts)) or list(public.training.preview_prompts or ())
     return [prompts[place] for place in evenly_spaced(len(prompts), MOST)]

@@ -193,7 +193,7 @@ def prepare(
     evaluation, page = evaluation_of(folder, opened, name, repo, said.page)
     prompts = said.prompts
     if not prompts and run is None:
-        prompts = parts.config.training.preview_prompts or ()
+        prompts = public_config(parts.config).training.preview_prompts or ()
     facts = Facts(
         repo=repo,
         config=parts.config,
