@@ -169,7 +169,8 @@ def remove_cut_libraries() -> list[Path]:
 
 
 def compile_cache() -> Path | None:
-    """Where torch keeps code that it has compiled; None: this version does not say."""
+    """Where torch keeps code that it has compiled, in a folder that is made if it is not there;
+    None: this version does not say. Raises OSError if it cannot be made."""
     try:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
     except ImportError:  # an inner module, which other versions of torch may not have

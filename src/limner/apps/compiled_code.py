@@ -43,7 +43,11 @@ class Cache:
 
 def look_at_cache() -> Cache | None:
     """None: this version of torch does not say where it is. Leaves no file behind."""
-    place = compile_cache()
+    try:
+        place = compile_cache()
+    except OSError as error:  # torch makes the folder
+        where = Path(os.fsdecode(error.filename or "an unknown place"))
+        return Cache(where, 0, 0, 0, 0, error.strerror or str(error))
     if place is None:
         return None
     removed = len(remove_cut_libraries())

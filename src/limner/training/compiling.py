@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from limner.training.run import Run
 
 log = logging.getLogger(__name__)
 
+BUILT_IN = "_CxxBuild"
+"""How the folder in which torch compiles NAME.so goes on after that name."""
 PATIENCE = 3.0
 """Seconds in which a compiler that is asked to end does so."""
 
@@ -56,26 +59,58 @@ def end_compilers() -> None:
     """End the C++ compilers that torch.compile has started, which Python would wait for when it
     exits, and remove what they were writing: torch takes any file of the right name for whole."""
     _forget_waiting()
-    place = devices.compile_cache()
-    if place is None:
+    end_running_compilers()
+    if (place := devices.compile_cache()) is not None:
+        _remove_unfinished(place.resolve())
+
+
+def end_running_compilers() -> None:
+    """End those that run now. It takes no lock, so that a signal handler may call it: once the main
+    thread has been interrupted, what its compiler had started is nobody's child any more."""
+    if (place := devices.compile_cache()) is None:
         return
     place = place.resolve()
     for _ in range(3):  # one may just have been started
-        found = _compilers(place)
-        for process, _ in found:
+        found = [p for p in psutil.Process().children(recursive=True) if _works_in(p, place)]
+        for process in found:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        _, alive = psutil.wait_procs([process for process, _ in found], timeout=PATIENCE)
+        _, alive = psutil.wait_procs(found, timeout=PATIENCE)
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(alive, timeout=PATIENCE)
-        for path in {path for _, path in found if path is not None}:
-            with contextlib.suppress(OSError):
-                path.unlink()
         if not found:
             break
         time.sleep(0.1)
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return Path(process.cwd()).resolve().is_relative_to(folder)
+    except (psutil.Error, OSError):  # it has ended, or is another's
+        return False
+
+
+def _remove_unfinished(place: Path) -> None:
+    """Remove what this process had begun to compile: torch compiles NAME.so in a folder beside it,
+    which is gone once that is whole. What another run compiles there just now stays."""
+    since = psutil.Process().create_time()
+    begun = []
+    for folder in place.glob(f"*/*{BUILT_IN}"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime >= since - 1:
+                begun.append(folder)
+    if not begun:
+        return
+    others = list(psutil.process_iter())
+    for folder in begun:
+        if any(_works_in(process, folder) for process in others):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        for ending in (".so", ".o", ".pyd", ".obj"):
+            with contextlib.suppress(OSError):
+                folder.with_name(folder.name.removesuffix(BUILT_IN) + ending).unlink()
 
 
 def _forget_waiting() -> None:
@@ -88,19 +123,3 @@ def _forget_waiting() -> None:
             AsyncCompile.pool.cache_clear()  # the next one who compiles gets a new one
     except (ImportError, AttributeError):  # as above
         pass
-
-
-def _compilers(place: Path) -> list[tuple[psutil.Process, Path | None]]:
-    """The processes that work in torch's cache, and which of its files each writes."""
-    found: list[tuple[psutil.Process, Path | None]] = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            folder, words = Path(process.cwd()).resolve(), process.cmdline()
-        except (psutil.Error, OSError):  # it has ended, or is another's
-            continue
-        if not folder.is_relative_to(place):
-            continue
-        target = folder / words[words.index("-o") + 1] if "-o" in words[:-1] else None
-        inside = target is not None and target.is_relative_to(place)
-        found.append((process, target if inside else None))
-    return found

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -56,17 +56,21 @@ class StopOnSignal:
         self.since = 0.0
         self.compiling = False
         """Whether the first step has not been made, which compiles the model."""
+        self.first: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self, first: Callable[[], None] = lambda: None) -> Iterator[None]:
         """While nothing has been made that could be lost: a signal interrupts what is inside, such
         as a compiler that would go on for minutes, in the place of waiting for it. With several
         processes, which have to stop at the same step, it waits.
 
+        Args:
+            first: is called by the signal handler before it interrupts.
+
         Raises:
             KeyboardInterrupt: a signal was received, inside or before.
         """
-        self.compiling = True
+        self.compiling, self.first = True, first
         try:
             if self.name is not None and not self.launched:
                 raise KeyboardInterrupt
@@ -105,6 +109,7 @@ class StopOnSignal:
         if self.launched:  # and this is a second signal
             signal.raise_signal(number)
         elif self.compiling:
+            self.first()
             raise KeyboardInterrupt
 
     def _in_words(self) -> str:

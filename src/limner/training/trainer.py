@@ -24,7 +24,12 @@ from limner.files.atomic import write_text_whole
 from limner.models.text_to_image import TextToImage
 from limner.training.batches import Batches
 from limner.training.budget import Budget
-from limner.training.compiling import compile_model, end_compilers, is_of_the_compiler
+from limner.training.compiling import (
+    compile_model,
+    end_compilers,
+    end_running_compilers,
+    is_of_the_compiler,
+)
 from limner.training.folder import set_aside_later
 from limner.training.monitor.monitor import RunMonitor
 from limner.training.open_run import open_run
@@ -143,7 +148,7 @@ class Trainer:
         """Before the first step of this process is counted: a signal stops the run without waiting
         for the compiler. Whatever was begun is made again by the same command."""
         try:
-            with stop.at_once():
+            with stop.at_once(end_running_compilers):
                 yield
         except KeyboardInterrupt:
             if stop.name is None:

@@ -135,7 +135,7 @@ def bar_of(share: float | None, step: int, total: int | None) -> float:
     console = Console(file=out, force_terminal=True, width=120, color_system="standard")
     with Progress(console=console, clock=Clock()) as progress:
         progress.update(step, total, 32 * step, 32.0, 0.5, 0.5, 90.0, share=share)
-    (line,) = {line for line in out.getvalue().splitlines() if f"step {step}" in line}
+    line = [line for line in out.getvalue().splitlines() if f"step {step}" in line][-1]
     filled, whole = re.findall(r"\x1b\[[0-9;]*m([━╸╺]+)", line), re.findall("[━╸╺]", line)
     return len(filled[0]) / len(whole)
 
