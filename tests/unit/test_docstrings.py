@@ -11,8 +11,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "limner"
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 OUTSIDE = """
     AutoencoderDC AutoencoderTiny DistributedDataParallel FlowMatchEulerDiscreteScheduler ImageNet
-    JavaScript JiT KiB LoRA MeanFlow MiB ModelSpec NaN NovelAI OpenAI OpenMP PaLM PixArt PyPI PyTorch
-    ReLU ReLU6 Replace TensorFloat TensorFlow Thumbs UniC UniPC ViT WebAssembly WebDataset WebP
+    JavaScript JiT KiB LoRA MeanFlow MiB ModelSpec NaN NovelAI OpenAI OpenMP PaLM PixArt PyPI
+    PyTorch ReLU ReLU6 Replace TensorFloat TensorFlow Thumbs UniC UniPC ViT WebAssembly WebDataset WebP
     dataclasses ema_rampup_ratio lastResort mu_s nouns sigma_s yes
 """
 """What docstrings name and the code does not: of papers, other libraries, file formats."""
