@@ -147,7 +147,8 @@ def test_a_model_too_large_for_a_page_is_refused_before_anything_is_sent(
 def test_what_is_withheld_from_the_model_is_withheld_from_the_space(
     hub: Recorded, own: Path
 ) -> None:
-    publish(own, "me/apple", space="")
+    publish(own, "me/apple", said=Said(prompts=("a circle",)), space="")
+    assert about(hub.files[SPACE]["index.html"])["examples"] == ["a circle"]
     for name, content in hub.files[SPACE].items():
         for private in (b"gallinule", b"Zenobia", b"/srv/clients", str(own).encode()):
             assert private not in content, name
