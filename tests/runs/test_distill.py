@@ -419,7 +419,7 @@ def test_it_ends_with_teacher_and_student_side_by_side(
     for line in ("student, 1 step: 1 evaluation of", "student, 2 steps: 2 evaluations of"):
         assert line in said
     assert "randomly initialised" not in said
-    assert "added, to draw in few steps: denoiser.input_paths, denoiser.span_embedding\n" in said
+    assert "added, to draw in few steps: denoiser.span_embedding, denoiser.input_paths\n" in said
     assert said.index("comparing the student with its teacher:") < said.index("teacher, dpm")
     (store,) = (tmp_path / "cache").glob("trajectories-*")
     size = in_units(sum(path.stat().st_size for path in store.rglob("*")))

@@ -62,8 +62,8 @@ def _run(options: argparse.Namespace) -> int:
     keys, kept = images_to_caption(options.folder, options.overwrite)
     if not keys:
         say(
-            f"nothing to caption in {options.folder}: {kept:,} {plural(kept, 'picture')} with "
-            "captions already; use --overwrite to replace them"
+            f"all {kept:,} {plural(kept, 'picture')} of {options.folder} have captions already; "
+            "use --overwrite to replace them"
         )
         return 0
 
