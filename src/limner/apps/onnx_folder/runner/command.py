@@ -9,7 +9,8 @@ A model with a pretrained text encoder needs the package tokenizers, too. From P
     pictures = Drawer()("a red apple", seed=1)      # uint8, [1, height, width, 3]
 
 The same prompt and seed give the picture that `limner generate` gives. Everything but the networks
-is in this file: prompts to tokens, noise, times, solvers, guidance. config.json has the settings.
+is in this file: prompts to tokens, noise, times, solvers, guidance. The settings are in
+config.json.
 """
 
 from __future__ import annotations
