@@ -11,7 +11,9 @@ Chromium, one worker. "web by ONNX": the same ONNX files by ONNX Runtime Web (We
 thread) in the same browser, by Euler's steps, as many as the checkpoint's solver takes; only with
 `--onnxruntime_web`, the folder `dist` of the package of that name.
 
-Each draws a picture that is not counted, and then takes its turn several times; the median counts.
+Each draws a picture that is not counted, and then takes its turn several times. Ratios are of the
+seconds that a processor works (`processor_seconds`, a mean; of a browser, all of its processes),
+which other programs on the machine change less than those that pass (`seconds`, a median).
 All must draw torch's picture (see `LIMITS`), or this program ends. Without a checkpoint, the model
 is one of the demo's size with random weights. Results: benchmarks/results/anywhere.json.
 """
@@ -19,6 +21,7 @@ is one of the demo's size with random weights. Results: benchmarks/results/anywh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import functools
 import http.server
@@ -40,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "anywhere.json"
@@ -47,8 +51,10 @@ PROMPT = "a red apple"
 LIMITS = {"float32": 1, "float16": 4, "int8": 16}
 """Largest difference from torch's picture, in 255ths, by how the weights are stored."""
 
-Draw = Callable[[int], tuple[np.ndarray, float]]
-"""A seed -> the picture, uint8 [h, w, 3], and the seconds that it took."""
+Drawn = tuple[np.ndarray, float, float]
+"""A picture, uint8 [h, w, 3], the seconds that it took, and those of a processor."""
+Draw = Callable[[int], Drawn]
+"""Of a seed."""
 
 
 def made_up(folder: Path) -> Path:
@@ -75,10 +81,11 @@ def by_torch(checkpoint: Path, **settings: Any) -> Draw:
     torch.set_num_threads(1)
     generator = ImageGenerator(checkpoint, device="cpu")
 
-    def draw(seed: int) -> tuple[np.ndarray, float]:
-        begin = time.perf_counter()
+    def draw(seed: int) -> Drawn:
+        begin, used = time.perf_counter(), time.process_time()
         picture = generator.generate(PROMPT, seed=seed, **settings)
-        return np.asarray(picture), time.perf_counter() - begin
+        ends = time.perf_counter(), time.process_time()
+        return np.asarray(picture), ends[0] - begin, ends[1] - used
 
     return draw
 
@@ -92,10 +99,10 @@ def by_onnx(folder: Path) -> Draw:
     spec.loader.exec_module(module)
     drawer = module.Drawer(threads=1)
 
-    def draw(seed: int) -> tuple[np.ndarray, float]:
-        begin = time.perf_counter()
+    def draw(seed: int) -> Drawn:
+        begin, used = time.perf_counter(), time.process_time()
         pictures = drawer(PROMPT, seed=seed)
-        return pictures[0], time.perf_counter() - begin
+        return pictures[0], time.perf_counter() - begin, time.process_time() - used
 
     return draw
 
@@ -115,13 +122,24 @@ def in_a_process(build: Callable[..., Draw], *words: Any) -> Iterator[Draw]:
     process.start()
     assert here.recv() == "ready"
 
-    def draw(seed: int) -> tuple[np.ndarray, float]:
+    def draw(seed: int) -> Drawn:
         here.send(seed)
         return here.recv()
 
     yield draw
     here.send(None)
     process.join()
+
+
+def browsers_seconds() -> float:
+    """Seconds of a processor that the browser's processes took so far."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "python" not in process.name():
+                used = process.cpu_times()
+                total += used.user + used.system
+    return total
 
 
 def by_the_page(page: Any, file: Path, config: dict[str, Any]) -> Draw:
@@ -134,19 +152,19 @@ def by_the_page(page: Any, file: Path, config: dict[str, Any]) -> Draw:
         "solver": sampling["scheduler_type"],
     }
 
-    def draw(seed: int) -> tuple[np.ndarray, float]:
+    def draw(seed: int) -> Drawn:
         if not page.ask("document.title !== '' && typeof drawn === 'function'") or (
             page.ask("location.href") != file.resolve().as_uri()
         ):
             page.open(file, 1280, False)
             page.ask("ready")
             page.ask(f"drawn({json.dumps(asked | {'seed': 1})}, () => 0).then(() => 0)")
-        seconds, pixels = page.ask(
-            f"drawn({json.dumps(asked | {'seed': seed})}, () => 0)"
-            ".then(({seconds, pixels}) => [seconds, [...pixels]])"
-        )
-        size = config["size"]
-        return np.array(pixels, np.uint8).reshape(size, size, 4)[..., :3], seconds
+        used = browsers_seconds()
+        words = json.dumps(asked | {"seed": seed})
+        seconds = page.ask(f"drawn({words}, () => 0).then(one => (self.last = one).seconds)")
+        used = browsers_seconds() - used
+        size, pixels = config["size"], page.ask("[...last.pixels]")
+        return np.array(pixels, np.uint8).reshape(size, size, 4)[..., :3], seconds, used
 
     return draw
 
@@ -188,7 +206,8 @@ async function draw(asked) {
     }
     x = next;
   }
-  return [(performance.now() - begin) / 1000, [...x]];
+  self.last = x;
+  return (performance.now() - begin) / 1000;
 }
 </script>
 """
@@ -228,13 +247,16 @@ def by_runtime_web(page: Any, address: str, folder: Path, config: dict[str, Any]
         "shape": shape,
     }
 
-    def draw(seed: int) -> tuple[np.ndarray, float]:
+    def draw(seed: int) -> Drawn:
         noise = normal(np.random.RandomState(seed), int(np.prod(shape))).tolist()
         if not page.ask("location.href").startswith(address):
             page.go(address + "runtime.html", 1280, False)
-            page.ask(f"draw({json.dumps(asked | {'noise': noise})}).then(() => 0)")
-        seconds, x = page.ask(f"draw({json.dumps(asked | {'noise': noise})})")
-        return levels(np.array(x, np.float32).reshape(1, *shape))[0], seconds
+            page.ask(f"draw({json.dumps(asked | {'noise': noise})})")
+        used = browsers_seconds()
+        seconds = page.ask(f"draw({json.dumps(asked | {'noise': noise})})")
+        used = browsers_seconds() - used
+        x = np.array(page.ask("[...last]"), np.float32)
+        return levels(x.reshape(1, *shape))[0], seconds, used
 
     return draw
 
@@ -289,26 +311,28 @@ def measure(checkpoint: Path, work: Path, turns: int, runtime: Path | None) -> d
             theirs = sum((served_from / name).stat().st_size for name in needed)
             sizes["web by ONNX", "float32"] = size_of(folder) + theirs
             euler = stack.enter_context(in_a_process(by_euler, checkpoint))
-        found: dict[tuple[str, str], list[float]] = {key: [] for key in draws}
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in draws}
         apart: dict[tuple[str, str], int] = dict.fromkeys(draws, 0)
         for turn in range(turns + 1):
             exact = draws["torch", "float32"](turn)[0]
             for key, draw in draws.items():
                 wanted = euler(turn)[0] if euler and key[0] == "web by ONNX" else exact
-                picture, seconds = draw(turn)
+                picture, *seconds = draw(turn)
                 difference = int(np.abs(picture.astype(int) - wanted).max())
                 apart[key] = max(apart[key], difference)
                 if difference > LIMITS[key[1]]:
                     raise SystemExit(f"{key} draws another picture: {difference} of 255")
                 if turn:
-                    found[key].append(seconds)
-    ours = statistics.median(found["torch", "float32"])
-    lines = []
-    for (way, precision), seconds in found.items():
-        median = statistics.median(seconds)
+                    found[key].append((seconds[0], seconds[1]))
+    lines: list[dict[str, Any]] = []
+    for (way, precision), both in found.items():
+        seconds, used = ([one[i] for one in both] for i in range(2))
+        median, mean = statistics.median(seconds), statistics.mean(used)
         line = {"way": way, "weights": precision, "megabytes": sizes[way, precision] / 1e6}
         line |= {"seconds": median, "fastest": min(seconds), "slowest": max(seconds)}
-        line |= {"times_torch": ours / median, "largest_difference": apart[way, precision]}
+        line |= {"processor_seconds": mean, "largest_difference": apart[way, precision]}
+        first = lines[0]["processor_seconds"] if lines else mean
+        line |= {"times_torch": first / mean}
         lines.append({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()})
     keys = ("parameters", "size", "weights")
     return {
@@ -336,7 +360,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("checkpoint", nargs="?", help="a run folder, a checkpoint, or a file")
-    parser.add_argument("--turns", type=int, default=7, help="pictures of each; the median counts")
+    parser.add_argument("--turns", type=int, default=7, help="pictures of each")
     parser.add_argument("--onnxruntime_web", type=Path, help="the folder dist of that package")
     parser.add_argument("--beside", default="nothing known", help="what else the machine did")
     options = parser.parse_args()

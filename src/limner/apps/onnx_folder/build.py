@@ -53,7 +53,7 @@ from limner.version import __version__
 DENOISER, RUNNER = "denoiser.onnx", "draw.py"
 COMMAND = "limner.apps.onnx_folder.runner.command"
 MOST_BYTES = 2 * 10**9 - 10**8
-"""Of an ONNX file with its weights, whose format ends at 2 GiB; larger ones have a file beside."""
+"""Of an ONNX file with its weights, whose format ends at 2^31; larger ones have a file beside."""
 SENTENCES = ("a red apple", "Two BLUE squares, isn't it? 12", "", "红苹果 é")
 """By which a tokenizer is compared."""
 

@@ -164,7 +164,7 @@ def decoder_graph(autoencoder: PretrainedAutoencoder, shape: tuple[int, int, int
 
 
 def to_onnx(graph: Graph, name: str) -> Any:
-    """The graph as onnx.ModelProto.
+    """The graph as a model of the package onnx.
 
     Raises:
         LimnerError: it has an operation that cannot be converted; the message says which.

@@ -21,7 +21,7 @@ CONVOLUTIONS = {"Conv": (1,), "ConvTranspose": (1,)}
 
 
 def stored_in(precision: Precision, model: Any) -> Any:
-    """The same onnx.ModelProto with its weights, but for vectors and tables, in this precision.
+    """The same model of the package onnx with its matrices in this precision.
 
     int8: the numbers of matrices, each 32 with a scale, as in a web page; convolutions in float16.
     """
