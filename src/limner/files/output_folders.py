@@ -28,6 +28,7 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a data check", ("problems.jsonl", "pictures")),  # left by a kill
     ("an exported model", ("model_index.json", "transformer")),
     ("an exported model", ("limner.safetensors",)),
+    ("an exported model", ("denoiser.onnx", "draw.py")),
     ("an autoencoder", ("config.json", "diffusion_pytorch_model.safetensors")),
     ("a store of latents or embeddings", ("key.json", "shard-*.safetensors")),
 )

@@ -102,12 +102,16 @@ def write_diffusers_folder(
     _write_json(folder / INDEX, index | _pipeline_settings(config, reader))
 
 
-def is_export(folder: Path) -> bool:
+def is_export(folder: Path, sign: str = INDEX) -> bool:
     """Whether a folder is an unmodified export: its manifest lists all files, and their checksums
-    match, so that an edited card is not overwritten."""
+    match, so that an edited card is not overwritten.
+
+    Args:
+        sign: a file that every export of its format has.
+    """
     try:
         listed = set(read_json(folder / MANIFEST)["files"])
-        is_pipeline = (folder / INDEX).is_file()
+        is_ours = (folder / sign).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
     found = {
@@ -115,8 +119,8 @@ def is_export(folder: Path) -> bool:
         for path in folder.rglob("*")
         if path.is_file() and not is_left_by_itself(path.name)
     }
-    texts = tuple(name for name in listed if not name.endswith(".safetensors"))
-    return is_pipeline and found <= listed | {MANIFEST} and damage(folder, texts) is None
+    texts = tuple(n for n in listed if not n.endswith((".safetensors", ".onnx", ".data")))
+    return is_ours and found <= listed | {MANIFEST} and damage(folder, texts) is None
 
 
 # ---- configuration of the components -----------------------------------------------------------
