@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -54,7 +53,7 @@ async def read_form(request: Request) -> tuple[EditRequest, dict[str, bytes]]:
             form = await parser.parse()
     except TimeoutError:
         raise ApiError(408, "the body did not arrive in time", code="timeout") from None
-    except (MultiPartException, FormParserError, ValueError) as error:
+    except (MultiPartException, ValueError) as error:
         said = getattr(error, "message", None) or str(error)
         raise ApiError(400, f"the body is not a valid form: {said}", code="invalid_form") from None
     values: dict[str, Any] = {}
