@@ -73,5 +73,5 @@ def parameters_in_words(count: float) -> str:
 
 
 def bytes_in_words(count: float) -> str:
-    """102760448 -> "98 MiB", 1288490189 -> "1.20 GiB"."""
+    """Of a file or of memory, in binary units: 102760448 bytes are 98 of 2^20."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -71,7 +71,7 @@ def look_at_cache() -> Cache | None:
 
 def why_no_compiler(place: Path) -> tuple[str, str | None]:
     """The C++ compiler that torch takes, and why it does not work; None: it does. What it compiles
-    in the place of torch's cache is loaded, which a disk mounted with `noexec` refuses.
+    in the place of torch's cache is loaded, which a disk that runs no programs refuses.
 
     `limner.device.why_not_compile` may find its tiny program in the cache, compiled before.
     """
