@@ -33,8 +33,9 @@ def test_it_begins_with_an_image_where_its_teacher_divides_by_nothing(
         shown = np.asarray(image)
         return float(((shown == 0) | (shown == 255)).mean())
 
-    assert share_of_black_and_white(begun, guidance_scale=1.0, **one_step) > 0.9
-    assert share_of_black_and_white(folder, **one_step) < 0.5
+    # Hardly trained, both put out about 0, so that the one draws 157 times the noise, the other 4.
+    assert share_of_black_and_white(begun, guidance_scale=1.0, **one_step) > 0.97
+    assert share_of_black_and_white(folder, **one_step) < 0.85
 
     keep_modules_in(tmp_path / "modules", monkeypatch)
     pipeline = load(export(folder, tmp_path / "folder", "diffusers"))
