@@ -122,7 +122,8 @@ def test_every_shown_command_is_understood() -> None:
             ]
             load_run_config(configuration and ROOT / configuration, own)
         elif words[0] in ("evaluate", "prepare", "check-data", "distill"):
-            load_run_config(None, as_overrides(rest))
+            student = ["model.flow_map=true"] if words[0] == "distill" else []
+            load_run_config(None, [*student, *as_overrides(rest)])
         else:
             assert rest == [], words
 

@@ -99,9 +99,9 @@ def test_a_trajectory_ends_where_a_drawing_with_its_scale_does(kind: str, traine
     """Whatever is beside it, and whatever the scale of the settings is."""
     generator = ImageGenerator(trained / "outputs", device="cpu")
     sampling = SamplingConfig(
-        scheduler_type="ddim", num_inference_steps=4, guidance_scale=1.0, guidance_type=kind,
+        scheduler_type="ddim", num_inference_steps=4, guidance_scale=1.0,
         guidance_interval=(0.1, 0.9), guidance_rescale=0.3,
-    )  # fmt: skip
+    ).model_copy(update={"guidance_type": kind})  # fmt: skip
     scales = (1.0, 2.5, 6.0)
     drawings = [Drawing("a red circle", 7, scale) for scale in scales]
     states = draw_trajectories(
