@@ -53,7 +53,7 @@ def test_the_reader_of_a_pipe_leaves_after_a_line(config: Config, tmp_path: Path
         stderr=subprocess.PIPE,
     )
     assert process.stdout
-    assert process.stdout.readline().startswith(b"data: ")
+    assert process.stdout.readline().startswith(b"starting")
     process.stdout.close()
     process.stdout = None
     assert process.communicate(timeout=120)[1] == b""

@@ -44,10 +44,10 @@ from limner.training.trainer import Trainer
 def test_what_was_drawn_before_a_kill_is_kept_and_the_run_is_the_same(
     build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(trajectories, "AT_ONCE", 4)  # of both: some processors round by the batch
     whole = build(f"cache.folder='{tmp_path / 'other'}'", name="whole")
     Trainer(whole).train()
 
-    monkeypatch.setattr(trajectories, "AT_ONCE", 4)
     draw, drawn = trajectories.draw_trajectories, list[int]()
 
     def killed(*arguments: object) -> torch.Tensor:

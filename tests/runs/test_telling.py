@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import messages, trained
 
-from limner import console
+from limner import console, device
 from limner.config import Config
 from limner.training.monitor.run_log import RunEvents
 from limner.training.trainer import Trainer
@@ -27,6 +27,14 @@ def level() -> Iterator[Callable[[int], None]]:
     logger.setLevel(before)
 
 
+@pytest.fixture
+def no_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some processors multiply it."""
+    monkeypatch.setattr(device, "multiplies_in_hardware", lambda *_: False)
+    monkeypatch.setattr(device, "fast_bfloat16", lambda *_: False)
+
+
+@pytest.mark.usefixtures("no_float16")
 def test_what_is_told_while_a_run_is_opened_follows_its_first_line(
     tiny_config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +77,7 @@ def test_a_run_keeps_what_is_of_it(tiny_config: Build, capsys: pytest.CaptureFix
     assert "of a checkpoint" in told.err
 
 
+@pytest.mark.usefixtures("no_float16")
 def test_a_run_keeps_what_nobody_wants_printed(
     tiny_config: Build, capsys: pytest.CaptureFixture[str], level: Callable[[int], None]
 ) -> None:

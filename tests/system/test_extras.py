@@ -36,7 +36,8 @@ IMPORT_ALL = """
 import importlib, pkgutil, sys, limner
 for package in sys.argv[1:]:
     sys.modules[package] = None
-but = "limner.apps.publishing.for_diffusers.", "limner.apps.images_api.app"
+but = "limner.apps.publishing.for_diffusers.", "limner.apps.images_api.app", \\
+    "limner.apps.images_api.edits"
 for module in pkgutil.walk_packages(limner.__path__, "limner."):
     if not module.name.startswith(but):
         importlib.import_module(module.name)
@@ -55,7 +56,7 @@ def packages(extra: str) -> set[str]:
 
 def test_all_of_limner_is_imported_without_them() -> None:
     """Apart from what a published folder for diffusers holds, which is nobody's but diffusers', and
-    from the routes of `limner serve`, which it imports when it knows that it can."""
+    from the routes and forms of `limner serve`, which it imports when it knows that it can."""
     optional = sorted(set.union(*map(packages, OF_USERS)))
     assert {"diffusers", "pyarrow", "fsspec", "pillow_heif", "peft"} <= set(optional)
     # torch and huggingface_hub bring fsspec themselves.

@@ -12,8 +12,8 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglo
 OUTSIDE = """
     AutoencoderDC AutoencoderTiny DistributedDataParallel FlowMatchEulerDiscreteScheduler ImageNet
     JavaScript JiT KiB LoRA MeanFlow MiB ModelSpec NaN NovelAI OpenAI OpenMP PaLM PixArt PyPI
-    PyTorch ReLU ReLU6 Replace TensorFloat TensorFlow Thumbs UniC UniPC ViT WebAssembly WebDataset
-    WebP dataclasses ema_rampup_ratio lastResort mu_s nouns sigma_s yes
+    PyTorch ReLU ReLU6 RePaint Replace TensorFloat TensorFlow Thumbs UniC UniPC ViT WebAssembly
+    WebDataset WebP dataclasses ema_rampup_ratio lastResort mu_s nouns sigma_s yes
 """
 """What docstrings name and the code does not: of papers, other libraries, file formats."""
 

@@ -157,7 +157,12 @@ def start_from(
 
 
 def _of_steps(name: str) -> bool:
-    return name.startswith(("denoiser.span_embedding.", "denoiser.input_paths."))
+    return name.startswith(
+        (
+            *("denoiser.span_embedding.", "denoiser.input_paths.", "denoiser.guidance_embedding."),
+            *("denoiser.span_embedder.", "denoiser.guidance_embedder."),
+        )
+    )
 
 
 def other_meaning(origin: Checkpoint | WeightsFile | None, config: Config) -> list[str]:

@@ -17,7 +17,8 @@ Build = Callable[..., Config]
 
 def planned(config: Config, held_out: int, name: str = "photos") -> tuple[Plan, list[str]]:
     def rows(count: int) -> SimpleNamespace:
-        return SimpleNamespace(rows=[Row(str(i), (f"picture {i}",)) for i in range(count)])
+        every = [Row(str(i), (f"picture {i}",)) for i in range(count)]
+        return SimpleNamespace(rows=every, buckets=None)
 
     data: Any = SimpleNamespace(
         set=SimpleNamespace(name=name), trained=rows(1000), held_out=rows(held_out)
