@@ -99,10 +99,11 @@ def test_every_shown_command_is_understood() -> None:
         if words == ["prepare", "--type", "coco"]:
             continue  # the rest of it is the reader's
         options, rest = build_parser().parse_known_args(words)
-        if words[0] == "train" and options.where:
-            if "=" in options.where:
-                rest, options.where = [options.where, *rest], None
-            elif not is_yaml(options.where):
+        if words[0] in ("train", "estimate") and options.where:
+            where = str(options.where)
+            if "=" in where:
+                rest, options.where = [where, *rest], None
+            elif not is_yaml(where) and where not in shipped():
                 load_run_config(None, as_overrides(rest))  # the folder is the reader's
                 continue
         if words[0] in ("train", "precompute", "estimate", "train-autoencoder"):
