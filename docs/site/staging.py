@@ -78,7 +78,7 @@ def stage(to: Path) -> list[dict[str, list[str]]]:
 def demo_page(to: Path) -> bool:
     """Put the page that draws with the demo's model beside the others; returns whether there is a
     demo here, or a student of it, which draws faster."""
-    from limner.apps.publishing.export import export
+    from limner.apps.web_page.build import export_web_page
     from limner.errors import LimnerError
 
     for run in DEMOS:
@@ -86,7 +86,7 @@ def demo_page(to: Path) -> bool:
             continue
         to.mkdir(parents=True, exist_ok=True)
         try:
-            export(ROOT / run, to / DEMO, format="web", dtype="int8")
+            export_web_page(ROOT / run, to / DEMO)
         except LimnerError as error:
             print(f"no page of {run}: {error}")
             continue
