@@ -30,7 +30,11 @@ from limner.data.convert.convert import prepare
 from limner.data.images import fit
 from limner.files.fingerprints import digest
 
-SETTINGS = [f"data.image_size={SIDE}", f"data.train_split={TRAIN_SPLIT}"]
+SETTINGS = [
+    f"data.image_size={SIDE}",
+    f"data.train_split={TRAIN_SPLIT}",
+    "text_encoder.max_length=32",
+]
 
 
 def found_in(output: Path) -> list[dict[str, Any]]:
@@ -494,7 +498,8 @@ def test_with_buckets_the_cut_is_that_of_the_bucket(
         sides = ((64, 64), (128, 64), (64, 192))[number % 3]
         square.resize(sides).save(data / f"{number}.png")
         (data / f"{number}.txt").write_text(row.captions[0], encoding="utf-8")
-    words = ["check-data", str(data), "data.image_size=64", "--output", str(output)]
+    settings = ["data.image_size=64", "model.patch_size=4"]
+    words = ["check-data", str(data), *settings, "--output", str(output)]
     assert main(words) == 0
     assert Counter(line["kind"] for line in found_in(output)) == {"extreme-ratio": 16}
     told = json.loads((output / "check.json").read_text("utf-8"))
